@@ -1,9 +1,8 @@
-//! What takes the overview's place: logs, the invite, joining, stopping the machine, help.
+//! The dialogs in the overview's place: logs, the invite, joining, stopping the machine, help.
 
 use crate::{
-    Power,
-    draw::{Page, wrap},
-    model::{Invitation, Model, Screen},
+    model::{Invitation, Model, Power, Screen},
+    page::{Page, wrap},
     qr,
 };
 use ratatui::{style::Style, text::Line};
@@ -35,7 +34,7 @@ fn logs(model: &Model, back: usize, page: &mut Page<'_>) {
         page.text(" nothing is there yet");
     }
     let end = model.logs.len().saturating_sub(back);
-    // As many of the last lines as fit, each broken where it is too long.
+    // As many of the last lines as fit, long ones wrapped.
     let width = page.width().saturating_sub(1);
     let mut lines: Vec<String> = Vec::new();
     for line in model.logs[..end].iter().rev() {
@@ -51,7 +50,7 @@ fn logs(model: &Model, back: usize, page: &mut Page<'_>) {
     }
 }
 
-/// Page 0 is the text; the others are codes, which take the whole screen but for the keys.
+/// Page 0 is the text; the others are codes, which take the whole screen except for the keys.
 fn invite(model: &Model, invitation: &Invitation, shown: usize, page: &mut Page<'_>) {
     let rows = usize::from(page.area.height).saturating_sub(1);
     let codes = if model.theme.unicode {
@@ -129,7 +128,7 @@ fn join(model: &Model, input: &str, answer: Option<&str>, page: &mut Page<'_>) {
         Style::new(),
     );
     page.gap();
-    // The end is what is being typed: the beginning is left out where it does not fit.
+    // The end is being typed: the beginning is cut if it does not fit.
     let width = page.width().saturating_sub(4).max(1);
     let all: Vec<char> = format!("{input}_").chars().collect();
     let lines: Vec<String> = all.chunks(width).map(|c| c.iter().collect()).collect();

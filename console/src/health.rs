@@ -1,26 +1,24 @@
-//! The node's health in one word, and why. The word is the same on every terminal, so that it can
-//! be looked for in a log, and the same on the dashboard: both fill in [`Vitals`].
+//! The node's health in one word, and why. The word is the same on every terminal and on the
+//! dashboard, so that it can be searched for in a log: both fill in [`Vitals`].
 
-use crate::model::{Model, Reach};
 use std::collections::BTreeMap;
 
-/// Seconds after the start in which a node may still look for its place on the ring.
+/// How many seconds after the start a node may look for its place on the ring.
 const SETTLING_S: u64 = 30;
 
 /// The state of a VM whose host does not answer, dead or cut off.
 pub const UNREACHABLE: &str = "unreachable";
-/// The state of a copy that a stopped VM left behind when it went on elsewhere: nothing ran twice.
+/// The state of a copy of a stopped VM that runs elsewhere now: nothing ran twice.
 pub const LEFTOVER: &str = "leftover";
-/// The state of a VM whose host left the network or was expelled: no host of that name will answer
-/// for it.
+/// The state of a VM whose host left the network or was expelled: no host will answer for it.
 pub const ORPHANED: &str = "orphaned";
-/// VMs of one dead host that the line names.
+/// How many VMs of one dead host are named.
 const NAMED: usize = 6;
 
 /// How the node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// A member with others, and nothing to complain of.
+    /// A member with others, and nothing is wrong.
     Ok,
     /// No daemon answers.
     Down,
@@ -54,8 +52,8 @@ impl Health {
     }
 }
 
-/// What the health of a node whose daemon answers follows from. Whoever shows it fills this in: the
-/// status screen, the dashboard.
+/// What the health of a node with an answering daemon depends on. The status screen and the
+/// dashboard fill it in.
 #[derive(Clone, Debug, Default)]
 pub struct Vitals<'a> {
     /// Whether the machine has an address on a network.
@@ -70,97 +68,110 @@ pub struct Vitals<'a> {
     pub was_on_ring: bool,
     /// Seconds since the daemon started.
     pub up_seconds: u64,
-    /// Other members that it knows.
+    /// How many other members it knows.
     pub known: usize,
-    /// Those of them that it is connected with.
+    /// How many of them it is connected to.
     pub connected: usize,
-    /// Those of them to whom packets go and from whom they come.
+    /// How many of them packets reach both ways.
     pub linked: usize,
     /// The port by which members connect to this node, UDP and TCP.
     pub control_port: Option<u16>,
-    /// Why there is no address yet, where that is known.
+    /// Why there is no address yet, if known.
     pub wanting: Option<&'a str>,
     /// What does not work on this machine, each a sentence with its cause.
     pub failing: Vec<&'a str>,
     /// How many things work less well than they could.
     pub warnings: usize,
-    /// The hosts that are gone with their VMs, a sentence each ([`lost`]).
+    /// A sentence for each host that is gone with its VMs ([`lost`]).
     pub lost: Vec<String>,
-    /// The names of other VMs that somebody should look at ([`troubled`]).
+    /// The names of other VMs that a person should look at ([`is_troubled`]).
     pub troubled: Vec<&'a str>,
     /// Members that did not answer.
     pub silent: &'a [String],
 }
 
 impl Vitals<'_> {
-    /// The health and the reason, the gravest first. What to do about it is for the caller to add:
-    /// a screen has keys, a page has not.
+    /// The health and the gravest reason. The caller adds what to do about it: a screen has keys, a
+    /// page has none.
     pub fn health(&self) -> (Health, String) {
-        let Self {
-            known, connected, ..
-        } = *self;
+        self.of_machine()
+            .or_else(|| self.of_joining())
+            .or_else(|| self.of_members())
+            .or_else(|| self.of_ring())
+            .unwrap_or_else(|| self.of_answers())
+    }
+
+    fn of_machine(&self) -> Option<(Health, String)> {
         if !self.online {
-            return (
+            return Some((
                 Health::Offline,
                 "this machine has no address on any network: look at its cable or Wi-Fi".to_owned(),
-            );
+            ));
         }
-        if let Some(first) = self.failing.first() {
-            let more = if self.failing.len() > 1 {
-                format!(" (and {} more)", self.failing.len() - 1)
-            } else {
-                String::new()
-            };
-            return (
-                Health::Degraded,
-                format!("{first}{more}: see 'p2pvm doctor'"),
-            );
-        }
-        if known == 0 && self.joined_another {
-            return (
+        let first = self.failing.first()?;
+        let more = if self.failing.len() > 1 {
+            format!(" (and {} more)", self.failing.len() - 1)
+        } else {
+            String::new()
+        };
+        Some((
+            Health::Degraded,
+            format!("{first}{more}: see 'p2pvm doctor'"),
+        ))
+    }
+
+    fn of_joining(&self) -> Option<(Health, String)> {
+        if self.known == 0 && self.joined_another {
+            return Some((
                 Health::Joining,
                 "looking for the members that the invite names".to_owned(),
-            );
+            ));
         }
         if !self.has_address {
             let why = self
                 .wanting
                 .map_or_else(String::new, |why| format!(": {why}"));
-            return (Health::Joining, format!("no address is claimed yet{why}"));
+            return Some((Health::Joining, format!("no address is claimed yet{why}")));
         }
-        if known == 0 {
-            return (Health::Alone, "no other member yet".to_owned());
+        None
+    }
+
+    fn of_members(&self) -> Option<(Health, String)> {
+        if self.known == 0 {
+            Some((Health::Alone, "no other member yet".to_owned()))
+        } else if self.connected == 0 {
+            Some((Health::Degraded, self.unconnected()))
+        } else if !self.lost.is_empty() {
+            Some((Health::Degraded, self.lost.join("; ")))
+        } else if !self.troubled.is_empty() {
+            let names = self.troubled.join(", ");
+            Some((Health::Degraded, format!("look at VM {names}")))
+        } else {
+            None
         }
-        if connected == 0 {
-            return (Health::Degraded, self.unconnected());
+    }
+
+    fn of_ring(&self) -> Option<(Health, String)> {
+        if self.on_ring {
+            return None;
         }
-        if !self.lost.is_empty() {
-            return (Health::Degraded, self.lost.join("; "));
-        }
-        if !self.troubled.is_empty() {
-            return (
+        let (health, why) = if self.was_on_ring {
+            (
                 Health::Degraded,
-                format!("look at VM {}", self.troubled.join(", ")),
-            );
-        }
-        if !self.on_ring && self.was_on_ring {
-            return (
-                Health::Degraded,
-                "its neighbours on the ring are gone: looking for others".to_owned(),
-            );
-        }
-        if !self.on_ring && self.up_seconds < SETTLING_S {
-            return (
-                Health::Joining,
-                "looking for its place on the ring".to_owned(),
-            );
-        }
-        if !self.on_ring {
-            return (
-                Health::Degraded,
-                "this node has no place on the ring yet".to_owned(),
-            );
-        }
+                "its neighbours on the ring are gone: looking for others",
+            )
+        } else if self.up_seconds < SETTLING_S {
+            (Health::Joining, "looking for its place on the ring")
+        } else {
+            (Health::Degraded, "this node has no place on the ring yet")
+        };
+        Some((health, why.to_owned()))
+    }
+
+    fn of_answers(&self) -> (Health, String) {
+        let Self {
+            known, connected, ..
+        } = *self;
         if !self.silent.is_empty() {
             return (
                 Health::Degraded,
@@ -177,10 +188,8 @@ impl Vitals<'_> {
             format!("{connected} of {known} known members connected{look}"),
         )
     }
-}
 
-impl Vitals<'_> {
-    /// What goes and what does not while no member has a control connection.
+    /// What works and what does not without a control connection to any member.
     fn unconnected(&self) -> String {
         let Self { known, linked, .. } = *self;
         if linked == 0 {
@@ -208,8 +217,8 @@ pub fn udp_port(multiaddr: &str) -> Option<u16> {
         .ok()
 }
 
-/// The hosts that are gone, a sentence each, from the names and notes of VMs that are
-/// [`UNREACHABLE`]. A note says why; VMs of one host have the same.
+/// A sentence for each host that is gone, from the names and notes of VMs that are [`UNREACHABLE`].
+/// A note says why; VMs of one host have the same note.
 pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<String> {
     let mut hosts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, note) in vms {
@@ -235,60 +244,10 @@ pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<St
     hosts.into_iter().map(sentence).collect()
 }
 
-/// Whether a VM in this state, with or without a note of what happened to it, is one that somebody
-/// should look at.
-pub fn troubled(state: &str, noted: bool) -> bool {
+/// Whether a person should look at a VM in this state, with or without a note of what happened.
+pub fn is_troubled(state: &str, noted: bool) -> bool {
     !matches!(state, LEFTOVER | ORPHANED)
         && (noted || !matches!(state, "running" | "stopped" | "leaving" | "arriving"))
-}
-
-impl Model {
-    /// The health and the reason, with the key that helps where there is one.
-    pub fn health(&self) -> (Health, String) {
-        let node = match &self.reach {
-            Reach::NoMembership => {
-                return (
-                    Health::Outside,
-                    "this machine belongs to no network: j takes an invite".to_owned(),
-                );
-            }
-            Reach::Away(why) => return (Health::Down, why.clone()),
-            Reach::Starting => return (Health::Starting, "the daemon is starting".to_owned()),
-            Reach::Up(node) => node,
-        };
-        let vitals = Vitals {
-            online: self.online,
-            joined_another: node.joined_another,
-            has_address: node.address.is_some(),
-            on_ring: node.on_ring,
-            was_on_ring: node.was_on_ring,
-            up_seconds: node.up_seconds,
-            known: self.members.len(),
-            connected: self.members.iter().filter(|m| m.connected).count(),
-            linked: self.members.iter().filter(|m| m.linked).count(),
-            control_port: node.control_port,
-            wanting: node.wanting.as_deref(),
-            failing: node.failing.iter().map(String::as_str).collect(),
-            warnings: node.warnings,
-            lost: lost(
-                self.vms
-                    .iter()
-                    .filter(|vm| vm.state == UNREACHABLE)
-                    .map(|vm| (vm.name.as_str(), vm.note.as_deref())),
-            ),
-            troubled: self
-                .vms
-                .iter()
-                .filter(|vm| vm.state != UNREACHABLE && vm.troubled())
-                .map(|vm| vm.name.as_str())
-                .collect(),
-            silent: &self.silent,
-        };
-        match vitals.health() {
-            (Health::Alone, why) => (Health::Alone, format!("{why}: i makes an invite")),
-            other => other,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -296,8 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members_that_packets_reach_are_not_called_unreachable_when_only_their_control_port_is_blocked()
-     {
+    fn members_that_packets_reach_are_not_called_unreachable() {
         let vitals = |linked| Vitals {
             online: true,
             has_address: true,
@@ -363,17 +321,20 @@ mod tests {
         assert!(
             ["running", "stopped", "leaving", "arriving"]
                 .iter()
-                .all(|state| !troubled(state, false) && troubled(state, true))
+                .all(|state| !is_troubled(state, false) && is_troubled(state, true))
         );
         assert!(
             ["paused", "doubtful", "branch"]
                 .iter()
-                .all(|state| troubled(state, false))
+                .all(|state| is_troubled(state, false))
         );
         assert!(
-            !troubled(LEFTOVER, true),
+            !is_troubled(LEFTOVER, true),
             "it says where the VM is, and nothing ran twice"
         );
-        assert!(!troubled(ORPHANED, true), "a person has sent its host away");
+        assert!(
+            !is_troubled(ORPHANED, true),
+            "a person has sent its host away"
+        );
     }
 }

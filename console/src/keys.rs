@@ -1,18 +1,19 @@
 //! What a key does on each screen.
 
-use crate::model::{JoinPhase, Model, Screen};
+use crate::model::{JoinPhase, Model, Power, Screen};
 
-/// No invite is longer; what is typed beyond is dropped.
+/// How many characters of an invite are taken.
+/// Reason: no invite is longer.
 const MAX_INPUT_CHARS: usize = 8192;
-/// Lines that a page key scrolls.
+/// How many lines a page key scrolls.
 const PAGE_LINES: usize = 10;
 
-/// A key, as far as the screen knows any.
+/// A key that the screen knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
     /// A character.
     Char(char),
-    /// Text that came at once.
+    /// Pasted text.
     Paste(String),
     /// Return.
     Enter,
@@ -38,21 +39,12 @@ pub enum Key {
     Interrupt,
 }
 
-/// How the machine is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Power {
-    /// And started again.
-    Reboot,
-    /// For good.
-    Off,
-}
-
-/// What is to be carried out.
+/// What the terminal's owner has to carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// End the screen.
     Quit,
-    /// Read the daemon's last lines.
+    /// Read the last lines of the daemon's log.
     Logs,
     /// Ask the daemon for an invite.
     Invite,
@@ -118,8 +110,8 @@ impl Model {
             }
             Screen::Confirm { power, again: true } => {
                 self.screen = Screen::Main;
-                // Another key than the first time: a finger that rests on the keyboard does not
-                // stop a machine.
+                // Another key than the first time, so that a finger that rests on the keyboard does
+                // not stop a machine.
                 (key == Key::Char('Y')).then_some(Action::Power(power))
             }
         }
@@ -141,8 +133,8 @@ impl Model {
             }
             Key::Char('i') => {
                 self.screen = Screen::Invite { page: 0 };
-                // A console renews the one that it shows; anywhere else an old one may have run
-                // out.
+                // A console renews the invite that it shows; anywhere else an old one may have
+                // expired.
                 if self.options.console && self.is_alone() && matches!(self.invitation, Some(Ok(_)))
                 {
                     return None;

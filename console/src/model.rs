@@ -1,13 +1,16 @@
-//! What the screen shows and what the person in front of it is doing.
+//! What the screen shows, and what its user is doing.
 
-use crate::{Power, Theme, health::troubled};
+use crate::{
+    Theme,
+    health::{Health, UNREACHABLE, Vitals, is_troubled, lost},
+};
 
 /// What is known of the daemon.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Reach {
+pub enum DaemonState {
     /// The machine belongs to no network.
     NoMembership,
-    /// No daemon answers, and why as far as it is known.
+    /// No daemon answers, and why if that is known.
     Away(String),
     /// A daemon holds the lock and does not answer yet.
     Starting,
@@ -26,7 +29,7 @@ pub struct Node {
     pub address: Option<String>,
     /// Its IPv6 address.
     pub address_v6: String,
-    /// How others see it.
+    /// Its address as others see it.
     pub seen_as: Option<String>,
     /// What kind of NAT it sits behind.
     pub nat: String,
@@ -38,13 +41,13 @@ pub struct Node {
     pub up_seconds: u64,
     /// Whether it has its place on the ring.
     pub on_ring: bool,
-    /// Whether it has had it since the daemon started.
+    /// Whether it has had its place since the daemon started.
     pub was_on_ring: bool,
     /// Whether it came into the network by an invite, so that others must be there.
     pub joined_another: bool,
     /// The port by which members connect to it, UDP and TCP.
     pub control_port: Option<u16>,
-    /// Why there is no address yet, where that is known.
+    /// Why there is no address yet, if known.
     pub wanting: Option<String>,
     /// What does not work on this machine, each a sentence with its cause.
     pub failing: Vec<String>,
@@ -63,7 +66,7 @@ pub struct Member {
     pub address: Option<String>,
     /// Whether a control connection is up.
     pub connected: bool,
-    /// Whether packets go there and come back.
+    /// Whether packets reach it both ways.
     pub linked: bool,
     /// The packet path in words, if there is a link.
     pub path: Option<String>,
@@ -76,41 +79,41 @@ pub struct Member {
 pub struct Vm {
     /// Its name.
     pub name: String,
-    /// What it is doing, in a word.
+    /// Its state in a word.
     pub state: String,
     /// The member that has it.
     pub host: String,
     /// Its address.
     pub address: String,
-    /// Processors it keeps busy, if its host said so.
+    /// How many processors it keeps busy, if its host told.
     pub cpu: Option<f64>,
     /// Virtual processors.
     pub cpus: u32,
-    /// What is being done with it.
-    pub doing: Option<Doing>,
-    /// Why it is in a state nobody asked for.
+    /// A long operation on it.
+    pub doing: Option<Activity>,
+    /// Why it is in a state that nobody asked for.
     pub note: Option<String>,
 }
 
 impl Vm {
-    pub(crate) fn troubled(&self) -> bool {
-        troubled(&self.state, self.note.is_some())
+    pub(crate) fn is_troubled(&self) -> bool {
+        is_troubled(&self.state, self.note.is_some())
     }
 }
 
-/// Something that takes long.
+/// A long operation.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Doing {
+pub struct Activity {
     /// What, in a few words.
     pub what: String,
     /// How far, 0 to 1, if that is known.
     pub share: Option<f64>,
 }
 
-/// Something that was decided without being asked.
+/// A decision that the node made by itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
-    /// When, as short as it can be said.
+    /// When, in short.
     pub at: String,
     /// The VM.
     pub vm: String,
@@ -127,17 +130,17 @@ pub struct Invitation {
     pub terms: String,
 }
 
-/// What the person may do here.
+/// What the user may do here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// This is the machine's own console: it does not end, and may reboot the machine or power it
-    /// off.
+    /// Whether this is the machine's own console, which does not end and may reboot the machine or
+    /// power it off.
     pub console: bool,
-    /// A shell may be opened.
+    /// Whether a shell may be opened.
     pub shell: bool,
 }
 
-/// How far the joining of a network is.
+/// How far joining a network is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum JoinPhase {
     /// The invite is being typed.
@@ -147,6 +150,15 @@ pub enum JoinPhase {
     Working,
     /// It is good, but the machine would have to leave its own network first.
     AskLeave,
+}
+
+/// How the machine is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// With a restart.
+    Reboot,
+    /// For good.
+    Off,
 }
 
 /// What is in front.
@@ -169,7 +181,7 @@ pub enum Screen {
     Join {
         /// What has been typed.
         input: String,
-        /// What became of the last try.
+        /// The result of the last try.
         answer: Option<String>,
         /// How far it is.
         phase: JoinPhase,
@@ -178,7 +190,7 @@ pub enum Screen {
     Confirm {
         /// How.
         power: Power,
-        /// Whether it was said once already.
+        /// Whether it was confirmed once.
         again: bool,
     },
     /// The keys.
@@ -189,7 +201,7 @@ pub enum Screen {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     /// The daemon and this node.
-    pub reach: Reach,
+    pub reach: DaemonState,
     /// Whether the machine has an address on a network.
     pub online: bool,
     /// The other members.
@@ -204,11 +216,11 @@ pub struct Model {
     pub invitation: Option<Result<Invitation, String>>,
     /// The daemon's last lines.
     pub logs: Vec<String>,
-    /// Something to be said once.
+    /// A message that is shown once.
     pub notice: Option<String>,
     /// The time of day.
     pub clock: String,
-    /// Where this node keeps its state is lost at power-off, if it is; said on the screen.
+    /// A warning that this node's state is lost at power-off, if it is.
     pub warning: Option<String>,
     /// What is in front.
     pub screen: Screen,
@@ -226,7 +238,7 @@ impl Model {
     /// A model that knows nothing yet.
     pub fn new(theme: Theme, options: Options) -> Self {
         Self {
-            reach: Reach::Starting,
+            reach: DaemonState::Starting,
             online: true,
             members: Vec::new(),
             vms: Vec::new(),
@@ -248,15 +260,14 @@ impl Model {
     /// This node, if its daemon answers.
     pub fn node(&self) -> Option<&Node> {
         match &self.reach {
-            Reach::Up(node) => Some(node),
+            DaemonState::Up(node) => Some(node),
             _ => None,
         }
     }
 
-    /// Takes what is known of the daemon; without one, what it said before is not shown as if it
-    /// still held.
-    pub fn set_reach(&mut self, reach: Reach) {
-        if !matches!(reach, Reach::Up(_)) {
+    /// Sets what is known of the daemon. Without a daemon, its earlier answers are cleared.
+    pub fn set_reach(&mut self, reach: DaemonState) {
+        if !matches!(reach, DaemonState::Up(_)) {
             self.members.clear();
             self.vms.clear();
             self.silent.clear();
@@ -266,7 +277,7 @@ impl Model {
         self.reach = reach;
     }
 
-    /// Whether this node is the only member of a network that it founded, and holds nothing that
+    /// Whether this node is the only member of a network that it founded, and has no VMs that
     /// leaving would lose.
     pub fn is_alone(&self) -> bool {
         self.node().is_some_and(|node| !node.joined_another)
@@ -274,7 +285,7 @@ impl Model {
             && self.vms.is_empty()
     }
 
-    /// The checked invite would let this machine into a network; it must leave its own first.
+    /// Asks whether to leave the machine's own network for the one of a valid invite.
     pub fn ask_to_leave(&mut self, network: &str) {
         let own = self
             .node()
@@ -288,7 +299,7 @@ impl Model {
         }
     }
 
-    /// The joining ended; `Ok` closes the dialog.
+    /// Shows how joining ended; `Ok` closes the dialog.
     pub fn join_ended(&mut self, outcome: Result<String, String>) {
         match (outcome, &mut self.screen) {
             (Ok(said), _) => {
@@ -300,6 +311,57 @@ impl Model {
                 *phase = JoinPhase::Typing;
             }
             (Err(reason), _) => self.notice = Some(reason),
+        }
+    }
+}
+
+impl Model {
+    /// The health and the reason, with the key that helps if there is one.
+    pub fn health(&self) -> (Health, String) {
+        let node = match &self.reach {
+            DaemonState::NoMembership => {
+                return (
+                    Health::Outside,
+                    "this machine belongs to no network: j takes an invite".to_owned(),
+                );
+            }
+            DaemonState::Away(why) => return (Health::Down, why.clone()),
+            DaemonState::Starting => {
+                return (Health::Starting, "the daemon is starting".to_owned());
+            }
+            DaemonState::Up(node) => node,
+        };
+        let vitals = Vitals {
+            online: self.online,
+            joined_another: node.joined_another,
+            has_address: node.address.is_some(),
+            on_ring: node.on_ring,
+            was_on_ring: node.was_on_ring,
+            up_seconds: node.up_seconds,
+            known: self.members.len(),
+            connected: self.members.iter().filter(|m| m.connected).count(),
+            linked: self.members.iter().filter(|m| m.linked).count(),
+            control_port: node.control_port,
+            wanting: node.wanting.as_deref(),
+            failing: node.failing.iter().map(String::as_str).collect(),
+            warnings: node.warnings,
+            lost: lost(
+                self.vms
+                    .iter()
+                    .filter(|vm| vm.state == UNREACHABLE)
+                    .map(|vm| (vm.name.as_str(), vm.note.as_deref())),
+            ),
+            troubled: self
+                .vms
+                .iter()
+                .filter(|vm| vm.state != UNREACHABLE && vm.is_troubled())
+                .map(|vm| vm.name.as_str())
+                .collect(),
+            silent: &self.silent,
+        };
+        match vitals.health() {
+            (Health::Alone, why) => (Health::Alone, format!("{why}: i makes an invite")),
+            other => other,
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What a terminal can show. A serial line with a vt220 at its end gets neither colours nor line
-//! characters; the Linux console has both, sixteen colours and UTF-8 by default (since 2.6.24).
+//! What a terminal can show. A serial line with a vt220 has neither colours nor line characters;
+//! the Linux console has both, sixteen colours and UTF-8 by default (since 2.6.24).
 
 use ratatui::style::{Color, Modifier, Style};
 
-/// How things are marked on one terminal.
+/// The style of one terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Theme {
     /// Whether the terminal has colours.
@@ -73,8 +73,7 @@ impl Theme {
         Style::new().add_modifier(Modifier::REVERSED)
     }
 
-    /// Dark on light, whatever the terminal's own colours are; where it has none, its own light on
-    /// dark.
+    /// Dark on light on a terminal with colours; otherwise its own light on dark.
     pub(crate) fn paper(self) -> Style {
         if self.colour {
             Style::new().fg(Color::White).bg(Color::Black)

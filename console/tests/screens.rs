@@ -1,8 +1,8 @@
 //! Every screen as text, at the size of a serial console and at a larger one.
 
 use p2pvm_console::{
-    Action, Decision, Doing, Health, Invitation, Key, Member, Model, Node, Options, Power, Reach,
-    Screen, Theme, Vm, draw, plain_text,
+    Action, Activity, DaemonState, Decision, Health, Invitation, Key, Member, Model, Node, Options,
+    Power, Screen, Theme, Vm, draw, plain_text,
 };
 use ratatui::{Terminal, backend::TestBackend, style::Color};
 
@@ -33,7 +33,7 @@ fn node() -> Node {
 fn busy() -> Model {
     let mut model = Model::new(Theme::PLAIN, Options::default());
     model.clock = "18:20:31 UTC".into();
-    model.reach = Reach::Up(Box::new(node()));
+    model.reach = DaemonState::Up(Box::new(node()));
     model.members = (0..12)
         .map(|n| Member {
             name: format!("member{n:02}"),
@@ -50,7 +50,7 @@ fn busy() -> Model {
             rtt_ms: (n != 3).then_some(12.5 * f64::from(n) + 3.25),
         })
         .collect();
-    let vm = |name: &str, doing: Option<Doing>| Vm {
+    let vm = |name: &str, doing: Option<Activity>| Vm {
         name: name.into(),
         state: "running".into(),
         host: "paris".into(),
@@ -63,7 +63,7 @@ fn busy() -> Model {
     model.vms = vec![
         vm(
             "web",
-            Some(Doing {
+            Some(Activity {
                 what: "to member02: memory".into(),
                 share: Some(0.45),
             }),
@@ -87,7 +87,7 @@ fn alone() -> Model {
     model.members.clear();
     model.vms.clear();
     model.decisions.clear();
-    model.reach = Reach::Up(Box::new(Node {
+    model.reach = DaemonState::Up(Box::new(Node {
         joined_another: false,
         ..node()
     }));
@@ -228,30 +228,32 @@ fn no_size_breaks_the_drawing() {
     }
 }
 
+/// The health of a busy member after a change.
+fn health(change: &dyn Fn(&mut Model)) -> (Health, String) {
+    let mut model = busy();
+    change(&mut model);
+    model.health()
+}
+
 #[test]
-fn health_is_one_word_with_its_reason() {
-    let health = |change: &dyn Fn(&mut Model)| {
-        let mut model = busy();
-        change(&mut model);
-        model.health()
-    };
+fn health_is_one_word() {
     assert_eq!(health(&|_| {}).0, Health::Ok);
     assert_eq!(
-        health(&|m| m.set_reach(Reach::Starting)).0,
+        health(&|m| m.set_reach(DaemonState::Starting)).0,
         Health::Starting
     );
     assert_eq!(
-        health(&|m| m.set_reach(Reach::NoMembership)).0,
+        health(&|m| m.set_reach(DaemonState::NoMembership)).0,
         Health::Outside
     );
     assert_eq!(
-        health(&|m| m.set_reach(Reach::Away("no daemon".into()))),
+        health(&|m| m.set_reach(DaemonState::Away("no daemon".into()))),
         (Health::Down, "no daemon".into())
     );
     assert_eq!(health(&|m| m.online = false).0, Health::Offline);
     assert_eq!(health(&|m| m.members.clear()).0, Health::Joining);
     assert_eq!(
-        health(&|m| m.reach = Reach::Up(Box::new(Node {
+        health(&|m| m.reach = DaemonState::Up(Box::new(Node {
             address: None,
             ..node()
         })))
@@ -269,20 +271,25 @@ fn health_is_one_word_with_its_reason() {
         ..node()
     };
     let off_ring =
-        |up_seconds| move |m: &mut Model| m.reach = Reach::Up(Box::new(never(up_seconds)));
+        |up_seconds| move |m: &mut Model| m.reach = DaemonState::Up(Box::new(never(up_seconds)));
     assert_eq!(
         health(&off_ring(5)).0,
         Health::Joining,
         "it has just started"
     );
     assert_eq!(health(&off_ring(500)).0, Health::Degraded);
+    assert_eq!(alone().health().0, Health::Alone);
+}
+
+#[test]
+fn health_has_its_reason() {
     // Its only neighbour has died, and the connection is not given up yet: that is no start.
     let bereft = Node {
         on_ring: false,
         up_seconds: 12,
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(bereft.clone())));
+    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(bereft.clone())));
     assert_eq!(
         (word, why.as_str()),
         (
@@ -297,13 +304,12 @@ fn health_is_one_word_with_its_reason() {
         (word, why.as_str()),
         (Health::Degraded, "no answer from member07")
     );
-    assert_eq!(alone().health().0, Health::Alone);
     let refused = Node {
         address: None,
         wanting: Some("permission denied".into()),
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(refused.clone())));
+    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(refused.clone())));
     assert_eq!(
         (word, why.as_str()),
         (
@@ -315,7 +321,7 @@ fn health_is_one_word_with_its_reason() {
         failing: vec!["p2pvm0 is down".into(), "no nft".into()],
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(unreachable.clone())));
+    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(unreachable.clone())));
     assert_eq!(
         (word, why.as_str()),
         (
@@ -327,7 +333,7 @@ fn health_is_one_word_with_its_reason() {
         warnings: 2,
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = Reach::Up(Box::new(warned.clone())));
+    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(warned.clone())));
     assert!(
         word == Health::Ok && why.ends_with("see 'p2pvm doctor'"),
         "{why}"
@@ -337,7 +343,7 @@ fn health_is_one_word_with_its_reason() {
 #[test]
 fn what_a_daemon_said_does_not_stay_on_the_screen_when_it_is_gone() {
     let mut model = busy();
-    model.set_reach(Reach::Away("no p2pvm daemon is running here".into()));
+    model.set_reach(DaemonState::Away("no p2pvm daemon is running here".into()));
     let text = shown(&model);
     has(
         &text,

@@ -1,5 +1,5 @@
-//! The lease cache: which address this node (and each VM it holds) had last, so that a restart asks
-//! for the same one again. It can be lost without harm; a file that is damaged counts as empty.
+//! The lease cache: the last address of this node and of each VM that it holds, so that a restart
+//! asks for the same one again. It can be lost without harm; a damaged file counts as empty.
 
 use p2pvm_overlay::{UnixTime, durable::write_atomically};
 use serde::{Deserialize, Serialize};
@@ -11,18 +11,18 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// An entry unused for so long is dropped at the next write: its lease ran out long ago.
+/// How many seconds an entry is unused before the next write drops it.
 const FORGET_AFTER_SECONDS: u64 = 90 * 24 * 3600;
 
 const HASH_BYTES: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Cached {
+struct CacheEntry {
     v4: Ipv4Addr,
     used: UnixTime,
 }
 
-type Entries = BTreeMap<[u8; 32], Cached>;
+type Entries = BTreeMap<[u8; 32], CacheEntry>;
 
 pub(crate) struct LeaseCache {
     path: PathBuf,
@@ -59,11 +59,11 @@ impl LeaseCache {
             .map(|cached| cached.v4)
     }
 
-    /// Remembers the address. Writes the file only when the address is another; a failure to write
-    /// costs a fresh draw after a restart and is only logged.
+    /// Keeps the address. The file is written if the address is new or a day has passed; a failure
+    /// to write costs a new draw after a restart and is only logged.
     pub(crate) fn set(&self, owner: [u8; 32], v4: Ipv4Addr, now: UnixTime) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = entries.insert(owner, Cached { v4, used: now });
+        let before = entries.insert(owner, CacheEntry { v4, used: now });
         if before.is_none_or(|b| b.v4 != v4 || b.used.plus(24 * 3600) < now) {
             entries.retain(|_, cached| cached.used.plus(FORGET_AFTER_SECONDS) >= now);
             self.save(&entries);

@@ -1,8 +1,8 @@
 //! The network's names over DNS: `<host>.<network>.p2p` and `<vm>.vm.<network>.p2p`, forward and
-//! reverse. Authoritative for these: what lies outside is refused, so that a stub resolver with
-//! another server goes on to that one, or passed on to the servers that the host had before
-//! ([`Upstream`]) if the host itself asks. By UDP and TCP ([`serve`]), as some stub resolvers use
-//! nothing but TCP (resolv.conf(5), `use-vc`).
+//! reverse. Authoritative for these. Other names are refused, so that a stub resolver asks its next
+//! server; those that the host itself asks for are forwarded to its previous servers
+//! ([`Upstream`]). Over UDP and TCP ([`serve`]), as some stub resolvers use only TCP
+//! (resolv.conf(5), `use-vc`).
 
 mod cached;
 mod forward;
@@ -19,8 +19,9 @@ pub use wire::Carrier;
 use wire::HEADER_BYTES;
 
 use crate::{
+    Error,
     claim::Addresses,
-    entry::{NameKind, Named, is_name},
+    entry::{NameEntry, NameKind, is_name},
     subnet::Subnet,
 };
 use async_trait::async_trait;
@@ -31,27 +32,28 @@ use hickory_proto::{
         rdata::{A, AAAA, PTR, SOA},
     },
 };
-use p2pvm_host::chain;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// How long others may remember an answer: addresses belong to their names and seldom change.
+/// How many seconds others may cache an answer.
+/// Reason: addresses seldom change.
 const TTL_SECONDS: u32 = 60;
 
-/// How long others may remember that a name is unknown: somebody may be about to create it.
+/// How many seconds others may cache that a name is unknown.
+/// Reason: it may soon be created.
 const NEGATIVE_TTL_SECONDS: u32 = 5;
 
 const MAX_QUERY_BYTES: usize = 1232;
 
-/// The names could not be looked up just now.
+/// The names cannot be looked up now.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("names cannot be looked up: {0}")]
-pub struct Unavailable(pub String);
+#[error("names cannot be looked up")]
+pub struct Unavailable(#[from] pub Error);
 
-/// Where the answers come from. [`Addresses`] implements it over the DHT.
+/// The source of the answers. [`Addresses`] implements it over the DHT.
 #[async_trait]
 pub trait Names: Send + Sync + 'static {
     /// What a name stands for.
-    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable>;
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<NameEntry>, Unavailable>;
 
     /// The name of an address.
     async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable>;
@@ -59,14 +61,12 @@ pub trait Names: Send + Sync + 'static {
 
 #[async_trait]
 impl Names for Addresses {
-    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
-        self.resolve_name(label, kind)
-            .await
-            .map_err(|e| Unavailable(chain(&e)))
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<NameEntry>, Unavailable> {
+        Ok(self.resolve_name(label, kind).await?)
     }
 
     async fn reverse(&self, ip: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
-        let holder = self.resolve(ip).await.map_err(|e| Unavailable(chain(&e)))?;
+        let holder = self.resolve(ip).await?;
         Ok(holder.map(|h| (h.subject().kind(), h.name)))
     }
 }
@@ -80,22 +80,22 @@ pub struct Resolver {
     upstream: Upstream,
 }
 
-/// The domain that was given is none.
+/// The text is no domain name.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{0}' is not a domain name")]
 pub struct NotADomain(String);
 
-/// What a query asks about.
-enum Asked {
+/// What a question is about.
+enum QuestionTarget {
     /// `<label>.<domain>` or `<label>.vm.<domain>`.
     Name(NameKind, String),
-    /// The name of an address of ours.
+    /// The name of an address of the network.
     Address(IpAddr),
     /// The domain itself or `vm.<domain>`: they exist and have no addresses.
     Zone,
-    /// Ours, but nothing that can exist.
+    /// A name of the network that cannot exist.
     Nothing,
-    /// Not ours.
+    /// A name outside the network.
     Elsewhere,
 }
 
@@ -125,7 +125,7 @@ impl Resolver {
         self
     }
 
-    /// The servers that the host's own questions about other names go to; none at first.
+    /// The servers that the host's own questions about other names go to; empty at first.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
     }
@@ -138,12 +138,11 @@ impl Resolver {
             return None;
         };
         let is_query = asked.message_type == MessageType::Query && asked.op_code == OpCode::Query;
-        (is_query && matches!(self.classify(question.name()), Asked::Elsewhere))
+        (is_query && matches!(self.classify(question.name()), QuestionTarget::Elsewhere))
             .then(|| question.name().clone())
     }
 
-    /// The answer of others to a question of the host's own programs about the name `name`, which
-    /// is elsewhere.
+    /// Forwards a question of the host's own programs about a name outside the network.
     async fn pass_on(&self, name: &Name, query: &[u8], carrier: Carrier) -> Vec<u8> {
         match self.upstream.ask(name, query, carrier).await {
             Some(answer) => wire::fitted(answer, query, carrier),
@@ -151,8 +150,8 @@ impl Resolver {
         }
     }
 
-    /// Says that nobody could be asked, with the question: a stub resolver believes no answer
-    /// without it.
+    /// The answer that no server could be asked. It holds the question, as a stub resolver ignores
+    /// an answer without it.
     fn failed(&self, query: &[u8]) -> Vec<u8> {
         let Ok(message) = Message::from_vec(query) else {
             return Vec::new();
@@ -165,8 +164,7 @@ impl Resolver {
         reply.to_vec().unwrap_or_default()
     }
 
-    /// The answer to a DNS message; empty for what deserves none (a response, or too short to
-    /// answer).
+    /// The answer to a DNS message; empty for a response or a message without a header.
     pub async fn answer(&self, query: &[u8], names: &dyn Names) -> Vec<u8> {
         let Some((id, is_response)) = query
             .get(..HEADER_BYTES)
@@ -187,8 +185,8 @@ impl Resolver {
             Some(query) => self.reply(query, names).await,
         };
         reply.metadata.truncation = false;
-        // The host's own programs are told everything here, and some stub resolvers mind where that
-        // is not said.
+        // For the host's own programs recursion is available, and some stub resolvers want the
+        // flag.
         reply.metadata.recursion_available = !self.upstream.get().is_empty();
         reply.to_vec().unwrap_or_default()
     }
@@ -226,14 +224,14 @@ impl Resolver {
     ) -> ResponseCode {
         let (name, kind) = (question.name(), question.query_type());
         let found = match self.classify(name) {
-            Asked::Elsewhere => return ResponseCode::Refused,
-            Asked::Nothing => Ok(None),
-            Asked::Zone => Ok(Some(self.zone_records(name, kind))),
-            Asked::Name(of, label) => names
+            QuestionTarget::Elsewhere => return ResponseCode::Refused,
+            QuestionTarget::Nothing => Ok(None),
+            QuestionTarget::Zone => Ok(Some(self.zone_records(name, kind))),
+            QuestionTarget::Name(of, label) => names
                 .forward(of, &label)
                 .await
                 .map(|found| found.map(|named| address_records(name, kind, &named))),
-            Asked::Address(ip) => names
+            QuestionTarget::Address(ip) => names
                 .reverse(ip)
                 .await
                 .map(|found| found.and_then(|named| self.pointer_records(name, kind, named))),
@@ -254,18 +252,18 @@ impl Resolver {
         }
     }
 
-    fn classify(&self, name: &Name) -> Asked {
+    fn classify(&self, name: &Name) -> QuestionTarget {
         if !self.domain.zone_of(name) {
             let Ok(net) = name.parse_arpa_name() else {
-                return Asked::Elsewhere;
+                return QuestionTarget::Elsewhere;
             };
             return match net.addr() {
                 ip if net.prefix_len() == net.max_prefix_len() && self.is_ours(ip) => {
-                    Asked::Address(ip)
+                    QuestionTarget::Address(ip)
                 }
                 // Part of the way to an address of ours: it exists and has no records (RFC 8020).
-                ip if self.covers(ip, net.prefix_len()) => Asked::Zone,
-                _ => Asked::Elsewhere,
+                ip if self.covers(ip, net.prefix_len()) => QuestionTarget::Zone,
+                _ => QuestionTarget::Elsewhere,
             };
         }
         let below = usize::from(name.num_labels().saturating_sub(self.domain.num_labels()));
@@ -275,15 +273,15 @@ impl Resolver {
             .map(|l| std::str::from_utf8(l).ok().map(str::to_ascii_lowercase))
             .collect();
         match labels.as_deref() {
-            Some([]) => Asked::Zone,
-            Some([zone]) if zone == "vm" => Asked::Zone,
+            Some([]) => QuestionTarget::Zone,
+            Some([zone]) if zone == "vm" => QuestionTarget::Zone,
             Some([host]) if is_name(NameKind::Host, host) => {
-                Asked::Name(NameKind::Host, host.clone())
+                QuestionTarget::Name(NameKind::Host, host.clone())
             }
             Some([vm, zone]) if zone == "vm" && is_name(NameKind::Vm, vm) => {
-                Asked::Name(NameKind::Vm, vm.clone())
+                QuestionTarget::Name(NameKind::Vm, vm.clone())
             }
-            _ => Asked::Nothing,
+            _ => QuestionTarget::Nothing,
         }
     }
 
@@ -352,7 +350,7 @@ impl Resolver {
     }
 }
 
-fn address_records(name: &Name, kind: RecordType, named: &Named) -> Vec<Record> {
+fn address_records(name: &Name, kind: RecordType, named: &NameEntry) -> Vec<Record> {
     let mut records = Vec::new();
     if matches!(kind, RecordType::A | RecordType::ANY) {
         records.push(Record::from_rdata(

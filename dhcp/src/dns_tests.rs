@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::entry::Subject;
+use p2pvm_dht::RecordError;
 use p2pvm_overlay::{MemberId, VmId};
 use proptest::prelude::*;
 use std::{net::Ipv4Addr, sync::Arc};
@@ -18,19 +19,19 @@ struct Table;
 
 #[async_trait]
 impl Names for Table {
-    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<NameEntry>, Unavailable> {
         match (kind, label) {
-            (NameKind::Host, "alpha") => Ok(Some(Named {
+            (NameKind::Host, "alpha") => Ok(Some(NameEntry {
                 subject: Subject::Member(MemberId([1; 32])),
                 v4: HOST,
                 v6: None,
             })),
-            (NameKind::Vm, "web") => Ok(Some(Named {
+            (NameKind::Vm, "web") => Ok(Some(NameEntry {
                 subject: Subject::Vm(VmId([2; 32])),
                 v4: WEB,
                 v6: Some(WEB_V6),
             })),
-            (_, "cut") => Err(Unavailable("no quorum".into())),
+            (_, "cut") => Err(Unavailable(Error::Records(RecordError::Disagreement))),
             _ => Ok(None),
         }
     }

@@ -1,6 +1,6 @@
-//! What this crate writes into the DHT: who holds an address, and what a name stands for. Each
-//! entry lives at a key derived from the address or the name, signed by its owner: a member for
-//! itself, a VM's key for a VM. An entry that its signer has no right to make is not believed
+//! What this crate writes into the DHT: the holder of an address, and what a name stands for. Each
+//! entry is at a key derived from the address or the name, and signed by its owner: a member for
+//! itself, a VM's key for a VM. An entry that its signer has no right to make is ignored
 //! ([`Holder::owner`]).
 
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, VmId};
@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// Who answers at an address now.
+/// The member that answers at an address now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The member that packets for the address go to.
@@ -23,7 +23,7 @@ pub struct Holder {
     pub name: String,
 }
 
-/// Whose an address or name is.
+/// The member or VM that an address or name belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Subject {
     /// A member's own.
@@ -52,8 +52,8 @@ pub enum NameKind {
 
 /// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Named {
-    /// Whose name it is.
+pub struct NameEntry {
+    /// The owner of the name.
     pub subject: Subject,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
@@ -64,7 +64,7 @@ pub struct Named {
 #[derive(Serialize, Deserialize)]
 enum Entry {
     Address(Holder),
-    Name(Named),
+    Name(NameEntry),
 }
 
 impl Subject {
@@ -86,7 +86,7 @@ impl Subject {
 }
 
 impl Holder {
-    /// Whose address it is.
+    /// The member or VM that the address belongs to.
     pub fn subject(&self) -> Subject {
         self.vm.map_or(Subject::Member(self.member), Subject::Vm)
     }
@@ -108,7 +108,7 @@ impl Holder {
     }
 }
 
-impl Named {
+impl NameEntry {
     pub(crate) fn encode(&self) -> Vec<u8> {
         encode(&Entry::Name(self.clone()))
     }
@@ -121,12 +121,11 @@ impl Named {
     }
 }
 
-/// Reads what the DHT's records say of addresses and names, for the fuzzer. True if they say
-/// something.
+/// Whether the bytes are an entry, for the fuzzer.
 #[cfg(fuzzing)]
 pub fn parse(bytes: &[u8]) -> bool {
     let holder = Holder::decode(bytes);
-    let named = Named::decode(bytes);
+    let named = NameEntry::decode(bytes);
     if let Some(holder) = &holder {
         assert_eq!(Holder::decode(&holder.encode()).as_ref(), Some(holder));
     }
@@ -168,8 +167,7 @@ pub fn is_label(label: &str) -> bool {
     p2pvm_overlay::membership::valid_name(label)
 }
 
-/// Whether `label` can name a subject of `kind`: `vm` is no host name, since the VMs' zone is
-/// called so.
+/// Whether `label` can name a subject of `kind`: `vm` is no host name, because it is the VMs' zone.
 pub fn is_name(kind: NameKind, label: &str) -> bool {
     is_label(label) && !(kind == NameKind::Host && label == "vm")
 }
@@ -206,17 +204,17 @@ mod tests {
                 member: MemberId(member), epoch: Epoch(epoch), vm: vm.map(VmId), name: "web".into()
             };
             prop_assert_eq!(Holder::decode(&holder.encode()), Some(holder.clone()));
-            let named = Named {
+            let named = NameEntry {
                 subject: holder.subject(), v4: Ipv4Addr::from_bits(v4),
                 v6: v6.map(Ipv6Addr::from_bits)
             };
-            prop_assert_eq!(Named::decode(&named.encode()), Some(named.clone()));
-            prop_assert_eq!(Named::decode(&holder.encode()), None);
+            prop_assert_eq!(NameEntry::decode(&named.encode()), Some(named.clone()));
+            prop_assert_eq!(NameEntry::decode(&holder.encode()), None);
         }
 
         #[test]
         fn rubbish_is_no_entry(bytes: Vec<u8>) {
-            let _ = (Holder::decode(&bytes), Named::decode(&bytes));
+            let _ = (Holder::decode(&bytes), NameEntry::decode(&bytes));
         }
     }
 }

@@ -8,27 +8,27 @@ use std::net::Ipv4Addr;
 /// Why an address or a name could not be claimed, kept or found.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// The DHT did not do it.
+    /// The DHT failed.
     #[error("the address records cannot be reached")]
     Records(#[from] RecordError),
-    /// No DNS label, or a reserved one.
+    /// It is no DNS label, or a reserved one.
     #[error(
         "'{0}' cannot be a name: use 1 to 63 lower-case letters, digits and inner hyphens ('vm' \
             is reserved among hosts)"
     )]
     InvalidName(String),
-    /// Somebody else has the name.
+    /// Another subject has the name.
     #[error("the name '{name}' is taken by {by}: choose another")]
     NameTaken {
         /// The name.
         name: String,
-        /// Whose it is.
+        /// The subject that has it.
         by: Subject,
     },
     /// No free address was drawn.
     #[error("no free address in {subnet} after {tried} draws: the subnet is full or nearly so")]
     Exhausted {
-        /// Where.
+        /// The subnet.
         subnet: Subnet,
         /// How many addresses were tried.
         tried: usize,

@@ -21,7 +21,7 @@ pub mod subnet;
 
 pub use claim::{Addresses, DeriveV6, LEASE_TTL, Lease, RENEW_AFTER};
 pub use dns::{Names, Resolver};
-pub use entry::{Holder, NameKind, Named, Subject, address_key, is_label, is_name, name_key};
+pub use entry::{Holder, NameEntry, NameKind, Subject, address_key, is_label, is_name, name_key};
 pub use error::Error;
 pub use responder::{DnsQuestion, GATEWAY_MAC, PortConfig, Responder};
 pub use subnet::Subnet;

@@ -14,7 +14,7 @@ pub struct Subnet {
     pub prefix: u8,
 }
 
-/// A text that is no subnet.
+/// The text is no subnet.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "'{0}' is not a subnet: expected an address and a prefix length of 0 to 32, as in 10.77.0.0/16"
@@ -47,13 +47,13 @@ impl Subnet {
         Ipv4Addr::from_bits(mask(self.prefix))
     }
 
-    /// The last address: everyone on the subnet.
+    /// The last address: every host on the subnet.
     pub fn broadcast(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.addr.to_bits() | !mask(self.prefix))
     }
 
-    /// The first usable address: every guest's gateway, answered by the daemon at the guest's port
-    /// and claimed by no one.
+    /// The first usable address: every guest's gateway. The daemon answers for it at the guest's
+    /// port; nobody claims it.
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.addr.to_bits().saturating_add(1))
     }
@@ -137,12 +137,12 @@ fn coprime_stride(count: u32, rng: &mut impl Rng) -> u32 {
 /// The IPv4 routes of this machine's main table.
 ///
 /// # Errors
-/// What reading `/proc/net/route` says.
+/// `/proc/net/route` cannot be read.
 pub fn local_routes() -> io::Result<Vec<Subnet>> {
     Ok(parse_routes(&std::fs::read_to_string("/proc/net/route")?))
 }
 
-/// Reads the text of `/proc/net/route`; lines that are none are passed over.
+/// Parses `/proc/net/route`; other lines are skipped.
 pub fn parse_routes(text: &str) -> Vec<Subnet> {
     text.lines().skip(1).filter_map(parse_route).collect()
 }
@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn the_kernels_routes_are_read_and_the_default_route_hides_nothing() {
-        let text = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+        let text = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\t\
+                    Mask\t\tMTU\tWindow\tIRTT\n\
                     eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                     eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\nrubbish\n";
         let routes = parse_routes(text);

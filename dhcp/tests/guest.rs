@@ -4,11 +4,11 @@
 
 use async_trait::async_trait;
 use p2pvm_dhcp::{
-    NameKind, Named, Names, PortConfig, Resolver, Responder, Subject, dns::Unavailable,
+    NameEntry, NameKind, Names, PortConfig, Resolver, Responder, Subject, dns::Unavailable,
 };
 use p2pvm_overlay::VmId;
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::{MetadataExt, PermissionsExt},
     process::{Command, Output},
     time::{Duration, Instant},
@@ -56,9 +56,9 @@ struct Table;
 
 #[async_trait]
 impl Names for Table {
-    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<NameEntry>, Unavailable> {
         let db = kind == NameKind::Vm && label == "db";
-        Ok(db.then_some(Named {
+        Ok(db.then_some(NameEntry {
             subject: Subject::Vm(VmId([7; 32])),
             v4: DB,
             v6: None,
@@ -103,12 +103,8 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-#[test]
-fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
-    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("NOT RUN: needs root to make a network namespace");
-        return;
-    }
+/// A guest whose port the responder answers on.
+fn guest(config: PortConfig) -> Namespace {
     let tap = format!("pg{}", std::process::id());
     let namespace = Namespace(format!("p2pvm-dhcp-{}", std::process::id()));
     let device = DeviceBuilder::new()
@@ -117,36 +113,22 @@ fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
         .mac_addr(MAC)
         .build_sync()
         .unwrap();
-    assert!(
-        Command::new("ip")
-            .args(["netns", "add", &namespace.0])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert!(
-        Command::new("ip")
-            .args(["link", "set", &tap, "netns", &namespace.0])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let config = PortConfig::new(
-        MAC,
-        MINE,
-        "10.77.0.0/16".parse().unwrap(),
-        "web",
-        "lab.p2p",
-        1340,
-    )
-    .with_v6("fd77:1:2:3::".parse().unwrap());
-    let v6 = config.v6.unwrap().addr;
+    for arguments in [
+        ["netns", "add", &namespace.0].as_slice(),
+        &["link", "set", &tap, "netns", &namespace.0],
+    ] {
+        let made = Command::new("ip").args(arguments).status().unwrap();
+        assert!(made.success(), "{arguments:?}");
+    }
     std::thread::spawn(move || answer_on(device, config));
     namespace.text(&format!(
         "ip link set lo up; ip link set {tap} name eth0; ip link set eth0 \
         address 02:11:22:33:44:55 up"
     ));
+    namespace
+}
 
+fn check_lease(namespace: &Namespace) {
     let dir = tempfile::tempdir().unwrap();
     let script = dir.path().join("script");
     std::fs::write(&script, SCRIPT).unwrap();
@@ -161,7 +143,9 @@ fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
         addresses.contains("inet 10.77.3.9/16") && addresses.contains("mtu 1340"),
         "{addresses}"
     );
+}
 
+fn check_v4(namespace: &Namespace) {
     assert!(
         namespace
             .run("busybox ping -c 1 -W 5 10.77.0.1")
@@ -184,7 +168,9 @@ fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
             .status
             .success()
     );
+}
 
+fn check_v6(namespace: &Namespace, v6: Ipv6Addr) {
     wait_for("SLAAC", || {
         namespace
             .text("ip -6 addr show dev eth0 scope global")
@@ -209,4 +195,26 @@ fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
             .text("ip -6 addr show dev eth0")
             .contains("dadfailed")
     );
+}
+
+#[test]
+fn a_real_guest_gets_its_address_gateway_names_and_mtu() {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        eprintln!("NOT RUN: needs root to make a network namespace");
+        return;
+    }
+    let config = PortConfig::new(
+        MAC,
+        MINE,
+        "10.77.0.0/16".parse().unwrap(),
+        "web",
+        "lab.p2p",
+        1340,
+    )
+    .with_v6("fd77:1:2:3::".parse().unwrap());
+    let v6 = config.v6.unwrap().addr;
+    let namespace = guest(config);
+    check_lease(&namespace);
+    check_v4(&namespace);
+    check_v6(&namespace, v6);
 }

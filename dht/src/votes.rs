@@ -1,13 +1,12 @@
-//! Which member may run a VM in which epoch: what must never be decided twice. A VM's
-//! record names its voters (three members); each voter promises an epoch to at most one holder and
-//! never an older one, durably, before it answers. A majority of promises is a [`Grant`].
+//! Which member may run a VM in which epoch: what must never be decided twice. A VM's record names
+//! its voters (three members); each voter promises an epoch to at most one holder and never an
+//! older one, durably, before it answers. A majority of promises is a [`Grant`].
 //!
 //! A grant made for a migration is *provisional*: the target may run at once, but has to confirm it
 //! with a majority within its window or freeze; the member that takes the VM back
 //! ([`Votes::take_back`]) first waits that window out, and a voter that has seen the confirmation
-//! refuses to give it back. A voter
-//! that promised the newer epoch refuses the late confirmation, so by the majorities' overlap only
-//! one of the two can succeed.
+//! refuses to give it back. A voter that promised the newer epoch refuses the late confirmation, so
+//! by the majorities' overlap only one of the two can succeed.
 //!
 //! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first
 //! set it sees.

@@ -1,17 +1,18 @@
 //! An error's whole chain of causes as one sentence, each part once.
 //!
-//! The `Display` of an error says its own step and leaves the cause to `source()`. Whatever leaves
-//! the program's own types (the command line's last line, an answer of the API, a line in the log,
-//! words sent to another member) is made by [`chain`], once. Errors of other crates often say their
-//! cause themselves; the cause is then not said again.
+//! The `Display` of an error says its own step and leaves the cause to `source()`. Where an error
+//! leaves the program's types (the command line's last line, an API answer, a log line, words to
+//! another member), [`chain`] makes one sentence of it. Errors of other crates often include their
+//! cause; it is then not repeated.
 
 use std::error::Error;
 
-/// More causes than any error of ours has; bounds a chain that runs in a circle.
+/// How many causes a chain has at most.
+/// Reason: bounds a chain that runs in a circle.
 const MOST: usize = 16;
 
-/// `error` and what caused it, joined by colons: "cannot bind UDP port 4002: Address already in use
-/// (os error 98)". A cause with which the sentence ends already, as where a `Display` includes its
+/// `error` and its causes, joined by colons: "cannot bind UDP port 4002: Address already in use (os
+/// error 98)". A cause that the sentence already ends with, because a `Display` includes its
 /// source, is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut said = error.to_string();
@@ -28,8 +29,7 @@ pub fn chain(error: &dyn Error) -> String {
     said
 }
 
-/// The sentence ends with these words: with all of its last word, and whatever bracket or full stop
-/// closes it.
+/// Whether the sentence ends with these whole words, apart from a closing bracket or full stop.
 fn ends_with(said: &str, words: &str) -> bool {
     let open = |text: &str| text.trim_end_matches([')', ']', '\'', '"', '.']).len();
     let (said, words) = (&said[..open(said)], &words[..open(words)]);

@@ -1,5 +1,5 @@
-//! Changes to one interface, by its index: name, MTU, up, carrier, and the routes that come with
-//! its addresses; and by which interface packets to an address leave.
+//! Changes to one interface, by its index: name, MTU, up, carrier, and the routes of its addresses;
+//! and the interface by which packets to an address leave.
 
 use crate::netlink::Netlink;
 use netlink_packet_route::{
@@ -12,7 +12,7 @@ use netlink_packet_route::{
 };
 use std::{io, net::IpAddr};
 
-/// NLM_F_EXCL and NLM_F_CREATE of netlink(7). The second alone puts an IPv4 route before others to
+/// NLM_F_EXCL and NLM_F_CREATE of netlink(7). The second alone adds an IPv4 route before others to
 /// the same network.
 const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
@@ -27,11 +27,11 @@ fn change(index: u32, make: impl FnOnce(&mut LinkMessage)) -> io::Result<()> {
     Netlink::open()?.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Renames an interface. One that is up has to be set down for it before Linux 6.2, which costs it
-/// its IPv6 addresses.
+/// Renames an interface. Before Linux 6.2 one that is up is set down for it, and loses its IPv6
+/// addresses.
 ///
 /// # Errors
-/// What the kernel says, such as that another interface is called so.
+/// The kernel's error, such as that another interface has the name.
 pub fn set_name(index: u32, name: &str) -> io::Result<()> {
     let rename = || {
         change(index, |message| {
@@ -53,7 +53,7 @@ pub fn set_name(index: u32, name: &str) -> io::Result<()> {
 /// Deletes an interface.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn delete(index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -63,7 +63,7 @@ pub fn delete(index: u32) -> io::Result<()> {
 /// Sets an interface's MTU in bytes.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
     change(index, |message| {
         message.attributes.push(LinkAttribute::Mtu(mtu))
@@ -73,18 +73,17 @@ pub fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
 /// Sets an interface up.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn set_up(index: u32) -> io::Result<()> {
     change(index, |message| {
         (message.header.flags, message.header.change_mask) = (LinkFlags::Up, LinkFlags::Up)
     })
 }
 
-/// Gives an interface its carrier back; a TUN or TAP has one only while a program holds its other
-/// end.
+/// Restores an interface's carrier. A TUN or TAP has one only while a program holds its other end.
 ///
 /// # Errors
-/// What the kernel says, such as EPERM for a TAP that no program holds.
+/// The kernel's error, such as EPERM for a TAP that no program holds.
 pub fn set_carrier(index: u32) -> io::Result<()> {
     change(index, |message| {
         message.attributes.push(LinkAttribute::Carrier(1))
@@ -99,16 +98,16 @@ fn family(ip: &IpAddr) -> AddressFamily {
     }
 }
 
-/// The index of the interface by which a packet of this machine to `ip` leaves; none: the kernel
-/// sends it nowhere.
+/// The index of the interface by which a packet of this machine to `ip` leaves; `None` if the
+/// kernel drops it.
 ///
 /// # Errors
-/// What the kernel says, such as ENETUNREACH for no route.
+/// The kernel's error, such as ENETUNREACH for no route.
 pub fn way_to(ip: &IpAddr) -> io::Result<Option<u32>> {
     way_of_marked(ip, 0)
 }
 
-/// The same for a packet that carries a mark (SO_MARK); 0: none.
+/// As [`way_to`], for a packet with a mark (SO_MARK); 0 is no mark.
 ///
 /// # Errors
 /// As [`way_to`].
@@ -139,16 +138,16 @@ pub fn way_of_marked(ip: &IpAddr, mark: u32) -> io::Result<Option<u32>> {
 /// Adds the route to an address's network that the kernel adds with the address itself.
 ///
 /// # Errors
-/// What the kernel says, such as `AlreadyExists`: this or another route to that very network is
+/// The kernel's error, such as `AlreadyExists`: this or another route to that very network is
 /// there.
 pub fn add_connected_route(index: u32, address: &IpAddr, prefix: u8) -> io::Result<()> {
     Netlink::open()?.change(connected_route(index, address, prefix), EXCLUSIVE | CREATE)
 }
 
-/// Puts that route before one to the very same network, which stays: somebody replaced ours by it.
+/// Adds that route before another program's route to the same network, which stays.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn put_connected_route_first(index: u32, address: &IpAddr, prefix: u8) -> io::Result<()> {
     Netlink::open()?.change(connected_route(index, address, prefix), CREATE)
 }
@@ -179,7 +178,7 @@ fn connected_route(index: u32, address: &IpAddr, prefix: u8) -> RouteNetlinkMess
     RouteNetlinkMessage::NewRoute(message)
 }
 
-/// The first address of the network that an address stands in.
+/// The first address of the network that an address is in.
 pub fn network(address: &IpAddr, prefix: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {

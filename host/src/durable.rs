@@ -1,21 +1,16 @@
-//! Small files that a crash does not spoil: written beside the old one, flushed, put in its place.
-//! After a power cut the old or the new content is there, whole. Every crate's files that are
-//! rewritten as a whole are written by this; logs are not.
+//! Small files that survive a crash: a new file is written, flushed and renamed over the old one,
+//! so that after a power cut the whole old or the whole new content is there. All crates write by
+//! this the files that they replace as a whole; logs are not.
 
-use crate::reserve;
-use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use crate::reserve::{self, directory_of};
+use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
-/// Replaces `path` by `content`; `mode` is a new file's. When it returns, the content is on disk.
-/// Two writers of one file at a time are the caller's to prevent.
+/// Replaces `path` by `content`, durable on return. A new file gets the `mode`. The caller sees to
+/// it that a file has one writer at a time.
 ///
 /// # Errors
-/// What the file system says; the old content is there still. On a full disk the
-/// [reserve](crate::reserve) is used up first.
+/// The file system's error; the old content stays. On a full disk the [reserve](crate::reserve) is
+/// used up first.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let written = reserve::retrying(path, || {
@@ -31,20 +26,12 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
     });
     if let Err(e) = written {
         if reserve::is_full(&e) {
-            // Nothing half-made stays where there is no room for it.
+            // A half-written file would take the room that is missing.
             let _ = fs::remove_file(&temporary);
         }
         return Err(e);
     }
     fs::File::open(directory_of(path))?.sync_all()
-}
-
-pub(crate) fn directory_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(dir) if dir.as_os_str().is_empty() => ".".into(),
-        Some(dir) => dir.into(),
-        None => "/".into(),
-    }
 }
 
 #[cfg(test)]

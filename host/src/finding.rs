@@ -1,8 +1,8 @@
 //! What is found wrong with this machine, and what to do about it.
 //!
-//! Each part of the daemon that watches something of the host owns one area of the [`Board`] and
-//! replaces its findings whenever they change. `p2pvm doctor`, the health word, the status screen
-//! and the page all read the same board.
+//! Each part of the daemon that watches the host owns one area of the [`Board`] and replaces its
+//! findings whenever they change. `p2pvm doctor`, the health word, the status screen and the page
+//! read the same board.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -19,7 +19,7 @@ pub enum Level {
     Ok,
     /// It works, but not as well as it could.
     Warning,
-    /// Something does not work until this is settled.
+    /// Something does not work until this is fixed.
     Failed,
 }
 
@@ -41,7 +41,7 @@ pub struct Finding {
     pub level: Level,
     /// What was found, with its cause: a sentence without a full stop.
     pub found: String,
-    /// What to do about it: a command where there is one; empty if nothing is to be done.
+    /// What to do about it: a command if there is one; empty if nothing is to be done.
     pub advice: String,
 }
 
@@ -74,10 +74,10 @@ impl Finding {
     }
 }
 
-/// What comes and goes again and again is said once in this time.
+/// How long before a finding that comes and goes is logged again.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Who is told of news.
+/// Called when findings come or go.
 type OnNews = Box<dyn Fn() + Send + Sync>;
 
 /// What is wrong now, by area ("names", "routes", "firewall", ...). Clones share it.
@@ -86,21 +86,21 @@ pub struct Board(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    findings: Mutex<Kept>,
+    findings: Mutex<BoardState>,
     on_news: Mutex<Vec<OnNews>>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct BoardState {
     areas: BTreeMap<&'static str, Vec<Finding>>,
-    /// When a finding was last put into the log, of those of the last [`QUIET`].
+    /// When each finding of the last [`QUIET`] was logged.
     said: BTreeMap<(&'static str, String), Instant>,
-    /// Findings on the board that the log does not have yet, as they came again too soon.
+    /// Findings on the board that were not logged, because they came again too soon.
     unsaid: BTreeSet<(&'static str, String)>,
 }
 
-impl Kept {
-    /// Replaces an area; gives what is to be logged of what came and of what went.
+impl BoardState {
+    /// Replaces an area. Returns the findings to log: those that came and those that went.
     fn set(
         &mut self,
         area: &'static str,
@@ -139,11 +139,11 @@ impl Kept {
 }
 
 impl Board {
-    /// The areas of what is found by proofs, which news make due: their own findings are no news.
+    /// The areas whose findings come from proofs. A change there does not start further proofs.
     pub const PROVED: [&'static str; 2] = ["path", "guests"];
 
-    /// Has `tell` called whenever findings outside [`Self::PROVED`] come or go, and when the kernel
-    /// tells of a change. It must not block, nor call this board.
+    /// Calls `tell` from now on whenever findings outside [`Self::PROVED`] come or go, and when the
+    /// kernel reports a change. It must not block, nor call this board.
     pub fn on_news(&self, tell: OnNews) {
         self.0
             .on_news
@@ -152,8 +152,7 @@ impl Board {
             .push(tell);
     }
 
-    /// Says that something of this machine has changed, so that what was proved may not be so any
-    /// more.
+    /// Tells that this machine has changed, so that earlier proofs may no longer hold.
     pub fn stir(&self) {
         self.0
             .on_news
@@ -163,15 +162,15 @@ impl Board {
             .for_each(|tell| tell());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, BoardState> {
         self.0
             .findings
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces what is wrong in an area; nothing: all is well there. Logs each finding once when
-    /// it comes and once when it goes, whatever the number of calls; what does so again and again
+    /// Replaces the findings of an area; none means that all is well. Each finding is logged once
+    /// when it comes and once when it goes, however often this is called; one that comes and goes
     /// is logged once a minute.
     pub fn set(&self, area: &'static str, findings: Vec<Finding>) {
         let mut board = self.lock();
@@ -268,7 +267,7 @@ mod tests {
     #[test]
     fn what_comes_and_goes_each_second_is_said_once_a_minute_and_what_stays_is_said() {
         let (mut kept, start, bad) = (
-            Kept::default(),
+            BoardState::default(),
             Instant::now(),
             vec![Finding::warning("a", "do b")],
         );

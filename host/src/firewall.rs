@@ -1,10 +1,10 @@
 //! Whether other firewalls on this machine let packets of our interface through, by walking their
-//! chains with a packet in mind.
+//! chains with an example packet.
 //!
-//! Each base chain of a hook has to let a packet pass by itself: an accept ends one chain only. A
-//! rule whose conditions cannot all be decided (rates, ports, foreign sets) counts neither for nor
-//! against: what is then left is a chain's policy or its closing reject, which is what other
-//! firewalls drop unknown interfaces with.
+//! Each base chain of a hook has to let a packet pass: an accept ends one chain only. A rule whose
+//! conditions cannot all be decided (rates, ports, foreign sets) counts neither for nor against the
+//! packet; a chain's policy or its closing reject, by which other firewalls drop unknown
+//! interfaces, decides then.
 
 use crate::{
     net::Net,
@@ -13,25 +13,25 @@ use crate::{
 use serde_json::Value;
 use std::{cell::Cell, fmt, net::Ipv4Addr};
 
-/// Chains that jump deeper than this are not followed (the kernel's limit is 16).
+/// How deep jumps between chains are followed, as by the kernel.
 const DEPTH: usize = 16;
 
-/// The packet in mind.
+/// The example packet.
 #[derive(Clone, Debug, Default)]
 pub struct Packet {
-    /// The interface by which it came in; empty: it is this machine's own.
+    /// The interface by which it came in; empty for this machine's own packet.
     pub iif: String,
-    /// The interface by which it leaves; none: it is for this machine.
+    /// The interface by which it leaves; `None` if it is for this machine.
     pub oif: Option<String>,
     /// Its source.
     pub source: Option<Ipv4Addr>,
     /// Its destination.
     pub destination: Option<Ipv4Addr>,
-    /// Whether it is of a connection that is known; else it begins one.
+    /// Whether it belongs to a known connection; otherwise it begins one.
     pub established: bool,
     /// Whether it is IPv6.
     pub v6: bool,
-    /// Its ports where it is UDP; none: its protocol is not known.
+    /// Its ports if it is UDP; `None` if its protocol is unknown.
     pub udp: Option<Ports>,
 }
 
@@ -44,28 +44,28 @@ pub struct Ports {
     pub destination: Option<u16>,
 }
 
-/// A base chain that does not let the packet in mind through.
+/// A base chain that does not let the packet through, as far as can be told.
 #[derive(Clone, Debug)]
-pub(crate) struct Judged {
-    pub block: Block,
-    /// Whether a rule may let it through before, of which not all is known.
+pub(crate) struct PossibleBlock {
+    pub block: BlockingChain,
+    /// Whether an earlier rule that p2pvm understands only in part may let it through.
     pub is_doubtful: bool,
 }
 
 /// A base chain that does not let a packet through.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Block {
+pub struct BlockingChain {
     /// The table's family.
     pub family: String,
     /// The table.
     pub table: String,
     /// The base chain.
     pub chain: String,
-    /// What drops it there.
+    /// The rule or policy that drops it.
     pub by: String,
 }
 
-impl fmt::Display for Block {
+impl fmt::Display for BlockingChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -75,7 +75,7 @@ impl fmt::Display for Block {
     }
 }
 
-/// What became of the packet.
+/// What a chain does with the packet.
 enum Fate {
     Passed,
     Dropped(String),
@@ -90,7 +90,7 @@ pub(crate) enum Truth {
     Yes,
     /// It does not.
     No,
-    /// That cannot be told.
+    /// It cannot be told.
     Unknown,
 }
 
@@ -101,16 +101,15 @@ impl From<bool> for Truth {
 }
 
 /// The base chains of `hook` (`input` or `forward`) that do not let the packet through.
-pub fn blocks(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Block> {
+pub fn blocks(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<BlockingChain> {
     drops(ruleset, hook, packet)
         .into_iter()
         .map(|judged| judged.block)
         .collect()
 }
 
-/// The same for any hook, those of interfaces (`ingress`, `egress`) among them, with what is not
-/// sure.
-pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judged> {
+/// As [`blocks`], for any hook, also those of interfaces (`ingress`, `egress`), and with doubts.
+pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<PossibleBlock> {
     let mut found = Vec::new();
     let at_interface = match hook {
         "ingress" => Some(packet.iif.as_str()),
@@ -138,13 +137,13 @@ pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judge
             Fate::Open => "policy drop".to_owned(),
             Fate::Dropped(by) => by,
         };
-        let block = Block {
+        let block = BlockingChain {
             family: family.clone(),
             table: table.clone(),
             chain: name.clone(),
             by,
         };
-        found.push(Judged {
+        found.push(PossibleBlock {
             block,
             is_doubtful: doubt.get(),
         });
@@ -152,39 +151,51 @@ pub(crate) fn drops(ruleset: &Ruleset, hook: &str, packet: &Packet) -> Vec<Judge
     found
 }
 
-/// How deep it is in chains that jump, and whether a rule of which not all is known may have let
-/// the packet through.
-type Way<'a> = (usize, &'a Cell<bool>);
+/// The depth of jumps, and whether a rule that p2pvm understands only in part may have let the
+/// packet through.
+type WalkState<'a> = (usize, &'a Cell<bool>);
 
-fn walk(ruleset: &Ruleset, id: &ChainId, chain: &Chain, packet: &Packet, way: Way<'_>) -> Fate {
+fn walk(
+    ruleset: &Ruleset,
+    id: &ChainId,
+    chain: &Chain,
+    packet: &Packet,
+    way: WalkState<'_>,
+) -> Fate {
     let mut may_have_returned = false;
     for rule in &chain.rules {
         match apply(ruleset, id, rule, packet, way) {
-            Step::Next => {}
-            Step::MayReturn => may_have_returned = true,
-            Step::Return => return Fate::Open,
-            // ufw's chain for what is for nobody here: its returns are matches of iptables' own,
-            // its drop has none. What comes behind the jump decides, so that a firewall is not
-            // blamed in vain.
-            Step::Done(Fate::Dropped(_)) if may_have_returned && way.0 > 0 => {
+            RuleOutcome::Next => {}
+            RuleOutcome::MayReturn => may_have_returned = true,
+            RuleOutcome::Return => return Fate::Open,
+            // ufw's chain for packets to no local address: its returns match by iptables' own
+            // extensions, its drop by nothing. The rules after the jump decide, so that ufw is
+            // not blamed wrongly.
+            RuleOutcome::Done(Fate::Dropped(_)) if may_have_returned && way.0 > 0 => {
                 way.1.set(true);
                 return Fate::Open;
             }
-            Step::Done(fate) => return fate,
+            RuleOutcome::Done(fate) => return fate,
         }
     }
     Fate::Open
 }
 
-enum Step {
+enum RuleOutcome {
     Next,
     Return,
-    /// A return of which it is not known whether it is taken.
+    /// A return that may be taken.
     MayReturn,
     Done(Fate),
 }
 
-fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way<'_>) -> Step {
+fn apply(
+    ruleset: &Ruleset,
+    id: &ChainId,
+    rule: &Rule,
+    packet: &Packet,
+    way: WalkState<'_>,
+) -> RuleOutcome {
     let mut certain = true;
     for expression in &rule.expressions {
         let Some((kind, body)) = expression.as_object().and_then(|o| o.iter().next()) else {
@@ -193,7 +204,7 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way
         match kind.as_str() {
             "match" => match holds(ruleset, id, body, packet) {
                 Truth::Yes => {}
-                Truth::No => return Step::Next,
+                Truth::No => return RuleOutcome::Next,
                 Truth::Unknown => certain = false,
             },
             "counter" | "log" | "comment" | "mangle" | "notrack" => {}
@@ -210,46 +221,46 @@ fn apply(ruleset: &Ruleset, id: &ChainId, rule: &Rule, packet: &Packet, way: Way
             "xt" if body["type"] == "target" => {
                 let name = body["name"].as_str().unwrap_or_default();
                 if certain && matches!(name, "REJECT" | "DROP") {
-                    return Step::Done(Fate::Dropped(format!(
+                    return RuleOutcome::Done(Fate::Dropped(format!(
                         "its rule '{}' in chain {}",
                         name.to_lowercase(),
                         id.2
                     )));
                 }
             }
-            "return" if !certain => return Step::MayReturn,
+            "return" if !certain => return RuleOutcome::MayReturn,
             other if !certain => {
-                // What may not be taken may also let through.
+                // A verdict that may be taken may also let the packet through.
                 let lets_through = matches!(other, "accept" | "queue" | "jump" | "goto");
                 way.1.set(way.1.get() || lets_through);
             }
             other => match decide(ruleset, id, (other, body), packet, way) {
                 Some(step) => return step,
-                // A limit, a quota, a match of iptables' own.
+                // A limit, a quota, a match of an iptables extension.
                 None => certain = false,
             },
         }
     }
-    Step::Next
+    RuleOutcome::Next
 }
 
-/// What a verdict does; none: it is not a verdict.
+/// What a verdict does; `None` if it is no verdict.
 fn decide(
     ruleset: &Ruleset,
     id: &ChainId,
     verdict: (&str, &Value),
     packet: &Packet,
-    way: Way<'_>,
-) -> Option<Step> {
+    way: WalkState<'_>,
+) -> Option<RuleOutcome> {
     let (kind, body) = verdict;
     Some(match kind {
-        "accept" | "queue" => Step::Done(Fate::Passed),
-        "drop" | "reject" => Step::Done(Fate::Dropped(format!(
+        "accept" | "queue" => RuleOutcome::Done(Fate::Passed),
+        "drop" | "reject" => RuleOutcome::Done(Fate::Dropped(format!(
             "its rule '{kind}' in chain {}",
             id.2
         ))),
-        "return" => Step::Return,
-        "continue" => Step::Next,
+        "return" => RuleOutcome::Return,
+        "continue" => RuleOutcome::Next,
         "jump" | "goto" => {
             let target = (
                 id.0.clone(),
@@ -263,9 +274,9 @@ fn decide(
                 _ => Fate::Open,
             };
             match fate {
-                Fate::Open if kind == "jump" => Step::Next,
-                Fate::Open => Step::Return,
-                fate => Step::Done(fate),
+                Fate::Open if kind == "jump" => RuleOutcome::Next,
+                Fate::Open => RuleOutcome::Return,
+                fate => RuleOutcome::Done(fate),
             }
         }
         _ => return None,
@@ -312,7 +323,7 @@ fn holds(ruleset: &Ruleset, id: &ChainId, body: &Value, packet: &Packet) -> Trut
     }
 }
 
-/// Whether the packet's property `left` is, or is among, `right`.
+/// Whether the packet's property `left` equals `right` or is one of it.
 fn equals(
     left: &Value,
     right: &Value,
@@ -375,8 +386,8 @@ fn equals(
     }
 }
 
-/// Whether the routing table has the packet's destination, if it is that which is asked for, as an
-/// address of the type `right`: a packet of ours is for one machine, this or another.
+/// Whether the packet's destination has the address type `right` in the routing table. A packet of
+/// ours is for one machine, this or another.
 fn destination_is(flags: &Value, right: &Value, packet: &Packet) -> Truth {
     let flags: Vec<&Value> = flags
         .as_array()
@@ -394,7 +405,7 @@ fn destination_is(flags: &Value, right: &Value, packet: &Packet) -> Truth {
         .map_or(Truth::Unknown, |asked| Truth::from(asked == kind))
 }
 
-/// A condition about a UDP packet's protocol or ports; none: it is about something else.
+/// A condition about a UDP packet's protocol or ports; `None` if it is about something else.
 fn of_udp(left: &Value, right: &Value, udp: &Ports) -> Option<Truth> {
     let (protocol, field) = (
         left["payload"]["protocol"].as_str(),

@@ -109,9 +109,9 @@ fn dockers_chain_drops_what_is_forwarded_from_an_interface_that_it_does_not_know
     );
 }
 
-#[test]
-fn firewallds_closing_reject_is_met_by_an_interface_in_no_zone() {
-    let rules = ruleset(&[
+/// firewalld's table with an interface in its zone "trusted".
+fn firewalld() -> Ruleset {
+    ruleset(&[
         base("inet", "firewalld", "filter_INPUT", "input", "accept"),
         chain("inet", "firewalld", "filter_INPUT_ZONES"),
         chain("inet", "firewalld", "filter_IN_trusted"),
@@ -164,7 +164,12 @@ fn firewallds_closing_reject_is_met_by_an_interface_in_no_zone() {
             "filter_IN_trusted",
             json!([{ "accept": null }]),
         ),
-    ]);
+    ])
+}
+
+#[test]
+fn firewallds_closing_reject_is_met_by_an_interface_in_no_zone() {
+    let rules = firewalld();
     for v6 in [false, true] {
         let found = blocks(
             &rules,
@@ -288,7 +293,9 @@ fn sets_maps_wildcards_and_addresses_are_understood() {
                 {
                     "vmap": {
                         "key": { "ct": { "key": "state" } },
-                        "data": { "set": [["established", { "accept": null }], ["new", { verdict: null }]] }
+                        "data": { "set": [
+                            ["established", { "accept": null }], ["new", { verdict: null }]
+                        ] }
                     }
                 }
             ]

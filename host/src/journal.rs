@@ -1,9 +1,8 @@
-//! What p2pvm changed on this machine, written down before it is changed, so that whoever comes
-//! next puts it back: the daemon at its end, its guardian at once after a kill, the next daemon, or
-//! `p2pvm down`.
+//! What p2pvm changed on this machine, noted before the change, so that one of these undoes it: the
+//! daemon at its end, its guardian after a kill, the next daemon, or `p2pvm down`.
 //!
 //! One file of the state directory. Writers of several processes take turns by a lock on a file
-//! beside it; who undoes holds the lock all the while.
+//! beside it; an undo holds the lock until it has ended.
 
 use crate::{durable::write_atomically, passage::Passage};
 use nix::fcntl::{Flock, FlockArg};
@@ -15,26 +14,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The version that is written; the one before had no such field.
+/// The version that is written. The previous version had no such field.
 const VERSION: u32 = 2;
 
-/// Something that was changed.
+/// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum Change {
     /// A passage through another firewall.
     Passage {
-        /// For which interface.
+        /// The interface that it is for.
         device: String,
         /// The passage.
         passage: Passage,
     },
-    /// Routes in a routing table of a network's own, and the policy rules that lead there.
+    /// Routes in a network's own routing table, and the policy rules that lead there.
     Routes {
         /// The routing table.
         table: u32,
     },
-    /// `net.ipv4.conf.IF.forwarding` was off ([`crate::wanted::Forwards`]).
+    /// `net.ipv4.conf.IF.forwarding` was off ([`crate::forwarding::ForwardingState`]).
     Forwarding {
         /// The interface.
         interface: String,
@@ -46,35 +45,35 @@ pub enum Change {
     },
 }
 
-/// What the previous release wrote of forwarding.
+/// What the previous release noted about forwarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Former {
+pub struct FormerForwarding {
     /// The nftables table.
     pub table: String,
     /// Whether it switched `net.ipv4.ip_forward` on.
     pub switched_on: bool,
 }
 
-/// What is written down.
+/// What the journal holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Entries {
     version: u32,
-    /// In the kernel, oldest first.
+    /// Changes in the kernel, oldest first.
     pub kernel: Vec<Change>,
-    /// What the part for names changed, in its own words.
+    /// What [`crate::names`] changed, in its own format.
     #[serde(skip_serializing_if = "serde_json::Value::is_null")]
     pub names: serde_json::Value,
     /// The previous release's forwarding.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub forwarding: Option<Former>,
+    pub forwarding: Option<FormerForwarding>,
     /// The previous release's entry in a list of name servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolv_conf: Option<PathBuf>,
 }
 
 impl Entries {
-    /// Whether nothing is to be undone.
+    /// Whether there is nothing to undo.
     pub fn is_empty(&self) -> bool {
         self.kernel.is_empty()
             && self.names.is_null()
@@ -82,7 +81,7 @@ impl Entries {
             && self.resolv_conf.is_none()
     }
 
-    /// Adds a change that is not there yet.
+    /// Adds a change, once.
     pub fn note(&mut self, change: Change) {
         if !self.kernel.contains(&change) {
             self.kernel.push(change);
@@ -101,23 +100,23 @@ impl Entries {
     }
 }
 
-/// The file.
+/// The journal's file.
 #[derive(Clone, Debug)]
 pub struct Journal(PathBuf);
 
 /// Held while the journal is read, changed and written.
-pub struct Held<'a> {
+pub struct JournalGuard<'a> {
     path: &'a Path,
-    /// What is written down.
+    /// What the journal holds.
     pub entries: Entries,
     _lock: Flock<fs::File>,
 }
 
-impl Held<'_> {
-    /// Writes the entries; without any the file goes.
+impl JournalGuard<'_> {
+    /// Writes the entries; without entries it removes the file.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn save(&mut self) -> io::Result<()> {
         if self.entries.is_empty() {
             return match fs::remove_file(self.path) {
@@ -131,12 +130,12 @@ impl Held<'_> {
 }
 
 impl Journal {
-    /// The journal at `path`; nothing is touched yet.
+    /// The journal at `path`, which is not opened yet.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// What is written down. A file that cannot be read counts as nothing, and says so.
+    /// What the journal holds. An unreadable file counts as empty, with a warning in the log.
     pub fn load(&self) -> Entries {
         let read = match fs::read(&self.0) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Entries::default(),
@@ -150,11 +149,11 @@ impl Journal {
         })
     }
 
-    /// Waits for all other writers.
+    /// Locks the journal, after all other writers, and reads it.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn hold(&self) -> io::Result<Held<'_>> {
+    /// The file system's error.
+    pub fn hold(&self) -> io::Result<JournalGuard<'_>> {
         let file = OpenOptions::new()
             .create(true)
             .write(true)
@@ -169,17 +168,17 @@ impl Journal {
                 Err((_, errno)) => return Err(errno.into()),
             }
         };
-        Ok(Held {
+        Ok(JournalGuard {
             path: &self.0,
             entries: self.load(),
             _lock: lock,
         })
     }
 
-    /// Changes what is written down; on the disk when it returns.
+    /// Changes the entries, durable on return.
     ///
     /// # Errors
-    /// What the file system says; then nothing may be changed on the machine.
+    /// The file system's error; then the caller must not change the machine.
     pub fn alter(&self, change: impl FnOnce(&mut Entries)) -> io::Result<()> {
         let mut held = self.hold()?;
         let before = held.entries.clone();
@@ -226,12 +225,14 @@ mod tests {
         let path = dir.path().join("undo.json");
         fs::write(
             &path,
-            r#"{"forwarding":{"table":"p2pvm_p2pvm0","switched_on":true},"resolv_conf":"/etc/resolv.conf"}"#
-        ).unwrap();
+            r#"{"forwarding":{"table":"p2pvm_p2pvm0","switched_on":true},
+                "resolv_conf":"/etc/resolv.conf"}"#,
+        )
+        .unwrap();
         let entries = Journal::at(&path).load();
         assert_eq!(
             entries.forwarding,
-            Some(Former {
+            Some(FormerForwarding {
                 table: "p2pvm_p2pvm0".into(),
                 switched_on: true
             })

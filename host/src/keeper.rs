@@ -1,10 +1,10 @@
 //! The owner of what a network changes in the machine's kernel: a thread that makes what is wanted,
-//! watches, and puts back what somebody removed.
+//! watches it, and restores what another program removed.
 //!
-//! It wakes when the kernel tells of a change (rtnetlink's links, addresses, routes, rules,
-//! settings of interfaces; any change of nftables), when it is asked, and every [`LOOK_EVERY`] in
-//! case a message was lost. A look ends in the steps of [`crate::plan::plan`], each of which is
-//! noted in the journal before it is made. What fails is tried again, more and more seldom.
+//! It wakes when the kernel reports a change (rtnetlink's links, addresses, routes, rules, settings
+//! of interfaces; any change of nftables), when it is asked, and every [`LOOK_EVERY`] in case a
+//! message was lost. A look ends in the steps of [`crate::plan::plan`], each of which is noted in
+//! the journal before it is made. A step that fails is retried, more and more seldom.
 
 mod report;
 mod watch;
@@ -15,17 +15,17 @@ use crate::{
     causes::chain,
     error::Error,
     finding::{Board, Finding},
+    forwarding,
     journal::{Change, Entries, Journal},
     kernel,
     links::{links, set_alias},
-    look::{Rules, Seen, look},
+    look::{HostState, RulesCache, look},
     netlink::Netlink,
+    observed::NeighbourRoute,
     opening,
-    outbound::Carried,
+    outbound::CarriedVpn,
     plan::{Step, plan},
-    routes,
-    sharing::Held,
-    undo,
+    routes, undo,
     wanted::Wanted,
 };
 use std::{
@@ -38,19 +38,24 @@ use std::{
 };
 use watch::Watch;
 
-/// A change that nobody told of is seen after this.
+/// How long before the thread looks without a message.
+/// Reason: a message may be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Changes come in bursts: so long is waited for the rest of one.
+/// How long to wait for further changes after one.
+/// Reason: changes come in bursts.
 const SETTLE: Duration = Duration::from_millis(150);
-/// A step that fails is tried again after this, then twice as long, up to the limit.
+/// How long before a step that failed is retried; doubled each time.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long before a step that keeps failing is retried at most.
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
-/// Somebody who removes the same thing again and again is answered in the log once in this time.
+/// How long before the same restored thing is logged again.
+/// Reason: a program may remove it again and again.
 const QUIET: Duration = Duration::from_secs(60);
-/// Longer than a look and its steps take, other programs' time limits included.
+/// How long [`Keeper::settle`] waits for the thread.
+/// Reason: longer than a look and its steps take, other programs' time limits included.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// What a step for the network's own nftables table is called.
+/// The name of steps for the network's own nftables table.
 const FORWARDING_RULES: &str = "forwarding rules";
 
 enum Order {
@@ -86,7 +91,7 @@ impl Keeper {
             board,
             report: report.clone(),
             added: added.clone(),
-            rules: Rules::default(),
+            rules: RulesCache::default(),
             settled: false,
             held: BTreeSet::new(),
             carried: None,
@@ -111,25 +116,24 @@ impl Keeper {
         let _ = (&self.waker).write(&[1]);
     }
 
-    /// Says what is wanted from now on.
+    /// Sets what is wanted from now on.
     pub fn want(&self, wanted: Wanted) {
         self.order(Order::Want(Box::new(wanted), None));
     }
 
-    /// Says what is wanted from now on and waits until that was tried once.
+    /// Sets what is wanted from now on and waits until it was tried once.
     pub fn settle(&self, wanted: Wanted) -> Report {
         let (tell, told) = mpsc::channel();
         self.order(Order::Want(Box::new(wanted), Some(tell)));
         told.recv_timeout(ANSWER).unwrap_or_else(|_| self.report())
     }
 
-    /// Lets it look now.
+    /// Makes the thread look now.
     pub fn look(&self) {
         self.order(Order::Look);
     }
 
-    /// Adds what else is found wrong with routes to the board's area "routes", in place of what was
-    /// added before.
+    /// Sets the caller's own findings for the board's area "routes".
     pub fn add_findings(&self, findings: Vec<Finding>) {
         let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
         if *added != findings {
@@ -139,7 +143,7 @@ impl Keeper {
         }
     }
 
-    /// What came of the last look.
+    /// The result of the last look.
     pub fn report(&self) -> Report {
         self.report
             .lock()
@@ -156,7 +160,7 @@ impl Keeper {
             .unwrap_or_else(PoisonError::into_inner)
             .take()
         {
-            // A panic there has been reported, and whoever comes next undoes what is noted.
+            // A panic there has been reported, and the next daemon undoes what is noted.
             let _ = thread.join();
         }
     }
@@ -174,18 +178,18 @@ struct Thread {
     board: Board,
     report: Arc<Mutex<Report>>,
     added: Arc<Mutex<Vec<Finding>>>,
-    rules: Rules,
-    /// Whether everything that is wanted has been made: what is to be done then was undone by
-    /// somebody.
+    rules: RulesCache,
+    /// Whether everything that is wanted has been made. A step that is due then restores what
+    /// another program removed.
     settled: bool,
-    /// What other networks of this machine held at the last look: what is to be done when that
-    /// changes was undone by nobody.
-    held: BTreeSet<Held>,
+    /// What other networks of this machine held at the last look. A step that is due after a change
+    /// of it restores nothing.
+    held: BTreeSet<NeighbourRoute>,
     /// The VPN that own packets were led past at the last look.
-    carried: Option<Carried>,
-    /// Steps that failed, by what they do, with the time of the next try and the wait after it.
+    carried: Option<CarriedVpn>,
+    /// Steps that failed, by what they do: the time of the next try, the wait after it, and why.
     failing: BTreeMap<String, (Instant, Duration, String)>,
-    /// What was put back, and when it was said.
+    /// What was restored, and when that was logged.
     told: BTreeMap<String, Instant>,
 }
 
@@ -212,9 +216,9 @@ impl Thread {
             for tell in asked {
                 let _ = tell.send(report.clone());
             }
-            // A machine with a million routes is not to be kept busy by looking at them.
+            // Looking at a million routes must not keep the machine busy.
             let rest = (began.elapsed() * 4).min(LOOK_EVERY);
-            // Others hear of it at once: a look may take long, and so may the rest after it.
+            // Others are told at once: a look may take long, and so may the rest after it.
             let heard = watch.wait(rest, self.next_look(), || self.board.stir());
             if heard.rules {
                 self.rules.forget();
@@ -232,7 +236,7 @@ impl Thread {
         due.unwrap_or(LOOK_EVERY).clamp(SETTLE, LOOK_EVERY)
     }
 
-    /// Looks, does what is to be done, and says what came of it.
+    /// Looks, makes the steps that are due, and reports.
     fn look(&mut self) -> Report {
         let entries = self.journal.load();
         let seen = match look(&self.wanted, &entries, &mut self.rules) {
@@ -247,7 +251,7 @@ impl Thread {
         if seen.observed.held != self.held {
             (self.held, self.settled) = (seen.observed.held.clone(), false);
         }
-        let server = |carried: &Option<Carried>| carried.as_ref().map(|carried| carried.server);
+        let server = |carried: &Option<CarriedVpn>| carried.as_ref().map(|carried| carried.server);
         if server(&seen.observed.carried) != server(&self.carried) {
             self.settled = false;
         }
@@ -287,8 +291,8 @@ impl Thread {
         report.show(&self.board, added);
     }
 
-    /// One line when own packets begin to go past a VPN, cannot, or need not any more.
-    fn say_carried(&mut self, seen: &Seen) {
+    /// Logs when own packets begin to go past a VPN, cannot, or no longer need to.
+    fn say_carried(&mut self, seen: &HostState) {
         if seen.observed.carried == self.carried {
             return;
         }
@@ -301,7 +305,7 @@ impl Thread {
         }
     }
 
-    /// The interface's mark, should it be missing.
+    /// Writes the interface's mark if it is missing.
     fn keep_alias(&self) {
         let Ok(links) = links() else { return };
         if let Some(link) = links.iter().find(|link| link.name == self.wanted.device)
@@ -312,8 +316,8 @@ impl Thread {
         }
     }
 
-    /// Makes the steps that are due; gives those that were made.
-    fn make(&mut self, steps: Vec<Step>, seen: &Seen) -> Vec<Step> {
+    /// Makes the steps that are due. Returns those that were made.
+    fn make(&mut self, steps: Vec<Step>, seen: &HostState) -> Vec<Step> {
         let now = Instant::now();
         let due = |step: &Step| {
             self.failing
@@ -332,13 +336,13 @@ impl Thread {
         }
         let mut made = Vec::new();
         for step in steps {
-            // Without the guard that the table holds, nothing is switched on.
+            // Forwarding is switched on only behind the guard in the table.
             if matches!(step, Step::Switch { .. }) && self.failing.contains_key(FORWARDING_RULES) {
                 continue;
             }
             match self.step(&step, seen) {
                 Ok(()) => {
-                    // A passage that has to be given again and again is given more and more seldom.
+                    // A passage that another program keeps removing is opened more and more seldom.
                     let again = matches!(step, Step::Open(_)) && self.settled;
                     if again {
                         self.postpone(&step, "somebody removes it again and again".into());
@@ -369,7 +373,7 @@ impl Thread {
             .insert(what_of(step), (Instant::now() + wait, wait, why));
     }
 
-    /// Writes down what will have to be undone.
+    /// Notes in the journal what will have to be undone.
     fn note(&self, steps: &[Step]) -> io::Result<()> {
         let wanted = &self.wanted;
         let changes = |step: &Step| match step {
@@ -396,8 +400,8 @@ impl Thread {
             .alter(|entries| changes.into_iter().for_each(|change| entries.note(change)))
     }
 
-    /// Forgets what is undone.
-    fn forget(&self, made: &[Step], seen: &Seen) -> io::Result<()> {
+    /// Removes from the journal what is undone.
+    fn forget(&self, made: &[Step], seen: &HostState) -> io::Result<()> {
         let gone = |change: &Change| {
             made.iter().any(|step| match (step, change) {
                 (Step::Close(a), Change::Passage { passage: b, .. }) => a == b,
@@ -425,7 +429,7 @@ impl Thread {
         }
     }
 
-    fn step(&mut self, step: &Step, seen: &Seen) -> Result<(), Error> {
+    fn step(&mut self, step: &Step, seen: &HostState) -> Result<(), Error> {
         let kernel = |doing: String| move |cause| Error::Kernel(doing, cause);
         let (device, table) = (self.wanted.device.clone(), self.wanted.routing_table());
         let netlink = || Netlink::open().map_err(kernel("ask the kernel".into()));
@@ -471,16 +475,16 @@ impl Thread {
                 interface,
                 change: true,
                 ..
-            } => kernel::set_forwarding(interface, true),
+            } => forwarding::set_forwarding(interface, true),
             Step::Restore {
                 interface,
                 change: true,
-            } => kernel::set_forwarding(interface, false),
+            } => forwarding::set_forwarding(interface, false),
             Step::Switch { .. } | Step::Restore { .. } => Ok(()),
         }
     }
 
-    /// One line for what was put back or opened.
+    /// Logs what was restored or opened.
     fn say(&mut self, made: &[Step]) {
         let opened: Vec<String> = made
             .iter()
@@ -529,7 +533,7 @@ impl Thread {
     }
 }
 
-/// Whether the step makes something, rather than takes away.
+/// Whether the step makes something rather than removes it.
 fn is_made(step: &Step) -> bool {
     matches!(
         step,

@@ -1,77 +1,24 @@
-//! Forwarding by interface, and the nftables rules: how they are read and changed.
+//! The nftables rules of the calling thread's network namespace: how they are read and changed.
 
 use crate::{
     error::Error,
     links::Mark,
     ruleset::Ruleset,
     run::{RunError, run},
-    wanted::{Forwards, nft_table},
+    wanted::nft_table,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, thread,
+    thread,
     time::Duration,
 };
 
-const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
-/// What p2pvm writes to switch an interface's forwarding on ([`Forwards`]).
-const OURS: &str = "2";
 /// The set in a network's own table that names the interfaces whose forwarding it switched on.
 const SWITCHED: &str = "switched";
 
-fn path(interface: &str) -> String {
-    format!("{INTERFACES}/{interface}/forwarding")
-}
-
-/// Whether an interface forwards; none: it is not there.
-pub(crate) fn forwarding(interface: &str) -> Option<Forwards> {
-    fs::read_to_string(path(interface))
-        .ok()
-        .map(|text| match text.trim() {
-            "0" => Forwards::No,
-            OURS => Forwards::ForUs,
-            _ => Forwards::ForOthers,
-        })
-}
-
-/// The interfaces that forward for p2pvm's sake, whatever they are called now.
-pub(crate) fn forwarding_for_us() -> BTreeSet<String> {
-    let all = fs::read_dir(INTERFACES).into_iter().flatten().flatten();
-    all.filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| forwarding(name) == Some(Forwards::ForUs))
-        .collect()
-}
-
-/// Switches an interface's forwarding on, or off again; what others have switched meanwhile stays
-/// as they have it.
-pub(crate) fn set_forwarding(interface: &str, on: bool) -> Result<(), Error> {
-    let path = path(interface);
-    let said = |cause| {
-        Error::Kernel(
-            format!(
-                "switch forwarding {} in {path}",
-                if on { "on" } else { "off" }
-            ),
-            cause,
-        )
-    };
-    match forwarding(interface) {
-        Some(Forwards::No) if on => fs::write(&path, OURS).map_err(said),
-        Some(Forwards::ForUs) if !on => fs::write(&path, "0").map_err(said),
-        None if on => Err(said(std::io::ErrorKind::NotFound.into())),
-        _ => Ok(()),
-    }
-}
-
-/// Switches the machine's forwarding off, as the previous release had switched it on.
-pub(crate) fn clear_ip_forward() -> Result<(), Error> {
-    fs::write(IP_FORWARD, "0")
-        .map_err(|cause| Error::Kernel(format!("switch off forwarding in {IP_FORWARD}"), cause))
-}
-
-/// How often nft is asked for all rules before its refusal counts. Reason: it gives up, without a
-/// word, on rules that change while it lists them, as they do when a firewall loads its own anew.
+/// How many times nft is asked for all rules before its failure counts.
+/// Reason: it fails without a message if rules change while it lists them, as when a firewall
+/// reloads its own.
 const LISTINGS: u32 = 3;
 const LISTING_PAUSE: Duration = Duration::from_millis(30);
 
@@ -100,7 +47,7 @@ pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
         } else {
             "iptables-nft-save"
         };
-        // Without the program the rule is one that p2pvm knows nothing of.
+        // Without the program p2pvm does not recognize the rule.
         if let Ok(saved) = run(program, &["-t", "filter"], "") {
             ruleset.tell(&family, &String::from_utf8_lossy(&saved));
         }
@@ -114,27 +61,28 @@ pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
     Ok(ruleset)
 }
 
-/// Gives nft a text, which is one transaction.
+/// Has nft apply a text, as one transaction.
 pub(crate) fn nft(doing: &str, text: &str) -> Result<(), Error> {
     run("nft", &["-f", "-"], text)
         .map(drop)
         .map_err(|cause| Error::Program(doing.to_owned(), cause))
 }
 
-/// Removes a table; one that is not there is no failure.
+/// Removes a table. A missing one is no failure.
 pub(crate) fn drop_table(name: &str) -> Result<(), Error> {
     let doing = format!("remove nftables table {name}");
     match nft(
         &doing,
         &format!("add table ip {name}\ndelete table ip {name}\n"),
     ) {
-        // Who has no nft has no table.
+        // Without nft there is no table.
         Err(Error::Program(_, RunError::Missing { .. })) => Ok(()),
         done => done,
     }
 }
 
-/// What other p2pvm networks that live on this machine switched on, by their tables.
+/// The interfaces whose forwarding other p2pvm networks of this machine switched on, by their
+/// tables.
 pub(crate) fn switched_by_others(
     ruleset: &Ruleset,
     marks: &BTreeMap<String, Mark>,

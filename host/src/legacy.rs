@@ -4,69 +4,52 @@
 use crate::{
     firewall::{Packet, Truth},
     net::Net,
-    passage::{Passage, Way},
+    passage::{Passage, Traffic, legacy_program},
     ruleset::iptables_comment,
     run::{RunError, run},
 };
 use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
-/// What `-S` prints, by family (`ip`, `ip6`); a family whose filter table is not in use has no
+/// What `-S` prints, by family (`ip`, `ip6`). A family whose filter table is not in use has no
 /// entry.
-pub type Rules = BTreeMap<String, String>;
+pub type LegacyRules = BTreeMap<String, String>;
 
-/// A family with its program and the kernel's list of its tables in use.
-const FAMILIES: [(&str, &str, &str); 2] = [
-    (
-        "ip",
-        "iptables-legacy",
-        "/proc/thread-self/net/ip_tables_names",
-    ),
-    (
-        "ip6",
-        "ip6tables-legacy",
-        "/proc/thread-self/net/ip6_tables_names",
-    ),
+/// A family and the kernel's list of its tables in use.
+const FAMILIES: [(&str, &str); 2] = [
+    ("ip", "/proc/thread-self/net/ip_tables_names"),
+    ("ip6", "/proc/thread-self/net/ip6_tables_names"),
 ];
 
-/// The program for a family's rules.
-pub(crate) fn program(family: &str) -> &'static str {
-    if family == "ip6" {
-        FAMILIES[1].1
-    } else {
-        FAMILIES[0].1
-    }
-}
-
 /// Lists the rules where a filter table is in use and the program is there.
-pub(crate) fn list() -> Rules {
+pub(crate) fn list() -> LegacyRules {
     let in_use = |tables: &str| {
         fs::read_to_string(tables).is_ok_and(|tables| tables.lines().any(|table| table == "filter"))
     };
     let printed = |program| {
         Some(String::from_utf8_lossy(&run(program, &["-w", "5", "-S"], "").ok()?).into_owned())
     };
-    let families = FAMILIES.into_iter().filter(|(_, _, tables)| in_use(tables));
+    let families = FAMILIES.into_iter().filter(|(_, tables)| in_use(tables));
     families
-        .filter_map(|(family, program, _)| Some((family.to_owned(), printed(program)?)))
+        .filter_map(|(family, _)| Some((family.to_owned(), printed(legacy_program(family))?)))
         .collect()
 }
 
 /// The rules of tables other than `filter`, by family and table.
-pub type Tables = BTreeMap<(String, String), String>;
+pub type LegacyTables = BTreeMap<(String, String), String>;
 
 /// Tables besides `filter` whose chains can drop packets.
 const OTHER_TABLES: [&str; 3] = ["raw", "mangle", "security"];
 
 /// Lists the rules of the other tables that are in use.
-pub(crate) fn list_others() -> Tables {
-    let mut found = Tables::new();
-    for (family, program, in_use) in FAMILIES {
+pub(crate) fn list_others() -> LegacyTables {
+    let mut found = LegacyTables::new();
+    for (family, in_use) in FAMILIES {
         let in_use = fs::read_to_string(in_use).unwrap_or_default();
         for table in OTHER_TABLES
             .into_iter()
             .filter(|table| in_use.lines().any(|line| line == *table))
         {
-            if let Ok(printed) = run(program, &["-w", "5", "-t", table, "-S"], "") {
+            if let Ok(printed) = run(legacy_program(family), &["-w", "5", "-t", table, "-S"], "") {
                 let rules = String::from_utf8_lossy(&printed).into_owned();
                 found.insert((family.to_owned(), table.to_owned()), rules);
             }
@@ -75,8 +58,11 @@ pub(crate) fn list_others() -> Tables {
     found
 }
 
-/// The passages of p2pvm's for this interface that are among a family's rules.
-pub(crate) fn there<'a>(rules: &'a str, device: &'a str) -> impl Iterator<Item = (&'a str, Way)> {
+/// p2pvm's passages for this interface among a family's rules.
+pub(crate) fn there<'a>(
+    rules: &'a str,
+    device: &'a str,
+) -> impl Iterator<Item = (&'a str, Traffic)> {
     rules.lines().filter_map(move |line| {
         let way = Passage::way_of(iptables_comment(line)?, device)?;
         Some((line.strip_prefix("-A ")?.split(' ').next()?, way))
@@ -85,31 +71,36 @@ pub(crate) fn there<'a>(rules: &'a str, device: &'a str) -> impl Iterator<Item =
 
 /// What a chain does with a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Judged {
+pub(crate) struct ChainVerdict {
     /// Whether it drops it.
     pub drops: bool,
-    /// Whether a rule may let it through before, of which not all is known.
+    /// Whether an earlier rule that p2pvm understands only in part may let it through.
     pub is_doubtful: bool,
     /// What drops it.
     pub by: &'static str,
 }
 
 /// Whether a chain drops a packet, by its policy or by a rule. With `own`, p2pvm's passages for
-/// that interface and way count; others of p2pvm's never do.
-pub(crate) fn drops(rules: &str, chain: &str, packet: &Packet, own: Option<(&str, &Way)>) -> bool {
+/// that interface and traffic count; its other passages never do.
+pub(crate) fn drops(
+    rules: &str,
+    chain: &str,
+    packet: &Packet,
+    own: Option<(&str, &Traffic)>,
+) -> bool {
     judge(rules, chain, packet, own).drops
 }
 
-/// The same, with what is not sure.
+/// As [`drops`], with its doubts.
 pub(crate) fn judge(
     rules: &str,
     chain: &str,
     packet: &Packet,
-    own: Option<(&str, &Way)>,
-) -> Judged {
-    let mut judged = Judged {
+    own: Option<(&str, &Traffic)>,
+) -> ChainVerdict {
+    let mut judged = ChainVerdict {
         by: "policy drop",
-        ..Judged::default()
+        ..ChainVerdict::default()
     };
     for rule in rules
         .lines()
@@ -118,7 +109,7 @@ pub(crate) fn judge(
         if let Some(device) = iptables_comment(rule).and_then(Passage::device_of) {
             let way = iptables_comment(rule).and_then(|said| Passage::way_of(said, device));
             if own.is_some_and(|(own, wanted)| own == device && way.as_ref() == Some(wanted)) {
-                return Judged::default();
+                return ChainVerdict::default();
             }
             continue;
         }
@@ -130,9 +121,9 @@ pub(crate) fn judge(
         match (holds(conditions, packet), target) {
             (Truth::No, _)
             | (_, "" | "LOG" | "MARK" | "CT" | "TRACE" | "NFLOG" | "CONNMARK" | "TCPMSS") => {}
-            (Truth::Yes, "ACCEPT") => return Judged::default(),
+            (Truth::Yes, "ACCEPT") => return ChainVerdict::default(),
             (Truth::Yes, "DROP" | "REJECT") => {
-                return Judged {
+                return ChainVerdict {
                     drops: true,
                     by: "a rule of it",
                     ..judged
@@ -140,7 +131,7 @@ pub(crate) fn judge(
             }
             (Truth::Yes, "RETURN") => break,
             (Truth::Unknown, "DROP" | "REJECT") => {}
-            // A chain of somebody's is not followed.
+            // Other chains are not followed.
             _ => judged.is_doubtful = true,
         }
     }
@@ -243,20 +234,20 @@ fn port(port: Option<u16>, wanted: &str) -> Truth {
     }
 }
 
-/// What tells the packets of a passage.
-fn matches(way: &Way, device: &str) -> Vec<String> {
+/// The words that match a passage's packets.
+fn matches(way: &Traffic, device: &str) -> Vec<String> {
     match way {
-        Way::In => ["-i", device].map(str::to_owned).into(),
-        Way::From(lan) => ["-i", lan, "-o", device].map(str::to_owned).into(),
+        Traffic::In => ["-i", device].map(str::to_owned).into(),
+        Traffic::From(lan) => ["-i", lan, "-o", device].map(str::to_owned).into(),
     }
 }
 
-/// A person's command for a passage; without p2pvm's comment, by which a rule would be p2pvm's to
-/// remove.
-pub(crate) fn command(family: &str, chain: &str, way: &Way, device: &str) -> String {
+/// The command by which a person adds a passage. It has no comment of p2pvm's, which would make the
+/// rule p2pvm's to remove.
+pub(crate) fn command(family: &str, chain: &str, way: &Traffic, device: &str) -> String {
     format!(
         "{} -I {chain} {} -j ACCEPT",
-        program(family),
+        legacy_program(family),
         matches(way, device).join(" ")
     )
 }
@@ -266,10 +257,10 @@ fn tell(family: &str, words: &[String]) -> Result<(), RunError> {
         .into_iter()
         .chain(words.iter().map(String::as_str))
         .collect();
-    run(program(family), &words, "").map(drop)
+    run(legacy_program(family), &words, "").map(drop)
 }
 
-/// Gives a passage.
+/// Adds a passage.
 pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), RunError> {
     let mut words = ["-I", &passage.chain].map(str::to_owned).to_vec();
     words.extend(matches(&passage.way, device));
@@ -287,7 +278,7 @@ pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), RunError> {
     tell(&passage.family, &words)
 }
 
-/// Removes the rules of which `which` (family, chain, comment) says so; how many.
+/// Removes the rules for which `which` (family, chain, comment) is true. Returns how many.
 pub(crate) fn remove(which: impl Fn(&str, &str, &str) -> bool) -> Result<usize, RunError> {
     let mut count = 0;
     for (family, rules) in &list() {
@@ -334,8 +325,8 @@ mod tests {
     fn a_persons_own_rule_lets_packets_in_and_the_advised_one_is_such_a_rule() {
         let chain = "-P FORWARD DROP\n-A FORWARD -i eth0 -j ACCEPT\n";
         for (way, packet) in [
-            (Way::In, packet("p2pvm0", Some("lan0"))),
-            (Way::From("lan0".into()), packet("lan0", Some("p2pvm0"))),
+            (Traffic::In, packet("p2pvm0", Some("lan0"))),
+            (Traffic::From("lan0".into()), packet("lan0", Some("p2pvm0"))),
         ] {
             assert!(drops(chain, "FORWARD", &packet, None));
             let advised =
@@ -361,7 +352,7 @@ mod tests {
             );
         }
         assert_eq!(
-            command("ip6", "INPUT", &Way::In, "p2pvm0"),
+            command("ip6", "INPUT", &Traffic::In, "p2pvm0"),
             "ip6tables-legacy -I INPUT -i p2pvm0 -j ACCEPT"
         );
     }
@@ -412,11 +403,16 @@ mod tests {
             -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n";
         assert_eq!(
             there(rules, "p2pvm0").collect::<Vec<_>>(),
-            [("INPUT", Way::In)]
+            [("INPUT", Traffic::In)]
         );
         assert_eq!(there(rules, "p2pvm1").count(), 0);
         let packet = packet("p2pvm0", None);
         assert!(drops(rules, "INPUT", &packet, None));
-        assert!(!drops(rules, "INPUT", &packet, Some(("p2pvm0", &Way::In))));
+        assert!(!drops(
+            rules,
+            "INPUT",
+            &packet,
+            Some(("p2pvm0", &Traffic::In))
+        ));
     }
 }

@@ -1,9 +1,8 @@
 //! The machine's interfaces, and which of them are p2pvm's own.
 //!
-//! A daemon writes a mark into its interface's alias (`ip link show` displays it): the kernel keeps
-//! it as long as the interface is there and no longer, and every daemon on the machine, of
-//! whichever network, can read it. So nothing has to be registered in a file, and nothing stays
-//! behind after a kill.
+//! A daemon writes a mark into its interface's alias (`ip link show` displays it). The kernel keeps
+//! it exactly as long as the interface, and every daemon on the machine can read it. So nothing has
+//! to be registered in a file, and nothing is left after a kill.
 
 use crate::netlink::Netlink;
 use netlink_packet_route::{
@@ -13,20 +12,20 @@ use netlink_packet_route::{
 };
 use std::{fmt, io, net::IpAddr, str::FromStr};
 
-/// How every alias of ours begins; the number is the version of what follows.
+/// The first word of every alias of ours; the number is the version of the rest.
 const ALIAS: &str = "p2pvm/1";
 
 /// What an interface's alias says of the p2pvm network behind it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
-    /// The network's id, as it is written.
+    /// The network's id in text form.
     pub network: String,
     /// The UDP port of its packet plane.
     pub link_port: u16,
-    /// The UDP and TCP port of its control plane; 0: not known yet.
+    /// The UDP and TCP port of its control plane; 0 if not known yet.
     pub control_port: u16,
-    /// An address of one of its members that it cannot reach, as another p2pvm network of this
-    /// machine holds it: that one reads it here.
+    /// An address of one of its members that it cannot reach, because another p2pvm network of this
+    /// machine holds it. That network reads it here.
     pub misses: Option<IpAddr>,
 }
 
@@ -43,24 +42,24 @@ impl fmt::Display for Mark {
 
 /// The alias is not ours, or of a later version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotOurs;
+pub struct ForeignAlias;
 
 impl FromStr for Mark {
-    type Err = NotOurs;
+    type Err = ForeignAlias;
 
-    fn from_str(text: &str) -> Result<Self, NotOurs> {
+    fn from_str(text: &str) -> Result<Self, ForeignAlias> {
         let mut words = text.split(' ');
         if words.next() != Some(ALIAS) {
-            return Err(NotOurs);
+            return Err(ForeignAlias);
         }
         let mut mark = Self::default();
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
                 "network" => value.clone_into(&mut mark.network),
-                "link" => mark.link_port = value.parse().map_err(|_| NotOurs)?,
-                "control" => mark.control_port = value.parse().map_err(|_| NotOurs)?,
-                "misses" => mark.misses = Some(value.parse().map_err(|_| NotOurs)?),
-                // Later versions may say more.
+                "link" => mark.link_port = value.parse().map_err(|_| ForeignAlias)?,
+                "control" => mark.control_port = value.parse().map_err(|_| ForeignAlias)?,
+                "misses" => mark.misses = Some(value.parse().map_err(|_| ForeignAlias)?),
+                // Later versions may have more.
                 _ => {}
             }
         }
@@ -99,7 +98,7 @@ impl Link {
 /// All interfaces of the calling thread's network namespace, by index.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn links() -> io::Result<Vec<Link>> {
     let mut netlink = Netlink::open()?;
     let mut links: Vec<Link> = Vec::new();
@@ -145,8 +144,8 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// The interface's own address: IFA_LOCAL where there is one, as IFA_ADDRESS is the far end's on a
-/// point-to-point link.
+/// The interface's own address: IFA_LOCAL if there is one, because IFA_ADDRESS is the far end's on
+/// a point-to-point link.
 fn address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|a| {
         if let AddressAttribute::Local(ip) = a {
@@ -169,7 +168,7 @@ fn address(message: &AddressMessage) -> Option<IpAddr> {
 /// Writes an interface's alias.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn set_alias(index: u32, alias: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -179,8 +178,8 @@ pub fn set_alias(index: u32, alias: &str) -> io::Result<()> {
     Netlink::open()?.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Whether `ip` lies in the network behind an interface of p2pvm's, as far as its addresses tell:
-/// then it is reached through a tunnel of ours, and no tunnel may be built to it.
+/// Whether `ip` is in the network of one of p2pvm's interfaces, by their addresses: then it is
+/// reached through a tunnel of ours, and no tunnel may be built to it.
 pub fn is_inside(links: &[Link], ip: &IpAddr) -> bool {
     let own = links.iter().filter(|link| link.mark().is_some());
     own.flat_map(|link| &link.addresses)
@@ -220,7 +219,7 @@ mod tests {
             "p2pvm/2 network=x",
             "p2pvm/1 link=many",
         ] {
-            assert_eq!(text.parse::<Mark>(), Err(NotOurs), "{text}");
+            assert_eq!(text.parse::<Mark>(), Err(ForeignAlias), "{text}");
         }
     }
 

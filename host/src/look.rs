@@ -1,47 +1,54 @@
-//! Looks at the machine: everything that [`crate::plan`] wants to know, in one go.
+//! Looks at the machine: everything that [`crate::plan`] needs, at one time.
 
 use crate::{
     causes::chain,
     error::Error,
+    forwarding::{self, ForwardingState},
     journal::{Change, Entries},
     kernel, legacy,
     links::{Link, links},
     net::Net,
     netlink::Netlink,
+    observed::{NeighbourRoute, Observed, TableState},
     opening::{self, Survey},
-    outbound,
+    outbound::{self, CarriedVpn},
     overlap::{self, Conflict},
+    passage::Passage,
     plan::rules_in,
+    reached::reached,
     routes::{self, MAIN, Route},
-    rules::{DEFAULT_LIKE, SILENT, rules},
+    rules::{DEFAULT_LIKE, MachineRules, SILENT, rules},
     ruleset::Ruleset,
     run::RunError,
     sharing,
-    wanted::{Observed, TableState, Wanted},
+    wanted::Wanted,
 };
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
-/// The nftables rules as they were when they were listed last; listing them costs a process, so it
-/// is done when they changed.
+/// The nftables rules of the last listing. A listing starts a process, so it is made only after a
+/// change.
 #[derive(Default)]
-pub(crate) struct Rules {
+pub(crate) struct RulesCache {
     listed: Option<Ruleset>,
-    programs: opening::Others,
+    programs: opening::OtherFirewalls,
     /// The network's own table: the text from which it was made, and how nft listed it then.
     made: Option<(String, Ruleset)>,
     /// Why they could not be listed.
     failed: Option<String>,
 }
 
-impl Rules {
-    /// Lists them anew at the next look.
+impl RulesCache {
+    /// Has the next look list them again.
     pub fn forget(&mut self) {
         self.listed = None;
     }
 
     /// Lists them if that is due.
     pub fn list(&mut self) {
-        // Nothing tells when these change.
+        // The kernel does not report changes of these.
         self.programs.legacy = legacy::list();
         self.programs.tables = legacy::list_others();
         if self.listed.is_some() {
@@ -50,8 +57,8 @@ impl Rules {
         self.failed = None;
         let listed = match kernel::ruleset() {
             Ok(ruleset) => ruleset,
-            // Without nft nobody has rules in nftables that matter here, and what needs nft says so
-            // itself.
+            // Without nft there are no nftables rules that matter here, and a step that needs nft
+            // fails with that reason.
             Err(RunError::Missing { .. }) => Ruleset::default(),
             Err(error) => {
                 self.failed = Some(chain(&error));
@@ -90,12 +97,12 @@ impl Rules {
         }
     }
 
-    /// Remembers that the network's own table has just been made.
+    /// Notes that the network's own table has just been made.
     pub fn made(&mut self, table: &str, text: String) {
         self.forget();
         self.list();
         let own = self.own(table);
-        // Somebody may have changed it before it was listed: then it is not what was made.
+        // Another program may have changed it before the listing.
         let whole = own
             .chains
             .values()
@@ -115,123 +122,139 @@ impl Rules {
     }
 }
 
-/// What a look found.
-pub(crate) struct Seen {
+/// The machine at one look.
+pub(crate) struct HostState {
     pub observed: Observed,
     pub survey: Survey,
-    /// What the network's own subnet is in the way of.
+    /// What the network's own subnet conflicts with.
     pub conflict: Option<Conflict>,
     /// Offered subnets that no interface of this machine reaches.
     pub nowhere: Vec<Net>,
+}
+
+/// What rtnetlink tells at one moment.
+struct Reading {
+    links: Vec<Link>,
+    /// The index of the network's interface, if it is up.
+    index: Option<u32>,
+    main: Vec<Route>,
+    reached: Vec<Route>,
+    table: Vec<Route>,
+    rules: MachineRules,
+    carried: Option<CarriedVpn>,
+    held: BTreeSet<NeighbourRoute>,
+}
+
+impl Reading {
+    fn take(wanted: &Wanted) -> io::Result<Self> {
+        let links = links()?;
+        let mut netlink = Netlink::open()?;
+        let main = routes::routes(&mut netlink, MAIN)?;
+        let reached = reached(&mut netlink)?;
+        let own = own(&links, wanted);
+        let index = own.filter(|link| link.up).map(|link| link.index);
+        let table = routes::routes(&mut netlink, wanted.routing_table())?;
+        let rules = rules(&mut netlink)?;
+        let carried = index.and_then(|index| outbound::carried_by(index, &links));
+        let held = sharing::held(&mut netlink, &wanted.device, &links)?;
+        Ok(Self {
+            links,
+            index,
+            main,
+            reached,
+            table,
+            rules,
+            carried,
+            held,
+        })
+    }
+
+    /// What of it [`crate::plan`] wants to know; the rest of the answer is empty.
+    fn observed(&self, wanted: &Wanted) -> Observed {
+        let nets =
+            |routes: &mut dyn Iterator<Item = &Route>| routes.map(|route| route.net).collect();
+        let leads_in = |route: &&Route| self.index.is_some() && route.device == self.index;
+        let own = own(&self.links, wanted);
+        Observed {
+            device: self.index,
+            marks: self
+                .links
+                .iter()
+                .filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark)))
+                .collect(),
+            rules: self.rules.ours.clone(),
+            // Whatever leads packets to such a VPN must come later.
+            rules_base: match self.carried {
+                Some(_) => self.rules.base.min(self.rules.first),
+                None => self.rules.base,
+            },
+            carried: self.carried.clone(),
+            routes: nets(&mut self.table.iter().filter(leads_in)),
+            silent: nets(
+                &mut self
+                    .table
+                    .iter()
+                    .filter(leads_in)
+                    .filter(|route| route.protocol == SILENT),
+            ),
+            held: self.held.clone(),
+            throws: nets(&mut self.table.iter().filter(|route| route.throw)),
+            local: nets(&mut self.reached.iter().filter(|route| is_local(route, own))),
+            ..Observed::default()
+        }
+    }
+}
+
+fn own<'a>(links: &'a [Link], wanted: &Wanted) -> Option<&'a Link> {
+    links.iter().find(|link| link.name == wanted.device)
 }
 
 /// Looks.
 pub(crate) fn look(
     wanted: &Wanted,
     entries: &Entries,
-    rules_listed: &mut Rules,
-) -> Result<Seen, Error> {
-    let failed = |cause: io::Error| {
+    cache: &mut RulesCache,
+) -> Result<HostState, Error> {
+    let reading = Reading::take(wanted).map_err(|cause| {
         Error::Kernel("look at this machine's interfaces and routes".into(), cause)
-    };
-    let links = links().map_err(failed)?;
-    let mut netlink = Netlink::open().map_err(failed)?;
-    let main = routes::routes(&mut netlink, MAIN).map_err(failed)?;
-    let reached = routes::of_machine(&mut netlink).map_err(failed)?;
-    let own = links.iter().find(|link| link.name == wanted.device);
-    let index = own.filter(|link| link.up).map(|link| link.index);
-    let table = routes::routes(&mut netlink, wanted.routing_table()).map_err(failed)?;
-    let placed = rules(&mut netlink).map_err(failed)?;
-    let carried = index.and_then(|index| outbound::carried_by(index, &links));
-    let held = sharing::held(&mut netlink, &wanted.device, &links).map_err(failed)?;
-    let leads_in = |route: &&Route| index.is_some() && route.device == index;
-    let (lans, nowhere) = lans(wanted, &links, &main);
-    rules_listed.list();
-    let ruleset = rules_listed.listed.clone().unwrap_or_default();
-    let noted: Vec<_> = entries
-        .kernel
-        .iter()
-        .filter_map(|c| {
-            if let Change::Passage { passage, .. } = c {
-                Some(passage.clone())
-            } else {
-                None
-            }
-        })
-        .collect();
+    })?;
+    let (lans, nowhere) = lans(wanted, &reading.links, &reading.main);
+    cache.list();
+    let ruleset = cache.listed.clone().unwrap_or_default();
+    let uplinks = uplinks(wanted, &reading.links, &reading.main);
     let survey = opening::survey(
         wanted,
-        (&lans, &uplinks(wanted, &links, &main)),
+        (&lans, &uplinks),
         &ruleset,
-        &rules_listed.programs,
-        &noted,
+        &cache.programs,
+        &noted(entries),
     );
-    let marks = links
-        .iter()
-        .filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark)))
-        .collect();
     let switched: BTreeSet<String> = entries.switched().cloned().collect();
-    let mut matter: BTreeSet<String> = lans
-        .iter()
-        .chain(&switched)
-        .chain([&wanted.device])
-        .cloned()
-        .collect();
-    if switched
-        .iter()
-        .any(|interface| kernel::forwarding(interface).is_none())
-    {
-        matter.extend(kernel::forwarding_for_us());
-    }
+    let observed = reading.observed(wanted);
     let observed = Observed {
-        device: index,
-        rules: placed.ours,
-        // Whatever leads packets to such a VPN must come later.
-        rules_base: match carried {
-            Some(_) => placed.base.min(placed.first),
-            None => placed.base,
-        },
-        carried,
-        routes: table
-            .iter()
-            .filter(leads_in)
-            .map(|route| route.net)
-            .collect(),
-        silent: table
-            .iter()
-            .filter(leads_in)
-            .filter(|route| route.protocol == SILENT)
-            .map(|route| route.net)
-            .collect(),
-        held,
-        throws: table
-            .iter()
-            .filter(|route| route.throw)
-            .map(|route| route.net)
-            .collect(),
-        local: reached
-            .iter()
-            .filter(|route| is_local(route, own))
-            .map(|route| route.net)
-            .collect(),
-        forwarding: matter
-            .into_iter()
-            .filter_map(|i| kernel::forwarding(&i).map(|on| (i, on)))
-            .collect(),
-        switched_by_others: kernel::switched_by_others(&ruleset, &marks, &wanted.nft_table()),
-        marks,
+        forwarding: forwarding_of(
+            lans.iter().chain(&switched).chain([&wanted.device]),
+            &switched,
+        ),
+        switched_by_others: kernel::switched_by_others(
+            &ruleset,
+            &observed.marks,
+            &wanted.nft_table(),
+        ),
         lans,
         switched,
-        table: rules_listed.state(&wanted.nft_table()),
+        table: cache.state(&wanted.nft_table()),
         passages: survey.passages.clone(),
         passages_there: survey.there.clone(),
         passages_stale: survey.stale.clone(),
+        ..observed
     };
-    let conflict = wanted
-        .overlay
-        .filter(|_| own.is_some())
-        .and_then(|net| overlap::find(net, Some(&wanted.device), &links, &reached, &[]));
-    Ok(Seen {
+    let is_there = own(&reading.links, wanted).is_some();
+    let conflict = wanted.overlay.filter(|_| is_there).and_then(|net| {
+        let (device, links) = (Some(wanted.device.as_str()), &reading.links);
+        overlap::find(net, device, links, &reading.reached, &[])
+    });
+    Ok(HostState {
         observed,
         survey,
         conflict,
@@ -239,15 +262,45 @@ pub(crate) fn look(
     })
 }
 
-/// Whether this machine reaches something by a route of its own, other than by a default route.
+/// The passages that the journal says were opened.
+fn noted(entries: &Entries) -> Vec<Passage> {
+    let passage = |change: &Change| match change {
+        Change::Passage { passage, .. } => Some(passage.clone()),
+        _ => None,
+    };
+    entries.kernel.iter().filter_map(passage).collect()
+}
+
+/// How these interfaces forward. If one that p2pvm `switched` on is gone, it may have been renamed:
+/// then also those that forward for p2pvm.
+fn forwarding_of<'a>(
+    interfaces: impl Iterator<Item = &'a String>,
+    switched: &BTreeSet<String>,
+) -> BTreeMap<String, ForwardingState> {
+    let mut matter: BTreeSet<String> = interfaces.cloned().collect();
+    if switched
+        .iter()
+        .any(|interface| forwarding::forwarding(interface).is_none())
+    {
+        matter.extend(forwarding::forwarding_for_us());
+    }
+    let state = |interface: String| Some((forwarding::forwarding(&interface)?, interface));
+    matter
+        .into_iter()
+        .filter_map(state)
+        .map(|(state, interface)| (interface, state))
+        .collect()
+}
+
+/// Whether it is a route of the machine's own, other than a default route.
 fn is_local(route: &Route, own: Option<&Link>) -> bool {
     u32::from(route.net.prefix()) > DEFAULT_LIKE
         && !route.throw
         && own.is_none_or(|own| Some(own.index) != route.device)
 }
 
-/// The interfaces by which members are reached: those of default routes, or where there is none all
-/// that are up.
+/// The interfaces by which members are reached: those of default routes, or all that are up if
+/// there is no default route.
 fn uplinks(wanted: &Wanted, links: &[Link], main: &[Route]) -> BTreeSet<String> {
     let is_other =
         |link: &&Link| link.name != wanted.device && link.mark().is_none() && !link.loopback;
@@ -272,7 +325,7 @@ fn uplinks(wanted: &Wanted, links: &[Link], main: &[Route]) -> BTreeSet<String> 
         .collect()
 }
 
-/// The interfaces behind which the offered subnets lie, and the subnets that lie behind none.
+/// The interfaces that lead to the offered subnets, and the subnets that no interface leads to.
 fn lans(wanted: &Wanted, links: &[Link], main: &[Route]) -> (BTreeSet<String>, Vec<Net>) {
     let (mut lans, mut nowhere) = (BTreeSet::new(), Vec::new());
     let is_ours = |link: &Link| link.name == wanted.device || link.mark().is_some();

@@ -14,10 +14,10 @@ pub struct Net {
 /// The text is no block of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is no block of IPv4 addresses")]
-pub struct NoNet(String);
+pub struct ParseNetError(String);
 
 impl Net {
-    /// The block in which `addr` lies; a prefix above 32 counts as 32.
+    /// The block that `addr` is in; a prefix above 32 counts as 32.
     pub fn new(addr: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
         Self {
@@ -63,21 +63,21 @@ impl fmt::Display for Net {
 }
 
 impl FromStr for Net {
-    type Err = NoNet;
+    type Err = ParseNetError;
 
-    fn from_str(text: &str) -> Result<Self, NoNet> {
+    fn from_str(text: &str) -> Result<Self, ParseNetError> {
         let (addr, prefix) = text.split_once('/').unwrap_or((text, "32"));
         match (addr.parse(), prefix.parse()) {
             (Ok(addr), Ok(prefix @ 0..=32)) => Ok(Self::new(addr, prefix)),
-            _ => Err(NoNet(text.to_owned())),
+            _ => Err(ParseNetError(text.to_owned())),
         }
     }
 }
 
 impl TryFrom<String> for Net {
-    type Error = NoNet;
+    type Error = ParseNetError;
 
-    fn try_from(text: String) -> Result<Self, NoNet> {
+    fn try_from(text: String) -> Result<Self, ParseNetError> {
         text.parse()
     }
 }

@@ -1,8 +1,8 @@
 //! Requests to the kernel's rtnetlink (rtnetlink(7)), one at a time, in the network namespace of
 //! the calling thread.
 //!
-//! Synchronous on purpose: a request to the kernel is answered at once, and a thread that has
-//! entered a namespace stays in it. Multicast groups wake the caller by the socket's descriptor.
+//! Synchronous on purpose: the kernel answers at once, and a thread that has entered a namespace
+//! stays in it. Multicast groups wake the caller by the socket's descriptor.
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -14,7 +14,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
-/// The kernel sends at most this at a time (NLMSG_GOODSIZE is a page; dumps use up to 32 KiB).
+/// How many bytes the kernel sends at a time at most (NLMSG_GOODSIZE is a page; dumps use up to 32
+/// KiB).
 const READ_BYTES: usize = 64 << 10;
 
 /// A socket to rtnetlink.
@@ -27,12 +28,12 @@ impl Netlink {
     /// Opens a socket for requests.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Without it a dump of one family's addresses gives all (rtnetlink(7),
+        // Without it a dump of one family's addresses has all families (rtnetlink(7),
         // NETLINK_GET_STRICT_CHK); old kernels lack it.
         let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self {
@@ -41,10 +42,10 @@ impl Netlink {
         })
     }
 
-    /// Opens a socket that hears of these multicast groups (RTNLGRP_*); non-blocking.
+    /// Opens a non-blocking socket that listens to these multicast groups (RTNLGRP_*).
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn listen(groups: &[u32]) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -61,7 +62,7 @@ impl Netlink {
     /// Asks the kernel to change something.
     ///
     /// # Errors
-    /// What the kernel says, such as `AlreadyExists` (EEXIST) or ESRCH for what is not there.
+    /// The kernel's error, such as `AlreadyExists` (EEXIST), or ESRCH for a missing object.
     pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.request(message, NLM_F_REQUEST | NLM_F_ACK | flags)
             .map(drop)
@@ -70,7 +71,7 @@ impl Netlink {
     /// Asks for a whole table.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.request(message, NLM_F_REQUEST | NLM_F_DUMP)
     }
@@ -78,7 +79,7 @@ impl Netlink {
     /// Asks for one thing, such as the route that a packet would take.
     ///
     /// # Errors
-    /// What the kernel says, such as ENETUNREACH for no route.
+    /// The kernel's error, such as ENETUNREACH for no route.
     pub fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
         self.request(message, NLM_F_REQUEST | NLM_F_ACK)
             .map(|answers| answers.into_iter().next())
@@ -131,8 +132,8 @@ impl Netlink {
             }
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buf[at..at + length]) {
                 Ok(message) => messages.push(message),
-                // A newer kernel may say what this version of the format does not know: that
-                // message alone is lost.
+                // A newer kernel may send messages that this crate does not know: only those are
+                // lost.
                 Err(error) => {
                     tracing::debug!(%error, "a message of the kernel that cannot be read")
                 }
@@ -142,12 +143,11 @@ impl Netlink {
         Ok(messages)
     }
 
-    /// What has been heard since the last call, on a socket of [`Netlink::listen`]; none: nothing
-    /// is there now. Messages that were lost for want of room (ENOBUFS) are an error after which
-    /// everything has to be looked at anew.
+    /// The messages since the last call, on a socket of [`Netlink::listen`]. If messages were lost
+    /// for lack of room (ENOBUFS), it is an error, and the caller has to look at everything again.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn hear(&mut self) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut heard = Vec::new();
         loop {

@@ -1,22 +1,22 @@
-//! Which passages other firewalls have to give, and how they are given and taken away.
+//! The passages that p2pvm needs through other firewalls, and how they are opened and closed.
 //!
-//! iptables-nft's chains get a rule by nft: iptables lists it as its own, with its comment. A table
-//! of somebody else's nft rules is left alone, as nothing tells when its owner loads it anew: it
-//! becomes a [`Block`] to be shown.
+//! iptables-nft's chains get a rule by nft: iptables lists it as its own, with its comment. Another
+//! program's nft table is left alone, because nothing reports when its owner reloads it: it is
+//! shown as a [`BlockingChain`].
 //!
-//! Who saves a firewall's rules and loads them again (`iptables-save`, netfilter-persistent, `nft
-//! list ruleset`) loads ours too: beside those that are there, or when p2pvm has gone. They are
-//! known by their comment, wherever they are ([`copies`]).
+//! A program that saves a firewall's rules and loads them again (`iptables-save`,
+//! netfilter-persistent, `nft list ruleset`) loads ours too: beside the existing ones, or after
+//! p2pvm has ended. They are known by their comment, in any chain ([`copies`]).
 
 pub(crate) mod copies;
 pub mod hooks;
 
 use crate::{
     error::Error,
-    firewall::{Block, Packet, blocks},
+    firewall::{BlockingChain, Packet, blocks},
     legacy,
     net::Net,
-    passage::{By, Passage, Way},
+    passage::{FirewallKind, Passage, Traffic, legacy_program},
     ruleset::{Rule, Ruleset},
     run::{RunError, run},
     wanted::Wanted,
@@ -24,29 +24,29 @@ use crate::{
 use std::collections::{BTreeMap, BTreeSet};
 
 const DOCKER: &str = "DOCKER-USER";
-/// How ufw's own chains begin; those of IPv6 with a 6 behind.
+/// The prefix of ufw's own chains; for IPv6 a 6 follows.
 const UFW: &str = "ufw";
 
 /// What other firewalls do with packets of our interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// Passages that p2pvm can give and without which packets are dropped.
+    /// Passages that p2pvm can open, and without which packets are dropped.
     pub passages: BTreeSet<Passage>,
-    /// Passages of p2pvm's that are there.
+    /// p2pvm's passages that are open.
     pub there: BTreeSet<Passage>,
-    /// Those of them that have to be given anew: they do not help where they stand, are there
-    /// twice, or are as `iptables-restore` made them, without the comment that nft saves.
+    /// Those of them that have to be opened again: their place does not help, they are there twice,
+    /// or they are as `iptables-restore` made them, without the comment that nft saves.
     pub stale: BTreeSet<Passage>,
-    /// What drops packets as it is now, for this machine, with the commands that help.
-    pub input: BTreeMap<Block, Vec<String>>,
-    /// What drops packets as it is now, into offered subnets or back, with the commands that help.
-    pub forward: BTreeMap<Block, Vec<String>>,
-    /// What drops packets at hooks where p2pvm opens nothing.
-    pub elsewhere: BTreeSet<hooks::Dropped>,
+    /// Chains that drop packets for this machine now, with the commands that help.
+    pub input: BTreeMap<BlockingChain, Vec<String>>,
+    /// Chains that drop packets into offered subnets or back now, with the commands that help.
+    pub forward: BTreeMap<BlockingChain, Vec<String>>,
+    /// Chains that drop packets at hooks where p2pvm opens nothing.
+    pub elsewhere: BTreeSet<hooks::DroppingChain>,
 }
 
 impl Survey {
-    fn add(&mut self, probe: &Probe, block: Block, command: String) {
+    fn add(&mut self, probe: &Probe, block: BlockingChain, command: String) {
         let found = if probe.hook == "input" {
             &mut self.input
         } else {
@@ -57,13 +57,47 @@ impl Survey {
             commands.push(command);
         }
     }
+
+    /// Adds what iptables-legacy does with a packet. Returns the passage if it is open and does not
+    /// help.
+    fn add_legacy(
+        &mut self,
+        device: &str,
+        probe: &Probe,
+        family: &str,
+        rules: &str,
+    ) -> Option<Passage> {
+        let (chain, packet) = (probe.hook.to_uppercase(), &probe.packet);
+        if !legacy::drops(rules, &chain, packet, None) {
+            return None;
+        }
+        let passage = Passage {
+            by: FirewallKind::Legacy,
+            family: family.into(),
+            chain: chain.clone(),
+            way: probe.way.clone(),
+        };
+        self.passages.insert(passage.clone());
+        if !legacy::drops(rules, &chain, packet, Some((device, &probe.way))) {
+            return None;
+        }
+        let command = legacy::command(family, &chain, &probe.way, device);
+        let block = BlockingChain {
+            family: legacy_program(family).into(),
+            table: "filter".into(),
+            chain,
+            by: "drops what it does not know".into(),
+        };
+        self.add(probe, block, command);
+        Some(passage)
+    }
 }
 
-/// A packet and the hook that it meets; the way of the passage that would let it through.
+/// A packet, the hook that it meets, and the traffic of the passage that would let it through.
 struct Probe {
     hook: &'static str,
     packet: Packet,
-    way: Way,
+    way: Traffic,
 }
 
 fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
@@ -77,7 +111,7 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
             v6,
             ..Packet::default()
         },
-        way: Way::In,
+        way: Traffic::In,
     };
     let mut probes = vec![input(false), input(true)];
     for lan in lans {
@@ -94,31 +128,31 @@ fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
             },
             way,
         };
-        probes.push(forward(device, lan, overlay, subnet, false, Way::In));
+        probes.push(forward(device, lan, overlay, subnet, false, Traffic::In));
         probes.push(forward(
             lan,
             device,
             subnet,
             overlay,
             true,
-            Way::From(lan.clone()),
+            Traffic::From(lan.clone()),
         ));
     }
     probes
 }
 
-/// What programs other than nft say of firewalls.
+/// What programs other than nft tell of firewalls.
 #[derive(Clone, Debug, Default)]
-pub struct Others {
+pub struct OtherFirewalls {
     /// The rules of iptables-legacy and ip6tables-legacy.
-    pub legacy: legacy::Rules,
-    /// Those of their other tables.
-    pub tables: legacy::Tables,
+    pub legacy: legacy::LegacyRules,
+    /// The rules of their other tables.
+    pub tables: legacy::LegacyTables,
     /// Whether firewalld runs.
     pub firewalld: bool,
 }
 
-impl Others {
+impl OtherFirewalls {
     /// The tables of a family of iptables-legacy, by name.
     fn legacy_tables<'a>(&'a self, family: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let filter = self
@@ -133,12 +167,12 @@ impl Others {
 }
 
 /// Looks at all other firewalls. `uplinks` are the interfaces by which members are reached. `noted`
-/// is what the journal says was opened.
+/// are the passages in the journal.
 pub fn survey(
     wanted: &Wanted,
     (lans, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
     ruleset: &Ruleset,
-    programs: &Others,
+    programs: &OtherFirewalls,
     noted: &[Passage],
 ) -> Survey {
     let elsewhere = hooks::survey(wanted, (lans, uplinks), ruleset, programs);
@@ -164,38 +198,8 @@ pub fn survey(
             survey.add(&probe, block, command);
         }
         let family = if probe.packet.v6 { "ip6" } else { "ip" };
-        let Some(rules) = programs.legacy.get(family) else {
-            continue;
-        };
-        let chain = probe.hook.to_uppercase();
-        if legacy::drops(rules, &chain, &probe.packet, None) {
-            let passage = Passage {
-                by: By::Legacy,
-                family: family.into(),
-                chain: chain.clone(),
-                way: probe.way.clone(),
-            };
-            if legacy::drops(
-                rules,
-                &chain,
-                &probe.packet,
-                Some((&wanted.device, &probe.way)),
-            ) {
-                useless.insert(passage.clone());
-                let command = legacy::command(family, &chain, &probe.way, &wanted.device);
-                let family = legacy::program(family).into();
-                survey.add(
-                    &probe,
-                    Block {
-                        family,
-                        table: "filter".into(),
-                        chain,
-                        by: "drops what it does not know".into(),
-                    },
-                    command,
-                );
-            }
-            survey.passages.insert(passage);
+        if let Some(rules) = programs.legacy.get(family) {
+            useless.extend(survey.add_legacy(&wanted.device, &probe, family, rules));
         }
     }
     let there = there(wanted, ruleset, &programs.legacy, noted);
@@ -205,19 +209,23 @@ pub fn survey(
         .map(|(passage, _)| passage.clone());
     survey.stale = loaded.chain(useless).collect();
     survey.there = there.into_keys().collect();
-    // A zone is left by its interface only: what was given stays wanted while firewalld has its
-    // table.
+    // An interface stays in its zone: what was opened stays wanted while firewalld has its table.
     let zoned = survey
         .there
         .iter()
-        .filter(|passage| passage.by == By::Firewalld)
+        .filter(|passage| passage.by == FirewallKind::Firewalld)
         .cloned()
         .collect::<Vec<_>>();
     survey.passages.extend(zoned);
     survey
 }
 
-fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> Option<Passage> {
+fn passage(
+    block: &BlockingChain,
+    probe: &Probe,
+    ruleset: &Ruleset,
+    firewalld: bool,
+) -> Option<Passage> {
     let of = |by, family: &str, chain: &str, way| {
         Some(Passage {
             by,
@@ -227,9 +235,9 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> 
         })
     };
     match (block.table.as_str(), block.chain.as_str()) {
-        ("filter", "INPUT") => of(By::Nft, &block.family, "INPUT", probe.way.clone()),
+        ("filter", "INPUT") => of(FirewallKind::Nft, &block.family, "INPUT", probe.way.clone()),
         ("filter", "FORWARD") => {
-            // Docker keeps this one first in the chain and leaves what is in it alone.
+            // Docker keeps this chain first and does not change its rules.
             let forward = ruleset.chain(&block.family, "filter", "FORWARD");
             let docker = forward.is_some_and(|chain| {
                 chain
@@ -239,37 +247,39 @@ fn passage(block: &Block, probe: &Probe, ruleset: &Ruleset, firewalld: bool) -> 
                     .any(|to| to == DOCKER)
             });
             of(
-                By::Nft,
+                FirewallKind::Nft,
                 &block.family,
                 if docker { DOCKER } else { "FORWARD" },
                 probe.way.clone(),
             )
         }
-        ("firewalld", _) if firewalld => of(By::Firewalld, "inet", "", Way::In),
+        ("firewalld", _) if firewalld => of(FirewallKind::Firewalld, "inet", "", Traffic::In),
         _ => None,
     }
-    .filter(|passage| passage.by != By::Nft || matches!(block.family.as_str(), "ip" | "ip6"))
+    .filter(|passage| {
+        passage.by != FirewallKind::Nft || matches!(block.family.as_str(), "ip" | "ip6")
+    })
 }
 
-/// How a passage was found.
+/// How often a passage was found, and how.
 #[derive(Clone, Copy, Debug, Default)]
-struct Found {
+struct FoundPassage {
     copies: usize,
     /// See [`crate::ruleset::Rule::untold`].
     untold: bool,
 }
 
-/// The network's passages that are there.
+/// The network's passages that are open.
 fn there(
     wanted: &Wanted,
     ruleset: &Ruleset,
-    legacy: &legacy::Rules,
+    legacy: &legacy::LegacyRules,
     noted: &[Passage],
-) -> BTreeMap<Passage, Found> {
-    let mut there: BTreeMap<Passage, Found> = BTreeMap::new();
+) -> BTreeMap<Passage, FoundPassage> {
+    let mut there: BTreeMap<Passage, FoundPassage> = BTreeMap::new();
     let mut find = |passage: Passage, untold: bool| {
         let found = there.entry(passage).or_default();
-        *found = Found {
+        *found = FoundPassage {
             copies: found.copies + 1,
             untold: found.untold || untold,
         };
@@ -286,7 +296,7 @@ fn there(
             {
                 find(
                     Passage {
-                        by: By::Nft,
+                        by: FirewallKind::Nft,
                         family: family.clone(),
                         chain: chain.clone(),
                         way,
@@ -299,14 +309,14 @@ fn there(
     if ruleset.tables.keys().any(|(_, name)| name == "firewalld") {
         noted
             .iter()
-            .filter(|passage| passage.by == By::Firewalld)
+            .filter(|passage| passage.by == FirewallKind::Firewalld)
             .for_each(|passage| find(passage.clone(), false));
     }
     for (family, rules) in legacy {
         for (chain, way) in legacy::there(rules, &wanted.device) {
             find(
                 Passage {
-                    by: By::Legacy,
+                    by: FirewallKind::Legacy,
                     family: family.clone(),
                     chain: chain.to_owned(),
                     way,
@@ -318,17 +328,17 @@ fn there(
     there
 }
 
-/// Whether firewalld answers: its rules alone may be left by one that ended.
+/// Whether firewalld answers. Its rules alone may be left over from one that has ended.
 pub(crate) fn firewalld_runs() -> bool {
     run("firewall-cmd", &["--state"], "").is_ok()
 }
 
-/// Gives a passage.
+/// Opens a passage.
 pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
     let doing = || format!("open {passage} for {device}");
     let refused = |cause| Error::Program(doing(), cause);
     match passage.by {
-        By::Nft => {
+        FirewallKind::Nft => {
             let (family, chain) = (&passage.family, &passage.chain);
             let (matches, comment) = (passage.matches(device), passage.comment(device));
             let rule = format!(
@@ -340,15 +350,15 @@ pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
                 f == family && c == chain && found == comment
             })
         }
-        By::Legacy => {
+        FirewallKind::Legacy => {
             close(passage, device)?;
             legacy::open(passage, device).map_err(refused)
         }
-        By::Firewalld if !firewalld_runs() => Err(refused(RunError::Refused {
+        FirewallKind::Firewalld if !firewalld_runs() => Err(refused(RunError::Refused {
             program: "firewall-cmd",
             said: "firewalld does not run".into(),
         })),
-        By::Firewalld => {
+        FirewallKind::Firewalld => {
             close(passage, device)?;
             run(
                 "firewall-cmd",
@@ -361,11 +371,11 @@ pub(crate) fn open(passage: &Passage, device: &str) -> Result<(), Error> {
     }
 }
 
-/// Takes a passage away; one that is not there is no failure.
+/// Closes a passage. A missing one is no failure.
 pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
     let failed = |cause| Error::Program(format!("close {passage} for {device}"), cause);
     match passage.by {
-        By::Nft | By::Legacy => {
+        FirewallKind::Nft | FirewallKind::Legacy => {
             let (doing, comment) = (
                 format!("close {passage} for {device}"),
                 passage.comment(device),
@@ -375,8 +385,8 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
             };
             copies::remove(passage.by, &doing, same).map(drop)
         }
-        By::Firewalld if !firewalld_runs() => Ok(()),
-        By::Firewalld => {
+        FirewallKind::Firewalld if !firewalld_runs() => Ok(()),
+        FirewallKind::Firewalld => {
             let zone = run(
                 "firewall-cmd",
                 &[&format!("--get-zone-of-interface={device}")],
@@ -395,10 +405,10 @@ pub(crate) fn close(passage: &Passage, device: &str) -> Result<(), Error> {
     }
 }
 
-/// The command that helps where p2pvm cannot or may not: in the words of the firewall's own program
-/// where it has such, as what others put between its rules it refuses or forgets.
+/// The command that helps if p2pvm cannot or may not open a passage. It is one of the firewall's
+/// own program, if there is one, because that program refuses or forgets other programs' rules.
 fn remedy(
-    block: &Block,
+    block: &BlockingChain,
     probe: &Probe,
     ruleset: &Ruleset,
     firewalld: bool,
@@ -417,7 +427,8 @@ fn remedy(
     };
     match passage {
         Some(Passage {
-            by: By::Firewalld, ..
+            by: FirewallKind::Firewalld,
+            ..
         }) => format!("firewall-cmd --zone=trusted --add-interface={device}"),
         Some(passage) if passage.chain != DOCKER && jumps_to(UFW) => {
             ufw(&passage.way, passage.chain == "FORWARD", device)
@@ -430,7 +441,7 @@ fn remedy(
         ),
         None => {
             let passage = Passage {
-                by: By::Nft,
+                by: FirewallKind::Nft,
                 family: String::new(),
                 chain: String::new(),
                 way: probe.way.clone(),
@@ -446,10 +457,10 @@ fn remedy(
     }
 }
 
-fn ufw(way: &Way, forwarded: bool, device: &str) -> String {
+fn ufw(way: &Traffic, forwarded: bool, device: &str) -> String {
     match way {
-        Way::In if forwarded => format!("ufw route allow in on {device}"),
-        Way::In => format!("ufw allow in on {device}"),
-        Way::From(lan) => format!("ufw route allow in on {lan} out on {device}"),
+        Traffic::In if forwarded => format!("ufw route allow in on {device}"),
+        Traffic::In => format!("ufw allow in on {device}"),
+        Traffic::From(lan) => format!("ufw route allow in on {lan} out on {device}"),
     }
 }

@@ -1,5 +1,5 @@
-//! What may drop the packets that leave by one interface: nftables' chains of the hook `egress`,
-//! and traffic control; and what leads them elsewhere.
+//! What may drop the packets that leave by an interface, or lead them elsewhere: nftables' chains
+//! at the hook `egress`, traffic control, and VPNs.
 
 use crate::{
     device, kernel,
@@ -19,19 +19,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Addresses that are nobody's (RFC 5737), and one that somebody who filters those may not: packets
-/// to them take the way of those to the internet. None is sent.
+/// Addresses that nobody has (RFC 5737), and one more in case those are filtered. Packets to them
+/// take the way of packets to the internet. None is sent.
 const SOMEWHERE: [Ipv4Addr; 3] = [
     Ipv4Addr::new(192, 0, 2, 1),
     Ipv4Addr::new(198, 51, 100, 1),
     Ipv4Addr::new(1, 0, 0, 1),
 ];
-/// How long `wg` may take. Reason: repairs of the machine wait for it.
+/// How long to wait for `wg`.
+/// Reason: repairs of the machine wait for it.
 const WG_LIMIT: Duration = Duration::from_secs(2);
-/// How long `wg` is not asked after it took longer.
+/// How long before `wg` is asked again after it timed out.
 const WG_PAUSE: Duration = Duration::from_secs(60);
 
-/// The index of the interface by which packets to the internet leave that carry this mark; 0: none.
+/// The index of the interface by which packets with this mark leave to the internet; 0 is no mark.
 fn way_out(mark: u32) -> Option<u32> {
     SOMEWHERE
         .into_iter()
@@ -43,12 +44,12 @@ fn way_out(mark: u32) -> Option<u32> {
 pub struct Detour {
     /// The interface by which they leave.
     pub by: String,
-    /// That of the main table's default route.
+    /// The interface of the main table's default route.
     pub instead_of: String,
 }
 
 /// Where packets to the internet leave, if a rule or a part of a default route, as VPNs make them,
-/// leads them past the default route of the main table; none also where that cannot be told.
+/// leads them past the default route of the main table. Also `None` if it cannot be told.
 pub fn detour() -> Option<Detour> {
     let by = way_out(0)?;
     let main = routes::routes(&mut Netlink::open().ok()?, MAIN).ok()?;
@@ -73,7 +74,7 @@ pub fn detour() -> Option<Detour> {
 
 /// A VPN that takes this machine's packets and is itself carried by a network here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Carried {
+pub struct CarriedVpn {
     /// Its interface.
     pub by: String,
     /// Its server, as this machine reaches it.
@@ -82,8 +83,8 @@ pub struct Carried {
     pub is_passed: bool,
 }
 
-impl Carried {
-    /// What is so, in words.
+impl CarriedVpn {
+    /// A sentence for people.
     pub fn sentence(&self) -> String {
         let Self { by, server, .. } = self;
         if self.is_passed {
@@ -99,10 +100,10 @@ impl Carried {
     }
 }
 
-/// Whether packets to the internet take a VPN whose server is reached through the interface of this
-/// index: p2pvm's own packets must not take it then, as each would carry the other. Only WireGuard
-/// can be asked for its server.
-pub(crate) fn carried_by(index: u32, links: &[Link]) -> Option<Carried> {
+/// The VPN that packets to the internet take, if its server is reached through the interface of
+/// this index. p2pvm's own packets must then not take it, because each would carry the other. Only
+/// WireGuard can be asked for its server.
+pub(crate) fn carried_by(index: u32, links: &[Link]) -> Option<CarriedVpn> {
     let out = way_out(0).filter(|out| *out != index)?;
     let by = links.iter().find(|link| link.index == out)?.name.clone();
     if !may_be_vpn(&by) {
@@ -114,22 +115,21 @@ pub(crate) fn carried_by(index: u32, links: &[Link]) -> Option<Carried> {
     let leads_in =
         |ip: &IpAddr| device::way_of_marked(ip, mark).is_ok_and(|way| way == Some(index));
     let server = servers.into_iter().find(leads_in)?;
-    Some(Carried {
+    Some(CarriedVpn {
         by,
         server,
         is_passed: way_out(SOCKET_MARK).is_some_and(|way| way != out),
     })
 }
 
-/// Whether an interface may be a VPN's: those of WireGuard and TUN have no hardware address
-/// (ARPHRD_NONE).
+/// Whether an interface may be a VPN's: WireGuard and TUN have no hardware address (ARPHRD_NONE).
 fn may_be_vpn(ifname: &str) -> bool {
     let kind = std::fs::read_to_string(format!("/sys/class/net/{ifname}/type"));
     // In a container /sys may show another network namespace.
     kind.is_ok_and(|kind| kind.trim() == "65534") || !Path::new("/sys/class/net/lo").exists()
 }
 
-/// What `wg show` prints of an interface; none where it cannot, or lately took too long.
+/// What `wg show` prints about an interface; `None` if it fails or has timed out lately.
 fn wg(ifname: &str, what: &str) -> Option<String> {
     static UNASKED: Mutex<Option<Instant>> = Mutex::new(None);
     let mut unasked = UNASKED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,15 +142,15 @@ fn wg(ifname: &str, what: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&printed.ok()?).into_owned())
 }
 
-/// The mark of a WireGuard interface's own packets, as `wg show` prints it; 0: none.
+/// The mark of a WireGuard interface's own packets, from the text of `wg show`; 0 if it has none.
 fn mark(printed: &str) -> u32 {
     let hex = printed.trim().strip_prefix("0x");
     hex.and_then(|hex| u32::from_str_radix(hex, 16).ok())
         .unwrap_or(0)
 }
 
-/// The peers that packets to the internet go to, as `wg show` prints what is allowed to each and
-/// where it is.
+/// The addresses of the peers that packets to the internet go to, from what `wg show` prints about
+/// their allowed addresses and endpoints.
 fn servers(allowed: &str, endpoints: &str) -> Vec<IpAddr> {
     let is_wide = |net: &str| {
         net.split_once('/').is_some_and(|(ip, prefix)| {
@@ -169,14 +169,14 @@ fn servers(allowed: &str, endpoints: &str) -> Vec<IpAddr> {
         .collect()
 }
 
-/// What `tc` prints as JSON; nothing where it is missing or refuses.
+/// What `tc` prints as JSON; null if it is missing or fails.
 fn tc(arguments: &[&str]) -> Value {
     let printed = run("tc", arguments, "").unwrap_or_default();
     serde_json::from_slice(&printed).unwrap_or_default()
 }
 
-/// What stands in the way of packets that leave by `ifname`, each with the command that shows it;
-/// found by asking `nft` and `tc`, which takes some milliseconds.
+/// What may drop packets that leave by `ifname`, each with the command that shows it. It runs `nft`
+/// and `tc`, which takes some milliseconds.
 pub fn rules_on(ifname: &str) -> Vec<(String, String)> {
     let ruleset = kernel::ruleset().unwrap_or_default();
     let filters = tc(&["-j", "filter", "show", "dev", ifname, "egress"]);
@@ -184,8 +184,8 @@ pub fn rules_on(ifname: &str) -> Vec<(String, String)> {
     found(ifname, &ruleset, &filters, &queues)
 }
 
-/// What leads packets of an interface elsewhere, out or in: filters of traffic control that
-/// redirect, each with the command that shows it. The kernel counts such packets as sent.
+/// The filters of traffic control that redirect packets of an interface, out or in, each with the
+/// command that shows it. The kernel counts such packets as sent.
 pub fn redirects_on(ifname: &str) -> Vec<(String, String)> {
     let places = [
         ("leave by", &["egress"][..]),
@@ -207,7 +207,7 @@ pub fn redirects_on(ifname: &str) -> Vec<(String, String)> {
     all
 }
 
-/// Where filters lead packets to.
+/// Where filters redirect packets to.
 fn redirects(filters: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for filter in filters.as_array().into_iter().flatten() {
@@ -222,7 +222,7 @@ fn redirects(filters: &Value) -> Vec<String> {
                 found.push(format!("{to}, by a filter of traffic control ({kind})"));
             }
         }
-        // What such a program does cannot be told from outside.
+        // What a BPF program does cannot be told from outside.
         if kind == "bpf" && filter["options"]["direct-action"] == true {
             let name = filter["options"]["bpf_name"]
                 .as_str()
@@ -262,7 +262,7 @@ fn found(
             format!("tc filter show dev {ifname} egress"),
         ));
     }
-    // These are the kernel's own; anything else somebody has put there.
+    // These are the kernel's own; another program has added any other.
     let plain = [
         "noqueue",
         "pfifo_fast",

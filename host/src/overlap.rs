@@ -1,12 +1,13 @@
-//! Whether a network's subnet can be used on this machine, or holds what the machine reaches
-//! elsewhere.
+//! Whether a network's subnet can be used on this machine, or conflicts with what the machine
+//! reaches elsewhere.
 
 use crate::{
     links::{Link, links},
     names::file,
     net::Net,
     netlink::Netlink,
-    routes::{self, Route},
+    reached::reached,
+    routes::Route,
     rules::DEFAULT_LIKE,
 };
 use std::{
@@ -17,7 +18,7 @@ use std::{
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// What a subnet is in the way of.
+/// What a subnet conflicts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConflictKind {
     /// A network that one of the machine's interfaces is in.
@@ -33,7 +34,7 @@ pub enum ConflictKind {
 /// Why a subnet cannot be used here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// What it is in the way of.
+    /// What it conflicts with.
     pub what: ConflictKind,
     /// A sentence without a full stop, such as "10.0.2.0/24 overlaps the network of eth0
     /// (10.0.2.15/24)".
@@ -46,24 +47,23 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// What the subnet `(address, prefix length)` is in the way of on this machine, all interfaces
-/// considered.
+/// What the subnet `(address, prefix length)` conflicts with on this machine, by all interfaces.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn overlap(subnet: (Ipv4Addr, u8)) -> io::Result<Option<Conflict>> {
     overlap_except(subnet, None)
 }
 
-/// The same with one interface left out: the one that carries the subnet already.
+/// As [`overlap`], without one interface: the one that has the subnet already.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn overlap_except(
     subnet: (Ipv4Addr, u8),
     device: Option<&str>,
 ) -> io::Result<Option<Conflict>> {
-    let routes = routes::of_machine(&mut Netlink::open()?)?;
+    let routes = reached(&mut Netlink::open()?)?;
     let servers = name_servers(&String::from_utf8_lossy(&resolv_conf()));
     Ok(find(
         Net::new(subnet.0, subnet.1),
@@ -74,7 +74,7 @@ pub fn overlap_except(
     ))
 }
 
-/// What stands there; nothing if it is no file, as reading a pipe would take for ever.
+/// The file's text; empty if it is no file, because reading a pipe would never end.
 fn resolv_conf() -> Vec<u8> {
     file::read(Path::new(RESOLV_CONF))
         .ok()
@@ -169,7 +169,7 @@ fn is_half(route: &Route) -> bool {
     u32::from(route.net.prefix()) <= DEFAULT_LIKE
 }
 
-/// Whether the network's own interface has the address: then it is the network's own name server.
+/// Whether the network's own interface has the address: then it is the network's name server.
 fn reached_inside(server: &Ipv4Addr, own: Option<&Link>) -> bool {
     own.is_some_and(|own| {
         own.addresses

@@ -1,4 +1,4 @@
-//! Names of interfaces, and whose the interface of a name is.
+//! Names of interfaces, and the owner of the interface with a name.
 
 use crate::{
     links::{Mark, links},
@@ -13,7 +13,7 @@ use std::io;
 /// IFNAMSIZ without the closing zero.
 const LONGEST: usize = 15;
 
-/// Why a text cannot be an interface's name; none: it can.
+/// Why a text cannot be an interface's name; `None` if it can.
 pub fn bad_name(name: &str) -> Option<String> {
     let why = match name {
         "" => "it is empty".to_owned(),
@@ -29,23 +29,23 @@ pub fn bad_name(name: &str) -> Option<String> {
     Some(why)
 }
 
-/// Whose an interface is.
+/// The owner of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// There is none of this name.
+    /// There is no interface of this name.
     Nobody,
-    /// A TUN device that no program holds, made in advance: it can be taken.
+    /// A TUN device made in advance that no program holds: it can be used.
     Waiting,
     /// A p2pvm network's.
     Network(Mark),
-    /// Somebody else's; with its kind, such as `bridge`, if it says.
+    /// Another program's or hardware; with its kind, such as `bridge`.
     Other(String),
 }
 
-/// Whose the interface called `name` is, in the calling thread's network namespace.
+/// The owner of the interface `name`, in the calling thread's network namespace.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn owner(name: &str) -> io::Result<Owner> {
     let Some(link) = links()?.into_iter().find(|link| link.name == name) else {
         return Ok(Owner::Nobody);

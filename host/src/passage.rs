@@ -1,14 +1,13 @@
-//! A passage through somebody else's firewall: one rule that lets packets of our interface through,
-//! with a comment by which it is found again.
+//! A passage through another firewall: one rule that lets packets of our interface through, with a
+//! comment by which it is found again.
 
-use crate::legacy;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Whose firewall it is, and so by which program the passage is given.
+/// The kind of firewall, which decides by which program the passage is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum By {
+pub enum FirewallKind {
     /// Chains that iptables-nft keeps (Docker, ufw, libvirt, kube-proxy): a rule by nft, which
     /// iptables shows as its own.
     Nft,
@@ -18,48 +17,47 @@ pub enum By {
     Firewalld,
 }
 
-/// Which packets pass.
+/// The packets that pass.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Way {
-    /// Those that came in by our interface.
+pub enum Traffic {
+    /// Packets that came in by our interface.
     In,
-    /// Answers from this interface that leave by ours; what else tries that way, our own chain
-    /// drops.
+    /// Answers from this interface that leave by ours. Our own chain drops other packets that way.
     From(String),
 }
 
 /// A passage.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Passage {
-    /// Whose firewall.
-    pub by: By,
+    /// The kind of firewall.
+    pub by: FirewallKind,
     /// `ip` or `ip6`; `inet` for firewalld.
     pub family: String,
     /// The chain in the table `filter`; firewalld has zones instead.
     pub chain: String,
-    /// Which packets.
-    pub way: Way,
+    /// The packets that pass.
+    pub way: Traffic,
 }
 
 impl Passage {
     /// The comment of its rule.
     pub fn comment(&self, device: &str) -> String {
         match &self.way {
-            Way::In => format!("p2pvm {device} in"),
-            Way::From(lan) => format!("p2pvm {device} from {lan}"),
+            Traffic::In => format!("p2pvm {device} in"),
+            Traffic::From(lan) => format!("p2pvm {device} from {lan}"),
         }
     }
 
-    /// Reads a rule's comment as [`Passage::comment`] wrote it for this device.
-    pub fn way_of(comment: &str, device: &str) -> Option<Way> {
+    /// Parses a rule's comment that [`Passage::comment`] wrote for this device.
+    pub fn way_of(comment: &str, device: &str) -> Option<Traffic> {
         let rest = comment
             .strip_prefix("p2pvm ")?
             .strip_prefix(device)?
             .strip_prefix(' ')?;
         match rest.split_once(' ') {
-            Some(("from", lan)) => Some(Way::From(lan.to_owned())),
-            None if rest == "in" => Some(Way::In),
+            Some(("from", lan)) => Some(Traffic::From(lan.to_owned())),
+            None if rest == "in" => Some(Traffic::In),
             _ => None,
         }
     }
@@ -70,26 +68,35 @@ impl Passage {
         Self::way_of(comment, device).map(|_| device)
     }
 
-    /// What nft is told to match.
+    /// The match in nft's syntax.
     pub fn matches(&self, device: &str) -> String {
         match &self.way {
-            Way::In => format!("iifname \"{device}\""),
-            Way::From(lan) => format!("iifname \"{lan}\" oifname \"{device}\""),
+            Traffic::In => format!("iifname \"{device}\""),
+            Traffic::From(lan) => format!("iifname \"{lan}\" oifname \"{device}\""),
         }
+    }
+}
+
+/// The program for a family's rules in the kernel's older interface.
+pub(crate) fn legacy_program(family: &str) -> &'static str {
+    if family == "ip6" {
+        "ip6tables-legacy"
+    } else {
+        "iptables-legacy"
     }
 }
 
 impl fmt::Display for Passage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.by {
-            By::Nft => write!(f, "chain {} of table {} filter", self.chain, self.family),
-            By::Legacy => write!(
+            FirewallKind::Nft => write!(f, "chain {} of table {} filter", self.chain, self.family),
+            FirewallKind::Legacy => write!(
                 f,
                 "chain {} of {}",
                 self.chain,
-                legacy::program(&self.family)
+                legacy_program(&self.family)
             ),
-            By::Firewalld => f.write_str("firewalld (zone trusted)"),
+            FirewallKind::Firewalld => f.write_str("firewalld (zone trusted)"),
         }
     }
 }
@@ -100,9 +107,9 @@ mod tests {
 
     #[test]
     fn a_passages_comment_tells_its_way_and_its_interface() {
-        for way in [Way::In, Way::From("lan0".into())] {
+        for way in [Traffic::In, Traffic::From("lan0".into())] {
             let passage = Passage {
-                by: By::Nft,
+                by: FirewallKind::Nft,
                 family: "ip".into(),
                 chain: "FORWARD".into(),
                 way: way.clone(),

@@ -1,18 +1,20 @@
-//! From what is wanted and what is there to the steps between. Pure: the same function puts back
-//! what somebody removed, changes what is wanted now, and takes everything away at the end; with
-//! nothing left to do it gives no step.
+//! The steps from what is there to what is wanted. Pure: the same function restores what another
+//! program removed, follows a change of what is wanted, and removes everything at the end. If
+//! nothing is to be done, it gives no steps.
 //!
-//! Several networks share the machine: rules around the accepted routes stay until the last network
-//! has none, an interface's forwarding stays on until the last network that offers through it is
-//! gone.
+//! Several networks share the machine: rules around the accepted routes stay until no network has
+//! accepted routes, and an interface's forwarding stays on until the last network that offers
+//! through it is gone.
 
 use crate::{
+    forwarding::ForwardingState,
     links::Mark,
     net::Net,
+    observed::{Observed, TableState},
     passage::Passage,
-    rules::{Placed, Rule, Sockets},
+    rules::{PlacedRule, Rule, Sockets},
     sharing,
-    wanted::{Forwards, Observed, TableState, Wanted, routing_table},
+    wanted::{Wanted, routing_table},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,31 +24,31 @@ use std::{
 /// One change of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Take a passage through another firewall away.
+    /// Close a passage through another firewall.
     Close(Passage),
     /// Make a route in the network's own routing table.
     Route(Net),
-    /// Remove one.
+    /// Remove such a route.
     Unroute(Net),
-    /// Except a block from the routes: this machine reaches it by itself.
+    /// Except a block from the routes, because this machine reaches it by itself.
     Throw(Net),
     /// Remove such an exception.
     Unthrow(Net),
     /// Make a policy rule.
-    Rule(Placed),
-    /// Remove one.
-    Unrule(Placed),
-    /// Make the network's nftables table of this text.
+    Rule(PlacedRule),
+    /// Remove a policy rule.
+    Unrule(PlacedRule),
+    /// Make the network's nftables table from this text.
     Table(String),
-    /// Switch an interface's forwarding on, and note that; `change` is false where another network
-    /// has done it.
+    /// Switch an interface's forwarding on and note it. `change` is false if another network has
+    /// done it.
     Switch {
         /// The interface.
         interface: String,
         /// Whether something is to be written to the kernel.
         change: bool,
     },
-    /// An interface's forwarding is no longer needed here; `change` is false where others need it.
+    /// An interface's forwarding is no longer needed here. `change` is false if others need it.
     Restore {
         /// The interface.
         interface: String,
@@ -55,7 +57,7 @@ pub enum Step {
     },
     /// Remove the network's nftables table.
     DropTable,
-    /// Give a passage through another firewall.
+    /// Open a passage through another firewall.
     Open(Passage),
 }
 
@@ -88,7 +90,8 @@ pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
 }
 
 fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
-    // What this machine reaches by itself goes before what others offer, as a whole or in part.
+    // What this machine reaches by itself has precedence over what others offer, as a whole or in
+    // part.
     let is_local = |net: &Net| seen.local.iter().any(|own| own.covers(net));
     let elsewhere = sharing::elsewhere(wanted, seen);
     let is_ours = |net: &&Net| !is_local(net) && !elsewhere.contains_key(*net);
@@ -127,7 +130,7 @@ fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
         .iter()
         .filter(|(device, _)| **device != wanted.device)
         .map(|(_, mark)| mark);
-    let own = Own {
+    let own = OwnRules {
         wanted,
         has_routes: !wanted.accepted.is_empty(),
         goes_past: seen.carried.is_some(),
@@ -136,8 +139,8 @@ fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     change_rules(&seen.rules, &rules, seen.rules_base, steps);
 }
 
-/// What a network has to do with the rules.
-struct Own<'a> {
+/// The rules that a network needs.
+struct OwnRules<'a> {
     wanted: &'a Wanted,
     /// It has accepted routes.
     has_routes: bool,
@@ -145,12 +148,12 @@ struct Own<'a> {
     goes_past: bool,
 }
 
-/// The rules that have to be there, given those that are: `own` network's beside those of others,
-/// each known by its mark. What others have counts as long as their interfaces are there.
+/// The rules that have to be there, given the present ones: those of the `own` network, and those
+/// of the others, each known by its mark. The others' rules count while their interfaces are there.
 fn rules_for<'a>(
-    own: Option<Own>,
+    own: Option<OwnRules>,
     others: impl Iterator<Item = &'a Mark>,
-    present: &[Placed],
+    present: &[PlacedRule],
 ) -> BTreeSet<Rule> {
     let mut marks: Vec<Mark> = others.cloned().collect();
     let living: BTreeSet<u32> = marks.iter().map(routing_table).collect();
@@ -169,7 +172,7 @@ fn rules_for<'a>(
     let is_past =
         |mark: &&Mark| past(mark).any(|rule| present.iter().any(|placed| placed.rule == rule));
     let mut rules: BTreeSet<Rule> = marks.iter().filter(is_past).flat_map(past).collect();
-    if let Some(Own {
+    if let Some(OwnRules {
         wanted,
         has_routes,
         goes_past,
@@ -196,7 +199,7 @@ fn rules_for<'a>(
     rules
 }
 
-/// The sockets of a network that a port tells; the others only their mark does.
+/// The sockets of a network that are known by a port. The others are known by their mark.
 fn by_port(mark: &Mark) -> impl Iterator<Item = Sockets> + use<> {
     let Mark {
         link_port: link,
@@ -213,11 +216,16 @@ fn by_port(mark: &Mark) -> impl Iterator<Item = Sockets> + use<> {
     .map(|(_, sockets)| sockets)
 }
 
-/// What rules stay when the network whose routing table this is has gone.
-pub fn rules_without(table: u32, marks: &BTreeMap<String, Mark>, present: &[Placed]) -> Vec<Step> {
+/// The steps after which only the other networks' rules are left, once the network with this
+/// routing table has gone.
+pub fn rules_without(
+    table: u32,
+    marks: &BTreeMap<String, Mark>,
+    present: &[PlacedRule],
+) -> Vec<Step> {
     let others = marks.values().filter(|mark| routing_table(mark) != table);
     let mut steps = Vec::new();
-    // Where others have theirs; if they move, their own keeper moves them.
+    // The others' place; if that changes, their own keeper moves them.
     let others_base = present
         .iter()
         .filter(|placed| placed.rule != Rule::Table(table))
@@ -232,15 +240,15 @@ pub fn rules_without(table: u32, marks: &BTreeMap<String, Mark>, present: &[Plac
     steps
 }
 
-/// Around first and the tables last, so that no own socket ever meets a table; the other way round
-/// at the end.
-fn change_rules(present: &[Placed], rules: &BTreeSet<Rule>, base: u32, steps: &mut Vec<Step>) {
-    let wanted: BTreeSet<Placed> = rules
+/// Makes the rules around first and the tables last, so that no own socket ever meets a table, and
+/// removes them in the reverse order.
+fn change_rules(present: &[PlacedRule], rules: &BTreeSet<Rule>, base: u32, steps: &mut Vec<Step>) {
+    let wanted: BTreeSet<PlacedRule> = rules
         .iter()
-        .map(|rule| Placed { base, rule: *rule })
+        .map(|rule| PlacedRule { base, rule: *rule })
         .collect();
     let mut kept = BTreeSet::new();
-    let mut gone: Vec<Placed> = present
+    let mut gone: Vec<PlacedRule> = present
         .iter()
         .filter(|placed| !wanted.contains(placed) || !kept.insert(**placed))
         .copied()
@@ -259,9 +267,9 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     };
     for interface in &needed {
         let change = match seen.forwarding.get(*interface) {
-            Some(Forwards::No) => true,
-            // Another network switched it on: whichever goes last switches it off.
-            Some(Forwards::ForUs) if !switched.contains(*interface) => false,
+            Some(ForwardingState::No) => true,
+            // Another network switched it on: the last one that ends switches it off.
+            Some(ForwardingState::ForUs) if !switched.contains(*interface) => false,
             _ => continue,
         };
         switched.insert((*interface).clone());
@@ -278,11 +286,11 @@ fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
     }
     steps.extend(switch);
     let ours = |interface: &String| {
-        seen.forwarding.get(interface) == Some(&Forwards::ForUs)
+        seen.forwarding.get(interface) == Some(&ForwardingState::ForUs)
             && !seen.switched_by_others.contains(interface)
     };
-    // One that was switched on and is gone may have been renamed: then another forwards for p2pvm
-    // that nobody knows of.
+    // An interface that was switched on and is gone may have been renamed: then an unknown one
+    // forwards for p2pvm.
     if seen
         .switched
         .iter()
@@ -324,11 +332,11 @@ pub(crate) fn rules_in(text: &str) -> usize {
         .count()
 }
 
-/// The rules of a host that forwards from the network's interface into offered subnets. A
-/// connection that comes in by that interface goes into these subnets, or where the host's owner
-/// has pointed it (a container's published port), and nowhere else; answers to what a container
-/// began come back; nobody in them begins a connection into the network. Interfaces that forward
-/// for p2pvm's sake alone let nothing else through. All else is nobody's business here.
+/// The nftables rules of a host that forwards from the network's interface into offered subnets. A
+/// connection that comes in by that interface goes into these subnets, or to where the host's owner
+/// has redirected it (a container's published port), and nowhere else. Answers to a container's own
+/// connections come back. No connection from these subnets into the network begins. Interfaces that
+/// forward only for p2pvm let nothing else through. All other packets are left alone.
 fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeSet<String>) -> String {
     let (table, device) = (wanted.nft_table(), &wanted.device);
     let list = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
@@ -337,11 +345,11 @@ fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeSet<String>) -> Strin
         |names: &BTreeSet<&String>| list(&mut names.iter().map(|name| format!("\"{name}\"")));
     let marked: BTreeSet<&String> = switched.iter().collect();
     let own: BTreeSet<&String> = seen.marks.keys().chain([device]).collect();
-    // Those as well that are about to be switched off.
+    // Also those that are about to be switched off.
     let for_us = |interface: &&String| {
         seen.forwarding
             .get(*interface)
-            .is_some_and(|forwards| *forwards != Forwards::ForOthers)
+            .is_some_and(|forwards| *forwards != ForwardingState::ForOthers)
     };
     let guarded: BTreeSet<&String> = switched
         .iter()

@@ -3,19 +3,19 @@
 
 use super::*;
 use crate::{
-    outbound::Carried,
-    passage::{By, Way},
+    outbound::CarriedVpn,
+    passage::{FirewallKind, Traffic},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestCaseError};
 
 /// The machine: what the kernel holds, and what each network's journal says.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct World {
-    rules: Vec<Placed>,
+    rules: Vec<PlacedRule>,
     base: u32,
     local: BTreeSet<Net>,
     ip_forward: bool,
-    forwarding: BTreeMap<String, Forwards>,
+    forwarding: BTreeMap<String, ForwardingState>,
     /// As all but p2pvm have left it.
     others: BTreeMap<String, bool>,
     networks: BTreeMap<String, Own>,
@@ -23,11 +23,11 @@ struct World {
     carrier: Option<String>,
 }
 
-fn by_others(on: bool) -> Forwards {
+fn by_others(on: bool) -> ForwardingState {
     if on {
-        Forwards::ForOthers
+        ForwardingState::ForOthers
     } else {
-        Forwards::No
+        ForwardingState::No
     }
 }
 
@@ -44,8 +44,8 @@ struct Own {
 
 const LANS: [&str; 2] = ["lan0", "lan1"];
 
-fn vpn() -> Carried {
-    Carried {
+fn vpn() -> CarriedVpn {
+    CarriedVpn {
         by: "wg0".into(),
         server: [10, 1, 0, 9].into(),
         is_passed: true,
@@ -54,12 +54,12 @@ fn vpn() -> Carried {
 
 fn passages() -> BTreeSet<Passage> {
     let of = |way| Passage {
-        by: By::Nft,
+        by: FirewallKind::Nft,
         family: "ip".into(),
         chain: "FORWARD".into(),
         way,
     };
-    BTreeSet::from([of(Way::In), of(Way::From("lan0".into()))])
+    BTreeSet::from([of(Traffic::In), of(Traffic::From("lan0".into()))])
 }
 
 impl World {
@@ -166,7 +166,7 @@ impl World {
                             own.guards(&interface) || interface == device,
                             "the guard is there before an interface forwards"
                         );
-                        self.forwarding.insert(interface, Forwards::ForUs);
+                        self.forwarding.insert(interface, ForwardingState::ForUs);
                     }
                 }
                 Step::Restore { interface, change } => {
@@ -177,7 +177,7 @@ impl World {
                             guarded || interface == device,
                             "the guard, if nobody flushed it, stays until it does not"
                         );
-                        self.forwarding.insert(interface, Forwards::No);
+                        self.forwarding.insert(interface, ForwardingState::No);
                     }
                 }
             }
@@ -307,6 +307,138 @@ fn nets(thirds: &BTreeSet<u8>) -> BTreeSet<Net> {
         .collect()
 }
 
+impl World {
+    fn apply(&mut self, event: Event) {
+        let device = |n: &u16| format!("p2pvm{n}");
+        match event {
+            Event::Join(n) if !self.networks.contains_key(&device(&n)) => self.join(n),
+            Event::Leave(n) if self.networks.contains_key(&device(&n)) => self.leave(&device(&n)),
+            Event::Accept(n, thirds) => {
+                if let Some(own) = self.networks.get_mut(&device(&n)) {
+                    own.wanted.accepted = nets(&thirds);
+                }
+            }
+            Event::Offer(n, thirds) => {
+                if let Some(own) = self.networks.get_mut(&device(&n)) {
+                    own.wanted.offered = nets(&thirds);
+                    own.wanted.open_firewalls = true;
+                }
+            }
+            Event::Global(on) => self.set_ip_forward(on),
+            Event::FlushRules => self.rules.clear(),
+            Event::Base(base) => self.base = base,
+            Event::Carry(n) => self.carrier = n.as_ref().map(device),
+            Event::Local(thirds) => {
+                // A whole block of the others', and a part of one.
+                self.local = nets(&thirds);
+                self.local.extend(
+                    thirds
+                        .iter()
+                        .map(|third| Net::new([192, 168, third ^ 1, 128].into(), 25)),
+                );
+            }
+            Event::FlushTables => self.networks.values_mut().for_each(|own| {
+                own.table = TableState::Absent;
+                own.passages.clear();
+                own.stale.clear();
+            }),
+            Event::LoadAgain => self
+                .networks
+                .values_mut()
+                .for_each(|own| own.stale = own.passages.clone()),
+            Event::Revive(n) => {
+                if let Some(own) = self.networks.get_mut(&device(&n)) {
+                    own.passages = passages();
+                }
+            }
+            Event::Forward(lan, on) => self.set_forwarding(LANS[lan], on),
+            Event::DoubleRule(at) => {
+                if let Some(rule) = self.rules.get(at).copied() {
+                    self.rules.push(rule);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What holds after every look.
+    fn check(&self) -> Result<(), TestCaseError> {
+        let active = self
+            .networks
+            .values()
+            .any(|own| !own.wanted.accepted.is_empty());
+        let carrier = self
+            .carrier
+            .as_ref()
+            .and_then(|name| self.networks.get(name))
+            .map(|own| &own.wanted);
+        prop_assert_eq!(self.rules.is_empty(), !active && carrier.is_none());
+        let past: BTreeSet<Rule> = carrier
+            .into_iter()
+            .flat_map(|wanted| {
+                by_port(&wanted.mark())
+                    .chain([Sockets::Marked])
+                    .map(Rule::Past)
+            })
+            .collect();
+        let is_past = |rule: &Rule| matches!(rule, Rule::Past(_));
+        prop_assert_eq!(
+            self.rules
+                .iter()
+                .map(|placed| placed.rule)
+                .filter(is_past)
+                .collect::<BTreeSet<_>>(),
+            past
+        );
+        for own in self.networks.values() {
+            self.check_network(own, active)?;
+        }
+        Ok(())
+    }
+
+    fn check_network(&self, own: &Own, active: bool) -> Result<(), TestCaseError> {
+        prop_assert!(own.stale.is_empty());
+        prop_assert!(!own.wanted.offered.is_empty() || own.passages.is_empty());
+        let reached: BTreeSet<Net> = own
+            .wanted
+            .accepted
+            .iter()
+            .filter(|net| !self.local.contains(net))
+            .copied()
+            .collect();
+        prop_assert_eq!(&own.routes, &reached);
+        let covers = |part: &Net| reached.iter().any(|net| net.covers(part));
+        let excepted = |part: &Net| own.throws.contains(part) == covers(part);
+        let all_excepted = self.local.iter().all(excepted);
+        prop_assert!(all_excepted);
+        if active {
+            let there = |rule| {
+                self.rules.contains(&PlacedRule {
+                    base: self.base,
+                    rule,
+                })
+            };
+            prop_assert!(
+                there(Rule::Around(Sockets::Udp(own.wanted.link_port)))
+                    && there(Rule::Around(Sockets::Tcp(own.wanted.control_port)))
+            );
+        }
+        if !own.wanted.offered.is_empty() {
+            let lans = self.observe(&own.wanted.device).lans;
+            prop_assert!(
+                lans.iter()
+                    .chain([&own.wanted.device])
+                    .all(|i| self.forwarding[i] != ForwardingState::No)
+            );
+            prop_assert!(
+                lans.iter().all(|lan| own.guards(lan) != self.others[lan]),
+                "guarded where it is for us alone"
+            );
+        }
+        Ok(())
+    }
+}
+
 proptest! {
     #[test]
     fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(
@@ -316,54 +448,10 @@ proptest! {
         LANS.iter().for_each(|lan| world.set_forwarding(lan, false));
         (0..2).for_each(|n| world.join(n));
         for (event, looked) in events {
-            let device = |n: &u16| format!("p2pvm{n}");
-            match event {
-                Event::Join(n) if !world.networks.contains_key(&device(&n)) => world.join(n),
-                Event::Leave(n) if world.networks.contains_key(&device(&n)) => world.leave(&device(&n)),
-                Event::Accept(n, thirds) => {
-                    if let Some(own) = world.networks.get_mut(&device(&n)) {
-                        own.wanted.accepted = nets(&thirds);
-                    }
-                }
-                Event::Offer(n, thirds) => {
-                    if let Some(own) = world.networks.get_mut(&device(&n)) {
-                        own.wanted.offered = nets(&thirds);
-                    }
-                    if let Some(own) = world.networks.get_mut(&device(&n)) {
-                        own.wanted.open_firewalls = true;
-                    }
-                }
-                Event::Global(on) => world.set_ip_forward(on),
-                Event::FlushRules => world.rules.clear(),
-                Event::Base(base) => world.base = base,
-                Event::Carry(n) => world.carrier = n.as_ref().map(device),
-                Event::Local(thirds) => {
-                    // A whole block of the others', and a part of one.
-                    world.local = nets(&thirds);
-                    world.local.extend(
-                        thirds.iter().map(|third| Net::new([192, 168, third ^ 1, 128].into(), 25))
-                    );
-                }
-                Event::FlushTables => world.networks.values_mut().for_each(|own| {
-                    own.table = TableState::Absent;
-                    own.passages.clear();
-                    own.stale.clear();
-                }),
-                Event::LoadAgain => world.networks.values_mut().for_each(
-                    |own| own.stale = own.passages.clone()
-                ),
-                Event::Revive(n) => {
-                    if let Some(own) = world.networks.get_mut(&device(&n)) { own.passages = passages(); }
-                }
-                Event::Forward(lan, on) => world.set_forwarding(LANS[lan], on),
-                Event::DoubleRule(at) => {
-                    if let Some(rule) = world.rules.get(at).copied() { world.rules.push(rule); }
-                }
-                _ => {}
-            }
+            world.apply(event);
             for lan in LANS {
                 prop_assert!(
-                    !world.others[lan] || world.forwarding[lan] == Forwards::ForOthers,
+                    !world.others[lan] || world.forwarding[lan] == ForwardingState::ForOthers,
                     "{lan} is off where others have it on"
                 );
             }
@@ -372,49 +460,7 @@ proptest! {
                 continue;
             }
             world.settle();
-            let active = world.networks.values().any(|own| !own.wanted.accepted.is_empty());
-            let carrier = world.carrier.as_ref().and_then(
-                |name| world.networks.get(name)
-            ).map(|own| &own.wanted);
-            prop_assert_eq!(world.rules.is_empty(), !active && carrier.is_none());
-            let past: BTreeSet<Rule> = carrier.into_iter().flat_map(|wanted| {
-                by_port(&wanted.mark()).chain([Sockets::Marked]).map(Rule::Past)
-            }).collect();
-            let is_past = |rule: &Rule| matches!(rule, Rule::Past(_));
-            prop_assert_eq!(
-                world.rules.iter().map(|placed| placed.rule).filter(is_past).collect::<BTreeSet<_>>(),
-                past
-            );
-            for own in world.networks.values() {
-                prop_assert!(own.stale.is_empty());
-                prop_assert!(!own.wanted.offered.is_empty() || own.passages.is_empty());
-                let reached: BTreeSet<Net> = own.wanted.accepted.iter().filter(
-                    |net| !world.local.contains(net)
-                ).copied().collect();
-                prop_assert_eq!(&own.routes, &reached);
-                let excepted = |part: &Net| own.throws.contains(part) == reached.iter().any(|net| net.covers(part));
-                let all_excepted = world.local.iter().all(excepted);
-                prop_assert!(all_excepted);
-                if active {
-                    let there = |rule| world.rules.contains(&Placed { base: world.base, rule });
-                    prop_assert!(
-                        there(Rule::Around(Sockets::Udp(own.wanted.link_port)))
-                            && there(Rule::Around(Sockets::Tcp(own.wanted.control_port)))
-                    );
-                }
-                if !own.wanted.offered.is_empty() {
-                    let lans = world.observe(&own.wanted.device).lans;
-                    prop_assert!(
-                        lans.iter().chain([&own.wanted.device]).all(
-                            |i| world.forwarding[i] != Forwards::No
-                        )
-                    );
-                    prop_assert!(
-                        lans.iter().all(|lan| own.guards(lan) != world.others[lan]),
-                        "guarded where it is for us alone"
-                    );
-                }
-            }
+            world.check()?;
         }
         for device in world.networks.keys().cloned().collect::<Vec<_>>() {
             world.leave(&device);
@@ -473,12 +519,12 @@ fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forward
     seen.switched = ["lan0", "p2pvm0"].map(str::to_owned).into();
     seen.forwarding
         .values_mut()
-        .for_each(|forwards| *forwards = Forwards::ForUs);
+        .for_each(|forwards| *forwards = ForwardingState::ForUs);
     seen.table = TableState::Made(text(&steps));
     assert_eq!(plan(&wanted, &seen), []);
     seen.forwarding
         .values_mut()
-        .for_each(|forwards| *forwards = Forwards::ForOthers);
+        .for_each(|forwards| *forwards = ForwardingState::ForOthers);
     let steps = plan(&wanted, &seen);
     assert!(!text(&steps).contains(guard), "{steps:?}");
     let steps = plan(&wanted.nothing(), &seen);
@@ -506,7 +552,7 @@ fn rules_of_a_network_whose_interface_went_are_removed() {
         Rule::Around(Sockets::Marked),
         Rule::Table(0x7000_0009),
     ]
-    .map(|rule| Placed { base: 5300, rule });
+    .map(|rule| PlacedRule { base: 5300, rule });
     let seen = Observed {
         device: Some(1),
         rules: stale.to_vec(),

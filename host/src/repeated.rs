@@ -1,8 +1,7 @@
-//! Which repetitions of the same trouble are worth a line in the log: the first, then the 2nd, 4th,
-//! 8th, ... So a retry loop says once what is wrong, says now and then that it still is, and never
-//! floods.
+//! Which repetitions of a failure are logged: the first, the 2nd, 4th, 8th, ... So a retry loop
+//! logs once what is wrong, repeats it now and then, and never floods the log.
 
-/// One kind of trouble at one place.
+/// A counter of one kind of failure at one place.
 #[derive(Debug, Default)]
 pub struct Repeated {
     what: String,
@@ -10,7 +9,7 @@ pub struct Repeated {
 }
 
 impl Repeated {
-    /// Nothing has happened yet.
+    /// A counter at zero.
     pub const fn new() -> Self {
         Self {
             what: String::new(),
@@ -18,8 +17,8 @@ impl Repeated {
         }
     }
 
-    /// It has happened again: how often so far, if that is worth a line. Another `what` begins
-    /// anew.
+    /// Counts a failure. Returns how often it has happened if it should be logged. Another `what`
+    /// starts at zero.
     pub fn again(&mut self, what: &str) -> Option<u64> {
         if self.what != what {
             self.what.clear();
@@ -30,7 +29,7 @@ impl Repeated {
         self.times.is_power_of_two().then_some(self.times)
     }
 
-    /// It is over: how often it had happened, if it had.
+    /// Resets the counter. Returns how often the failure had happened, if it had.
     pub fn over(&mut self) -> Option<u64> {
         let times = std::mem::take(&mut self.times);
         self.what.clear();

@@ -1,13 +1,12 @@
 //! Room for what has to be written on a full disk: a file that holds blocks of the file system and
-//! gives them back a piece at a time.
+//! frees them a piece at a time.
 //!
-//! Guests fill a disk to its last block. What a node owes others must be written all the same: a
-//! voter's promise, a definition, a lease. So the daemon keeps a file of its own that holds room
-//! ([`keep`]); a write that finds the disk full shortens it by a piece and tries again at once
-//! ([`retrying`]). Who fills the disk would have to be quicker than that. When there is room again,
-//! the file grows back ([`refill`]).
+//! Guests fill a disk to its last block. The node still has to write a voter's promise, a
+//! definition, a lease. So the daemon keeps a file that holds room ([`keep`]); a write that finds
+//! the disk full shortens it by a piece and retries at once ([`retrying`]), before a guest can take
+//! the piece. When there is room again, the file grows back ([`refill`]).
 //!
-//! One a process: nearly every write of this workspace that has to succeed goes through
+//! There is one reserve in a process: nearly every write that has to succeed goes through
 //! [`crate::durable`].
 
 use std::{
@@ -18,12 +17,13 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-/// How much is kept. Reason: records take kilobytes each, the record store's pieces half a
-/// mebibyte.
+/// How many bytes the reserve holds.
+/// Reason: records take kilobytes each, the record store's pieces half a mebibyte.
 pub const RESERVE: u64 = 32 << 20;
-/// At most this share of the file system is kept, so that a small one is not all reserve.
+/// The reserve holds at most one part in this many of the file system.
+/// Reason: a small file system must not be all reserve.
 const SHARE: u64 = 16;
-/// How much is given back for one write.
+/// How many bytes are freed for one write.
 pub const PIECE: u64 = 1 << 20;
 
 static KEPT: OnceLock<Reserve> = OnceLock::new();
@@ -31,16 +31,16 @@ static KEPT: OnceLock<Reserve> = OnceLock::new();
 /// What is free on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes that others than the kernel may write.
+    /// Bytes that programs may write.
     pub free: u64,
     /// Bytes in all.
     pub size: u64,
 }
 
-/// What is free where `path` lies.
+/// What is free on the file system of `path`.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub fn room(path: &Path) -> io::Result<Room> {
     let about = nix::sys::statvfs::statvfs(path)?;
     let unit = about.fragment_size();
@@ -63,12 +63,12 @@ struct Reserve {
     path: PathBuf,
     device: u64,
     wanted: u64,
-    /// One shortens or lengthens it at a time.
+    /// Locked while the file is shortened or lengthened.
     turn: Mutex<()>,
 }
 
 impl Reserve {
-    /// The reserve in `path`, which is made; it holds what it held.
+    /// Opens or makes the reserve in `path`. It holds as much as before.
     fn at(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         let wanted = RESERVE.min(room(path)?.size / SHARE);
@@ -80,8 +80,8 @@ impl Reserve {
         })
     }
 
-    /// Takes what is missing, if so much and as much again is free. Reason: the last of the room is
-    /// not for the reserve alone.
+    /// Takes what is missing if twice as much is free.
+    /// Reason: the last room is not for the reserve alone.
     fn refill(&self) -> io::Result<u64> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let file = open(&self.path)?;
@@ -92,14 +92,14 @@ impl Reserve {
         }
         let filled = fill(&file, held, missing);
         if filled.is_err() {
-            // What was taken of the piece goes back: a reserve that is longer than its blocks keeps
-            // nothing.
+            // The blocks taken so far are freed: a reserve that is longer than its blocks holds no
+            // room.
             file.set_len(held)?;
         }
         filled.map(|()| self.wanted)
     }
 
-    /// Gives a piece back; false if there is none left.
+    /// Frees a piece. Returns false if none is left.
     fn spend(&self) -> io::Result<bool> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let file = open(&self.path)?;
@@ -124,11 +124,19 @@ impl Reserve {
         }
     }
 
-    /// Whether `at`, or the directory that is to hold it, lies on the file system whose room is
-    /// kept.
+    /// Whether `at`, or its directory, is on the reserve's file system.
     fn is_for(&self, at: &Path) -> bool {
         let device = |path: &Path| path.metadata().map(|about| about.dev()).ok();
-        device(at).or_else(|| device(&crate::durable::directory_of(at))) == Some(self.device)
+        device(at).or_else(|| device(&directory_of(at))) == Some(self.device)
+    }
+}
+
+/// The directory of a file.
+pub(crate) fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => ".".into(),
+        Some(dir) => dir.into(),
+        None => "/".into(),
     }
 }
 
@@ -152,11 +160,11 @@ fn fill(file: &File, from: u64, bytes: u64) -> io::Result<()> {
     )?)
 }
 
-/// Keeps room in `path` from now on, as much as there is up to [`RESERVE`]; gives the bytes that
-/// are kept. A second call changes nothing but refills.
+/// Keeps room in `path` from now on, up to [`RESERVE`]. Returns how many bytes it holds. A second
+/// call only refills.
 ///
 /// # Errors
-/// What the file system says; then nothing is kept.
+/// The file system's error; then nothing is kept.
 pub fn keep(path: &Path) -> io::Result<u64> {
     if KEPT.get().is_none() {
         // Another thread that was first has the same one.
@@ -165,27 +173,27 @@ pub fn keep(path: &Path) -> io::Result<u64> {
     refill()
 }
 
-/// Takes back what was spent, if there is room for it; gives the bytes that are kept now.
+/// Refills the reserve if there is room. Returns how many bytes it holds.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub fn refill() -> io::Result<u64> {
     KEPT.get().map_or(Ok(0), Reserve::refill)
 }
 
-/// How much the reserve is to hold; 0 where none is kept.
+/// How many bytes the reserve should hold; 0 if there is none.
 pub fn wanted() -> u64 {
     KEPT.get().map_or(0, |kept| kept.wanted)
 }
 
-/// Gives a piece of the reserve back where it keeps room for `at`; false if there is none left.
+/// Frees a piece of the reserve if `at` is on its file system. Returns false if none is left.
 pub fn spend(at: &Path) -> bool {
     KEPT.get()
         .is_some_and(|kept| kept.is_for(at) && kept.spend().unwrap_or(false))
 }
 
-/// Does `work`, which writes at `at`; when it finds the disk full, again with a piece of the
-/// reserve, as long as there is one. What it has half done before it fails must not hinder it.
+/// Runs `work`, which writes at `at`. If it finds the disk full, it runs again with a piece of the
+/// reserve, as long as there is one: `work` must cope with its own half-done result.
 ///
 /// # Errors
 /// As `work`.

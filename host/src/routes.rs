@@ -3,7 +3,7 @@
 use crate::{
     net::Net,
     netlink::Netlink,
-    rules::{PROTOCOL, SILENT, tables_of_all},
+    numbers::{PROTOCOL, SILENT},
 };
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
@@ -12,22 +12,22 @@ use netlink_packet_route::{
 };
 use std::{io, net::Ipv4Addr};
 
-/// The table that everybody uses.
+/// The main routing table.
 pub const MAIN: u32 = 254;
 
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads.
+    /// Its destination.
     pub net: Net,
-    /// The interface's index; none where it leads nowhere. A route with several next hops is here
+    /// The interface's index; `None` if it leads nowhere. A route with several next hops is here
     /// once for each.
     pub device: Option<u32>,
     /// The router.
     pub gateway: Option<Ipv4Addr>,
     /// RTPROT_*.
     pub protocol: u8,
-    /// Whether it says that the table has nothing there (`throw`): the next rule decides.
+    /// Whether it is a `throw` route: the next rule decides.
     pub throw: bool,
 }
 
@@ -98,42 +98,25 @@ fn read(message: &RouteMessage) -> Vec<Route> {
         .collect()
 }
 
-/// The routes of a table, `throw` ones among them; not blackholes and the like.
+/// The routes of a table, also `throw` ones, but no blackholes and the like.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Route>> {
     of_kinds(netlink, table, &[RouteType::Unicast, RouteType::Throw])
 }
 
-/// What this machine reaches, or refuses to reach, by itself: the main table and those that other
-/// programs, such as VPNs, lead all packets by. Blackholes and the like are routes without an
-/// interface.
-///
-/// # Errors
-/// What the kernel says.
-pub fn of_machine(netlink: &mut Netlink) -> io::Result<Vec<Route>> {
-    let mut tables = tables_of_all(netlink)?;
-    tables.insert(MAIN);
-    let kinds = [
-        RouteType::Unicast,
-        RouteType::BlackHole,
-        RouteType::Unreachable,
-        RouteType::Prohibit,
-    ];
-    let mut found = Vec::new();
-    for table in tables {
-        found.extend(of_kinds(netlink, table, &kinds)?);
-    }
-    Ok(found)
-}
-
-fn of_kinds(netlink: &mut Netlink, table: u32, kinds: &[RouteType]) -> io::Result<Vec<Route>> {
+/// The routes of a table that are of these kinds.
+pub(crate) fn of_kinds(
+    netlink: &mut Netlink,
+    table: u32,
+    kinds: &[RouteType],
+) -> io::Result<Vec<Route>> {
     let mut ask = RouteMessage::default();
     ask.header.address_family = AddressFamily::Inet;
     ask.attributes.push(RouteAttribute::Table(table));
     let answers = match netlink.dump(RouteNetlinkMessage::GetRoute(ask)) {
-        // A table that never held a route does not exist.
+        // A table that never had a route does not exist.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         answers => answers?,
     };
@@ -149,7 +132,7 @@ fn of_kinds(netlink: &mut Netlink, table: u32, kinds: &[RouteType]) -> io::Resul
     Ok(found)
 }
 
-/// Into an interface, or nowhere.
+/// A route into an interface, or a `throw` route.
 fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
@@ -161,9 +144,9 @@ fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     } else {
         RouteType::Throw
     };
-    // A throw too: the look-up of a next hop passes over routes of a wider scope than this, and
-    // would then find the accepted route around it, so that whatever is added by way of the
-    // machine's own gateway led into the tunnel.
+    // Also a `throw` route: the look-up of a next hop skips routes of a wider scope, and would find
+    // the accepted route around it. A route by the machine's own gateway would then lead into the
+    // tunnel.
     header.scope = RouteScope::Link;
     message.attributes = vec![
         RouteAttribute::Table(table),
@@ -173,11 +156,11 @@ fn message(net: Net, table: u32, device: Option<u32>) -> RouteMessage {
     message
 }
 
-/// Makes a route into an interface, or a `throw` route without one; with `silent` others can tell
-/// that its router does not answer.
+/// Makes a route into an interface, or a `throw` route without one. `silent` marks it as having a
+/// router that does not answer, for other networks of this machine.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn make(
     netlink: &mut Netlink,
     net: Net,
@@ -195,13 +178,13 @@ pub fn make(
     )
 }
 
-/// Removes such a route; one that is not there is no failure.
+/// Removes such a route. A missing one is no failure.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn remove(netlink: &mut Netlink, net: Net, table: u32, device: Option<u32>) -> io::Result<()> {
     let mut message = message(net, table, device);
-    // Of whatever scope: a former release made other ones.
+    // Of any scope: an earlier release made other ones.
     message.header.scope = RouteScope::NoWhere;
     // Of either of p2pvm's protocol numbers.
     message.header.protocol = RouteProtocol::Unspec;

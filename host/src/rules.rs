@@ -2,15 +2,15 @@
 //!
 //! | preference | rule | for |
 //! |---|---|---|
-//! | base | `ipproto udp\|tcp sport PORT goto base+2`, `fwmark MARK goto base+2` | own sockets, of every network here |
+//! | base | `ipproto udp\|tcp sport PORT goto base+2`, `fwmark MARK …` | all own sockets |
 //! | base + 1 | `lookup TABLE` | the accepted routes of one network |
-//! | base + 2 | `nop` | where own sockets go on: main, or whatever others (a VPN) put behind |
-//! | base + 3 | the same matches, `lookup main` | own sockets, past a VPN that is itself carried by the network |
+//! | base + 2 | `nop` | where own sockets continue: main, or what others (a VPN) put after it |
+//! | base + 3 | the same matches, `lookup main` | own sockets, past a carried VPN |
 //!
-//! The base is [`BASE`], or less where somebody else's rule before it takes everything: wg-quick,
-//! started later, puts its rule before all that are there. The tables hold nothing but accepted
-//! routes, so nobody else's packets are affected wherever the rules stand. They carry a protocol
-//! number of ours ([`PROTOCOL`]), so that nobody else's rule is taken for ours.
+//! The base is [`BASE`], or less if another program's earlier rule takes everything: wg-quick,
+//! started later, puts its rule before all others. The tables hold only accepted routes, so no
+//! other packets are affected at any base. Our rules have our own protocol number ([`PROTOCOL`]),
+//! so that no other rule is taken for ours.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -25,53 +25,44 @@ use crate::{
 };
 use std::{collections::BTreeSet, io};
 
-/// The mark of p2pvm's own sockets (SO_MARK): "p2pv".
-pub const SOCKET_MARK: u32 = 0x7032_7076;
-/// The protocol number of p2pvm's rules and routes (RTPROT_*, of which 112 is nobody's): "p".
-pub const PROTOCOL: u8 = 112;
-/// The same for an accepted route whose router does not answer, so that another network of this
-/// machine can tell: "q".
-pub const SILENT: u8 = 113;
-/// Where the rules stand if nobody is in the way: behind Tailscale's (5210 to 5270), before main
-/// (32766).
+pub use crate::numbers::{DEFAULT_LIKE, PROTOCOL, SILENT, SOCKET_MARK};
+
+/// The usual base: after Tailscale's rules (5210 to 5270), before main (32766).
 pub const BASE: u32 = 5300;
-/// How far before a rule that takes everything they stand.
+/// How far the base is before a rule that takes everything.
 const BEFORE: u32 = 10;
-/// Routes up to this length count as a default route: a VPN may have replaced it by 0.0.0.0/1 and
-/// 128.0.0.0/1. No LAN is as large.
-pub const DEFAULT_LIKE: u32 = 7;
-/// Where, from the base on, own sockets are led past a VPN.
+/// The offset from the base of the rules that lead own sockets past a VPN.
 const PAST: u32 = 3;
 /// The kernel's own table of local addresses; its rule is always first.
 const LOCAL_TABLE: u32 = 255;
 
-/// Some of p2pvm's own sockets, by what tells their packets from others'.
+/// Some of p2pvm's own sockets, by what identifies their packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Sockets {
     /// UDP from this local port.
     Udp(u16),
     /// TCP from this local port.
     Tcp(u16),
-    /// All that carry the mark.
+    /// All sockets with the mark.
     Marked,
 }
 
-/// A rule of p2pvm's, in the order in which they have to be made.
+/// A rule of p2pvm's. They are made in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
-    /// Where own sockets go on.
+    /// Where own sockets continue.
     End,
-    /// These go around the accepted routes.
+    /// These sockets go around the accepted routes.
     Around(Sockets),
-    /// These take the main table, past a VPN.
+    /// These sockets use the main table, past a VPN.
     Past(Sockets),
     /// The accepted routes of a network.
     Table(u32),
 }
 
-/// A rule and the base at which it stands.
+/// A rule and its base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Placed {
+pub struct PlacedRule {
     /// The preference of the first of p2pvm's rules.
     pub base: u32,
     /// The rule.
@@ -79,7 +70,7 @@ pub struct Placed {
 }
 
 impl Sockets {
-    /// What a rule has to match.
+    /// The match of a rule for these sockets.
     fn select(self) -> [RuleAttribute; 2] {
         let (protocol, port) = match self {
             Self::Udp(port) => (IpProtocol::Udp, port),
@@ -101,7 +92,7 @@ impl Sockets {
         ]
     }
 
-    /// What a rule of p2pvm's matches.
+    /// The sockets that a rule of p2pvm's matches.
     fn selected_by(message: &RuleMessage) -> Self {
         let udp = RuleAttribute::IpProtocol(IpProtocol::Udp);
         let port = message.attributes.iter().find_map(|a| match a {
@@ -116,7 +107,7 @@ impl Sockets {
     }
 }
 
-impl Placed {
+impl PlacedRule {
     fn message(self) -> RuleMessage {
         let mut message = RuleMessage::default();
         message.header.family = AddressFamily::Inet;
@@ -163,10 +154,10 @@ impl Placed {
         })
     }
 
-    /// Makes the rule; one that is there already is no failure.
+    /// Makes the rule. An existing one is no failure.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn make(self, netlink: &mut Netlink) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewRule(self.message());
         match netlink.change(message, NLM_F_CREATE | NLM_F_EXCL) {
@@ -175,10 +166,10 @@ impl Placed {
         }
     }
 
-    /// Removes the rule; one that is not there is no failure.
+    /// Removes the rule. A missing one is no failure.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn remove(self, netlink: &mut Netlink) -> io::Result<()> {
         match netlink.change(RouteNetlinkMessage::DelRule(self.message()), 0) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -212,8 +203,8 @@ fn preference_of(message: &RuleMessage) -> Option<u32> {
     })
 }
 
-/// The table of somebody else's rule that every packet comes by, but for those that carry that
-/// program's own mark, and the rule's preference.
+/// The table and preference of another program's rule that takes all packets, except those with
+/// that program's own mark.
 fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
     let table = table_of(message).filter(|_| message.header.action == RuleAction::ToTable)?;
     let header = &message.header;
@@ -245,26 +236,26 @@ fn takes_all(message: &RuleMessage) -> Option<(u32, u32)> {
     Some((table, preference_of(message).unwrap_or(0)))
 }
 
-/// The rules of the machine, as far as they matter.
+/// The rules of the machine that matter here.
 #[derive(Clone, Debug, Default)]
-pub struct Rules {
+pub struct MachineRules {
     /// p2pvm's, of all networks here.
-    pub ours: Vec<Placed>,
-    /// Where they belong.
+    pub ours: Vec<PlacedRule>,
+    /// The base where they belong.
     pub base: u32,
-    /// Where they come before everybody else's.
+    /// The base before all other programs' rules.
     pub first: u32,
 }
 
-/// Looks at the machine's rules.
+/// Reads the machine's rules.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
+/// The kernel's error.
+pub fn rules(netlink: &mut Netlink) -> io::Result<MachineRules> {
     let mut ask = RuleMessage::default();
     ask.header.family = AddressFamily::Inet;
     let (mut found, mut all) = (
-        Rules {
+        MachineRules {
             ours: Vec::new(),
             base: BASE,
             first: BASE,
@@ -275,7 +266,7 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
         let RouteNetlinkMessage::NewRule(message) = answer else {
             continue;
         };
-        found.ours.extend(Placed::read(&message));
+        found.ours.extend(PlacedRule::read(&message));
         if !is_ours(&message) && table_of(&message) != Some(LOCAL_TABLE) {
             let preference = preference_of(&message).unwrap_or(0);
             let before = preference.saturating_sub(BEFORE).max(1);
@@ -294,10 +285,10 @@ pub fn rules(netlink: &mut Netlink) -> io::Result<Rules> {
     Ok(found)
 }
 
-/// The tables that all packets come by, but for the kernel's own and ours.
+/// The tables that all packets pass, except the kernel's own and ours.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub(crate) fn tables_of_all(netlink: &mut Netlink) -> io::Result<BTreeSet<u32>> {
     let mut ask = RuleMessage::default();
     ask.header.family = AddressFamily::Inet;
@@ -325,13 +316,13 @@ mod tests {
         let own = own.chain(sockets.map(Rule::Past));
         for rule in own.chain([Rule::End, Rule::Table(0x7000_0001)]) {
             for base in [1, BASE] {
-                let placed = Placed { base, rule };
-                assert_eq!(Placed::read(&placed.message()), Some(placed));
+                let placed = PlacedRule { base, rule };
+                assert_eq!(PlacedRule::read(&placed.message()), Some(placed));
                 let mut others = placed.message();
                 others
                     .attributes
                     .retain(|a| !matches!(a, RuleAttribute::Protocol(_)));
-                assert_eq!(Placed::read(&others), None);
+                assert_eq!(PlacedRule::read(&others), None);
             }
         }
     }

@@ -14,7 +14,7 @@ pub struct Chain {
     pub hook: Option<String>,
     /// The interfaces that it is hooked to, in the family `netdev`.
     pub devices: Vec<String>,
-    /// Whether a packet that no rule decided on is dropped.
+    /// Whether its policy is to drop.
     pub drops: bool,
     /// Its rules in order.
     pub rules: Vec<Rule>,
@@ -23,11 +23,11 @@ pub struct Chain {
 /// A rule.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
-    /// By which it is removed.
+    /// The number by which it is removed.
     pub handle: u64,
     /// Its comment.
     pub comment: Option<String>,
-    /// Whether the comment is one of iptables', which nft neither tells nor saves.
+    /// Whether the comment is an iptables match, which nft neither lists nor saves.
     pub untold: bool,
     /// Matches, statements and verdict.
     pub expressions: Vec<Value>,
@@ -80,7 +80,7 @@ fn id(value: &Value, name: &str) -> ChainId {
 }
 
 impl Rule {
-    /// Whether it has the shape of a passage and a comment that nft does not tell.
+    /// Whether it has the form of a passage and a comment that nft does not list.
     fn is_untold(&self) -> bool {
         let kind = |expression: &Value| match expression
             .as_object()
@@ -110,12 +110,12 @@ impl Rule {
     }
 }
 
-/// The comment in a rule as iptables prints it, where it is of several words.
+/// The comment of several words in a rule that iptables printed.
 pub(crate) fn iptables_comment(line: &str) -> Option<&str> {
     line.split_once("--comment \"")?.1.split('"').next()
 }
 
-/// The interfaces in the line of a chain's hook, as nft lists it for people: `hook egress device
+/// The interfaces in the line of a chain's hook, as nft prints it without JSON: `hook egress device
 /// "lan0" priority ...`, or `hook egress devices = { lan0, lan1 } priority ...`.
 fn devices_in(listed: &str) -> Vec<String> {
     let hook = |line: &str| {
@@ -136,8 +136,8 @@ fn devices_in(listed: &str) -> Vec<String> {
 }
 
 impl Ruleset {
-    /// Chains of interfaces' hooks whose interfaces are not told. Reason: nft before 1.0.7 leaves
-    /// them out of its JSON.
+    /// Chains at interfaces' hooks whose interfaces are unknown.
+    /// Reason: nft before 1.0.7 omits them from its JSON.
     pub(crate) fn without_devices(&self) -> Vec<ChainId> {
         let of_interfaces =
             |chain: &Chain| matches!(chain.hook.as_deref(), Some("ingress" | "egress"));
@@ -148,17 +148,17 @@ impl Ruleset {
         untold.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Takes a chain's interfaces from its listing for people.
+    /// Adds a chain's interfaces from its listing without JSON.
     pub(crate) fn tell_devices(&mut self, id: &ChainId, listed: &str) {
         if let Some(chain) = self.chains.get_mut(id) {
             chain.devices = devices_in(listed);
         }
     }
 
-    /// Reads what nft printed. What is not understood is left out.
+    /// Parses what nft printed. Unknown objects are skipped.
     ///
     /// # Errors
-    /// It is no JSON of nft's.
+    /// It is not nft's JSON.
     pub fn parse(printed: &[u8]) -> Result<Self, serde_json::Error> {
         let all: Value = serde_json::from_slice(printed)?;
         let mut ruleset = Self::default();
@@ -214,8 +214,8 @@ impl Ruleset {
             .get(&(family.to_owned(), table.to_owned(), name.to_owned()))
     }
 
-    /// The families of iptables' rules that could be a passage and whose comment nft does not tell:
-    /// it is iptables' own, as after `iptables-restore`.
+    /// The families with iptables rules that could be passages and whose comment nft does not list,
+    /// because it is an iptables match, as after `iptables-restore`.
     pub(crate) fn untold(&self) -> BTreeSet<&str> {
         let of_filter = self
             .chains
@@ -227,7 +227,7 @@ impl Ruleset {
             .collect()
     }
 
-    /// Takes comments from what `iptables-nft-save -t filter` printed for a family: it lists a
+    /// Adds comments from what `iptables-nft-save -t filter` printed for a family. It lists a
     /// chain's rules in the same order.
     pub(crate) fn tell(&mut self, family: &str, saved: &str) {
         let mut by_chain: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -239,7 +239,7 @@ impl Ruleset {
         }
         for (chain, lines) in by_chain {
             let id = (family.to_owned(), "filter".to_owned(), chain.to_owned());
-            // Of other lengths: somebody has changed it in between, and the next listing will do.
+            // Of another length: it was changed in between, and the next listing will do.
             let Some(known) = self
                 .chains
                 .get_mut(&id)
@@ -258,7 +258,7 @@ impl Ruleset {
         }
     }
 
-    /// The same without the rules whose comment is one of p2pvm's.
+    /// A copy without the rules that have a comment of p2pvm's.
     pub fn without_ours(&self) -> Self {
         let mut others = self.clone();
         for chain in others.chains.values_mut() {
@@ -312,11 +312,11 @@ mod tests {
         // As nft 1.0.6 lists what iptables-restore 1.8.9 has loaded, shortened.
         let iif = r#"{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":"p2pvm0"}}"#;
         let rule = |expr: &str| {
-            format!(
-                r#"{{"rule":{{"family":"ip","table":"filter","chain":"INPUT","handle":4,"expr":[{expr}]}}}}"#
-            )
+            let chain = r#""family":"ip","table":"filter","chain":"INPUT","handle":4"#;
+            format!(r#"{{"rule":{{{chain},"expr":[{expr}]}}}}"#)
         };
-        let comment = r#"{"xt":{"type":"match","name":"comment"}},{"counter":{"packets":0,"bytes":0}},{"accept":null}"#;
+        let comment = r#"{"xt":{"type":"match","name":"comment"}},
+            {"counter":{"packets":0,"bytes":0}},{"accept":null}"#;
         let (plain, told) = (
             rule(r#"{"accept":null}"#),
             rule(&format!("{iif},{comment}")),

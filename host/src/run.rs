@@ -9,15 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longer than this none of them takes, unless something it waits for hangs (firewalld's D-Bus).
+/// How long a program may run.
+/// Reason: none takes longer, unless something it waits for hangs (firewalld's D-Bus).
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long the rest of what a program printed is waited for after it has ended. Reason: a child of
-/// it may hold its pipes for ever.
+/// How long to wait for the rest of a program's output after it has ended.
+/// Reason: a child of it may hold its pipes for ever.
 const AFTER: Duration = Duration::from_secs(2);
-/// How much of what a program prints is kept, bytes: a ruleset of 100 000 rules fits.
+/// How many bytes of a program's output are kept.
+/// Reason: a ruleset of 100 000 rules fits.
 const MOST: usize = 64 << 20;
 
-/// Why a program did not do what it was asked.
+/// Why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// It is not on this machine.
@@ -25,7 +27,7 @@ pub enum RunError {
     Missing {
         /// The program.
         program: &'static str,
-        /// Where it comes from.
+        /// The package that has it.
         package: &'static str,
     },
     /// It could not be started or asked.
@@ -70,7 +72,7 @@ pub fn run(program: &'static str, words: &[&str], input: &str) -> Result<Vec<u8>
     run_within(LIMIT, program, words, input)
 }
 
-/// What comes out of a pipe, read by a thread of its own: a program's child may hold the pipe long
+/// The output of a pipe, read by a thread of its own: a program's child may hold the pipe long
 /// after the program has ended.
 struct Output {
     read: Arc<Mutex<Vec<u8>>>,
@@ -97,7 +99,7 @@ impl Output {
         Self { read, ended }
     }
 
-    /// What was read, waiting for the rest no longer than until `deadline`.
+    /// What was read until the pipe ended or `deadline` came.
     fn take(&self, deadline: Instant) -> Vec<u8> {
         let left = deadline.saturating_duration_since(Instant::now());
         let _ = self.ended.recv_timeout(left);
@@ -120,7 +122,7 @@ pub(crate) fn run_within(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // With what it starts: a wrapper's child would run for as long as it likes.
+    // A group of its own: a kill then also ends a wrapper's child.
     command.process_group(0);
     let began = Instant::now();
     let mut child = command.spawn().map_err(|cause| match cause.kind() {
@@ -148,7 +150,7 @@ pub(crate) fn run_within(
             None => std::thread::sleep(Duration::from_millis(2)),
         }
     };
-    // What it has written is in the pipes by now: it is read at once, unless there is very much.
+    // All output is in the pipes by now: it is read at once, unless there is very much.
     let deadline = Instant::now() + AFTER;
     if status.success() {
         return Ok(out.take(deadline));

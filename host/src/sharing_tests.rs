@@ -32,24 +32,24 @@ impl Network {
         }
     }
 
-    fn held(&self) -> impl Iterator<Item = Held> {
-        let of = |net: &Net, holds| Held {
+    fn held(&self) -> impl Iterator<Item = NeighbourRoute> {
+        let of = |net: &Net, holds| NeighbourRoute {
             device: self.wanted.device.clone(),
             net: *net,
             holds,
         };
         let holds = |silent| {
             if silent {
-                Holds::Silent
+                HoldState::Silent
             } else {
-                Holds::Answering
+                HoldState::Answering
             }
         };
         let routes = self
             .routes
             .iter()
             .map(move |(net, silent)| of(net, holds(*silent)));
-        routes.chain(self.throws.iter().map(move |net| of(net, Holds::Away)))
+        routes.chain(self.throws.iter().map(move |net| of(net, HoldState::Away)))
     }
 
     fn seen(&self, other: &Self) -> Observed {
@@ -209,11 +209,13 @@ fn both_networks_are_told_which_of_them_leads_and_why() {
     settle(&mut a, &mut b);
     let [here] = shared(&b.wanted, &b.seen(&a)).try_into().unwrap();
     let [there] = shared(&a.wanted, &a.seen(&b)).try_into().unwrap();
-    assert!(here.is_here && here.device == "p2pvm0" && here.other == Holds::Away && here.answers);
+    assert!(
+        here.is_here && here.device == "p2pvm0" && here.other == HoldState::Away && here.answers
+    );
     assert!(
         !there.is_here
             && there.device == "p2pvm1"
-            && there.other == Holds::Answering
+            && there.other == HoldState::Answering
             && !there.answers
     );
     b.wanted.accepted.clear();

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Paths up to this length are used as they are, bytes.
+/// How many bytes a path has at most to be used as it is.
 const PLAIN: usize = 100;
 
 /// A path that fits into a socket's address, for as long as this lives.
@@ -20,10 +20,10 @@ pub struct SocketPath {
 }
 
 impl SocketPath {
-    /// `path`, or, if that is too long, a way to the same place through its opened directory.
+    /// `path`, or a path through its opened directory if that is too long.
     ///
     /// # Errors
-    /// What the system says when the directory cannot be opened.
+    /// The directory cannot be opened.
     pub fn to(path: &Path) -> io::Result<Self> {
         let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(Self::plain(path));
@@ -41,8 +41,8 @@ impl SocketPath {
         })
     }
 
-    /// The path to bind or connect to. It is lent and not given away: what took the whole value
-    /// would drop the directory before the call that needs it, as tokio's does.
+    /// The path to bind or connect to. It is borrowed, because a function that takes the whole
+    /// value would drop the directory before its system call, as tokio's do.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,8 +1,8 @@
-//! Whether this process can make a TUN interface: by making one and letting it go again.
+//! Whether this process can make a TUN interface: it makes one and drops it.
 //!
 //! Opening `/dev/net/tun` proves little: in a container it opens and the interface is refused, on a
-//! minimal host a plain file may stand in its place. So the whole way is gone, with a name that the
-//! kernel numbers, and each step's refusal has a remedy.
+//! minimal host a plain file may be in its place. So every step is made, with a name that the
+//! kernel numbers, and each failure has a remedy.
 
 use nix::errno::Errno;
 use std::{
@@ -25,7 +25,7 @@ const IFF_TUN_NO_PI: libc::c_short = 0x0001 | 0x1000;
 /// The kernel puts a number for `%d`.
 const THROW_AWAY: &[u8] = b"p2pvmtry%d";
 
-/// At which step it failed.
+/// The step that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// There is no such file.
@@ -38,27 +38,27 @@ pub enum Step {
     Make,
 }
 
-/// What is known of the device's place, where it does not do as it should.
+/// What is known of the device's file after a failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Whether this process is root.
     pub is_root: bool,
-    /// Where the file system is mounted that has it, if devices do not work on it (`nodev`).
+    /// The mount point of its file system, if devices do not work there (`nodev`).
     pub nodev: Option<PathBuf>,
     /// Whether the kernel has the driver, so that only the file is missing.
     pub has_driver: bool,
-    /// What stands in its place.
+    /// The file in its place.
     pub instead: Option<String>,
 }
 
-/// Why no TUN interface can be made here, and what helps.
+/// Why no TUN interface can be made here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunTrouble {
-    /// At which step.
+    /// The step that failed.
     pub step: Step,
-    /// What the kernel said, where it was asked.
+    /// The kernel's error, if it was asked.
     pub errno: Option<Errno>,
-    /// Where that was.
+    /// The device's file.
     pub place: Place,
 }
 
@@ -164,7 +164,7 @@ impl TunTrouble {
         }
     }
 
-    /// Where the device is there and may not be opened.
+    /// The remedy for a device that may not be opened.
     fn access(&self) -> String {
         match (&self.place.nodev, self.place.is_root) {
             (Some(mount), _) => format!(
@@ -182,10 +182,10 @@ impl TunTrouble {
     }
 }
 
-/// Tries it in the network namespace of the calling thread. Nothing is left.
+/// Makes and drops an interface in the network namespace of the calling thread.
 ///
 /// # Errors
-/// Where it ended.
+/// [`TunTrouble`] with the step that failed.
 pub fn try_tun() -> Result<(), TunTrouble> {
     let file = opened(Path::new(DEVICE))?;
     make(&file).map_err(|errno| {
@@ -244,8 +244,8 @@ fn place(path: &Path, instead: Option<&Metadata>) -> Place {
     }
 }
 
-/// Where the file system is mounted that has `path`, by proc_pid_mountinfo(5); of several over each
-/// other the last.
+/// The mount point of the file system of `path`, by proc_pid_mountinfo(5); of several at one place
+/// the last.
 fn mount_of(path: &Path, mountinfo: &str) -> PathBuf {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let points = mountinfo
@@ -301,8 +301,12 @@ fn make(file: &File) -> Result<(), Errno> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn each_step_that_fails_names_its_cause_and_its_own_remedy() {
+    /// A failure, and words of its cause and its remedy.
+    type Case = (Step, Option<Errno>, Place, &'static str, &'static str);
+
+    fn cases() -> Vec<Case> {
+        use Step::{Kind, Make, Missing, Open};
+        let plain = Place::default;
         let root = || Place {
             is_root: true,
             ..Place::default()
@@ -315,87 +319,77 @@ mod tests {
             has_driver: true,
             ..root()
         };
-        let cases = [
-            (
-                Step::Missing,
-                Some(Errno::ENOENT),
+        let case = |step, errno, place, cause, remedy| (step, Some(errno), place, cause, remedy);
+        let groups = "DeviceAllow=/dev/net/tun rw";
+        let mounted = "/dev, which is mounted with nodev";
+        let denied = "Permission denied";
+        vec![
+            case(
+                Missing,
+                Errno::ENOENT,
                 root(),
                 "No such file",
                 "modprobe tun",
             ),
-            (
-                Step::Missing,
-                Some(Errno::ENOENT),
+            case(
+                Missing,
+                Errno::ENOENT,
                 driver(),
                 "No such file",
                 "mknod -m 0666",
             ),
-            (
-                Step::Missing,
-                Some(Errno::EACCES),
-                Place::default(),
-                "cannot be looked at: Permission",
+            case(
+                Missing,
+                Errno::EACCES,
+                plain(),
+                "looked at: Permission",
                 "run as root",
             ),
-            (Step::Kind, None, root(), "not the TUN device", "mknod"),
-            (
-                Step::Open,
-                Some(Errno::ENODEV),
+            (Kind, None, root(), "not the TUN device", "mknod"),
+            case(
+                Open,
+                Errno::ENODEV,
                 root(),
                 "no TUN driver loaded",
                 "modprobe tun",
             ),
-            (
-                Step::Open,
-                Some(Errno::EPERM),
+            case(
+                Open,
+                Errno::EPERM,
                 root(),
                 "control group refuse it",
-                "DeviceAllow=/dev/net/tun rw",
+                groups,
             ),
-            (
-                Step::Open,
-                Some(Errno::EACCES),
+            case(
+                Open,
+                Errno::EACCES,
                 nodev(),
-                "/dev, which is mounted with nodev",
+                mounted,
                 "remount,bind,dev /dev'",
             ),
-            (
-                Step::Open,
-                Some(Errno::EACCES),
-                root(),
-                "Permission denied",
-                "SELinux or AppArmor",
-            ),
-            (
-                Step::Open,
-                Some(Errno::EACCES),
-                Place::default(),
-                "Permission denied",
-                "run as root",
-            ),
-            (
-                Step::Make,
-                Some(Errno::EPERM),
+            case(Open, Errno::EACCES, root(), denied, "SELinux or AppArmor"),
+            case(Open, Errno::EACCES, plain(), denied, "run as root"),
+            case(
+                Make,
+                Errno::EPERM,
                 root(),
                 "CAP_NET_ADMIN",
                 "--cap-add NET_ADMIN",
             ),
-            (
-                Step::Make,
-                Some(Errno::EBUSY),
-                root(),
-                "busy",
-                "device in node.toml",
-            ),
-            (
-                Step::Make,
-                Some(Errno::ENOMEM),
+            case(Make, Errno::EBUSY, root(), "busy", "device in node.toml"),
+            case(
+                Make,
+                Errno::ENOMEM,
                 root(),
                 "Cannot allocate memory",
                 "dmesg",
             ),
-        ];
-        for (step, errno, place, cause, remedy) in cases {
+        ]
+    }
+
+    #[test]
+    fn each_step_that_fails_names_its_cause_and_its_own_remedy() {
+        for (step, errno, place, cause, remedy) in cases() {
             let (is_root, trouble) = (place.is_root, TunTrouble { step, errno, place });
             assert!(trouble.to_string().contains(cause), "{trouble}");
             assert!(trouble.remedy().contains(remedy), "{}", trouble.remedy());

@@ -1,9 +1,10 @@
-//! Takes back what the journal says p2pvm changed in the kernel. Works in any process of the same
-//! network namespace.
+//! Undoes what the journal says p2pvm changed in the kernel, in any process of the same network
+//! namespace.
 
 use crate::{
     error::Error,
-    journal::{Change, Entries, Former},
+    forwarding::{self, ForwardingState},
+    journal::{Change, Entries, FormerForwarding},
     kernel,
     links::{Mark, links},
     netlink::Netlink,
@@ -11,7 +12,6 @@ use crate::{
     plan::{Step, rules_without},
     routes,
     rules::{PROTOCOL, SILENT, rules},
-    wanted::Forwards,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +20,8 @@ use std::{
 
 pub use crate::opening::copies::remove_revived;
 
-/// Takes back everything in the kernel; what could not be taken back stays in `entries`, and its
-/// failures are given.
+/// Undoes everything in the kernel. What could not be undone stays in `entries`. Returns the
+/// failures.
 pub fn undo(entries: &mut Entries) -> Vec<Error> {
     let mut failures = Vec::new();
     if let Some(former) = entries.forwarding.take()
@@ -52,7 +52,7 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
             }
         })
         .collect();
-    // The guard in the table goes after the forwarding that it guards.
+    // The guard in the table is removed after the forwarding that it guards.
     entries.kernel.sort_by_key(|change| match change {
         Change::Passage { .. } => 0,
         Change::Routes { .. } => 1,
@@ -68,7 +68,7 @@ pub fn undo(entries: &mut Entries) -> Vec<Error> {
                 true
             }
         });
-    // Copies that somebody has loaded into other chains than p2pvm had opened.
+    // Copies that another program has loaded into other chains.
     if !opened.is_empty()
         && let Err(error) = copies::sweep(|device| opened.contains(device))
     {
@@ -105,7 +105,7 @@ fn undo_routes(table: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// What the aliases of all p2pvm interfaces here say.
+/// The marks of all p2pvm interfaces here.
 pub(crate) fn marks() -> io::Result<BTreeMap<String, Mark>> {
     Ok(links()?
         .into_iter()
@@ -114,11 +114,11 @@ pub(crate) fn marks() -> io::Result<BTreeMap<String, Mark>> {
 }
 
 fn undo_forwarding(interface: &str, tables: &[String]) -> Result<(), Error> {
-    let ours = match kernel::forwarding(interface) {
-        Some(Forwards::ForUs) => BTreeSet::from([interface.to_owned()]),
+    let ours = match forwarding::forwarding(interface) {
+        Some(ForwardingState::ForUs) => BTreeSet::from([interface.to_owned()]),
         Some(_) => return Ok(()),
-        // It is gone, or called otherwise now.
-        None => kernel::forwarding_for_us(),
+        // It is gone, or has another name now.
+        None => forwarding::forwarding_for_us(),
     };
     if ours.is_empty() {
         return Ok(());
@@ -130,13 +130,13 @@ fn undo_forwarding(interface: &str, tables: &[String]) -> Result<(), Error> {
         .map(|ruleset| kernel::switched_by_others(&ruleset, &marks, own))
         .unwrap_or_default();
     ours.difference(&others)
-        .try_for_each(|interface| kernel::set_forwarding(interface, false))
+        .try_for_each(|interface| forwarding::set_forwarding(interface, false))
 }
 
 /// The previous release switched forwarding on for the whole machine.
-fn undo_former(former: &Former) -> Result<(), Error> {
+fn undo_former(former: &FormerForwarding) -> Result<(), Error> {
     if former.switched_on {
-        kernel::clear_ip_forward()?;
+        forwarding::clear_ip_forward()?;
     }
     kernel::drop_table(&former.table)
 }

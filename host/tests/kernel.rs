@@ -1,15 +1,127 @@
-//! The keeper on real kernels: routes, rules, forwarding. Needs root, ip, nft.
+//! The keeper on real kernels: routes and rules. Needs root, ip, nft.
 
 mod stage;
 
-use p2pvm_host::{Level, Wanted};
-use stage::{Elsewhere, Network, device, forwards, inside, nets, sh, snapshot, until, works};
+use p2pvm_host::Level;
+use stage::{Elsewhere, Network, device, forwards, inside, sh, snapshot, until, works};
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     thread,
     time::Duration,
 };
+
+/// Which way the kernel sends packets to the member far away.
+fn way_to_far(how: &str) -> String {
+    sh(&format!("ip route get 198.18.3.10 {how}"))
+}
+
+fn check_routes_of_own_sockets() {
+    for how in [
+        "ipproto udp sport 4001",
+        "ipproto udp sport 4002",
+        "ipproto tcp sport 4001",
+        "mark 0x70327076",
+    ] {
+        let way = way_to_far(how);
+        assert!(way.contains("dev eth0 src 10.0.0.1"), "{how}: {way}");
+    }
+    assert!(way_to_far("ipproto udp sport 4003").contains("dev p2pvm0"));
+}
+
+/// Packets there and back, with the strictest check of where they come from, and from the right
+/// address.
+fn check_packets_of_own_sockets(far: &Elsewhere) {
+    let udp = far.inside(|| UdpSocket::bind("0.0.0.0:4002").unwrap());
+    thread::spawn(move || {
+        let mut buffer = [0; 9];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(format!("{} {length}", from.ip()).as_bytes(), from);
+        }
+    });
+    let to: SocketAddr = "198.18.3.10:4002".parse().unwrap();
+    for port in [4001, 4002] {
+        let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        socket.send_to(b"hello", to).unwrap();
+        let mut answer = [0; 64];
+        let length = socket
+            .recv(&mut answer)
+            .unwrap_or_else(|e| panic!("UDP from {port}: {e}\n{}", snapshot()));
+        assert!(answer[..length].starts_with(b"10.0.0.1 "));
+    }
+    let other = UdpSocket::bind("0.0.0.0:0").unwrap();
+    other
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    other.send_to(b"hello", to).unwrap();
+    assert!(
+        other.recv(&mut [0; 9]).is_err(),
+        "what is not p2pvm's goes into the network"
+    );
+    check_stream_of_own_port(far);
+}
+
+fn check_stream_of_own_port(far: &Elsewhere) {
+    let tcp = far.inside(|| TcpListener::bind("0.0.0.0:4001").unwrap());
+    thread::spawn(move || {
+        tcp.incoming()
+            .flatten()
+            .for_each(|mut stream| drop(stream.write_all(b"!")))
+    });
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Stream,
+        nix::sys::socket::SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    nix::sys::socket::bind(
+        socket.as_raw_fd(),
+        &nix::sys::socket::SockaddrIn::new(0, 0, 0, 0, 4001),
+    )
+    .unwrap();
+    nix::sys::socket::connect(
+        socket.as_raw_fd(),
+        &nix::sys::socket::SockaddrIn::new(198, 18, 3, 10, 4001),
+    )
+    .unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.read_exact(&mut [0]).unwrap();
+}
+
+/// The default route moves, and comes in two halves as a VPN's: LANs of others are reached still,
+/// own sockets follow it.
+fn check_own_sockets_follow_the_default_route() {
+    sh(
+        "ip link add up1 type veth peer name up1x && ip addr add 172.31.0.1/24 dev up1 && ip \
+            link set up1 up && ip link set up1x up &&
+            ip route replace default via 172.31.0.2 && ip route add 0.0.0.0/1 via 172.31.0.2 && \
+            ip route add 128.0.0.0/1 via 172.31.0.2",
+    );
+    assert!(way_to_far("").contains("dev p2pvm0"));
+    assert!(way_to_far("ipproto udp sport 4002").contains("dev up1"));
+}
+
+/// A route of this machine's own goes first. Undoes what moved the default route, too.
+fn check_own_routes_go_first() {
+    sh("ip route add 198.18.3.0/28 via 10.0.0.2");
+    until("a part to go its own way", || {
+        way_to_far("").contains("dev eth0")
+    });
+    assert!(sh("ip route get 198.18.3.99").contains("dev p2pvm0"));
+    sh("ip route add 198.18.3.0/24 via 10.0.0.2");
+    until("all to go its own way", || {
+        sh("ip route get 198.18.3.99").contains("dev eth0")
+    });
+    sh(
+        "ip route del 198.18.3.0/24; ip route del 198.18.3.0/28; ip route del 0.0.0.0/1; ip route \
+            del 128.0.0.0/1; ip link del up1; ip route add default via 10.0.0.2",
+    );
+}
 
 #[test]
 fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
@@ -29,103 +141,10 @@ fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
             "{}",
             snapshot()
         );
-        let around = |how: &str| sh(&format!("ip route get 198.18.3.10 {how}"));
-        for how in [
-            "ipproto udp sport 4001",
-            "ipproto udp sport 4002",
-            "ipproto tcp sport 4001",
-            "mark 0x70327076",
-        ] {
-            assert!(
-                around(how).contains("dev eth0 src 10.0.0.1"),
-                "{how}: {}",
-                around(how)
-            );
-        }
-        assert!(around("ipproto udp sport 4003").contains("dev p2pvm0"));
-
-        // Packets there and back, with the strictest check of where they come from, and from the
-        // right address.
-        let udp = far.inside(|| UdpSocket::bind("0.0.0.0:4002").unwrap());
-        let tcp = far.inside(|| TcpListener::bind("0.0.0.0:4001").unwrap());
-        thread::spawn(move || {
-            let mut buffer = [0; 9];
-            while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{} {length}", from.ip()).as_bytes(), from);
-            }
-        });
-        thread::spawn(move || {
-            tcp.incoming()
-                .flatten()
-                .for_each(|mut stream| drop(stream.write_all(b"!")))
-        });
-        let to: SocketAddr = "198.18.3.10:4002".parse().unwrap();
-        for port in [4001, 4002] {
-            let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
-            socket
-                .set_read_timeout(Some(Duration::from_secs(2)))
-                .unwrap();
-            socket.send_to(b"hello", to).unwrap();
-            let mut answer = [0; 64];
-            let length = socket
-                .recv(&mut answer)
-                .unwrap_or_else(|e| panic!("UDP from {port}: {e}\n{}", snapshot()));
-            assert!(answer[..length].starts_with(b"10.0.0.1 "));
-        }
-        let other = UdpSocket::bind("0.0.0.0:0").unwrap();
-        other
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .unwrap();
-        other.send_to(b"hello", to).unwrap();
-        assert!(
-            other.recv(&mut [0; 9]).is_err(),
-            "what is not p2pvm's goes into the network"
-        );
-        let socket = nix::sys::socket::socket(
-            nix::sys::socket::AddressFamily::Inet,
-            nix::sys::socket::SockType::Stream,
-            nix::sys::socket::SockFlag::empty(),
-            None,
-        )
-        .unwrap();
-        use std::os::fd::AsRawFd;
-        nix::sys::socket::bind(
-            socket.as_raw_fd(),
-            &nix::sys::socket::SockaddrIn::new(0, 0, 0, 0, 4001),
-        )
-        .unwrap();
-        nix::sys::socket::connect(
-            socket.as_raw_fd(),
-            &nix::sys::socket::SockaddrIn::new(198, 18, 3, 10, 4001),
-        )
-        .unwrap();
-        let mut stream = TcpStream::from(socket);
-        stream.read_exact(&mut [0]).unwrap();
-
-        // The default route moves, and comes in two halves as a VPN's: LANs of others are reached
-        // still, own sockets follow it.
-        sh(
-            "ip link add up1 type veth peer name up1x && ip addr add 172.31.0.1/24 dev up1 && ip \
-            link set up1 up && ip link set up1x up &&
-            ip route replace default via 172.31.0.2 && ip route add 0.0.0.0/1 via 172.31.0.2 && \
-            ip route add 128.0.0.0/1 via 172.31.0.2",
-        );
-        assert!(sh("ip route get 198.18.3.10").contains("dev p2pvm0"));
-        assert!(around("ipproto udp sport 4002").contains("dev up1"));
-        // A route of this machine's own goes first.
-        sh("ip route add 198.18.3.0/28 via 10.0.0.2");
-        until("a part to go its own way", || {
-            sh("ip route get 198.18.3.10").contains("dev eth0")
-        });
-        assert!(sh("ip route get 198.18.3.99").contains("dev p2pvm0"));
-        sh("ip route add 198.18.3.0/24 via 10.0.0.2");
-        until("all to go its own way", || {
-            sh("ip route get 198.18.3.99").contains("dev eth0")
-        });
-        sh(
-            "ip route del 198.18.3.0/24; ip route del 198.18.3.0/28; ip route del 0.0.0.0/1; ip \
-                route del 128.0.0.0/1; ip link del up1; ip route add default via 10.0.0.2",
-        );
+        check_routes_of_own_sockets();
+        check_packets_of_own_sockets(&far);
+        check_own_sockets_follow_the_default_route();
+        check_own_routes_go_first();
         network.accept(&[]);
         assert!(
             !sh("ip rule").contains("53"),
@@ -410,248 +429,6 @@ fn of_two_networks_with_a_route_to_one_lan_the_one_whose_router_answers_leads_th
         until("all of it to lead into the larger one", || leads("p2pvm0"));
         a.end();
         assert_eq!(snapshot(), before);
-    });
-}
-
-#[test]
-fn forwarding_is_left_as_all_others_have_left_it_whatever_the_order() {
-    let one = |on: u8| format!("sysctl -qw net.ipv4.conf.lan0.forwarding={on}");
-    let all = |on: u8| format!("sysctl -qw net.ipv4.ip_forward={on}");
-    // Before the offer, while it lasts (each is answered before the next comes), and what others
-    // have in the end.
-    for (n, before, during, left) in [
-        (0, vec![], vec![], "0"),
-        (1, vec![one(1)], vec![], "1"),
-        (2, vec![one(1)], vec![all(1), all(0)], "0"),
-        (3, vec![one(1)], vec![one(0)], "0"),
-        (4, vec![], vec![one(1)], "1"),
-        (5, vec![], vec![all(1)], "1"),
-        (6, vec![], vec![all(1), one(0)], "0"),
-        (7, vec![all(1), one(0)], vec![], "0"),
-        (
-            8,
-            vec![all(1), one(0)],
-            vec![format!("{}; {}", all(0), all(1))],
-            "1",
-        ),
-        (9, vec![all(1)], vec![all(0)], "0"),
-        (10, vec![all(1)], vec![all(0), one(1)], "1"),
-    ] {
-        inside(move || {
-            let lan = Elsewhere::new(
-                &format!("seq{n}"),
-                "lan0",
-                "192.168.77.1/24",
-                "192.168.77.9/24",
-            );
-            let v6 = || sh("cat /proc/sys/net/ipv6/conf/*/forwarding");
-            before.iter().for_each(|command| drop(sh(command)));
-            let before_v6 = v6();
-            let mut network = Network::start(n);
-            network.offer(&["192.168.77.0/24"]);
-            let guarded = || sh("nft list ruleset").contains("iifname \"lan0\" oifname");
-            let value = || {
-                sh("cat /proc/sys/net/ipv4/conf/lan0/forwarding")
-                    .trim()
-                    .to_owned()
-            };
-            let consistent = || match value().as_str() {
-                "2" => guarded(),
-                "1" => !guarded(),
-                _ => false,
-            };
-            until(
-                "it to forward, guarded where it is for p2pvm alone",
-                consistent,
-            );
-            for command in &during {
-                sh(command);
-                until(command, consistent);
-            }
-            assert_eq!(
-                value() == "1",
-                left == "1",
-                "{before:?} {during:?}\n{}",
-                snapshot()
-            );
-            network.offer(&[]);
-            assert_eq!(value(), left, "withdrawn after {before:?} {during:?}");
-            network.offer(&["192.168.77.0/24"]);
-            network.end();
-            assert_eq!(value(), left, "gone after {before:?} {during:?}");
-            assert_eq!(v6(), before_v6, "IPv6 is never switched");
-            drop(lan);
-        });
-    }
-}
-
-#[test]
-fn forwarding_of_a_lan_that_was_renamed_is_switched_off_at_the_end() {
-    inside(|| {
-        let _lan = Elsewhere::new("ren", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        let mut network = Network::start(0);
-        network.offer(&["192.168.77.0/24"]);
-        sh(
-            "ip link set lan0 down; ip link set lan0 name lan7; ip link set lan7 up; ip addr \
-                flush dev lan7",
-        );
-        until("the LAN under its new name to be let go", || {
-            !forwards("lan7")
-        });
-        network.end();
-        assert!(!forwards("lan7"), "{}", snapshot());
-    });
-}
-
-#[test]
-fn containers_that_come_later_are_not_cut_off_and_keep_their_forwarding() {
-    inside(|| {
-        let lan = Elsewhere::new("docker", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        lan.sh("ip route add default via 192.168.77.1");
-        let container = Elsewhere::new("box", "br0", "172.30.0.1/24", "172.30.0.2/24");
-        container.sh("ip route add default via 172.30.0.1");
-        let pings = || container.works("ping -n -c 1 -W 1 192.168.77.9");
-        let mut network = Network::start(0);
-        network.offer(&["192.168.77.0/24"]);
-        assert!(!pings(), "nothing but p2pvm forwards here");
-        assert!(
-            !lan.works("ping -n -c 1 -W 1 172.30.0.2"),
-            "the LAN gets nowhere that it did not before"
-        );
-        sh("sysctl -qw net.ipv4.ip_forward=1; nft add table ip nat; nft add chain ip nat post \"{ \
-            type nat hook postrouting priority srcnat; }\";
-            nft add rule ip nat post ip saddr 172.30.0.0/24 oifname lan0 masquerade");
-        until("the container to get out", pings);
-        let inward = || lan.works("ping -n -c 1 -W 1 172.30.0.2");
-        until("the guard to go", inward);
-        network.offer(&[]);
-        assert!(pings() && forwards("lan0"), "{}", snapshot());
-        network.offer(&["192.168.77.0/24"]);
-        network.end();
-        assert!(
-            pings() && forwards("lan0") && forwards("br0"),
-            "{}",
-            snapshot()
-        );
-        assert!(!sh("nft list ruleset").contains("p2pvm"));
-    });
-}
-
-#[test]
-fn containers_reach_members_and_are_reached_at_published_ports_while_a_lan_is_offered() {
-    inside(|| {
-        let _lan = Elsewhere::new("cont", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        let container = Elsewhere::new("cbox", "br0", "172.30.0.1/24", "172.30.0.2/24");
-        container.sh("ip route add default via 172.30.0.1");
-        sh("sysctl -qw net.ipv4.ip_forward=1; nft -f - <<'E'
-            table ip nat {
-                chain post { type nat hook postrouting priority srcnat; ip saddr 172.30.0.0/24 \
-                oifname != \"br0\" masquerade; }
-                chain pre { type nat hook prerouting priority dstnat; tcp dport 8080 fib daddr \
-                type local dnat to 172.30.0.2:80; }
-            }
-E");
-        let mut network = Network::start(0);
-        // The far end of the interface is a member.
-        let member = Elsewhere::new("cmem", "unused0", "192.168.99.1/24", "192.168.99.9/24");
-        sh(&format!(
-            "ip link set peer-p2pvm0 netns {0}; ip -n {0} addr add 10.90.0.2/16 dev peer-p2pvm0; \
-                ip -n {0} link set peer-p2pvm0 up",
-            member.0
-        ));
-        let listener = container.inside(|| TcpListener::bind("0.0.0.0:80").unwrap());
-        thread::spawn(move || {
-            listener
-                .incoming()
-                .flatten()
-                .for_each(|mut stream| drop(stream.write_all(b"!")))
-        });
-        let published = || {
-            member.inside(|| {
-                let to: SocketAddr = "10.90.0.1:8080".parse().unwrap();
-                let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2));
-                stream.is_ok_and(|mut stream| stream.read_exact(&mut [0]).is_ok())
-            })
-        };
-        let outward = || container.works("ping -n -c 1 -W 2 10.90.0.2");
-        assert!(
-            published() && outward(),
-            "before anything is offered\n{}",
-            snapshot()
-        );
-        network.offer(&["192.168.77.0/24"]);
-        assert!(published(), "a published port\n{}", snapshot());
-        assert!(outward(), "answers to a container\n{}", snapshot());
-        // What nobody published stays closed to members.
-        member.sh("ip route add 172.30.0.0/24 via 10.90.0.1");
-        assert!(!member.works("ping -n -c 1 -W 1 172.30.0.2"));
-        network.end();
-    });
-}
-
-#[test]
-fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
-    inside(|| {
-        let _lan = Elsewhere::new("fail", "lan0", "192.168.77.1/24", "192.168.77.9/24");
-        let network = Network::start(0);
-        let wanted = Wanted {
-            offered: nets(&["192.168.77.0/24"]),
-            device: "p2pvm0\" nonsense".into(),
-            ..network.wanted.clone()
-        };
-        let report = network.keeper.settle(wanted);
-        assert!(
-            report
-                .forwarding
-                .as_deref()
-                .is_some_and(|why| why.contains("nft")),
-            "{report:?}"
-        );
-        assert!(!forwards("lan0"));
-        network.keeper.settle(network.wanted.clone());
-        network.end();
-        assert!(!forwards("lan0"));
-    });
-}
-
-#[test]
-fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_why() {
-    inside(|| {
-        device("lan0", "192.168.77.1/24");
-        device("lan1", "192.168.78.1/24");
-        sh("sysctl -qw net.ipv4.ip_forward=1; sysctl -qw net.ipv4.conf.lan1.forwarding=0");
-        // As a container sees them.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-        sh(
-            "mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o \
-                remount,bind,ro /proc/sys",
-        );
-        assert!(!works("sysctl -qw net.ipv4.conf.lan1.forwarding=1"));
-        let mut network = Network::start(0);
-        network.offer(&["192.168.77.0/24"]);
-        let rules = sh("nft list table ip p2pvm_p2pvm0");
-        assert!(
-            rules.contains("masquerade") && !rules.contains("switched"),
-            "there was nothing to switch: {rules}"
-        );
-        assert_eq!(
-            network.board.worst(),
-            Level::Ok,
-            "{:?}",
-            network.board.all()
-        );
-        let report = network.keeper.settle(Wanted {
-            offered: nets(&["192.168.78.0/24"]),
-            ..network.wanted.clone()
-        });
-        let why = report.forwarding.unwrap();
-        assert!(
-            why.contains("/proc/sys/net/ipv4/conf/lan1/forwarding: Read-only file system"),
-            "{why}"
-        );
-        network.offer(&["192.168.77.0/24"]);
-        network.end();
-        assert!(forwards("lan0") && !forwards("lan1"));
     });
 }
 

@@ -2,12 +2,30 @@
 
 mod stage;
 
-use p2pvm_host::Level;
+use p2pvm_host::{Finding, Level};
 use stage::{Elsewhere, Network, inside, sh, snapshot, until};
 
 /// What members answer comes in; without connection tracking, which iptables does not read any more
 /// when nft has loaded it.
 const ANSWERS: &str = "iptables -A INPUT -p udp -j ACCEPT";
+
+fn passages_are_in(forward_chain: &str) -> bool {
+    let rules = sh("iptables-nft -S");
+    rules.contains(&format!(
+        "-A {forward_chain} -i p2pvm0 -m comment --comment \"p2pvm p2pvm0 in\" -j ACCEPT"
+    )) && rules.contains(&format!("-A {forward_chain} -i lan0 -o p2pvm0"))
+}
+
+/// What the keeper finds about firewalls.
+fn firewall_findings(network: &Network) -> Vec<Finding> {
+    network
+        .board
+        .all()
+        .into_iter()
+        .filter(|(area, _)| *area == "firewall")
+        .map(|(_, finding)| finding)
+        .collect()
+}
 
 #[test]
 fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
@@ -37,13 +55,7 @@ fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
             let before = snapshot();
             let mut network = Network::start(0);
             network.offer(&["192.168.77.0/24"]);
-            let open = || {
-                let rules = sh("iptables-nft -S");
-                rules.contains(&format!(
-                    "-A {forward_chain} -i p2pvm0 -m comment \
-                    --comment \"p2pvm p2pvm0 in\" -j ACCEPT"
-                )) && rules.contains(&format!("-A {forward_chain} -i lan0 -o p2pvm0"))
-            };
+            let open = || passages_are_in(forward_chain);
             assert!(open(), "{}", snapshot());
             assert_eq!(
                 sh("iptables-nft -S").contains(
@@ -94,6 +106,23 @@ fn passages_there() -> Vec<String> {
         .collect();
     found.sort();
     found
+}
+
+/// Rules that are loaded when p2pvm has gone are gone at its next start, or with 'doctor --fix'.
+fn check_revived_rules_are_removed(firewall: &str, saved: &str, dump: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, again) = (dir.path().join("f"), dir.path().join("g"));
+    std::fs::write(&file, saved).unwrap();
+    std::fs::write(&again, dump).unwrap();
+    sh(&format!("iptables-{firewall}-restore <{}", file.display()));
+    if firewall == "nft" {
+        sh(&format!("nft -f {}", again.display()));
+    }
+    assert_ne!(passages_there(), Vec::<String>::new());
+    assert!(p2pvm_host::undo::remove_revived().unwrap() >= 3);
+    assert_eq!(passages_there(), Vec::<String>::new());
+    assert!(!sh("nft list ruleset").contains("p2pvm"), "{}", snapshot());
+    assert_eq!(p2pvm_host::undo::remove_revived().unwrap(), 0);
 }
 
 #[test]
@@ -160,19 +189,7 @@ fn rules_that_somebody_saved_and_loaded_again_are_there_once_and_none_when_p2pvm
             ));
             network.end();
             assert_eq!(passages_there(), Vec::<String>::new());
-            // Loaded when p2pvm has gone: gone at its next start, or with 'doctor --fix'.
-            let (file, again) = (dir.path().join("f"), dir.path().join("g"));
-            std::fs::write(&file, saved).unwrap();
-            std::fs::write(&again, dump).unwrap();
-            sh(&format!("iptables-{firewall}-restore <{}", file.display()));
-            if firewall == "nft" {
-                sh(&format!("nft -f {}", again.display()));
-            }
-            assert_ne!(passages_there(), Vec::<String>::new());
-            assert!(p2pvm_host::undo::remove_revived().unwrap() >= 3);
-            assert_eq!(passages_there(), Vec::<String>::new());
-            assert!(!sh("nft list ruleset").contains("p2pvm"), "{}", snapshot());
-            assert_eq!(p2pvm_host::undo::remove_revived().unwrap(), 0);
+            check_revived_rules_are_removed(firewall, &saved, &dump);
         });
     }
 }
@@ -242,16 +259,7 @@ E");
         let before = sh("nft list ruleset");
         let mut network = Network::start(0);
         network.offer(&["192.168.77.0/24"]);
-        let found = || {
-            network
-                .board
-                .all()
-                .into_iter()
-                .filter(|(area, _)| *area == "firewall")
-                .map(|(_, f)| f)
-                .collect::<Vec<_>>()
-        };
-        let all = found();
+        let all = firewall_findings(&network);
         assert!(
             all.iter().any(|f| f
                 .found
@@ -275,12 +283,50 @@ E");
         for finding in all {
             sh(&finding.advice);
         }
-        until("the commands to have helped", || found().is_empty());
+        until("the commands to have helped", || {
+            firewall_findings(&network).is_empty()
+        });
         network.end();
         sh("nft flush chain inet mine through");
         assert!(before.contains("inet mine") && !sh("nft list ruleset").contains("p2pvm_"));
     });
 }
+
+/// The chains of the next test and what they drop.
+const DROPPED_AT_HOOKS: [(&str, &str); 8] = [
+    (
+        "chain pre of table inet mine (",
+        "hook prerouting, drops what comes in by p2pvm0",
+    ),
+    (
+        "chain PREROUTING of table ip raw (",
+        "hook prerouting, drops what comes in by p2pvm0",
+    ),
+    (
+        "chain out of table inet mine (",
+        "hook output, drops what goes out by p2pvm0",
+    ),
+    (
+        "chain OUTPUT of table iptables-legacy mangle (",
+        "hook output, drops what goes out by p2pvm0",
+    ),
+    (
+        "chain out of table inet mine (",
+        "drops members' packets from UDP port 4002 by lan0",
+    ),
+    (
+        "chain in of table netdev own (",
+        "hook ingress, drops members' packets to UDP port 4001 by lan0",
+    ),
+    (
+        "chain post of table inet mine (",
+        "hook postrouting, drops what p2pvm0 forwards into the offered",
+    ),
+    (
+        "chain out of table netdev own (",
+        "hook egress, drops what p2pvm0 forwards into the offered",
+    ),
+];
 
 #[test]
 fn what_drops_packets_at_any_other_hook_is_named_left_alone_and_its_command_helps() {
@@ -303,50 +349,8 @@ iptables-legacy -t mangle -A OUTPUT -o p2pvm0 -j DROP; iptables-nft -t raw -A PR
 10.90.0.0/16 -j DROP");
         let mut network = Network::start(0);
         network.offer(&["192.168.77.0/24"]);
-        let found = || {
-            network
-                .board
-                .all()
-                .into_iter()
-                .filter(|(area, _)| *area == "firewall")
-                .map(|(_, f)| f)
-        };
-        let expected = [
-            (
-                "chain pre of table inet mine (",
-                "hook prerouting, drops what comes in by p2pvm0",
-            ),
-            (
-                "chain PREROUTING of table ip raw (",
-                "hook prerouting, drops what comes in by p2pvm0",
-            ),
-            (
-                "chain out of table inet mine (",
-                "hook output, drops what goes out by p2pvm0",
-            ),
-            (
-                "chain OUTPUT of table iptables-legacy mangle (",
-                "hook output, drops what goes out by p2pvm0",
-            ),
-            (
-                "chain out of table inet mine (",
-                "drops members' packets from UDP port 4002 by lan0",
-            ),
-            (
-                "chain in of table netdev own (",
-                "hook ingress, drops members' packets to UDP port 4001 by lan0",
-            ),
-            (
-                "chain post of table inet mine (",
-                "hook postrouting, drops what p2pvm0 forwards into the offered",
-            ),
-            (
-                "chain out of table netdev own (",
-                "hook egress, drops what p2pvm0 forwards into the offered",
-            ),
-        ];
-        let all: Vec<_> = found().collect();
-        for (chain, dropped) in expected {
+        let all = firewall_findings(&network);
+        for (chain, dropped) in DROPPED_AT_HOOKS {
             let is_it = |said: &str| said.starts_with(chain) && said.contains(dropped);
             assert!(
                 all.iter().any(|finding| is_it(&finding.found)),
@@ -366,7 +370,9 @@ iptables-legacy -t mangle -A OUTPUT -o p2pvm0 -j DROP; iptables-nft -t raw -A PR
         for finding in all {
             sh(&finding.advice);
         }
-        until("the commands to have helped", || found().next().is_none());
+        until("the commands to have helped", || {
+            firewall_findings(&network).is_empty()
+        });
         network.end();
     });
 }
@@ -403,16 +409,10 @@ fn what_may_not_be_opened_is_named_with_commands_that_help_as_they_are_typed() {
             let mut network = Network::start(0);
             network.wanted.open_firewalls = false;
             network.offer(&["192.168.77.0/24"]);
-            let found = || {
-                network
-                    .board
-                    .all()
-                    .into_iter()
-                    .filter(|(area, _)| *area == "firewall")
-                    .map(|(_, f)| f)
-                    .collect::<Vec<_>>()
-            };
-            let advice: Vec<String> = found().into_iter().map(|finding| finding.advice).collect();
+            let advice: Vec<String> = firewall_findings(&network)
+                .into_iter()
+                .map(|finding| finding.advice)
+                .collect();
             for program in programs {
                 assert!(
                     advice.iter().any(|command| command.contains(program)),
@@ -420,7 +420,9 @@ fn what_may_not_be_opened_is_named_with_commands_that_help_as_they_are_typed() {
                 );
             }
             advice.iter().for_each(|command| drop(sh(command)));
-            until("the commands to have helped", || found().is_empty());
+            until("the commands to have helped", || {
+                firewall_findings(&network).is_empty()
+            });
             // They are the administrator's now: nobody takes them away.
             network.end();
             let after = snapshot();

@@ -2,7 +2,7 @@
 //! with the links and decisions that it reports, and the VMs.
 
 use p2pvm_api::{HealthView, Peer, Sight, Status, VmView};
-use p2pvm_console::{Health, UNREACHABLE, Vitals, lost, troubled, udp_port};
+use p2pvm_console::{Health, UNREACHABLE, Vitals, is_troubled, lost, udp_port};
 use p2pvm_host::Level;
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ pub fn health(
     let (gone, others): (Vec<_>, Vec<_>) = vms.iter().partition(|vm| vm.state == UNREACHABLE);
     let troubled = others
         .into_iter()
-        .filter(|vm| troubled(&vm.state, vm.note.is_some()))
+        .filter(|vm| is_troubled(&vm.state, vm.note.is_some()))
         .map(|vm| vm.name.as_str());
     let vitals = Vitals {
         online,

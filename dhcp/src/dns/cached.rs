@@ -1,10 +1,9 @@
-//! Remembers answers of a [`Names`] for as long as others may remember ours: a program that asks
-//! for the same name (or an `ssh` that asks for the same address's name) again and again asks the
-//! DHT once a minute. That something does not exist is remembered for seconds only, that it could
-//! not be looked up not at all.
+//! Caches the answers of a [`Names`] for their TTL: a program that asks for the same name again and
+//! again makes one DHT lookup a minute. That a name does not exist is cached for seconds; a failed
+//! lookup is not cached.
 
 use super::{NEGATIVE_TTL_SECONDS, Names, TTL_SECONDS, Unavailable};
-use crate::entry::{NameKind, Named};
+use crate::entry::{NameEntry, NameKind};
 use async_trait::async_trait;
 use std::{
     collections::HashMap,
@@ -15,33 +14,36 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Before a failure is told: within the five seconds for which programs wait (resolv.conf(5),
-/// `timeout`).
+/// How long to wait before each retry of a failed lookup.
+/// Reason: programs wait five seconds in all (resolv.conf(5), `timeout`).
 const PAUSES: [Duration; 3] = [
     Duration::from_millis(200),
     Duration::from_millis(500),
     Duration::from_millis(1000),
 ];
-/// Answers of each kind kept: a scan of a subnet's names must not eat memory.
-const MAX_KEPT: usize = 4096;
+/// How many answers of each kind are cached.
+/// Reason: a scan of a subnet's names must not fill the memory.
+const MAX_ANSWERS: usize = 4096;
 
-/// How long after it has run out an answer serves on where the records cannot be read.
+/// How long an expired answer still serves if the lookup fails.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 
-struct Kept<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
+struct Answers<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
 
-impl<K: Eq + Hash + Clone, V: Clone> Kept<K, V> {
+impl<K: Eq + Hash + Clone, V: Clone> Answers<K, V> {
     fn get(&self, key: &K) -> Option<Option<V>> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key)
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers
+            .get(key)
             .filter(|(ends, _)| *ends > Instant::now())
             .map(|(_, value)| value.clone())
     }
 
-    /// What was known last, if it was anything.
+    /// The last positive answer, expired or not.
     fn stale(&self, key: &K) -> Option<V> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key)
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers
+            .get(key)
             .filter(|(ends, _)| ends.elapsed() < STALE)
             .and_then(|(_, value)| value.clone())
     }
@@ -53,43 +55,43 @@ impl<K: Eq + Hash + Clone, V: Clone> Kept<K, V> {
             NEGATIVE_TTL_SECONDS
         };
         let now = Instant::now();
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= MAX_KEPT {
-            kept.retain(|_, (ends, _)| *ends > now);
-            if kept.len() >= MAX_KEPT {
-                kept.clear();
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= MAX_ANSWERS {
+            answers.retain(|_, (ends, _)| *ends > now);
+            if answers.len() >= MAX_ANSWERS {
+                answers.clear();
             }
         }
-        kept.insert(key, (now + Duration::from_secs(u64::from(seconds)), value));
+        answers.insert(key, (now + Duration::from_secs(u64::from(seconds)), value));
     }
 }
 
-impl<K, V> Default for Kept<K, V> {
+impl<K, V> Default for Answers<K, V> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-/// [`Names`] that remember.
+/// [`Names`] with a cache.
 pub struct CachedNames {
     inner: Arc<dyn Names>,
-    forward: Kept<(NameKind, String), Named>,
-    reverse: Kept<IpAddr, (NameKind, String)>,
+    forward: Answers<(NameKind, String), NameEntry>,
+    reverse: Answers<IpAddr, (NameKind, String)>,
 }
 
 impl CachedNames {
-    /// Remembers what `inner` answers.
+    /// Caches the answers of `inner`.
     pub fn new(inner: Arc<dyn Names>) -> Self {
         Self {
             inner,
-            forward: Kept::default(),
-            reverse: Kept::default(),
+            forward: Answers::default(),
+            reverse: Answers::default(),
         }
     }
 }
 
-/// Asks again where the records cannot be read just now, as in the moment in which members connect:
-/// a program that is told so asks a name server that knows nothing of this network instead.
+/// Retries a failed lookup, as while members connect: a program that gets a failure asks a name
+/// server that does not know this network.
 async fn persist<T, F: Future<Output = Result<T, Unavailable>>>(
     ask: impl Fn() -> F,
 ) -> Result<T, Unavailable> {
@@ -104,7 +106,7 @@ async fn persist<T, F: Future<Output = Result<T, Unavailable>>>(
 
 #[async_trait]
 impl Names for CachedNames {
-    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<NameEntry>, Unavailable> {
         let key = (kind, label.to_owned());
         if let Some(known) = self.forward.get(&key) {
             return Ok(known);
@@ -135,7 +137,13 @@ impl Names for CachedNames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
+    use p2pvm_dht::RecordError;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn no_quorum() -> Unavailable {
+        Unavailable(Error::Records(RecordError::Disagreement))
+    }
 
     /// Knows that 10.0.0.1 is "a", cannot say anything of 10.0.0.9, and counts how often it is
     /// asked.
@@ -144,7 +152,7 @@ mod tests {
 
     #[async_trait]
     impl Names for Counting {
-        async fn forward(&self, _: NameKind, _: &str) -> Result<Option<Named>, Unavailable> {
+        async fn forward(&self, _: NameKind, _: &str) -> Result<Option<NameEntry>, Unavailable> {
             self.0.fetch_add(1, Ordering::Relaxed);
             Ok(None)
         }
@@ -153,7 +161,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::Relaxed);
             match ip.to_string().as_str() {
                 "10.0.0.1" => Ok(Some((NameKind::Host, "a".into()))),
-                "10.0.0.9" => Err(Unavailable("no quorum".into())),
+                "10.0.0.9" => Err(no_quorum()),
                 _ => Ok(None),
             }
         }
@@ -196,13 +204,13 @@ mod tests {
 
     #[async_trait]
     impl Names for CutOff {
-        async fn forward(&self, _: NameKind, _: &str) -> Result<Option<Named>, Unavailable> {
-            Err(Unavailable("no quorum".into()))
+        async fn forward(&self, _: NameKind, _: &str) -> Result<Option<NameEntry>, Unavailable> {
+            Err(no_quorum())
         }
 
         async fn reverse(&self, _: IpAddr) -> Result<Option<(NameKind, String)>, Unavailable> {
             if self.0.load(Ordering::Relaxed) {
-                Err(Unavailable("no quorum".into()))
+                Err(no_quorum())
             } else {
                 Ok(Some((NameKind::Host, "a".into())))
             }

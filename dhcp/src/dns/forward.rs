@@ -1,17 +1,16 @@
-//! Passes a question that is not about the network on: about another network of this machine to
-//! that one's resolver, about anything else to the name servers that the host had before ours.
-//! Their answer is given back as it came. For the host's own programs only: no open resolver for
-//! the other members.
+//! Forwards questions that are not about the network: about another network of this machine to that
+//! network's resolver, about anything else to the name servers that the host had before. The answer
+//! is returned unchanged. For the host's own programs only: no open resolver for other members.
 //!
-//! The servers are asked in the host's order, the next one when one refuses, fails or takes long.
-//! That one does not answer at all is remembered for a while, so that not every question waits for
-//! it: it is then asked along with the others until it answers. Servers of one host may know
-//! different names (the first a company's own), so what a later one does not know counts only when
-//! the earlier ones have had their time.
+//! The servers are asked in the host's order, the next one when one refuses, fails or is slow. A
+//! server that does not answer counts as dead for a while, so that not every question waits for it:
+//! it is asked along with the others until it answers. Servers of one host may know different names
+//! (the first a company's own), so a later one's "no such name" counts only after the earlier ones
+//! have had their time.
 //!
-//! Each question leaves from a port of its own (RFC 5452 §10), and an answer counts only from the
-//! server asked, with the question's id and text. Questions alike are asked once at a time: a
-//! program that asks us and is our server too gets no circle going.
+//! Each question leaves from its own port (RFC 5452 §10), and an answer counts only from the server
+//! that was asked, with the question's id and text. Equal questions are asked once at a time: a
+//! program that asks us and is our server too causes no loop.
 
 use super::wire::{self, Carrier};
 use hickory_proto::rr::Name;
@@ -34,15 +33,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How long programs wait (resolv.conf(5), `timeout`), less a moment to tell them.
+/// How long a question is asked.
+/// Reason: programs wait 5 s (resolv.conf(5), `timeout`).
 const LIMIT: Duration = Duration::from_millis(4500);
-/// A server that has not answered by then has company: the next one is asked too.
+/// How long to wait for a server before the next one is asked too.
 const STEP: Duration = Duration::from_millis(400);
-/// A server that has not answered by then is taken for dead.
+/// How long to wait for a server before it counts as dead.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a dead server is not waited for.
+/// How long a dead server rests before it is asked again.
 const REST: Duration = Duration::from_secs(30);
-/// A datagram may be lost: it is sent again after each of these.
+/// How long to wait before a datagram is sent again.
+/// Reason: it may be lost.
 const AGAIN: [Duration; 3] = [
     Duration::from_millis(900),
     Duration::from_millis(1600),
@@ -50,13 +51,13 @@ const AGAIN: [Duration; 3] = [
 ];
 
 type Answer = Option<Arc<Vec<u8>>>;
-/// What makes a question the same as another.
+/// Equal for equal questions.
 type Key = (Vec<u8>, Carrier);
 /// Questions that are being asked, with the answer to come.
 type Running = HashMap<Key, watch::Receiver<Option<Answer>>>;
 type Servers = Vec<SocketAddr>;
 
-/// Whom other questions go to, and what is known of them; clones share it.
+/// The servers that other questions go to, and which of them are dead. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Upstream(Arc<Shared>);
 
@@ -69,7 +70,7 @@ struct Shared {
     /// Questions that are being asked.
     running: Mutex<Running>,
     stuck: AtomicBool,
-    /// When a server last told what it was asked, or that there is no such name.
+    /// When a server last answered, also that there is no such name.
     answered: Mutex<Option<std::time::Instant>>,
 }
 
@@ -96,15 +97,15 @@ impl Forwarder for Upstream {
     }
 }
 
-/// What one server said.
-enum Said {
-    /// An answer that counts.
+/// The reply of one server.
+enum ServerReply {
+    /// An answer with records.
     Knows(Vec<u8>),
     /// There is nothing of that name or type.
     Nothing(Vec<u8>),
-    /// It cannot or does not want to tell.
+    /// It refuses or fails.
     Fails(Vec<u8>),
-    /// It is not there, or does not answer.
+    /// It does not answer.
     Gone,
 }
 
@@ -117,7 +118,7 @@ impl Upstream {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         if *current != servers {
-            // Another network: what was dead there may live here.
+            // Another network: a server that was dead there may answer here.
             self.dead().clear();
             *current = servers;
         }
@@ -136,7 +137,7 @@ impl Upstream {
         self.0.dead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The resolver of another network of this machine, if the name is that one's.
+    /// The resolver of another network of this machine, if the name belongs to that network.
     fn neighbour(&self, name: &Name) -> Option<SocketAddr> {
         let address = name
             .parse_arpa_name()
@@ -166,7 +167,7 @@ impl Upstream {
             .map(|neighbour| neighbour.server)
     }
 
-    /// The answer to a question about `name`, by whoever knows; none if nobody answers.
+    /// The answer to a question about `name`; `None` if no server answers.
     pub(super) async fn ask(&self, name: &Name, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
         let key = (wire::question_key(query)?, carrier);
         let (sender, receiver) = watch::channel(None);
@@ -183,7 +184,7 @@ impl Upstream {
             earlier
         };
         let answer = match earlier {
-            // Its asker may have gone, then there is none.
+            // Its caller may be gone: then there is no answer.
             Some(mut earlier) => timeout(LIMIT, earlier.wait_for(Option::is_some))
                 .await
                 .ok()?
@@ -191,7 +192,7 @@ impl Upstream {
                 .clone()
                 .flatten(),
             None => {
-                let _asking = Asking {
+                let _asking = RunningQuestion {
                     shared: &self.0,
                     key,
                 };
@@ -206,8 +207,10 @@ impl Upstream {
     async fn ask_servers(&self, name: &Name, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
         if let Some(server) = self.neighbour(name) {
             return match ask_one(server, query, carrier).await {
-                Said::Knows(answer) | Said::Nothing(answer) | Said::Fails(answer) => Some(answer),
-                Said::Gone => None,
+                ServerReply::Knows(answer)
+                | ServerReply::Nothing(answer)
+                | ServerReply::Fails(answer) => Some(answer),
+                ServerReply::Gone => None,
             };
         }
         let answer = self.ask_in_order(query, carrier).await;
@@ -225,7 +228,7 @@ impl Upstream {
         answer
     }
 
-    /// Servers in order; then those that rest; and which of the latter are due to be tried again.
+    /// The living servers in order; the resting ones; and those of the latter that are due.
     fn order(&self) -> (Servers, Servers, Servers) {
         let servers = self.get();
         let dead = self.dead();
@@ -247,16 +250,15 @@ impl Upstream {
         let (alive, resting, due) = self.order();
         let began = Instant::now();
         let mut running = JoinSet::new();
-        let ask = |running: &mut JoinSet<(usize, Said)>, place: usize, server: SocketAddr| {
-            let (upstream, query) = (self.clone(), query.to_vec());
-            running.spawn(async move {
-                (
-                    place,
-                    upstream.ask_and_remember(server, &query, carrier).await,
-                )
-            });
-        };
-        // They are not waited for: what they say makes them count again.
+        let ask =
+            |running: &mut JoinSet<(usize, ServerReply)>, place: usize, server: SocketAddr| {
+                let (upstream, query) = (self.clone(), query.to_vec());
+                running.spawn(async move {
+                    let reply = upstream.ask_and_note(server, &query, carrier).await;
+                    (place, reply)
+                });
+            };
+        // Nobody waits for these: a reply makes the server count as alive again.
         let mut aside = JoinSet::new();
         for server in due {
             ask(&mut aside, usize::MAX, server);
@@ -264,68 +266,48 @@ impl Upstream {
         }
         aside.detach_all();
         let mut next = alive.iter().chain(&resting).copied().enumerate();
-        let mut pending: Vec<usize> = Vec::new();
-        let mut nothing: Option<(usize, Vec<u8>)> = None;
-        let mut failed: Option<Vec<u8>> = None;
+        let mut round = Round::new(alive.len());
         let mut more = next.next();
         let mut step = began;
-        let found = loop {
+        loop {
             if let Some((place, server)) =
-                more.filter(|_| Instant::now() >= step || pending.is_empty())
+                more.filter(|_| Instant::now() >= step || round.pending.is_empty())
             {
                 ask(&mut running, place, server);
-                pending.push(place);
+                round.pending.push(place);
                 more = next.next();
                 step = Instant::now() + STEP;
             }
-            if pending.is_empty() && more.is_none() {
-                break None;
+            if round.pending.is_empty() && more.is_none() {
+                break;
             }
-            // What a later server does not know counts once the earlier ones had their time.
-            let until = if nothing.is_some() {
-                began + PATIENCE
-            } else {
-                began + LIMIT
-            };
-            let wake = if more.is_some() {
-                until.min(step)
-            } else {
-                until
-            };
+            let until = began + round.limit();
+            let wake = more.map_or(until, |_| until.min(step));
             match tokio::time::timeout_at(wake, running.join_next()).await {
-                Ok(Some(Ok((place, said)))) => {
-                    pending.retain(|asked| *asked != place);
-                    match said {
-                        Said::Knows(answer) => break Some(answer),
-                        Said::Nothing(answer)
-                            if nothing.as_ref().is_none_or(|(earlier, _)| place < *earlier) =>
-                        {
-                            nothing = Some((place, answer));
-                        }
-                        Said::Fails(answer) => failed = Some(answer),
-                        Said::Nothing(_) | Said::Gone => {}
-                    }
+                Ok(Some(Ok((place, reply)))) => {
+                    round.add(place, reply);
                     step = Instant::now();
                 }
                 Ok(_) => {}
-                Err(_) if Instant::now() >= until => break None,
+                Err(_) if Instant::now() >= until => break,
                 Err(_) => {}
             }
-            if let Some((place, _)) = &nothing
-                && !pending
-                    .iter()
-                    .any(|earlier| earlier < place && *earlier < alive.len())
-            {
-                break None;
+            if round.is_decided() {
+                break;
             }
-        };
-        // They go on until it is known whether they answer at all.
+        }
+        // They run until it is known whether the servers answer at all.
         running.detach_all();
-        found.or(nothing.map(|(_, answer)| answer)).or(failed)
+        round.answer()
     }
 
-    /// Asks one server and keeps in mind whether it answers at all.
-    async fn ask_and_remember(&self, server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
+    /// Asks one server and notes whether it answers at all.
+    async fn ask_and_note(
+        &self,
+        server: SocketAddr,
+        query: &[u8],
+        carrier: Carrier,
+    ) -> ServerReply {
         let asked = ask_one(server, query, carrier);
         tokio::pin!(asked);
         let said = match timeout(PATIENCE, &mut asked).await {
@@ -334,23 +316,88 @@ impl Upstream {
                 self.dead().insert(server, Instant::now());
                 timeout(LIMIT.saturating_sub(PATIENCE), asked)
                     .await
-                    .unwrap_or(Said::Gone)
+                    .unwrap_or(ServerReply::Gone)
             }
         };
-        if !matches!(said, Said::Gone) {
+        if !matches!(said, ServerReply::Gone) {
             self.dead().remove(&server);
         }
         said
     }
 }
 
-/// Takes a question off the list of those that are being asked, however its asking ends.
-struct Asking<'a> {
+/// One question to servers in order: what they have replied so far.
+struct Round {
+    /// How many of the servers, the first ones, were alive at the beginning.
+    alive: usize,
+    /// The places of the servers that are being asked.
+    pending: Vec<usize>,
+    found: Option<Vec<u8>>,
+    nothing: Option<(usize, Vec<u8>)>,
+    failed: Option<Vec<u8>>,
+}
+
+impl Round {
+    fn new(alive: usize) -> Self {
+        Self {
+            alive,
+            pending: Vec::new(),
+            found: None,
+            nothing: None,
+            failed: None,
+        }
+    }
+
+    /// How long the servers have from the beginning: if one has replied that there is nothing, the
+    /// others have only their first time to know better.
+    fn limit(&self) -> Duration {
+        if self.nothing.is_some() {
+            PATIENCE
+        } else {
+            LIMIT
+        }
+    }
+
+    fn add(&mut self, place: usize, reply: ServerReply) {
+        self.pending.retain(|asked| *asked != place);
+        match reply {
+            ServerReply::Knows(answer) => self.found = Some(answer),
+            ServerReply::Nothing(answer) => {
+                if self
+                    .nothing
+                    .as_ref()
+                    .is_none_or(|(earlier, _)| place < *earlier)
+                {
+                    self.nothing = Some((place, answer));
+                }
+            }
+            ServerReply::Fails(answer) => self.failed = Some(answer),
+            ServerReply::Gone => {}
+        }
+    }
+
+    /// Whether an answer was found, or no living server before the one that knows nothing is left.
+    fn is_decided(&self) -> bool {
+        let Some((place, _)) = &self.nothing else {
+            return self.found.is_some();
+        };
+        let first = self.alive.min(*place);
+        self.found.is_some() || self.pending.iter().all(|asked| *asked >= first)
+    }
+
+    fn answer(self) -> Option<Vec<u8>> {
+        let nothing = self.nothing.map(|(_, answer)| answer);
+        self.found.or(nothing).or(self.failed)
+    }
+}
+
+/// Removes a question from the running ones, however it ends.
+struct RunningQuestion<'a> {
     shared: &'a Shared,
     key: Key,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for RunningQuestion<'_> {
     fn drop(&mut self) {
         self.shared
             .running
@@ -372,7 +419,7 @@ fn starts_alike(a: IpAddr, b: IpAddr, bits: u8) -> bool {
     }
 }
 
-async fn ask_one(server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
+async fn ask_one(server: SocketAddr, query: &[u8], carrier: Carrier) -> ServerReply {
     let asked = match carrier {
         Carrier::Udp => by_datagram(server, query).await,
         Carrier::Tcp => timeout(LIMIT, by_stream(server, query))
@@ -381,11 +428,11 @@ async fn ask_one(server: SocketAddr, query: &[u8], carrier: Carrier) -> Said {
     };
     match asked {
         Ok(answer) => match wire::code(&answer) {
-            0 if wire::has_answers(&answer) || wire::is_cut(&answer) => Said::Knows(answer),
-            0 | 3 => Said::Nothing(answer),
-            _ => Said::Fails(answer),
+            0 if wire::has_answers(&answer) || wire::is_cut(&answer) => ServerReply::Knows(answer),
+            0 | 3 => ServerReply::Nothing(answer),
+            _ => ServerReply::Fails(answer),
         },
-        Err(_) => Said::Gone,
+        Err(_) => ServerReply::Gone,
     }
 }
 

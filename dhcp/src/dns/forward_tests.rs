@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     dns::{Names, Resolver, Sockets, Unavailable, serve},
-    entry::{NameKind, Named},
+    entry::{NameEntry, NameKind},
 };
 use async_trait::async_trait;
 use hickory_proto::{
@@ -20,7 +20,7 @@ struct Nobody;
 
 #[async_trait]
 impl Names for Nobody {
-    async fn forward(&self, _: NameKind, _: &str) -> Result<Option<Named>, Unavailable> {
+    async fn forward(&self, _: NameKind, _: &str) -> Result<Option<NameEntry>, Unavailable> {
         Ok(None)
     }
 

@@ -1,5 +1,5 @@
-//! The resolver of this machine's own programs: on a loopback address of the network's and on the
-//! machine's address in the network, with the machine's lists of name servers kept leading to it
+//! The resolver for this machine's own programs: on a loopback address of the network and on the
+//! machine's address in the network. The machine's lists of name servers are kept pointing to it
 //! ([`p2pvm_host::names`]).
 
 use super::{Names, Resolver, Sockets, serve};
@@ -11,7 +11,7 @@ use p2pvm_host::{
     Finding,
     names::{
         Keeper, Wanted,
-        holders::{self, Holder},
+        holders::{self, SocketHolder},
         loopback,
     },
 };
@@ -25,27 +25,27 @@ use std::{
 use tokio::sync::watch;
 
 const PORT: u16 = 53;
-/// Until a port that is taken is tried again, first and at most.
+/// How long to wait, first and at most, before a port in use is tried again.
 const RETRY: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
-/// The resolver of this machine's own programs.
+/// The resolver for this machine's own programs.
 pub struct HostResolver {
-    /// Answers.
+    /// Answers the questions.
     pub resolver: Resolver,
-    /// What it knows.
+    /// The source of the answers.
     pub names: Arc<dyn Names>,
-    /// The network's id, by which it finds a loopback address.
+    /// The network's id, which its loopback address is derived from.
     pub network: String,
     /// This machine's own name in the network.
     pub own_name: String,
-    /// Leads the machine's programs here; none: nobody is led here.
+    /// Points the machine's programs here; `None` leaves them alone.
     pub keeper: Option<Arc<Keeper>>,
 }
 
-/// An address on which programs are served; or why there is none.
-type Bound = Result<Sockets, (io::Error, Vec<Holder>)>;
+/// Bound sockets, or why there are none.
+type BindResult = Result<Sockets, (io::Error, Vec<SocketHolder>)>;
 
-/// Binds where another program has the port on all addresses: two that both allow it can do that.
+/// Binds although another program has the port on all addresses: possible if both allow it.
 fn beside_others(at: SocketAddrV4) -> io::Result<Sockets> {
     let udp = socket(
         AddressFamily::Inet,
@@ -62,16 +62,16 @@ fn beside_others(at: SocketAddrV4) -> io::Result<Sockets> {
     })
 }
 
-async fn bind_one(at: SocketAddrV4) -> Bound {
+async fn bind_one(at: SocketAddrV4) -> BindResult {
     match Sockets::bind(at.into()).await {
         Ok(sockets) => Ok(sockets),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let holders = holders::of(IpAddr::V4(*at.ip()), at.port());
-            let udp: Vec<&Holder> = holders
+            let udp: Vec<&SocketHolder> = holders
                 .iter()
                 .filter(|holder| holder.protocol == "udp")
                 .collect();
-            // One that has this very address may be another network of ours: then both would get
+            // A holder of this very address may be another network of ours: then each would get
             // half of the questions.
             let all_wide =
                 !udp.is_empty() && udp.iter().all(|holder| holder.address.is_unspecified());
@@ -84,8 +84,8 @@ async fn bind_one(at: SocketAddrV4) -> Bound {
     }
 }
 
-/// One that systemd-resolved can be led to, whatever its port.
-async fn bind_in_network(v4: Ipv4Addr) -> Bound {
+/// Binds port 53, or any port: systemd-resolved can be given either.
+async fn bind_in_network(v4: Ipv4Addr) -> BindResult {
     match bind_one(SocketAddrV4::new(v4, PORT)).await {
         Err((error, holders)) if error.kind() == io::ErrorKind::AddrInUse => {
             Sockets::bind((v4, 0).into())
@@ -96,14 +96,14 @@ async fn bind_in_network(v4: Ipv4Addr) -> Bound {
     }
 }
 
-async fn bind_loopback(network: &str) -> Bound {
+async fn bind_loopback(network: &str) -> BindResult {
     let mut why = (io::ErrorKind::AddrNotAvailable.into(), Vec::new());
     for ip in loopback::choices(network) {
         match bind_one(SocketAddrV4::new(ip, PORT)).await {
             Ok(sockets) => return Ok(sockets),
             Err(error) => why = error,
         }
-        // Whoever has it on all addresses has it on the next one too.
+        // A program that has the port on all addresses has it on the next one too.
         if why.1.iter().any(|holder| holder.address.is_unspecified()) {
             break;
         }
@@ -111,7 +111,7 @@ async fn bind_loopback(network: &str) -> Bound {
     Err(why)
 }
 
-/// Waits until port 53 of an address can be had; for ever without one.
+/// Waits until port 53 of an address is free; for ever without an address.
 async fn is_free(v4: Option<Ipv4Addr>) {
     let Some(v4) = v4 else {
         return std::future::pending().await;
@@ -124,7 +124,7 @@ async fn is_free(v4: Option<Ipv4Addr>) {
     }
 }
 
-fn trouble((error, holders): &(io::Error, Vec<Holder>)) -> Finding {
+fn trouble((error, holders): &(io::Error, Vec<SocketHolder>)) -> Finding {
     let found =
         "this machine's programs do not find the network's names: p2pvm's resolver has no port 53";
     match holders.first() {
@@ -140,14 +140,15 @@ fn trouble((error, holders): &(io::Error, Vec<Holder>)) -> Finding {
     }
 }
 
-/// Where one of the two places is now; none: not known yet.
-type Place = watch::Sender<Option<Result<SocketAddr, Finding>>>;
+/// The address of one of the two sockets, or why there is none; `None` until it is known.
+type Endpoint = watch::Sender<Option<Result<SocketAddr, Finding>>>;
 
 impl HostResolver {
     /// Serves for as long as it is polled, with `v4` as this machine's address in the network.
-    /// Programs are led here once `ready` is through.
+    /// Programs are pointed here once `ready` has ended.
     pub async fn run(&self, v4: Ipv4Addr, ready: impl Future<Output = ()>) {
-        let (loopback, overlay): (Place, Place) = (watch::channel(None).0, watch::channel(None).0);
+        let (loopback, overlay): (Endpoint, Endpoint) =
+            (watch::channel(None).0, watch::channel(None).0);
         let lead = async {
             ready.await;
             match &self.keeper {
@@ -169,7 +170,7 @@ impl HostResolver {
     }
 
     /// Serves on the address in the network, or on a loopback address.
-    async fn keep_serving(&self, place: &Place, v4: Option<Ipv4Addr>) {
+    async fn keep_serving(&self, place: &Endpoint, v4: Option<Ipv4Addr>) {
         let mut pause = RETRY[0];
         let mut said = String::new();
         loop {
@@ -186,7 +187,7 @@ impl HostResolver {
                 },
                 Err(why) => trouble(why).found,
             };
-            // With a keeper the board says it, where it matters.
+            // With a keeper, the board of findings has it.
             if why != said && self.keeper.is_none() && !why.is_empty() {
                 tracing::warn!("{why}");
             }
@@ -211,7 +212,7 @@ impl HostResolver {
         }
     }
 
-    /// Tells the keeper where we are, whenever that changes.
+    /// Tells the keeper our addresses whenever they change.
     async fn lead(
         &self,
         keeper: &Keeper,
@@ -226,8 +227,7 @@ impl HostResolver {
             );
             if let (Some(own), Some(link)) = (own, link) {
                 let link = link.ok();
-                // Where there is no loopback the address in the network serves, if programs can ask
-                // there.
+                // Without a loopback address the one in the network serves, if it has port 53.
                 let at_53 = link.filter(|at| at.port() == PORT).map(|at| at.ip());
                 let server = own.as_ref().ok().map(SocketAddr::ip).or(at_53);
                 let server = server.and_then(|ip| {

@@ -14,20 +14,20 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Questions about the network's names answered at a time; more are dropped, and their senders ask
-/// again.
+/// How many questions about the network's names are answered at a time; more are dropped, and their
+/// senders retry.
 const MAX_CONCURRENT: usize = 128;
-/// Questions passed on at a time: they have room of their own, as servers that do not answer hold
-/// it for seconds.
+/// How many questions are forwarded at a time.
+/// Reason: a limit of their own, as servers that do not answer hold them for seconds.
 const MAX_PASSED_ON: usize = 256;
-/// Connections at a time.
+/// How many connections are open at a time.
 const MAX_CONNECTIONS: usize = 64;
-/// A connection on which nothing is asked is closed after this (RFC 7766 §6.2.3).
+/// How long a connection is idle before it is closed (RFC 7766 §6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
-/// After an error of the whole machine, such as no free descriptors.
+/// How long to wait after an error of the whole machine, such as no free descriptors.
 const BREATH: Duration = Duration::from_millis(200);
 
-/// What names are served on: one address by UDP, and by TCP where that could be had too.
+/// The sockets of one address: UDP, and TCP if it could be bound.
 #[derive(Debug)]
 pub struct Sockets {
     /// Datagrams.
@@ -37,10 +37,10 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds both on one address. TCP may be missing: nearly all questions do without.
+    /// Binds both on one address. TCP may be missing: nearly all questions come over UDP.
     ///
     /// # Errors
-    /// What the kernel says of UDP.
+    /// UDP cannot be bound.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let udp = UdpSocket::bind(address).await?;
         let tcp = TcpListener::bind(udp.local_addr()?).await;
@@ -53,23 +53,23 @@ impl Sockets {
     /// The address.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The socket's error.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.udp.local_addr()
     }
 }
 
-struct Serving {
+struct Server {
     resolver: Resolver,
     names: Arc<dyn Names>,
-    /// Where this is; who asks from here is this machine itself.
+    /// The sockets' address: a question from it is the machine's own.
     own: IpAddr,
     ours: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
 
-impl Serving {
-    /// The answer, empty for none.
+impl Server {
+    /// The answer; empty if there is none.
     async fn answer(&self, query: &[u8], from: IpAddr, carrier: Carrier) -> Vec<u8> {
         let is_host = from == self.own || from.is_loopback();
         let elsewhere = if is_host && !self.resolver.upstream().get().is_empty() {
@@ -97,9 +97,9 @@ impl Serving {
 /// Answers on the sockets until UDP fails or the future is dropped.
 ///
 /// # Errors
-/// What receiving says.
+/// The UDP socket's error.
 pub async fn serve(sockets: Sockets, resolver: Resolver, names: Arc<dyn Names>) -> io::Result<()> {
-    let serving = Arc::new(Serving {
+    let server = Arc::new(Server {
         resolver,
         names,
         own: sockets.address()?.ip(),
@@ -108,23 +108,23 @@ pub async fn serve(sockets: Sockets, resolver: Resolver, names: Arc<dyn Names>) 
     });
     let streams = async {
         match sockets.tcp {
-            Some(listener) => accept(&serving, &listener).await,
+            Some(listener) => accept(&server, &listener).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
-        ended = datagrams(&serving, Arc::new(sockets.udp)) => ended,
+        ended = datagrams(&server, Arc::new(sockets.udp)) => ended,
         () = streams => Ok(()),
     }
 }
 
-async fn datagrams(serving: &Arc<Serving>, socket: Arc<UdpSocket>) -> io::Result<()> {
+async fn datagrams(server: &Arc<Server>, socket: Arc<UdpSocket>) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
         let (length, from) = match socket.recv_from(&mut buffer).await {
             Ok(received) => received,
-            // An ICMP error for an answer sent earlier: that client is gone, the others are not.
+            // An ICMP error for an earlier answer: that client is gone, others are not.
             Err(e)
                 if matches!(
                     e.kind(),
@@ -139,9 +139,9 @@ async fn datagrams(serving: &Arc<Serving>, socket: Arc<UdpSocket>) -> io::Result
         if tasks.len() >= MAX_CONCURRENT + MAX_PASSED_ON {
             continue;
         }
-        let (socket, serving, query) = (socket.clone(), serving.clone(), buffer[..length].to_vec());
+        let (socket, server, query) = (socket.clone(), server.clone(), buffer[..length].to_vec());
         tasks.spawn(async move {
-            let answer = serving.answer(&query, from.ip(), Carrier::Udp).await;
+            let answer = server.answer(&query, from.ip(), Carrier::Udp).await;
             if !answer.is_empty()
                 && let Err(error) = socket.send_to(&answer, from).await
             {
@@ -151,22 +151,22 @@ async fn datagrams(serving: &Arc<Serving>, socket: Arc<UdpSocket>) -> io::Result
     }
 }
 
-async fn accept(serving: &Arc<Serving>, listener: &TcpListener) {
+async fn accept(server: &Arc<Server>, listener: &TcpListener) {
     let mut connections = JoinSet::new();
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%error, "a DNS connection was not taken");
+                tracing::debug!(%error, "a DNS connection was not accepted");
                 tokio::time::sleep(BREATH).await;
                 continue;
             }
         };
         while connections.try_join_next().is_some() {}
         if connections.len() < MAX_CONNECTIONS {
-            let serving = serving.clone();
+            let server = server.clone();
             connections.spawn(async move {
-                if let Err(error) = converse(&serving, stream, from.ip()).await {
+                if let Err(error) = converse(&server, stream, from.ip()).await {
                     tracing::debug!(%from, %error, "a DNS connection ended");
                 }
             });
@@ -175,7 +175,7 @@ async fn accept(serving: &Arc<Serving>, listener: &TcpListener) {
 }
 
 /// Answers the questions of one connection, one after the other.
-async fn converse(serving: &Serving, mut stream: TcpStream, from: IpAddr) -> io::Result<()> {
+async fn converse(server: &Server, mut stream: TcpStream, from: IpAddr) -> io::Result<()> {
     loop {
         let asked = async {
             let length = usize::from(stream.read_u16().await?);
@@ -188,7 +188,7 @@ async fn converse(serving: &Serving, mut stream: TcpStream, from: IpAddr) -> io:
             Ok(Err(e)) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
             _ => return Ok(()),
         };
-        let answer = serving.answer(&query, from, Carrier::Tcp).await;
+        let answer = server.answer(&query, from, Carrier::Tcp).await;
         let length = u16::try_from(answer.len()).map_err(|_| io::ErrorKind::InvalidData)?;
         if length == 0 {
             return Ok(());

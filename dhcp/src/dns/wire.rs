@@ -1,7 +1,7 @@
-//! What is read of a message without taking it apart: who passes messages on leaves them as they
-//! are.
+//! The few fields of a message that forwarding reads. Messages are not parsed further, and pass
+//! unchanged.
 
-/// What a message came by.
+/// The transport of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Carrier {
     /// A datagram, of limited size.
@@ -11,11 +11,11 @@ pub enum Carrier {
 }
 
 pub(super) const HEADER_BYTES: usize = 12;
-/// What every stub resolver takes in a datagram (RFC 1035 §4.2.1).
+/// How long a datagram is that every stub resolver accepts (RFC 1035 §4.2.1).
 const PLAIN_BYTES: usize = 512;
 const OPT: u16 = 41;
 
-/// Where the only question of a message ends.
+/// The end of a message's only question.
 fn question_end(message: &[u8]) -> Option<usize> {
     let mut at = HEADER_BYTES;
     loop {
@@ -28,16 +28,15 @@ fn question_end(message: &[u8]) -> Option<usize> {
     }
 }
 
-/// The EDNS record that stands right behind the question, as in a query: the size that the asker
-/// takes.
+/// The size that the client accepts: of the EDNS record right after the question, as in a query.
 fn edns_bytes(query: &[u8]) -> Option<usize> {
     let record = query.get(question_end(query)?..)?;
     let word = |at: usize| Some(u16::from_be_bytes([*record.get(at)?, *record.get(at + 1)?]));
     (record.first() == Some(&0) && word(1)? == OPT).then(|| word(3).map(usize::from))?
 }
 
-/// What makes two questions the same: the text without regard to case, and whether the asker takes
-/// longer answers and signatures.
+/// Equal for equal questions: the text without case, and whether the client accepts longer answers
+/// and signatures.
 pub(super) fn question_key(query: &[u8]) -> Option<Vec<u8>> {
     let end = question_end(query)?;
     let mut key = query.get(HEADER_BYTES..end)?.to_ascii_lowercase();
@@ -74,18 +73,18 @@ pub(super) fn code(message: &[u8]) -> u8 {
     message.get(3).map_or(2, |flags| flags & 15)
 }
 
-/// Whether there is anything in the answer section.
+/// Whether the answer section has records.
 pub(super) fn has_answers(message: &[u8]) -> bool {
     message.get(6..8).is_some_and(|count| count != [0, 0])
 }
 
-/// Whether it is only the beginning of an answer (TC).
+/// Whether the answer is truncated (TC).
 pub(super) fn is_cut(message: &[u8]) -> bool {
     message.get(2).is_some_and(|flags| flags & 2 != 0)
 }
 
-/// An answer that fits into what the asker takes: a longer one becomes its head, which makes the
-/// asker come by TCP.
+/// The answer within the size that the client accepts: a longer one is cut to its head, so that the
+/// client retries over TCP.
 pub(super) fn fitted(mut answer: Vec<u8>, query: &[u8], carrier: Carrier) -> Vec<u8> {
     let room = edns_bytes(query).unwrap_or(PLAIN_BYTES).max(PLAIN_BYTES);
     if carrier == Carrier::Udp && answer.len() > room {

@@ -1,7 +1,7 @@
 //! What a guest sees of the network's edge: the daemon plays DHCP server, gateway and name server
 //! at the guest's port. Sans-IO: frames in, frames out. Every host answers alike, with the same
 //! gateway address and MAC, so that a guest that has moved notices nothing and its caches stay
-//! true.
+//! valid.
 //!
 //! The guest is alone on its link, so every other address of the subnet is reached through the
 //! gateway: ARP and neighbour discovery answer for all of them (proxy ARP, RFC 1027; RFC 4861
@@ -33,17 +33,16 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, b'p', b'2', b'p', b'v', b'm'];
 /// The gateway's IPv6 address at each guest port.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// How often routers announce themselves unasked (RFC 4861 §6.2.1, MaxRtrAdvInterval). It stays on
-/// the port.
+/// How often the router announces itself unsolicited (RFC 4861 §6.2.1, MaxRtrAdvInterval).
 const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
 
 const DNS_PORT: u16 = 53;
 const DHCP_SERVER_PORT: u16 = 67;
 
-/// The largest query that is a DNS message of one name with EDNS options, generously.
+/// How long a query is at most: one name with EDNS options, with a margin.
 const MAX_DNS_QUERY_BYTES: usize = 1232;
 
-/// What to tell the guest at one port.
+/// What the guest at one port is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortConfig {
     /// The guest's MAC; frames from any other are not answered.
@@ -54,8 +53,8 @@ pub struct PortConfig {
     pub subnet: Subnet,
     /// The gateway's MAC: [`GATEWAY_MAC`].
     pub gateway_mac: [u8; 6],
-    /// The name server. The gateway address is the right one for a guest that may move: it is
-    /// answered on every host.
+    /// The name server. The gateway's address is right for a guest that may move: every host
+    /// answers there.
     pub dns: Ipv4Addr,
     /// The overlay's MTU, told to the guest.
     pub mtu: u16,
@@ -152,15 +151,15 @@ impl Responder {
         &self.config
     }
 
-    /// Takes a frame that the guest sent and returns what to send it. Anything that is no question
-    /// to the edge of the network, or is malformed, gets no answer.
+    /// Takes a frame from the guest and returns the frames to send it. Malformed frames, and those
+    /// that ask nothing of the network's edge, get no answer.
     pub fn handle(&mut self, now: Instant, frame: &[u8]) -> Vec<Vec<u8>> {
         self.answer(now, frame).into_iter().collect()
     }
 
-    /// What is due unasked: a router advertisement at once after attaching (which refreshes a guest
-    /// that has moved here) and every ten minutes from then on. Call it when [`Self::next_tick`]
-    /// has come.
+    /// The frames that are due unsolicited: a router advertisement right after attaching (which
+    /// refreshes a guest that has moved here) and then every ten minutes. The caller calls it when
+    /// [`Self::next_tick`] has come.
     pub fn tick(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let Some(v6) = self.config.v6 else {
             return Vec::new();
@@ -172,7 +171,7 @@ impl Responder {
         vec![ndp::advertisement(&self.config, &v6)]
     }
 
-    /// When to call [`Self::tick`] next; `None` if never.
+    /// When to call [`Self::tick`] next; `None` for never.
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
         self.config.v6.map(|_| self.advertise_at.unwrap_or(now))
     }
@@ -197,7 +196,7 @@ impl Responder {
             || (ip == IpAddr::V6(GATEWAY_V6) && self.config.v6.is_some())
     }
 
-    /// The frame that brings `answer` to the guest.
+    /// The frame with `answer` for the guest.
     pub fn dns_answer(&self, question: &DnsQuestion, answer: &[u8]) -> Vec<u8> {
         let (to, port) = question.from;
         frame::udp(

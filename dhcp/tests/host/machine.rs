@@ -6,7 +6,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use p2pvm_dhcp::{
-    NameKind, Named, Resolver, Subject,
+    NameEntry, NameKind, Resolver, Subject,
     dns::{HostResolver, Names, Unavailable},
 };
 use p2pvm_host::{
@@ -60,10 +60,10 @@ struct Members(u8);
 
 #[async_trait]
 impl Names for Members {
-    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<Named>, Unavailable> {
+    async fn forward(&self, kind: NameKind, label: &str) -> Result<Option<NameEntry>, Unavailable> {
         // As long as a question to other members takes: slower than a name server next door.
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let named = |subject, last| Named {
+        let named = |subject, last| NameEntry {
             subject,
             v4: Ipv4Addr::new(10, self.0, 0, last),
             v6: None,

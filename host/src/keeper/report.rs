@@ -1,35 +1,36 @@
-//! What came of a look, for the commands that ask and for the board.
+//! The result of a look, for commands and for the board.
 
 use crate::{
     finding::{Board, Finding},
-    look::Seen,
+    look::HostState,
     net::Net,
-    opening::hooks,
-    outbound::Carried,
-    sharing::{self, Shared},
+    opening::{Survey, hooks::DroppingChain},
+    outbound::CarriedVpn,
+    sharing::{self, SharedLan},
     wanted::Wanted,
 };
 
-/// What came of a look.
+/// The result of a look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Why packets are not forwarded into offered subnets, if they are not.
     pub forwarding: Option<String>,
-    /// What drops packets into offered subnets or back: a sentence, and the command that helps.
+    /// Chains that drop packets into offered subnets or back: a sentence, and the command that
+    /// helps.
     pub blocked: Vec<(String, String)>,
     /// Offered subnets that no interface of this machine reaches.
     pub nowhere: Vec<Net>,
     /// Accepted LANs that another p2pvm network of this machine accepts too.
-    pub shared: Vec<Shared>,
+    pub shared: Vec<SharedLan>,
     /// The VPN that p2pvm's own packets are led past.
-    pub past: Option<Carried>,
+    pub past: Option<CarriedVpn>,
     routes: Vec<Finding>,
     forwarding_findings: Vec<Finding>,
     firewall: Vec<Finding>,
 }
 
 impl Report {
-    /// The machine could not be looked at.
+    /// For a look that failed.
     pub(super) fn unseen(why: String) -> Self {
         let routes = vec![Finding::failed(why.clone(), "")];
         Self {
@@ -39,10 +40,10 @@ impl Report {
         }
     }
 
-    /// After a look and its steps, some of which fail.
+    /// After a look and its steps; `failing` has the steps that failed.
     pub(super) fn of(
         wanted: &Wanted,
-        seen: &Seen,
+        seen: &HostState,
         failing: impl Iterator<Item = (String, String)>,
     ) -> Self {
         let shared = sharing::shared(wanted, &seen.observed);
@@ -54,87 +55,96 @@ impl Report {
             past,
             ..Self::default()
         };
-        let device = &wanted.device;
         if let Some(carried) = carried.filter(|carried| !carried.is_passed) {
-            let advice = "give the VPN a routing table of its own (wg-quick does for AllowedIPs = \
-                0.0.0.0/0) and rules from 20 on, or each member's address a route by the uplink";
-            report
-                .routes
-                .push(Finding::failed(carried.sentence(), advice));
+            report.add_carried(&carried);
         }
         for (what, why) in failing {
-            if what.starts_with("forwarding") {
-                report.forwarding_findings.push(Finding::failed(
-                    format!(
-                        "packets from {device} are not forwarded into the offered subnets: {why}"
-                    ),
-                    "settle what the message says; p2pvm tries again by itself",
-                ));
-                report.forwarding.get_or_insert(why);
-            } else if what.starts_with("rout") {
-                report.routes.push(Finding::failed(
-                    format!("{what} cannot be set up: {why}"),
-                    "p2pvm tries again by itself",
-                ));
-            } else {
-                report.firewall.push(Finding::warning(
-                    format!("{what} cannot be opened: {why}"),
-                    "p2pvm tries again by itself",
-                ));
-            }
+            report.add_failing(&wanted.device, &what, why);
         }
-        for net in &report.nowhere {
+        report.add_routes(seen);
+        report.add_firewalls(&wanted.device, &seen.survey);
+        report
+    }
+
+    fn add_carried(&mut self, carried: &CarriedVpn) {
+        let advice = "give the VPN a routing table of its own (wg-quick does for AllowedIPs = \
+            0.0.0.0/0) and rules from 20 on, or each member's address a route by the uplink";
+        self.routes
+            .push(Finding::failed(carried.sentence(), advice));
+    }
+
+    /// A step that failed.
+    fn add_failing(&mut self, device: &str, what: &str, why: String) {
+        if what.starts_with("forwarding") {
+            self.forwarding_findings.push(Finding::failed(
+                format!("packets from {device} are not forwarded into the offered subnets: {why}"),
+                "settle what the message says; p2pvm tries again by itself",
+            ));
+            self.forwarding.get_or_insert(why);
+        } else if what.starts_with("rout") {
+            self.routes.push(Finding::failed(
+                format!("{what} cannot be set up: {why}"),
+                "p2pvm tries again by itself",
+            ));
+        } else {
+            self.firewall.push(Finding::warning(
+                format!("{what} cannot be opened: {why}"),
+                "p2pvm tries again by itself",
+            ));
+        }
+    }
+
+    fn add_routes(&mut self, seen: &HostState) {
+        for net in &self.nowhere {
             let found = format!("this machine offers {net}, but no interface of it leads there");
-            report.routes.push(Finding::failed(
+            self.routes.push(Finding::failed(
                 found,
                 format!("connect the interface, or: p2pvm route withdraw {net}"),
             ));
         }
         if let Some(conflict) = &seen.conflict {
-            report.routes.push(Finding::failed(
+            self.routes.push(Finding::failed(
                 format!("the network's own subnet {conflict}"),
                 "renumber that network, or leave this one and join one with another subnet (p2pvm \
                     init --subnet)",
             ));
         }
-        for (block, commands) in &seen.survey.input {
+    }
+
+    fn add_firewalls(&mut self, device: &str, survey: &Survey) {
+        for (block, commands) in &survey.input {
             let found = format!("{block} lets nothing in from {device}");
-            report
-                .firewall
+            self.firewall
                 .push(Finding::warning(found, commands.join(" && ")));
         }
-        for (block, commands) in &seen.survey.forward {
-            let (found, advice) = (
-                format!("{block} drops what {device} forwards into the offered subnets"),
-                commands.join(" && "),
-            );
-            report.blocked.push((found.clone(), advice.clone()));
-            report.firewall.push(Finding::failed(found, advice));
+        for (block, commands) in &survey.forward {
+            let found = format!("{block} drops what {device} forwards into the offered subnets");
+            self.add_blocked(found, commands.join(" && "));
         }
-        for dropped in &seen.survey.elsewhere {
-            let hooks::Dropped {
+        for dropping in &survey.elsewhere {
+            let DroppingChain {
                 block,
                 hook,
                 what,
                 command,
                 offered,
-            } = dropped;
+            } = dropping;
             let found = format!("{block}, at the hook {hook}, drops {what}");
             if *offered {
-                report.blocked.push((found.clone(), command.clone()));
-                report
-                    .firewall
-                    .push(Finding::failed(found, command.clone()));
+                self.add_blocked(found, command.clone());
             } else {
-                report
-                    .firewall
-                    .push(Finding::warning(found, command.clone()));
+                self.firewall.push(Finding::warning(found, command.clone()));
             }
         }
-        report
     }
 
-    /// Puts it on the board; `more` is what the network itself found wrong with routes.
+    /// Packets into offered subnets, or back, are dropped.
+    fn add_blocked(&mut self, found: String, advice: String) {
+        self.blocked.push((found.clone(), advice.clone()));
+        self.firewall.push(Finding::failed(found, advice));
+    }
+
+    /// Puts it on the board. `more` are the caller's own findings about routes.
     pub(super) fn show(&self, board: &Board, more: Vec<Finding>) {
         let past = self
             .past

@@ -1,4 +1,4 @@
-//! What wakes the keeper.
+//! The sockets that wake the keeper.
 
 use crate::netlink::Netlink;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
@@ -18,16 +18,16 @@ const GROUPS: [u32; 5] = [1, 5, 7, 8, 24];
 /// From linux/netfilter/nfnetlink.h: any change of nftables.
 const NFNLGRP_NFTABLES: u32 = 7;
 
-/// What was heard.
+/// Why the keeper woke.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct WakeCause {
     /// Whether nftables changed.
     pub rules: bool,
-    /// Whether the kernel told of anything.
+    /// Whether the kernel reported any change.
     pub any: bool,
 }
 
-/// The sockets that tell.
+/// The sockets.
 pub(super) struct Watch {
     routes: Netlink,
     rules: Option<Socket>,
@@ -38,7 +38,7 @@ impl Watch {
     /// Opens them in the network namespace of the calling thread.
     pub fn open(woken: UnixStream) -> io::Result<Self> {
         woken.set_nonblocking(true)?;
-        // A kernel without nftables has no rules to tell of.
+        // A kernel without nftables has no rules to report.
         let rules = Self::rules().ok();
         Ok(Self {
             routes: Netlink::listen(&GROUPS)?,
@@ -55,10 +55,9 @@ impl Watch {
         Ok(socket)
     }
 
-    /// Waits until something is heard, but not before `rest` unless it is an order, and not longer
-    /// than `limit`. `tell` is called at once when the kernel tells of something, and at the end
-    /// for what came after that.
-    pub fn wait(&mut self, rest: Duration, limit: Duration, tell: impl Fn()) -> Heard {
+    /// Waits for a change or an order, at most `limit`; a change is not returned before `rest` is
+    /// over. `tell` is called at the first change, and once more at the end if others came.
+    pub fn wait(&mut self, rest: Duration, limit: Duration, tell: impl Fn()) -> WakeCause {
         let (mut told, mut more) = (false, false);
         let heard = self.hear(rest, limit, || {
             if told {
@@ -74,8 +73,8 @@ impl Watch {
         heard
     }
 
-    fn hear(&mut self, rest: Duration, limit: Duration, mut each: impl FnMut()) -> Heard {
-        let (began, mut heard) = (Instant::now(), Heard::default());
+    fn hear(&mut self, rest: Duration, limit: Duration, mut each: impl FnMut()) -> WakeCause {
+        let (began, mut heard) = (Instant::now(), WakeCause::default());
         loop {
             let elapsed = began.elapsed();
             let until = if heard.any {
@@ -88,8 +87,7 @@ impl Watch {
             }
             let [ordered, routes, rules] = self.poll(until - elapsed);
             if routes {
-                // What it was is seen by looking; messages that were lost for want of room are no
-                // loss then.
+                // The look finds what it was; messages lost for lack of room do not matter then.
                 let _ = self.routes.hear();
                 heard.any = true;
             }
@@ -134,7 +132,7 @@ impl Watch {
             buffer.clear();
             match socket.recv(&mut buffer, 0) {
                 Ok(_) => {}
-                // Lost messages are no loss: the rules are listed anew.
+                // Lost messages do not matter: the rules are listed again.
                 Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {}
                 Err(_) => return,
             }

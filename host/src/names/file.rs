@@ -1,9 +1,9 @@
 //! The file behind `/etc/resolv.conf`: read, and written so that nothing else about it changes.
 //!
 //! A symbolic link stays a link, also a dangling one. A file is replaced as a whole, with its
-//! owner, mode and extended attributes (a security label is one), so that no program reads half of
-//! it. Where that cannot be, as for a file that is mounted by itself or has several names, it is
-//! rewritten in place. A disk that is full is an error in time: the old text is still there.
+//! owner, mode and extended attributes (such as a security label), so that no program reads half of
+//! it. If that is impossible, as for a file that is mounted by itself or has several names, it is
+//! rewritten in place. On a full disk the write fails and the old text stays.
 
 use super::text::{Block, Parsed, parse, render};
 use nix::fcntl::{Flock, FlockArg};
@@ -18,25 +18,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// More is no list of name servers.
+/// How many bytes a list of name servers has at most.
 const MAX_BYTES: u64 = 16 << 20;
-/// As the kernel (path_resolution(7)).
+/// How many links are followed, as by the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
-/// Two daemons of this machine change the file one after the other.
+/// The lock by which this machine's daemons take turns to change the file.
 const LOCK: &str = "/run/p2pvm/names.lock";
 
-/// Where a path leads in the end, whether anything is there or not.
+/// Where a path's links lead, whether a file is there or not.
 ///
 /// # Errors
-/// What the kernel says of a link; too many links.
+/// A link cannot be read, or there are too many.
 pub fn behind_links(path: &Path) -> io::Result<PathBuf> {
     links_of(path).map(|mut passed| passed.pop().unwrap_or_else(|| path.to_owned()))
 }
 
-/// A path and what its links lead to, in order; the last is no link.
+/// A path and the targets of its links, in order; the last is no link.
 ///
 /// # Errors
-/// What the kernel says of a link; too many links.
+/// A link cannot be read, or there are too many.
 pub fn links_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut passed = vec![path.to_owned()];
     for _ in 0..MAX_LINKS {
@@ -61,10 +61,10 @@ pub fn links_of(path: &Path) -> io::Result<Vec<PathBuf>> {
     Err(io::Error::from_raw_os_error(nix::libc::ELOOP))
 }
 
-/// The text of a file; none if it is missing.
+/// The text of a file; `None` if it is missing.
 ///
 /// # Errors
-/// What the kernel says; the path leads to something that is no file, or to a huge one.
+/// The kernel's error; it is no regular file, or a huge one.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let about = match fs::metadata(path) {
         Ok(about) => about,
@@ -133,7 +133,7 @@ fn copy_attributes(from: &File, to: &File) {
         let Ok(length) = usize::try_from(length) else {
             continue;
         };
-        // SAFETY: as above. That it fails leaves the new file with the directory's default.
+        // SAFETY: as above. If it fails, the new file has the directory's default.
         unsafe {
             nix::libc::fsetxattr(
                 to.as_raw_fd(),
@@ -146,7 +146,7 @@ fn copy_attributes(from: &File, to: &File) {
     }
 }
 
-/// A new file in the old one's place.
+/// Replaces the file by a new one.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let temporary = beside(path);
     let _ = fs::remove_file(&temporary);
@@ -163,7 +163,7 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
                 file.set_permissions(fs::Permissions::from_mode(about.mode() & 0o7777))?;
                 copy_attributes(&old, &file);
             }
-            // Whatever the umask is: every program reads it.
+            // For any umask: every program reads this file.
             Err(_) => file.set_permissions(fs::Permissions::from_mode(0o644))?,
         }
         file.sync_all()?;
@@ -172,7 +172,8 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     made().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
-/// The same file with another text. Who reads it meanwhile sees empty lines at its end at most.
+/// Rewrites the file in place. A program that reads it meanwhile sees at most empty lines at its
+/// end.
 fn rewrite(path: &Path, old: &[u8], text: &[u8]) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     let put = |text: &[u8], over: usize| -> io::Result<()> {
@@ -184,10 +185,10 @@ fn rewrite(path: &Path, old: &[u8], text: &[u8]) -> io::Result<()> {
     put(text, old.len()).inspect_err(|_| drop(put(old, text.len())))
 }
 
-/// Gives the file at `path`, which is no link and held `old`, another text.
+/// Replaces the text `old` of the file at `path`, which is no link.
 ///
 /// # Errors
-/// What the kernel says of the last way tried; the old text is still there.
+/// The kernel's error at the last way tried; the old text stays.
 pub fn write(path: &Path, old: Option<&[u8]>, text: &[u8]) -> io::Result<()> {
     let Some(old) = old else {
         return replace(path, text);
@@ -197,7 +198,7 @@ pub fn write(path: &Path, old: Option<&[u8]>, text: &[u8]) -> io::Result<()> {
     }
     match replace(path, text) {
         Ok(()) => Ok(()),
-        // A full disk takes neither; everything else may be about the directory alone.
+        // A full disk refuses both ways; any other error may concern only the directory.
         Err(e)
             if matches!(
                 e.kind(),
@@ -210,7 +211,7 @@ pub fn write(path: &Path, old: Option<&[u8]>, text: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Makes the directories above a file that are missing; gives how many.
+/// Makes the missing directories above a file. Returns how many.
 fn make_parents(path: &Path) -> io::Result<u8> {
     let Some(parent) = path.parent() else {
         return Ok(0);
@@ -225,12 +226,12 @@ fn make_parents(path: &Path) -> io::Result<u8> {
     Ok(u8::try_from(missing).unwrap_or(u8::MAX))
 }
 
-/// What a change of a list of name servers came to.
+/// The result of a change of a list of name servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Edited {
-    /// The file that it is about.
+pub struct ListEdit {
+    /// The file.
     pub path: PathBuf,
-    /// What stands in it now, without and with the lines of ours.
+    /// What is in it now: our lines, and the text without them.
     pub parsed: Parsed,
     /// The whole text.
     pub text: Vec<u8>,
@@ -247,21 +248,21 @@ fn locked() -> Option<Flock<File>> {
         .mode(0o600)
         .open(LOCK)
         .ok()?;
-    // Without it two daemons may both have to write twice; it is held for milliseconds.
+    // Without the lock two daemons may have to write twice. It is held for milliseconds.
     Flock::lock(file, FlockArg::LockExclusive).ok()
 }
 
-/// Puts a block into the list of name servers at `path`, in the place of the one with the same id.
-/// `before` is told of the file before it is changed.
+/// Puts a block into the list of name servers at `path`, instead of an earlier one with the same
+/// id. `before` is called with the file before it is changed.
 ///
 /// # Errors
-/// What the kernel says, or `before`.
+/// The kernel's error, or that of `before`.
 pub fn put(
     path: &Path,
     block: &Block,
     alone: bool,
     before: impl Fn(&Path) -> io::Result<()>,
-) -> io::Result<Edited> {
+) -> io::Result<ListEdit> {
     let _alone = locked();
     let path = behind_links(path)?;
     let old = read(&path)?;
@@ -272,7 +273,7 @@ pub fn put(
         .find(|known| known.id == block.id)
         .cloned();
     let mut block = block.clone();
-    // Whoever comes first makes it, whoever goes last takes it away.
+    // The first daemon makes the file, the last one removes it.
     block.made = parsed.blocks.iter().find_map(|known| known.made);
     parsed.blocks.retain(|known| known.id != block.id);
     if old.is_none() {
@@ -289,7 +290,7 @@ pub fn put(
         }
         write(&path, old.as_deref(), &text)?;
     }
-    Ok(Edited {
+    Ok(ListEdit {
         path,
         parsed,
         text,
@@ -297,11 +298,11 @@ pub fn put(
     })
 }
 
-/// Takes a block out of the list of name servers at `path`, and what an earlier version left. A
-/// file that was missing before is missing again, if nobody has written into it meanwhile.
+/// Removes a block from the list of name servers at `path`, and the lines of an earlier version. A
+/// file that p2pvm had made is removed, unless another program has written into it.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn take_out(path: &Path, id: &str) -> io::Result<()> {
     let _alone = locked();
     let path = behind_links(path)?;
@@ -328,8 +329,8 @@ pub fn take_out(path: &Path, id: &str) -> io::Result<()> {
     }
 }
 
-/// Why a file cannot be written, where the error itself does not tell: the attribute "immutable"
-/// (chattr(1)).
+/// Whether a file has the attribute "immutable" (chattr(1)): a reason that the error of a write
+/// does not tell.
 pub fn is_immutable(path: &Path) -> bool {
     const FS_IMMUTABLE_FL: nix::libc::c_int = 0x10;
     let Ok(file) = File::open(path) else {

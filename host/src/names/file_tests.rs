@@ -20,7 +20,7 @@ fn block(id: &str) -> Block {
     }
 }
 
-fn put_in(path: &Path) -> io::Result<Edited> {
+fn put_in(path: &Path) -> io::Result<ListEdit> {
     put(path, &block("lab"), false, |_| Ok(()))
 }
 

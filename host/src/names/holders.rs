@@ -1,4 +1,5 @@
-//! Who has a port of this machine: from `/proc/net`, and from the descriptors of processes.
+//! The sockets that hold a port of this machine: from `/proc/net`, and the descriptors of
+//! processes.
 
 use std::{
     fs,
@@ -6,18 +7,18 @@ use std::{
     path::Path,
 };
 
-/// A socket that holds a port, and whose it is.
+/// A socket that holds a port, and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// The address that it is bound to; unspecified: all of them.
+pub struct SocketHolder {
+    /// The address that it is bound to; unspecified for all addresses.
     pub address: IpAddr,
     /// "udp" or "tcp".
     pub protocol: &'static str,
-    /// The process, if it can be seen: its name and id.
+    /// The process's name and id, if it is visible.
     pub process: Option<(String, u32)>,
 }
 
-impl std::fmt::Display for Holder {
+impl std::fmt::Display for SocketHolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.process {
             Some((name, id)) => write!(f, "{name} (process {id})")?,
@@ -30,7 +31,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// `/proc/net` has addresses as the kernel has them in memory: 32-bit words in the machine's order.
+/// An address in `/proc/net`: 32-bit words in the machine's byte order.
 fn address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         u32::from_str_radix(hex.get(at..at + 8)?, 16)
@@ -53,7 +54,7 @@ fn sockets(table: &str, port: u16, listening: bool) -> Vec<(IpAddr, u64)> {
     let read = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let (ip, at) = words.get(1)?.split_once(':')?;
-        // TCP_LISTEN: a client's connection holds no port for others.
+        // TCP_LISTEN: a client's connection does not keep others from the port.
         let counts =
             u16::from_str_radix(at, 16).ok()? == port && (!listening || *words.get(3)? == "0A");
         counts.then_some((address(ip)?, words.get(9)?.parse().ok()?))
@@ -79,18 +80,17 @@ fn process_of(inode: u64) -> Option<(String, u32)> {
         })
 }
 
-/// Who has UDP or TCP `port` so that `ip` cannot be had; the process of each as far as it can be
-/// seen.
-pub fn of(ip: IpAddr, port: u16) -> Vec<Holder> {
+/// The sockets that keep others from `port` on `ip`, UDP or TCP, with their processes if visible.
+pub fn of(ip: IpAddr, port: u16) -> Vec<SocketHolder> {
     let mut found = Vec::new();
     for (protocol, tables) in [("udp", ["udp", "udp6"]), ("tcp", ["tcp", "tcp6"])] {
         for table in tables {
-            // The calling thread's network namespace, which need not be the process's.
+            // The calling thread's network namespace, which may differ from the process's.
             let text =
                 fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
             for (address, inode) in sockets(&text, port, protocol == "tcp") {
                 if address == ip || address.is_unspecified() {
-                    found.push(Holder {
+                    found.push(SocketHolder {
                         address,
                         protocol,
                         process: process_of(inode),

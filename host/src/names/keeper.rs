@@ -1,16 +1,17 @@
 //! Keeps this machine's programs finding the network's names, whatever manages its name servers and
 //! however that changes.
 //!
-//! One thread looks at the whole scene whenever something in it changes, and every few seconds: is
-//! systemd-resolved alive, and told of us; does the list of name servers lead to it, and if not,
-//! does it begin with ours. Then it asks as programs do ([`super::proof`]) and writes on the board
-//! what does not work. Nothing is remembered that could be looked at instead, so that it does not
-//! matter who changed what, when, or how often.
+//! One thread looks at the whole scene whenever something in it changes, and every few seconds:
+//! whether systemd-resolved is alive and knows us; whether the list of name servers leads to it, or
+//! else begins with our server. Then it asks as programs do ([`super::proof`]) and writes on the
+//! board what does not work. It remembers nothing that it could look at instead, so that any
+//! program may change anything at any time.
 
 use super::{
     file,
     proof::{self, Outside},
-    scene::{self, Places, Resolved, Scene},
+    scene::{self, Resolved, Scene},
+    settings::{Forwarder, Neighbour, Settings, Wanted},
     text::{self, Block, NameServer},
     watch::Watch,
 };
@@ -31,87 +32,33 @@ use std::{
 
 /// The area of the board that is the keeper's.
 pub const AREA: &str = "names";
-/// How often everything is looked at though nothing seems to have changed: not every file system
-/// tells of changes.
+/// How often everything is looked at without a reported change.
+/// Reason: not every file system reports changes.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// The same while something does not work.
+/// How often everything is looked at while something does not work.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// How long what was found wrong must last before it is said: programs ask twice too.
+/// How long a failure lasts before it is on the board.
+/// Reason: programs ask twice too.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// systemd-resolved is told again after this if it does not do as told.
+/// How long before systemd-resolved is told again if it does not know our names.
 const TELL_AGAIN: Duration = Duration::from_secs(6);
-/// So often a minute somebody may rewrite the list of name servers before it is put right with
-/// growing delay.
+/// How many times a minute another program may rewrite the list of name servers before it is
+/// corrected with growing delay.
 const REWRITES: usize = 12;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Answers this machine's programs: about the network's names itself, about others by asking
-/// further.
-pub trait Forwarder: Send + Sync + 'static {
-    /// Where it asks about other names: the servers that the machine had before, and the resolvers
-    /// of its other networks.
-    fn lead(&self, servers: Vec<SocketAddr>, neighbours: Vec<Neighbour>);
-
-    /// Whether the last question about another name found no answer.
-    fn is_stuck(&self) -> bool;
-
-    /// When a question about another name was last answered by a server that can tell.
-    fn answered(&self) -> Option<Instant>;
-}
-
-/// The resolver of another network of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Neighbour {
-    /// Where it listens.
-    pub server: SocketAddr,
-    /// The domain of its names.
-    pub domain: String,
-    /// Its addresses.
-    pub subnets: Vec<(IpAddr, u8)>,
-}
-
-/// What stays the same as long as the daemon runs.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where everything is.
-    pub places: Places,
-    /// A word that no other daemon of this machine has.
-    pub id: String,
-    /// The network's interface.
-    pub device: String,
-    /// The domain of its names.
-    pub domain: String,
-    /// The zones of the reverse names of its addresses.
-    pub reverse: Vec<String>,
-    /// Its addresses.
-    pub subnets: Vec<(IpAddr, u8)>,
-}
-
-/// What is to be so now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// The resolver's address on port 53 for the list of name servers, if it has one.
-    pub server: Option<Ipv4Addr>,
-    /// Where systemd-resolved is led to.
-    pub link: Option<SocketAddr>,
-    /// A name that this resolver must know, and its address.
-    pub probe: (String, Ipv4Addr),
-    /// Why something of this could not be had.
-    pub trouble: Vec<Finding>,
-}
-
 /// Called with a file before it is changed for the first time.
-pub type Before = Box<dyn Fn(&Path) -> io::Result<()> + Send>;
+pub type BeforeChange = Box<dyn Fn(&Path) -> io::Result<()> + Send>;
 
 #[derive(Default)]
-struct Told {
+struct Orders {
     wanted: Option<Wanted>,
     end: bool,
 }
 
-/// The running keeper. Dropping it takes out what is ours.
+/// The running keeper. Dropping it removes our lines and settings.
 pub struct Keeper {
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Orders>>,
     bell: UnixStream,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -120,17 +67,17 @@ impl Keeper {
     /// Starts it, in the network and mount namespace of the calling thread.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn start(
         settings: Settings,
         forwarder: Arc<dyn Forwarder>,
         board: Board,
-        before: Before,
+        before: BeforeChange,
     ) -> io::Result<Self> {
         let (bell, rung) = UnixStream::pair()?;
         rung.set_nonblocking(true)?;
-        let told = Arc::new(Mutex::new(Told::default()));
-        let keeping = Keeping {
+        let told = Arc::new(Mutex::new(Orders::default()));
+        let keeping = KeeperThread {
             settings,
             forwarder,
             board,
@@ -155,7 +102,7 @@ impl Keeper {
         })
     }
 
-    /// Sets what is to be so; none: nothing of ours is to be anywhere.
+    /// Sets what is wanted; `None` removes our lines and settings.
     pub fn want(&self, wanted: Option<Wanted>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.wanted != wanted {
@@ -164,7 +111,7 @@ impl Keeper {
         }
     }
 
-    /// Takes out what is ours and waits until that is done.
+    /// Removes our lines and settings, and waits until that is done.
     pub fn end(&self) {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).end = true;
         let _ = (&self.bell).write_all(&[0]);
@@ -185,27 +132,27 @@ impl Drop for Keeper {
     }
 }
 
-/// The list of name servers as it stands.
+/// The list of name servers as it is.
 struct List {
-    /// As it is.
+    /// The whole text.
     text: Vec<u8>,
-    /// The servers that others put there.
+    /// The servers of other programs.
     others: Vec<NameServer>,
-    /// The machine's networks.
+    /// The lines of the machine's networks.
     blocks: Vec<Block>,
 }
 
-struct Keeping {
+struct KeeperThread {
     settings: Settings,
     forwarder: Arc<dyn Forwarder>,
     board: Board,
-    before: Before,
+    before: BeforeChange,
     watch: Watch,
-    /// The file that our lines are in, and whether they are alone.
+    /// The file with our lines, and whether our server is the only one there.
     edited: Option<(PathBuf, bool)>,
-    /// What systemd-resolved was told, which one it was, and when.
+    /// The server that systemd-resolved was told, its socket's inode, and when.
     said: Option<(SocketAddr, u64, Instant)>,
-    /// When somebody else took our lines out.
+    /// When another program removed our lines.
     rewrites: VecDeque<Instant>,
     /// Since when something has not worked.
     unproved: Option<Instant>,
@@ -215,10 +162,10 @@ struct Keeping {
     ways: VecDeque<Instant>,
 }
 
-impl Keeping {
-    fn run(mut self, orders: &Mutex<Told>, rung: &UnixStream) {
+impl KeeperThread {
+    fn run(mut self, orders: &Mutex<Orders>, rung: &UnixStream) {
         loop {
-            // In this order nothing is missed: what comes later wakes, or rings again.
+            // In this order nothing is missed: a later change or order wakes the thread again.
             let mut bells = [0; 64];
             while io::Read::read(&mut &*rung, &mut bells).is_ok_and(|length| length == bells.len())
             {
@@ -251,12 +198,11 @@ impl Keeping {
         self.watch.over(files);
     }
 
-    /// Looks at everything and puts right what is wrong; gives how long nothing needs to be done if
-    /// nothing changes.
+    /// Looks at everything and corrects it. Returns how long to wait if nothing changes.
     fn turn(&mut self, wanted: &Wanted) -> Duration {
         let mut next = LOOK_EVERY;
         let mut cannot = None;
-        // First of all what needs no answer of anybody.
+        // First the part that waits for no other program.
         if let (Some((_, alone)), Some(server)) = (self.edited.clone(), wanted.server) {
             self.put(server, alone, &mut next, &mut cannot);
         }
@@ -326,13 +272,13 @@ impl Keeping {
         }
     }
 
-    /// Sees to it that our lines are in the list, unless that has been done too often of late.
+    /// Puts our lines into the list, unless that has been done too often lately.
     fn put(
         &mut self,
         server: Ipv4Addr,
         alone: bool,
         next: &mut Duration,
-        cannot: &mut Option<proof::Unwritten>,
+        cannot: &mut Option<proof::WriteFailure>,
     ) {
         let path = self.settings.places.resolv_conf.clone();
         let now = Instant::now();
@@ -370,7 +316,7 @@ impl Keeping {
             }
             Err(error) => {
                 let at = file::behind_links(&path).unwrap_or(path);
-                *cannot = Some(proof::Unwritten {
+                *cannot = Some(proof::WriteFailure {
                     immutable: file::is_immutable(&at),
                     path: at,
                     error,
@@ -398,7 +344,7 @@ impl Keeping {
             self.said = None;
             return Ok(());
         };
-        // Another one, or one that was started anew, has another socket.
+        // After a restart it has another socket.
         let which =
             std::fs::metadata(&self.settings.places.resolved).map_or(0, |about| about.ino());
         if let Some((known, same, at)) = self.said
@@ -428,7 +374,7 @@ impl Keeping {
             .is_ok_and(|found| found.contains(address))
     }
 
-    /// Tells the forwarder whom to ask about other names; gives them.
+    /// Tells the forwarder the servers for other names. Returns them.
     fn lead(&self, list: &List) -> Vec<SocketAddr> {
         let links = links::links().unwrap_or_default();
         let is_ours = |ip: &IpAddr| {
@@ -470,7 +416,7 @@ impl Keeping {
         };
         let now = Instant::now();
         self.ways.retain(|at| now.duration_since(*at) < MINUTE);
-        // Not each time where somebody writes the list all the time.
+        // Not every time if another program keeps writing the list.
         if way != self.way && self.ways.len() < REWRITES / 2 {
             self.ways.push_back(now);
             tracing::info!(by = %way, resolved = ?scene.resolved, "programs of this machine find \
@@ -485,7 +431,7 @@ impl Keeping {
         scene: &Scene,
         list: &List,
         untold: Option<io::Error>,
-        unwritten: Option<proof::Unwritten>,
+        unwritten: Option<proof::WriteFailure>,
     ) -> Vec<Finding> {
         let question = proof::Question {
             settings: &self.settings,
@@ -499,7 +445,7 @@ impl Keeping {
         proof::own_names(&question)
     }
 
-    /// Writes on the board what lasts; what has just come may be gone in a moment.
+    /// Writes lasting findings on the board; a new one may be gone in a moment.
     fn say(&mut self, found: Vec<Finding>, next: &mut Duration) {
         if found.is_empty() {
             self.unproved = None;
@@ -517,13 +463,13 @@ impl Keeping {
         }
     }
 
-    /// Takes out everything that is ours.
+    /// Removes our lines and settings.
     fn leave(&mut self) {
         self.take_out();
         if self.said.take().is_some()
             && let Err(error) = scene::run("resolvectl", &["revert", &self.settings.device])
         {
-            // It forgets an interface that goes, but not at once.
+            // It forgets a removed interface, but not at once.
             tracing::debug!(%error, "systemd-resolved was not told");
         }
         self.unproved = None;

@@ -1,31 +1,30 @@
-//! Where a network's resolver listens on this machine: addresses within 127.64.0.0/10, other ones
-//! for each network.
+//! The loopback addresses of a network's resolver: within 127.64.0.0/10, different for each
+//! network.
 
 use crate::links::{Link, links};
 use std::net::{IpAddr, Ipv4Addr};
 
-/// How many addresses a network may try: another network of this machine may have the first, by
-/// chance.
+/// How many addresses a network may try.
+/// Reason: another network of this machine may have the first, by chance.
 pub const CHOICES: u8 = 8;
 
 /// The addresses that a network may listen on, the same ones at each start.
 pub fn choices(network: &str) -> impl Iterator<Item = Ipv4Addr> + '_ {
     (0..CHOICES).map(move |choice| {
-        // FNV-1a: nobody gains by a collision, and this crate has no other hash that stays the
-        // same.
+        // FNV-1a: nobody gains by a collision, and this crate has no other stable hash.
         let bytes = network.bytes().chain([choice]);
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
         let [.., a, b, c] = (hash ^ (hash >> 29)).to_be_bytes();
-        // Neither the first nor the last of anything, and far from what other programs use
-        // (127.0.0.53, 127.0.1.1).
+        // Neither the first nor the last address of a block, and far from those that other programs
+        // use (127.0.0.53, 127.0.1.1).
         Ipv4Addr::new(127, 64 | (a & 63), b, c.clamp(1, 254))
     })
 }
 
-/// Why nothing on this machine reaches a loopback address, and the command that helps; none: the
-/// loopback interface is as it should be.
+/// Why no program on this machine reaches a loopback address, and the command that helps; `None` if
+/// the loopback interface is right.
 pub fn fault() -> Option<(&'static str, &'static str)> {
     let links = links().ok()?;
     fault_of(links.iter().find(|link| link.name == "lo"))

@@ -1,17 +1,11 @@
-//! Which ways the C library glibc looks up names of hosts (nsswitch.conf(5)), and what is wrong
-//! with them for the network's.
+//! Which ways the C library glibc looks up names of hosts (nsswitch.conf(5)).
 //!
-//! Only glibc reads that file: the library musl and static programs ask the servers of
-//! `resolv.conf` whatever it says. Of each service it is known what it says of a name of the
-//! network: `files` and those like it that there is none, and mDNS nothing, as it knows names under
-//! `.local` alone. So `[NOTFOUND=return]` behind `mdns4_minimal` ends no search, behind `files` it
-//! does.
+//! Only glibc reads that file: the library musl and static programs always ask the servers of
+//! `resolv.conf`. The answer of each service to a name of the network is known: `files` and its
+//! like find nothing, and mDNS does not answer, because it knows only names under `.local`. So
+//! `[NOTFOUND=return]` after `mdns4_minimal` ends no search, but after `files` it does.
 
-use super::scene::{Resolved, Scene};
-use crate::Finding;
-use std::path::Path;
-
-/// Services that know hosts of their own and say of all others that there are none.
+/// Services that know some hosts and find nothing for all others.
 const LOCAL: [&str; 4] = ["files", "compat", "myhostname", "mymachines"];
 
 /// Which ways glibc looks up names of hosts.
@@ -21,15 +15,14 @@ pub struct Ways {
     pub dns: bool,
     /// By systemd-resolved.
     pub resolve: bool,
-    /// Whether the name servers are asked only where systemd-resolved does not run.
+    /// Whether the name servers are asked only if systemd-resolved does not run.
     pub dns_is_fallback: bool,
-    /// The service whose action ends every search for a name that it does not know, before those
-    /// above.
+    /// The service before these whose action ends every search for a name that it does not know.
     pub ended_by: Option<String>,
 }
 
 impl Default for Ways {
-    /// glibc's own, for a missing file or line.
+    /// glibc's default, for a missing file or line.
     fn default() -> Self {
         Self {
             dns: true,
@@ -40,8 +33,7 @@ impl Default for Ways {
     }
 }
 
-/// A service, and whether a search ends with it that finds nothing there, or that it could not
-/// make.
+/// A service, and whether a search ends there if it finds nothing.
 struct Service {
     name: String,
     ends_not_found: bool,
@@ -68,7 +60,7 @@ fn services(line: &str) -> Vec<Service> {
     found
 }
 
-/// Whether the actions in brackets end a search where there is no such name.
+/// Whether the actions in brackets end a search that finds nothing.
 fn ends_not_found(actions: &str) -> bool {
     let mut ends = false;
     // Spaces may stand around the "=".
@@ -90,7 +82,7 @@ fn ends_not_found(actions: &str) -> bool {
     ends
 }
 
-/// Reads nsswitch.conf(5).
+/// Parses nsswitch.conf(5).
 pub fn ways(nsswitch: &str) -> Ways {
     let lines = nsswitch
         .lines()
@@ -98,7 +90,7 @@ pub fn ways(nsswitch: &str) -> Ways {
     let mut hosts = lines
         .filter_map(|line| line.split_once(':'))
         .filter(|(database, _)| database.trim() == "hosts");
-    // Of several the last counts.
+    // The last of several counts.
     let Some((_, line)) = hosts.next_back() else {
         return Ways::default();
     };
@@ -128,48 +120,6 @@ pub fn ways(nsswitch: &str) -> Ways {
         }
     }
     ways
-}
-
-/// Why programs of glibc do not find the network's names, if that is for this file.
-pub(super) fn trouble(scene: &Scene, path: &Path) -> Option<Finding> {
-    if !scene.reads_nsswitch() {
-        return None;
-    }
-    let path = path.display();
-    // Where all programs are glibc's, that is no news.
-    let whose = if scene.musl {
-        " of the C library glibc (those of musl do not read it)"
-    } else {
-        ""
-    };
-    let found = |why: String| format!("programs{whose} do not find the network's names: {why}");
-    let ways = &scene.ways;
-    match (&ways.ended_by, ways.dns, ways.resolve) {
-        (Some(service), false, false) => Some(Finding::failed(
-            found(format!(
-                "{path} ends each search at '{service}', by the action behind it"
-            )),
-            format!(
-                "remove the '[NOTFOUND=return]' behind '{service}' in the line 'hosts:' of {path}"
-            ),
-        )),
-        (None, false, false) => Some(Finding::failed(
-            found(format!("{path} names neither dns nor resolve")),
-            format!("add 'dns' to the line 'hosts:' of {path}"),
-        )),
-        (_, false, true) if matches!(scene.resolved, Resolved::Absent | Resolved::Dead) => {
-            Some(Finding::failed(
-                found(format!(
-                    "{path} names resolve and not dns, and systemd-resolved does not run"
-                )),
-                format!(
-                    "'systemctl start systemd-resolved', or add 'dns' behind 'resolve' in the \
-                        line 'hosts:' of {path}"
-                ),
-            ))
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -221,67 +171,5 @@ mod tests {
         assert_eq!(ways("hosts: files [NOTFOUND=continue] dns").ended_by, None);
         assert_eq!(ways("hosts: files [!NOTFOUND=return] dns").ended_by, None);
         assert!(!ways("hosts: files [!UNAVAIL=return] resolve dns").dns);
-    }
-
-    #[test]
-    fn each_kind_of_host_hears_what_keeps_its_programs_from_the_names() {
-        let scene = |line: &str, musl, glibc, resolved| Scene {
-            resolved,
-            ways: ways(line),
-            musl,
-            glibc,
-            copied: false,
-        };
-        let said = |scene: &Scene| {
-            let found = trouble(scene, Path::new("/etc/nsswitch.conf"));
-            found
-                .map(|finding| (finding.found, finding.advice))
-                .unwrap_or_default()
-        };
-        let alone = |line: &str| said(&scene(line, false, true, Resolved::Absent));
-        let (found, advice) = alone("hosts: files");
-        assert!(
-            found.starts_with("programs do not find") && found.contains("neither dns nor resolve"),
-            "{found}"
-        );
-        assert!(advice.contains("add 'dns'"), "{advice}");
-        let (found, advice) = alone("hosts: files [NOTFOUND=return] dns");
-        assert!(
-            found.contains("at 'files'") && advice.contains("remove the '[NOTFOUND=return]'"),
-            "{found}: {advice}"
-        );
-        let (found, advice) = alone("hosts: files resolve");
-        assert!(
-            found.contains("systemd-resolved does not run") && advice.contains("add 'dns'"),
-            "{found}"
-        );
-        for good in [
-            "",
-            "passwd: files",
-            "hosts: files resolve [!UNAVAIL=return] dns",
-            "hosts: files mdns4_minimal [NOTFOUND=return] dns",
-        ] {
-            assert_eq!(alone(good), Default::default(), "{good}");
-        }
-        assert_eq!(
-            said(&scene("hosts: resolve", false, true, Resolved::Alive)),
-            Default::default()
-        );
-
-        // Beside programs of musl the others are named; where all are musl's nobody reads the file.
-        let (found, _) = said(&scene("hosts: files", true, true, Resolved::Absent));
-        assert!(
-            found.starts_with("programs of the C library glibc (those of musl"),
-            "{found}"
-        );
-        assert_eq!(
-            said(&scene("hosts: files", true, false, Resolved::Absent)),
-            Default::default()
-        );
-        let (found, _) = said(&scene("hosts: files", false, false, Resolved::Absent));
-        assert!(
-            found.starts_with("programs do not"),
-            "of a loader at an unknown place: {found}"
-        );
     }
 }

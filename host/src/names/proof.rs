@@ -1,16 +1,15 @@
 //! Whether names resolve on this machine, by asking as its programs ask, and what to say if they do
 //! not.
 //!
-//! The network's own names cost a question to a server on this machine and are asked for at every
-//! look. Other names cost somebody else's time: one question about the root of the tree of names
-//! when the servers have changed, some a minute while there is no answer, and otherwise only after
-//! a program's own question has failed. A program's question that is answered proves more than
-//! ours.
+//! The network's own names are asked for at every look: that costs a question to a server on this
+//! machine. Questions about other names go to other people's servers: one about the DNS root after
+//! a change of servers, some a minute while there is no answer, and otherwise only after a
+//! program's own question has failed. An answered question of a program proves more than ours.
 
 use super::{
-    keeper::{Forwarder, Settings, Wanted},
-    loopback, nsswitch,
+    glibc, loopback,
     scene::{self, ANSWER, Resolved, Scene},
+    settings::{Forwarder, Settings, Wanted},
     text::{self, NameServer},
     wire::{self, Kind},
 };
@@ -24,15 +23,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Other people's servers are asked no more often than this on our own account.
+/// How long before other people's servers are asked again.
 const ASK_EVERY: Duration = Duration::from_secs(60);
-/// The same while names do not resolve: what changes there tells nobody.
+/// How long before they are asked again while names do not resolve.
+/// Reason: nothing reports when they answer again.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
-/// The same where the servers have changed.
+/// How long before they are asked again after the servers have changed.
 const ASK_SOON: Duration = Duration::from_secs(5);
 
 /// Our lines could not be put into the list of name servers.
-pub(super) struct Unwritten {
+pub(super) struct WriteFailure {
     pub path: PathBuf,
     pub error: io::Error,
     pub immutable: bool,
@@ -44,12 +44,12 @@ pub(super) struct Question<'a> {
     pub settings: &'a Settings,
     pub wanted: &'a Wanted,
     pub scene: &'a Scene,
-    /// The list of name servers as it stands.
+    /// The list of name servers as it is.
     pub text: &'a [u8],
-    /// systemd-resolved could not be told.
+    /// Why systemd-resolved could not be told.
     pub untold: Option<io::Error>,
-    pub unwritten: Option<Unwritten>,
-    /// Whether somebody rewrites the list again and again.
+    pub unwritten: Option<WriteFailure>,
+    /// Whether another program keeps rewriting the list.
     pub rewritten: bool,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn unreadable(path: &str, error: &io::Error) -> Finding {
     )
 }
 
-/// What is wrong with the way of programs to the network's names.
+/// What keeps programs from the network's names.
 pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     let Question {
@@ -84,7 +84,7 @@ pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
     if scene.ways.dns || scene.musl {
         found.extend(by_list(question));
     }
-    found.extend(nsswitch::trouble(scene, &places.nsswitch));
+    found.extend(glibc::trouble(scene, &places.nsswitch));
     if question.rewritten {
         found.push(Finding::warning(
             format!(
@@ -100,7 +100,7 @@ pub(super) fn own_names(question: &Question<'_>) -> Vec<Finding> {
     found
 }
 
-/// The way through systemd-resolved.
+/// What is wrong with the way through systemd-resolved.
 fn by_resolved(question: &Question<'_>) -> Option<Finding> {
     let (name, address) = &question.wanted.probe;
     let why = match scene::by_resolved(&question.settings.places.resolved, name) {
@@ -131,7 +131,7 @@ fn by_resolved(question: &Question<'_>) -> Option<Finding> {
     ))
 }
 
-/// What a server says about our own name, in words; none: what it should.
+/// What is wrong with a server's answer about our own name, in words; `None` if it is right.
 fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
     let Some(at) = server.address() else {
         return Some("its interface is not there".into());
@@ -153,17 +153,15 @@ fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
     }
 }
 
-/// The way through the list of name servers.
+/// What is wrong with the way through the list of name servers.
 fn by_list(question: &Question<'_>) -> Vec<Finding> {
     let Question {
-        settings,
         wanted,
         scene,
         text,
         ..
     } = question;
     let (name, address) = &wanted.probe;
-    let path = settings.places.resolv_conf.display();
     let servers = scene::asked(text);
     let all = text::rotates(text) || (scene.musl && !scene.copied);
     let asked = if all { &servers[..] } else { &servers[..1] };
@@ -174,57 +172,25 @@ fn by_list(question: &Question<'_>) -> Vec<Finding> {
         return Vec::new();
     };
     if wanted.server.is_none() && !wanted.trouble.is_empty() {
-        // Why there is no server of ours says it all.
+        // The reason why there is no server of ours is enough.
         return wanted.trouble.clone();
     }
     let is_ours = wanted
         .server
         .is_some_and(|ours| server.ip == std::net::IpAddr::V4(ours));
-    let cause = format!("{path} leads to {}, and {why}", server.ip);
     if let Some((fault, advice)) = is_ours.then(loopback::fault).flatten() {
         return vec![Finding::failed(
             format!("this machine's programs do not find {name}: {fault}"),
             advice,
         )];
     }
-    let (cause, advice) = match &question.unwritten {
-        _ if is_ours => (
+    let (cause, advice) = if is_ours {
+        (
             format!("p2pvm's own resolver at {}: {why}", server.ip),
             "see 'p2pvm peers': names are kept by the members".into(),
-        ),
-        Some(unwritten) => {
-            let Unwritten {
-                path,
-                error,
-                immutable,
-                server,
-            } = unwritten;
-            let path = path.display();
-            let by_hand = format!("make 'nameserver {server}' the first name server in it by hand");
-            if *immutable {
-                (
-                    format!("{path} is immutable, so that p2pvm cannot add its name server"),
-                    format!("chattr -i {path}; or {by_hand}"),
-                )
-            } else {
-                (
-                    format!("p2pvm cannot add its name server to {path}: {error}"),
-                    format!("make it writable, or {by_hand}"),
-                )
-            }
-        }
-        None if scene::is_stub(std::slice::from_ref(server))
-            && scene.resolved != Resolved::Alive =>
-        {
-            (
-                format!("{path} leads to systemd-resolved, which does not run"),
-                "systemctl start systemd-resolved".into(),
-            )
-        }
-        None => (
-            cause,
-            format!("see who writes {path}; p2pvm puts its name server first as soon as it can"),
-        ),
+        )
+    } else {
+        why_not_ours(question, server, &why)
     };
     if scene.glibc_asks_list() {
         return vec![Finding::failed(
@@ -232,7 +198,7 @@ fn by_list(question: &Question<'_>) -> Vec<Finding> {
             advice,
         )];
     }
-    // Those of glibc have another way, of which is said what is wrong with it.
+    // glibc's programs have another way, with findings of its own.
     let whose = "programs that read the list of name servers themselves (of the C library musl, \
         static ones)";
     let found = format!("{whose} do not find {name}: {cause}");
@@ -243,18 +209,56 @@ fn by_list(question: &Question<'_>) -> Vec<Finding> {
     }]
 }
 
-/// Whether other names resolve: asked for by a thread of its own, as nobody may have to wait for
-/// it.
-pub(super) struct Outside {
-    bell: Arc<UnixStream>,
-    /// For whom it was asked, and when.
-    asked: Option<(Option<SocketAddr>, Vec<SocketAddr>, Instant)>,
-    said: Arc<Mutex<Said>>,
+/// Why the list of name servers leads to another server than ours, and what to do about it.
+fn why_not_ours(question: &Question<'_>, server: &NameServer, why: &str) -> (String, String) {
+    let path = question.settings.places.resolv_conf.display();
+    if let Some(failure) = &question.unwritten {
+        return failure.words();
+    }
+    let is_stub = scene::is_stub(std::slice::from_ref(server));
+    if is_stub && question.scene.resolved != Resolved::Alive {
+        return (
+            format!("{path} leads to systemd-resolved, which does not run"),
+            "systemctl start systemd-resolved".into(),
+        );
+    }
+    (
+        format!("{path} leads to {}, and {why}", server.ip),
+        format!("see who writes {path}; p2pvm puts its name server first as soon as it can"),
+    )
 }
 
-/// What is wrong with other names, and since when that is known.
+impl WriteFailure {
+    /// The cause and the advice.
+    fn words(&self) -> (String, String) {
+        let Self { error, server, .. } = self;
+        let path = self.path.display();
+        let by_hand = format!("make 'nameserver {server}' the first name server in it by hand");
+        if self.immutable {
+            (
+                format!("{path} is immutable, so that p2pvm cannot add its name server"),
+                format!("chattr -i {path}; or {by_hand}"),
+            )
+        } else {
+            (
+                format!("p2pvm cannot add its name server to {path}: {error}"),
+                format!("make it writable, or {by_hand}"),
+            )
+        }
+    }
+}
+
+/// Whether other names resolve. A thread of its own asks, so that nothing waits for it.
+pub(super) struct Outside {
+    bell: Arc<UnixStream>,
+    /// The servers of the last question, and when it was asked.
+    asked: Option<(Option<SocketAddr>, Vec<SocketAddr>, Instant)>,
+    said: Arc<Mutex<OutsideResult>>,
+}
+
+/// What is wrong with other names, and when that was found.
 #[derive(Default)]
-struct Said {
+struct OutsideResult {
     found: Vec<Finding>,
     at: Option<Instant>,
 }
@@ -268,8 +272,8 @@ impl Outside {
         }
     }
 
-    /// What is known to be wrong with other names; asks anew where that is due. `first` is the
-    /// server that programs ask, `servers` are those that ours asks.
+    /// What is known to be wrong with other names. Asks again if that is due. `first` is the server
+    /// that programs ask, `servers` are those that ours asks.
     pub fn look(
         &mut self,
         first: Option<SocketAddr>,
@@ -322,7 +326,7 @@ impl Outside {
     }
 }
 
-/// A server answers, whatever it says of the question, unless it says that it cannot.
+/// Whether a server answers the question, in any way but that it cannot.
 fn serves(server: SocketAddr) -> bool {
     wire::ask(server, "", Kind::Ns, ANSWER * 2).is_ok_and(|answer| !matches!(answer.code, 2 | 5))
 }
@@ -360,7 +364,7 @@ fn other_names(first: SocketAddr, servers: &[SocketAddr]) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::keeper::Neighbour;
+    use crate::names::settings::Neighbour;
     use std::{io::Read, net::UdpSocket};
 
     /// A resolver of ours that was last asked with success at a time.

@@ -1,4 +1,4 @@
-//! Which ways to look up names this machine has now: who is alive, not what is installed.
+//! Which ways to look up names this machine has now: what is alive, not what is installed.
 
 use super::{
     file,
@@ -17,23 +17,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// systemd-resolved listens at these, and at no others (systemd-resolved.service(8)).
+/// The only addresses that systemd-resolved listens on (systemd-resolved.service(8)).
 const STUBS: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127, 0, 0, 54)];
-/// A name server answers programs within this, or is of no use to them.
+/// How long to wait for a name server.
+/// Reason: a slower one is of no use to programs.
 pub const ANSWER: Duration = Duration::from_secs(2);
-/// `resolvectl` is given so long; it waits for a bus and a service that may both hang.
+/// How long to wait for `resolvectl`.
+/// Reason: it waits for a bus and a service that may both hang.
 const TOLD: Duration = Duration::from_secs(5);
 
-/// Where everything is; tests have places of their own.
+/// The paths of files and sockets; tests have their own.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// The list of name servers.
     pub resolv_conf: PathBuf,
-    /// Which ways the C library glibc looks up names.
+    /// The configuration of the C library glibc's look-ups.
     pub nsswitch: PathBuf,
-    /// Where systemd-resolved answers.
+    /// The socket of systemd-resolved.
     pub resolved: PathBuf,
-    /// Where the C libraries' loaders are.
+    /// The directories of the C libraries' loaders.
     pub loaders: Vec<PathBuf>,
     /// Sockets of programs that copy the list of name servers for their containers.
     pub containers: Vec<PathBuf>,
@@ -57,12 +59,12 @@ impl Default for Places {
     }
 }
 
-/// How systemd-resolved does.
+/// The state of systemd-resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolved {
     /// It is not there.
     Absent,
-    /// Its socket is there, but nobody listens.
+    /// Its socket is there, but nothing listens.
     Dead,
     /// It takes questions and does not answer.
     Hangs,
@@ -79,7 +81,7 @@ fn varlink(
 ) -> io::Result<Value> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    // Does not wait: a service that takes nobody any more has a full queue (EAGAIN).
+    // It does not wait: a service that hangs has a full queue (EAGAIN).
     connect(descriptor.as_raw_fd(), &UnixAddr::new(socket_at)?)?;
     let mut stream = UnixStream::from(descriptor);
     stream.set_nonblocking(false)?;
@@ -105,9 +107,9 @@ fn varlink(
     serde_json::from_slice(&said).map_err(io::Error::from)
 }
 
-/// How systemd-resolved does, by asking it.
+/// The state of systemd-resolved, by asking it.
 pub fn resolved(socket_at: &Path) -> Resolved {
-    // Versions that do not know the method say so: that is an answer.
+    // A version that does not know the method answers so.
     match varlink(socket_at, "org.varlink.service.GetInfo", &json!({}), ANSWER) {
         Ok(_) => Resolved::Alive,
         Err(e) => match e.kind() {
@@ -119,10 +121,10 @@ pub fn resolved(socket_at: &Path) -> Resolved {
 }
 
 /// The IPv4 addresses that systemd-resolved has for a name, as programs with `resolve` in
-/// nsswitch.conf hear them.
+/// nsswitch.conf get them.
 ///
 /// # Errors
-/// What the socket says, or systemd-resolved as text.
+/// The socket's error, or systemd-resolved's as text.
 pub fn by_resolved(socket_at: &Path, name: &str) -> io::Result<Vec<Ipv4Addr>> {
     let parameters = json!({ "name": name, "family": 2, "flags": 0 });
     let said = varlink(
@@ -152,10 +154,10 @@ pub fn by_resolved(socket_at: &Path, name: &str) -> io::Result<Vec<Ipv4Addr>> {
         .collect())
 }
 
-/// Runs a command, for a limited time; what it said if it failed.
+/// Runs a command for a limited time.
 ///
 /// # Errors
-/// It is not there, failed or took too long.
+/// The command is missing, failed (with its last line) or timed out.
 pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -190,10 +192,10 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
     ))
 }
 
-/// Tells systemd-resolved that `device` leads to `server`, for these domains alone.
+/// Tells systemd-resolved to ask `server` through `device`, for these domains only.
 ///
 /// # Errors
-/// What `resolvectl` says.
+/// `resolvectl` failed.
 pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Result<()> {
     let routing: Vec<String> = domains.iter().map(|domain| format!("~{domain}")).collect();
     let mut domain = vec!["domain", device];
@@ -201,8 +203,8 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
     run("resolvectl", &["dns", device, server])?;
     run("resolvectl", &domain)?;
     run("resolvectl", &["default-route", device, "false"])?;
-    // Nobody signs these names, and ours speaks no TLS. Where systemd-resolved is too old to be
-    // told it does neither.
+    // These names are not signed, and our resolver has no TLS. A systemd-resolved that is too old
+    // for these settings does neither.
     for setting in ["dnssec", "dnsovertls"] {
         if let Err(error) = run("resolvectl", &[setting, device, "no"]) {
             tracing::debug!(%error, setting, "systemd-resolved was not told");
@@ -211,7 +213,7 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
     Ok(())
 }
 
-/// Which C libraries' loaders are there.
+/// Whether there is a loader whose name begins so.
 fn has_loader(places: &Places, begins: &str) -> bool {
     let names = places
         .loaders
@@ -227,17 +229,17 @@ fn has_loader(places: &Places, begins: &str) -> bool {
 /// How this machine looks up names now.
 #[derive(Clone, Debug)]
 pub struct Scene {
-    /// How systemd-resolved does.
+    /// The state of systemd-resolved.
     pub resolved: Resolved,
-    /// What glibc does.
+    /// How glibc looks up names.
     pub ways: Ways,
-    /// Whether programs with the C library musl may be here: they ask all servers at once and
-    /// believe the first.
+    /// Whether there may be programs of the C library musl, which asks all servers at once and
+    /// takes the first answer.
     pub musl: bool,
-    /// Whether programs with the C library glibc may be here.
+    /// Whether there may be programs of the C library glibc.
     pub glibc: bool,
-    /// Whether the list of name servers may be copied for containers of another make, which our
-    /// address does not reach.
+    /// Whether the list of name servers may be copied for containers, which cannot reach our
+    /// address.
     pub copied: bool,
 }
 
@@ -246,7 +248,7 @@ impl Scene {
     pub fn look(places: &Places) -> Self {
         let musl = has_loader(places, "ld-musl-");
         let glibc = has_loader(places, "ld-linux") || has_loader(places, "ld64.so");
-        // Not as any file is read: a pipe there would be waited for.
+        // By `file::read`, which does not wait for a pipe.
         let text = file::read(&places.nsswitch).ok().flatten();
         Self {
             resolved: resolved(&places.resolved),
@@ -259,8 +261,8 @@ impl Scene {
         }
     }
 
-    /// Whether programs here read nsswitch.conf. A loader at a place that is not known is glibc's,
-    /// not musl's.
+    /// Whether programs here read nsswitch.conf. A loader at an unknown place is glibc's, not
+    /// musl's.
     pub fn reads_nsswitch(&self) -> bool {
         self.glibc || !self.musl
     }
@@ -271,9 +273,8 @@ impl Scene {
         self.reads_nsswitch() && self.ways.dns && !is_resolved
     }
 
-    /// Whether our server has to be the only one in the list. A list that containers get a copy of
-    /// needs servers that they can reach, and without one they would be sent to some in the wide
-    /// world.
+    /// Whether our server has to be the only one in the list. A list that is copied for containers
+    /// needs servers that they can reach: without one they would get public servers.
     pub fn alone(&self) -> bool {
         self.musl && !self.copied
     }
@@ -286,7 +287,7 @@ pub fn is_stub(servers: &[NameServer]) -> bool {
         .is_some_and(|server| STUBS.iter().any(|stub| server.ip == IpAddr::V4(*stub)))
 }
 
-/// The servers that a C library asks: the first three, or the one on this host where none is named.
+/// The servers that a C library asks: the first three, or the one on this host if none is named.
 pub fn asked(text: &[u8]) -> Vec<NameServer> {
     let mut servers = text::name_servers(text);
     servers.truncate(3);

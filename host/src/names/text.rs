@@ -1,16 +1,15 @@
 //! The text of a `resolv.conf` (resolv.conf(5)) with lines of ours in it, and without.
 //!
-//! Every network of this machine has one [`Block`]: a comment that says whose it is and what for,
-//! and a `nameserver` line, both right before the first name server that was there. So the first
-//! line stays what it was (openresolv signs files by it), and daemons that know nothing of each
-//! other but this text agree on what it has to be: [`render`] of what [`parse`] gives is the text
-//! again, whoever does it. Bytes, not characters: whatever else stands in the file comes out as it
-//! went in.
+//! Every network of this machine has one [`Block`]: a comment with its owner and purpose, and a
+//! `nameserver` line, both right before the first name server that was there. So the first line
+//! stays as it was (openresolv signs files by it), and daemons that share only this text agree on
+//! it: [`render`] of what [`parse`] gives is the text again. Bytes, not characters: everything else
+//! in the file stays as it is.
 //!
-//! Two things of the others' lines would send questions past us. `options rotate` asks the servers
-//! by turns: such a line is replaced by the same one without that word. And the C library musl asks
-//! all servers at once and believes the first: with `alone` the others' `nameserver` lines become
-//! comments. Both can be told from everything else and are undone by [`parse`].
+//! Two things in other lines would send questions past us. With `options rotate` the servers are
+//! asked by turns: such a line is replaced by the same one without that word. And the C library
+//! musl asks all servers at once and takes the first answer: with `alone` the other `nameserver`
+//! lines become comments. [`parse`] recognizes and undoes both.
 
 use std::{
     fmt,
@@ -20,9 +19,9 @@ use std::{
 
 const MARK: &str = "# p2pvm ";
 const WHY: &str = ": this line and the next go when p2pvm ends, or with 'p2pvm down'";
-/// Before a line of somebody else's that must not be read now.
+/// Marks another program's line that must not be read now.
 const HIDDEN: &[u8] = b"#p2pvm# ";
-/// The mark of versions that knew one network a machine.
+/// The mark of versions that had one network a machine.
 const OLD_MARK: &[u8] =
     b"# The next line is p2pvm's; it goes when its daemon ends, or with 'p2pvm down'.";
 const DNS_PORT: u16 = 53;
@@ -30,15 +29,15 @@ const DNS_PORT: u16 = 53;
 /// The lines of one network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Block {
-    /// Whose it is: a word that no other daemon of this machine has.
+    /// The owner: a word that is unique among this machine's daemons.
     pub id: String,
-    /// Where its resolver listens, on port 53.
+    /// The address of its resolver, on port 53.
     pub server: Ipv4Addr,
     /// The domain of its names.
     pub domain: String,
-    /// Its addresses, whose reverse names are its too.
+    /// Its addresses, whose reverse names belong to it too.
     pub subnets: Vec<(IpAddr, u8)>,
-    /// The file was missing before, and so were this many directories above it.
+    /// If the file was missing before: how many directories above it were missing too.
     pub made: Option<u8>,
 }
 
@@ -56,7 +55,7 @@ impl fmt::Display for Block {
 }
 
 impl Block {
-    /// Reads a marking line and the line after it.
+    /// Parses a marking line and the line after it.
     fn read(mark: &[u8], next: Option<&[u8]>) -> Option<Self> {
         let words = str::from_utf8(mark)
             .ok()?
@@ -93,12 +92,12 @@ impl Block {
 pub struct NameServer {
     /// Its address.
     pub ip: IpAddr,
-    /// The interface behind the `%` of a link-local address.
+    /// The interface after the `%` of a link-local address.
     pub scope: Option<String>,
 }
 
 impl NameServer {
-    /// Where it listens; none where its interface is not there.
+    /// Its address; `None` if its interface is missing.
     pub fn address(&self) -> Option<SocketAddr> {
         match (self.ip, &self.scope) {
             (IpAddr::V6(ip), Some(scope)) => {
@@ -113,8 +112,8 @@ impl NameServer {
     }
 }
 
-/// The words of a line that begins with `keyword`, as the C libraries read it: at the line's very
-/// beginning.
+/// The words of a line that begins with `keyword`, right at its beginning, as the C libraries read
+/// it.
 fn words<'a>(line: &'a [u8], keyword: &str) -> Option<impl Iterator<Item = &'a [u8]>> {
     let rest = line.strip_prefix(keyword.as_bytes())?;
     rest.first().filter(|byte| byte.is_ascii_whitespace())?;
@@ -139,8 +138,7 @@ fn is_name_server(line: &[u8]) -> bool {
     words(line, "nameserver").is_some()
 }
 
-/// An `options` line without "rotate", if it has the word: the line to stand instead, empty if
-/// nothing is left.
+/// The replacement for an `options` line that has the word "rotate"; empty if nothing is left.
 fn without_rotate(line: &[u8]) -> Option<Vec<u8>> {
     let all: Vec<&[u8]> = words(line, "options")?.collect();
     let kept: Vec<&[u8]> = all
@@ -157,20 +155,20 @@ fn without_rotate(line: &[u8]) -> Option<Vec<u8>> {
     Some([b"options ".as_slice(), &kept.join(&b' '), b"\n"].concat())
 }
 
-/// What a file holds: the lines of others as they are without ours, and ours.
+/// A file's text in two parts: other lines, and ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
-    /// The text without anything of ours.
+    /// The text without our lines.
     pub original: Vec<u8>,
     /// The lines of this machine's networks.
     pub blocks: Vec<Block>,
 }
 
-/// Takes a text apart.
+/// Separates other lines from ours.
 pub fn parse(text: &[u8]) -> Parsed {
     let mut parsed = Parsed::default();
     let mut lines = text.split_inclusive(|byte| *byte == b'\n').peekable();
-    // Where the last line kept begins: it may turn out to stand for a hidden one.
+    // The start of the last line kept: it may turn out to replace a hidden one.
     let mut last = 0;
     while let Some(line) = lines.next() {
         if line.trim_ascii_end() == OLD_MARK {
@@ -201,7 +199,7 @@ pub fn parse(text: &[u8]) -> Parsed {
     parsed
 }
 
-/// Puts a text together; without blocks it is the original.
+/// The text with our lines; without blocks it is the original.
 pub fn render(parsed: &Parsed, alone: bool) -> Vec<u8> {
     if parsed.blocks.is_empty() {
         return parsed.original.clone();
@@ -225,7 +223,7 @@ pub fn render(parsed: &Parsed, alone: bool) -> Vec<u8> {
         text.extend_from_slice(line);
     }
     if !inserted {
-        // Never behind a line that has no end: it would get one.
+        // Never after a line without a line end, which would get one.
         let at = if text.last().is_none_or(|byte| *byte == b'\n') {
             text.len()
         } else {
@@ -243,7 +241,7 @@ pub fn name_servers(text: &[u8]) -> Vec<NameServer> {
         .collect()
 }
 
-/// The domains that names without a dot are looked for in: the last line that says so counts.
+/// The domains that names without a dot are searched in; the last such line counts.
 pub fn search(text: &[u8]) -> Vec<String> {
     let lines = text.split(|byte| *byte == b'\n');
     let domains = |line| {
@@ -263,7 +261,7 @@ pub fn search(text: &[u8]) -> Vec<String> {
     lines.filter_map(domains).next_back().unwrap_or_default()
 }
 
-/// Whether a text asks its name servers by turns.
+/// Whether name servers are asked by turns.
 pub fn rotates(text: &[u8]) -> bool {
     text.split(|byte| *byte == b'\n')
         .any(|line| without_rotate(line).is_some())

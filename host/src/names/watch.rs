@@ -1,8 +1,8 @@
-//! Wakes whoever looks after the lists of name servers when one may have changed.
+//! Wakes the keeper when a list of name servers may have changed.
 //!
-//! Directories are watched, as most programs replace a file by another, and the files too: one that
-//! is mounted by itself changes without its directory. What is not there yet is seen by the nearest
-//! directory above that is.
+//! Directories are watched, because most programs replace a file by another, and the files too: one
+//! that is mounted by itself changes without its directory. For a missing file, its nearest
+//! existing directory is watched.
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use std::{
@@ -14,22 +14,23 @@ use std::{
     time::Duration,
 };
 
-/// What stands still as long as this is done: a program that writes a file writes it in pieces.
+/// How long to wait after a change.
+/// Reason: a program writes a file in pieces.
 const SETTLE: Duration = Duration::from_millis(40);
 
-/// Watches over some files.
+/// A watch over some files.
 pub struct Watch {
     inotify: Inotify,
-    /// What is watched, and which names in it count; none: the file itself.
+    /// What is watched, and the names in it that count; none for a file itself.
     watched: HashMap<WatchDescriptor, (PathBuf, BTreeSet<OsString>)>,
     wanted: BTreeSet<PathBuf>,
 }
 
 impl Watch {
-    /// Watches nothing yet.
+    /// A watch over no files yet.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         Ok(Self {
@@ -94,7 +95,7 @@ impl Watch {
         }
     }
 
-    /// Reads what has happened; whether any of it counts.
+    /// Reads the events. Returns whether any counts.
     fn drain(&mut self) -> bool {
         let mut counts = false;
         while let Ok(events) = self.inotify.read_events() {
@@ -102,7 +103,7 @@ impl Watch {
                 counts |= match (self.watched.get(&event.wd), &event.name) {
                     (Some((_, names)), Some(name)) => names.contains(name),
                     (Some(_), None) => true,
-                    // Too much happened to tell what (IN_Q_OVERFLOW).
+                    // Events were lost (IN_Q_OVERFLOW).
                     (None, _) => event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW),
                 };
             }
@@ -110,8 +111,8 @@ impl Watch {
         counts
     }
 
-    /// Waits until one of the files may have changed or `bell` can be read, at most for `limit`;
-    /// whether a file may have changed.
+    /// Waits until one of the files may have changed or `bell` can be read, at most `limit`.
+    /// Returns whether a file may have changed.
     pub fn wait(&mut self, bell: BorrowedFd<'_>, limit: Duration) -> bool {
         let began = std::time::Instant::now();
         loop {
@@ -131,7 +132,7 @@ impl Watch {
     }
 }
 
-/// Which of the descriptors can be read, once one can or the time is over.
+/// Which of the descriptors can be read, as soon as one can or `limit` is over.
 fn poll(descriptors: &[BorrowedFd<'_>; 2], limit: Duration) -> [bool; 2] {
     let entry = |fd: &BorrowedFd<'_>| nix::libc::pollfd {
         fd: fd.as_raw_fd(),

@@ -1,5 +1,4 @@
-//! One question and what came of it: as much of DNS (RFC 1035) as it takes to see whether a name
-//! server does what it should.
+//! One question and its answer: as much of DNS (RFC 1035) as it takes to check a name server.
 
 use std::{
     io,
@@ -39,7 +38,7 @@ fn query(id: u16, name: &str, kind: Kind) -> Vec<u8> {
     query
 }
 
-/// Where a name that begins at `at` ends.
+/// The end of the name that begins at `at`.
 fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {
@@ -56,7 +55,7 @@ fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
         .get(12..asked.len())
         .is_some_and(|question| question.eq_ignore_ascii_case(&asked[12..]));
     let code = message.get(3)? & 15;
-    // A server that cannot read a question may leave it out.
+    // A server that cannot parse a question may omit it.
     if !is_answer || !(same || code != 0) {
         return None;
     }
@@ -86,10 +85,10 @@ fn read(message: &[u8], asked: &[u8]) -> Option<Answer> {
     Some(answer)
 }
 
-/// Asks one server, once more when half of the time is over.
+/// Asks one server, and once more after half of the time.
 ///
 /// # Errors
-/// What the kernel says, `ConnectionRefused` where nobody listens; `TimedOut`.
+/// The kernel's error: `ConnectionRefused` if nothing listens; `TimedOut`.
 pub fn ask(server: SocketAddr, name: &str, kind: Kind, limit: Duration) -> io::Result<Answer> {
     let any: IpAddr = if server.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
@@ -98,7 +97,7 @@ pub fn ask(server: SocketAddr, name: &str, kind: Kind, limit: Duration) -> io::R
     };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(server)?;
-    // Nobody but this machine's own programs could guess it, and they have nothing to win.
+    // Only this machine's own programs could guess it, and they gain nothing.
     let id = socket.local_addr()?.port();
     let asked = query(id, name, kind);
     let began = Instant::now();

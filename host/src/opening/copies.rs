@@ -1,41 +1,40 @@
-//! Rules that are passages by their comment, in whichever chain of a `filter` table: found and
-//! removed.
+//! Rules that are passages by their comment, in any chain of a `filter` table: found and removed.
 
 use crate::{
     error::Error,
     kernel, legacy,
     links::links,
-    passage::{By, Passage},
+    passage::{FirewallKind, Passage},
     run::RunError,
     wanted::nft_table,
 };
 use std::{collections::BTreeSet, fmt::Write as _};
 
-/// How the names of all networks' tables begin.
+/// The prefix of all networks' tables.
 const TABLES: &str = "p2pvm_";
 
-/// Removes those rules of which `which` (family, chain, comment) says so; how many.
+/// Removes the rules for which `which` (family, chain, comment) is true. Returns how many.
 pub(super) fn remove(
-    by: By,
+    by: FirewallKind,
     doing: &str,
     which: impl Fn(&str, &str, &str) -> bool,
 ) -> Result<usize, Error> {
     match by {
-        By::Nft => {
+        FirewallKind::Nft => {
             let (text, count) = removal(doing, which)?;
             if count > 0 {
                 kernel::nft(doing, &text)?;
             }
             Ok(count)
         }
-        By::Legacy => {
+        FirewallKind::Legacy => {
             legacy::remove(which).map_err(|cause| Error::Program(doing.to_owned(), cause))
         }
-        By::Firewalld => Ok(0),
+        FirewallKind::Firewalld => Ok(0),
     }
 }
 
-/// Puts a rule, as nft takes it, in the place of those of which `which` says so.
+/// Replaces the rules for which `which` is true by one rule, in nft's syntax.
 pub(super) fn replace(
     doing: &str,
     rule: &str,
@@ -45,7 +44,7 @@ pub(super) fn replace(
     kernel::nft(doing, &format!("{removal}{rule}"))
 }
 
-/// What nft is told to remove rules, and how many.
+/// The text by which nft removes the rules, and their number.
 fn removal(
     doing: &str,
     which: impl Fn(&str, &str, &str) -> bool,
@@ -74,18 +73,18 @@ fn removal(
     Ok((text, count))
 }
 
-/// Removes every passage for interfaces of which `gone` says so; how many.
+/// Removes every passage for the interfaces for which `gone` is true. Returns how many.
 pub(crate) fn sweep(gone: impl Fn(&str) -> bool) -> Result<usize, Error> {
     let doing = "remove rules of p2pvm's that were loaded again";
     let which = |_: &str, _: &str, comment: &str| Passage::device_of(comment).is_some_and(&gone);
-    Ok(remove(By::Nft, doing, which)? + remove(By::Legacy, doing, which)?)
+    Ok(remove(FirewallKind::Nft, doing, which)? + remove(FirewallKind::Legacy, doing, which)?)
 }
 
-/// Removes what somebody has loaded again of networks whose interface is not here: passages, and
-/// whole tables. How many of both.
+/// Removes passages and tables of networks whose interface is not here: another program has loaded
+/// them again. Returns how many.
 ///
 /// # Errors
-/// What the kernel or nft says.
+/// The kernel's or nft's error.
 pub fn remove_revived() -> Result<usize, Error> {
     let cause = |cause| Error::Kernel("look at this machine's interfaces".into(), cause);
     let names: BTreeSet<String> = links()

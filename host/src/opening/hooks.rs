@@ -1,15 +1,16 @@
 //! What other firewalls drop at hooks where p2pvm opens nothing: `prerouting`, `output`,
 //! `postrouting`, the family netdev's `ingress` and `egress`, and `input` for p2pvm's own UDP. Such
-//! a chain is a person's: it is named with its hook and the command that helps, and stays as it is.
+//! a chain is a person's: it is named with its hook and the command that helps, and not changed.
 //!
-//! Packets of the network's interface are judged as those of `input` are. For the UDP between
-//! members much is not known here, such as whose address the other has: a chain is named only if no
-//! rule of it may let the packets through.
+//! Packets of the network's interface are judged like those of `input`. For the UDP between members
+//! much is unknown here, such as the other's address: a chain is named only if none of its rules
+//! may let the packets through.
 
-use super::Others;
+use super::OtherFirewalls;
 use crate::{
-    firewall::{Block, Packet, Ports, drops},
+    firewall::{BlockingChain, Packet, Ports, drops},
     legacy,
+    passage::legacy_program,
     ruleset::Ruleset,
     wanted::Wanted,
 };
@@ -21,10 +22,10 @@ const OUT: [&str; 3] = ["output", "postrouting", "egress"];
 
 /// A base chain that drops packets of p2pvm's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Dropped {
+pub struct DroppingChain {
     /// The chain.
-    pub block: Block,
-    /// Where it is hooked in.
+    pub block: BlockingChain,
+    /// The hook that it is attached to.
     pub hook: &'static str,
     /// Which packets, in words.
     pub what: String,
@@ -39,7 +40,7 @@ struct Probe {
     hook: &'static str,
     packet: Packet,
     what: String,
-    /// What nft is told to match, and iptables.
+    /// The match of such packets in nft's syntax, and in iptables'.
     matches: String,
     legacy: String,
     /// Whether a chain counts only if no rule may let the packet through.
@@ -98,7 +99,7 @@ fn of_device(wanted: &Wanted, probes: &mut Vec<Probe>) {
     }
 }
 
-/// Packets into offered subnets, and their answers, beside the interface of the LAN.
+/// Packets into offered subnets, and their answers, at the LAN's interface.
 fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
     let device = &wanted.device;
     let Some(net) = wanted.offered.first() else {
@@ -176,7 +177,7 @@ fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) 
         };
         let inward = Packet {
             iif: uplink.clone(),
-            // Answers: that what others begin is dropped is usual, and members get around it.
+            // Answers: dropping what others begin is usual, and members get around it.
             established: true,
             udp: Some(Ports {
                 source: None,
@@ -202,27 +203,27 @@ fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) 
     }
 }
 
-/// Looks at all of them. `uplinks` are the interfaces by which members are reached.
+/// Looks at all these hooks. `uplinks` are the interfaces by which members are reached.
 pub(super) fn survey(
     wanted: &Wanted,
     (lans, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
     ruleset: &Ruleset,
-    programs: &Others,
-) -> BTreeSet<Dropped> {
+    programs: &OtherFirewalls,
+) -> BTreeSet<DroppingChain> {
     let mut probes = Vec::new();
     of_device(wanted, &mut probes);
     of_lans(wanted, lans, &mut probes);
     of_udp(wanted, uplinks, &mut probes);
-    let mut found: BTreeSet<Dropped> = BTreeSet::new();
+    let mut found: BTreeSet<DroppingChain> = BTreeSet::new();
     for probe in probes {
-        let mut add = |block: Block, command: String| {
+        let mut add = |block: BlockingChain, command: String| {
             let Probe {
                 hook,
                 ref what,
                 offered,
                 ..
             } = probe;
-            found.insert(Dropped {
+            found.insert(DroppingChain {
                 block,
                 hook,
                 what: what.clone(),
@@ -234,7 +235,7 @@ pub(super) fn survey(
             if dropped.is_doubtful && probe.surely {
                 continue;
             }
-            let Block {
+            let BlockingChain {
                 family,
                 table,
                 chain,
@@ -253,11 +254,11 @@ pub(super) fn survey(
             if !judged.drops || (judged.is_doubtful && probe.surely) {
                 continue;
             }
-            let program = legacy::program(family);
+            let program = legacy_program(family);
             let command = format!("{program} -t {table} -I {chain} {} -j ACCEPT", probe.legacy);
             let by = judged.by.to_owned();
             add(
-                Block {
+                BlockingChain {
                     family: program.into(),
                     table: table.into(),
                     chain,

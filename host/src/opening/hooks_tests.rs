@@ -48,7 +48,12 @@ fn found(objects: &[Value]) -> Vec<(String, &'static str, String)> {
         BTreeSet::from(["lan0".to_owned()]),
         BTreeSet::from(["eth0".to_owned()]),
     );
-    let all = survey(&wanted, (&lans, &uplinks), &ruleset, &Others::default());
+    let all = survey(
+        &wanted,
+        (&lans, &uplinks),
+        &ruleset,
+        &OtherFirewalls::default(),
+    );
     all.into_iter()
         .map(|found| (found.what, found.hook, found.command))
         .collect()
@@ -203,9 +208,9 @@ fn what_is_dropped_beside_an_offered_lan_is_named_as_such() {
 #[test]
 fn the_tables_of_iptables_legacy_are_judged_at_all_their_hooks() {
     let raw = "-P PREROUTING ACCEPT\n-P OUTPUT ACCEPT\n-A PREROUTING -i p2pvm+ -j DROP\n";
-    let programs = Others {
+    let programs = OtherFirewalls {
         tables: [(("ip".into(), "raw".into()), raw.into())].into(),
-        ..Others::default()
+        ..OtherFirewalls::default()
     };
     let wanted = Wanted {
         device: "p2pvm0".into(),

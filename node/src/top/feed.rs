@@ -5,7 +5,9 @@ use super::News;
 use p2pvm_api::{
     ClusterVms, Decided, InviteAnswer, InviteRequest, Outcome, Peer, Status, VmView, client::Client,
 };
-use p2pvm_console::{Decision, Doing, Invitation, Member, Model, Node, Reach, Vm, udp_port};
+use p2pvm_console::{
+    Activity, DaemonState, Decision, Invitation, Member, Model, Node, Vm, udp_port,
+};
 use p2pvm_daemon::{layout::Layout, lock, sight::local_addresses};
 use p2pvm_host::Level;
 use std::{
@@ -29,14 +31,14 @@ const INVITE_VALID: Duration = Duration::from_secs(24 * 3600);
 
 /// The daemon's own knowledge: this node and its members.
 pub struct Seen {
-    reach: Reach,
+    reach: DaemonState,
     online: bool,
     members: Vec<Member>,
     invitation: Option<Result<Invitation, String>>,
 }
 
 impl Seen {
-    fn without(reach: Reach) -> Self {
+    fn without(reach: DaemonState) -> Self {
         Self {
             reach,
             online: !local_addresses().is_empty(),
@@ -105,14 +107,14 @@ async fn run_node(
     loop {
         let mut seen = look(layout).await;
         let alone = matches!(
-            &seen.reach, Reach::Up(node) if !node.joined_another && node.address.is_some()
+            &seen.reach, DaemonState::Up(node) if !node.joined_another && node.address.is_some()
         ) && seen.members.is_empty();
         if console && alone && invited.is_none_or(|at| at.elapsed() >= INVITE_VALID / 2) {
             let invite = invite(layout).await;
             invited = invite.is_ok().then(Instant::now);
             seen.invitation = Some(invite);
         }
-        let answers = matches!(seen.reach, Reach::Up(_));
+        let answers = matches!(seen.reach, DaemonState::Up(_));
         if !answers {
             invited = None;
         }
@@ -151,14 +153,14 @@ async fn look_within(layout: &Layout, for_vms: Duration, model: &mut Model) {
 /// Polls this node and its members once.
 async fn look(layout: &Layout) -> Seen {
     if !layout.is_member() {
-        return Seen::without(Reach::NoMembership);
+        return Seen::without(DaemonState::NoMembership);
     }
     // The daemon may run and not accept connections yet. Its later answer counts, also if that is
     // an error.
     let mut client = match Client::connect(&layout.socket()).await {
         Ok(client) => client,
-        Err(_) if lock::holder(layout).is_some() => return Seen::without(Reach::Starting),
-        Err(failure) => return Seen::without(Reach::Away(failure.message)),
+        Err(_) if lock::holder(layout).is_some() => return Seen::without(DaemonState::Starting),
+        Err(failure) => return Seen::without(DaemonState::Away(failure.message)),
     };
     let ask = async {
         let status: Status = client.get("/status").await?;
@@ -166,13 +168,13 @@ async fn look(layout: &Layout) -> Seen {
         let members = peers.into_iter().map(member).collect();
         Outcome::Ok(Seen {
             members,
-            ..Seen::without(Reach::Up(Box::new(node(status))))
+            ..Seen::without(DaemonState::Up(Box::new(node(status))))
         })
     };
     match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
-        Ok(Err(failure)) => Seen::without(Reach::Away(failure.message)),
-        Err(_) => Seen::without(Reach::Away(away(layout))),
+        Ok(Err(failure)) => Seen::without(DaemonState::Away(failure.message)),
+        Err(_) => Seen::without(DaemonState::Away(away(layout))),
     }
 }
 
@@ -242,7 +244,7 @@ fn node(s: Status) -> Node {
 
 /// A VM as the screen's type.
 fn vm(v: &VmView) -> Vm {
-    let moving = v.moving.as_ref().map(|m| Doing {
+    let moving = v.moving.as_ref().map(|m| Activity {
         what: format!("moving to {}: {}", m.to, m.step.phase),
         share: (m.step.total_bytes > 0)
             .then(|| m.step.done_bytes as f64 / m.step.total_bytes as f64),
@@ -254,7 +256,11 @@ fn vm(v: &VmView) -> Vm {
         address: v.address.clone(),
         cpu: v.cpu,
         cpus: v.cpus,
-        doing: moving.or_else(|| v.activity.clone().map(|what| Doing { what, share: None })),
+        doing: moving.or_else(|| {
+            v.activity
+                .clone()
+                .map(|what| Activity { what, share: None })
+        }),
         note: v.note.clone(),
     }
 }

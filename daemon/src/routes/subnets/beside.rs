@@ -3,14 +3,14 @@
 
 use p2pvm_host::{
     Finding, Net,
-    sharing::{Holds, Shared},
+    sharing::{HoldState, SharedLan},
 };
 use std::path::Path;
 
 /// What is added to, or stands in place of, a used offer's note; none: nobody else accepts it. The
 /// boolean: packets of this machine go into this network.
-pub(super) fn note(net: &Net, shared: &[Shared]) -> Option<(bool, String)> {
-    let of_it = |found: &&Shared| found.net == *net || found.within == Some(*net);
+pub(super) fn note(net: &Net, shared: &[SharedLan]) -> Option<(bool, String)> {
+    let of_it = |found: &&SharedLan| found.net == *net || found.within == Some(*net);
     let found = shared
         .iter()
         .filter(of_it)
@@ -42,7 +42,7 @@ pub(super) fn note(net: &Net, shared: &[Shared]) -> Option<(bool, String)> {
     })
 }
 
-fn why_there(found: &Shared) -> &'static str {
+fn why_there(found: &SharedLan) -> &'static str {
     if found.answers {
         "as it did before and its router answers"
     } else {
@@ -51,12 +51,12 @@ fn why_there(found: &Shared) -> &'static str {
 }
 
 /// What the board says of them; `dir` is this network's state directory.
-pub(super) fn findings(shared: &[Shared], dir: &Path) -> Vec<Finding> {
+pub(super) fn findings(shared: &[SharedLan], dir: &Path) -> Vec<Finding> {
     shared.iter().map(|found| finding(found, dir)).collect()
 }
 
-fn finding(found: &Shared, dir: &Path) -> Finding {
-    let Shared { net, device, .. } = found;
+fn finding(found: &SharedLan, dir: &Path) -> Finding {
+    let SharedLan { net, device, .. } = found;
     let refuse = format!(
         "p2pvm --dir {} route accept --off {}",
         dir.display(),
@@ -81,10 +81,10 @@ fn finding(found: &Shared, dir: &Path) -> Finding {
     }
     let carried = match (found.is_here, found.other, found.answers) {
         (false, ..) => format!("packets for it go into that one, {}", why_there(found)),
-        (true, Holds::Silent, false) => {
+        (true, HoldState::Silent, false) => {
             "packets for it go into one of them, and no router answers in either".to_owned()
         }
-        (true, Holds::Silent, true) => {
+        (true, HoldState::Silent, true) => {
             "packets for it go into this one, as no router of that one answers".to_owned()
         }
         (true, _, _) => "packets for it go into this one, whose router answers".to_owned(),
@@ -103,9 +103,9 @@ fn finding(found: &Shared, dir: &Path) -> Finding {
 mod tests {
     use super::*;
 
-    fn shared(is_here: bool, answers: bool, other: Holds) -> Shared {
+    fn shared(is_here: bool, answers: bool, other: HoldState) -> SharedLan {
         let net = "192.168.50.0/24".parse().unwrap();
-        Shared {
+        SharedLan {
             net,
             within: None,
             device: "p2pvm1".into(),
@@ -119,23 +119,23 @@ mod tests {
     fn a_lan_of_two_networks_is_named_with_the_one_that_leads_the_reason_and_the_command() {
         let cases = [
             (
-                shared(false, false, Holds::Answering),
+                shared(false, false, HoldState::Answering),
                 "go into that one, as no router of this one answers",
             ),
             (
-                shared(false, true, Holds::Answering),
+                shared(false, true, HoldState::Answering),
                 "go into that one, as it did before",
             ),
             (
-                shared(true, true, Holds::Away),
+                shared(true, true, HoldState::Away),
                 "go into this one, whose router answers",
             ),
             (
-                shared(true, true, Holds::Silent),
+                shared(true, true, HoldState::Silent),
                 "go into this one, as no router of that one answers",
             ),
             (
-                shared(true, false, Holds::Silent),
+                shared(true, false, HoldState::Silent),
                 "no router answers in either",
             ),
         ];
@@ -160,15 +160,19 @@ mod tests {
         let lan: Net = "192.168.50.0/24".parse().unwrap();
         let around: Net = "192.168.0.0/16".parse().unwrap();
         assert_eq!(note(&lan, &[]), None);
-        let (used, said) = note(&lan, &[shared(false, false, Holds::Answering)]).unwrap();
+        let (used, said) = note(&lan, &[shared(false, false, HoldState::Answering)]).unwrap();
         assert!(
             !used && said.starts_with("not used on this machine") && said.contains("p2pvm1"),
             "{said}"
         );
-        assert!(note(&lan, &[shared(true, true, Holds::Away)]).unwrap().0);
-        let part = Shared {
+        assert!(
+            note(&lan, &[shared(true, true, HoldState::Away)])
+                .unwrap()
+                .0
+        );
+        let part = SharedLan {
             within: Some(around),
-            ..shared(false, true, Holds::Answering)
+            ..shared(false, true, HoldState::Answering)
         };
         let (used, said) = note(&around, &[part]).unwrap();
         assert!(
