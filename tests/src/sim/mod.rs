@@ -7,8 +7,9 @@
 //! with plots; [`faults`] searches for schedules of faults that break an invariant. [`cli`] runs
 //! both.
 //!
-//! Only the ring is real. Sealing, sockets and the control plane are not in it: the emulated wide
-//! area and the end-to-end tests have those.
+//! Only the ring is real, and the rule which NATs let a punch through. Sealing, sockets and the
+//! control plane are not in it: the emulated wide area and the end-to-end tests have those. The
+//! connector itself meets every NAT in virtual time in `overlay/src/connect/state/tests`.
 
 pub mod cli;
 pub mod conditions;
