@@ -1,6 +1,6 @@
 //! Runs the ring: owns its state machine, tells it which links stand, what neighbours handed over
 //! and what time it is, and does what it asks. Its edges are links of the packet plane; its packets
-//! travel in their sealed frames (`plane/ring.rs`).
+//! travel in their sealed frames (`plane/path/ring.rs`).
 //!
 //! Who may be met from outside of the ring (a seed) is what the control plane is connected with:
 //! one of them when this member is alone, and one that does not answer over the ring when it
@@ -222,7 +222,7 @@ impl Driver {
         while let Some(output) = self.ring.poll() {
             match output {
                 Output::Send { to, packet } => {
-                    drop(self.net.plane().send_to_ring_neighbour(&to, &packet))
+                    let _ = self.net.plane().send_to_ring_neighbour(&to, &packet);
                 }
                 Output::Link { member, agent } => self.link(member, agent),
                 Output::Unlink { member } => {

@@ -1,4 +1,4 @@
-//! What the connector does when this host has moved (see `plane/roam.rs`, which notices and has
+//! What the connector does when this host has moved (see `plane/path/roam.rs`, which notices and has
 //! already tried every known way): it tells the control plane, finds out again how others see it,
 //! and exchanges addresses and a fresh handshake with each member whose link has not shown life
 //! since. A link to a member with a public address is back after one round trip; one between two

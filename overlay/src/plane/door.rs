@@ -6,5 +6,3 @@ mod addresses;
 mod links;
 mod ring;
 mod streams;
-
-pub(crate) use streams::DatagramStream;

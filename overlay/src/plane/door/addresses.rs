@@ -1,9 +1,6 @@
 //! This host's addresses: its own, those that others see, and what it does when they change.
 
-use crate::{
-    plane::{Plane, core::lock},
-    stun::TransactionId,
-};
+use crate::{plane::handle::Plane, stun::TransactionId};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -39,7 +36,7 @@ impl Plane {
         server: SocketAddr,
         timeout: Duration,
     ) -> Option<SocketAddr> {
-        self.inner().stun_aside(server, timeout).await
+        self.inner().stun_from_second_port(server, timeout).await
     }
 
     /// Waits for a STUN answer that some member was asked to send unrequested, and returns the
@@ -54,17 +51,17 @@ impl Plane {
 
     /// The second port, while some address is written to from it.
     pub(crate) fn second_port(&self) -> Option<u16> {
-        self.inner().port_aside()
+        self.inner().second_port()
     }
 
     /// Whether some address is written to from the second port.
     pub(crate) fn is_second_port_used(&self) -> bool {
-        self.inner().is_aside()
+        self.inner().udp.second_port().is_used()
     }
 
     /// Whether datagrams to this address leave from the second port.
     pub(crate) fn is_sent_from_second_port(&self, to: &SocketAddr) -> bool {
-        self.inner().udp.aside().writes_to(to)
+        self.inner().udp.second_port().sends_to(to)
     }
 
     /// Sends to these addresses from the second port, which is opened if need be.
@@ -72,23 +69,23 @@ impl Plane {
     /// # Errors
     /// What the kernel says where the port or its thread cannot be had.
     pub(crate) fn move_to_second_port(&self, addresses: &[SocketAddr]) -> io::Result<()> {
-        self.inner().go_aside(addresses)
+        self.inner().move_to_second_port(addresses)
     }
 
     /// Sends to these addresses from the first port again.
     pub(crate) fn move_to_first_port(&self, addresses: &[SocketAddr]) {
-        self.inner().come_back(addresses);
+        self.inner().move_to_first_port(addresses);
     }
 
     /// Sends to all public addresses of members from the second port, keeps the first one silent
     /// and probes every path again.
     pub(crate) fn move_all_to_second_port(&self) {
-        self.inner().all_aside();
+        self.inner().move_all_to_second_port();
     }
 
     /// Whether nothing may leave from the first port, so that routers forget its flows.
     pub(crate) fn silence_first_port(&self, silent: bool) {
-        self.inner().udp.aside().silence_first(silent);
+        self.inner().udp.second_port().silence_first(silent);
     }
 
     /// Probes every known path of every link again and tells the connector: others see this host
@@ -100,10 +97,10 @@ impl Plane {
     /// Waits until this host has moved: when, and why. Of several moves meanwhile only the last is
     /// reported.
     pub(crate) async fn next_move(&self) -> (Instant, &'static str) {
-        let inner = self.inner();
+        let moves = &self.inner().moves;
         loop {
-            inner.has_roamed.notified().await;
-            if let Some(moved) = *lock(&inner.last_roamed) {
+            moves.changed().await;
+            if let Some(moved) = moves.last() {
                 return moved;
             }
         }
@@ -111,6 +108,6 @@ impl Plane {
 
     /// Whether this host has moved again after `since`.
     pub(crate) fn has_moved_since(&self, since: Instant) -> bool {
-        lock(&self.inner().last_roamed).is_some_and(|(at, _)| at > since)
+        self.inner().moves.last().is_some_and(|(at, _)| at > since)
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     id::MemberId,
     identity::LinkKey,
     link::{Opened, Refused},
-    plane::{Error, Path, Plane, paths::SUSPECT_AFTER},
+    plane::{error::Error, handle::Plane, path::paths::SUSPECT_AFTER, types::Path},
     ring::Position,
 };
 use std::{
@@ -24,13 +24,13 @@ pub(crate) struct LinkUse {
 impl Plane {
     /// Members to which packets wait for a path. Only the first caller gets the receiver.
     pub(crate) fn take_wanted(&self) -> Option<mpsc::Receiver<MemberId>> {
-        self.inner().take_wanted()
+        self.inner().reports.take_wanted()
     }
 
     /// Members whose selected path has just stopped answering. Only the first caller gets the
     /// receiver.
     pub(crate) fn take_silent(&self) -> Option<mpsc::Receiver<MemberId>> {
-        self.inner().take_silent()
+        self.inner().reports.take_silent()
     }
 
     /// Completes when any member's selected path changes. Created before the caller looks at a
@@ -41,13 +41,14 @@ impl Plane {
 
     /// The selected path of a member whose session is up, so that data can leave at once.
     pub(crate) fn usable_path(&self, member: MemberId) -> Option<Path> {
-        let peer = self.inner().peers.load().get(&member)?.clone();
+        let peer = self.inner().tables.peers.load().get(&member)?.clone();
         if peer.ready() { peer.path() } else { None }
     }
 
     /// Whether data to the member takes `path` and the path answers.
     pub(crate) fn carries(&self, member: MemberId, path: Path) -> bool {
         self.inner()
+            .tables
             .peers
             .load()
             .get(&member)
@@ -57,6 +58,7 @@ impl Plane {
     /// Whether the selected path of the member does not answer; false without a link.
     pub(crate) fn is_silent(&self, member: MemberId) -> bool {
         self.inner()
+            .tables
             .peers
             .load()
             .get(&member)
@@ -65,13 +67,13 @@ impl Plane {
 
     /// Whether the plane keeps anything of the member, if only packets that wait for a path.
     pub(crate) fn has_peer(&self, member: MemberId) -> bool {
-        self.inner().peers.load().get(&member).is_some()
+        self.inner().tables.peers.load().get(&member).is_some()
     }
 
     /// Whether something came by the member's selected path after `since`; true without a link, as
     /// there is nothing to bring back.
     pub(crate) fn has_recovered(&self, member: MemberId, since: Instant) -> bool {
-        let Some(peer) = self.inner().peers.load().get(&member).cloned() else {
+        let Some(peer) = self.inner().tables.peers.load().get(&member).cloned() else {
             return true;
         };
         peer.path().is_some() && peer.activity().received.is_some_and(|at| at > since)
@@ -80,7 +82,7 @@ impl Plane {
     /// Whether data sent on some direct link has been unanswered for as long as makes its path
     /// suspect.
     pub(crate) fn has_unanswered_direct_link(&self) -> bool {
-        let peers = self.inner().peers.load();
+        let peers = self.inner().tables.peers.load();
         let direct = peers
             .iter()
             .filter(|peer| matches!(peer.path(), Some(Path::Direct(_))));
@@ -91,7 +93,7 @@ impl Plane {
 
     /// Every member that the plane keeps something of, in no order.
     pub(crate) fn link_uses(&self, now: Instant) -> Vec<LinkUse> {
-        let peers = self.inner().peers.load();
+        let peers = self.inner().tables.peers.load();
         peers
             .iter()
             .map(|peer| LinkUse {

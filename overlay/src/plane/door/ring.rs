@@ -2,7 +2,7 @@
 
 use crate::{
     id::MemberId,
-    plane::Plane,
+    plane::handle::Plane,
     ring::{Packet, Table},
 };
 use arc_swap::ArcSwap;
@@ -21,7 +21,7 @@ impl Plane {
     /// Packets for the ring's state machine, each with the neighbour that handed it over. Only the
     /// first caller gets the receiver.
     pub(crate) fn take_ring_packets(&self) -> Option<mpsc::Receiver<(MemberId, Packet)>> {
-        self.inner().take_ring_packets()
+        self.inner().ring.take_packets()
     }
 
     /// The routing table by which packet threads hand ring packets on; the caller sees every later
@@ -37,7 +37,7 @@ impl Plane {
 
     /// Whether the ring has a neighbour to route over.
     pub(crate) fn has_ring_neighbours(&self) -> bool {
-        self.inner().ring_stands()
+        self.inner().has_ring_neighbours()
     }
 
     /// Packets of other pairs that this node has handed on.
@@ -55,7 +55,7 @@ impl Plane {
     pub(crate) fn set_edge(&self, member: MemberId, is_wanted: bool) {
         if is_wanted {
             self.inner().peer(member).set_edge(true);
-        } else if let Some(peer) = self.inner().peers.load().get(&member) {
+        } else if let Some(peer) = self.inner().tables.peers.load().get(&member) {
             peer.set_edge(false);
         }
     }
@@ -67,13 +67,13 @@ impl Plane {
 
     /// Whether the link to the member is up and does not itself rest on the ring.
     pub(crate) fn may_be_edge(&self, member: MemberId) -> bool {
-        let peer = self.inner().peers.load().get(&member).cloned();
+        let peer = self.inner().tables.peers.load().get(&member).cloned();
         peer.is_some_and(|peer| peer.is_edge_path() && peer.ready())
     }
 
     /// All members of which [`Plane::may_be_edge`] is true.
     pub(crate) fn possible_edges(&self) -> BTreeSet<MemberId> {
-        let peers = self.inner().peers.load();
+        let peers = self.inner().tables.peers.load();
         peers
             .iter()
             .filter(|peer| peer.is_edge_path() && peer.ready())

@@ -2,7 +2,7 @@
 
 use crate::{
     id::MemberId,
-    plane::{Plane, core::Inner},
+    plane::{core::Inner, handle::Plane},
 };
 use std::sync::Arc;
 use tokio::sync::mpsc;
