@@ -40,7 +40,7 @@ use p2pvm_dht::{
 use p2pvm_host::{Board, Keeper, Wanted, chain, owner, tun::try_tun};
 use p2pvm_overlay::{
     Fabric, MemberId,
-    connect::{ConnectOptions, Connector, Papers},
+    connect::{ConnectOptions, Connector, Credentials},
     control::{Control, ControlConfig, ControlError, ControlEvent},
     identity::Identity,
     membership::{NetworkConfig, Trust},
@@ -277,7 +277,7 @@ pub(crate) async fn open(
         relay: config.relay(),
     };
     let ring = RingNet::new(plane.clone());
-    let papers = Papers {
+    let papers = Credentials {
         certificate: certificate.clone(),
         trust: trust.clone(),
     };

@@ -7,8 +7,9 @@
 //! [`report`] writes the page with plots; [`faults`] searches for schedules of faults that break an
 //! invariant. [`cli`] runs both.
 //!
-//! Only the ring is real. Sealing, sockets and the control plane are left out: the emulated wide
-//! area and the end-to-end tests have those.
+//! Only the ring is real, and the rule which NATs let a punch through. Sealing, sockets and the
+//! control plane are left out: the emulated wide area and the end-to-end tests have those. The
+//! connector itself meets every NAT in virtual time in `overlay/src/connect/state/tests`.
 
 pub mod cli;
 pub mod conditions;

@@ -10,6 +10,7 @@
 //! members in data centres, log-normal around 8 ms for the rest (cable, DSL, radio), at most 100
 //! ms.
 
+use p2pvm_overlay::connect::NatKind;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::time::Duration;
@@ -87,14 +88,18 @@ impl Access {
     }
 
     /// Whether two members can have a direct path, by punching, mapping or (to a public one) a
-    /// stream.
+    /// stream: as the daemon's connector decides it.
     pub fn direct(self, other: Self) -> bool {
-        use Access::{NoUdp, PortRestricted, Public, Symmetric};
-        match (self, other) {
-            (Public, _) | (_, Public) => true,
-            (NoUdp, _) | (_, NoUdp) => false,
-            (Symmetric, Symmetric | PortRestricted) | (PortRestricted, Symmetric) => false,
-            _ => true,
+        [self, other].contains(&Self::Public) || self.nat().may_punch(other.nat())
+    }
+
+    fn nat(self) -> NatKind {
+        match self {
+            Self::Public => NatKind::Open,
+            Self::Cone => NatKind::AddressCone,
+            Self::PortRestricted => NatKind::Cone,
+            Self::Symmetric => NatKind::Symmetric,
+            Self::NoUdp => NatKind::Blocked,
         }
     }
 }

@@ -1,64 +1,45 @@
 //! Making one link: handshake over the control plane, direct probes, then a relay, then a stream.
 
 use super::{
-    MAX_DIALS, SERVICE, Shared, escape, examine,
-    message::{self, Answer, NatKind, Request, Whereabouts},
-    nat, over_ring, relays, stream,
+    SERVICE, Shared, escape, examine,
+    message::{self, Answer, Request, Whereabouts},
+    nat, over_ring, relays,
+    state::{
+        links::Link,
+        settle::{Action, Input, Remedy, Settling, View, remedy},
+    },
+    stream,
 };
 use crate::{
     fabric::FabricError,
     id::MemberId,
-    plane::{Error, Path, PathInfo},
+    plane::{Error, Path},
     ring::Position,
 };
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
 
-/// A request over the control plane takes no longer, dialling included.
+pub(crate) use super::state::settle::{PATIENCE, Reach};
+
+/// How long a request over the control plane may take, dialling included.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// All of one dial: meeting, relays and a stream.
+/// How long one dial may take: meeting, relays and a stream.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
-/// A control connection that has not answered by then may be dead: the ring is tried as well.
+/// How long before the ring is tried as well as a control connection, which may be dead.
 const HEDGE: Duration = Duration::from_millis(1200);
-/// Direct probes are waited for at least and at most this long before a relay is tried beside them.
-pub(crate) const PATIENCE: (Duration, Duration) =
-    (Duration::from_millis(500), Duration::from_millis(1500));
-/// Waited for slow direct probes before a stream is opened.
-const BEFORE_STREAM: Duration = Duration::from_millis(1000);
-/// First pause between tries of a better path.
-pub(crate) const RETRY: Duration = super::retries::FIRST;
-/// While there is no ring yet it is looked for this often.
+/// How long before it is looked again whether there is a ring.
 const RING_GLANCE: Duration = Duration::from_millis(20);
-/// A member that has just started may not serve this yet: the pauses between questions then.
+/// How long, in milliseconds, between questions to a member that does not serve this yet. Reason:
+/// it may have just started.
 const STARTING_MS: [u64; 3] = [100, 200, 400];
-/// Punches wait so long at most for what the NAT does: nobody may be there who can tell.
-pub(crate) const MAPPING_LIMIT: Duration = Duration::from_millis(1000);
-/// A better path is sought only for links that carry data.
-const WORTH_IMPROVING: Duration = Duration::from_secs(60);
-
-/// Which paths will do.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Any.
-    Any,
-    /// Any that does not itself rest on the ring: the link is to be one of its edges.
-    Edge,
-    /// Direct or by stream: the link is to relay for others, or leads to a relay.
-    WithoutRelay,
-}
-
-fn serves(path: Option<Path>, reach: Reach) -> Option<Path> {
-    path.filter(|path| match reach {
-        Reach::Any => true,
-        Reach::Edge => *path != Path::Ring,
-        Reach::WithoutRelay => !matches!(path, Path::Ring | Path::Relayed(_)),
-    })
-}
+/// How many links are made at once.
+const MAX_DIALS: usize = 32;
+/// How long before the links are looked at again.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Looks after the members to which the plane wants paths.
 pub(crate) async fn wishes(shared: Arc<Shared>) {
@@ -134,7 +115,7 @@ pub(crate) async fn ensure_by(
 }
 
 pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
-    serves(shared.plane.usable_path(member), reach)
+    reach.served_by(shared.plane.usable_path(member))
 }
 
 /// Waits until a path that will do is selected.
@@ -190,7 +171,7 @@ pub(crate) async fn meet(
     let asked = Instant::now();
     match over_ring::meet(shared, ring, member, via).await {
         Ok(whereabouts) => {
-            shared.punch(member, &whereabouts);
+            shared.met(member, &whereabouts);
             Ok((whereabouts, asked.elapsed()))
         }
         Err(error) => {
@@ -242,7 +223,7 @@ async fn meet_by_control(
     };
     let took = asked.elapsed();
     shared.plane.finish_link(member, &handshake)?;
-    shared.punch(member, &whereabouts);
+    shared.met(member, &whereabouts);
     if shared.plane.has_ring_neighbours() {
         shared.plane.try_paths(member, [Path::Ring]);
     }
@@ -310,161 +291,158 @@ fn settle_behind(
     })
 }
 
-/// Waits for the direct probes, then tries relays, then a stream. `met`: what the member said, and
-/// how long it took.
+/// Brings the link to the best path. `met`: what the member said, and how long it took.
 async fn settle_path(
     shared: &Arc<Shared>,
     member: MemberId,
     reach: Reach,
     met: (&Whereabouts, Duration),
 ) -> Result<Path, Error> {
-    let (whereabouts, took) = met;
-    if !shared.knows_enough_to_punch(whereabouts.nat) {
-        // The direct probes begin only then.
-        shared.mapping_known().await;
-    }
-    let ours = shared.state().nat;
-    let blocked = [ours, whereabouts.nat].contains(&NatKind::Blocked);
-    let patience = if shared.may_reach(whereabouts) {
-        (took * 3).clamp(PATIENCE.0, PATIENCE.1)
-    } else {
-        Duration::ZERO
+    let settling = {
+        let (host, state) = (shared.host(), shared.state());
+        let met = (met.0.clone(), met.1);
+        Settling::new(Instant::now(), &state, &host, reach, met)
     };
-    if let Some(path) = selected(shared, member, reach, patience).await {
-        return Ok(path);
-    }
-    if reach != Reach::WithoutRelay
-        && !blocked
-        && let Some(path) = relays::find(shared, member, whereabouts).await
-    {
-        return Ok(path);
-    }
-    // A stream is the last resort: unless UDP is known not to get through, the last direct probes
-    // are waited for.
-    let last = if blocked {
-        Duration::ZERO
-    } else {
-        BEFORE_STREAM
-    };
-    if let Some(path) = selected(shared, member, reach, last).await {
-        return Ok(path);
-    }
-    if blocked {
-        // One hop by stream is better than several of which the first is a stream too.
-        shared.plane.prefer_stream(member);
-    }
-    if !blocked
-        && !shared.plane.is_edge(member)
-        && current(shared, member, Reach::Any) == Some(Path::Ring)
-    {
-        return Ok(Path::Ring);
-    }
-    stream::open(shared, member).await?;
-    selected(shared, member, reach, CALL_LIMIT)
-        .await
-        .ok_or(Error::NoPath(member))
+    settle_by(shared, member, met.0, settling).await
 }
 
-/// Tries again to get links off relays and streams: soon, then less often, and at once when there
-/// is news.
-pub(crate) async fn improve(shared: Arc<Shared>) {
-    let mut connected: HashSet<MemberId> = HashSet::new();
+/// Finds a relay and takes it into use.
+async fn find_relay(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    theirs: &Whereabouts,
+) -> Result<Path, Error> {
+    let settling = Settling::by_relay(theirs.clone());
+    settle_by(shared, member, theirs, settling).await
+}
+
+async fn settle_by(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    theirs: &Whereabouts,
+    mut settling: Settling,
+) -> Result<Path, Error> {
+    let mut failure = Error::NoPath(member);
+    // What is left of it at the end goes on: a relay that is still being tried becomes the spare
+    // one.
+    let mut doing = FuturesUnordered::new();
     loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = Instant::now();
-        shared.note_punches();
-        let before = std::mem::replace(
-            &mut connected,
-            shared.fabric.connected().into_iter().collect(),
-        );
-        let peers = shared.plane.peers();
-        {
-            let mut state = shared.state();
-            let is_off = |member: &MemberId| {
-                peers
-                    .iter()
-                    .any(|(m, info)| m == member && !matches!(info.path, Path::Direct(_)))
-            };
-            state.retries.retain(is_off);
-            // Who is reached directly is met by the port that this goes by.
-            let is_aside = |info: &PathInfo| match info.path {
-                Path::Direct(to) => shared.plane.is_sent_from_second_port(&to),
-                _ => true,
-            };
-            state
-                .aside
-                .retain(|member| peers.iter().any(|(m, info)| m == member && is_aside(info)));
-            // With whom addresses could not be exchanged so well before.
-            connected
-                .difference(&before)
-                .for_each(|member| state.retries.begin_anew(*member, now));
+        while let Some(action) = settling.poll() {
+            doing.push(act(shared, member, theirs, action));
         }
-        for (member, info) in peers {
-            let keep_alive = shared.keeps_alive(member);
-            shared.plane.set_keep_alive(member, keep_alive);
-            if matches!(info.path, Path::Direct(_))
-                || shared.plane.idle(member, now) > WORTH_IMPROVING
-            {
-                continue;
-            }
-            let theirs = shared
-                .state()
-                .known
-                .get(&member)
-                .map(|(_, whereabouts)| whereabouts.clone());
-            let hopeless = theirs.is_some_and(|theirs| !shared.may_reach(&theirs));
-            let due = {
-                let mut state = shared.state();
-                state.retries.hold_off(member, now);
-                state.retries.due(member, now, hopeless)
-            };
-            if let Some(number) = due {
-                tokio::spawn(try_better(
-                    shared.clone(),
-                    member,
-                    info.path,
-                    number,
-                    hopeless,
-                ));
-            }
+        if let Some(path) = settling.outcome() {
+            return path.ok_or(failure);
         }
+        let input = match doing.next().await {
+            Some(Ok(None)) => continue,
+            Some(Ok(Some(input))) => input,
+            Some(Err(error)) => {
+                failure = error;
+                Input::Stream(false)
+            }
+            None => return Err(failure),
+        };
+        let host = shared.host();
+        let view = View {
+            host: &host,
+            path: shared.plane.usable_path(member),
+            is_edge: shared.plane.is_edge(member),
+        };
+        settling.handle(Instant::now(), &shared.state(), &view, input);
     }
 }
 
-/// Whether some link in use is not direct.
-pub(crate) fn wants_better(shared: &Shared) -> bool {
-    let links = shared.plane.link_uses(Instant::now());
-    links.iter().any(|link| {
-        link.idle <= WORTH_IMPROVING && !matches!(link.path, None | Some(Path::Direct(_)))
+/// Does what the settling asks for; what it is to be told.
+async fn act(
+    shared: &Arc<Shared>,
+    member: MemberId,
+    theirs: &Whereabouts,
+    action: Action,
+) -> Result<Option<Input>, Error> {
+    Ok(match action {
+        Action::AwaitMapping => {
+            // The direct probes begin only then.
+            shared.mapping_known().await;
+            Some(Input::MappingKnown)
+        }
+        Action::AwaitPath(reach, limit) => {
+            Some(Input::Path(selected(shared, member, reach, limit).await))
+        }
+        Action::ListRelays => {
+            let ranked = relays::ranked(shared, member, theirs);
+            let relays = ranked.into_iter().map(|(relay, _)| relay);
+            Some(Input::Relays(relays.collect()))
+        }
+        Action::TryRelay(relay) => {
+            // As a task of its own it outlives this dial.
+            let tried = tokio::spawn(relays::via(shared.clone(), member, relay)).await;
+            Some(Input::Relayed(tried.ok().and_then(Result::ok)))
+        }
+        Action::PreferStream => {
+            shared.plane.prefer_stream(member);
+            None
+        }
+        Action::OpenStream => {
+            stream::open(shared, member).await?;
+            Some(Input::Stream(true))
+        }
     })
 }
 
+/// Looks after the links that stand, each second.
+pub(crate) async fn tend(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let links = links(&shared);
+        shared.handle(super::state::Input::Tick {
+            host: &shared.host(),
+            links: &links,
+            connected: &shared.fabric.connected(),
+        });
+    }
+}
+
+fn links(shared: &Shared) -> Vec<Link> {
+    let (plane, now) = (&shared.plane, Instant::now());
+    let link = |(member, info): (MemberId, crate::plane::PathInfo)| Link {
+        member,
+        path: info.path,
+        rtt: info.rtt,
+        since: info.since,
+        idle: plane.idle(member, now),
+        from_second_port: match info.path {
+            Path::Direct(to) => plane.is_sent_from_second_port(&to),
+            _ => false,
+        },
+        relays: match info.path {
+            Path::Relayed(_) => plane.relays_of(member),
+            _ => Vec::new(),
+        },
+    };
+    plane.peers().into_iter().map(link).collect()
+}
+
 /// One try to get a link off `path`.
-fn try_better(
+pub(crate) fn improve(
     shared: Arc<Shared>,
     member: MemberId,
     path: Path,
     number: u32,
-    hopeless: bool,
+    is_hopeless: bool,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
-        escape::prepare(&shared, member, number, hopeless).await;
-        let Ok((whereabouts, _)) = meet(&shared, member, None).await else {
+        escape::prepare(&shared, member, number, is_hopeless).await;
+        let Ok((theirs, _)) = meet(&shared, member, None).await else {
             return;
         };
-        let blocked = [shared.state().nat, whereabouts.nat].contains(&NatKind::Blocked);
-        match path {
-            // A stream is a last resort: a relay that has appeared since is better.
-            Path::Ring | Path::Stream if !blocked => {
-                let _ = relays::find(&shared, member, &whereabouts).await;
-            }
-            // Where UDP turned out not to get through, a relay's last leg is a stream too: one of
-            // our own is shorter.
-            Path::Ring | Path::Relayed(_) if blocked => {
+        let ours = shared.state().nat.kind;
+        match remedy(path, ours, theirs.nat) {
+            Remedy::Relay => drop(find_relay(&shared, member, &theirs).await),
+            Remedy::Stream => {
                 shared.plane.prefer_stream(member);
                 let _ = stream::open(&shared, member).await;
             }
-            _ => {}
+            Remedy::Probes => {}
         }
     })
 }

@@ -1,17 +1,17 @@
 //! Keeps a port mapping on the router as long as this node stands behind one, and takes it back at
 //! the end.
 
-use super::{Shared, message::NatKind, nat::is_private};
+use super::{Shared, message::NatKind, state::nat::is_private};
 use crate::portmap::{self, Mapping};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-/// Where there was no router to ask, or it would not, it is asked again after this.
+/// How long before a router is asked again that would not, or was not there.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
-/// A mapping that is held is asked for again this often, long before it ends. Reason: a router that
-/// starts anew has forgotten it and tells nobody (RFC 6886 §3.7, RFC 6887 §8.5); the question costs
-/// some packets in the LAN.
+/// How long before a mapping that is held is asked for again, long before it ends. Reason: a router
+/// that restarts has forgotten it and tells nobody (RFC 6886 §3.7, RFC 6887 §8.5); the question
+/// costs some packets in the LAN.
 const REASSURE: Duration = Duration::from_secs(40);
-/// While it is not known whether there is a NAT.
+/// How long before it is looked again whether there is a NAT.
 const UNKNOWN: Duration = Duration::from_secs(5);
 
 /// Whether others can use a mapping: its outside address is public and, where others have seen
@@ -30,7 +30,7 @@ fn is_of_use(shared: &Shared, mapping: &Mapping, reflexive: Option<IpAddr>) -> b
 fn wants(shared: &Shared, nat: NatKind) -> bool {
     match nat {
         NatKind::Open => false,
-        NatKind::Unknown => shared.local_is_private(),
+        NatKind::Unknown => shared.host().is_private(),
         _ => true,
     }
 }
@@ -41,7 +41,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
     loop {
         let (nat, reflexive) = {
             let state = shared.state();
-            (state.nat, state.reflexive.map(|r| r.ip()))
+            (state.nat.kind, state.nat.reflexive.map(|r| r.ip()))
         };
         let wanted = wants(&shared, nat);
         if wanted {
@@ -62,11 +62,12 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         {
             let mut state = shared.state();
             let mapped = usable.map(Mapping::external);
-            if state.mapped != mapped {
+            let nat = &mut state.nat;
+            if nat.mapped != mapped {
                 tracing::info!(?mapped, protocol = ?usable.map(Mapping::protocol), "port mapping");
             }
-            (state.mapped, state.mapped_by) = (mapped, usable.map(Mapping::protocol));
-            state.mapped_last = mapped.or(state.mapped_last);
+            (nat.mapped, nat.mapped_by) = (mapped, usable.map(Mapping::protocol));
+            nat.mapped_last = mapped.or(nat.mapped_last);
         }
         let pause = match (wanted, &held) {
             (false, _) => UNKNOWN,
@@ -79,9 +80,9 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             loop {
                 shared.learned.notified().await;
                 let state = shared.state();
-                if wants(&shared, state.nat) != wanted
-                    || state.reflexive.map(|r| r.ip()) != reflexive
-                {
+                let (kind, seen) = (state.nat.kind, state.nat.reflexive.map(|r| r.ip()));
+                drop(state);
+                if wants(&shared, kind) != wanted || seen != reflexive {
                     return;
                 }
             }
@@ -91,7 +92,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             () = shared.learn_again.notified() => {}
             () = changed => {}
             () = shared.closing.notified() => {
-                shared.state().mapped = None;
+                shared.state().nat.mapped = None;
                 if let Some(mapping) = held.take() {
                     mapping.release().await;
                 }

@@ -1,18 +1,22 @@
-//! What this machine's way to the others is like, on one page: for a person who wonders why a path
+//! What this machine's way to the others is like, on one page: for an operator that asks why a path
 //! is not direct.
 
-use super::{Connector, NatKind, Punches, examine::Filtering};
+use super::{
+    Connector, NatKind, Punches, Shared,
+    state::{State, examine::Filtering, nat::is_private},
+};
 use crate::{
     id::MemberId,
     plane::{Path, PathInfo},
     portmap::{self, Offers, Protocol},
 };
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-/// A member that is asked whether it lives answers within this.
+/// How long a member that is asked whether it lives may take to answer.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 /// The page.
@@ -88,85 +92,76 @@ impl Connector {
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
         let local = shared.plane.local_addresses();
-        // Whoever has said nothing lately is asked whether it lives, so that the page is true when
-        // it is read.
+        // A member that has said nothing lately is asked whether it lives, so that the page is true
+        // when it is read.
         let (router, ()) = tokio::join!(
             portmap::offers(&local),
             shared.plane.look_at_silent(LOOK_LIMIT)
         );
         let (links, connected) = (shared.plane.peers(), shared.fabric.connected());
-        let mut relays: Vec<MemberId> = links
-            .iter()
-            .filter_map(|(_, info)| {
-                if let Path::Relayed(relay) = info.path {
-                    Some(relay)
-                } else {
-                    None
-                }
-            })
-            .collect();
-        relays.sort();
-        relays.dedup();
-        let mut members: Vec<MemberId> = connected
-            .into_iter()
-            .chain(links.iter().map(|(member, _)| *member))
-            .collect();
-        members.sort();
-        members.dedup();
-        let members = members
-            .into_iter()
-            .map(|member| {
-                let link = links
-                    .iter()
-                    .find(|(m, _)| *m == member)
-                    .map(|(_, info)| info);
-                let known = shared
-                    .state()
-                    .known
-                    .get(&member)
-                    .map(|(_, whereabouts)| whereabouts.clone());
-                Reachable {
-                    member,
-                    nat: known
-                        .as_ref()
-                        .map(|w| w.nat)
-                        .filter(|nat| *nat != NatKind::Unknown),
-                    may_be_direct: known.as_ref().map(|w| shared.may_reach(w)),
-                    link: link.copied(),
-                    rtt: link
-                        .and_then(|l| l.rtt)
-                        .or_else(|| shared.fabric.rtt_of_open(member)),
-                }
-            })
-            .collect();
+        let members = members(shared, &links, connected);
         let udp_port = shared.plane.udp_port();
         let second_port = shared.plane.second_port();
         let punches = self.punches();
         let state = shared.state();
-        let has_public6 = local
-            .iter()
-            .any(|ip| ip.is_ipv6() && !super::nat::is_private(ip));
+        let has_public6 = local.iter().any(|ip| ip.is_ipv6() && !is_private(ip));
+        let nat = &state.nat;
         NetCheck {
-            nat: state.nat,
-            mapping: mapping(state.nat),
-            filtering: filtering(
-                state.nat,
-                if state.found.is_some() {
-                    state.finding.filtering
-                } else {
-                    state.finding6.filtering
-                },
-            ),
-            nat6: has_public6.then_some(state.nat6),
-            reflexive: state.reflexive,
-            mapped: state.mapped.zip(state.mapped_by),
+            nat: nat.kind,
+            mapping: mapping(nat.kind),
+            filtering: filtering(nat.kind, found_filtering(&state)),
+            nat6: has_public6.then_some(nat.kind6),
+            reflexive: nat.reflexive,
+            mapped: nat.mapped.zip(nat.mapped_by),
             router,
             local,
             udp_port,
             second_port,
             members,
-            relays,
+            relays: relays(&links),
             punches,
         }
     }
+}
+
+fn found_filtering(state: &State) -> Filtering {
+    let (four, six) = (&state.nat.four, &state.nat.six);
+    if four.found.is_some() {
+        four.finding.filtering
+    } else {
+        six.finding.filtering
+    }
+}
+
+/// The members that packets go through.
+fn relays(links: &[(MemberId, PathInfo)]) -> Vec<MemberId> {
+    let relay = |(_, info): &(MemberId, PathInfo)| match info.path {
+        Path::Relayed(relay) => Some(relay),
+        _ => None,
+    };
+    let relays: BTreeSet<MemberId> = links.iter().filter_map(relay).collect();
+    relays.into_iter().collect()
+}
+
+fn members(
+    shared: &Shared,
+    links: &[(MemberId, PathInfo)],
+    connected: Vec<MemberId>,
+) -> Vec<Reachable> {
+    let linked = links.iter().map(|(member, _)| *member);
+    let members: BTreeSet<MemberId> = connected.into_iter().chain(linked).collect();
+    let reachable = |member: MemberId| {
+        let link = links.iter().find(|(m, _)| *m == member).map(|(_, i)| i);
+        let known = shared.state().known.get(&member).map(|(_, w)| w.clone());
+        let nat = known.as_ref().map(|w| w.nat);
+        let rtt = link.and_then(|l| l.rtt);
+        Reachable {
+            member,
+            nat: nat.filter(|nat| *nat != NatKind::Unknown),
+            may_be_direct: known.as_ref().map(|w| shared.may_reach(w)),
+            link: link.copied(),
+            rtt: rtt.or_else(|| shared.fabric.rtt_of_open(member)),
+        }
+    };
+    members.into_iter().map(reachable).collect()
 }

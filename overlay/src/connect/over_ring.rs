@@ -27,13 +27,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A call over the ring, its repetitions included, takes no longer.
+/// How long a call over the ring may take, its repetitions included.
 const CALL_LIMIT: Duration = Duration::from_millis(2500);
-/// Certificates of members met over the ring that are kept: some 500 bytes each.
+/// How many certificates of members met over the ring are kept: some 500 bytes each.
 const MAX_MET: usize = 4096;
 
-/// What a node shows to members that do not know it, and by what it judges them.
-pub struct Papers {
+/// What a node shows to members that do not know it, and what it judges them by.
+pub struct Credentials {
     /// This node's certificate.
     pub certificate: Certificate,
     /// Whom it trusts.
@@ -43,15 +43,15 @@ pub struct Papers {
 /// The connector's way over the ring.
 pub(crate) struct OverRing {
     pub net: Arc<RingNet>,
-    papers: Papers,
+    credentials: Credentials,
     met: Mutex<HashMap<MemberId, Certificate>>,
 }
 
 impl OverRing {
-    pub fn new(net: Arc<RingNet>, papers: Papers) -> Self {
+    pub fn new(net: Arc<RingNet>, credentials: Credentials) -> Self {
         Self {
             net,
-            papers,
+            credentials,
             met: Mutex::default(),
         }
     }
@@ -126,7 +126,7 @@ async fn key_of(
     let failed = |reason: String| Error::Handshake(member, reason);
     match ask(ring, member, via, RingRequest::Who).await? {
         RingAnswer::Me(certificate) if certificate.member() == member => {
-            ring.papers
+            ring.credentials
                 .trust
                 .verify(&certificate)
                 .map_err(|refusal| failed(refusal.to_string()))?;
@@ -148,7 +148,7 @@ pub(crate) async fn meet(
 ) -> Result<Whereabouts, Error> {
     let key = key_of(shared, ring, member, via).await?;
     let introduce = |whereabouts| Introduction {
-        certificate: ring.papers.certificate.clone(),
+        certificate: ring.credentials.certificate.clone(),
         whereabouts,
     };
     let extra = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), introduce);
@@ -173,7 +173,7 @@ pub(crate) async fn answer(
 ) -> Option<Vec<u8>> {
     let answer = match message::decode(body)? {
         RingRequest::Alive => RingAnswer::Alive,
-        RingRequest::Who => RingAnswer::Me(Box::new(ring.papers.certificate.clone())),
+        RingRequest::Who => RingAnswer::Me(Box::new(ring.credentials.certificate.clone())),
         RingRequest::Link(handshake) => accept(shared, ring, asked, &handshake).await?,
     };
     Some(message::encode(&answer))
@@ -194,7 +194,7 @@ async fn accept(
     if Position::of(&member) != asked.from || certificate.link_key() != opened.peer {
         return None;
     }
-    if let Err(refusal) = ring.papers.trust.verify(&certificate) {
+    if let Err(refusal) = ring.credentials.trust.verify(&certificate) {
         tracing::debug!(?member, %refusal, "no link over the ring");
         return Some(RingAnswer::Refused);
     }
@@ -207,7 +207,7 @@ async fn accept(
         .accept_over_ring(member, opened, asked.agent, &ours)
     {
         Ok(answer) => {
-            shared.punch(member, &whereabouts);
+            shared.met(member, &whereabouts);
             Some(RingAnswer::Linked(answer))
         }
         Err(error) => {

@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use p2pvm_overlay::{
     BoxStream, Fabric, FabricError, MemberId, RingAddr, Serve, UnixTime,
-    connect::{ConnectOptions, Connector, Papers},
+    connect::{ConnectOptions, Connector, Credentials},
     fabric::memory::{MemoryFabric, MemoryNet},
     identity::{KeyPair, LinkKey},
     membership::{Groups, Ipv4Subnet, Issuer, NetworkConfig, Rights, Trust, policy::Who},
@@ -392,7 +392,7 @@ impl World {
                     .certify(network, (member, key), &name, Rights::default(), (from, to))
                     .expect("a certificate");
                 let net = RingNet::new(plane.clone());
-                let papers = Papers {
+                let papers = Credentials {
                     certificate,
                     trust: Arc::new(Trust::new(network.id)),
                 };

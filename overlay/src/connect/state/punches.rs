@@ -10,18 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Punches that are listed one by one.
+/// How many punches are listed one by one.
 const LISTED: usize = 128;
-/// So long a try has before the next exchange of addresses is another one: what a dial waits for
-/// direct probes at least.
-const ONE_TRY: Duration = super::dial::PATIENCE.0;
-/// Members to which a punch may be under way; more are not counted.
+/// How long before the next exchange of addresses is another try. Reason: a dial waits at least as
+/// long for direct probes.
+const ONE_TRY: Duration = super::settle::PATIENCE.0;
+/// How long a punch to a member without a link lasts. The next one counts anew.
+pub(crate) const PUNCH_LIFE: Duration = Duration::from_secs(60);
+/// How many members a punch may be under way to before others are not counted.
 const MAX_OPEN: usize = 1024;
 
 /// One punch, as a user sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Punch {
-    /// To whom.
+    /// The member.
     pub member: MemberId,
     /// How often addresses were exchanged and tried; exchanges within half a second of each other
     /// are one try.
