@@ -85,7 +85,7 @@ impl Dashboard {
     }
 
     async fn serve_network(self: Arc<Self>) {
-        let (mut switch, mut lease) = (self.switch.follow(), self.daemon.lease());
+        let (mut switch, mut lease) = (self.switch.follow(), self.reach.lease());
         loop {
             let on = *switch.borrow_and_update();
             let address = lease.borrow_and_update().as_ref().map(|lease| lease.v4);
@@ -110,9 +110,9 @@ impl Dashboard {
     /// On both of this host's addresses. The two are one door: the same names lead in, the same
     /// places are counted.
     async fn serve_on(self: &Arc<Self>, v4: Ipv4Addr) {
-        let v6 = self.daemon.overlay_address_v6();
+        let v6 = self.parts.own_v6();
         let names = Hosts::Named {
-            names: self.daemon.host_names(),
+            names: self.parts.host_names(),
             addresses: vec![v4.into(), v6.into()],
             port: self.port,
         };
@@ -140,7 +140,7 @@ impl Dashboard {
             };
             // Who is refused is hung up on: there is nobody to talk to.
             let Some(seat) = Some(source.ip())
-                .filter(|ip| self.daemon.in_network(*ip))
+                .filter(|ip| self.parts.in_network(*ip))
                 .and_then(|ip| seats.take(ip))
             else {
                 continue;
