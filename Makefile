@@ -1,5 +1,5 @@
-# Two commands do everything on a fresh Debian machine with Rust: `make demo` and `make test`.
-# Network namespaces, TUN and QEMU's jail need root: run them as root, or as a user with sudo.
+# Two commands are enough on a fresh Debian machine with Rust: `make demo` and `make test`.
+# Run them as root or as a user with sudo, because network namespaces, TUN and QEMU's jail need root.
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -16,7 +16,7 @@ demo: build image
 test: setup image page lint
 	scripts/test.sh
 
-# The dashboard's page and its tests, where there is Node; before the Rust build, which puts the page into the program.
+# The dashboard's page and its tests, if Node is installed. This comes before the Rust build, which puts the page into the program.
 page: setup
 	@if command -v npm >/dev/null; then scripts/setup.sh web && $(MAKE) test-web; \
 	else echo "test: npm is not installed: the dashboard's page and its tests are NOT RUN"; fi
@@ -38,7 +38,7 @@ image: setup
 lint:
 	scripts/lint.sh
 
-# The bootable appliance (docs/appliance.md): 2 to 3 minutes beside the release build. ISO_BINARY=... puts another p2pvm in.
+# The bootable appliance (docs/appliance.md): 2 to 3 minutes after the release build. ISO_BINARY=... takes another p2pvm.
 ISO := target/appliance-image/p2pvm.iso
 ISO_BINARY ?= target/release/p2pvm
 iso: image iso-tools $(if $(filter target/release/p2pvm,$(ISO_BINARY)),iso-program)
@@ -50,12 +50,12 @@ iso-program: setup web-if-npm
 iso-tools:
 	scripts/setup.sh iso
 
-# The ISO in QEMU: BIOS and UEFI, CD and USB stick, an invite in every place, installing, cloning, guests that boot in it and move.
-# About 20 minutes where there is no KVM and nothing else runs.
+# Boots the ISO in QEMU: BIOS and UEFI, CD and USB stick, an invite in every place, installing, cloning, guests that boot in it and
+# move. About 20 minutes without KVM on an idle machine.
 test-iso: build iso test-tools
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
 
-# How fast packets go, beside other overlays and the cable itself (docs/speed.md), then guest to guest beside host to host
+# Measures the speed of p2pvm, other overlays and the bare cable (docs/speed.md), then guest to guest and host to host
 # (docs/decisions/0020). ROUNDS=n and ONLY=raw,p2pvm,... change the run; with ONLY there are no guests.
 ROUNDS ?= 3
 bench-net: setup
@@ -64,27 +64,27 @@ bench-net: setup
 	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --out docs/speed.md
 	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
 
-# How the ring does at scale and under random faults, in virtual time (docs/scale.md).
+# Simulates the ring at scale and under random faults, in virtual time (docs/scale.md).
 simulate:
 	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --page docs/scale.md
 	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --faults --seeds 0..1000 --page docs/scale.md
 
-# Every wire decoder under the fuzzer for a minute each; cargo installs cargo-fuzz where it is missing (docs/hostile.md).
+# Fuzzes every wire decoder for a minute; cargo installs cargo-fuzz if it is missing (docs/hostile.md).
 fuzz: setup
 	tests/fuzz/run.sh 60
 
-# The web dashboard's page, which the next build puts into the program (docs/dashboard.md). Needs Node; nothing else does.
+# Builds the web dashboard's page, which the next build puts into the program (docs/dashboard.md). Only this needs Node.
 web:
 	cd web && npm ci --no-audit --no-fund && npm run build
 
-# For what is handed out: it does without the dashboard rather than without being built.
+# For packages, the ISO and the static file: without npm they are built without the dashboard.
 web-if-npm:
-	@if command -v npm >/dev/null; then $(MAKE) web; else echo "web: npm is not installed: there will be no web dashboard in it"; fi
+	@if command -v npm >/dev/null; then $(MAKE) web; else echo "web: npm is not installed: the program is built without the web dashboard"; fi
 
 test-web: web
 	cd web && npm test
 
-# A Debian package in target/debian, with the dashboard's page where there is npm. cargo-deb is a tool of the build: installed where it is missing.
+# Builds a Debian package in target/debian, with the dashboard's page if npm is installed. Installs the build tool cargo-deb if it is missing.
 deb: setup deb-tools web-if-npm
 	scripts/deb.sh
 
@@ -94,28 +94,28 @@ deb-tools:
 test-tools:
 	scripts/tools.sh nextest
 
-# The package on a clean Debian that is booted in a container, with an upgrade beneath a running VM. Two minutes, and some more the
-# first time, when the Debian tree is made (target/debian/tree-trixie.tar).
+# Installs the package on a clean Debian that is booted in a container, and upgrades it under a running VM. Two minutes, and some more
+# the first time, when it makes the Debian tree (target/debian/tree-trixie.tar).
 test-deb: build image deb-tools test-tools
 	scripts/setup.sh deb
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" cargo nextest run --locked --profile deb -p p2pvm
 
-# What takes long beside other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
-# networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four at a time, as
-# they mostly wait: about 25 minutes; SEED=n is another sequence.
+# Runs the slow tests with other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
+# networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four run at a
+# time, because they mostly wait: about 25 minutes. SEED=n gives another sequence of events.
 SEED ?= 1
 test-slow: build image test-tools
 	scripts/setup.sh slow
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) cargo nextest run --locked --profile slow -p p2pvm
 
-# One file for any Linux of this processor, whatever its C library (docs/operating.md), started in an empty root before it counts as made.
-# 10 to 15 minutes on two processors, as the release build.
+# Builds one file for any Linux on this processor with any C library (docs/operating.md), and tests it in an empty root.
+# 10 to 15 minutes on two processors, like the release build.
 STATIC := target/static/p2pvm
 static: setup web-if-npm
 	scripts/static.sh build $(STATIC)
 	$(SUDO) scripts/static.sh check $(STATIC)
 
-# The status screen on a real small network, as docs/screenshots/ has it.
+# Takes the pictures of the status screen on a real small network (docs/screenshots/).
 screenshots: build image
 	$(SUDO) scripts/screenshots.sh
 

@@ -1,16 +1,16 @@
 #!/bin/sh
 # Builds the bootable appliance: one hybrid ISO that boots on BIOS and UEFI, from CD and from a USB stick,
-# into a member. Everything but p2pvm and its guest image comes out of Debian packages. Run as root.
+# into a member. Everything except p2pvm and its guest image comes from Debian packages. Run as root.
 #
 #   appliance-image/build.sh --binary P2PVM --guest IMAGE [--base TAR] [-o OUTPUT]
 #
-# --binary  the p2pvm program to put in (its symbols are left out)
-# --guest   the guest image, guest-image/build.sh makes it
-# --base    the Debian tree as a tar; made there if it does not exist, used as it is if it does
-# -o        default: target/appliance-image/p2pvm.iso (CARGO_TARGET_DIR is obeyed)
+# --binary  the p2pvm program (without its symbols)
+# --guest   the guest image made by guest-image/build.sh
+# --base    the Debian tree as a tar; it is made if it does not exist, and otherwise used unchanged
+# -o        the ISO; default: target/appliance-image/p2pvm.iso (CARGO_TARGET_DIR applies)
 #
 # The same inputs give the same bytes: all times are SOURCE_DATE_EPOCH (default: the last commit's), names are
-# sorted, ids are derived from the content. docs/appliance.md says why it is made this way.
+# sorted, ids are derived from the content. docs/appliance.md has the reasons.
 set -eu
 umask 022
 export LC_ALL=C TZ=UTC PATH="$PATH:/usr/sbin:/sbin"
@@ -19,7 +19,7 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 fail() { echo "appliance-image: $*" >&2; exit 1; }
 binary='' guest='' base='' out=${CARGO_TARGET_DIR:-$here/../target}/appliance-image/p2pvm.iso
 while [ $# -gt 0 ]; do
-    [ $# -ge 2 ] || fail "$1 wants a value; see the head of $0"
+    [ $# -ge 2 ] || fail "$1 needs a value; see the head of $0"
     case $1 in
         --binary) binary=$2 ;;
         --guest) guest=$2 ;;
@@ -29,8 +29,8 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ -x "$binary" ] || fail "--binary '$binary' is no program: cargo build --release -p p2pvm makes one"
-[ -s "$guest" ] || fail "--guest '$guest' does not exist: guest-image/build.sh makes it"
+[ -x "$binary" ] || fail "--binary '$binary' is not a program: build it with cargo build --release -p p2pvm"
+[ -s "$guest" ] || fail "--guest '$guest' does not exist: make it with guest-image/build.sh"
 [ "$(id -u)" = 0 ] || fail "run as root: the tree's files belong to root"
 [ "$(dpkg --print-architecture)" = amd64 ] || fail "the appliance is built on amd64 machines only"
 for need in mmdebstrap mksquashfs:squashfs-tools xorriso grub-mkimage:grub-common mkfs.vfat:dosfstools mcopy:mtools strip:binutils zstd cpio:cpio depmod:kmod xz:xz-utils; do
@@ -57,7 +57,7 @@ packages=linux-image-amd64,systemd-sysv,udev,kmod,dbus,systemd-resolved,systemd-
 packages=$packages,e2fsprogs,qemu-system-x86,qemu-utils,seabios,busybox-static
 [ -n "$base" ] || base=$work/base.tar
 if [ ! -s "$base" ]; then
-    # The mirror that this machine uses serves the newer suite as well.
+    # The mirror that this machine uses also has the newer suite.
     mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -m 1 '/debian/$') ||
         fail "apt knows no mirror of Debian here: run apt-get update, or give a Debian tree with --base"
     echo "appliance-image: Debian $suite from $mirror" >&2
@@ -70,10 +70,10 @@ if [ ! -s "$base" ]; then
 fi
 tar -C "$root" -xf "$base" --numeric-owner
 kernel=$(cd "$root/usr/lib/modules" && echo *)
-case $kernel in *' '* | '*') fail "the tree holds not one kernel but '$kernel'" ;; esac
+case $kernel in *' '* | '*') fail "the tree must have one kernel, but has '$kernel'" ;; esac
 
-# --- what a host of virtual machines does not need -----------------------------------------------------
-# The list of packages stays; the package manager's data go: an appliance is replaced, not upgraded in place.
+# --- remove what a host of virtual machines does not need ----------------------------------------------
+# The list of packages stays. The package manager's data go, because an appliance is replaced, not upgraded in place.
 mkdir -p "$root/usr/share/doc/p2pvm" "$root/usr/lib/p2pvm"
 chroot "$root" dpkg-query -W >"$root/usr/share/doc/p2pvm/packages"
 modules=$root/usr/lib/modules/$kernel
@@ -88,7 +88,7 @@ install -m 644 "$root/boot/vmlinuz-$kernel" "$work/vmlinuz"
     etc/machine-id var/lib/dbus/machine-id var/lib/systemd/random-seed etc/*- etc/hostname etc/resolv.conf etc/ssh)
 (cd "$root/usr/share/qemu" && rm -rf -- *.dtb *.lid hppa* npcm* openbios* palcode* s390* skiboot* slof* u-boot* vof* linux-user* trace-events-all *.bmp *.svg)
 
-# --- what makes it an appliance ------------------------------------------------------------------------
+# --- add p2pvm and the appliance's files ----------------------------------------------------------------
 cp -R --no-preserve=ownership "$here/files/." "$root/"
 install -m 755 "$binary" "$root/usr/bin/p2pvm"
 strip --strip-all "$root/usr/bin/p2pvm"
@@ -106,13 +106,13 @@ units mask getty@tty1 serial-getty@ttyS0 apt-daily.timer apt-daily-upgrade.timer
     e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-firstboot.service ldconfig.service systemd-journal-catalog-update.service
 rm -rf "$root/var/cache/ldconfig" "$root/var/log/"* "$root/run/"* "$root/tmp/"*
 
-# --- the squashfs; its name says its content, so that the initramfs takes no other version's -------------
-# It refuses to be told the times twice.
+# --- the squashfs; its name is a hash of its content, so that the initramfs finds this version only --------
+# mksquashfs fails if both SOURCE_DATE_EPOCH and its own options give the times.
 env -u SOURCE_DATE_EPOCH mksquashfs "$root" "$work/squashfs" -quiet -no-progress -noappend -comp zstd -Xcompression-level 19 -b 256K -no-exports -no-xattrs \
     -mkfs-time "$SOURCE_DATE_EPOCH" -all-time "$SOURCE_DATE_EPOCH" -processors 2 >&2
 name=root-$(sha256sum "$work/squashfs" | cut -c1-16).squashfs
 
-# --- the initramfs: busybox, one script, and the drivers of what one can boot from ------------------------
+# --- the initramfs: busybox, one script, and the drivers of bootable media ---------------------------------
 early=$work/early
 mkdir -p "$early/bin" "$early/etc" "$early/lib/modules/$kernel"
 install -m 755 "$root/usr/bin/busybox" "$early/bin/busybox"
@@ -121,7 +121,7 @@ echo "$name" >"$early/etc/root-name"
 (cd "$modules" && find kernel/drivers/ata kernel/drivers/nvme kernel/drivers/scsi kernel/drivers/usb/host kernel/drivers/usb/storage kernel/drivers/block \
     kernel/drivers/virtio kernel/drivers/cdrom kernel/drivers/mmc kernel/drivers/message kernel/drivers/hv kernel/drivers/hid \
     kernel/fs/isofs kernel/fs/squashfs kernel/fs/overlayfs -name '*.ko*' 2>/dev/null) | LC_ALL=C sort >"$work/wanted"
-# With all that they need, decompressed: the initramfs is compressed as a whole.
+# With their dependencies, decompressed, because the initramfs is compressed as a whole.
 awk -F '[: ]+' 'NR == FNR { wanted[$1]; next } $1 in wanted { for (i = 1; i <= NF; i++) if ($i) print $i }' "$work/wanted" "$modules/modules.dep" | sort -u |
     while read -r module; do
         mkdir -p "$early/lib/modules/$kernel/$(dirname "$module")"
@@ -133,7 +133,7 @@ rm -f "$early/lib/modules/$kernel/"*.bin
 find "$early" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 (cd "$early" && find . | sort | cpio --quiet --reproducible -o -H newc -R 0:0) | zstd -q -19 >"$work/initrd"
 
-# --- GRUB for BIOS and UEFI, with all that it needs inside -------------------------------------------------
+# --- GRUB for BIOS and UEFI, with all its modules ------------------------------------------------------------
 common="normal linux configfile search search_label echo test serial terminal all_video iso9660 part_msdos part_gpt fat boot reboot halt minicmd ls cat"
 printf 'search --no-floppy --set=root --file /live/%s\nset prefix=($root)/boot/grub\n' "$name" >"$work/early.cfg"
 # shellcheck disable=SC2086
@@ -157,7 +157,7 @@ cp "$work/eltorito.img" "$iso/boot/grub/eltorito.img"
 "$binary" appliance reserve >"$iso/p2pvm/invite"
 find "$iso" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 stamp=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S00)
-# Partition 1 holds the ISO once more at an offset, so that a disk with it can be mounted by partition (docs/appliance.md).
+# Partition 1 shows the ISO again at an offset, so that a disk with it can be mounted by partition (docs/appliance.md).
 xorriso -as mkisofs -quiet -iso-level 3 -r -J -V P2PVM-LIVE --modification-date="$stamp" --set_all_file_dates "$stamp" \
     --grub2-mbr /usr/lib/grub/i386-pc/boot_hybrid.img -partition_offset 16 -append_partition 2 0xef "$work/efi.img" \
     -b boot/grub/eltorito.img -no-emul-boot -boot-load-size 4 -boot-info-table --grub2-boot-info \

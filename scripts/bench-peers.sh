@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the programs that `make bench-net` measures p2pvm beside. Idempotent. What cannot be had is named and
-# left out: the bench says so in its table. Needs root for Debian's packages only.
-#   BENCH_PEERS=DIR     where those from crates.io go (default target/bench-peers)
+# Installs the programs to which `make bench-net` compares p2pvm. Idempotent. It names a program that it cannot
+# install and leaves it out; the bench's table says so. Needs root for Debian's packages only.
+#   BENCH_PEERS=DIR     where the programs from crates.io go (default target/bench-peers)
 #   BENCH_EASYTIER=no   do not build EasyTier, which takes long
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -17,11 +17,11 @@ apt_install() {
   as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# iperf3 is for the guests.
+# The guests use iperf3.
 for pair in wg:wireguard-tools nebula:nebula tincd:tinc edge:n2n iperf3:iperf3; do
   has "${pair%%:*}" || apt_install "${pair##*:}" || echo "bench-peers: no ${pair##*:} here" >&2
 done
-# The package of bookworm-backports has TSO and UDP GSO, bookworm's own has not.
+# The package of bookworm-backports supports TSO and UDP GSO, bookworm's own does not.
 if ! has wireguard-go; then
   apt_install -t bookworm-backports wireguard-go 2>/dev/null || apt_install wireguard-go || echo "bench-peers: no wireguard-go here" >&2
 fi

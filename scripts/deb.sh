@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Debian package: the program, its units, settings, manual pages and completions.
 #   deb.sh [--profile release|debug] [--version V] [--out DIR]
-# The program of that profile is built unless P2PVM_BIN names one that is there already. Needs cargo-deb.
+# Builds the program with that profile unless P2PVM_BIN names an existing one. Needs cargo-deb.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$HOME/.cargo/bin:$PATH"
@@ -11,7 +11,7 @@ while [ $# -gt 0 ]; do
     --profile) profile=$2 ;;
     --version) version=$2 ;;
     --out) out=$2 ;;
-    *) echo "deb.sh: what is $1?" >&2; exit 2 ;;
+    *) echo "deb.sh: unknown option $1" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -24,7 +24,7 @@ if [ -z "${P2PVM_BIN:-}" ]; then
   cargo build --locked $flag -p p2pvm
   P2PVM_BIN=$target/$profile/p2pvm
 fi
-# A directory of its own, so that two builds do not meet; cargo-deb reads its paths from node/Cargo.toml.
+# A directory of its own, so that two builds do not collide; cargo-deb reads its paths from node/Cargo.toml.
 stage=target/package
 rm -rf "$stage"
 mkdir -p "$stage" "$out"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Format, lints and the dependency rules. What a machine lacks is said, never passed over in silence;
-# with --strict, and in continuous integration (CI is set), it is installed or the run fails.
+# Checks formatting, lints and the dependency rules. If a tool is missing, it says which check it
+# leaves out; with --strict, and in continuous integration (CI is set), it installs the tool or fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Takes the pictures of the status screen that docs/screenshots/ has: a real network on the emulated wide area, `p2pvm top` in a
-# terminal of tmux, its screen as text (.txt) and with its colours (.svg). Needs root, tmux, a built p2pvm and the guest image.
+# Takes the pictures of the status screen in docs/screenshots/: it runs `p2pvm top` in tmux on a real network on the emulated
+# wide area, and saves the screen as text (.txt) and with its colours (.svg). Needs root, tmux, a built p2pvm and the guest image.
 #   P2PVM=target/debug/p2pvm IMAGE=target/guest-image/guest.qcow2 OUT=docs/screenshots scripts/screenshots.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,21 +15,21 @@ pane() { on "$1" tmux -L "$bed-$1" "${@:2}"; }
 cleanup() { "$bin" testbed down --name "$bed" >/dev/null 2>&1 || true; }
 trap cleanup EXIT
 
-# open HOST COLUMNS ROWS WORDS...: a terminal with `p2pvm top` in it.
+# open HOST COLUMNS ROWS WORDS...: opens a terminal with `p2pvm WORDS...` in it.
 open() { pane "$1" -f /dev/null new-session -d -x "$2" -y "$3" "env LANG=C.UTF-8 TERM=xterm-256color $bin ${*:4}"; }
 close() { pane "$1" kill-server || true; }
-# wait_for HOST TEXT: until the screen shows it.
+# wait_for HOST TEXT: waits until the screen shows the text.
 wait_for() {
   for _ in $(seq 1 300); do
     pane "$1" capture-pane -p | grep -qF -- "$2" && return 0
     sleep 0.2
   done
-  echo "screenshots: '$2' did not come onto the screen of $1:" >&2
+  echo "screenshots: the screen of $1 did not show '$2':" >&2
   pane "$1" capture-pane -p >&2
   return 1
 }
 
-# A screen's lines with their colours as SVG: 8 x 17 pixels a cell, the sixteen colours of the Linux console.
+# Turns a screen's lines with their colours into SVG: 8 x 17 pixels a cell, the sixteen colours of the Linux console.
 svg() {
   perl -CSD -e '
     my @names = qw(#101418 #cc4444 #4caf50 #d0a020 #5080e0 #b060c0 #30a8b0 #c8c8c8 #707070 #ff6666 #70d070 #ffd050 #80a8ff #e080e0 #60d8e0 #ffffff);

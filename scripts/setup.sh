@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Installs what building, testing and the demo need and this Debian machine lacks. Idempotent: says
-# nothing and touches nothing where all is there. Needs root for the installing only.
-# `setup.sh iso` sees to what the appliance's ISO and its boot tests need as well, `setup.sh deb` to what the package's test needs,
-# `setup.sh web` to a browser for the dashboard's, `setup.sh slow` to what boots machines with other programs.
+# Installs the Debian packages that the build, the tests and the demo need and that this machine lacks. Idempotent: if all
+# are installed, it prints nothing and changes nothing. Needs root only to install.
+# `setup.sh iso` also installs what the appliance's ISO and its boot tests need, `setup.sh deb` what the package's test needs,
+# `setup.sh web` a browser for the dashboard's tests, `setup.sh slow` what boots machines with other programs.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-# A disk that fills up ends a build in many places, none of which says so.
+# Warns early: a build that fills the disk fails in many places without naming the cause.
 needed=14
 free=$(df --output=avail -BG "$(dirname "$0")/.." | tail -1 | tr -dc 0-9)
 if [ $# -eq 0 ] && [ ! -d "${CARGO_TARGET_DIR:-target}/debug/deps" ] && [ "$free" -lt "$needed" ]; then
-  echo "setup: only $free GiB are free here; building all and testing it takes about $needed" >&2
+  echo "setup: only $free GiB are free here; a build with all tests needs about $needed" >&2
 fi
 
 declare -A package=(
@@ -44,7 +44,7 @@ fi
 qemu_major() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/.*version \([0-9]*\)\..*/\1/p'; }
 need_qemu=
 { [ "$(qemu_major || true)" -ge 10 ] 2>/dev/null && command -v qemu-img >/dev/null && command -v qemu-storage-daemon >/dev/null; } || need_qemu=1
-# The guest image is made of Debian packages: apt has to know where they are.
+# The guest image is made of Debian packages, so apt needs its package lists.
 need_lists=
 case $(apt-cache policy linux-image-cloud-amd64 2>/dev/null) in *"Candidate: "[0-9]*) ;; *) need_lists=1 ;; esac
 
@@ -56,7 +56,7 @@ echo "setup: apt-get update${missing:+; installing ${missing[*]}}${need_qemu:+; 
 as_root apt-get update -qq
 
 if [ -n "$need_qemu" ]; then
-  # Bookworm's own QEMU 7.2 lacks what live migration here uses; its backports have 10.
+  # Bookworm's own QEMU 7.2 lacks features that live migration uses; its backports have 10.
   # shellcheck disable=SC1091
   . /etc/os-release
   release=()

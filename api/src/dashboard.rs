@@ -34,12 +34,12 @@ pub struct DashboardChange {
     pub new_token: bool,
 }
 
-/// Links that a member tells of itself; the page draws no more of one member.
+/// How many links a member reports; the page draws no more of one member.
 pub const MAX_LINKS: usize = 32;
-/// Decisions that a member tells of itself, the newest.
+/// How many of its newest decisions a member reports.
 pub const MAX_DECISIONS: usize = 6;
 
-/// A link as the member at its one end sees it.
+/// A link as one of its ends sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Link {
     /// The beginning of the other member's id.
@@ -51,20 +51,20 @@ pub struct Link {
     pub rtt_ms: Option<f64>,
 }
 
-/// A member as it describes itself.
+/// A member's report about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sight {
-    /// Who it is and how busy.
+    /// Its identity and load.
     #[serde(flatten)]
     pub member: ClusterMember,
     /// Its links.
     pub links: Vec<Link>,
-    /// What it decided about VMs lately.
+    /// Its latest decisions about VMs.
     pub decisions: Vec<Decided>,
 }
 
 impl Sight {
-    /// As `member`, which told it, may tell it: about itself, and not at any length.
+    /// Restricts the report of `member` to itself and to the limits.
     pub fn of(mut self, member: String) -> Self {
         self.member.member = member;
         self.links.truncate(MAX_LINKS);

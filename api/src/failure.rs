@@ -1,31 +1,31 @@
-//! The one error of the program's surface: a sentence that says what to do, and the kind that
-//! decides the exit code of the command line and the status code of the control API.
+//! The error of the command line and the control API: a sentence that says what to do, and a kind,
+//! which decides the exit code and the HTTP status code.
 
 use p2pvm_host::chain;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What sort of failure it was. The number is the command line's exit code.
+/// The kind of a failure. Its number is the command line's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// It was tried and did not work.
+    /// The operation was tried and failed.
     Failed = 1,
-    /// The command was not understood.
+    /// The command line or request is invalid.
     Usage = 2,
-    /// What was named does not exist.
+    /// A named thing does not exist.
     NotFound = 3,
     /// No answer in time.
     TimedOut = 4,
-    /// It would have worked, and was refused because it endangers something.
+    /// Refused for safety, although it would have worked.
     Refused = 5,
-    /// It was neither done nor refused for good: who could decide it cannot be asked now. The same
-    /// may work later.
+    /// Neither done nor refused for good, because the members that decide it cannot be asked now.
+    /// The same request may work later.
     NotNow = 6,
 }
 
 impl Kind {
-    /// The kind that a command of ours ended with.
+    /// The kind for an exit code of `p2pvm`.
     pub fn of_exit_code(code: i32) -> Option<Self> {
         let all = [
             Self::Failed,
@@ -42,12 +42,12 @@ impl Kind {
 /// A failure with its kind and the sentence that the user reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What sort.
+    /// The kind.
     pub kind: Kind,
     /// What happened and what to do.
     pub message: String,
-    /// It ended so because somebody asked for that: nothing is wrong. Left out where it is not so;
-    /// members of before do not know it.
+    /// Whether the operation was cancelled on request. Omitted when false, so that members of a
+    /// previous version can parse it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
 }
@@ -62,7 +62,7 @@ impl Failure {
         }
     }
 
-    /// Something that was not done because somebody cancelled it.
+    /// The failure of an operation that was cancelled on request.
     pub fn cancelled(message: impl Into<String>) -> Self {
         Self {
             cancelled: true,
@@ -70,12 +70,12 @@ impl Failure {
         }
     }
 
-    /// Something that does not exist.
+    /// The failure for a named thing that does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, message)
     }
 
-    /// Something refused for safety.
+    /// The failure of an operation refused for safety.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(Kind::Refused, message)
     }
@@ -85,7 +85,7 @@ impl Failure {
         Self::new(Kind::TimedOut, message)
     }
 
-    /// A command or argument that makes no sense.
+    /// The failure for an invalid command or argument.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
@@ -115,7 +115,7 @@ impl axum::response::IntoResponse for Failure {
     }
 }
 
-/// An error without a kind of its own simply failed; the chain of causes becomes one sentence.
+/// An error without a kind becomes [`Kind::Failed`]; its chain of causes becomes one sentence.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<Failure>() {
@@ -125,10 +125,10 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// The result of everything a user asks for.
+/// The result of an operation of the command line or the API.
 pub type Outcome<T> = Result<T, Failure>;
 
-/// Puts what was being done before a cause: `read(path).doing("reading the certificate")?`.
+/// Puts the step before its cause: `read(path).doing("reading the certificate")?`.
 pub trait Doing<T> {
     /// Turns the error into a [`Failure`] of kind [`Kind::Failed`] that begins with `what` and
     /// names every cause.

@@ -1,7 +1,7 @@
 //! Why a VM moved or stayed: a bounded history per VM, each entry with the figures that were
 //! compared.
 
-use crate::{load::Millis, wire::Refusal};
+use crate::{load::Millis, wire::OfferRefusal};
 use p2pvm_overlay::{MemberId, VmId};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -9,10 +9,10 @@ use std::{
     fmt,
 };
 
-/// How many VMs are remembered; the one whose last entry is oldest goes first.
+/// How many VMs have a history; the one whose last entry is oldest goes first.
 const MAX_VMS: usize = 512;
 
-/// Less than this share is not worth a word.
+/// How much affinity there is before the text mentions it.
 const WORTH_SAYING: f64 = 0.01;
 
 /// What was decided about a VM.
@@ -23,8 +23,8 @@ pub enum Decision {
     Kept,
     /// A peer was asked to take it.
     Offered,
-    /// The peer does not take it.
-    Refused(Refusal),
+    /// The peer refused it.
+    Refused(OfferRefusal),
     /// The peer did not answer.
     Unanswered,
     /// The peer takes it: the migration starts.
@@ -33,11 +33,11 @@ pub enum Decision {
     Moved,
     /// The migration failed; the VM stays.
     Failed,
-    /// Somebody cancelled the migration; the VM stays.
+    /// The migration was cancelled on request; the VM stays.
     Cancelled,
     /// This node agreed to take it in.
     TakenIn,
-    /// It did not come after all.
+    /// The source called it off.
     CalledOff,
 }
 
@@ -53,21 +53,21 @@ pub struct Explanation {
     pub decision: Decision,
     /// The load of the node that the VM is on.
     pub source_load: f64,
-    /// The peer: the target, or the source where this node took the VM in. `None` if no peer came
-    /// into question.
+    /// The peer: the target, or the source if this node took the VM in. `None` if no peer was
+    /// considered.
     #[serde(with = "optional_text")]
     pub peer: Option<MemberId>,
     /// The load of the target with the VM.
     pub target_load: Option<f64>,
-    /// CPUs that the VM is reckoned to use.
+    /// How many CPUs the VM is expected to use.
     pub vm_cpu: f64,
     /// `source_load - target_load`.
     pub gain: Option<f64>,
-    /// How much nearer the VM comes there to whom it talks with, from 1 (all of its traffic stays
-    /// on that host) to -1.
+    /// How much nearer the VM comes to the members it exchanges traffic with, from 1 (all of its
+    /// traffic stays on that host) to -1.
     #[serde(default)]
     pub affinity: Option<f64>,
-    /// The gain that is asked for at least.
+    /// The smallest gain that counts.
     pub min_gain: f64,
     /// How often in a row the same was decided about the same peer.
     pub times: u32,
@@ -169,7 +169,7 @@ impl Histories {
     }
 }
 
-/// Ids as their text form, which is what a reader of JSON wants.
+/// Ids in their text form, for readers of JSON.
 pub(crate) mod text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::{fmt::Display, str::FromStr};
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn an_explanation_reads_well_and_survives_json() {
-        let explanation = entry(5, 1, Decision::Refused(Refusal::Memory));
+        let explanation = entry(5, 1, Decision::Refused(OfferRefusal::Memory));
         let json = serde_json::to_string(&explanation).unwrap();
         assert!(json.contains(&explanation.vm.to_string()), "{json}");
         assert_eq!(

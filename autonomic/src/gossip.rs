@@ -2,18 +2,18 @@
 //! shuffles a few entries with the peer that it has not heard of for longest, so that news spread
 //! epidemically and the dead age out. Different from Cyclon, half of the view is kept for the least
 //! loaded nodes known, since these are what a view is for; the other half is random and keeps the
-//! graph connected. Nobody knows all.
+//! graph connected. No node knows all.
 
 use crate::{
     load::{LoadVector, Millis},
     placement::Placement,
-    wire::Heard,
+    wire::LoadReport,
 };
 use p2pvm_overlay::MemberId;
 use rand::{Rng, seq::IteratorRandom, seq::SliceRandom};
 use std::collections::BTreeMap;
 
-/// How many neighbours of the control plane are remembered as entry points.
+/// How many neighbours of the control plane are kept as entry points.
 const MAX_SEEDS: usize = 16;
 
 #[derive(Clone, Debug)]
@@ -38,16 +38,16 @@ impl View {
             .choose_multiple(rng, MAX_SEEDS);
     }
 
-    /// Takes in what a peer told; newer measurements replace older ones.
+    /// Adds a peer's entries; newer measurements replace older ones.
     pub(crate) fn merge(
         &mut self,
         me: MemberId,
         now: Millis,
         placement: &Placement,
-        heard: Vec<Heard>,
+        heard: Vec<LoadReport>,
         rng: &mut impl Rng,
     ) {
-        for Heard { load, age_ms } in heard {
+        for LoadReport { load, age_ms } in heard {
             let at = Millis(now.0.saturating_sub(u64::from(age_ms)));
             let known = self
                 .entries
@@ -65,13 +65,13 @@ impl View {
             .retain(|_, entry| now.since(entry.at) <= placement.entry_max_age_ms);
     }
 
-    /// A peer that did not answer: it is not asked again until somebody vouches for it.
+    /// Drops a peer that did not answer, until another peer tells of it again.
     pub(crate) fn forget(&mut self, member: MemberId) {
         self.entries.remove(&member);
     }
 
-    /// Whom to gossip with: the peer unheard of for longest, and others at random, entry points
-    /// among them.
+    /// The peers to gossip with: the one not heard of for longest, and others at random, entry
+    /// points among them.
     pub(crate) fn partners(&self, count: usize, rng: &mut impl Rng) -> Vec<MemberId> {
         let oldest = self
             .entries
@@ -105,15 +105,15 @@ impl View {
         partners
     }
 
-    /// Some entries to tell a peer, who needs none about itself.
+    /// Some entries for a peer, none about itself.
     pub(crate) fn sample(
         &self,
         now: Millis,
         count: usize,
         except: MemberId,
         rng: &mut impl Rng,
-    ) -> Vec<Heard> {
-        let tell = |entry: &Entry| Heard {
+    ) -> Vec<LoadReport> {
+        let tell = |entry: &Entry| LoadReport {
             load: entry.load.clone(),
             age_ms: now.since(entry.at).min(3_600_000) as u32,
         };
@@ -155,7 +155,7 @@ mod tests {
 
     const ME: MemberId = MemberId([0; 32]);
 
-    fn heard(n: u8, seq: u64, cpu: f32, age_ms: u32) -> Heard {
+    fn heard(n: u8, seq: u64, cpu: f32, age_ms: u32) -> LoadReport {
         let load = LoadVector {
             member: MemberId([n; 32]),
             seq,
@@ -166,7 +166,7 @@ mod tests {
             vms: 0,
             place: None,
         };
-        Heard { load, age_ms }
+        LoadReport { load, age_ms }
     }
 
     #[test]

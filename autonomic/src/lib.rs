@@ -1,20 +1,19 @@
 //! Decides where VMs should run: load gossip over a partial view, a placement score, negotiation
-//! between two nodes, hysteresis. Does no IO and knows no clock: [`Manager::handle`] takes what
-//! happened, [`Manager::poll`] gives what to do. No node sees all, and none decides for others.
+//! between two nodes, hysteresis. No IO and no clock: [`Manager::handle`] takes what happened,
+//! [`Manager::poll`] gives what to do. No node sees all, and none decides for others.
 
-mod affinity;
 mod explain;
 mod gossip;
+mod limits;
 mod load;
-mod manager;
-mod negotiation;
+mod moves;
 mod placement;
-mod score;
 mod wire;
 
 pub use explain::{Decision, Explanation};
+pub use limits::{MAX_ENTRIES, MAX_MESSAGE_BYTES};
 pub use load::{LoadVector, LocalLoad, Millis, Talk, VmLoad};
-pub use manager::{Input, Manager, MigrationEnd, Output, Status};
+pub use moves::manager::{Input, Manager, MigrationEnd, Output, Status};
+pub use moves::score::Candidate;
 pub use placement::{Placement, UnusablePlacement};
-pub use score::Place;
-pub use wire::{Heard, MAX_ENTRIES, MAX_MESSAGE_BYTES, Message, Offer, Refusal, WireError};
+pub use wire::{LoadReport, Message, Offer, OfferRefusal, WireError};

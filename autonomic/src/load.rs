@@ -1,6 +1,6 @@
-//! What a node measures of itself, smooths, and tells others.
+//! What a node measures of itself, smooths, and tells its peers.
 
-use crate::{affinity::MAX_TALKS, placement::Placement};
+use crate::{limits::MAX_TALKS, placement::Placement};
 use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,14 +24,14 @@ impl Millis {
     }
 }
 
-/// Traffic of a VM with what a member holds: its guests, or itself.
+/// A VM's traffic with one member and its guests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Talk {
     /// The member; the VM's own host for two guests of the same host.
     pub member: MemberId,
     /// Bytes a second, both ways together, as the packet plane has counted over the last seconds.
     pub rate: f64,
-    /// Where the member stands by round trips.
+    /// The member's network coordinates.
     pub place: Option<Coordinate>,
 }
 
@@ -46,7 +46,7 @@ pub struct VmLoad {
     pub memory_mib: u64,
     /// Whether it may be moved now: running, and no snapshot or migration of it under way.
     pub movable: bool,
-    /// Whom it talks with, without noise; the most are what counts.
+    /// Its traffic by member, without noise; the largest count.
     pub talks: Vec<Talk>,
 }
 
@@ -63,18 +63,18 @@ pub struct LocalLoad {
     pub memory_total_mib: u64,
     /// The VMs that it holds.
     pub vms: Vec<VmLoad>,
-    /// Where it stands by round trips, once it knows.
+    /// Its network coordinates, once known.
     pub place: Option<Coordinate>,
 }
 
 /// A node's load as it is gossiped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadVector {
-    /// Whose.
+    /// The node.
     pub member: MemberId,
-    /// Grows with each measurement that is told, over restarts too.
+    /// Grows with each measurement, over restarts too.
     pub seq: u64,
-    /// The smoothed share of its CPUs that is busy, with what it has promised to take in.
+    /// The smoothed share of its CPUs that is busy, with the VMs that it has promised to take in.
     pub cpu: f32,
     /// How many CPUs it has.
     pub cpus: u32,
@@ -84,12 +84,12 @@ pub struct LoadVector {
     pub memory_total_mib: u64,
     /// How many VMs it holds.
     pub vms: u32,
-    /// Where it stands by round trips, once it knows.
+    /// Its network coordinates, once known.
     pub place: Option<Coordinate>,
 }
 
 impl LoadVector {
-    /// Whether a receiver can reckon with it.
+    /// Whether the figures are possible ones.
     pub(crate) fn is_sound(&self) -> bool {
         self.cpu.is_finite() && (0.0..=1.0).contains(&self.cpu) && (1..=65_536).contains(&self.cpus)
     }
@@ -116,7 +116,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Takes a measurement. Returns the VMs that were not here before, none at the first.
+    /// Adds a measurement. Returns the VMs that were not in the previous one, none at the first.
     pub(crate) fn measure(
         &mut self,
         now: Millis,

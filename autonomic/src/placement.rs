@@ -2,6 +2,7 @@
 //! configuration file (or a simulation) can set it; the defaults move a VM off a host that became
 //! fully loaded within ten seconds, and leave a calm network alone.
 
+use crate::limits::MAX_ENTRIES;
 use serde::{Deserialize, Serialize};
 
 /// The thresholds of one node, `[placement]` in its `node.toml`. Loads are shares of a node's CPU
@@ -19,43 +20,42 @@ pub struct Placement {
     pub calm_gossip_period_ms: u64,
     /// How many peers a busy node gossips with each time; a calm one gossips with one.
     pub fanout: usize,
-    /// How many peers a node knows the load of.
+    /// How many peers' loads a node keeps.
     pub view: usize,
     /// How many entries one gossip message carries, the sender's own included.
     pub shuffle: usize,
-    /// When an entry that nobody renewed is forgotten: its node is presumably gone.
+    /// How old an entry becomes before it is dropped: its node is presumably gone.
     pub entry_max_age_ms: u64,
     /// The half-life of the smoothing of measured loads.
     pub load_half_life_ms: u64,
-    /// The half-life of the memory of a VM's peak, which stands for what it would use if it were
-    /// not starved.
+    /// The half-life of a VM's peak, which stands for what it would use if it were not starved.
     pub peak_half_life_ms: u64,
     /// Above this load a node wants to give a VM away.
     pub high_watermark: f64,
-    /// Below this load a node stops wanting to; also the highest load at which a node accepts a VM,
-    /// the VM included.
+    /// Below this load it no longer wants to; also the highest load, the VM included, at which a
+    /// node accepts a VM.
     pub low_watermark: f64,
-    /// How long the load must have stayed high.
+    /// How long the load must stay high before a VM is given away.
     pub sustained_ms: u64,
     /// How much lower the load that a VM meets must be after the move than before.
     pub min_gain: f64,
-    /// How many points of load a place is worth more whose move would take all of a VM's traffic
-    /// off the network (and less, the other way round). It chooses among places; whether a move is
-    /// worth making is decided by load alone.
+    /// How many points of load a place gains if the move would take all of a VM's traffic off the
+    /// network, and loses in the reverse case. It chooses among places; load alone decides whether
+    /// a move is worth making.
     pub affinity_weight: f64,
-    /// Bytes a second of a VM's traffic below which it does not matter where it goes.
+    /// How many bytes a second of traffic a VM has before its traffic counts.
     pub affinity_above: u64,
     /// How long a VM that has moved stays where it is.
     pub vm_cooldown_ms: u64,
     /// How long a node that has given a VM away waits for its effect before giving another.
     pub node_cooldown_ms: u64,
-    /// How long an answer to an offer may take.
+    /// How long to wait for the answer to an offer.
     pub offer_timeout_ms: u64,
-    /// How long to wait when no peer would take a VM.
+    /// How long to wait after no peer took a VM.
     pub retry_ms: u64,
     /// How many peers are asked in one round.
     pub offers_per_round: usize,
-    /// How long capacity is kept for a VM that was accepted and has not arrived.
+    /// How long capacity is reserved for an accepted VM that has not arrived.
     pub reservation_ms: u64,
     /// How long an arrived VM still counts on top of the measured load, until the smoothing has
     /// caught up.
@@ -86,7 +86,7 @@ impl Default for Placement {
             sustained_ms: 4000,
             min_gain: 0.15,
             affinity_weight: 0.10,
-            // What earns a shortcut: a copy or a call, not a shell.
+            // As much as earns a shortcut: a copy or a call, not a shell.
             affinity_above: 8000,
             vm_cooldown_ms: 120_000,
             node_cooldown_ms: 15_000,
@@ -160,7 +160,7 @@ impl Placement {
                 "view, fanout and shuffle must be above 0",
             ),
             (
-                self.view <= 64 && self.shuffle <= crate::wire::MAX_ENTRIES,
+                self.view <= 64 && self.shuffle <= MAX_ENTRIES,
                 "view is at most 64 and shuffle at most 16",
             ),
         ];

@@ -1,25 +1,23 @@
-//! What managers say to each other: one version byte, then postcard. Messages are small and
-//! bounded; whatever does not parse or is unsound is refused as a whole.
+//! The messages between managers: one version byte, then postcard. Messages are small and bounded;
+//! one that does not parse, or has impossible figures, is rejected as a whole.
 
-use crate::load::LoadVector;
+use crate::{
+    limits::{MAX_ENTRIES, MAX_MESSAGE_BYTES},
+    load::LoadVector,
+};
 use p2pvm_overlay::VmId;
 use serde::{Deserialize, Serialize};
 
-/// The most entries of one gossip message.
-pub const MAX_ENTRIES: usize = 16;
-
-/// The longest message: [`MAX_ENTRIES`] entries fit.
-pub const MAX_MESSAGE_BYTES: usize = 2048;
-
 const VERSION: u8 = 2;
 
-/// Ages above this make no difference.
+/// How old an entry may be.
+/// Reason: larger ages make no difference.
 const MAX_AGE_MS: u32 = 3_600_000;
 
 /// A load and how old it was when the message was sent: clocks of different nodes are never
 /// compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Heard {
+pub struct LoadReport {
     /// The load.
     pub load: LoadVector,
     /// Its age in milliseconds.
@@ -29,7 +27,7 @@ pub struct Heard {
 /// Asks a peer to take a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
-    /// Chosen by the offering node, unique among its offers.
+    /// Drawn by the offering node, unique among its offers.
     pub id: u64,
     /// The VM.
     pub vm: VmId,
@@ -43,7 +41,7 @@ pub struct Offer {
 
 /// Why a peer does not take a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Refusal {
+pub enum OfferRefusal {
     /// Its CPUs would be too busy.
     Busy,
     /// Its memory would not suffice.
@@ -56,13 +54,13 @@ pub enum Refusal {
     Unavailable,
 }
 
-/// What managers say to each other.
+/// A message between two managers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
     /// Loads that the sender knows, its own among them; asks for the receiver's.
-    Shuffle(Vec<Heard>),
+    Shuffle(Vec<LoadReport>),
     /// The answer to a shuffle.
-    ShuffleReply(Vec<Heard>),
+    ShuffleReply(Vec<LoadReport>),
     /// Asks the receiver to take a VM.
     Offer(Offer),
     /// Takes the VM of that offer; capacity is reserved.
@@ -77,8 +75,8 @@ pub enum Message {
         /// The offer's.
         id: u64,
         /// Why not.
-        why: Refusal,
-        /// The refusing node's load, so that the asking node knows better.
+        why: OfferRefusal,
+        /// The refusing node's load, which corrects the asking node's view.
         load: LoadVector,
     },
     /// The VM of that offer will not come: the reservation may go.
@@ -88,7 +86,7 @@ pub enum Message {
     },
 }
 
-/// Bytes that are no message.
+/// Why bytes are no message.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WireError {
     /// Longer than [`MAX_MESSAGE_BYTES`].
@@ -153,7 +151,7 @@ impl Message {
     }
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for OfferRefusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Busy => "its CPUs would be too busy",
@@ -207,16 +205,16 @@ mod tests {
     fn messages() -> impl Strategy<Value = Message> {
         let entries = || {
             prop::collection::vec(
-                (loads(), 0..=MAX_AGE_MS).prop_map(|(load, age_ms)| Heard { load, age_ms }),
+                (loads(), 0..=MAX_AGE_MS).prop_map(|(load, age_ms)| LoadReport { load, age_ms }),
                 0..=MAX_ENTRIES,
             )
         };
         let refusals = prop_oneof![
-            Just(Refusal::Busy),
-            Just(Refusal::Memory),
-            Just(Refusal::LittleGain),
-            Just(Refusal::Occupied),
-            Just(Refusal::Unavailable)
+            Just(OfferRefusal::Busy),
+            Just(OfferRefusal::Memory),
+            Just(OfferRefusal::LittleGain),
+            Just(OfferRefusal::Occupied),
+            Just(OfferRefusal::Unavailable)
         ];
         prop_oneof![
             entries().prop_map(Message::Shuffle),
@@ -276,7 +274,7 @@ mod tests {
             vms: 0,
             place: None,
         };
-        let heard = vec![Heard {
+        let heard = vec![LoadReport {
             load: load.clone(),
             age_ms: 0,
         }];
@@ -285,7 +283,7 @@ mod tests {
             Err(WireError::Malformed)
         );
         let many = vec![
-            Heard {
+            LoadReport {
                 load: LoadVector { cpu: 0.5, ..load },
                 age_ms: 0
             };

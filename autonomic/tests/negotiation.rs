@@ -2,8 +2,8 @@
 //! negative.
 
 use p2pvm_autonomic::{
-    Decision, Heard, Input, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis, Offer,
-    Output, Placement, Refusal, VmLoad,
+    Decision, Input, LoadReport, LoadVector, LocalLoad, Manager, Message, MigrationEnd, Millis,
+    Offer, OfferRefusal, Output, Placement, VmLoad,
 };
 use p2pvm_overlay::{MemberId, VmId};
 
@@ -94,7 +94,7 @@ fn offering(peers: &[(MemberId, f32)]) -> (Manager, MemberId, Offer) {
     let mut manager = Manager::new(ME, Placement::default(), 1);
     let entries = peers
         .iter()
-        .map(|(peer, cpu)| Heard {
+        .map(|(peer, cpu)| LoadReport {
             load: vector(*peer, 1, *cpu),
             age_ms: 0,
         })
@@ -160,7 +160,7 @@ fn a_refusal_turns_to_the_next_best_and_corrects_what_was_believed() {
     assert_eq!(first, PEER);
     let refusal = Message::Reject {
         id: offer.id,
-        why: Refusal::Busy,
+        why: OfferRefusal::Busy,
         load: vector(PEER, 2, 0.9),
     };
     let next = offers(&tell(&mut manager, 6, PEER, refusal));
@@ -169,7 +169,7 @@ fn a_refusal_turns_to_the_next_best_and_corrects_what_was_believed() {
         manager
             .explain(VM)
             .iter()
-            .any(|e| e.decision == Decision::Refused(Refusal::Busy))
+            .any(|e| e.decision == Decision::Refused(OfferRefusal::Busy))
     );
 }
 
@@ -196,7 +196,7 @@ fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_lo
             Some(decision)
         );
         let fresh = |seq| {
-            Message::ShuffleReply(vec![Heard {
+            Message::ShuffleReply(vec![LoadReport {
                 load: vector(PEER, seq, 0.1),
                 age_ms: 0,
             }])
@@ -231,7 +231,7 @@ fn offer(id: u64, vm: u8, cpu: f32, memory_mib: u64) -> Message {
     })
 }
 
-fn answer(outputs: &[Output]) -> Option<Result<u64, Refusal>> {
+fn answer(outputs: &[Output]) -> Option<Result<u64, OfferRefusal>> {
     outputs.iter().find_map(|output| match output {
         Output::Send(_, Message::Accept { id, .. }) => Some(Ok(*id)),
         Output::Send(_, Message::Reject { why, .. }) => Some(Err(*why)),
@@ -247,11 +247,11 @@ fn a_peer_agrees_by_its_own_load_memory_and_promises() {
     );
     assert_eq!(
         answer(&tell(&mut target(0.6), 6, PEER, offer(1, 1, 1.0, 512))),
-        Some(Err(Refusal::Busy))
+        Some(Err(OfferRefusal::Busy))
     );
     assert_eq!(
         answer(&tell(&mut target(0.1), 6, PEER, offer(1, 1, 1.0, 6000))),
-        Some(Err(Refusal::Memory))
+        Some(Err(OfferRefusal::Memory))
     );
     let cool = Message::Offer(Offer {
         id: 1,
@@ -262,18 +262,18 @@ fn a_peer_agrees_by_its_own_load_memory_and_promises() {
     });
     assert_eq!(
         answer(&tell(&mut target(0.1), 6, PEER, cool)),
-        Some(Err(Refusal::LittleGain))
+        Some(Err(OfferRefusal::LittleGain))
     );
     let mut unmeasured = Manager::new(ME, Placement::default(), 1);
     assert_eq!(
         answer(&tell(&mut unmeasured, 6, PEER, offer(1, 1, 1.0, 512))),
-        Some(Err(Refusal::Unavailable))
+        Some(Err(OfferRefusal::Unavailable))
     );
     let mut drained = target(0.1);
     drained.handle(Millis(6000), Input::Draining(true));
     assert_eq!(
         answer(&tell(&mut drained, 6, PEER, offer(1, 1, 1.0, 512))),
-        Some(Err(Refusal::Unavailable))
+        Some(Err(OfferRefusal::Unavailable))
     );
 }
 
@@ -291,7 +291,7 @@ fn what_was_promised_counts_until_it_is_called_off_or_runs_out() {
     );
     assert_eq!(
         answer(&tell(&mut manager, 6, OTHER, offer(2, 2, 1.6, 512))),
-        Some(Err(Refusal::Busy)),
+        Some(Err(OfferRefusal::Busy)),
         "0.1 + 1/4 + 1.6/4 > 0.65"
     );
     assert_eq!(
@@ -300,7 +300,7 @@ fn what_was_promised_counts_until_it_is_called_off_or_runs_out() {
     );
     assert_eq!(
         answer(&tell(&mut manager, 6, OTHER, offer(4, 4, 0.1, 512))),
-        Some(Err(Refusal::Occupied))
+        Some(Err(OfferRefusal::Occupied))
     );
     assert_eq!(manager.load_vector().memory_used_mib, 2048 + 1024);
     tell(&mut manager, 7, OTHER, Message::Release { id: 1 });
@@ -337,7 +337,7 @@ fn a_disabled_or_drained_node_moves_nothing_by_itself() {
             &mut manager,
             1,
             PEER,
-            Message::ShuffleReply(vec![Heard {
+            Message::ShuffleReply(vec![LoadReport {
                 load: vector(PEER, 1, 0.1),
                 age_ms: 0,
             }]),

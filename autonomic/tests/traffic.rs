@@ -2,7 +2,8 @@
 //! loads allow.
 
 use p2pvm_autonomic::{
-    Heard, Input, LoadVector, LocalLoad, Manager, Message, Millis, Output, Placement, Talk, VmLoad,
+    Input, LoadReport, LoadVector, LocalLoad, Manager, Message, Millis, Output, Placement, Talk,
+    VmLoad,
 };
 use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
 
@@ -34,7 +35,7 @@ fn offered(near: f32, far: f32, rate: f64, load: f64) -> Option<(MemberId, Strin
             vms: 0,
             place: at(ms),
         };
-        Heard { load, age_ms: 0 }
+        LoadReport { load, age_ms: 0 }
     };
     let entries = vec![heard(NEAR, near, 95), heard(FAR, far, -100)];
     manager.handle(

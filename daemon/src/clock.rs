@@ -3,13 +3,13 @@
 use p2pvm_overlay::{UnixTime, membership::Invite};
 use std::time::{Duration, SystemTime};
 
-/// What helps against a wrong clock.
+/// The remedy for a wrong clock.
 pub const SET: &str = "set it: 'timedatectl set-ntp true', or 'date -s'";
-/// Clocks that differ less are equal for invites and certificates.
+/// The difference below which two clocks count as equal for invites and certificates.
 pub const TOLERANCE: Duration = Duration::from_secs(60);
-/// No clock that is right shows an earlier time than the year of this program, 2026.
+/// The earliest time that a correct clock can show: the beginning of 2026, this program's year.
 const PROGRAM_BORN: UnixTime = UnixTime(1_767_225_600);
-/// A founder's clock may be this far ahead before a joiner's is doubted.
+/// How far a founder's clock may be ahead before a joiner's clock is doubted.
 const FOUNDED_AHEAD: u64 = 300;
 
 /// A span of time in its two largest units: "23 h 4 min", "2 d", "41 s".
@@ -21,7 +21,7 @@ pub fn span(of: Duration) -> String {
     };
     let (size, unit) = units[at];
     let mut said = format!("{} {unit}", seconds / size);
-    // Nobody needs the hours of 700 days.
+    // The hours of 700 days are noise.
     if let Some((next, unit)) = units.get(at + 1)
         && seconds / size < 100
         && seconds % size >= *next
@@ -31,8 +31,8 @@ pub fn span(of: Duration) -> String {
     said
 }
 
-/// "23 h 4 min ahead of", "2 d behind": how far `here` is from `there`; none if they are as good as
-/// equal.
+/// "23 h 4 min ahead of", "2 d behind": the difference of `here` from `there`; `None` if they count
+/// as equal.
 pub fn apart(here: UnixTime, there: UnixTime) -> Option<String> {
     let by = Duration::from_secs(here.0.abs_diff(there.0));
     if by < TOLERANCE {
@@ -45,7 +45,7 @@ pub fn apart(here: UnixTime, there: UnixTime) -> Option<String> {
     ))
 }
 
-/// A time of day as a person reads it.
+/// A time as a readable date.
 pub fn shown(at: UnixTime) -> String {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(at.0.min(200_000_000_000)));
     at.map_or_else(
@@ -64,7 +64,7 @@ pub fn impossible(now: UnixTime) -> Option<String> {
     })
 }
 
-/// What speaks against an invite by this machine's clock, which may itself be what is wrong.
+/// What this machine's clock says against an invite. The clock itself may be wrong.
 pub fn doubt(invite: &Invite, now: UnixTime) -> Option<String> {
     let created = invite.network().created;
     if created.0 > now.0.saturating_add(FOUNDED_AHEAD) {

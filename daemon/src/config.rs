@@ -1,5 +1,5 @@
-//! `node.toml`: what a user may set for one node. All of it has defaults; an unknown key is
-//! refused, so that a misspelt one is noticed.
+//! `node.toml`: the settings of one node. Every setting has a default; an unknown key is an error,
+//! so that a misspelt one is noticed.
 
 use crate::{
     layout::{Layout, read_if_there},
@@ -31,62 +31,63 @@ pub struct Config {
     pub device: String,
     /// Ask the local router for port mappings (UPnP, PCP, NAT-PMP).
     pub upnp: bool,
-    /// Where others reach this machine from outside, if a person made the router forward both ports
-    /// to it: addresses or DNS names.
+    /// Addresses or DNS names at which others reach this machine from outside, if its router
+    /// forwards both ports to it.
     pub reachable_at: Vec<String>,
-    /// Pass on datagrams between members that cannot reach each other directly.
+    /// Relay datagrams between members that cannot reach each other directly.
     pub relay: bool,
-    /// How much of that at most, Mbit/s; 0: as much as comes.
+    /// The limit of relaying, Mbit/s; 0 for no limit.
     pub relay_mbit: u32,
-    /// Count who talks with whom, for `p2pvm traffic`, shortcuts and placement.
+    /// Count the traffic between members and guests, for `p2pvm traffic`, shortcuts and placement.
     pub traffic: bool,
-    /// "auto" probes KVM once per boot of the host; "kvm" and "tcg" insist.
+    /// "auto" probes KVM once per boot of the host; "kvm" and "tcg" force one.
     pub accel: String,
     /// A Linux kernel to probe KVM with; empty for the host's own in /boot.
     pub probe_kernel: String,
-    /// Let this host's programs find the network's names, by systemd-resolved or /etc/resolv.conf:
-    /// "auto" or "off". Left out it is "auto", but "off" on a testbed, whose hosts share their
-    /// files.
+    /// Let this host's programs resolve the network's names, by systemd-resolved or
+    /// /etc/resolv.conf: "auto" or "off". The default is "auto", but "off" on a testbed, whose
+    /// hosts share their files.
     pub resolver: Option<String>,
-    /// Let other firewalls on this machine (Docker's, ufw's, firewalld's) pass what comes in by the
-    /// network's own interface, where they drop what they do not know: "auto" or "off". Who may
-    /// send what there is the network's policy's to say.
+    /// Let packets from the network's interface through other firewalls on this machine (Docker's,
+    /// ufw's, firewalld's) that drop unknown packets: "auto" or "off". The network's policy says
+    /// which packets are allowed.
     pub firewall: String,
-    /// Carry multicast (such as mDNS) between guests here and those of other members that do too.
+    /// Carry multicast (such as mDNS) between this host's guests and those of other members with
+    /// this setting.
     pub multicast: bool,
-    /// Processors that count as this host's capacity; 0 for all of the machine's.
+    /// The number of processors that count as this host's capacity; 0 for all.
     pub cpus: u32,
     /// The ring that members route over.
     pub ring: Ring,
-    /// Up to so many members everyone keeps a control connection to everyone.
+    /// The largest network in which every member keeps a control connection to every other member.
     pub full_mesh: usize,
     /// Move VMs when this host is overloaded.
     pub autonomic: bool,
-    /// Serve the web dashboard on this host's address in the network, where nobody has said
-    /// otherwise with `p2pvm dashboard`.
+    /// Serve the web dashboard on this host's address in the network, unless `p2pvm dashboard` has
+    /// decided otherwise.
     pub dashboard: bool,
-    /// Its TCP port there.
+    /// The dashboard's TCP port.
     pub dashboard_port: u16,
-    /// When and how eagerly.
+    /// When VMs are moved.
     pub placement: Placement,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
-    /// A sentence about a table that the file still calls by its previous name.
+    /// A sentence about a table with its previous name in the file.
     #[serde(skip)]
     pub renamed: Option<String>,
 }
 
-/// `[ring]`: how many connections this member keeps beside those to its nearest.
+/// `[ring]`: how many connections this member keeps beside those to its nearest neighbours.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ring {
-    /// Far connections; 0 for log2 of the network's estimated size.
+    /// The number of far connections; 0 for log2 of the network's estimated size.
     pub far: usize,
-    /// Shortcuts at most.
+    /// The most shortcuts at a time.
     pub shortcuts: usize,
-    /// Traffic with one member that is worth a shortcut, kB/s.
+    /// Traffic with one member above which a shortcut is opened, kB/s.
     pub shortcut_above_kbytes: u64,
-    /// Traffic below which a shortcut is given up, kB/s.
+    /// Traffic below which a shortcut is closed, kB/s.
     pub shortcut_below_kbytes: u64,
 }
 
@@ -108,7 +109,7 @@ impl Default for Ring {
 }
 
 impl Ring {
-    /// As the overlay wants them.
+    /// These settings as the overlay's options.
     pub fn options(&self) -> RingOptions {
         RingOptions {
             far: (self.far > 0).then_some(self.far),
@@ -149,8 +150,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads `node.toml` of the state directory, else the package's for the state directory of the
-    /// service, else the defaults.
+    /// Reads `node.toml` in the state directory; if it is missing, the package's settings (for the
+    /// service's state directory only); otherwise returns the defaults.
     pub fn load(layout: &Layout) -> Outcome<Self> {
         let mut path = layout.config();
         let mut bytes = read_if_there(&path)?;
@@ -219,8 +220,8 @@ impl Config {
         self.traces.check()
     }
 
-    /// The settings of a text, which may call `[placement]` by its previous name. The error is a
-    /// sentence without the file's name.
+    /// Parses the settings; `[placement]` may have its previous name. The error is a sentence
+    /// without the file's name.
     fn parse(text: &str) -> Result<Self, String> {
         let mut tables = DeTable::parse(text).map_err(|e| e.to_string())?;
         let previous = tables.get_mut().remove_entry("policy");
@@ -262,7 +263,7 @@ impl Config {
         self.reachable_at.iter().flat_map(of).collect()
     }
 
-    /// The same for the packet plane, which knows no DNS.
+    /// The packet plane's address that follows from `reachable_at`; DNS names do not count.
     pub fn outside(&self) -> Option<SocketAddr> {
         let ip = self
             .reachable_at
@@ -271,7 +272,7 @@ impl Config {
         Some(SocketAddr::new(ip, self.link_port))
     }
 
-    /// What this node passes on for others.
+    /// Whether and how much this node relays for others.
     pub fn relay(&self) -> RelayOffer {
         RelayOffer {
             willing: self.relay,
@@ -279,7 +280,7 @@ impl Config {
         }
     }
 
-    /// Whether this host is told about the network's names.
+    /// Whether this host's programs are to resolve the network's names.
     pub fn uses_resolver(&self) -> bool {
         match self.resolver.as_deref() {
             Some(said) => said == "auto",
@@ -287,7 +288,7 @@ impl Config {
         }
     }
 
-    /// The accelerator that the user insists on.
+    /// The accelerator that the settings force.
     pub fn accel(&self) -> Option<Accel> {
         match self.accel.as_str() {
             "kvm" => Some(Accel::Kvm),
@@ -312,7 +313,7 @@ impl Config {
     }
 }
 
-/// Whether it is an IP address or can be a DNS name.
+/// Whether `text` is an IP address or can be a DNS name.
 fn is_place(text: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
@@ -455,8 +456,7 @@ mod tests {
         );
     }
 
-    /// The packaged file: each setting stands in it with its default, as a comment that only wants
-    /// its `#` removed.
+    /// The packaged file has each setting with its default, as a comment whose `#` can be removed.
     #[test]
     fn the_packaged_settings_name_every_setting_with_its_default() {
         let packaged = include_str!("../../packaging/node.toml");

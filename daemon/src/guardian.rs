@@ -1,10 +1,9 @@
-//! A small process beside the daemon that undoes at once what a killed daemon left changed on this
-//! machine.
+//! The guardian: a small process that at once undoes a killed daemon's changes to this machine.
 //!
-//! It holds one end of a pipe and waits: a byte is the daemon's goodbye, the pipe's end without one
-//! is its death. It has a session of its own and none of the daemon's descriptors, so it outlives a
-//! kill of the daemon and a Ctrl-C in its terminal, and holds neither ports nor lock. The next
-//! daemon may be faster: the lock of the state directory tells who undoes.
+//! It holds one end of a pipe and waits: a byte is the daemon's goodbye, the pipe's end without a
+//! byte is the daemon's death. It has a session of its own and none of the daemon's descriptors, so
+//! it outlives a kill of the daemon and a Ctrl-C in its terminal, and holds neither ports nor lock.
+//! The next daemon may be faster: the process that gets the state directory's lock undoes.
 
 use crate::{layout::Layout, lock, machine::changes};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -16,19 +15,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The kernel gives a killed daemon's lock back in its own time.
+/// How long the kernel may take to release a killed daemon's lock.
 const DYING: Duration = Duration::from_secs(5);
 const GOODBYE: u8 = b'b';
 
-/// The daemon's hold on its guardian; dropped without [`Guardian::goodbye`] it lets the guardian
-/// act.
+/// The daemon's end of the guardian's pipe. Dropped without [`Guardian::goodbye`], it lets the
+/// guardian act.
 pub struct Guardian {
     child: Child,
     pipe: Option<ChildStdin>,
 }
 
 impl Guardian {
-    /// Starts it for this process, which has the lock of the state directory.
+    /// Starts a guardian for this process, which has the state directory's lock.
     pub fn start(layout: &Layout) -> Outcome<Self> {
         let dir = std::path::absolute(layout.dir()).doing("finding the state directory")?;
         let mut command = Command::new("/proc/self/exe");
@@ -48,21 +47,21 @@ impl Guardian {
         Ok(Self { child, pipe })
     }
 
-    /// Everything is undone: it may end.
+    /// Ends the guardian after the daemon has undone everything.
     pub fn goodbye(mut self) {
         if let Some(mut pipe) = self.pipe.take() {
-            // One that somebody killed needs no goodbye.
+            // A guardian that was killed needs no goodbye.
             let _ = pipe.write_all(&[GOODBYE]);
         }
         let _ = self.child.wait();
     }
 }
 
-/// The guardian of the daemon `of`, or without one: undoes what is left, unless a daemon runs.
+/// Runs the guardian of the daemon `of`; without `of` undoes leftovers, unless a daemon runs.
 pub fn run(layout: &Layout, of: Option<u32>) -> Outcome<()> {
     if of.is_some() {
         let _ = nix::sys::prctl::set_name(c"p2pvm-guardian");
-        // Fails only for a leader of a process group, which has left its terminal's already.
+        // Fails only for a leader of a process group, which has left the terminal's already.
         let _ = nix::unistd::setsid();
         for ignored in [
             Signal::SIGINT,
@@ -85,11 +84,11 @@ pub fn run(layout: &Layout, of: Option<u32>) -> Outcome<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     if layout.undo().exists() && of.is_some() {
-        // Opened only now: a log that nobody holds open can be moved.
+        // Opened only now, so that the log can be moved before.
         if let Ok(mut log) = OpenOptions::new().append(true).open(layout.log()) {
             let _ = writeln!(
                 log,
-                "the daemon was killed: its guardian undoes what it changed on this machine"
+                "the daemon was killed: its guardian undoes its changes to this machine"
             );
         }
     }

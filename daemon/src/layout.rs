@@ -1,5 +1,5 @@
-//! Where a node keeps what it must not forget: one directory, `/var/lib/p2pvm` unless `P2PVM_DIR`
-//! or `--dir` says otherwise. Files that are written whole are replaced atomically.
+//! The state directory, `/var/lib/p2pvm` unless `P2PVM_DIR` or `--dir` gives another, and the names
+//! of its files. Files that are written as a whole are replaced atomically.
 
 use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_overlay::durable;
@@ -14,13 +14,12 @@ use std::{
 pub struct Layout(PathBuf);
 
 impl Layout {
-    /// The layout below `dir`; nothing is touched yet.
+    /// The layout below `dir`; touches no file.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         Self(dir.into())
     }
 
-    /// Makes the directory, readable by its owner only (guests reach their own sub-directory by
-    /// being given it).
+    /// Makes the directory, readable by its owner only.
     pub fn create(&self) -> Outcome<()> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -62,7 +61,7 @@ impl Layout {
         self.0.join("bootstrap")
     }
 
-    /// Who was expelled.
+    /// The revocations.
     pub fn revocations(&self) -> PathBuf {
         self.0.join("revocations")
     }
@@ -77,27 +76,27 @@ impl Layout {
         self.0.join("routes.json")
     }
 
-    /// That this machine is to become a member of its own, its state being a copy of another's.
+    /// The plan of a machine with a copied state to become a member of its own.
     pub fn succession(&self) -> PathBuf {
         self.0.join("succession.json")
     }
 
-    /// Where the new membership grows meanwhile.
+    /// The directory of the planned membership.
     pub fn successor(&self) -> PathBuf {
         self.0.join("successor")
     }
 
-    /// What a daemon changed on this machine that has to be put back.
+    /// The journal of the daemon's changes to this machine that have to be undone.
     pub fn undo(&self) -> PathBuf {
         self.0.join("undo.json")
     }
 
-    /// Settings a user may edit.
+    /// The settings.
     pub fn config(&self) -> PathBuf {
         self.0.join("node.toml")
     }
 
-    /// Room that is kept for a full disk.
+    /// The reserve for a full disk.
     pub fn reserve(&self) -> PathBuf {
         self.0.join("reserve")
     }
@@ -117,17 +116,17 @@ impl Layout {
         self.0.join("dashboard.token")
     }
 
-    /// Whether the web dashboard is on, as it was said last.
+    /// Whether the web dashboard is on.
     pub fn dashboard_switch(&self) -> PathBuf {
         self.0.join("dashboard.switch")
     }
 
-    /// Held locked while a daemon runs; holds its process id.
+    /// The lock that a running daemon holds; it contains the daemon's process id.
     pub fn lock(&self) -> PathBuf {
         self.0.join("daemon.pid")
     }
 
-    /// What a detached daemon prints.
+    /// The log of a detached daemon.
     pub fn log(&self) -> PathBuf {
         self.0.join("daemon.log")
     }
@@ -142,7 +141,7 @@ impl Layout {
         self.0.join("votes.log")
     }
 
-    /// Admissions counted here.
+    /// The admissions counted by this member.
     pub fn admissions(&self) -> PathBuf {
         self.0.join("admissions.log")
     }
@@ -152,7 +151,7 @@ impl Layout {
         self.0.join("leases")
     }
 
-    /// This host's own lease as it stood last.
+    /// This host's last lease.
     pub fn lease(&self) -> PathBuf {
         self.0.join("lease")
     }
@@ -185,7 +184,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
         .doing(format_args!("cannot write {}", path.display()))
 }
 
-/// Reads a whole file, or none where it does not exist.
+/// Reads a whole file; `None` if it does not exist.
 pub fn read_if_there(path: &Path) -> Outcome<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),

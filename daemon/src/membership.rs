@@ -1,5 +1,4 @@
-//! What a machine knows of its own membership, on disk: founding a network, joining one, forgetting
-//! it.
+//! This machine's membership on disk: founding a network, joining one, forgetting it.
 
 mod found;
 mod join;
@@ -18,7 +17,7 @@ use p2pvm_overlay::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fs, path::Path};
 
-/// How every invite begins.
+/// The prefix of every invite.
 pub const INVITE_PREFIX: &str = "p2pvm1";
 
 /// The membership of this machine.
@@ -31,7 +30,7 @@ pub struct Membership {
     pub identity: Identity,
     /// The root key, on the machine that founded the network.
     pub root: Option<KeyPair>,
-    /// Where to knock first.
+    /// The addresses to dial first.
     pub bootstrap: Vec<String>,
 }
 
@@ -51,7 +50,7 @@ fn decode<T: DeserializeOwned>(path: &Path) -> Outcome<Option<T>> {
         .map(Some)
 }
 
-/// Refuses to go on without a membership.
+/// Fails without a membership.
 pub fn require_member(layout: &Layout) -> Outcome<()> {
     if layout.is_member() {
         return Ok(());
@@ -63,7 +62,7 @@ pub fn require_member(layout: &Layout) -> Outcome<()> {
     )))
 }
 
-/// Refuses a machine that is in a network already.
+/// Fails if this machine is a member of a network.
 pub fn refuse_member(layout: &Layout) -> Outcome<()> {
     if !layout.is_member() {
         return Ok(());
@@ -74,11 +73,10 @@ pub fn refuse_member(layout: &Layout) -> Outcome<()> {
     )))
 }
 
-/// Says a refusal in a sentence that says what to do.
+/// Turns a refusal into a sentence that says what to do.
 pub fn refused(refusal: Refusal) -> Failure {
     let kind = match refusal {
-        // The one is waiting for others to answer, the other reaches none: not a word about this
-        // machine.
+        // Too few members answered, or none was reached: neither says anything about this machine.
         Refusal::Undecided(_) | Refusal::CannotAdmit => Kind::NotNow,
         _ => Kind::Refused,
     };
@@ -88,7 +86,7 @@ pub fn refused(refusal: Refusal) -> Failure {
             "the invite is used up: ask for a new one ('p2pvm invite --uses N')".to_owned()
         }
         Refusal::Tampered => {
-            "the invite was changed on the way (its signature does not fit): ask for it again"
+            "the invite was changed on the way (its signature is invalid): ask for it again"
                 .to_owned()
         }
         Refusal::NotAnInvite => {
@@ -102,22 +100,22 @@ pub fn refused(refusal: Refusal) -> Failure {
     Failure::new(kind, message)
 }
 
-/// The name of the network that an invite leads into, if it is one and whole. Whether its time is
-/// over is for a member to say: this machine's clock may be wrong.
+/// The name of an invite's network, if the invite is complete. Only a member decides whether it has
+/// expired, because this machine's clock may be wrong.
 pub fn network_of_invite(text: &str) -> Outcome<String> {
     Ok(Invite::parse(text).map_err(refused)?.network().name.clone())
 }
 
-/// Whether an invite is whole and, by this machine's clock, still valid.
+/// Checks that an invite is complete and, by this machine's clock, still valid.
 pub fn checked_invite(text: &str) -> Outcome<()> {
     let invite = Invite::parse(text).map_err(refused)?;
     invite.check(UnixTime::now()).map_err(refused)
 }
 
-/// Whether this machine is a member of the network that an invite leads into.
+/// Whether this machine is a member of an invite's network.
 ///
 /// # Errors
-/// If it is one of another network, or is called otherwise than `given`.
+/// It is a member of another network, or its name is not `given`.
 pub fn already(layout: &Layout, invite: &Invite, given: Option<&str>) -> Outcome<bool> {
     if layout.is_member() {
         return match network(layout)? {
@@ -139,7 +137,7 @@ pub fn already(layout: &Layout, invite: &Invite, given: Option<&str>) -> Outcome
     Ok(false)
 }
 
-/// A name is in the certificate: it stays as long as the membership.
+/// Rejects another name: the name is in the certificate and stays as long as the membership.
 fn keeps_name(layout: &Layout, given: &str) -> Outcome<()> {
     let certificate: Option<Certificate> = decode(&layout.certificate())?;
     match certificate {
@@ -152,7 +150,7 @@ fn keeps_name(layout: &Layout, given: &str) -> Outcome<()> {
     }
 }
 
-/// The network that this machine is in, if it is in one.
+/// This machine's network, if it is a member of one.
 pub fn network(layout: &Layout) -> Outcome<Option<NetworkConfig>> {
     decode(&layout.network())
 }
@@ -193,10 +191,10 @@ pub fn load(layout: &Layout) -> Outcome<Membership> {
     })
 }
 
-/// Forgets the membership and all that hangs on it. The identity and the root key stay: they are
-/// this machine's and the network's, not the membership's.
+/// Forgets the membership and its state. The identity and the root key stay, because they belong to
+/// this machine and to the network.
 pub fn forget(layout: &Layout) -> Outcome<()> {
-    // The certificate goes first: without it an interrupted forgetting is still one.
+    // The certificate goes first: without it this machine is no member, also after a crash here.
     for file in [
         layout.certificate(),
         layout.network(),

@@ -1,5 +1,4 @@
-//! What this machine is called in the network where nobody said it: a DNS label out of its host
-//! name, whatever that is.
+//! This machine's name in the network if the user gives none: a DNS label made from its host name.
 
 use crate::{
     membership::{check_host, is_host},
@@ -10,22 +9,22 @@ use p2pvm_overlay::MemberId;
 
 /// The longest label, bytes.
 const MAX: usize = 63;
-/// Host names that say nothing of the machine.
+/// Host names that say nothing about the machine.
 const NO_NAMES: [&str; 4] = ["localhost", "localdomain", "none", "debian-live"];
 
-/// A name and where it is from.
+/// A name and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Called {
     /// The label.
     pub label: String,
-    /// Whether it was made up here, so that another may take its place.
+    /// Whether it was derived, so that it may be replaced by another.
     pub derived: bool,
-    /// What to tell the person, where the name is not plainly the host name.
+    /// A note for the user, if the name is not simply the host name.
     pub note: Option<String>,
 }
 
 impl Called {
-    /// A name that somebody chose.
+    /// A name given by the user.
     pub fn given(label: &str) -> Self {
         Self {
             label: label.to_owned(),
@@ -34,7 +33,7 @@ impl Called {
         }
     }
 
-    /// Another name for the same machine, because this one is taken: with the beginning of its id.
+    /// Another name, because this one is taken: with the beginning of the machine's id as a suffix.
     pub fn another(&self, me: MemberId) -> Self {
         let label = suffixed(&self.label, me);
         let note = Some(format!(
@@ -50,11 +49,11 @@ impl Called {
     }
 }
 
-/// The name for this machine: the one given, or one that follows from its host name. `me` is asked
-/// only where that is of no use.
+/// The name for this machine: the given one, or one derived from its host name. `me` is called only
+/// if the host name is of no use.
 ///
 /// # Errors
-/// A name that was given and cannot be one.
+/// The given name is invalid.
 pub fn choose(given: Option<String>, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called> {
     if let Some(label) = given {
         check_host(&label)?;
@@ -74,7 +73,7 @@ fn derive(host: &str, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called>
     } else {
         suffixed("host", me()?)
     };
-    // "Lab2.example.org" is lab2 for everybody: nothing to say.
+    // That "Lab2.example.org" becomes lab2 needs no note.
     let plain = host
         .split('.')
         .next()
@@ -100,8 +99,8 @@ fn suffixed(stem: &str, me: MemberId) -> String {
     format!("{stem}-{first:02x}{second:02x}")
 }
 
-/// The first label of a host name, in letters, digits and inner hyphens; empty where nothing of it
-/// can be written so.
+/// The first label of a host name, in letters, digits and inner hyphens; empty if it has no letter
+/// or digit.
 fn fold(host: &str) -> String {
     let first = host
         .split('.')
@@ -150,8 +149,8 @@ fn latin(c: char) -> Option<&'static str> {
         'ŵ' => "w",
         'ý' | 'ÿ' | 'ŷ' => "y",
         'ź' | 'ż' | 'ž' => "z",
-        // Combining marks of a decomposed letter, as a Mac writes them, belong to the letter
-        // before.
+        // Combining marks of a decomposed letter, as a Mac writes them, belong to the previous
+        // letter.
         '\u{300}'..='\u{36f}' => "",
         _ => return None,
     })

@@ -1,6 +1,6 @@
-//! What a command needs of this machine, looked at before anything is made, spent or told to
-//! others. A refusal names what the system said and what helps; whatever is refused here, the
-//! invite is still good and the directory as it was.
+//! Checks of this machine before a command changes anything, uses an invite or tells other members.
+//! An error names the system's error and the remedy; after it the invite is still valid and the
+//! state directory unchanged.
 
 use crate::{clock, config::Config, layout::Layout};
 use p2pvm_api::{Doing, Failure, Outcome};
@@ -18,20 +18,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The kernel takes a killed daemon apart within this.
+/// How long to wait for a port. Reason: the kernel needs a moment to clean up a killed daemon.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
-/// Files that a start makes in the state directory, with room for what follows.
+/// How many inodes a start needs in the state directory, with a reserve.
 const FILES_NEEDED: u64 = 100;
-/// Open files below which a daemon does not start.
+/// How many open files a daemon needs to start.
 const OPEN_FILES_NEEDED: u64 = 64;
-/// Free bytes of the state directory's file system below which no start makes sense.
+/// How many free bytes a new member's state directory needs.
 const ROOM_NEEDED: u64 = 1 << 20;
 
-/// What the daemon needs in order to run here at all: root, the TUN device, its ports, the state
-/// directory.
+/// Checks what the daemon needs to run: root, the TUN device, its ports, the state directory.
 ///
 /// # Errors
-/// The first that is missing, with its cause and its remedy; `what` is what cannot be done for it
+/// The first missing requirement, with its cause and remedy; `what` is the action that needs it
 /// ("joining").
 pub fn for_daemon(
     layout: &Layout,
@@ -46,22 +45,22 @@ pub fn for_daemon(
     )
 }
 
-/// Waits a moment for ports that somebody has.
+/// Waits a moment until both ports are free.
 ///
 /// # Errors
-/// Who has them still.
+/// The port that is still in use, and by which process.
 pub fn free_ports(port: u16, link_port: u16) -> Outcome<()> {
     let began = Instant::now();
     loop {
         match ports(port, link_port) {
-            // A daemon that was killed gives its ports back a moment after its lock.
+            // A killed daemon releases its ports a moment after its lock.
             Err(_) if began.elapsed() < PORT_PATIENCE => std::thread::sleep(PORT_PATIENCE / 50),
             checked => return checked,
         }
     }
 }
 
-/// The same without the ports, of which the daemon may be given others later.
+/// [`for_daemon`] without the ports, because the daemon may get other ones later.
 ///
 /// # Errors
 /// As [`for_daemon`].
@@ -72,7 +71,7 @@ pub fn for_machine(layout: &Layout, what: &str) -> Outcome<()> {
     tun(what)
 }
 
-/// Refuses a limit of open files that the daemon would inherit and end by.
+/// Rejects a limit of open files that is too low for a daemon that inherits it.
 fn open_files(what: &str) -> Outcome<()> {
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
     let (soft, _) = limit.doing("asking for the limit of open files")?;
@@ -90,7 +89,7 @@ fn enough_files(what: &str, limit: u64) -> Outcome<()> {
     )))
 }
 
-/// Refuses who is not root.
+/// Rejects a user other than root.
 pub fn root(what: &str) -> Outcome<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
@@ -112,7 +111,7 @@ fn no_tun(what: &str, trouble: &TunTrouble) -> Failure {
     ))
 }
 
-/// Refuses a directory that is not there and cannot be made, or cannot be written.
+/// Rejects a directory that cannot be made or written.
 fn directory(dir: &Path) -> Outcome<()> {
     let there = dir
         .ancestors()
@@ -121,7 +120,7 @@ fn directory(dir: &Path) -> Outcome<()> {
     let advice = "choose another state directory with --dir";
     if !there.is_dir() {
         return Err(Failure::refused(format!(
-            "{} is no directory: {advice}",
+            "{} is not a directory: {advice}",
             there.display()
         )));
     }
@@ -134,8 +133,8 @@ fn directory(dir: &Path) -> Outcome<()> {
     })?;
     let room =
         nix::sys::statvfs::statvfs(there).doing(format_args!("looking at {}", there.display()))?;
-    // A member starts on a full disk too: its guests and its votes are needed, and it says that the
-    // disk is full.
+    // A member starts on a full disk too, because the network needs its guests and votes; it then
+    // reports the full disk.
     if room.blocks_available() * room.fragment_size() < ROOM_NEEDED && !Layout::at(dir).is_member()
     {
         return Err(Failure::refused(format!(
@@ -153,12 +152,12 @@ fn directory(dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Whether a file system takes more files. One that counts none, such as btrfs, says zero of zero.
+/// Whether a file system has free inodes. One without inodes, such as btrfs, reports zero of zero.
 fn has_files(all: u64, free: u64) -> bool {
     all == 0 || free >= FILES_NEEDED
 }
 
-/// Refuses ports that somebody has.
+/// Rejects ports that cannot be bound.
 pub fn ports(port: u16, link_port: u16) -> Outcome<()> {
     let wanted = [("udp", port), ("tcp", port), ("udp", link_port)];
     let busy = wanted
@@ -168,10 +167,10 @@ pub fn ports(port: u16, link_port: u16) -> Outcome<()> {
     let Some((protocol, port, error)) = busy else {
         return Ok(());
     };
-    let by =
-        holders::holder(protocol, port).map_or_else(String::new, |holder| format!(" by {holder}"));
+    let by = holders::holder(protocol, port)
+        .map_or_else(String::new, |holder| format!(" (used by {holder})"));
     Err(Failure::refused(format!(
-        "{} port {port} cannot be had{by}: {error}; end what uses it, or choose others with \
+        "{} port {port} cannot be bound{by}: {error}; end that program, or choose other ports with \
             --port and --link-port (port and link_port in node.toml)",
         protocol.to_uppercase()
     )))
@@ -186,7 +185,7 @@ pub fn taken(protocol: &str, port: u16) -> Option<io::Error> {
     bind((Ipv4Addr::UNSPECIFIED, port).into())
         .err()
         .or_else(|| {
-            // One that is bound to IPv6 and takes IPv4 too was found above.
+            // A socket that is bound to IPv6 and takes IPv4 too was found above.
             let v6 = bind((Ipv6Addr::UNSPECIFIED, port).into()).err()?;
             (v6.kind() == io::ErrorKind::AddrInUse
                 && bind((Ipv4Addr::UNSPECIFIED, port).into()).is_err())
@@ -194,16 +193,16 @@ pub fn taken(protocol: &str, port: u16) -> Option<io::Error> {
         })
 }
 
-/// What offering a subnet needs: rules of the kernel's firewall and its forwarding. Looked at
-/// before others are told of the offer.
+/// Checks what offering a subnet needs, before other members learn of the offer: the kernel's
+/// firewall rules and forwarding.
 ///
 /// # Errors
-/// What is missing, with its cause and its remedy.
+/// The missing requirement, with its cause and remedy.
 pub fn for_offer() -> Outcome<()> {
     const NOT_OFFERED: &str = "nothing has been offered";
     let settings = "/proc/sys/net/ipv4/conf/all/forwarding";
-    // Where the machine forwards already, as a container started with --sysctl does, nothing is
-    // written.
+    // Nothing has to be written if the machine forwards already, as in a container started with
+    // --sysctl.
     let forwards = std::fs::read_to_string(settings).is_ok_and(|text| text.trim() == "1");
     let writable = OpenOptions::new().write(true).open(settings);
     if let (false, Err(e)) = (forwards, writable) {
@@ -223,7 +222,7 @@ pub fn for_offer() -> Outcome<()> {
     })
 }
 
-/// Whether nft and the kernel would take these rules; they are checked, not made.
+/// Checks whether nft and the kernel would accept these rules, without adding them.
 fn nft_takes(rules: &str) -> Result<(), RunError> {
     run("nft", &["-c", "-f", "-"], rules).map(drop)
 }
@@ -231,10 +230,10 @@ fn nft_takes(rules: &str) -> Result<(), RunError> {
 /// The programs without which no guest starts.
 const GUEST_PROGRAMS: [&str; 3] = ["qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"];
 
-/// What starting a guest needs, looked at before an image is copied for it.
+/// Checks what starting a guest needs, before an image is copied for it.
 ///
 /// # Errors
-/// What is missing and how to get it.
+/// The missing programs and how to install them.
 pub fn for_guests() -> Outcome<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there =
@@ -254,7 +253,7 @@ pub fn for_guests() -> Outcome<()> {
     )))
 }
 
-/// Refuses a network whose subnet this machine needs for something else.
+/// Rejects a network whose subnet overlaps networks that this machine uses.
 pub fn subnet(subnet: Ipv4Subnet, advice: &str) -> Outcome<()> {
     match p2pvm_host::overlap((subnet.addr, subnet.prefix))
         .doing("reading this machine's routes and name servers")?
@@ -266,7 +265,7 @@ pub fn subnet(subnet: Ipv4Subnet, advice: &str) -> Outcome<()> {
     }
 }
 
-/// Refuses a clock that cannot be right.
+/// Rejects a clock that cannot be right.
 pub fn clock() -> Outcome<()> {
     clock::impossible(UnixTime::wall())
         .map_or(Ok(()), |impossible| Err(Failure::refused(impossible)))

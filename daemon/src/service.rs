@@ -1,6 +1,6 @@
-//! The daemon as a service of systemd, where the package installed it as one: then the commands
-//! start it through systemd, so that the unit's limits hold and the next boot finds it the same
-//! way; and its log is the journal.
+//! The daemon as a systemd service, if the package installed the unit: the commands then start it
+//! through systemd, so that the unit's limits hold and it starts at boot, and its log is the
+//! journal.
 
 use crate::layout::Layout;
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
@@ -12,22 +12,22 @@ use tokio::{
 
 /// The unit.
 const UNIT: &str = "p2pvm.service";
-/// Where a package puts it.
+/// The paths of the unit's file in a package.
 const UNIT_FILES: [&str; 2] = [
     "/usr/lib/systemd/system/p2pvm.service",
     "/lib/systemd/system/p2pvm.service",
 ];
 /// The state directory that the unit is for.
 pub const STATE_DIR: &str = "/var/lib/p2pvm";
-/// The daemon's last sentence is among these lines of its log.
+/// How many of the log's last lines are searched for the daemon's last message.
 const LAST_LINES: usize = 20;
-/// systemd has taken an order by then.
+/// How long systemctl may take.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// What of a log file is read at most, bytes.
+/// How much of a log file is read, bytes.
 const LOG_BYTES: u64 = 256 << 10;
 
-/// Whether the daemon of this state directory is systemd's to start: it runs here, and knows the
-/// unit. An emulated host shares its files with others and is never the machine's own.
+/// Whether systemd starts the daemon of this state directory: systemd runs and has the unit. On an
+/// emulated host, which shares its files with others, it never does.
 pub fn manages(layout: &Layout) -> bool {
     layout.dir() == Path::new(STATE_DIR)
         && std::env::var_os("P2PVM_HOST").is_none()
@@ -35,7 +35,7 @@ pub fn manages(layout: &Layout) -> bool {
         && UNIT_FILES.iter().any(|file| Path::new(file).exists())
 }
 
-/// Starts the unit, and lets it start at boot.
+/// Starts the unit and enables it at boot.
 pub async fn start() -> Outcome<()> {
     systemctl(&["enable", "--quiet", UNIT]).await?;
     let Err(failure) = systemctl(&["restart", UNIT]).await else {
@@ -44,16 +44,16 @@ pub async fn start() -> Outcome<()> {
     Err(own_words().await.unwrap_or(failure))
 }
 
-/// Lets systemd stop the daemon of this state directory, where it is systemd's, without waiting for
-/// that: it is not started anew then.
+/// Lets systemd stop the daemon of this state directory, if it starts it, so that it does not
+/// restart it. Does not wait for the end.
 pub async fn stop_soon(layout: &Layout) {
     if manages(layout) {
-        // What systemd does not hear in time is done without it.
+        // If systemd does not answer in time, the caller ends the daemon without it.
         let _ = tokio::time::timeout(STOP_LIMIT, systemctl(&["stop", "--no-block", UNIT])).await;
     }
 }
 
-/// Why the daemon of this state directory ended, where it is systemd's and has ended.
+/// Why the daemon of this state directory ended, if systemd starts it and it has ended.
 pub async fn ended(layout: &Layout) -> Option<Failure> {
     if manages(layout) {
         own_words().await
@@ -62,8 +62,7 @@ pub async fn ended(layout: &Layout) -> Option<Failure> {
     }
 }
 
-/// Why the daemon ended, in its own words and with its own exit code: systemctl says only that it
-/// did.
+/// Why the daemon ended: its own message and exit code, which systemctl does not give.
 async fn own_words() -> Option<Failure> {
     let words = ["show", "--property", "ExecMainStatus", "--value", UNIT];
     let output = Command::new("systemctl")
@@ -85,7 +84,7 @@ async fn own_words() -> Option<Failure> {
     ))
 }
 
-/// What the program said last before it ended, in the journal's lines.
+/// The program's last message in the journal's lines.
 fn last_sentence(journal: &str) -> Option<String> {
     journal
         .lines()
@@ -111,7 +110,7 @@ pub async fn systemctl(words: &[&str]) -> Outcome<()> {
     ))
 }
 
-/// The daemon's last lines: from the journal where it is a service, else from its log file.
+/// The daemon's last lines: from the journal if it is a service, otherwise from its log file.
 pub async fn log_tail(layout: &Layout, lines: usize) -> Vec<String> {
     let text = if manages(layout) {
         journal(lines).await
@@ -158,7 +157,7 @@ async fn file_tail(path: &Path) -> String {
         file.take(LOG_BYTES).read_to_end(&mut bytes).await?;
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).into_owned())
     };
-    // No log is no lines.
+    // A missing log has no lines.
     read.await.unwrap_or_default()
 }
 

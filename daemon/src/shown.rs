@@ -1,11 +1,11 @@
-//! Texts of others, shown: a host name, an argument or another member's word may hold what a
-//! terminal obeys or what turns one line into several. Such characters are shown by their number;
-//! all languages stay as they are.
+//! Escapes foreign texts for display: a host name, an argument or another member's text may contain
+//! characters that a terminal obeys or that break a line. They are shown by their number; letters
+//! of all languages stay as they are.
 
 use std::borrow::Cow;
 
-/// Characters without a shape of their own that change how others are shown: the controls, and what
-/// turns the direction of text.
+/// Whether a character has no shape of its own and changes how others are shown: a control, or a
+/// mark that changes the direction of text.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -14,7 +14,7 @@ fn is_hidden(c: char) -> bool {
         )
 }
 
-/// A word for the middle of a sentence.
+/// A text as one line, for the middle of a sentence.
 pub fn word(text: &str) -> Cow<'_, str> {
     escaped(text, is_hidden)
 }

@@ -1,14 +1,14 @@
 //! How a machine with a copied state becomes a member of its own: a new identity, a new
 //! certificate, the VMs' copies as branches.
 //!
-//! [`plan`] writes down that it is to happen, before the daemon that was the other's twin ends.
-//! [`complete`] does it before the next one starts: it joins with keys and files of their own in a
-//! sub-directory, as any newcomer does, and puts them in the place of the copied ones when it is
-//! admitted. A crash at any point leaves the plan, and the next start goes on with it.
+//! [`plan`] stores the plan before the daemon, which was the other's twin, ends. [`complete`]
+//! carries it out before the next daemon starts: it joins with new keys and files in a
+//! sub-directory, like any new member, and replaces the copied ones with them after the admission.
+//! After a crash at any point the plan remains, and the next start continues it.
 //!
-//! What was the other member's alone goes: its address, its voter's promises, its offers, its part
-//! of the records. Images, chunks, settings, revocations and notices stay, they are the network's.
-//! A root key stays where there is one: a copy of it is no less one.
+//! State of the other member alone is removed: its address, its voter's promises, its offers, its
+//! record replicas. Images, chunks, settings, revocations and notices stay, because they are the
+//! network's. A root key stays, because a copy of it is a valid root key.
 
 use crate::{
     layout::{Layout, read_if_there, write_atomically},
@@ -21,24 +21,24 @@ use p2pvm_overlay::identity::Identity;
 use serde::{Deserialize, Serialize};
 use std::{fs, path::Path, time::Duration};
 
-/// Between two attempts to join: with the longest attempt shorter than the service manager's
-/// patience.
+/// How long to wait between two attempts to join. Reason: with the longest attempt it is shorter
+/// than the service manager's timeout.
 const RETRY: Duration = Duration::from_secs(2);
-/// Tells the service manager that this start takes its time and hangs nowhere.
+/// The message to the service manager that this start takes longer and does not hang.
 const PATIENCE: &str = "EXTEND_TIMEOUT_USEC=60000000\nWATCHDOG=1\nSTATUS=a copied state: joining \
     as a member of its own";
-/// A DNS label with a hyphen and four digits behind it.
+/// How much of a name is kept: a DNS label less a hyphen and four hexadecimal digits.
 const NAME_BYTES: usize = 63 - 5;
 
-/// What was agreed with the network before the daemon ended.
+/// The agreement with the network from before the daemon ended.
 #[derive(Serialize, Deserialize)]
 struct Plan {
     invite: String,
     name: String,
 }
 
-/// Notes that this machine joins anew with `invite` when it starts next; it is called after `name`,
-/// the member it was a copy of.
+/// Stores the plan to join with `invite` at the next start, under the name of the copied member,
+/// `name`, with a suffix.
 pub fn plan(layout: &Layout, invite: &str, name: &str) -> Outcome<()> {
     let own = successor(layout);
     own.create()?;
@@ -57,7 +57,7 @@ pub fn plan(layout: &Layout, invite: &str, name: &str) -> Outcome<()> {
     write_atomically(&layout.succession(), &plan, 0o600)
 }
 
-/// Where the new membership grows.
+/// The directory of the planned membership.
 fn successor(layout: &Layout) -> Layout {
     Layout::at(layout.successor())
 }
@@ -65,8 +65,8 @@ fn successor(layout: &Layout) -> Layout {
 /// Carries a plan out, if there is one.
 ///
 /// # Errors
-/// [`Kind::Refused`] if the network does not take this machine: it must not go on under the
-/// identity that is another's.
+/// [`Kind::Refused`] if the network rejects this machine, which must not go on with another
+/// member's identity.
 pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
     let Some(bytes) = read_if_there(&layout.succession())? else {
         return Ok(());
@@ -80,8 +80,8 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
     while !own.is_member() {
         told.say(PATIENCE);
         if let Err(expired) = membership::checked_invite(&plan.invite) {
-            // It comes up as the twin that it was, notices that again and is given another.
-            tracing::warn!(%expired, "the invite for an identity of its own is of no use any more");
+            // The daemon starts as a twin again, detects that again and gets another invite.
+            tracing::warn!(%expired, "the invite for an identity of its own has become invalid");
             return remove(&layout.succession());
         }
         match membership::join(&own, &plan.invite, None, &Called::given(&plan.name)).await {
@@ -109,7 +109,7 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
     Ok(())
 }
 
-/// Puts the new membership in the place of the copied one. Each step can be done again.
+/// Replaces the copied membership with the new one. Each step can be repeated.
 fn take_over(layout: &Layout, own: &Layout) -> Outcome<()> {
     for file in [
         layout.lease(),
@@ -126,7 +126,7 @@ fn take_over(layout: &Layout, own: &Layout) -> Outcome<()> {
         }
         _ => {}
     }
-    // The certificate last: until then the plan says whose it is.
+    // The certificate last: until then the plan says which membership is valid.
     for (from, to, mode) in [
         (own.identity(), layout.identity(), 0o600),
         (own.network(), layout.network(), 0o644),

@@ -1,12 +1,11 @@
-//! OpenTelemetry traces, for whoever asked for them in `node.toml`: spans go to a collector
-//! (Jaeger, Tempo, the OpenTelemetry collector) by OTLP over HTTP, in protobuf
-//! (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>). What is traced is the business of
-//! [`p2pvm_vm_manager::trace`]; here are the settings, and the way of a span that has ended out of
-//! this host.
+//! OpenTelemetry traces, if `node.toml` has them on: spans go to a collector (Jaeger, Tempo, the
+//! OpenTelemetry collector) by OTLP over HTTP, in protobuf
+//! (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>). [`p2pvm_vm_manager::trace`] makes the
+//! spans; this module has the settings and sends ended spans.
 //!
-//! A collector that is slow or away hinders nothing: ending a span puts it into a bounded queue
-//! ([`queue`]), one task empties that ([`send`]) and tries again later where it has to. Why not the
-//! exporters that there are: `docs/decisions/0026-traces.md`.
+//! A slow or missing collector delays nothing: an ended span goes into a bounded queue ([`queue`]),
+//! which one task empties ([`send`]), with retries. `docs/decisions/0026-traces.md` says why
+//! existing exporters are not used.
 
 mod endpoint;
 mod queue;
@@ -28,13 +27,12 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// What other programs of a host are told about its collector. Counts where `node.toml` says
-/// nothing.
+/// The environment variable with the host's collector. It counts if `node.toml` names none.
 const ENVIRONMENT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-/// A daemon that ends waits for the collector no longer than this.
+/// How long an ending daemon waits for the collector.
 const CLOSING: Duration = Duration::from_secs(1);
-/// Events of one span: a guest that never lies still makes more passes over its memory than anyone
-/// reads.
+/// How many events a span may have. Reason: a busy guest needs more passes over its memory than
+/// anyone reads.
 const MAX_EVENTS: u32 = 64;
 
 /// `[traces]`: where the spans of migrations go.
@@ -44,12 +42,12 @@ pub struct Settings {
     /// The collector's address for OTLP over HTTP, such as "http://127.0.0.1:4318"; empty for no
     /// traces.
     pub endpoint: String,
-    /// Sent with every request, such as `{ authorization = "Basic ..." }`.
+    /// Headers of every request, such as `{ authorization = "Basic ..." }`.
     pub headers: BTreeMap<String, String>,
 }
 
 impl Settings {
-    /// Says what is wrong with them.
+    /// Checks the settings.
     pub fn check(&self) -> Result<(), String> {
         if !self.endpoint.is_empty() {
             self.endpoint.parse::<Endpoint>()?;
@@ -63,7 +61,7 @@ impl Settings {
             let known: HeaderName = name.parse().map_err(|_| {
                 format!("[traces] headers: '{name}' cannot be the name of an HTTP header")
             })?;
-            // The value may be a secret: it is not repeated.
+            // The value may be a secret, so the message does not repeat it.
             let mut said: HeaderValue = value.parse().map_err(|_| {
                 format!("[traces] headers: the value of '{name}' cannot be sent in an HTTP header")
             })?;
@@ -73,8 +71,8 @@ impl Settings {
         Ok(headers)
     }
 
-    /// Where to, by these settings or by the environment. What the environment says is meant for
-    /// other programs too: if it is nothing for us, that is said and changes nothing.
+    /// The collector of these settings or of the environment. The environment's value is also for
+    /// other programs: an unusable one is logged and ignored.
     fn endpoint(&self, environment: Option<&str>) -> Option<Endpoint> {
         if !self.endpoint.is_empty() {
             return self.endpoint.parse().ok();
@@ -83,25 +81,25 @@ impl Settings {
         match text.parse() {
             Ok(endpoint) => Some(endpoint),
             Err(why) => {
-                tracing::warn!("{ENVIRONMENT} is left aside, no traces are sent: {why}");
+                tracing::warn!("{ENVIRONMENT} is ignored, no traces are sent: {why}");
                 None
             }
         }
     }
 }
 
-/// How many spans went where, since the daemon started.
+/// Counts of spans since the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Taken by the collector.
+    /// Accepted by the collector.
     pub sent: u64,
-    /// Lost: the queue was full, or the collector refused them.
+    /// Lost: the queue was full, or the collector rejected them.
     pub dropped: u64,
     /// In the queue.
     pub waiting: u64,
 }
 
-/// The way of spans out of this host.
+/// Sends ended spans to the collector.
 pub struct Exporter {
     provider: SdkTracerProvider,
     queue: Arc<Queue>,
@@ -110,7 +108,7 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Begins to send, if the settings name a collector. Needs a runtime.
+    /// Starts sending, if the settings name a collector. Needs a runtime.
     pub fn start(settings: &Settings, me: MemberId, name: &str) -> Outcome<Option<Self>> {
         let environment = std::env::var(ENVIRONMENT).ok();
         let Some(endpoint) = settings.endpoint(environment.as_deref()) else {
@@ -144,7 +142,7 @@ impl Exporter {
         }))
     }
 
-    /// What makes spans that go this way.
+    /// The maker of spans that are sent in this way.
     pub fn traces(
         &self,
         names: impl Fn(MemberId) -> Option<String> + Send + Sync + 'static,
@@ -155,12 +153,12 @@ impl Exporter {
         )
     }
 
-    /// How many went.
+    /// The counts.
     pub fn counts(&self) -> Counts {
         self.queue.counts()
     }
 
-    /// Sends what waits, if the collector takes it at once, and ends.
+    /// Sends the waiting spans, if the collector accepts them at once, and ends.
     pub async fn close(&self) {
         self.stop.send_replace(true);
         if let Some(mut sender) = self.sender.lock().await.take()

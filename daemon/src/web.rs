@@ -1,12 +1,12 @@
 //! The web dashboard: a page that shows the network and moves its VMs, and the part of the control
 //! API that the page needs.
 //!
-//! It is always there on a unix socket of its own (`p2pvm dashboard --listen` makes it a port of
-//! this machine), and on this host's address in the network only if somebody switched it on. Either
-//! way each request of the API shows the token, which is kept in the state directory for root. What
-//! may be asked is a list ([`routes`]), not the control API with some of it taken away: nothing
-//! here ends the daemon, leaves the network, invites, revokes, sets rules, creates or deletes. How
-//! it is kept safe: [`access`], [`serve`]; `docs/dashboard.md` says it for users.
+//! The daemon always serves it on a unix socket of its own (`p2pvm dashboard --listen` makes it a
+//! local port), and on this host's address in the network only if it is switched on. Either way
+//! each API request carries the token, which only root can read in the state directory. The
+//! allowed requests are a list ([`routes`]), not the control API minus some: none of them ends the
+//! daemon, leaves the network, invites, revokes, sets rules, creates or deletes. [`access`] and
+//! [`serve`] keep it safe; `docs/dashboard.md` explains it to users.
 
 mod access;
 mod console;
@@ -32,12 +32,12 @@ use std::{
 use switch::Switch;
 use tokio::sync::Semaphore;
 
-/// Consoles that are open at once.
+/// How many consoles may be open at once.
 const MAX_CONSOLES: usize = 16;
-/// The VMs of all members are a question over the ring: asked so often while somebody looks, as
-/// `p2pvm top` does.
+/// How often all members' VMs are asked for while a page is open, as in `p2pvm top`. Reason: that
+/// is a broadcast over the ring.
 const VMS_EVERY: Duration = Duration::from_secs(2);
-/// Members with their links and decisions change more slowly, and there is more of it.
+/// How often all members' links and decisions are asked for. Reason: they change more slowly.
 const SIGHTS_EVERY: Duration = Duration::from_secs(5);
 
 /// The dashboard of one daemon.
@@ -53,13 +53,13 @@ pub struct Dashboard {
     seen_vms: Gather<p2pvm_api::ClusterVms>,
     sights: Gather<Vec<Sight>>,
     consoles: Arc<Semaphore>,
-    /// Why it is not served on the network although it is switched on.
+    /// Why the dashboard is not served on the network although it is on.
     trouble: Mutex<Option<String>>,
 }
 
 impl Dashboard {
-    /// The dashboard of these services; [`Dashboard::serve`] does the rest. `config` says whether
-    /// it is on where nobody has said so with `p2pvm dashboard` yet.
+    /// The dashboard of these services; [`Dashboard::serve`] starts it. `config` says whether it is
+    /// on until `p2pvm dashboard` switches it.
     pub(crate) fn open(
         services: &Services,
         layout: &Layout,
@@ -91,7 +91,7 @@ impl Dashboard {
         }))
     }
 
-    /// What `p2pvm dashboard` shows.
+    /// The answer for `p2pvm dashboard`.
     pub fn state(&self) -> DashboardView {
         let address = self.reach.address();
         let url =

@@ -4,19 +4,19 @@
 //! majority; until then it is an attempt that its creator may withdraw. Deleted records leave
 //! graves (tombstones), which bury older versions of the same owner wherever a replica missed the
 //! deletion. Two settled records of different owners can only come from a partition or a moved
-//! replica set: [`prefers`] picks the same winner everywhere, without a word exchanged. Merging
-//! settled cells is commutative and idempotent, so that two replicas that exchanged cells agree.
+//! replica set: [`prefers`] picks the same winner everywhere without a message. Merging settled
+//! cells is commutative and idempotent, so that two replicas that exchanged cells agree.
 
 use crate::record::Record;
 use p2pvm_overlay::{RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};
 
-/// A replica goes on refusing other owners for this long after a record expired, so that an owner
-/// whose clock is behind is not robbed of a key that it still renews.
+/// How many seconds a replica still refuses other owners after a record has expired.
+/// Reason: an owner whose clock is behind keeps a key that it still renews.
 pub const CLOCK_GUARD_SECONDS: u64 = 10;
 
-/// Graves kept in a cell: so many different owners would have to delete the same key within its
-/// lifetime.
+/// How many graves a cell keeps.
+/// Reason: bounds memory; more would take as many owners that delete one key within its lifetime.
 const MAX_GRAVES: usize = 8;
 
 /// A replica's view of a key.
@@ -24,16 +24,15 @@ const MAX_GRAVES: usize = 8;
 pub struct Cell {
     /// The live record or attempt; never a tombstone.
     pub record: Option<Record>,
-    /// The newest version with which its owner is known to have won the key. A deletion that comes
-    /// to light later and is not older voids it: what the owner wrote since is then an attempt of
-    /// its own.
+    /// The newest version with which its owner is known to have won the key. A deletion that is
+    /// heard of later and is not older voids it: what the owner wrote since is then a new attempt.
     pub settled: Option<u64>,
-    /// Tombstones, at most one an owner.
+    /// Tombstones, at most one for each owner.
     pub graves: Vec<Record>,
 }
 
-/// Whether owner `a` keeps `key` against owner `b` when both hold it after a partition healed: a
-/// coin that falls the same way for everyone and differently for each key.
+/// Whether owner `a` keeps `key` against owner `b` if both hold it after a partition: a coin that
+/// falls the same way on every member and differently for each key.
 pub fn prefers(key: &RingAddr, a: &[u8; 32], b: &[u8; 32]) -> bool {
     let coin = |owner: &[u8; 32]| {
         blake3::derive_key("p2pvm 2026 conflict of owners", &[key.0, *owner].concat())
@@ -41,8 +40,8 @@ pub fn prefers(key: &RingAddr, a: &[u8; 32], b: &[u8; 32]) -> bool {
     coin(a) < coin(b)
 }
 
-/// Whether `a` replaces `b` of the same owner: the newer version, or of two records with one
-/// version the same one everywhere.
+/// Whether `a` replaces `b` of the same owner: the newer version wins; of two records with one
+/// version, every replica chooses the same.
 fn is_newer(a: &Record, b: &Record) -> bool {
     let order = |r: &Record| {
         (
@@ -106,7 +105,8 @@ impl Cell {
             .max()
     }
 
-    /// Whether every record in it belongs to `key` and is its owner's.
+    /// Whether every record in it is at `key` and signed by its owner, and graves are within
+    /// bounds.
     pub fn is_authentic(&self, key: &RingAddr) -> bool {
         self.graves.len() <= MAX_GRAVES
             && self.graves.iter().all(|g| g.value.is_none())
@@ -118,7 +118,7 @@ impl Cell {
                 .all(|r| r.key == *key && r.is_authentic())
     }
 
-    /// Takes in what another replica holds.
+    /// Adds what another replica holds. The caller has checked that it [`Self::is_authentic`].
     pub fn merge(&mut self, other: Self) {
         let mut live = other.record;
         if let Some(dead) = live.take_if(|r| r.value.is_none()) {

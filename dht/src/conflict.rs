@@ -1,22 +1,22 @@
-//! Two owners of one key: what a replica does when another member claims that the key it holds is
-//! somebody else's.
+//! Two owners of one key: what a replica does when another member claims a key that it holds for
+//! another owner.
 //!
 //! A claim alone displaces nothing, or any member could take any key with one message. The replica
-//! asks the members closest to the key, as its own lookup finds them, and follows their majority;
-//! where they are split evenly, the coin of [`prefers`]. After a partition all replicas so come to
-//! the same owner, and fewer liars than half of them change nothing.
+//! asks the members closest to the key, as its own lookup finds them, and follows their majority,
+//! or the coin of [`prefers`] if they are split evenly. So all replicas come to the same owner
+//! after a partition, and liars change nothing while they are fewer than half.
 
 use crate::{
     cell::{Cell, prefers},
-    dht::Peers,
+    peers::Peers,
     wire::{Reply, Request},
 };
 use p2pvm_overlay::{RingAddr, chain};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
-/// Between two questions of who owns a key: bounds what a flood of claims costs to 20 × k requests
-/// a second.
+/// How long to wait between two rounds of asking for the owner of a key.
+/// Reason: a flood of claims costs at most 20 × k requests a second.
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(peers: Peers, claimed: Arc<Notify>) {
@@ -54,8 +54,8 @@ async fn decide(peers: &Peers, key: RingAddr) {
     }
 }
 
-/// The cell of the owner whom most of the `asked` replicas have, if it is more than half of them or
-/// the coin's choice of two halves.
+/// The cell of the owner that most of the `asked` replicas hold: more than half of them, or one of
+/// two halves and the coin's choice.
 fn verdict(key: &RingAddr, cells: &[Cell], asked: usize) -> Option<Cell> {
     let mut holders: BTreeMap<[u8; 32], (usize, Cell)> = BTreeMap::new();
     let mut graves = Cell::default();

@@ -1,30 +1,30 @@
-//! The deciding halves of a write and a read: they hear the replicas' answers one by one and say
+//! The deciding halves of a write and a read: they take the replicas' answers one by one and say
 //! when the outcome is certain. One parallel round; no clock and no network in them.
 //!
 //! Why two creators never both win: a replica holds one owner at a time, and only gives up an
-//! unsettled one when its creator withdraws, who from then on never claims that attempt. A create
-//! takes [`sure`] of the replicas, four of five: so two claims would have three replicas in common,
-//! of which one is honest as long as no more than two lie. To renew or change what one has, a
-//! majority is enough.
+//! unsettled one when its creator withdraws; the creator then never claims that attempt again. A
+//! create takes [`sure`] of the replicas, four of five: two claims would have three replicas in
+//! common, of which one is honest as long as no more than two lie. An owner renews or changes its
+//! record with a majority.
 
 use crate::{
     cell::{Cell, prefers},
     limits::Refusal,
-    record::Record,
+    record::{Record, RecordError},
 };
 use p2pvm_overlay::UnixTime;
 
-/// Replicas of a record in a network that has so many members.
+/// How many replicas a record has in a network with enough members.
 const FULL_SET: usize = 5;
 
-/// How many of `asked` replicas must agree that a key was free, or is: a Byzantine quorum for less
-/// than a third of liars (Malkhi and Reiter 1998), which for five replicas is safe against two.
+/// How many of `asked` replicas must agree that a key is, or was, free: a Byzantine quorum against
+/// fewer liars than a third (Malkhi and Reiter 1998). For five replicas it is safe against two.
 pub fn sure(asked: usize) -> usize {
     let liars = asked.saturating_sub(1) / 3;
     (asked + liars) / 2 + 1
 }
 
-/// How many of the replicas asked said what.
+/// How many of the replicas answered and failed so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     asked: usize,
@@ -35,6 +35,16 @@ struct Count {
 impl Count {
     fn majority(&self) -> usize {
         self.asked / 2 + 1
+    }
+
+    fn add_answer(&mut self) {
+        assert!(self.waiting() > 0, "a replica answers once");
+        self.answered += 1;
+    }
+
+    fn add_failure(&mut self) {
+        assert!(self.waiting() > 0, "a replica fails once");
+        self.failed += 1;
     }
 
     fn waiting(&self) -> usize {
@@ -52,25 +62,25 @@ pub struct Write {
     graves: Cell,
     stale: Option<u64>,
     refused: Vec<Refusal>,
-    /// How many must accept, and whether a single replica that knows another owner's settled record
-    /// stands against it.
+    /// How many replicas must accept.
     needed: usize,
+    /// A create also fails if one replica knows another owner's settled record.
     creates: bool,
 }
 
-/// What came of a write.
+/// How a write ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// A majority holds it.
+pub enum WriteOutcome {
+    /// Enough replicas hold it.
     Won,
     /// Another owner has the key.
     Exists(Record),
     /// A replica has seen the same or this newer version of the owner.
     Stale(u64),
-    /// Concurrent attempts share the replicas: withdraw, wait and try again. One of the others is
-    /// enclosed.
+    /// Concurrent attempts share the replicas: the caller withdraws, waits and tries again. One of
+    /// the other records is enclosed.
     Contended(Record),
-    /// So many replicas refused that too few are left, most of them for this reason.
+    /// Too many replicas refused, most of them for this reason.
     Refused(Refusal),
     /// Too few answered.
     NoQuorum {
@@ -81,8 +91,25 @@ pub enum Written {
     },
 }
 
+impl WriteOutcome {
+    /// The record of another owner, if the write may be tried again.
+    ///
+    /// # Errors
+    /// The final failure of a write that was not won.
+    pub(crate) fn into_contender(self) -> Result<Record, RecordError> {
+        match self {
+            Self::Contended(other) => Ok(other),
+            Self::Exists(other) => Err(RecordError::Exists(Box::new(other))),
+            Self::Stale(newest) => Err(RecordError::Stale(newest)),
+            Self::Refused(refusal) => Err(RecordError::Refused(refusal)),
+            Self::NoQuorum { answered, asked } => Err(RecordError::NoQuorum { answered, asked }),
+            Self::Won => unreachable!("a write that was won has not failed"),
+        }
+    }
+}
+
 impl Write {
-    /// A write of `record` to `asked` replicas over what its owner has there.
+    /// A write of `record` to `asked` replicas that may hold an older version of it.
     pub fn new(record: Record, asked: usize) -> Self {
         let count = Count {
             asked,
@@ -111,19 +138,19 @@ impl Write {
         }
     }
 
-    /// A replica will not hold it.
+    /// A replica refused the record.
     pub fn refused(&mut self, refusal: Refusal) {
-        self.count.answered += 1;
+        self.count.add_answer();
         self.refused.push(refusal);
     }
 
     /// A replica's answer, or `None` if it will not come.
     pub fn heard(&mut self, answer: Option<(bool, Cell)>) {
         let Some((accepted, cell)) = answer else {
-            self.count.failed += 1;
+            self.count.add_failure();
             return;
         };
-        self.count.answered += 1;
+        self.count.add_answer();
         self.accepted += usize::from(accepted);
         if !accepted {
             self.stale = self.stale.max(
@@ -144,12 +171,12 @@ impl Write {
     }
 
     /// The outcome, as soon as it is certain.
-    pub fn outcome(&self) -> Option<Written> {
+    pub fn outcome(&self) -> Option<WriteOutcome> {
         let Count {
             asked, answered, ..
         } = self.count;
         if let Some(version) = self.stale {
-            return Some(Written::Stale(version));
+            return Some(WriteOutcome::Stale(version));
         }
         let majority = self.count.majority();
         let hopeless = self.accepted + self.count.waiting() < self.needed;
@@ -171,17 +198,17 @@ impl Write {
                 }
             });
             if let Some(owner) = settled.filter(|_| self.creates || hopeless) {
-                return Some(Written::Exists(owner.clone()));
+                return Some(WriteOutcome::Exists(owner.clone()));
             }
             if self.accepted >= self.needed {
-                return Some(Written::Won);
+                return Some(WriteOutcome::Won);
             }
-            // Another one's majority may still be withdrawn if its creator did not hear of it; then
-            // the key is free later.
+            // Another owner's majority may still be withdrawn if its creator did not hear of it;
+            // then the key becomes free later.
             if let Some((other, _)) = alive()
                 .find(|(r, _)| alive().filter(|(o, _)| o.owner == r.owner).count() >= majority)
             {
-                return Some(Written::Exists(other.clone()));
+                return Some(WriteOutcome::Exists(other.clone()));
             }
         }
         let may_tell_why = answered < majority && answered + self.count.waiting() >= majority;
@@ -193,9 +220,9 @@ impl Write {
             .iter()
             .max_by_key(|r| self.refused.iter().filter(|o| o == r).count());
         Some(match (self.held.first(), most) {
-            (Some((other, _)), _) if answered >= majority => Written::Contended(other.clone()),
-            (_, Some(refusal)) => Written::Refused(*refusal),
-            _ => Written::NoQuorum { answered, asked },
+            (Some((other, _)), _) if answered >= majority => WriteOutcome::Contended(other.clone()),
+            (_, Some(refusal)) => WriteOutcome::Refused(*refusal),
+            _ => WriteOutcome::NoQuorum { answered, asked },
         })
     }
 }
@@ -223,17 +250,17 @@ impl Read {
     pub fn heard(&mut self, answer: Option<Cell>) {
         match answer {
             Some(cell) => {
-                self.count.answered += 1;
+                self.count.add_answer();
                 self.heard.push(cell);
             }
-            None => self.count.failed += 1,
+            None => self.count.add_failure(),
         }
     }
 
     /// What the replicas that answered hold together: settled records win over attempts, graves
     /// bury.
     pub fn merged(&self) -> Cell {
-        // Graves first: a buried record must not drive out a live one before its grave is heard of.
+        // Graves first: a buried record must not displace a live one before its grave is merged.
         let mut merged = self.graves();
         for cell in &self.heard {
             merged.merge(cell.clone());
@@ -241,37 +268,20 @@ impl Read {
         merged
     }
 
-    /// The outcome, as soon as it is certain: the live record or none, or why neither can be said.
-    pub fn outcome(&self, now: UnixTime) -> Option<Result<Option<Record>, Doubt>> {
+    /// The outcome, as soon as it is certain: the live record, none, or why neither is certain.
+    pub fn outcome(&self, now: UnixTime) -> Option<Result<Option<Record>, ReadFailure>> {
         let Count {
-            asked,
-            answered,
-            failed,
+            asked, answered, ..
         } = self.count;
         let (majority, waiting) = (self.count.majority(), self.count.waiting());
-        let too_few = Some(Err(Doubt::NoQuorum { answered, asked }));
+        let too_few = Some(Err(ReadFailure::NoQuorum { answered, asked }));
         if answered + waiting < majority {
             return too_few;
         }
-        let graves = self.graves();
-        let live = || {
-            self.heard
-                .iter()
-                .filter_map(|c| c.record.as_ref())
-                .filter(|r| r.expires > now && !graves.buries(r))
-        };
-        let holding = |owner: &[u8; 32]| live().filter(|r| r.owner == *owner).count();
-        let newest = |owner: &[u8; 32]| {
-            live()
-                .filter(|r| r.owner == *owner)
-                .max_by_key(|r| r.version)
-                .cloned()
-        };
-        if let Some(owner) = live()
-            .map(|r| r.owner)
-            .find(|owner| holding(owner) >= majority)
-        {
-            return Some(Ok(newest(&owner)));
+        let live = self.live(now);
+        let winner = |r: &&Record| live.holding(&r.owner) >= majority;
+        if let Some(record) = live.records.iter().copied().find(winner) {
+            return Some(Ok(live.newest(&record.owner)));
         }
         // Nobody has a majority: enough must have been heard that an owner with one cannot have
         // been missed.
@@ -282,41 +292,67 @@ impl Read {
                 None
             };
         }
-        // In a network that has yet to grow to a full set of replicas, a record may be with those
-        // that were there before alone.
-        let Some(first) = live().next() else {
+        self.without_majority(&live)
+    }
+
+    /// The outcome once it is certain that no owner has a majority among the answers.
+    fn without_majority(
+        &self,
+        live: &LiveRecords<'_>,
+    ) -> Option<Result<Option<Record>, ReadFailure>> {
+        let Count { asked, failed, .. } = self.count;
+        let (majority, waiting) = (self.count.majority(), self.count.waiting());
+        // In a network that has yet to grow to a full set of replicas, only the members that were
+        // there before may hold a record.
+        let Some(first) = live.records.first() else {
             return (waiting == 0 || asked >= FULL_SET).then_some(Ok(None));
         };
-        let could_win = |owner: &[u8; 32]| holding(owner) + waiting + failed >= majority;
-        let is_settled = |owner: &[u8; 32]| {
-            let said = self
-                .heard
-                .iter()
-                .filter(|c| c.record.as_ref().is_some_and(|r| r.owner == *owner))
-                .filter_map(|c| c.settled);
-            said.max()
-                .is_some_and(|version| !graves.buries_version(owner, version))
-        };
-        if live()
-            .any(|r| r.owner != first.owner && (is_settled(&r.owner) || is_settled(&first.owner)))
-        {
+        let is_first_settled = self.is_settled(live, &first.owner);
+        let is_contested = live.records.iter().any(|r| {
+            r.owner != first.owner && (is_first_settled || self.is_settled(live, &r.owner))
+        });
+        if is_contested {
             return if waiting > 0 {
                 None
             } else {
-                Some(Err(Doubt::Disagreement))
+                Some(Err(ReadFailure::Disagreement))
             };
         }
-        if is_settled(&first.owner) {
-            return Some(Ok(newest(&first.owner)));
+        if is_first_settled {
+            return Some(Ok(live.newest(&first.owner)));
         }
-        // Attempts only: the owner that may have a majority among those that did not answer.
-        if waiting > 0 && live().any(|r| could_win(&r.owner)) {
+        // Attempts only: the owner that may have a majority among the replicas that did not answer.
+        let could_win = |r: &&&Record| live.holding(&r.owner) + waiting + failed >= majority;
+        let possible = live.records.iter().filter(could_win);
+        let possible = possible.max_by_key(|r| live.holding(&r.owner));
+        if waiting > 0 && possible.is_some() {
             return None;
         }
-        let possible = live()
-            .filter(|r| could_win(&r.owner))
-            .max_by_key(|r| holding(&r.owner));
-        Some(Ok(possible.and_then(|r| newest(&r.owner))))
+        Some(Ok(possible.and_then(|r| live.newest(&r.owner))))
+    }
+
+    /// The records heard of that neither a grave nor time has ended.
+    fn live(&self, now: UnixTime) -> LiveRecords<'_> {
+        let graves = self.graves();
+        let records = self
+            .heard
+            .iter()
+            .filter_map(|c| c.record.as_ref())
+            .filter(|r| r.expires > now && !graves.buries(r))
+            .collect();
+        LiveRecords { records, graves }
+    }
+
+    /// Whether a replica says that a version of `owner` which is not buried has won the key.
+    fn is_settled(&self, live: &LiveRecords<'_>, owner: &[u8; 32]) -> bool {
+        let versions = self
+            .heard
+            .iter()
+            .filter(|c| c.record.as_ref().is_some_and(|r| r.owner == *owner))
+            .filter_map(|c| c.settled);
+        versions
+            .max()
+            .is_some_and(|version| !live.graves.buries_version(owner, version))
     }
 
     fn graves(&self) -> Cell {
@@ -330,7 +366,7 @@ impl Read {
         graves
     }
 
-    /// Whether all live records heard of are one owner's.
+    /// Whether all records heard of that are not buried belong to one owner.
     pub fn is_of_one_owner(&self) -> bool {
         let graves = self.graves();
         let mut owners = self
@@ -345,9 +381,27 @@ impl Read {
     }
 }
 
+/// The live records among the answers to a read, one a replica.
+struct LiveRecords<'a> {
+    records: Vec<&'a Record>,
+    graves: Cell,
+}
+
+impl LiveRecords<'_> {
+    /// How many replicas hold a record of `owner`.
+    fn holding(&self, owner: &[u8; 32]) -> usize {
+        self.records.iter().filter(|r| r.owner == *owner).count()
+    }
+
+    fn newest(&self, owner: &[u8; 32]) -> Option<Record> {
+        let of_owner = self.records.iter().filter(|r| r.owner == *owner);
+        of_owner.max_by_key(|r| r.version).map(|r| (*r).clone())
+    }
+}
+
 /// Why a read has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
+pub enum ReadFailure {
     /// Too few replicas answered.
     NoQuorum {
         /// How many did.
@@ -355,6 +409,6 @@ pub enum Doubt {
         /// Of how many.
         asked: usize,
     },
-    /// They hold different owners' records, none of them a majority's.
+    /// The replicas hold records of different owners, and none has a majority.
     Disagreement,
 }

@@ -1,20 +1,20 @@
 //! The async shell: asks the fabric who is closest to a key, sends one request to each of them at
-//! once, lets [`crate::coordinate`] decide, and serves this node's own [`Replica`]. What a decision
-//! leaves to do (settling, withdrawing, repairing) goes on in the background.
+//! once, lets [`crate::coordinate`] decide, and serves this node's own [`crate::replica::Replica`].
+//! What a decision leaves to do (settling, withdrawing, repairing) goes on in the background.
 
 use crate::{
     cell::{Cell, prefers},
     conflict,
-    coordinate::{Doubt, Read, Write, Written},
-    limits::Limits,
+    coordinate::{Read, ReadFailure, WriteOutcome},
+    options::DhtOptions,
+    peers::Peers,
     record::{MAX_VALUE_BYTES, Record, RecordError, Records},
-    replica::{Replica, ReplicaError},
     republish,
     store::{Store, StoreError},
-    wire::{self, Reply, Request},
+    wire::{Reply, Request},
 };
 use async_trait::async_trait;
-use p2pvm_overlay::{Fabric, MemberId, RingAddr, Serve, UnixTime, chain, identity::KeyPair};
+use p2pvm_overlay::{Fabric, RingAddr, identity::KeyPair};
 use rand::{
     Rng, SeedableRng,
     distr::{Distribution, StandardUniform},
@@ -24,60 +24,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{
-    sync::{Notify, mpsc},
-    task::JoinHandle,
-    time::Instant,
-};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
-/// The service that replicas answer.
-pub const SERVICE: &str = "dht";
-
-/// Tries of a create or put that meets concurrent ones; each waits longer than the one before.
+/// How many times a create or put that meets concurrent ones is tried before it fails.
+/// Reason: each wait is longer than the previous one, together about half a minute.
 const ATTEMPTS: u32 = 10;
 
-/// How often a withdrawal or a settlement is tried again at a replica that does not answer. With
-/// the pauses between, all is over before [`republish::ATTEMPT_SECONDS`].
-const BACKGROUND_TRIES: u32 = 3;
+/// How long to wait at most before a create or put is tried again.
+/// Reason: longer than any round of calls takes.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// The shortest life of a tombstone: longer than any replica is away without being republished to.
+/// How long a tombstone lives at least.
+/// Reason: no replica is away for longer without being republished to.
 const GRAVE_SECONDS: u64 = 3600;
-
-/// Where the DHT takes the time from.
-pub type Clock = Arc<dyn Fn() -> UnixTime + Send + Sync>;
-
-/// What may be set.
-#[derive(Clone)]
-pub struct DhtOptions {
-    /// Replicas of a key: the k closest members.
-    pub replicas: usize,
-    /// How long one replica may take to answer.
-    pub call_timeout: Duration,
-    /// How often all records are compared with the other replicas.
-    pub republish_every: Duration,
-    /// What one owner, one member and all may have this node keep.
-    pub limits: Limits,
-    /// The wall clock.
-    pub clock: Clock,
-    /// Seeds the waits and names of attempts, so that a simulation can be repeated; from the system
-    /// if `None`.
-    pub seed: Option<u64>,
-}
-
-impl Default for DhtOptions {
-    /// 5 replicas (two may be dead), 3 s (a dial over a 200 ms path and a flush, with room), 30
-    /// min, the system's clock and chance.
-    fn default() -> Self {
-        Self {
-            replicas: 5,
-            call_timeout: Duration::from_secs(3),
-            republish_every: Duration::from_secs(30 * 60),
-            limits: Limits::default(),
-            clock: Arc::new(UnixTime::now),
-            seed: None,
-        }
-    }
-}
 
 /// The replicated records of the network, and this node's share of them.
 pub struct Dht {
@@ -91,28 +50,13 @@ impl Dht {
     /// Serves this node's replica from now on, and keeps its records on the members closest to them
     /// until dropped. Needs a tokio runtime.
     pub fn start(fabric: Arc<dyn Fabric>, store: Arc<dyn Store>, options: DhtOptions) -> Arc<Self> {
-        let blocks = store.blocks();
-        let replica = Mutex::new(Replica::new(fabric.me(), store, options.limits));
-        let claimed = Arc::new(Notify::new());
-        let (me, clock) = (fabric.me(), options.clock.clone());
-        let local = Arc::new(Local {
-            me,
-            blocks,
-            replica,
-            clock,
-            claimed: claimed.clone(),
-        });
-        fabric.serve(SERVICE, Arc::new(Service(local.clone())));
         let chance = Mutex::new(
             options
                 .seed
                 .map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64),
         );
-        let peers = Peers {
-            fabric,
-            local,
-            options,
-        };
+        let claimed = Arc::new(Notify::new());
+        let peers = Peers::start(fabric, store, options, claimed.clone());
         let changed = Arc::new(Notify::new());
         let tasks = [
             tokio::spawn(republish::run(peers.clone(), changed.clone())),
@@ -126,17 +70,17 @@ impl Dht {
         })
     }
 
-    /// Tells that members came or went: records move to the members that are closest to them now.
-    /// Cheap; call it often.
+    /// Moves records to the members that are closest to them now. The caller calls it whenever
+    /// members came or went; it is cheap.
     pub fn membership_changed(&self) {
         self.changed.notify_one();
     }
 
-    /// The live records that this node's own replica holds and `wanted` picks, without a word to
-    /// anybody.
+    /// The live records that this node's own replica holds and `wanted` picks. No other member is
+    /// asked.
     ///
     /// # Errors
-    /// The disk's.
+    /// [`StoreError`] if the disk failed.
     pub async fn held_here(
         &self,
         wanted: impl Fn(&Record) -> bool + Send + 'static,
@@ -157,12 +101,14 @@ impl Dht {
             .random()
     }
 
-    async fn write(
+    /// Writes until a write wins or cannot win, with the waits between that let concurrent writers
+    /// come one after another.
+    async fn retry_write(
         &self,
         sign: impl Fn(u64) -> Record,
         key: RingAddr,
         mut version: u64,
-        how: How,
+        kind: WriteKind,
     ) -> Result<Record, RecordError> {
         let mut last = RecordError::NoQuorum {
             answered: 0,
@@ -172,63 +118,41 @@ impl Dht {
             let begun = Instant::now();
             let record = sign(version);
             let attempt = self.draw();
-            match self.peers.write(&record, attempt, how == How::Create).await {
-                (Written::Won, replicas) => {
+            let is_create = kind == WriteKind::Create;
+            let (outcome, replicas) = self.peers.write_once(&record, attempt, is_create).await;
+            let failure = match outcome {
+                WriteOutcome::Won => {
                     if record.value.is_some() {
-                        self.peers.tell(
-                            replicas,
-                            Request::Merge(key, Cell::of(record.clone(), true)),
-                        );
+                        let settled = Cell::of(record.clone(), true);
+                        self.peers.tell(replicas, Request::Merge(key, settled));
                     }
                     return Ok(record);
                 }
-                (Written::Stale(newest), _) if how != How::Put => {
-                    version = newest.saturating_add(1)
+                WriteOutcome::Stale(newest) if kind != WriteKind::Put => {
+                    version = newest.saturating_add(1);
+                    continue;
                 }
-                (Written::Stale(newest), replicas) => {
-                    self.peers
-                        .tell(replicas, Request::Withdraw { key, attempt });
-                    return Err(RecordError::Stale(newest));
-                }
-                (Written::Exists(other), replicas) => {
-                    self.peers
-                        .tell(replicas, Request::Withdraw { key, attempt });
-                    return Err(RecordError::Exists(Box::new(other)));
-                }
-                (Written::Refused(refusal), replicas) => {
-                    self.peers
-                        .tell(replicas, Request::Withdraw { key, attempt });
-                    return Err(RecordError::Refused(refusal));
-                }
-                (Written::NoQuorum { answered, asked }, replicas) => {
-                    self.peers
-                        .tell(replicas, Request::Withdraw { key, attempt });
-                    return Err(RecordError::NoQuorum { answered, asked });
-                }
-                (Written::Contended(other), replicas) => {
-                    tracing::debug!(key = %key.short(), tried, "a concurrent write: trying again");
-                    self.peers
-                        .tell(replicas, Request::Withdraw { key, attempt });
-                    // About a round trip, doubled each time; the preferred owner in the lower half,
-                    // so that he mostly comes first.
-                    let longest =
-                        (begun.elapsed() + Duration::from_millis(10)) * 2u32.pow(tried.min(5));
-                    let half = if prefers(&key, &record.owner, &other.owner) {
-                        0.0
-                    } else {
-                        0.5
-                    };
-                    last = RecordError::Exists(Box::new(other));
-                    tokio::time::sleep(
-                        longest
-                            .min(Duration::from_secs(5))
-                            .mul_f64(half + self.draw::<f64>() / 2.0),
-                    )
-                    .await;
-                }
-            }
+                failure => failure,
+            };
+            self.peers
+                .tell(replicas, Request::Withdraw { key, attempt });
+            let other = failure.into_contender()?;
+            tracing::debug!(key = %key.short(), tried, "a concurrent write: trying again");
+            let is_preferred = prefers(&key, &record.owner, &other.owner);
+            last = RecordError::Exists(Box::new(other));
+            tokio::time::sleep(self.backoff(begun.elapsed(), tried, is_preferred)).await;
         }
         Err(last)
+    }
+
+    /// How long to wait after a contended write: about a round trip, doubled each time. The
+    /// preferred owner draws from the lower half, so that it mostly comes first.
+    fn backoff(&self, round: Duration, tried: u32, is_preferred: bool) -> Duration {
+        let longest = (round + Duration::from_millis(10)) * 2u32.pow(tried.min(5));
+        let half = if is_preferred { 0.0 } else { 0.5 };
+        longest
+            .min(LONGEST_BACKOFF)
+            .mul_f64(half + self.draw::<f64>() / 2.0)
     }
 
     async fn read(&self, key: RingAddr) -> Result<Cell, RecordError> {
@@ -236,7 +160,7 @@ impl Dht {
         let asked = replicas.len();
         let mut read = Read::new(asked);
         let mut answers = self.peers.ask(&replicas, Request::Read(key));
-        let mut told = Vec::new();
+        let mut answered = Vec::new();
         let outcome = loop {
             if let Some(outcome) = read.outcome(self.peers.now()) {
                 break outcome;
@@ -249,16 +173,16 @@ impl Dht {
                 Some(Reply::Holds(cell)) if cell.is_authentic(&key) => Some(cell),
                 _ => None,
             };
-            told.extend(cell.clone().map(|cell| (member, cell)));
+            answered.extend(cell.clone().map(|cell| (member, cell)));
             read.heard(cell);
         };
-        let record = outcome.map_err(|doubt| match doubt {
-            Doubt::NoQuorum { answered, asked } => RecordError::NoQuorum { answered, asked },
-            Doubt::Disagreement => RecordError::Disagreement,
+        let record = outcome.map_err(|failure| match failure {
+            ReadFailure::NoQuorum { answered, asked } => RecordError::NoQuorum { answered, asked },
+            ReadFailure::Disagreement => RecordError::Disagreement,
         })?;
         let merged = read.merged();
         if read.is_of_one_owner() && (merged.settled.is_some() || merged.record.is_none()) {
-            let behind = told
+            let behind = answered
                 .into_iter()
                 .filter(|(_, cell)| cell.digest() != merged.digest())
                 .map(|(member, _)| member)
@@ -297,7 +221,7 @@ impl Records for Dht {
         };
         // Seconds as the first version: a renewal is newer without asking, and a VM's `epoch << 32
         // | seq` is newer still.
-        self.write(sign, key, now.0, How::Create).await
+        self.retry_write(sign, key, now.0, WriteKind::Create).await
     }
 
     async fn put(
@@ -311,7 +235,7 @@ impl Records for Dht {
         check_size(&value)?;
         let expires = self.peers.now().plus(ttl.as_secs());
         let sign = |version| Record::sign(owner, key, version, expires, Some(value.clone()));
-        self.write(sign, key, version, How::Put).await
+        self.retry_write(sign, key, version, WriteKind::Put).await
     }
 
     async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError> {
@@ -326,11 +250,11 @@ impl Records for Dht {
             None => return Ok(()),
         };
         let expires = record.expires.max(self.peers.now().plus(GRAVE_SECONDS));
-        self.write(
+        self.retry_write(
             |version| Record::sign(owner, key, version, expires, None),
             key,
             record.version.saturating_add(1),
-            How::Delete,
+            WriteKind::Delete,
         )
         .await?;
         Ok(())
@@ -339,7 +263,7 @@ impl Records for Dht {
 
 /// What a write is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
+enum WriteKind {
     Create,
     Put,
     Delete,
@@ -350,207 +274,5 @@ fn check_size(value: &[u8]) -> Result<(), RecordError> {
         Err(RecordError::TooLarge(value.len()))
     } else {
         Ok(())
-    }
-}
-
-/// The replicas of this network as one node reaches them: its own locally, the others over the
-/// fabric.
-#[derive(Clone)]
-pub(crate) struct Peers {
-    pub(crate) fabric: Arc<dyn Fabric>,
-    pub(crate) local: Arc<Local>,
-    pub(crate) options: DhtOptions,
-}
-
-impl Peers {
-    pub(crate) fn now(&self) -> UnixTime {
-        (self.options.clock)()
-    }
-
-    pub(crate) async fn replicas(&self, key: RingAddr) -> Result<Vec<MemberId>, RecordError> {
-        let found = self.fabric.closest(key, self.options.replicas).await;
-        found
-            .inspect_err(
-                |e| tracing::warn!(error = %chain(e), "cannot look up the closest members"),
-            )
-            .ok()
-            .filter(|r| !r.is_empty())
-            .ok_or(RecordError::NoQuorum {
-                answered: 0,
-                asked: 0,
-            })
-    }
-
-    /// One request to one replica.
-    pub(crate) async fn call(&self, to: MemberId, request: Request) -> Option<Reply> {
-        if to == self.fabric.me() {
-            return self
-                .local
-                .handle(request)
-                .await
-                .inspect_err(|e| tracing::error!(error = %chain(e), "this node's replica failed"))
-                .ok();
-        }
-        let answer = self
-            .fabric
-            .call(to, SERVICE, wire::emit(&request), self.options.call_timeout)
-            .await;
-        let answer = answer
-            .inspect_err(
-                |e| tracing::debug!(replica = %to.short(), error = %e, "a replica did not answer"),
-            )
-            .ok()?;
-        wire::parse(&answer)
-    }
-
-    /// One request to all of them at once; the answers as they come. Dropping the receiver does not
-    /// stop the requests.
-    pub(crate) fn ask(
-        &self,
-        replicas: &[MemberId],
-        request: Request,
-    ) -> mpsc::Receiver<(MemberId, Option<Reply>)> {
-        let (sender, receiver) = mpsc::channel(replicas.len().max(1));
-        for &replica in replicas {
-            let (peers, request, sender) = (self.clone(), request.clone(), sender.clone());
-            tokio::spawn(async move {
-                let reply = peers.call(replica, request).await;
-                // The asker may have decided already and be gone.
-                let _ = sender.send((replica, reply)).await;
-            });
-        }
-        receiver
-    }
-
-    /// Sends in the background to each of them, again where no answer comes.
-    fn tell(&self, replicas: Vec<MemberId>, request: Request) {
-        for replica in replicas {
-            let (peers, request) = (self.clone(), request.clone());
-            tokio::spawn(async move {
-                for tried in 0..BACKGROUND_TRIES {
-                    if peers.call(replica, request.clone()).await.is_some() {
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_secs(1 << tried)).await;
-                }
-            });
-        }
-    }
-
-    async fn write(
-        &self,
-        record: &Record,
-        attempt: u64,
-        creates: bool,
-    ) -> (Written, Vec<MemberId>) {
-        let Ok(replicas) = self.replicas(record.key).await else {
-            return (
-                Written::NoQuorum {
-                    answered: 0,
-                    asked: 0,
-                },
-                Vec::new(),
-            );
-        };
-        let mut write = if creates {
-            Write::create(record.clone(), replicas.len())
-        } else {
-            Write::new(record.clone(), replicas.len())
-        };
-        let mut answers = self.ask(
-            &replicas,
-            Request::Write {
-                record: record.clone(),
-                attempt,
-            },
-        );
-        loop {
-            if let Some(outcome) = write.outcome() {
-                return (outcome, replicas);
-            }
-            let answer = match answers.recv().await {
-                Some((_, Some(Reply::Refused(refusal)))) => {
-                    write.refused(refusal);
-                    continue;
-                }
-                Some((_, Some(Reply::Written { accepted, cell })))
-                    if cell.is_authentic(&record.key) =>
-                {
-                    Some((accepted, cell))
-                }
-                _ => None,
-            };
-            write.heard(answer);
-        }
-    }
-}
-
-/// This node's replica behind its lock.
-pub(crate) struct Local {
-    me: MemberId,
-    claimed: Arc<Notify>,
-    replica: Mutex<Replica>,
-    clock: Clock,
-    blocks: bool,
-}
-
-impl Local {
-    /// Answers a request of this node's own.
-    pub(crate) async fn handle(self: &Arc<Self>, request: Request) -> Result<Reply, ReplicaError> {
-        self.handle_from(self.me, request).await
-    }
-
-    async fn handle_from(
-        self: &Arc<Self>,
-        from: MemberId,
-        request: Request,
-    ) -> Result<Reply, ReplicaError> {
-        let (reply, claims) = self
-            .with(move |replica, now| (replica.handle(now, from, request), replica.has_claims()))
-            .await;
-        if claims {
-            self.claimed.notify_one();
-        }
-        reply
-    }
-
-    /// Runs `work` on the replica, on a blocking thread if its store may wait for a disk.
-    pub(crate) async fn with<T, F>(self: &Arc<Self>, work: F) -> T
-    where
-        T: Send + 'static,
-        F: FnOnce(&mut Replica, UnixTime) -> T + Send + 'static,
-    {
-        let local = self.clone();
-        let locked = move || {
-            work(
-                &mut local.replica.lock().unwrap_or_else(PoisonError::into_inner),
-                (local.clock)(),
-            )
-        };
-        if !self.blocks {
-            return locked();
-        }
-        match tokio::task::spawn_blocking(locked).await {
-            Ok(done) => done,
-            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            // Only a runtime that shuts down cancels a blocking task; nobody waits for the answer
-            // then.
-            Err(_) => std::future::pending().await,
-        }
-    }
-}
-
-struct Service(Arc<Local>);
-
-#[async_trait]
-impl Serve for Service {
-    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        let request = wire::parse(&body).ok_or("not a record request")?;
-        let reply = self
-            .0
-            .handle_from(from, request)
-            .await
-            .map_err(|e| chain(&e))?;
-        Ok(wire::emit(&reply))
     }
 }

@@ -1,31 +1,33 @@
 //! What peers agree on: replicated signed records with TTL and create-if-absent on the closest
-//! members, and epochs granted by named voters. Opens no socket: asks the overlay's `Fabric` for
-//! lookups and requests.
+//! members, and epochs granted by named voters. It opens no socket: the overlay's `Fabric` makes
+//! the lookups and requests.
 //!
 //! Records say where things are and may be stale; votes decide what must never happen twice.
 //!
-//! What is promised where members lie. The replicas of a key are the k = 5 members closest to it as
-//! a lookup finds them (`p2pvm_overlay::lookup`: a lookup that may have been misled is an error).
-//! As long as no more than two of the five lie:
+//! What is promised although members lie: the replicas of a key are the k = 5 members closest to it
+//! as a lookup finds them (`p2pvm_overlay::lookup`: a lookup that may have been misled is an
+//! error). As long as no more than two of the five lie:
 //! - a create takes four of five, so that of two creators at most one succeeds
 //!   ([`coordinate::sure`]);
 //! - a read answers "absent" only by four of five, and a record only if most replicas hold it or
 //!   nobody says otherwise; where owners are contested and none has a majority it is an error;
-//! - a record is displaced by another owner's only by the word of most replicas, as each asks them
-//!   itself (`conflict`);
+//! - a record is replaced by another owner's only if most replicas hold that one; each replica asks
+//!   them itself (`conflict`);
 //! - nobody but its owner changes, deletes or renews a record: all are signed.
 //!
-//! Liars can make all these fail: an error, or an address that seems taken, is what they can bring
-//! about. Not promised: that a read sees the newest version of its owner, anything where three of
-//! five lie, and one owner where a partition or the exchange of most replicas at once parts a key's
-//! old replicas from its new ones: then one owner is kept everywhere after the partition has
-//! healed, and the other learns it at its next renewal.
+//! Liars can make all these fail: the caller gets an error, or sees an address as taken. Not
+//! promised: that a read sees the newest version of its owner, anything if three of five lie, and a
+//! single owner while a partition, or the exchange of most replicas at once, separates a key's old
+//! replicas from its new ones: then one owner is kept everywhere after the partition has healed,
+//! and the other learns it at its next renewal.
 
 pub mod cell;
 mod conflict;
 pub mod coordinate;
-pub mod dht;
+mod dht;
 pub mod limits;
+mod options;
+mod peers;
 pub mod record;
 pub mod replica;
 mod republish;
@@ -33,8 +35,10 @@ pub mod store;
 pub mod votes;
 pub mod wire;
 
-pub use dht::{Dht, DhtOptions};
+pub use dht::Dht;
 pub use limits::{Limits, Refusal};
+pub use options::{Clock, DhtOptions};
+pub use peers::SERVICE;
 pub use record::{Record, RecordError, Records};
 pub use store::{MemoryStore, SledStore, Store, StoreError};
-pub use votes::{Grant, Newest, VoteError, Voter, VoterLog, VoterSet, Votes};
+pub use votes::{Grant, NewestEpoch, VoteError, Voter, VoterLog, VoterSet, Votes};

@@ -1,12 +1,16 @@
 //! What one owner, one member and all together may have a replica keep, and how fast a member may
-//! begin new keys: a flood costs the one who makes it his own share, not the others theirs.
+//! begin new keys: a flood uses up the share of the member that makes it, not the others'.
 //!
 //! Every cell is charged to the owner of its record and to the member that first brought it.
-//! Renewals and smaller values are never refused; what is refused is told with its [`Refusal`].
+//! Renewals and smaller values are never refused; every refusal gives its reason ([`Refusal`]).
 
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+
+/// How many seconds an attempt is held before it counts as its creator's record.
+/// Reason: a withdrawal would have come by then.
+pub(crate) const ATTEMPT_SECONDS: u64 = 120;
 
 /// Why a replica does not hold a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
@@ -23,13 +27,13 @@ pub enum Refusal {
     /// The value is larger than a record may be.
     #[error("its value is too large")]
     TooLarge,
-    /// The owner has as many records, or bytes, as one may.
+    /// The owner has reached its number of records or bytes.
     #[error("its owner has as many records as one may")]
     OwnerLimit,
-    /// The member has brought as many records, or bytes, as one may.
+    /// The member has brought its number of records or bytes.
     #[error("this member keeps as many records as one may")]
     MemberLimit,
-    /// The member begins new records faster than one may.
+    /// The member begins new records too fast.
     #[error("this member makes new records faster than one may: try again later")]
     TooFast,
     /// The replica is full.
@@ -90,23 +94,28 @@ impl Usage {
     }
 
     fn remove(&mut self, bytes: usize) {
-        self.records = self.records.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
+        assert!(
+            self.records > 0 && self.bytes >= bytes,
+            "a cell is charged once before it is credited"
+        );
+        self.records -= 1;
+        self.bytes -= bytes;
     }
 }
 
-/// To whom a cell is charged.
+/// The owner and the member that a cell is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Charge {
     pub(crate) owner: Option<[u8; 32]>,
-    pub(crate) by: MemberId,
+    pub(crate) bringer: MemberId,
     pub(crate) bytes: usize,
 }
 
-/// Writers whose pace is remembered; who has been quiet long enough needs no remembering.
+/// How many writers' paces are remembered.
+/// Reason: bounds memory; a writer that has all its turns back is forgotten without loss.
 const MAX_PACES: usize = 4096;
 
-/// The books of one replica.
+/// What each cell of one replica is charged to.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
     limits: Limits,
@@ -130,26 +139,26 @@ impl Accounts {
         &self.limits
     }
 
-    /// Charges a cell anew, or no more.
+    /// Replaces what a cell is charged; `None` frees it.
     pub(crate) fn set(&mut self, key: RingAddr, charge: Option<Charge>) {
         if let Some(old) = self.cells.remove(&key) {
             self.all.remove(old.bytes);
             if let Some(owner) = old.owner {
                 debit(&mut self.owners, owner, old.bytes);
             }
-            debit(&mut self.members, old.by, old.bytes);
+            debit(&mut self.members, old.bringer, old.bytes);
         }
         if let Some(new) = charge {
             self.all.add(new.bytes);
             if let Some(owner) = new.owner {
                 self.owners.entry(owner).or_default().add(new.bytes);
             }
-            self.members.entry(new.by).or_default().add(new.bytes);
+            self.members.entry(new.bringer).or_default().add(new.bytes);
             self.cells.insert(key, new);
         }
     }
 
-    /// Whether a cell may be charged so. What does not grow is always admitted.
+    /// Whether there is room for this charge. A cell that does not grow is always admitted.
     pub(crate) fn admits(&self, key: &RingAddr, new: &Charge) -> Result<(), Refusal> {
         let old = self.cells.get(key);
         let fits = |usage: Option<&Usage>, was: Option<&Charge>, records: usize, bytes: usize| {
@@ -172,8 +181,8 @@ impl Accounts {
             return Err(Refusal::OwnerLimit);
         }
         if !fits(
-            self.members.get(&new.by),
-            old.filter(|c| c.by == new.by),
+            self.members.get(&new.bringer),
+            old.filter(|c| c.bringer == new.bringer),
             limits.member_records,
             limits.member_bytes,
         ) {
@@ -242,7 +251,7 @@ mod tests {
     fn charge(owner: u8, by: u8, bytes: usize) -> Charge {
         Charge {
             owner: Some([owner; 32]),
-            by: MemberId([by; 32]),
+            bringer: MemberId([by; 32]),
             bytes,
         }
     }

@@ -1,5 +1,5 @@
-//! A record: a value at a key, signed by its owner, with a version that only grows and a time after
-//! which nobody keeps it. A deleted record leaves a tombstone (a newer version without a value)
+//! A record: a value at a key, signed by its owner, with a version that only grows and a time at
+//! which it expires. A deleted record leaves a tombstone (a newer version without a value)
 //! until it expires, so that a replica that missed the deletion cannot bring the old value back.
 
 use crate::limits::Refusal;
@@ -21,11 +21,11 @@ const DOMAIN: &str = "p2pvm record 1";
 pub struct Record {
     /// Where it lives.
     pub key: RingAddr,
-    /// Who may replace or delete it: an ed25519 public key (a member's or a VM's).
+    /// The ed25519 public key (a member's or a VM's) that may replace or delete it.
     pub owner: [u8; 32],
     /// Grows with each change by the owner.
     pub version: u64,
-    /// After this nobody serves or keeps it.
+    /// When replicas stop serving and keeping it.
     pub expires: UnixTime,
     /// The value; `None` is the tombstone of a deleted record.
     pub value: Option<Vec<u8>>,
@@ -83,7 +83,7 @@ impl Record {
     }
 }
 
-/// Why an operation on a record came to nothing.
+/// Why an operation on a record failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RecordError {
     /// Another owner holds the key; the live record is enclosed.
@@ -103,11 +103,11 @@ pub enum RecordError {
         /// How many were asked.
         asked: usize,
     },
-    /// Replicas hold different owners' records, none of them a majority's: after a partition, or
+    /// Replicas hold records of different owners, and none has a majority: after a partition, or
     /// because some lie.
     #[error("the replicas disagree on who owns the key: try again in a minute")]
     Disagreement,
-    /// The replicas will not hold it.
+    /// The replicas refused it.
     #[error("the record was refused")]
     Refused(#[source] Refusal),
     /// The value is larger than [`MAX_VALUE_BYTES`].
@@ -118,8 +118,8 @@ pub enum RecordError {
 /// The replicated records as the crates above use them. `Dht` implements it.
 #[async_trait]
 pub trait Records: Send + Sync + 'static {
-    /// Creates the record at `key` if no live one exists. Of many concurrent callers one succeeds.
-    /// The same owner creating its own live record again succeeds (idempotent) and renews it.
+    /// Creates the record at `key` if no live one exists. Of many concurrent callers at most one
+    /// succeeds. An owner that creates its own live record again succeeds and renews it.
     async fn create(
         &self,
         owner: &KeyPair,
@@ -128,7 +128,7 @@ pub trait Records: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<Record, RecordError>;
 
-    /// Replaces (or first writes) the owner's record with `version`, which must be newer than any a
+    /// Writes or replaces the owner's record with `version`, which must be newer than any that a
     /// replica holds.
     async fn put(
         &self,

@@ -1,10 +1,41 @@
 //! One member's share of the records: decides what it holds, durably, before it answers. No clock
 //! and no network in it: `handle(now, from, request)`.
 //!
-//! The first writer of a free key gets the replica, and keeps it until he withdraws, deletes or
-//! lets it expire; who has a majority of the replicas has the key. Two creators can therefore never
-//! both have one. What is forged, expired, too large or beyond its owner's or bringer's share
-//! ([`crate::limits`]) is refused with the reason.
+//! The first writer of a free key gets the replica, and keeps it until it withdraws or deletes its
+//! record or lets it expire; the owner with a majority of the replicas has the key. Two creators
+//! can therefore never both have one. A record that is forged, expired, too large or beyond the
+//! share of its owner or of the member that brings it ([`crate::limits`]) is refused with the
+//! reason.
+//!
+//! The caller answers in the order of arrival and gives `now` of one clock; nothing is due between
+//! two calls, except that [`Replica::page`], called now and then, drops expired cells. What an
+//! answer says is on the disk when [`Replica::handle`] returns it, so it may be sent at once. When
+//! [`Replica::has_claims`], the caller asks the other replicas of each [`Replica::next_claim`] and
+//! gives what most of them hold to [`Replica::adopt`].
+//!
+//! ```
+//! use p2pvm_dht::{Limits, MemoryStore, Record, replica::Replica, wire::{Reply, Request}};
+//! use p2pvm_overlay::{MemberId, RingAddr, UnixTime, identity::KeyPair};
+//! use std::sync::Arc;
+//!
+//! let (now, key) = (UnixTime(1_800_000_000), RingAddr::of("example", b"a name"));
+//! let member = |n| MemberId([n; 32]);
+//! let start = |n| Replica::new(member(n), Arc::new(MemoryStore::default()), Limits::default());
+//! let (mut first, mut second) = (start(1), start(2));
+//!
+//! let owner = KeyPair::from_seed(&[7; 32]);
+//! let record = Record::sign(&owner, key, 1, now.plus(60), Some(b"value".to_vec()));
+//! let request = Request::Write { record, attempt: 1 };
+//! let answer = first.handle(now, member(9), request).unwrap();
+//! assert!(matches!(answer, Reply::Written { accepted: true, .. }));
+//!
+//! // The first replica tells the second what it holds.
+//! let Reply::Holds(cell) = first.handle(now, member(2), Request::Read(key)).unwrap() else {
+//!     unreachable!()
+//! };
+//! let answer = second.handle(now, member(1), Request::Merge(key, cell.clone())).unwrap();
+//! assert_eq!(answer, Reply::Holds(cell));
+//! ```
 
 use crate::{
     cell::Cell,
@@ -20,46 +51,49 @@ use std::{
     sync::Arc,
 };
 
-/// Withdrawn attempts remembered, so that a write that arrives after its own withdrawal is not
-/// held.
+/// How many withdrawn attempts are remembered.
+/// Reason: a write that arrives after its own withdrawal is not held.
 const REMEMBERED_WITHDRAWALS: usize = 4096;
 
-/// Attempts of one owner at one key remembered; a further one makes the record stay until it
-/// expires.
+/// How many attempts of one owner at one key are remembered.
+/// Reason: bounds memory; with more of them the record stays until it expires.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Other owners' claims waiting to be looked into; more are dropped, and made again when the
-/// records are next compared.
+/// How many claims of other owners wait to be looked into.
+/// Reason: bounds memory; dropped ones are made again when records are next compared.
 const MAX_CLAIMS: usize = 256;
 
-/// Cells read at a time when the books are made at the start.
+/// How many cells are read from the store at a time.
 const PAGE: usize = 1024;
 
 /// Why a replica does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
-    /// The request is larger than it may be.
+    /// The bytes are no [`Request`].
+    #[error("not a record request")]
+    Malformed,
+    /// More than [`MAX_COMPARED`] keys.
     #[error("too many keys in one request")]
     TooMany,
-    /// The disk.
+    /// The disk failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A cell as it is stored.
+/// A cell as it stands in the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
+struct StoredCell {
     cell: Cell,
-    /// The attempts that hold the record here, since it was settled last.
+    /// The attempts that hold the record here, since it was last settled.
     attempts: Vec<u64>,
-    /// Since when this owner holds it.
+    /// When this owner's record came.
     since: UnixTime,
-    /// Which member brought it first.
-    by: Option<MemberId>,
+    /// The member that brought it first.
+    bringer: Option<MemberId>,
 }
 
-/// What a cell was stored as before members were charged for theirs.
-type Uncharged = (Cell, Vec<u64>, UnixTime);
+/// A cell as it was stored before members were charged for theirs.
+type UnchargedCell = (Cell, Vec<u64>, UnixTime);
 
 /// A replica over its store.
 pub struct Replica {
@@ -71,8 +105,20 @@ pub struct Replica {
     claims: VecDeque<RingAddr>,
 }
 
+impl StoredCell {
+    /// Merges what another member brought, after it was checked.
+    fn take_in(&mut self, key: &RingAddr, cell: Cell) {
+        // Not `assert!`: checking the signatures once more costs 50 µs each.
+        debug_assert!(
+            cell.is_authentic(key),
+            "what is taken in has passed `judge` or `is_authentic`"
+        );
+        self.cell.merge(cell);
+    }
+}
+
 impl Replica {
-    /// The replica of member `me`, of what `store` holds. What cannot be read is charged to nobody.
+    /// The replica of member `me` over `store`. Unreadable cells are charged to `me`.
     pub fn new(me: MemberId, store: Arc<dyn Store>, limits: Limits) -> Self {
         let accounts = Accounts::new(limits);
         let (withdrawn, withdrawn_order, claims) =
@@ -88,10 +134,10 @@ impl Replica {
         let mut after = None;
         while let Ok(page) = replica.store.scan(after.as_ref(), PAGE) {
             for (key, bytes) in &page {
-                let kept = decode(&RingAddr(*key), bytes);
+                let stored = decode(&RingAddr(*key), bytes);
                 replica
                     .accounts
-                    .set(RingAddr(*key), Some(charge(&kept, me, bytes.len())));
+                    .set(RingAddr(*key), Some(charge(&stored, me, bytes.len())));
             }
             after = page.last().map(|(key, _)| *key);
             if page.len() < PAGE {
@@ -101,10 +147,10 @@ impl Replica {
         replica
     }
 
-    /// Answers one request of member `from`. What the answer says is on the disk.
+    /// Answers one request of member `from`.
     ///
     /// # Errors
-    /// [`ReplicaError`]; nothing has been changed then, unless the disk failed.
+    /// [`ReplicaError`]; then nothing has changed, unless the disk failed.
     pub fn handle(
         &mut self,
         now: UnixTime,
@@ -112,7 +158,7 @@ impl Replica {
         request: Request,
     ) -> Result<Reply, ReplicaError> {
         match request {
-            Request::Write { record, attempt } => self.write(now, from, record, attempt),
+            Request::Write { record, attempt } => self.accept(now, from, record, attempt),
             Request::Withdraw { key, attempt } => self.withdraw(now, key, attempt),
             Request::Merge(key, other) => self.merge(now, from, key, other),
             Request::Read(key) => Ok(Reply::Holds(self.load(now, &key)?.cell)),
@@ -142,7 +188,8 @@ impl Replica {
         }
     }
 
-    fn write(
+    /// Holds a record for its owner if the key is free or already the owner's.
+    fn accept(
         &mut self,
         now: UnixTime,
         from: MemberId,
@@ -152,17 +199,17 @@ impl Replica {
         if let Err(refusal) = self.judge(now, &record) {
             return Ok(Reply::Refused(refusal));
         }
-        let mut kept = self.load(now, &record.key)?;
+        let mut stored = self.load(now, &record.key)?;
         let taken = record.value.is_some()
-            && kept
+            && stored
                 .cell
                 .record
                 .as_ref()
                 .is_some_and(|held| held.owner != record.owner);
         let repeated =
-            kept.cell.record.as_ref() == Some(&record) || kept.cell.graves.contains(&record);
+            stored.cell.record.as_ref() == Some(&record) || stored.cell.graves.contains(&record);
         let stale = !repeated
-            && kept
+            && stored
                 .cell
                 .version_of(&record.owner)
                 .is_some_and(|version| version >= record.version);
@@ -170,43 +217,43 @@ impl Replica {
         if accepted {
             let key = record.key;
             if record.value.is_some() {
-                if kept
+                if stored
                     .cell
                     .record
                     .as_ref()
                     .is_none_or(|held| held.owner != record.owner)
                 {
-                    (kept.since, kept.attempts) = (now, Vec::new());
+                    (stored.since, stored.attempts) = (now, Vec::new());
                 }
-                if !kept.attempts.contains(&attempt) && kept.attempts.len() <= MAX_ATTEMPTS {
-                    kept.attempts.push(attempt);
+                if !stored.attempts.contains(&attempt) && stored.attempts.len() <= MAX_ATTEMPTS {
+                    stored.attempts.push(attempt);
                 }
             }
-            kept.cell.merge(Cell::of(record, false));
-            kept.by.get_or_insert(from);
-            if let Err(refusal) = self.admit(now, from, &key, &kept, true) {
+            stored.take_in(&key, Cell::of(record, false));
+            stored.bringer.get_or_insert(from);
+            if let Err(refusal) = self.admit(now, from, &key, &stored, true) {
                 return Ok(Reply::Refused(refusal));
             }
-            self.save(&key, &kept)?;
-            kept.cell.record = None;
+            self.save(&key, &stored)?;
+            stored.cell.record = None;
         }
         Ok(Reply::Written {
             accepted,
-            cell: kept.cell,
+            cell: stored.cell,
         })
     }
 
-    /// Whether the books have room for a cell, and the member that begins it a turn left.
+    /// Whether a cell may be charged, and if `paced`, whether its member may begin a new key now.
     fn admit(
         &mut self,
         now: UnixTime,
         from: MemberId,
         key: &RingAddr,
-        kept: &Kept,
+        stored: &StoredCell,
         paced: bool,
     ) -> Result<(), Refusal> {
-        let bytes = postcard::experimental::serialized_size(kept).unwrap_or(usize::MAX);
-        self.accounts.admits(key, &charge(kept, self.me, bytes))?;
+        let bytes = postcard::experimental::serialized_size(stored).unwrap_or(usize::MAX);
+        self.accounts.admits(key, &charge(stored, self.me, bytes))?;
         if paced && !self.accounts.holds(key) {
             self.accounts.pace(now, from)
         } else {
@@ -230,16 +277,16 @@ impl Replica {
                 self.withdrawn.remove(&oldest);
             }
         }
-        let mut kept = self.load(now, &key)?;
-        if kept.cell.settled.is_none()
-            && kept.attempts.contains(&attempt)
-            && kept.attempts.len() <= MAX_ATTEMPTS
+        let mut stored = self.load(now, &key)?;
+        if stored.cell.settled.is_none()
+            && stored.attempts.contains(&attempt)
+            && stored.attempts.len() <= MAX_ATTEMPTS
         {
-            kept.attempts.retain(|a| *a != attempt);
-            if kept.attempts.is_empty() {
-                kept.cell.record = None;
+            stored.attempts.retain(|a| *a != attempt);
+            if stored.attempts.is_empty() {
+                stored.cell.record = None;
             }
-            self.save(&key, &kept)?;
+            self.save(&key, &stored)?;
         }
         Ok(Reply::Done)
     }
@@ -265,46 +312,47 @@ impl Replica {
             return Ok(Reply::Refused(Refusal::TooLong));
         }
         let before = self.load(now, &key)?;
-        let mut kept = before.clone();
+        let mut stored = before.clone();
         let (claim, settled) = (other.record.take(), other.settled.take());
-        kept.cell.merge(other);
-        let contested = kept
+        stored.take_in(&key, other);
+        let contested = stored
             .cell
             .record
             .as_ref()
             .zip(claim.as_ref())
             .is_some_and(|(held, claim)| held.owner != claim.owner);
         if !contested {
-            kept.cell.merge(Cell {
+            let claim = Cell {
                 record: claim,
                 settled,
                 graves: Vec::new(),
-            });
+            };
+            stored.take_in(&key, claim);
         } else if settled.is_some() {
-            // Somebody else's word is not enough: the other replicas are asked.
+            // One member's word is not enough: the other replicas are asked.
             self.claim(key);
         }
         let owner = |cell: &Cell| cell.record.as_ref().map(|r| r.owner);
-        if owner(&kept.cell) != owner(&before.cell) {
-            (kept.since, kept.attempts) = (now, Vec::new());
+        if owner(&stored.cell) != owner(&before.cell) {
+            (stored.since, stored.attempts) = (now, Vec::new());
         }
-        if kept.cell.settled > before.cell.settled {
-            kept.attempts.clear();
+        if stored.cell.settled > before.cell.settled {
+            stored.attempts.clear();
         }
-        if kept != before {
-            kept.by.get_or_insert(from);
-            if let Err(refusal) = self.admit(now, from, &key, &kept, false) {
+        if stored != before {
+            stored.bringer.get_or_insert(from);
+            if let Err(refusal) = self.admit(now, from, &key, &stored, false) {
                 return Ok(Reply::Refused(refusal));
             }
-            self.save(&key, &kept)?;
+            self.save(&key, &stored)?;
         }
-        Ok(Reply::Holds(kept.cell))
+        Ok(Reply::Holds(stored.cell))
     }
 
     /// The live records held here that `wanted` picks.
     ///
     /// # Errors
-    /// The disk's.
+    /// [`StoreError`] if the disk failed.
     pub fn live(
         &self,
         now: UnixTime,
@@ -314,8 +362,8 @@ impl Replica {
         loop {
             let page = self.store.scan(after.as_ref(), PAGE)?;
             for (_, bytes) in &page {
-                // What cannot be read is said where the cells are brought to the other replicas.
-                let Ok(Kept { mut cell, .. }) = read(bytes) else {
+                // `page`, which reads the same cells, logs the unreadable ones.
+                let Ok(StoredCell { mut cell, .. }) = read(bytes) else {
                     continue;
                 };
                 cell.expire(now);
@@ -339,25 +387,26 @@ impl Replica {
         !self.claims.is_empty()
     }
 
-    /// A key held here that another member says is another owner's.
+    /// A key held here that another member claims for another owner.
     pub fn next_claim(&mut self) -> Option<RingAddr> {
         self.claims.pop_front()
     }
 
-    /// Takes over what most replicas hold, in place of another owner's record.
+    /// Replaces another owner's record by what most replicas hold.
     ///
     /// # Errors
-    /// The disk's.
+    /// [`StoreError`] if the disk failed.
     pub fn adopt(&mut self, now: UnixTime, key: RingAddr, cell: Cell) -> Result<(), StoreError> {
-        let mut kept = self.load(now, &key)?;
+        let mut stored = self.load(now, &key)?;
         let owner = |cell: &Cell| cell.record.as_ref().map(|r| r.owner);
-        if !cell.is_authentic(&key) || owner(&cell) == owner(&kept.cell) || cell.record.is_none() {
+        if !cell.is_authentic(&key) || owner(&cell) == owner(&stored.cell) || cell.record.is_none()
+        {
             return Ok(());
         }
-        (kept.cell.record, kept.cell.settled) = (None, None);
-        kept.cell.merge(cell);
-        (kept.since, kept.attempts) = (now, Vec::new());
-        self.save(&key, &kept)
+        (stored.cell.record, stored.cell.settled) = (None, None);
+        stored.take_in(&key, cell);
+        (stored.since, stored.attempts) = (now, Vec::new());
+        self.save(&key, &stored)
     }
 
     fn compare(&self, now: UnixTime, places: &[(RingAddr, u64)]) -> Result<Reply, ReplicaError> {
@@ -373,22 +422,22 @@ impl Replica {
         Ok(Reply::Differs(differs))
     }
 
-    fn load(&self, now: UnixTime, key: &RingAddr) -> Result<Kept, StoreError> {
-        let mut kept = self
+    fn load(&self, now: UnixTime, key: &RingAddr) -> Result<StoredCell, StoreError> {
+        let mut stored = self
             .store
             .get(&key.0)?
-            .map_or_else(Kept::default, |bytes| decode(key, &bytes));
-        kept.cell.expire(now);
-        Ok(kept)
+            .map_or_else(StoredCell::default, |bytes| decode(key, &bytes));
+        stored.cell.expire(now);
+        Ok(stored)
     }
 
-    fn save(&mut self, key: &RingAddr, kept: &Kept) -> Result<(), StoreError> {
-        if kept.cell.is_empty() {
+    fn save(&mut self, key: &RingAddr, stored: &StoredCell) -> Result<(), StoreError> {
+        if stored.cell.is_empty() {
             self.drop_cell(key)?;
         } else {
-            let bytes = postcard::to_allocvec(kept).expect("plain fields always serialize");
+            let bytes = postcard::to_allocvec(stored).expect("plain fields always serialize");
             self.accounts
-                .set(*key, Some(charge(kept, self.me, bytes.len())));
+                .set(*key, Some(charge(stored, self.me, bytes.len())));
             self.store.put(&key.0, bytes)?;
         }
         self.store.flush()
@@ -404,7 +453,7 @@ impl Replica {
     /// not about to withdraw them any more.
     ///
     /// # Errors
-    /// The disk's.
+    /// [`StoreError`] if the disk failed.
     pub fn page(
         &mut self,
         now: UnixTime,
@@ -421,15 +470,15 @@ impl Replica {
         let mut cells = Vec::new();
         for (key, bytes) in entries {
             let key = RingAddr(key);
-            let mut kept = decode(&key, &bytes);
-            kept.cell.expire(now);
-            if kept.cell.is_empty() {
+            let mut stored = decode(&key, &bytes);
+            stored.cell.expire(now);
+            if stored.cell.is_empty() {
                 self.drop_cell(&key)?;
-            } else if kept.cell.settled.is_some()
-                || kept.cell.record.is_none()
-                || kept.since.plus(attempt_seconds) <= now
+            } else if stored.cell.settled.is_some()
+                || stored.cell.record.is_none()
+                || stored.since.plus(attempt_seconds) <= now
             {
-                cells.push((key, kept.cell));
+                cells.push((key, stored.cell));
             }
         }
         Ok(Page { cells, last })
@@ -438,7 +487,7 @@ impl Replica {
     /// Drops the cell at `key` if it is still `cell`: other members hold it now.
     ///
     /// # Errors
-    /// The disk's.
+    /// [`StoreError`] if the disk failed.
     pub fn hand_over(
         &mut self,
         now: UnixTime,
@@ -452,39 +501,39 @@ impl Replica {
     }
 }
 
-/// Some of a replica's cells.
+/// Some of a replica's cells, in the order of their keys.
 pub struct Page {
-    /// The cells, by key.
+    /// The cells with their keys.
     pub cells: Vec<(RingAddr, Cell)>,
-    /// Where to go on, if there is more.
+    /// The key to go on after, if there is more.
     pub last: Option<RingAddr>,
 }
 
-/// A stored cell; what cannot be read (a damaged store) counts as absent: the peers hold it.
-fn decode(key: &RingAddr, bytes: &[u8]) -> Kept {
+/// A stored cell. An unreadable one (a damaged store) counts as absent: the peers hold it.
+fn decode(key: &RingAddr, bytes: &[u8]) -> StoredCell {
     read(bytes).unwrap_or_else(|e| {
-        tracing::warn!(key = %key.short(), error = %e, "an unreadable record is dropped");
-        Kept::default()
+        tracing::warn!(key = %key.short(), error = %e, "dropped an unreadable record");
+        StoredCell::default()
     })
 }
 
-fn read(bytes: &[u8]) -> Result<Kept, postcard::Error> {
-    postcard::from_bytes(bytes).or_else(|e| match postcard::from_bytes::<Uncharged>(bytes) {
-        Ok((cell, attempts, since)) => Ok(Kept {
+fn read(bytes: &[u8]) -> Result<StoredCell, postcard::Error> {
+    postcard::from_bytes(bytes).or_else(|e| match postcard::from_bytes::<UnchargedCell>(bytes) {
+        Ok((cell, attempts, since)) => Ok(StoredCell {
             cell,
             attempts,
             since,
-            by: None,
+            bringer: None,
         }),
         Err(_) => Err(e),
     })
 }
 
-/// To whom a cell is charged: what nobody is known to have brought, to this member.
-fn charge(kept: &Kept, me: MemberId, bytes: usize) -> Charge {
+/// What a cell is charged to; one whose bringer is unknown, to this member.
+fn charge(stored: &StoredCell, me: MemberId, bytes: usize) -> Charge {
     Charge {
-        owner: kept.cell.record.as_ref().map(|r| r.owner),
-        by: kept.by.unwrap_or(me),
+        owner: stored.cell.record.as_ref().map(|r| r.owner),
+        bringer: stored.bringer.unwrap_or(me),
         bytes,
     }
 }

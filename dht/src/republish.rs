@@ -5,7 +5,8 @@
 
 use crate::{
     cell::Cell,
-    dht::Peers,
+    limits::ATTEMPT_SECONDS,
+    peers::Peers,
     wire::{MAX_COMPARED, Reply, Request},
 };
 use p2pvm_overlay::{MemberId, RingAddr, chain};
@@ -16,16 +17,15 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
-/// An attempt older than this counts as its creator's record: a withdrawal would have come by then.
-pub(crate) const ATTEMPT_SECONDS: u64 = 120;
-
-/// Members come and go in bursts: wait this long for the last of a burst.
+/// How long to wait for further changes before records are moved.
+/// Reason: members come and go in bursts.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// Cells read from the store at a time.
+/// How many cells are read from the store at a time.
 const PAGE: usize = 256;
 
-/// Old replicas of a key that tell the new ones: two, in case one is behind or dies meanwhile.
+/// How many old replicas of a key tell the new ones.
+/// Reason: two, in case one is behind or dies meanwhile.
 const SPEAKERS: usize = 2;
 
 /// The replicas of each local key when it was last looked at.
@@ -59,7 +59,7 @@ pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
     }
 }
 
-/// Looks at every local cell once and brings those to whom it may be news up to date.
+/// Looks at every local cell once and brings the members up to date that may not have it.
 async fn pass(peers: &Peers, places: &mut Places, full: bool) {
     let (mut after, mut seen) = (None, HashSet::new());
     loop {
@@ -77,8 +77,8 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         let mut plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>> = BTreeMap::new();
         let mut leaving = Vec::new();
         for (key, cell) in page.cells {
-            // When somebody comes or goes the members that this node is connected to will do; a
-            // lookup for each record is for the rare full comparison.
+            // After a change of members the connected ones will do; a lookup for each record is for
+            // the rare full comparison.
             let now_at = match full {
                 true => peers.replicas(key).await.ok(),
                 false => Some(peers.fabric.nearby(key, peers.options.replicas)),
@@ -95,7 +95,7 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         }
         let agreed = bring_up_to_date(peers, plan).await;
         for (key, cell, now_at) in leaving {
-            // Held by others for a whole period, and all of them agree: no replica of it any more.
+            // Others have held it for a whole period and all agree: this node is no replica of it.
             if now_at.iter().all(|member| agreed.contains(&(*member, key))) {
                 let dropped = peers
                     .local
@@ -114,8 +114,8 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
     places.retain(|key, _| seen.contains(key));
 }
 
-/// Who should hear of a key from this node. `old` is empty where the key is new to this node or it
-/// just started.
+/// The members that this node tells of a key. `old` is empty if the key is new to this node, or the
+/// node has just started.
 fn audience(me: MemberId, old: &[MemberId], now: &[MemberId], full: bool) -> Vec<MemberId> {
     let speaks = !now.contains(&me)
         || old.is_empty()
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(
             audience(MemberId([5; 32]), &old, &now, false),
             members(&[9]),
-            "who is no replica any more hands over"
+            "a former replica hands over"
         );
         assert_eq!(
             audience(MemberId([1; 32]), &old, &old, false),

@@ -1,6 +1,6 @@
 //! Where a replica keeps its cells: a small key-value trait with sled behind it on a node and a map
 //! behind it in tests. sled 0.34 is called beta by its authors and has been corrupted by kills;
-//! that is bearable here because what a replica lost, its peers still hold.
+//! that is acceptable here because peers still hold what one replica lost.
 
 use p2pvm_overlay::reserve;
 use std::{
@@ -37,7 +37,7 @@ pub trait Store: Send + Sync + 'static {
     /// The value at `key`.
     ///
     /// # Errors
-    /// What the disk says, here and below.
+    /// [`StoreError`] if the disk failed, here and below.
     fn get(&self, key: &[u8; 32]) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Sets the value at `key`.
@@ -58,7 +58,7 @@ pub trait Store: Send + Sync + 'static {
     /// See [`Store::get`].
     fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError>;
 
-    /// Returns when all before it survives a power cut.
+    /// Returns once all earlier changes survive a power cut.
     ///
     /// # Errors
     /// See [`Store::get`].
@@ -70,21 +70,21 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// How long an earlier holder of a store may take to let go of it.
+/// How long to wait for the previous process to release the store.
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
-/// A [`Store`] in a sled directory. sled gives up for good at its first failed write; so a store
-/// that found its disk full is opened anew, with room from the node's [reserve] if there is any,
-/// and the write is tried once more.
+/// A [`Store`] in a sled directory. sled refuses every call after its first failed write; so a
+/// store whose disk was full is opened again, with room from the node's [reserve] if there is any,
+/// and the write is retried once.
 pub struct SledStore {
     directory: PathBuf,
     db: RwLock<Option<sled::Db>>,
 }
 
-/// Opens what is in `directory`. A store that needs room for that takes it from the reserve.
+/// Opens the store in `directory`, with room from the reserve if the disk is full.
 fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
-    // A node holds thousands of small records: the default cache of 1 GiB would let the daemon grow
-    // for nothing.
+    // A node holds thousands of small records: with the default cache of 1 GiB the daemon would
+    // grow without use.
     let once = || {
         sled::Config::new()
             .path(directory)
@@ -92,7 +92,7 @@ fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
             .flush_every_ms(None)
             .open()
     };
-    // sled lets go of its lock in the background after a store is dropped, and the kernel a moment
+    // sled releases its lock in the background after a store is dropped, and the kernel a moment
     // after a process is killed.
     let began = Instant::now();
     loop {
@@ -110,12 +110,12 @@ fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
 }
 
 impl SledStore {
-    /// Opens or makes the store in `directory`. One that sled calls corrupt is moved aside
-    /// (`<directory>.corrupt`) and an empty one begun: the peers hold the records, and republishing
-    /// brings them back.
+    /// Opens or makes the store in `directory`. A store that sled reports as corrupt is moved aside
+    /// (`<directory>.corrupt`) and an empty one started: the peers hold the records, and
+    /// republishing brings them back.
     ///
     /// # Errors
-    /// What the disk says.
+    /// [`StoreError`] if the disk failed.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let opened = match open(directory) {
             Err(sled::Error::Corruption { .. }) => {
@@ -143,7 +143,7 @@ impl SledStore {
         Ok(work(db.as_ref().ok_or_else(closed)?)?)
     }
 
-    /// Runs `work`; where the disk was full, once more on the store opened anew.
+    /// Runs `work`; if the disk was full, once more after opening the store again.
     fn write<T>(&self, work: impl Fn(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
         match self.read(&work) {
             Err(StoreError(e))
@@ -152,7 +152,7 @@ impl SledStore {
         }
         reserve::spend(&self.directory);
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        // The old one first: it holds the lock.
+        // The old one is dropped first: it holds the lock.
         drop(db.take());
         let opened = open(&self.directory)?;
         let done = work(&opened);
@@ -161,7 +161,7 @@ impl SledStore {
     }
 }
 
-/// What a store says that could not be opened anew yet.
+/// The error of a store that is yet to be opened again.
 fn closed() -> StoreError {
     StoreError(io::Error::new(
         io::ErrorKind::NotConnected,
@@ -213,15 +213,15 @@ impl Store for SledStore {
     }
 }
 
-/// A [`Store`] in memory. Clone-free: share it by `Arc` to let it outlive a simulated restart.
+/// A [`Store`] in memory. Shared by `Arc`, it outlives a simulated restart.
 #[derive(Default)]
 pub struct MemoryStore {
-    kept: Mutex<BTreeMap<[u8; 32], Vec<u8>>>,
+    entries: Mutex<BTreeMap<[u8; 32], Vec<u8>>>,
 }
 
 impl MemoryStore {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Vec<u8>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Empties the store, as a lost disk does.
@@ -246,8 +246,8 @@ impl Store for MemoryStore {
     }
 
     fn scan(&self, after: Option<&[u8; 32]>, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let kept = self.lock();
-        Ok(kept
+        let entries = self.lock();
+        Ok(entries
             .iter()
             .filter(|(k, _)| after.is_none_or(|a| *k > a))
             .take(limit)

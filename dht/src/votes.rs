@@ -1,10 +1,11 @@
-//! What must never happen twice is decided here: which member may run a VM in which epoch. A VM's
+//! Which member may run a VM in which epoch: what must never be decided twice. A VM's
 //! record names its voters (three members); each voter promises an epoch to at most one holder and
 //! never an older one, durably, before it answers. A majority of promises is a [`Grant`].
 //!
 //! A grant made for a migration is *provisional*: the target may run at once, but has to confirm it
-//! with a majority within its window or freeze; whoever takes the VM back ([`Votes::take_back`])
-//! first waits that window out, and no voter that has seen the confirmation gives it back. A voter
+//! with a majority within its window or freeze; the member that takes the VM back
+//! ([`Votes::take_back`]) first waits that window out, and a voter that has seen the confirmation
+//! refuses to give it back. A voter
 //! that promised the newer epoch refuses the late confirmation, so by the majorities' overlap only
 //! one of the two can succeed.
 //!
@@ -30,7 +31,7 @@ pub use wire::parse_request;
 /// The service that voters answer.
 pub const SERVICE: &str = "vote";
 
-/// The most voters a VM may name; three is usual.
+/// How many voters a VM names at most; three is usual.
 pub const MAX_VOTERS: usize = 7;
 
 const SET_DOMAIN: &str = "p2pvm voter set 1";
@@ -40,13 +41,13 @@ fn bytes<T: Serialize>(fields: &T) -> Vec<u8> {
     postcard::to_allocvec(fields).expect("plain fields always serialize")
 }
 
-/// The members that decide over a VM, named by the VM's own key so that nobody invents voters for
-/// it.
+/// The members that decide over a VM. The VM's own key signs it, so that no other member can name
+/// voters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VoterSet {
     /// The VM.
     pub vm: VmId,
-    /// Its voters, sorted, each once.
+    /// Its voters, sorted, without repetition.
     pub voters: Vec<MemberId>,
     /// The VM key's signature over both.
     pub signature: Signature,
@@ -95,9 +96,9 @@ pub struct Grant {
     pub vm: VmId,
     /// The epoch granted.
     pub epoch: Epoch,
-    /// Who may run it.
+    /// The member that may run it.
     pub holder: MemberId,
-    /// The VM's voters, sorted, of whom a majority signed.
+    /// The VM's voters, sorted; a majority of them signed.
     pub voters: Vec<MemberId>,
     /// Voters and their signatures over (vm, epoch, holder, voters).
     pub promises: Vec<(MemberId, Signature)>,
@@ -113,8 +114,8 @@ pub(crate) fn promise_message(
 }
 
 impl Grant {
-    /// Whether a majority of the named voters signed. That these are the VM's voters says
-    /// [`Grant::is_by`].
+    /// Whether a majority of the named voters signed. Whether these are the VM's voters,
+    /// [`Grant::is_by`] tells.
     pub fn verify(&self) -> bool {
         if !are_voters(&self.voters) {
             return false;
@@ -137,29 +138,28 @@ impl Grant {
 
 /// The newest epoch that a majority of voters knows of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Newest {
+pub struct NewestEpoch {
     /// The epoch.
     pub epoch: Epoch,
-    /// To whom it was promised.
+    /// The member that it was promised to.
     pub holder: MemberId,
     /// A voter has seen the holder's confirmation.
     pub confirmed: bool,
-    /// A majority was seen to have promised it. If not, it may be an attempt that failed half-way
-    /// (or one whose other promises were not seen): who holds an older epoch then asks for the
-    /// epoch after it, and runs on if granted.
+    /// Whether a majority was seen to have promised it. If not, it may be an attempt that failed
+    /// half way, or one whose other promises were not seen: the holder of an older epoch then asks
+    /// for the epoch after it, and runs on if that is granted.
     pub granted: bool,
 }
 
 /// Why the voters did not grant or confirm.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VoteError {
-    /// A voter promised this or a newer epoch to another holder; too many did for a majority to
-    /// remain.
+    /// Too many voters promised this or a newer epoch to another holder for a majority to remain.
     #[error("the voters promised epoch {newest} to {}", .holder.short())]
     Refused {
         /// The newest epoch a refusing voter promised.
         newest: Epoch,
-        /// To whom.
+        /// The member that it was promised to.
         holder: MemberId,
     },
     /// Fewer voters than a majority answered.
@@ -170,8 +170,8 @@ pub enum VoteError {
         /// How many were asked.
         asked: usize,
     },
-    /// The request cannot be granted by any voter: a wrong key, a forged or empty voter set, other
-    /// voters than those pinned.
+    /// No voter can grant the request: the key is wrong, the voter set is forged or empty, or it
+    /// names other voters than those pinned.
     #[error("the request is invalid: {0}")]
     Invalid(&'static str),
 }

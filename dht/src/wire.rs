@@ -1,6 +1,6 @@
-//! What a coordinator and a replica say to each other: one version byte, then postcard. Parsing
-//! never panics, takes no more than [`MAX_BYTES`] and leaves nothing unread; signatures are the
-//! replica's to check.
+//! The messages between a coordinator and a replica: one version byte, then postcard. Parsing never
+//! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread. The receiver checks the
+//! signatures.
 
 use crate::{cell::Cell, limits::Refusal, record::Record};
 use p2pvm_overlay::RingAddr;
@@ -8,16 +8,17 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 const VERSION: u8 = 2;
 
-/// A cell with the largest value and all its graves, or a full comparison, fits.
+/// How long a message is at most.
+/// Reason: a cell with the largest value and all its graves, or a full comparison, fits.
 pub const MAX_BYTES: usize = 256 << 10;
 
-/// The most keys in one [`Request::Compare`] (40 bytes each).
+/// How many keys one [`Request::Compare`] has at most, 40 bytes each.
 pub const MAX_COMPARED: usize = 1000;
 
 /// A request to a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Hold this record for its owner if the key is free or his; `attempt` names it for
+    /// Hold this record if the key is free or its owner's; `attempt` names it for
     /// [`Request::Withdraw`].
     Write {
         /// The record or tombstone.
@@ -36,7 +37,7 @@ pub enum Request {
     Merge(RingAddr, Cell),
     /// Tell what you hold.
     Read(RingAddr),
-    /// Tell at which of these places ([`Cell::digest`]) you hold something else, or nothing.
+    /// Tell at which of these keys you hold a cell with another [`Cell::digest`], or none.
     Compare(Vec<(RingAddr, u64)>),
 }
 
@@ -48,7 +49,7 @@ pub enum Reply {
     Written {
         /// Held from now on.
         accepted: bool,
-        /// Why not; graves in any case.
+        /// The cell that stands against it, if any, and all graves.
         cell: Cell,
     },
     /// To a read or merge.

@@ -1,5 +1,5 @@
-//! The JSON that p2pvm commands print, as the lab reads it: one function for each fact. A missing or
-//! malformed field is `None`.
+//! The JSON that p2pvm commands print, as the lab reads it: one function for each fact. A missing
+//! or malformed field is `None`.
 
 use serde_json::Value;
 

@@ -13,14 +13,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::{
     ffi::OsStr,
-    fs,
+    fmt, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-/// Why a step on the lab failed.
+/// Why a step on the lab failed. `{:#}` adds the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// The testbed could not be built or used.
@@ -57,8 +57,16 @@ pub enum LabError {
         seconds: u64,
     },
     /// A file or process of this machine failed.
-    #[error("{0}")]
+    #[error(fmt = write_io)]
     Io(String, #[source] std::io::Error),
+}
+
+fn write_io(step: &str, cause: &std::io::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str(step)?;
+    if f.alternate() {
+        write!(f, ": {cause}")?;
+    }
+    Ok(())
 }
 
 /// The answers of a `ping`.

@@ -24,20 +24,20 @@ use nix::{
 };
 use std::{
     ffi::OsStr,
-    io,
+    fmt, io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
-/// Why an operation on a testbed failed.
+/// Why an operation on a testbed failed. `{:#}` adds the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The sites file is invalid.
     #[error("sites file: {0}")]
     Sites(String),
     /// A file, device or system call failed.
-    #[error("cannot {0}")]
+    #[error(fmt = write_io)]
     Io(String, #[source] io::Error),
     /// `ip` or `nft` failed.
     #[error("{line} failed: {said}")]
@@ -95,6 +95,14 @@ pub enum Error {
     /// The keeper's own error.
     #[error("the testbed's keeper: {0}")]
     Keeper(String),
+}
+
+fn write_io(step: &str, cause: &io::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "cannot {step}")?;
+    if f.alternate() {
+        write!(f, ": {cause}")?;
+    }
+    Ok(())
 }
 
 /// A testbed that is up.

@@ -1,9 +1,9 @@
-//! `p2pvm bugreport`: what a developer asks for first, in one file: versions, settings, the
-//! doctor's page, the log's end, and what a running daemon says of itself.
+//! `p2pvm bugreport`: one file with what a developer asks for first: versions, settings, the
+//! doctor's page, the log's end, and a running daemon's answers.
 //!
-//! Keys are never read for it. Invites, which are keys as well, are cut out of everything (a log or
-//! a settings file may hold one). Names and addresses stay in, since most questions are about them;
-//! the first file in the archive says so.
+//! It never reads keys. It removes invites, which are keys as well, from every file, because a log
+//! or a settings file may contain one. Names and addresses stay in, because most questions are
+//! about them; the first file in the archive says so.
 
 use crate::{cli::Context, doctor};
 use flate2::{Compression, write::GzEncoder};
@@ -18,9 +18,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Lines of the log that go in.
+/// How many lines of the log are included.
 const LOG_LINES: usize = 5000;
-/// What is asked of the daemon, and the file it becomes.
+/// The daemon's answers and the names of their files.
 const ASKED: [(&str, &str); 7] = [
     ("/status", "status.json"),
     ("/peers", "peers.json"),
@@ -30,11 +30,11 @@ const ASKED: [(&str, &str); 7] = [
     ("/traffic", "traffic.json"),
     ("/metrics?json=true", "metrics.json"),
 ];
-/// An answer that has not come by then is left out, and that is said.
+/// How long an answer may take before the report says that it is missing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Letters behind an invite's beginning that make it one; shorter is a mention of it in a sentence.
+/// How many letters after the prefix make an invite; fewer are a mention of it in a sentence.
 const INVITE_AT_LEAST: usize = 16;
-/// What stands in the place of an invite.
+/// The text in place of an invite.
 const CUT: &str = "<invite cut out>";
 
 const README: &str = "Made by 'p2pvm bugreport'. It holds no key and no invite. It does hold \
@@ -42,7 +42,7 @@ const README: &str = "Made by 'p2pvm bugreport'. It holds no key and no invite. 
     and the end of this node's log: read it before you give it to somebody who should not know \
     them.\n";
 
-/// Writes the report and says where.
+/// Writes the report and prints its name.
 pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
     let time = humantime::format_rfc3339_seconds(SystemTime::now())
         .to_string()
@@ -51,7 +51,7 @@ pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
     let files = gather(context).await;
     let archive = pack(&name, &files).doing("packing the report")?;
-    // Only its owner reads it; what is there already is not overwritten.
+    // Only its owner can read it; an existing file is not overwritten.
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -66,7 +66,7 @@ pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
         );
     }
     println!(
-        "{} ({}): no keys and no invites are in it, but names and addresses are",
+        "{} ({}): it contains names and addresses, but no keys and no invites",
         out.display(),
         indicatif::HumanBytes(archive.len() as u64)
     );
@@ -125,14 +125,14 @@ fn versions() -> String {
     )
 }
 
-/// Settings without what `[traces] headers` sends to the collector: it is there to be secret.
-/// Settings that cannot be read are left out, since nobody can say where it stands in them.
+/// Settings without `[traces] headers`, which may be secret. Settings that cannot be parsed are
+/// left out, because the secret's place in them is unknown.
 fn without_headers(settings: &str) -> String {
     let table = match settings.parse::<toml::Table>() {
         Ok(table) => table,
         Err(e) => {
             return format!(
-                "# left out, for it may hold secrets; it cannot be read: {}\n",
+                "# left out, because it may contain secrets; it cannot be read: {}\n",
                 e.message()
             );
         }
@@ -173,7 +173,7 @@ fn listing(layout: &Layout) -> String {
     lines.concat()
 }
 
-/// The text with every invite cut out, in small letters or capitals as QR codes have them.
+/// The text with every invite cut out, in small letters or in capitals, as in QR codes.
 fn without_invites(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! The program: one binary that is the daemon and the command line which talks to it.
+//! The program: one binary that is the daemon and the command line that talks to it.
 
 #![deny(missing_docs)]
 
@@ -12,8 +12,8 @@ mod top;
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Takes the right to write from all but the owner in what this process will make, whatever umask
-/// it was started with: some containers and init systems start programs with none.
+/// Sets the umask so that only the owner can write files of this process. Reason: some containers
+/// and init systems start programs without a umask.
 fn keep_others_from_writing() {
     use nix::sys::stat::{Mode, umask};
     let others = Mode::S_IWGRP | Mode::S_IWOTH;

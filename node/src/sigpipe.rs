@@ -1,6 +1,6 @@
-//! `p2pvm ... | head` ends quietly: a command whose reader has gone dies of SIGPIPE like any other
-//! tool, where Rust's runtime would ignore the signal and let printing panic. The daemon keeps
-//! ignoring it.
+//! Lets `p2pvm ... | head` end quietly: a command whose reader has closed the pipe dies of SIGPIPE
+//! like any other tool. Rust's runtime would ignore the signal, and printing would panic. The
+//! daemon keeps ignoring it.
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 

@@ -21,7 +21,7 @@ fn create(lab: &Lab, host: &str, name: &str, more: &[&str]) -> Value {
     ]
     .concat();
     lab.json(host, &words)
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)))
 }
 
 /// Each VM's name, state and host, as a member lists them.
@@ -57,7 +57,7 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
     create(&lab, "d", "web", &["--start"]);
     create(&lab, "d", "db", &[]);
     lab.json("d", &["vm", "snapshot", "web", "--name", "safe"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("d", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("d", 60)));
     let before = listed(&lab, "a");
     assert_eq!(
         before,
@@ -146,12 +146,12 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
     lab.wait("its VMs as they were", LIMIT, STEP, || {
         Ok((listed(&lab, "a") == before && listed(&lab, "d") == before).then_some(()))
     })
-    .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("d", 60)));
+    .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("d", 60)));
     for host in ["a", "b", "c", "d"] {
         lab.wait("a good health again", LIMIT, STEP, || {
             Ok(ok(host).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e}: {:?}", health(&lab, host)));
+        .unwrap_or_else(|e| panic!("{e:#}: {:?}", health(&lab, host)));
     }
     lab.down().unwrap();
 }
@@ -190,7 +190,7 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
             println!("{host}: {code} {said}");
             Ok((code == 0).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     };
     made("a");
     made("c");
@@ -221,7 +221,7 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e}: {:?}\n{}\n{}",
+                "{e:#}: {:?}\n{}\n{}",
                 hosts.map(names),
                 lab.log_tail("a", 60),
                 lab.log_tail("c", 60)
@@ -265,7 +265,7 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
         .unwrap()
         .to_owned();
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("d", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("d", 60)));
     let taken = lab
         .json("d", &["vm", "snapshot", "deb", "--name", "w1"])
         .unwrap();
@@ -273,7 +273,7 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
     lab.p2pvm("d", &["vm", "stop", "deb"]).unwrap();
     let back = lab
         .json("c", &["vm", "restore", "deb@w1"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
     assert_eq!(
         (back["host"].as_str(), back["state"].as_str()),
         (Some("c"), Some("running"))
@@ -294,7 +294,7 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
     lab.testbed().isolate("c").unwrap();
     let forced = lab
         .json("b", &["vm", "restore", "deb@w1", "--force"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(forced["host"], "b");
     lab.testbed().rejoin("c").unwrap();
     let branch = lab
@@ -309,7 +309,7 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
                     .map(|vm| vm.0))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("c", 60)));
     assert!(
         lab.p2pvm("a", &["metrics", "--all"])
             .unwrap()
@@ -379,7 +379,7 @@ fn a_host_is_emptied_two_at_a_time_whatever_one_vm_does_and_ctrl_c_lets_those_th
     let began = Instant::now();
     let done = lab
         .json("c", &["drain"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
     println!("{} VMs left in {:?}", names.len() - moved, began.elapsed());
     assert_eq!(
         (

@@ -50,7 +50,7 @@ fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
     );
     hog.kill().unwrap();
     hog.wait().unwrap();
-    moved.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    moved.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     lab.wait_for_guest("a", address, Duration::from_secs(15))
         .unwrap();
     let why = lab.json("a", &["explain", "web"]).unwrap();

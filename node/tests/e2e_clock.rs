@@ -89,7 +89,7 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs()));
     }
     let found = |from: &str, server: &str, name: &str, wanted: &str| {
         lab.wait(
@@ -104,7 +104,7 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
                 .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", logs()));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs()));
     };
     found("a", other, "wrong.lab.p2p", own);
     found("wrong", own, "a.lab.p2p", other);

@@ -482,7 +482,7 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
             let (code, out, _) = lab.try_p2pvm("b", &["--json", "status"])?;
             Ok((code == 0 && out.contains("\"connected\": 1")).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 40)))
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 40)))
     };
     up();
     let made = lab.json(
@@ -500,10 +500,10 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
             "--start",
         ],
     );
-    let made = made.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    let made = made.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     let address = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     let qemu = || {
         let mut pids: Vec<String> = Vec::new();
         for entry in walk(&lab.dir("b").unwrap().join("vms")) {
@@ -529,7 +529,7 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
     let answers = lab.wait_for_guest("a", &address, Duration::from_secs(10));
     answers.unwrap_or_else(|e| {
         panic!(
-            "the guest under the new daemon: {e}\n{}",
+            "the guest under the new daemon: {e:#}\n{}",
             lab.log_tail("b", 60)
         )
     });

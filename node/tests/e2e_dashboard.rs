@@ -430,10 +430,10 @@ fn create(lab: &Lab, host: &str, from: &str) -> String {
                 "--start",
             ],
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     let address = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest(from, &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     address
 }
 
@@ -702,7 +702,7 @@ fn a_person_with_a_browser_sees_the_network_moves_a_vm_by_dragging_it_and_types_
     );
     hog.kill().unwrap();
     hog.wait().unwrap();
-    shed.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("lyon", 60)));
+    shed.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("lyon", 60)));
 
     let pictures = browse(&lab, &door, "madrid", "browser.mjs");
     assert!(pictures >= 6, "{pictures}");

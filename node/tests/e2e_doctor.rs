@@ -123,7 +123,7 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
         "b",
         &join,
         &[
-            "UDP port 4002 cannot be had by",
+            "UDP port 4002 cannot be bound (used by",
             &by,
             "Address already in use",
         ],
@@ -500,7 +500,7 @@ fn beside_a_daemon_that_hangs_every_command_says_so_within_seconds_and_force_end
         Duration::from_millis(200),
         || Ok((left_on(&lab, "b") == "[]").then_some(())),
     )
-    .unwrap_or_else(|e| panic!("{e}: {}", left_on(&lab, "b")));
+    .unwrap_or_else(|e| panic!("{e:#}: {}", left_on(&lab, "b")));
     assert!(
         !lab.dir("b").unwrap().join("certificate").exists()
             && !lab.dir("b").unwrap().join("vms").exists()

@@ -78,10 +78,10 @@ fn create(lab: &Lab, host: &str, vm: &str) -> String {
     ];
     let made = lab
         .json(host, &words)
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     let address = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     address
 }
 
@@ -95,7 +95,7 @@ fn until_full(lab: &Lab, host: &str, vm: &str) -> Value {
             Ok((shown["still"]["why"] == "host disk full").then_some(shown))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)))
 }
 
 /// What nothing more fits beside.
@@ -174,7 +174,7 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     // The daemon starts on the full disk, and votes.
     lab.kill_daemon("b").unwrap();
     lab.json("b", &["up", "--detach"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     // It asks the guest, which it has taken up again, why it stands still.
     let still = |shown: &Value| shown["still"]["why"] == "host disk full";
     lab.wait(
@@ -188,7 +188,7 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
                 .then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     let voters = lab
         .json(
             "a",
@@ -233,7 +233,7 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     fill(&filler);
     let moved = lab
         .json("b", &["vm", "migrate", "fat", "--to", "c"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(moved["host"], "c");
     console(&lab, "c", "fat", "", "wrote-500");
     lab.wait_for_guest("a", &address, Duration::from_secs(10))
@@ -247,9 +247,9 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     until_full(&lab, "b", "fat");
     fill(&filler);
     lab.p2pvm("b", &["vm", "stop", "fat"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     lab.p2pvm("b", &["vm", "delete", "fat"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(
         lab.json("a", &["vm", "list"])
             .unwrap()

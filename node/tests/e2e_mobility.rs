@@ -140,7 +140,7 @@ fn whole(lab: &Lab, hosts: &[&str], seconds: u64) {
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     }
 }
 
@@ -268,7 +268,7 @@ fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through
             let lab = &lab;
             scope.spawn(move || {
                 lab.json(host, &["up", "--detach"])
-                    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)))
+                    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)))
             });
         }
     });
@@ -337,7 +337,7 @@ fn a_relay_that_dies_is_replaced_under_a_tcp_stream_and_the_unwilling_are_not_as
             Ok((pinged.path == "relayed via near").then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("sym", 60)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("sym", 60)));
     let peers = lab.json("sym", &["peers"]).unwrap();
     let path = peers
         .as_array()

@@ -27,7 +27,7 @@ fn join_all(lab: &Lab, hosts: &[&str]) {
     let invite = lab.invite("p1", 20).unwrap();
     for host in ["p2", "p3"].iter().chain(hosts) {
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
     }
 }
 
@@ -43,7 +43,7 @@ fn wait_for(lab: &Lab, host: &str, field: &str, wanted: impl Fn(&Value) -> bool)
     )
     .unwrap_or_else(|e| {
         panic!(
-            "{e}: {}\n{}",
+            "{e:#}: {}\n{}",
             lab.json(host, &["netcheck"]).unwrap_or_default(),
             lab.log_tail(host, 40)
         )
@@ -186,7 +186,7 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
             "{founder} knows that it can be reached: {invite}"
         );
         lab.join(guest, invite["invite"].as_str().unwrap())
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(founder, 40)));
         lab.wait(
             "a direct path between two homes",
             Duration::from_secs(30),
@@ -199,7 +199,7 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(founder, 40)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(founder, 40)));
     }
     let rules = || {
         let listed = lab.testbed().inside_router("asked", || {
@@ -264,7 +264,7 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(from, 40)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(from, 40)));
     }
     let (natted, open) = (stream(&lab, "home", "office"), stream(&lab, "home", "open"));
     std::thread::sleep(Duration::from_secs(3));

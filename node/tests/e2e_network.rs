@@ -164,7 +164,7 @@ fn each_kind_of_pair_finds_the_path_that_its_nats_allow() {
                 Ok(pinged.path.starts_with(wanted).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(from, 40)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(from, 40)));
     };
     path("pub1", "pub2", "direct");
     path("pub2", "cone", "direct");

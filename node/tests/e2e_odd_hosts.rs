@@ -341,7 +341,7 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
                 while began.elapsed() < Duration::from_secs(28) {
                     for word in ["offer", "withdraw"] {
                         lab.p2pvm("c", &["route", word, "192.168.77.0/24"])
-                            .unwrap_or_else(|e| panic!("{e}"));
+                            .unwrap_or_else(|e| panic!("{e:#}"));
                         changes += 1;
                     }
                 }
@@ -402,7 +402,7 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
             &format!("seed=3\n[default]\nrtt_ms=6\nmbit=500\n{sites}"),
         );
         let fail = |e: &dyn std::fmt::Display, host: &str| -> ! {
-            panic!("{name}: {e}\n{}", lab.log_tail(host, 40))
+            panic!("{name}: {e:#}\n{}", lab.log_tail(host, 40))
         };
         network(&lab, &["a", "b", "c"]);
         let lan = Behind::lan(&lab, "b", "lan0", "192.168.77", false).unwrap();

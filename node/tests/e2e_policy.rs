@@ -97,7 +97,7 @@ fn grouped(lab: &Lab, members: &[(&str, &[&str])]) {
             .for_each(|group| words.extend(["--group", group]));
         let invite = lab.p2pvm(members[0].0, &words).unwrap();
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
     }
     for (host, _) in members {
         lab.wait(
@@ -280,7 +280,7 @@ fn a_lan_is_reached_through_the_member_that_offers_it_for_as_long_as_it_may_and_
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e}: {:?} {:?} {:?}\n{}",
+                "{e:#}: {:?} {:?} {:?}\n{}",
                 used("a"),
                 used("b"),
                 used("c"),
@@ -461,7 +461,7 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}: {}\n{}", current(), lab.log_tail("b", 20)));
+        .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", current(), lab.log_tail("b", 20)));
     };
     with_etc("up --detach");
     is_edited();
@@ -585,13 +585,13 @@ fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
                 "--start",
             ],
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     let (v4, v6) = (
         made["address"].as_str().unwrap().to_owned(),
         made["address_v6"].as_str().unwrap().to_owned(),
     );
     lab.wait_for_guest("a", &v4, Duration::from_secs(120))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     lab.wait(
         "the guest to answer over IPv6",
         Duration::from_secs(20),
@@ -651,7 +651,7 @@ fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
     );
     // The rules are the VM's, wherever it runs.
     lab.json("a", &["vm", "migrate", "web", "--to", "c"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     lab.wait(
         "a to be let in at the new host",
         Duration::from_secs(15),

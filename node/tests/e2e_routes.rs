@@ -30,7 +30,7 @@ fn until(lab: &Lab, what: &str, limit: Duration, done: &dyn Fn() -> bool) {
             .iter()
             .map(|host| format!("--- {host}\n{}\n", lab.log_tail(host, 12)))
             .collect();
-        panic!("{e}\n{logs}")
+        panic!("{e:#}\n{logs}")
     });
 }
 
@@ -110,7 +110,7 @@ fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
         let began = Instant::now();
         let pinged = lab
             .ping("a", "b", 5, "1s")
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("a", 30)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("a", 30)));
         assert!(pinged.rtts_ms.len() >= 4, "{pinged:?}");
         assert!(pinged.path.starts_with("direct"), "{pinged:?}");
         let stormed = packets(&lab, "a") - before;

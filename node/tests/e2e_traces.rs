@@ -62,7 +62,7 @@ fn wait_for(
             .map(|t| (hex(&t.span.trace_id), t.span.name))
             .collect();
         panic!(
-            "{e}: {taken:?}\n{}\n{}",
+            "{e:#}: {taken:?}\n{}\n{}",
             lab.log_tail("a", 40),
             lab.log_tail("b", 40)
         )
@@ -142,7 +142,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     // Asked of a third member, whose asking the trace begins with.
     let moved = lab
         .json("c", &["vm", "migrate", "web", "--to", "b"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("a", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("a", 60)));
     let trace = moved["trace"].as_str().expect("the trace's id").to_owned();
     let all = wait_for(
         &lab,
@@ -288,7 +288,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     let began = Instant::now();
     let back = lab
         .json("b", &["vm", "migrate", "web", "--to", "a"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     println!(
         "moved back in {:.1} s without a collector",
         began.elapsed().as_secs_f64()

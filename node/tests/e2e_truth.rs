@@ -46,7 +46,7 @@ fn until(
     lab.wait(what, limit, STEP, || {
         Ok(is_so(&status(lab, host)).then_some(()))
     })
-    .unwrap_or_else(|e| panic!("{e}: {}\n{}", status(lab, host), lab.log_tail(host, 30)));
+    .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", status(lab, host), lab.log_tail(host, 30)));
     began.elapsed()
 }
 
@@ -282,7 +282,7 @@ fn a_second_daemon_a_taken_port_and_a_taken_device_are_said_with_who_has_them() 
     fs::write(other.join("node.toml"), SETTINGS).unwrap();
     let said = refused(&lab, "a", &["--dir", dir, "up", "--detach"], 5);
     assert!(
-        said.contains("port 4001 cannot be had by") && said.contains("p2pvm"),
+        said.contains("port 4001 cannot be bound (used by") && said.contains("p2pvm"),
         "{said}"
     );
     fs::write(
@@ -314,7 +314,7 @@ fn an_offer_whose_member_answers_again_is_shown_as_used_at_once() {
         lab.wait(what, Duration::from_secs(limit), STEP, || {
             Ok(is_so(&note()).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e}: {}", note()));
+        .unwrap_or_else(|e| panic!("{e:#}: {}", note()));
     };
     shown("the offer to be used", 20, &|note| note == "used");
     run(
@@ -395,7 +395,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
         "{early}"
     );
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 40)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 40)));
     let answers = |limit| {
         lab.wait(
             "the guest to answer its host",
@@ -403,7 +403,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
             STEP,
             || Ok((reach("b")["state"] == "answers").then_some(())),
         )
-        .unwrap_or_else(|e| panic!("{e}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
+        .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
     };
     answers(40);
     assert_eq!(reach("a")["state"], "answers", "members tell each other");
@@ -445,10 +445,10 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
                 Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{broken}: {e}\n{}", lab.log_tail("b", 30)));
+        .unwrap_or_else(|e| panic!("{broken}: {e:#}\n{}", lab.log_tail("b", 30)));
         let took = lab
             .wait_for_guest("a", &address, Duration::from_secs(12))
-            .unwrap_or_else(|e| panic!("{broken}: {e}\n{}", lab.log_tail("b", 30)));
+            .unwrap_or_else(|e| panic!("{broken}: {e:#}\n{}", lab.log_tail("b", 30)));
         println!("{broken}: the guest was reached again after {took:?}");
         answers(10);
     }
@@ -498,7 +498,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
         STEP,
         || Ok((reach("b")["state"] == "silent").then_some(())),
     )
-    .unwrap_or_else(|e| panic!("{e}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
+    .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
     assert!(findings(&status(&lab, "b"), "guests").all(|finding| finding["level"] != "failed"));
     lab.down().unwrap();
 }
@@ -549,7 +549,7 @@ fn both_networks_of_a_machine_say_that_one_holds_the_address_of_a_member_of_the_
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e}: {}\n{}\n{}",
+                "{e:#}: {}\n{}\n{}",
                 of(words),
                 lab.log_tail("a", 30),
                 lab.p2pvm("a", &["peers"]).unwrap()

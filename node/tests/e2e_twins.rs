@@ -75,7 +75,7 @@ fn clone_state(lab: &Lab, from: &str, to: &str, knows: &str) {
         target.display()
     );
     lab.json(to, &["up", "--detach"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", logs(lab)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(lab)));
 }
 
 /// Waits until the host is another member than `before`, with an address.
@@ -98,7 +98,7 @@ fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
                 .map(|address| (member.to_owned(), address.to_owned())))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", logs(lab)))
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(lab)))
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
         .unwrap();
     let guest = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest("a", &guest, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
     let (before, at) = (member(&lab, "b"), address(&lab, "b").unwrap());
 
     let began = Instant::now();
@@ -154,7 +154,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
             Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
     for of in [&at, &its_address] {
         let split = Instant::now();
         lab.wait(
@@ -168,7 +168,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
                     .filter(|seen| seen.path.starts_with("direct")))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
         println!("{of}: direct after {} s", split.elapsed().as_secs());
     }
     // The VM runs once, where it was.
@@ -185,7 +185,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
         "{at_c}"
     );
     lab.wait_for_guest("a", &guest, Duration::from_secs(60))
-        .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
     assert_eq!(lab.json("a", &["vm", "show", "web"]).unwrap()["host"], "b");
 
     // With the member falls who grew out of a copy of its state.
@@ -212,7 +212,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
             Ok((!seen && ended).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
     assert!(
         lab.log_tail("c", 20).contains("has been revoked"),
         "{}",
@@ -245,7 +245,7 @@ fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
             Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", logs(&lab)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
     // A daemon that is killed and starts again, beside what it said before, stays who it is.
     for host in ["a", "c"] {
         lab.kill_daemon(host).unwrap();

@@ -23,10 +23,10 @@ fn create_from(lab: &Lab, host: &str, image: &str) -> String {
                 "vm", "create", "web", "--image", image, "--memory", "128M", "--start",
             ],
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     let address = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     address
 }
 
@@ -45,7 +45,7 @@ fn a_vm_moves_live_while_a_client_counts_and_the_moved_one_is_found_by_name_ever
     // Asked of a member that does not have it: the request finds its way.
     let moved = lab
         .json("a", &["vm", "migrate", "web", "--to", "c"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(moved["host"], "c");
     std::thread::sleep(Duration::from_secs(2));
     let seen = client.finish().unwrap();
@@ -91,11 +91,11 @@ fn a_killed_daemon_takes_its_running_guest_up_again() {
         .run("b", &["ip", "link", "del", taps.trim()])
         .unwrap();
     lab.wait_for_guest("a", &address, Duration::from_secs(15))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 30)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 30)));
     lab.kill_daemon("b").unwrap();
     lab.json("b", &["up", "--detach"]).unwrap();
     lab.wait_for_guest("a", &address, Duration::from_secs(20))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     let vm = show(&lab, "b");
     assert_eq!(
         (
@@ -221,7 +221,7 @@ fn a_move_that_is_given_up_or_whose_target_dies_leaves_the_vm_where_it_was_and_i
 
     let moved = lab
         .json("b", &["vm", "migrate", "web", "--to", "d"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(moved["host"], "d");
     std::thread::sleep(Duration::from_secs(1));
     let seen = client.finish().unwrap();
@@ -240,7 +240,7 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     let address = create(&lab, "b");
     let snapshot = lab
         .json("b", &["vm", "snapshot", "web", "--name", "safe"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(snapshot["state"], "durable", "{snapshot}");
     assert!(
         refused(&lab, "c", &["vm", "restore", "web@safe"], 5).contains("web"),
@@ -254,11 +254,11 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     assert!(code != 0 && said.contains("--force"), "{code} {said}");
     let restored = lab
         .json("c", &["vm", "restore", "web@safe", "--force"])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
     assert_eq!(restored["address"].as_str(), Some(address.as_str()));
     assert_eq!(restored["epoch"].as_u64(), Some(2));
     lab.wait_for_guest("a", &address, Duration::from_secs(30))
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
 
     lab.testbed().rejoin("b").unwrap();
     let branch = lab
@@ -276,7 +276,7 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
                     .cloned())
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
     assert_eq!(branch["name"], "web-branch-e1");
     // The one that counts still answers, at the same address.
     lab.wait_for_guest("a", &address, Duration::from_secs(5))

@@ -76,7 +76,7 @@ fn until(lab: &Lab, what: &str, limit: Duration, is_so: impl Fn() -> bool) -> Du
     lab.wait(what, limit, STEP, || Ok(is_so().then_some(())))
         .unwrap_or_else(|e| {
             let rules = run(lab, "b", "ip rule; ip -s link; wg show all endpoints");
-            panic!("{e}: {}\n{rules}\n{}", status(lab), lab.log_tail("b", 30))
+            panic!("{e:#}: {}\n{rules}\n{}", status(lab), lab.log_tail("b", 30))
         });
     began.elapsed()
 }

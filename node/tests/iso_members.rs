@@ -107,7 +107,7 @@ fn a_machine_installs_unattended_by_command_line_boots_from_its_disk_as_the_same
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e}\n{:?}\n{}\n{}\n{}",
+                "{e:#}\n{:?}\n{}\n{}\n{}",
                 names(&lab),
                 lab.log_tail("a", 30),
                 elder.serial.all(),
@@ -155,7 +155,7 @@ fn moved(lab: &Lab, to: &str) {
     let began = Instant::now();
     let done = lab
         .json("a", &["vm", "migrate", "web", "--to", to])
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("a", 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("a", 60)));
     assert_eq!(done["host"], to, "{done}");
     println!(
         "web: on {to} after {:.1} s, down {} ms",
@@ -198,7 +198,7 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     )
     .unwrap_or_else(|e| {
         panic!(
-            "{e}\n{:?}\n{}",
+            "{e:#}\n{:?}\n{}",
             lab.p2pvm("a", &["metrics", "--all"]),
             attic.serial.all()
         )
@@ -220,7 +220,7 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     ];
     let made = lab
         .json("a", &words)
-        .unwrap_or_else(|e| panic!("{e}\n{}", attic.serial.all()));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", attic.serial.all()));
     assert_eq!(
         (made["host"].as_str(), made["state"].as_str()),
         (Some("attic"), Some("running")),
@@ -229,7 +229,7 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     assert_eq!(made["voters"].as_array().map(Vec::len), Some(3), "{made}");
     let address = made["address"].as_str().unwrap().to_owned();
     lab.wait_for_guest("a", &address, GUEST_LIMIT)
-        .unwrap_or_else(|e| panic!("{e}\n{}", attic.serial.all()));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", attic.serial.all()));
     println!(
         "web: answers {} s after 'vm create' in an appliance",
         began.elapsed().as_secs()
@@ -256,7 +256,7 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     // guest hardly answers (docs/appliance.md).
     moved(&lab, "cellar");
     lab.wait_for_guest("a", &address, GUEST_LIMIT)
-        .unwrap_or_else(|e| panic!("{e}\n{}", cellar.serial.all()));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", cellar.serial.all()));
     drop((attic, cellar));
     lab.down().unwrap();
 }

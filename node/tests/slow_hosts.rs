@@ -221,7 +221,7 @@ impl Service {
             .lab
             .testbed()
             .run("b", &["sh", "-euc", words])
-            .unwrap_or_else(|e| panic!("{e}\n{}", self.report()))
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", self.report()))
             .trim()
             .to_owned()
     }

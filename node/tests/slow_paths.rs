@@ -46,7 +46,7 @@ fn world_with(test: &str, homes: &str, settings: &str) -> Lab {
                 .then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("home", 40)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("home", 40)));
     lab
 }
 
@@ -320,7 +320,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
         Duration::from_millis(20),
         || Ok(second("pub").filter(|port| Some(*port) != before)),
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("pub", 40)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("pub", 40)));
     lab.testbed()
         .run("home", &["nft", "delete table ip out"])
         .unwrap();

@@ -43,7 +43,7 @@ fn ring(test: &str) -> Lab {
     let invite = lab.invite(HOSTS[0], HOSTS.len() as u32).unwrap();
     for host in &HOSTS[1..] {
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
     }
     for host in HOSTS {
         lab.wait(
@@ -55,7 +55,7 @@ fn ring(test: &str) -> Lab {
                 Ok((ring["joined"] == true && ring["near"].as_u64() >= Some(4)).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
     }
     // Edges of the joining that nobody needs go after ten seconds.
     std::thread::sleep(Duration::from_secs(14));
@@ -207,7 +207,7 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
             Ok((names == HOSTS && cluster["load"]["members"] == HOSTS.len()).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{:?}", lab.json(&to, &["peers", "--all"])));
+    .unwrap_or_else(|e| panic!("{e:#}\n{:?}", lab.json(&to, &["peers", "--all"])));
     let page = lab.p2pvm(&to, &["metrics", "--all"]).unwrap();
     for host in &HOSTS {
         let line = format!("p2pvm_ring_joined{{member=\"{host}\"}} 1");
@@ -252,7 +252,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
             Ok((code == 0 && !said.contains(&format!("\"{victim}\""))).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(&from, 60)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(&from, 60)));
     eprintln!("around {victim} after {:?}", died.elapsed());
 
     let living: Vec<&str> = HOSTS.into_iter().filter(|host| *host != victim).collect();
@@ -288,7 +288,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
                 Duration::from_secs(1),
                 || Ok((reached(a, b) && reached(b, a)).then_some(())),
             )
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(a, 60)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(a, 60)));
         }
     }
     eprintln!("one ring again {:?} after the heal", healed.elapsed());

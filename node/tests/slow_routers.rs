@@ -47,7 +47,7 @@ fn world(test: &str, home: &str, more: &str) -> Lab {
                 .then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail("home", 40)));
+    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("home", 40)));
     lab
 }
 
@@ -78,7 +78,7 @@ fn tells_the_truth(lab: &Lab, case: &str, seen_as: &str) {
     )
     .unwrap_or_else(|e| {
         panic!(
-            "{e}\n{}\n{}",
+            "{e:#}\n{}\n{}",
             lab.json("home", &["netcheck"]).unwrap_or_default(),
             lab.log_tail("home", 60)
         )

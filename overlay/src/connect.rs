@@ -277,11 +277,10 @@ impl Connector {
         member: MemberId,
         via: Option<Position>,
     ) -> Result<Path, Error> {
-        let peer = self.shared.plane.inner().peer(member);
-        peer.set_edge(true);
+        self.shared.plane.set_edge(member, true);
         let made = dial::ensure_by(&self.shared, member, dial::Reach::Edge, via).await;
         if made.is_err() {
-            peer.set_edge(false);
+            self.shared.plane.set_edge(member, false);
         }
         made
     }
@@ -357,16 +356,15 @@ impl Shared {
     }
 
     fn candidates(&self) -> Vec<Candidate> {
-        let inner = self.plane.inner();
-        let view = inner.underlay.view();
-        let local = view.local.iter().map(|ip| Candidate {
+        let local = self.plane.local_addresses().into_iter();
+        let local = local.map(|ip| Candidate {
             kind: CandidateKind::Local,
-            addr: SocketAddr::new(*ip, inner.udp.port()),
+            addr: SocketAddr::new(ip, self.plane.udp_port()),
         });
         let state = self.state();
         let aside = state
             .reflexive_aside
-            .filter(|(_, at)| inner.is_aside() && at.elapsed() < escape::LOOK_LIFE);
+            .filter(|(_, at)| self.plane.is_second_port_used() && at.elapsed() < escape::LOOK_LIFE);
         let reflexive = state
             .reflexive
             .into_iter()
@@ -410,10 +408,7 @@ impl Shared {
             .collect();
         neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
         neighbours.truncate(MAX_NEIGHBOURS);
-        let (nat, relay) = (
-            self.state().nat,
-            self.plane.inner().relaying.offer().willing,
-        );
+        let (nat, relay) = (self.state().nat, self.plane.is_willing_to_relay());
         Whereabouts {
             candidates: self.candidates(),
             nat,
@@ -490,10 +485,10 @@ impl Shared {
     /// What a member says of itself without the addresses that lead through tunnels of this
     /// machine: another network of both.
     fn outside(&self, whereabouts: &Whereabouts) -> Whereabouts {
-        let (view, mut whereabouts) = (self.plane.inner().underlay.view(), whereabouts.clone());
+        let mut whereabouts = whereabouts.clone();
         whereabouts
             .candidates
-            .retain(|candidate| !view.is_inside(&candidate.addr.ip()));
+            .retain(|candidate| !self.plane.is_inside_tunnel(&candidate.addr.ip()));
         whereabouts
     }
 
@@ -595,17 +590,10 @@ impl Shared {
 
     /// Whether all of this host's own addresses are of the kind that NATs hide.
     fn local_is_private(&self) -> bool {
-        self.plane
-            .inner()
-            .underlay
-            .view()
-            .local
-            .iter()
-            .all(nat::is_private)
+        self.plane.local_addresses().iter().all(nat::is_private)
     }
 
     fn punch_now(&self, member: MemberId, whereabouts: &Whereabouts) {
-        let inner = self.plane.inner();
         let usable =
             |addr: &SocketAddr| addr.port() != 0 && crate::plane::packet::is_unicast(&addr.ip());
         let candidates = whereabouts
@@ -642,9 +630,10 @@ impl Shared {
             guessed.iter().map(|c| c.addr).collect(),
             self.fabric.me() < member,
         ) {
-            inner.try_paths(member, [Path::Direct(addr)]);
+            self.plane.try_paths(member, [Path::Direct(addr)]);
         }
-        inner.try_paths(member, told.iter().map(|c| Path::Direct(c.addr)));
+        self.plane
+            .try_paths(member, told.iter().map(|c| Path::Direct(c.addr)));
     }
 
     /// Counts the punches that have come through since, and forgets those that nobody waits for.
@@ -683,13 +672,12 @@ impl Shared {
                     .ok_or("your link key is not known here")?;
                 let answer = self
                     .plane
-                    .inner()
                     .accept_link(from, key, &handshake)
                     .map_err(|e| e.to_string())?;
                 self.punch(from, &whereabouts);
                 Ok(Answer::Linked(self.whereabouts(), answer))
             }
-            Request::Relay(_) if !self.plane.inner().relaying.offer().willing => {
+            Request::Relay(_) if !self.plane.is_willing_to_relay() => {
                 Err("this member does not relay".into())
             }
             Request::Relay(to) => {

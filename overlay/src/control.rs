@@ -4,12 +4,13 @@
 //!
 //! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it
 //! as a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until
-//! then, `streams` opens raw streams, `shared` makes requests of them, `driver` keeps the
-//! connections, `book` remembers who can be found where, `find` asks others for whom it does not.
-//! [`names`] looks hosts up by their names.
+//! then, `streams` opens raw streams, `requests` makes requests of them, `driver` keeps the
+//! connections, `book` remembers where members are, `find` asks others for the members that it does
+//! not have. [`names`] looks hosts up by their names.
 
 mod address;
 mod book;
+mod config;
 mod door;
 mod driver;
 mod find;
@@ -21,10 +22,12 @@ mod mapped;
 mod marked;
 pub mod names;
 mod outside;
+mod requests;
 mod shared;
 mod streams;
 mod wire;
 
+pub use config::ControlConfig;
 pub use driver::FULL_MESH;
 pub use join::{JoinError, Joined, join};
 
@@ -32,10 +35,7 @@ use crate::{
     fabric::{BoxStream, Fabric, FabricError, Life, Serve},
     id::{MemberId, RingAddr, UnixTime},
     identity::{Identity, KeyPair, LinkKey},
-    membership::{
-        Admission, Certificate, Issuer, NetworkConfig, Refusal, Revocation, Target, Trust,
-    },
-    underlay::Underlay,
+    membership::{Admission, Certificate, Issuer, Refusal, Revocation, Target},
 };
 use async_trait::async_trait;
 use book::Book;
@@ -44,87 +44,22 @@ use driver::Driver;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use shared::{Command, Shared};
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    net::IpAddr,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use wire::{Contact, GOSSIP_SERVICE, Gossip};
 
-/// Streams served at the same time; more wait, in a queue of [`INCOMING`].
+/// How many streams are served at the same time. More wait, in a queue of [`INCOMING`].
 const SERVED_AT_ONCE: usize = 512;
 const INCOMING: usize = 256;
-/// A member that leaves waits so long for the others to hear of it.
+/// How long a member that leaves waits for the others to hear of it.
 const FAREWELL: Duration = Duration::from_secs(1);
 const PEER_CACHE: &str = "peers.json";
 /// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any
 /// network of ours.
 pub const MAX_RING_NEIGHBOURS: usize = 64;
-
-/// What a control host needs to know.
-pub struct ControlConfig {
-    /// This node's keys.
-    pub identity: Arc<Identity>,
-    /// Its certificate.
-    pub certificate: Certificate,
-    /// Its network.
-    pub network: NetworkConfig,
-    /// Whom it trusts. [`Trust::load`] it from a file in `state_dir` so that revocations survive.
-    pub trust: Arc<Trust>,
-    /// The port for QUIC (UDP) and TCP; 0 takes any.
-    pub listen_port: u16,
-    /// The addresses to listen on: all by default; none for a node that only dials.
-    pub listen_on: Vec<IpAddr>,
-    /// Multiaddresses, without `/p2p/`, at which others are known to reach this node: a forwarded
-    /// port.
-    pub public_addresses: Vec<String>,
-    /// Ask the router to let others in at the port, where this node has no public IPv4 address.
-    pub map_port: bool,
-    /// Where the peer cache is kept (`peers.json`).
-    pub state_dir: PathBuf,
-    /// Multiaddresses of members to begin with; the peer cache is used as well.
-    pub bootstrap: Vec<String>,
-    /// The network's root key, on the machine that has it. A delegate issues with its identity.
-    pub issuer_key: Option<KeyPair>,
-    /// Counts the uses of invites.
-    pub admission: Arc<dyn Admission>,
-    /// Up to so many members keep a connection each to each; beyond, everyone keeps a few
-    /// ([`FULL_MESH`]).
-    pub full_mesh: usize,
-    /// Which addresses lie behind tunnels of this machine: they are not told, dialled or answered
-    /// ([`crate::plane::Plane::underlay`]).
-    pub underlay: Underlay,
-}
-
-impl ControlConfig {
-    /// A configuration that listens everywhere on any port and knows nobody.
-    pub fn new(
-        identity: Arc<Identity>,
-        certificate: Certificate,
-        network: NetworkConfig,
-        trust: Arc<Trust>,
-        state_dir: PathBuf,
-        admission: Arc<dyn Admission>,
-    ) -> Self {
-        Self {
-            identity,
-            certificate,
-            network,
-            trust,
-            listen_port: 0,
-            listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-            public_addresses: Vec::new(),
-            map_port: false,
-            state_dir,
-            bootstrap: Vec::new(),
-            issuer_key: None,
-            admission,
-            full_mesh: FULL_MESH,
-            underlay: Underlay::default(),
-        }
-    }
-}
 
 /// Why a control host did not start.
 #[derive(Debug, thiserror::Error)]
@@ -193,7 +128,7 @@ impl Control {
     ///
     /// # Errors
     /// If this node is no member, or no socket can be opened.
-    pub async fn start(config: ControlConfig) -> Result<Arc<Self>, ControlError> {
+    pub async fn start(mut config: ControlConfig) -> Result<Arc<Self>, ControlError> {
         config
             .trust
             .verify(&config.certificate)
@@ -210,26 +145,12 @@ impl Control {
             me,
             config.full_mesh,
         );
-        let contact = Contact::sign(
-            &config.identity,
-            config.certificate.clone(),
-            Vec::new(),
-            false,
-            0,
-        );
         let root = config
             .issuer_key
             .as_ref()
             .map(|k| KeyPair::from_seed(&k.seed()));
-        let door = Door::of_member(
-            config.identity.clone(),
-            config.network,
-            config.trust,
-            contact,
-            config.issuer_key,
-            config.admission,
-        );
-        let door = Arc::new(door);
+        let issuer_key = config.issuer_key.take();
+        let door = Arc::new(door_of(&config, issuer_key));
         let (incoming, streams) = mpsc::channel(INCOMING);
         let (commands, requests) = mpsc::channel(INCOMING);
         let mut swarm = host::build(key, door.clone(), incoming, &config.underlay)
@@ -244,12 +165,6 @@ impl Control {
             config.underlay,
         ));
         door.set_household(shared.clone());
-        let parse = |addresses: &[String]| {
-            addresses
-                .iter()
-                .filter_map(|a| a.parse::<Multiaddr>().ok())
-                .collect::<Vec<_>>()
-        };
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
         let driver = Driver::new(
             swarm,
@@ -258,6 +173,7 @@ impl Control {
             config.certificate.clone(),
             requests,
             known,
+            config.unused_after,
         );
         let mut tasks = vec![
             tokio::spawn(driver.run()).abort_handle(),
@@ -497,6 +413,24 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
     }
+}
+
+/// Its contact tells no addresses yet: they are not known.
+fn door_of(config: &ControlConfig, issuer_key: Option<KeyPair>) -> Door {
+    let certificate = config.certificate.clone();
+    let contact = Contact::sign(&config.identity, certificate, Vec::new(), false, 0);
+    Door::of_member(
+        config.identity.clone(),
+        config.network.clone(),
+        config.trust.clone(),
+        contact,
+        issuer_key,
+        config.admission.clone(),
+    )
+}
+
+fn parse(addresses: &[String]) -> Vec<Multiaddr> {
+    addresses.iter().filter_map(|a| a.parse().ok()).collect()
 }
 
 fn listen(

@@ -1,6 +1,6 @@
 //! Runs the ring: owns its state machine, tells it which links stand, what neighbours handed over
 //! and what time it is, and does what it asks. Its edges are links of the packet plane; its packets
-//! travel in their sealed frames (`plane/ring.rs`).
+//! travel in their sealed frames (`plane/path/ring.rs`).
 //!
 //! Who may be met from outside of the ring (a seed) is what the control plane is connected with:
 //! one of them when this member is alone, and one that does not answer over the ring when it
@@ -54,12 +54,12 @@ impl RingDriver {
         options: RingOptions,
     ) -> Self {
         let mut tasks = JoinSet::new();
-        let Some(packets) = net.inner().take_ring_packets() else {
+        let Some(packets) = net.plane().take_ring_packets() else {
             return Self { _tasks: tasks };
         };
         let (outcomes, outcome) = mpsc::channel(64);
         let ring = Ring::new(net.me().member, options, rand::random());
-        net.inner().ring.table.store(ring.table());
+        net.plane().set_ring_table(ring.table());
         let now = Instant::now();
         let driver = Driver {
             ring,
@@ -120,7 +120,7 @@ impl Driver {
         mut packets: mpsc::Receiver<(MemberId, Packet)>,
         mut outcome: mpsc::Receiver<Outcome>,
     ) {
-        let plane = self.net.inner().clone();
+        let plane = self.net.plane().clone();
         let mut sync = tokio::time::interval(SYNC_EVERY);
         let mut show = tokio::time::interval(SHOW_EVERY);
         let mut first = tokio::time::interval(FIRST_SEED_EVERY);
@@ -135,7 +135,7 @@ impl Driver {
                     None => return,
                 },
                 Some(outcome) = outcome.recv() => self.on_outcome(outcome),
-                () = plane.path_changed.notified() => self.look_at_links(),
+                () = plane.path_changed() => self.look_at_links(),
                 () = tokio::time::sleep_until(
                     wake.unwrap_or_else(tokio::time::Instant::now)
                 ), if wake.is_some() => {
@@ -149,7 +149,7 @@ impl Driver {
                 }
             }
             self.run_outputs();
-            if plane.stop.raised() {
+            if plane.is_shut_down() {
                 return;
             }
         }
@@ -187,17 +187,11 @@ impl Driver {
     /// Tells the ring of a link that stands, or that it does not.
     fn report(&mut self, member: MemberId) {
         let now = Instant::now();
-        let peer = self.net.inner().peers.load().get(&member).cloned();
-        if peer
-            .as_ref()
-            .is_some_and(|peer| peer.is_edge_path() && peer.ready())
-        {
+        let plane = self.net.plane();
+        if plane.may_be_edge(member) {
             if self.edges.insert(member) {
-                let rtt = peer
-                    .as_ref()
-                    .and_then(|peer| peer.info())
-                    .and_then(|info| info.rtt);
-                peer.inspect(|peer| peer.set_edge(true));
+                let rtt = plane.path(member).and_then(|info| info.rtt);
+                plane.set_edge(member, true);
                 self.ring.handle(now, Input::Linked { member, rtt });
             }
         } else if !self.edges.contains(&member) {
@@ -207,14 +201,7 @@ impl Driver {
 
     /// Links that came and went since the last look.
     fn look_at_links(&mut self) {
-        let plane = self.net.inner().clone();
-        let links: BTreeSet<MemberId> = plane
-            .peers
-            .load()
-            .iter()
-            .filter(|peer| peer.is_edge_path() && peer.ready())
-            .map(|peer| peer.member)
-            .collect();
+        let links = self.net.plane().possible_edges();
         let (came, went): (Vec<_>, Vec<_>) = (
             links.difference(&self.links).copied().collect(),
             self.links.difference(&links).copied().collect(),
@@ -224,9 +211,7 @@ impl Driver {
             if self.edges.remove(&member) {
                 self.ring.handle(Instant::now(), Input::Unlinked { member });
             }
-            if let Some(peer) = plane.peers.load().get(&member) {
-                peer.set_edge(false);
-            }
+            self.net.plane().set_edge(member, false);
         }
         for member in came {
             self.report(member);
@@ -236,15 +221,15 @@ impl Driver {
     fn run_outputs(&mut self) {
         while let Some(output) = self.ring.poll() {
             match output {
-                Output::Send { to, packet } => drop(self.net.inner().ring_send(&to, &packet)),
+                Output::Send { to, packet } => {
+                    let _ = self.net.plane().send_to_ring_neighbour(&to, &packet);
+                }
                 Output::Link { member, agent } => self.link(member, agent),
                 Output::Unlink { member } => {
                     self.edges.remove(&member);
-                    if let Some(peer) = self.net.inner().peers.load().get(&member) {
-                        peer.set_edge(false);
-                    }
+                    self.net.plane().set_edge(member, false);
                 }
-                Output::TableChanged(table) => self.net.inner().ring.table.store(table),
+                Output::TableChanged(table) => self.net.plane().set_ring_table(table),
                 Output::Deliver { packet, .. } => {
                     if matches!(packet.header.kind, Kind::Call | Kind::Answer) {
                         self.net.take(&packet);

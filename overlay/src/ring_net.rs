@@ -7,7 +7,7 @@
 //! and answered proves itself (`connect/over_ring.rs`).
 
 use crate::{
-    plane::{Inner, Plane},
+    plane::Plane,
     ring::{
         Header, Kind, Node, Packet, Position, RingStatus, Table,
         trace::{self, Report},
@@ -113,7 +113,7 @@ pub struct RingNet {
 impl RingNet {
     /// The ring over the links of `plane`. It stands once a driver runs.
     pub fn new(plane: Plane) -> Arc<Self> {
-        let me = Node::from(plane.inner().me);
+        let me = Node::from(plane.me());
         Arc::new(Self {
             plane,
             me,
@@ -129,10 +129,6 @@ impl RingNet {
         &self.plane
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
-        self.plane.inner()
-    }
-
     /// Where this member stands.
     pub fn me(&self) -> Node {
         self.me
@@ -140,7 +136,7 @@ impl RingNet {
 
     /// The routing table, always the newest: what questions to all members are divided by.
     pub fn table(&self) -> Arc<ArcSwap<Table>> {
-        self.inner().ring.table.clone()
+        self.plane.ring_table()
     }
 
     /// How the ring stood a moment ago; `None` until it runs.
@@ -150,7 +146,7 @@ impl RingNet {
 
     /// Packets of other pairs that this member has handed on.
     pub fn carried(&self) -> u64 {
-        self.inner().ring.carried.load(Ordering::Relaxed)
+        self.plane.ring_packets_carried()
     }
 
     /// Calls that nobody answered.
@@ -160,7 +156,7 @@ impl RingNet {
 
     /// Whether there are neighbours to route over.
     pub fn stands(&self) -> bool {
-        self.inner().ring_stands()
+        self.plane.has_ring_neighbours()
     }
 
     pub(crate) fn serve(&self, answers: Arc<dyn Answers>) {
@@ -175,12 +171,13 @@ impl RingNet {
         body: Vec<u8>,
         via: Option<Position>,
     ) -> bool {
-        let table = self.inner().ring.table.load();
-        let Some((first, agent)) = crate::plane::first_hop(&table, &header, via) else {
+        let table = self.plane.ring_table();
+        let Some((first, agent)) = crate::plane::first_hop(&table.load(), &header, via) else {
             return false;
         };
         header.agent = agent;
-        self.inner().ring_send(&first, &Packet { header, body })
+        self.plane
+            .send_to_ring_neighbour(&first, &Packet { header, body })
     }
 
     /// Asks the member at `to` and waits for its answer at most `limit`. `via`: through this

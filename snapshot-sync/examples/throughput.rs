@@ -5,7 +5,7 @@
 
 use p2pvm_overlay::{Fabric, MemberId, fabric::memory::MemoryNet};
 use p2pvm_snapshot_sync::{
-    ChunkStore, Error, Exchange, ExchangeOptions, Imported, Kind, Progress, export_file,
+    ChunkStore, Error, Exchange, ExchangeOptions, ImportedFile, Kind, Progress, export_file,
     import_file,
 };
 use std::{
@@ -61,7 +61,7 @@ async fn import(
     store: &ChunkStore,
     path: &Path,
     kind: Kind,
-) -> Result<Imported, Error> {
+) -> Result<ImportedFile, Error> {
     let begun = Instant::now();
     let quiet = watch::channel(Progress::default()).0;
     let imported = import_file(store, path, kind, &quiet).await?;

@@ -1,5 +1,5 @@
-//! A checkpoint: RAM, disk and base image of a VM at one instant, under one name. Whoever holds the
-//! chunks below its id, and the VM's definition, can run the VM from that instant on.
+//! A checkpoint: RAM, disk and base image of a VM at one instant, under one name. A member with the
+//! chunks that its id names and the VM's definition can run the VM from that instant on.
 
 use crate::ManifestId;
 use p2pvm_overlay::{Epoch, UnixTime, VmId};
@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 /// and replicated like a file's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// Which VM.
+    /// The VM.
     pub vm: VmId,
     /// The snapshot's name.
     pub name: String,
     /// When it was taken.
     pub taken: UnixTime,
-    /// The holder's epoch then.
+    /// The holder's epoch at that time.
     pub epoch: Epoch,
     /// RAM and device state; none if the VM was stopped.
     pub ram: Option<ManifestId>,
     /// The VM's own disk.
     pub disk: ManifestId,
-    /// The image that the disk lies over; none if it stands alone.
+    /// The image that the disk is based on, if any.
     pub image: Option<ManifestId>,
     /// The VM's definition, in the caller's own form.
     pub spec: Vec<u8>,
 }
 
 impl Checkpoint {
-    /// The manifests below this one.
+    /// The manifests that it names.
     pub fn files(&self) -> impl Iterator<Item = ManifestId> {
         [self.ram, Some(self.disk), self.image]
             .into_iter()

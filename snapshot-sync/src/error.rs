@@ -2,17 +2,20 @@
 
 use crate::{ChunkId, ManifestId};
 use p2pvm_overlay::{FabricError, MemberId};
-use std::{io, path::PathBuf};
+use std::{error, io, path::PathBuf};
+
+/// A cause in words, or another crate's error.
+type Cause = Box<dyn error::Error + Send + Sync>;
 
 /// Why an operation on chunks failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system said no.
+    /// The file system failed.
     #[error("{step}: {path}")]
     Io {
         /// What was being done.
         step: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -20,22 +23,24 @@ pub enum Error {
     /// The chunk is not in this store.
     #[error("chunk {} is not here", .0.short())]
     NotFound(ChunkId),
-    /// What is stored or was sent under this name has other content. A stored one has been removed,
-    /// so that it is fetched anew.
-    #[error("chunk {} is damaged: {detail}", .id.short())]
+    /// A chunk that was stored or sent under this name has other content. A stored one has been
+    /// removed, so that it is fetched again.
+    #[error("chunk {} is damaged", .id.short())]
     Corrupt {
         /// The chunk.
         id: ChunkId,
         /// What is wrong with it.
-        detail: String,
+        #[source]
+        cause: Cause,
     },
-    /// Bytes that should be a manifest, a checkpoint or a message are none.
-    #[error("malformed {what}: {detail}")]
+    /// The bytes are not the manifest, checkpoint or message that they should be.
+    #[error("malformed {what}")]
     Malformed {
         /// What they should have been.
         what: &'static str,
         /// What is wrong.
-        detail: String,
+        #[source]
+        cause: Cause,
     },
     /// A manifest names chunks that are not in this store.
     #[error("manifest {} lacks {missing} chunks here", .manifest.short())]
@@ -45,7 +50,7 @@ pub enum Error {
         /// How many.
         missing: usize,
     },
-    /// More than one chunk may hold.
+    /// More bytes than one chunk holds.
     #[error("{what} of {bytes} bytes is too large")]
     TooLarge {
         /// What was to be stored.
@@ -62,17 +67,18 @@ pub enum Error {
         source: FabricError,
     },
     /// No provider could give the rest of a manifest.
-    #[error("manifest {}: {missing} chunks could not be fetched from {}: \
-        {detail}", .manifest.short(), shorts(.providers))]
+    #[error("manifest {}: {missing} chunks could not be fetched from {}",
+        .manifest.short(), shorts(.providers))]
     NoProvider {
         /// The manifest.
         manifest: ManifestId,
         /// How many chunks are still missing, as far as known.
         missing: usize,
-        /// Who was asked.
+        /// The members that were asked.
         providers: Vec<MemberId>,
-        /// What the last of them answered.
-        detail: String,
+        /// Why the last of them failed.
+        #[source]
+        cause: Cause,
     },
     /// A background thread or task of this crate ended early: the node is shutting down.
     #[error("{step}: the node is shutting down")]
@@ -93,6 +99,12 @@ fn shorts(members: &[MemberId]) -> String {
         .join(", ")
 }
 
+/// `cause` says what is wrong with the bytes, or is the parser's error.
+pub(crate) fn malformed(what: &'static str, cause: impl Into<Cause>) -> Error {
+    let cause = cause.into();
+    Error::Malformed { what, cause }
+}
+
 /// Wraps an I/O error with its step and path.
 pub(crate) fn io_at(
     step: &'static str,
@@ -105,13 +117,13 @@ pub(crate) fn io_at(
     }
 }
 
-/// Runs file work off the async threads.
+/// Runs file work on a blocking thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     step: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    // A panic in the work is a bug: it goes on in the caller. Cancellation happens only when the
-    // runtime ends.
+    // A panic in the work is a bug: it continues in the caller. Only the end of the runtime
+    // cancels.
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),

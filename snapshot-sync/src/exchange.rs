@@ -1,9 +1,9 @@
 //! Chunks between members. All bulk data is *pulled*: a fetch asks several providers over streams,
-//! and a push asks the other side to fetch from here and pin. So there is one mover of data to get
-//! right, it verifies what it takes, and a side that restarts goes on where it stopped.
+//! and a push asks the other side to fetch from here and pin. So only one side moves data, it
+//! verifies what it takes, and after a restart it continues where it stopped.
 //!
-//! Service "chunk" of the fabric: requests (who has what, keep this, let it go) and streams (wants
-//! one way, chunks the other).
+//! Service `chunk` of the fabric: requests (which chunks are there, keep this, release it) and
+//! streams (wants one way, chunks the other).
 
 mod fetch;
 mod plan;
@@ -14,7 +14,11 @@ pub mod wire;
 pub use fetch::FetchReport;
 pub use replicate::{Replication, ReplicationState};
 
-use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::blocking, manifest};
+use crate::{
+    ChunkId, ChunkStore, Error, ManifestId, Progress,
+    error::{blocking, malformed},
+    manifest,
+};
 use p2pvm_overlay::{Fabric, FabricError, MemberId};
 use std::{
     collections::HashMap,
@@ -26,25 +30,24 @@ use tokio::{sync::watch, task::JoinHandle};
 /// The name of this crate's service.
 pub const SERVICE: &str = "chunk";
 
-/// How often a file is looked through for damage before it is given up: root, pages, content, and
-/// once more.
+/// How many times a file is searched for damage before mending ends.
+/// Reason: once for root, pages and content, and once more.
 const MEND_ROUNDS: usize = 4;
 
-/// What an exchange may use, and how long it waits.
+/// The limits and timeouts of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangeOptions {
-    /// Bytes asked of one provider and not yet answered, at most: 16 MiB fill a path of 80 MB/s at
-    /// 200 ms.
+    /// How many bytes one provider owes at most: 16 MiB fill a path of 80 MB/s at 200 ms.
     pub window_bytes: u64,
-    /// A provider that owes chunks and sends none for so long is given up for a while.
+    /// How long a provider that owes chunks may be silent before its stream is closed.
     pub stall: Duration,
-    /// A fetch or push that gets nowhere for so long fails.
+    /// How long a fetch or push makes no progress before it fails.
     pub patience: Duration,
-    /// A request is given so long.
+    /// How long to wait for the answer to a request.
     pub call_timeout: Duration,
-    /// Bytes that the file system must have free before this member keeps a replica for another.
+    /// How many bytes the file system has free before this member keeps a replica for another.
     pub reserve_bytes: u64,
-    /// Streams served at once.
+    /// How many streams are served at once.
     pub max_streams: usize,
 }
 
@@ -62,9 +65,43 @@ impl Default for ExchangeOptions {
 }
 
 /// This member's part in the exchange of chunks.
+///
+/// The caller
+/// - holds or pins what it offers: a push and a replication hold it only while they run;
+/// - pins what a fetch brought before it drops [`FetchReport::hold`], or a collection may remove
+///   it;
+/// - repeats a call that failed: what came is kept and not fetched again. Timeouts are the
+///   exchange's own ([`ExchangeOptions`]); dropping a future cancels the work.
+///
+/// ```
+/// use p2pvm_overlay::{MemberId, fabric::memory::MemoryNet};
+/// use p2pvm_snapshot_sync::{ChunkStore, Exchange, Kind, Progress, import_file};
+/// use std::time::Duration;
+/// use tokio::sync::watch;
+///
+/// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+/// # runtime.block_on(async {
+/// let directory = tempfile::tempdir().unwrap();
+/// let (net, quiet) = (MemoryNet::new(Duration::ZERO), watch::channel(Progress::default()).0);
+/// let start = |n: u8| {
+///     let store = ChunkStore::open(directory.path().join(n.to_string())).unwrap();
+///     Exchange::start(net.add(MemberId([n; 32])), store, Default::default())
+/// };
+/// let (source, target) = (start(1), start(2));
+///
+/// let path = directory.path().join("disk");
+/// std::fs::write(&path, b"content").unwrap();
+/// let file = import_file(source.store(), &path, Kind::Disk, &quiet).await.unwrap();
+///
+/// let fetched = target.fetch(file.id, &[source.me()], &quiet).await.unwrap();
+/// target.store().pin(file.id, "example").unwrap();
+/// drop(fetched.hold);
+/// assert!(target.store().is_complete(file.id));
+/// # });
+/// ```
 pub struct Exchange {
     core: Core,
-    keeping: Mutex<HashMap<(ManifestId, String), serve::Keeping>>,
+    keeping: Mutex<HashMap<(ManifestId, String), serve::ReplicaFetch>>,
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -77,8 +114,8 @@ struct Core {
 }
 
 impl Exchange {
-    /// Serves `store`'s chunks to the members, and fetches into it. Stops when the last clone of
-    /// the `Arc` is dropped.
+    /// Serves `store`'s chunks to the members, and fetches into it, until the last clone of the
+    /// `Arc` is dropped.
     pub fn start(
         fabric: Arc<dyn Fabric>,
         store: ChunkStore,
@@ -112,11 +149,11 @@ impl Exchange {
         self.core.fabric.me()
     }
 
-    /// Replaces what is damaged on this disk, or gone from it, of the file that `manifest` names,
-    /// by what `providers` have of it.
+    /// Replaces the damaged and missing chunks of the file that `manifest` names by those of
+    /// `providers`.
     ///
     /// # Errors
-    /// As of [`Exchange::fetch`].
+    /// As [`Exchange::fetch`].
     pub async fn mend(
         &self,
         manifest: ManifestId,
@@ -124,7 +161,7 @@ impl Exchange {
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Error> {
         let mut fetched = 0;
-        // A damaged node of the manifest hides what hangs below it: then it is looked at once more.
+        // A damaged node of the manifest hides the chunks that it names: then one more round.
         for _ in 0..MEND_ROUNDS {
             let store = self.store().clone();
             let looked = blocking("looking for damaged chunks", move || {
@@ -178,8 +215,8 @@ impl Exchange {
         Ok(answers)
     }
 
-    /// Asks a member to no longer keep `manifest` under `label`. Its chunks go at its next
-    /// collection, if nothing else names them.
+    /// Asks a member to release `manifest` under `label`. Its next collection removes the chunks
+    /// that nothing else names.
     ///
     /// # Errors
     /// `Peer` if it does not answer.
@@ -208,7 +245,7 @@ impl Exchange {
         }
     }
 
-    fn keeping(&self) -> MutexGuard<'_, HashMap<(ManifestId, String), serve::Keeping>> {
+    fn keeping(&self) -> MutexGuard<'_, HashMap<(ManifestId, String), serve::ReplicaFetch>> {
         self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -243,14 +280,11 @@ impl Drop for Exchange {
 }
 
 fn unexpected(what: &'static str) -> Error {
-    Error::Malformed {
-        what: "answer",
-        detail: format!("not one to {what}"),
-    }
+    malformed("answer", format!("not one to {what}"))
 }
 
-/// Whether another try may succeed.
-fn is_passing(error: &FabricError) -> bool {
+/// Whether a retry may succeed.
+fn is_transient(error: &FabricError) -> bool {
     matches!(
         error,
         FabricError::Unreachable(_) | FabricError::TimedOut(..)

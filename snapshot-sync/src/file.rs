@@ -8,7 +8,7 @@
 use crate::{
     ChunkStore, Error, Extent, Hold, Kind, Manifest, ManifestId, Progress,
     chunk::MAX_CHUNK_BYTES,
-    error::{blocking, io_at},
+    error::{blocking, io_at, malformed},
     store::{Batch, sync_directory},
 };
 use nix::{
@@ -28,11 +28,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The block length unless the caller wants another: a cluster of qcow2. Longer ones make fewer
-/// files, but find fewer blocks unchanged.
+/// How long a block is by default: a cluster of qcow2.
+/// Reason: longer blocks make fewer files, but fewer of them stay unchanged.
 pub const CHUNK_BYTES: u32 = 64 << 10;
 
-/// What is written before it is made durable, at most: bounds what a crash makes us write again.
+/// How many bytes are written before they are made durable.
+/// Reason: bounds what is written again after a crash.
 const COMMIT_BYTES: u64 = 64 << 20;
 
 static ZEROS: [u8; MAX_CHUNK_BYTES] = [0; MAX_CHUNK_BYTES];
@@ -44,12 +45,12 @@ pub struct ImportOptions {
     pub kind: Kind,
     /// The length of a block: a power of two from 4 KiB to 1 MiB.
     pub chunk_bytes: u32,
-    /// What to remember of it.
+    /// The caller's own notes.
     pub meta: BTreeMap<String, String>,
 }
 
 impl ImportOptions {
-    /// Blocks of [`CHUNK_BYTES`], nothing to remember.
+    /// Blocks of [`CHUNK_BYTES`], and no notes.
     pub fn new(kind: Kind) -> Self {
         Self {
             kind,
@@ -65,10 +66,10 @@ impl From<Kind> for ImportOptions {
     }
 }
 
-/// A file that has become chunks. Pin its id, or something that names it, before this is dropped:
-/// until then it is held.
+/// A file that has become chunks, held until this is dropped. The caller pins its id, or something
+/// that names it, before that.
 #[derive(Debug)]
-pub struct Imported {
+pub struct ImportedFile {
     /// The manifest's name.
     pub id: ManifestId,
     /// The manifest.
@@ -77,7 +78,7 @@ pub struct Imported {
     pub new_chunks: u64,
     /// Their bytes on disk.
     pub new_bytes: u64,
-    /// Keeps the chunks.
+    /// Keeps the chunks from being collected.
     pub hold: Hold,
 }
 
@@ -91,16 +92,16 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Stores a file, which nobody writes to meanwhile, as chunks. Durable on return.
+/// Stores a file as chunks, durable on return. Nobody may write to it meanwhile.
 ///
 /// # Errors
-/// What the file system says, or `Malformed` for a block length that is none.
+/// [`Error::Io`], or `Malformed` for an impossible block length.
 pub async fn import_file(
     store: &ChunkStore,
     path: &Path,
     options: impl Into<ImportOptions>,
     progress: &watch::Sender<Progress>,
-) -> Result<Imported, Error> {
+) -> Result<ImportedFile, Error> {
     let stop = StopOnDrop(Arc::default());
     let (store, path, options, progress, stopped) = (
         store.clone(),
@@ -115,12 +116,12 @@ pub async fn import_file(
     .await
 }
 
-/// Writes the file that `manifest` describes to `path`, sparse, replacing what is there in one step
-/// and only when it is complete and durable. What a killed export leaves is `.<name>.partial`
-/// beside it, which the next export to `path` overwrites; one export to a path at a time.
+/// Writes the file that `manifest` describes to `path`, sparse. It replaces an existing file in one
+/// step, when it is complete and durable. A killed export leaves `.<name>.partial` beside it, which
+/// the next export to `path` overwrites. One export to a path at a time.
 ///
 /// # Errors
-/// `NotFound` or `Corrupt` of a chunk, or what the file system says. Then `path` is as before.
+/// `NotFound` or `Corrupt` of a chunk, or [`Error::Io`]. Then `path` is unchanged.
 pub async fn export_file(
     store: &ChunkStore,
     manifest: &Manifest,
@@ -130,7 +131,7 @@ pub async fn export_file(
     export_with(store, manifest, path, None, progress).await
 }
 
-/// As [`export_file`], and nobody may write to the file.
+/// As [`export_file`], but the file is read-only.
 pub(crate) async fn export_read_only(
     store: &ChunkStore,
     manifest: &Manifest,
@@ -175,7 +176,7 @@ fn import(
     options: ImportOptions,
     progress: &watch::Sender<Progress>,
     stopped: &AtomicBool,
-) -> Result<Imported, Error> {
+) -> Result<ImportedFile, Error> {
     let file = File::open(path).map_err(io_at("opening", path))?;
     let size = file
         .metadata()
@@ -220,7 +221,7 @@ fn import(
         done_bytes: size,
         total_bytes: size,
     });
-    Ok(Imported {
+    Ok(ImportedFile {
         id,
         manifest,
         new_chunks,
@@ -313,10 +314,7 @@ fn write_partial(
                 content.len(),
                 extent.block
             );
-            return Err(Error::Malformed {
-                what: "manifest",
-                detail,
-            });
+            return Err(malformed("manifest", detail));
         }
         file.write_all_at(&content, extent.block * u64::from(manifest.chunk_bytes))
             .map_err(io_at("writing", partial))?;

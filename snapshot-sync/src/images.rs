@@ -1,6 +1,5 @@
-//! Base images: chunks like everything else, and beside them one read-only file each for the
-//! hypervisor to open. The file is made from the chunks when it is first needed, and may be thrown
-//! away at any time.
+//! Base images: chunks, and one read-only file each that the hypervisor opens. The file is made
+//! from the chunks when it is first needed, and may be deleted at any time.
 
 use crate::{
     ChunkStore, Error, Exchange, Kind, Manifest, ManifestId, Progress,
@@ -17,7 +16,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// An image's name: its manifest's.
+/// An image's name: that of its manifest.
 pub type ImageId = ManifestId;
 
 /// The label of the pins that keep images here.
@@ -27,16 +26,16 @@ const PIN: &str = "image";
 pub struct Images {
     exchange: Arc<Exchange>,
     dir: PathBuf,
-    /// One maker of a file at a time.
+    /// At most one task makes an image's file at a time.
     making: Mutex<HashMap<ImageId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Images {
-    /// Opens the directory of image files, made if missing. What a killed process left half-written
-    /// is removed.
+    /// Opens the directory of image files, made if missing. Files that a killed process left
+    /// half-written are removed.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub fn open(exchange: Arc<Exchange>, dir: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(io_at("creating a directory", &dir))?;
@@ -53,10 +52,10 @@ impl Images {
         })
     }
 
-    /// Takes a qcow2 or raw file in. The same content has the same id on every member.
+    /// Imports a qcow2 or raw file. The same content has the same id on every member.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub async fn import(
         &self,
         path: &Path,
@@ -73,12 +72,12 @@ impl Images {
         Ok(imported.id)
     }
 
-    /// The image as a read-only file here, made from chunks here or fetched from `providers`. A
-    /// caller that goes away meanwhile ends the fetching; what has begun to be kept then is kept to
-    /// the end, and [`Images::remove`] waits for that.
+    /// The image as a read-only file here, made from chunks that are here or fetched from
+    /// `providers`. Dropping the future ends the fetch; after the fetch the image is kept in any
+    /// case, and [`Images::remove`] waits for that.
     ///
     /// # Errors
-    /// `NoProvider` if chunks can be had from nobody, or what the file system says.
+    /// `NoProvider` if no provider has some chunk; [`Error::Io`].
     pub async fn ensure_local(
         &self,
         image: ImageId,
@@ -90,12 +89,11 @@ impl Images {
         if path.exists() && self.is_pinned(image).await? {
             return Ok(path);
         }
-        // Beside what is missing, this reads only the manifest.
+        // Besides the missing chunks, this reads only the manifest.
         let report = self.exchange.fetch(image, providers, progress).await?;
         let (exchange, providers, progress) =
             (self.exchange.clone(), providers.to_vec(), progress.clone());
-        // A task of its own: a pin that a caller has left behind half-way would be set after
-        // somebody has removed it.
+        // A task of its own: the pin of a dropped future would otherwise be set after a removal.
         let keeping = tokio::spawn(async move {
             let kept = keep(&exchange, image, &providers, &path, &progress).await;
             drop((report, making));
@@ -109,7 +107,7 @@ impl Images {
     /// The images here.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub async fn list(&self) -> Result<Vec<ImageId>, Error> {
         let store = self.store().clone();
         let pins = blocking("listing images", move || store.pins()).await?;
@@ -120,19 +118,19 @@ impl Images {
             .collect())
     }
 
-    /// Lets an image go: its file now, its chunks at the next collection. No VM here may use it.
+    /// Removes an image: its file now, its chunks at the next collection. No VM here may use it.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub async fn remove(&self, image: ImageId) -> Result<(), Error> {
         self.remove_if(image, || true).await.map(drop)
     }
 
-    /// As above if `unused` says so, which is asked when nobody is making the image's file; whether
-    /// it went.
+    /// Removes an image if `unused` returns true. It is called while no task makes the image's
+    /// file. Returns whether the image was removed.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub async fn remove_if(
         &self,
         image: ImageId,

@@ -12,7 +12,7 @@ mod pins;
 
 pub use batch::Batch;
 pub(crate) use batch::sync_directory;
-pub use collect::Collected;
+pub use collect::CollectionReport;
 pub use holds::Hold;
 pub use pins::MAX_LABEL_BYTES;
 
@@ -35,34 +35,34 @@ pub struct ChunkStore(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     next_temporary: AtomicU64,
-    /// Damaged chunks found since the start.
+    /// How many damaged chunks were found since the start.
     damaged: AtomicU64,
     holds: Mutex<holds::Table>,
-    /// Held by a collection: one at a time.
+    /// Locked by a collection: one at a time.
     collecting: Mutex<()>,
     #[cfg(test)]
     crash: Mutex<crash::Point>,
 }
 
-/// The moments of a commit between which a crash may fall.
+/// The steps of a commit; a crash may fall between two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Contents are in temporary files.
+pub(crate) enum CommitStep {
+    /// The contents are in temporary files.
     Written,
-    /// They are durable there.
+    /// The temporary files are durable.
     Flushed,
-    /// One more has its final name.
+    /// One more chunk has its final name.
     Renamed,
-    /// All names are durable.
+    /// All final names are durable.
     Durable,
 }
 
 impl ChunkStore {
-    /// Opens the store in `dir`, made if missing. What a killed process left half-written is
+    /// Opens the store in `dir`, made if missing. Files that a killed process left half-written are
     /// removed.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = dir.into();
         let temporary = dir.join("tmp");
@@ -87,7 +87,7 @@ impl ChunkStore {
         })))
     }
 
-    /// Where it is.
+    /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
@@ -95,7 +95,7 @@ impl ChunkStore {
     /// Stores `content`, durable on return. Many chunks are stored faster by [`ChunkStore::batch`].
     ///
     /// # Errors
-    /// `TooLarge` beyond [`chunk::MAX_CHUNK_BYTES`], or what the file system says.
+    /// `TooLarge` beyond [`chunk::MAX_CHUNK_BYTES`]; [`Error::Io`].
     pub fn put(&self, content: &[u8]) -> Result<ChunkId, Error> {
         let mut batch = self.batch();
         let id = batch.put(content)?;
@@ -110,9 +110,8 @@ impl ChunkStore {
 
     /// The content of a chunk, verified.
     ///
-    /// # Errors
-    /// `NotFound`; `Corrupt` if the disk holds something else, which is removed so that the chunk
-    /// can be fetched anew.
+    /// # Errors `NotFound`; `Corrupt` if the disk holds other content, which is removed so that the
+    /// chunk can be fetched again.
     pub fn get(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
         self.get_both(id).map(|(_, content)| content)
     }
@@ -139,7 +138,7 @@ impl ChunkStore {
             Err(e) => {
                 let _ = fs::remove_file(&path);
                 let damaged = self.0.damaged.fetch_add(1, Ordering::Relaxed) + 1;
-                // A bad disk damages many: told with each doubling.
+                // A bad disk damages many: logged with each doubling.
                 if damaged.is_power_of_two() {
                     tracing::warn!(chunk = %id, damaged, "stored chunks are damaged and removed: \
                         look at the disk: {}", chain(&e));
@@ -157,7 +156,7 @@ impl ChunkStore {
     /// Every chunk here, in no order.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub fn list(&self) -> Result<Vec<ChunkId>, Error> {
         let mut found = Vec::new();
         self.each_file(|id, _| found.push(id))?;
@@ -169,7 +168,8 @@ impl ChunkStore {
         for shard in 0..=u8::MAX {
             let path = self.chunks().join(format!("{shard:02x}"));
             let entries = match fs::read_dir(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // no chunk of it was ever here
+                // No chunk of this shard was ever here.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 other => other.map_err(io_at("listing", &path))?,
             };
             for entry in entries {
@@ -186,7 +186,7 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Whether so many bytes are free on the file system that holds the store.
+    /// Checks that the store's file system has this many bytes free.
     pub(crate) fn has_room(&self, bytes: u64) -> Result<(), Error> {
         let about = nix::sys::statvfs::statvfs(&self.0.dir)
             .map_err(|e| io_at("looking for room in", &self.0.dir)(e.into()))?;
@@ -218,7 +218,7 @@ impl ChunkStore {
         self.0.dir.join("chunks")
     }
 
-    /// Made when its first chunk comes.
+    /// The directory of the chunk, made when its first chunk comes.
     fn shard(&self, id: ChunkId) -> PathBuf {
         self.chunks().join(format!("{:02x}", id.0[0]))
     }
@@ -238,7 +238,7 @@ impl ChunkStore {
     }
 
     #[cfg(not(test))]
-    fn step(&self, _step: Step) -> Result<(), Error> {
+    fn step(&self, _step: CommitStep) -> Result<(), Error> {
         Ok(())
     }
 
@@ -262,13 +262,13 @@ pub(crate) mod crash {
 
     #[derive(Default)]
     pub(crate) struct Point {
-        at: Option<(Step, usize)>,
+        at: Option<(CommitStep, usize)>,
         crashed: bool,
     }
 
     impl ChunkStore {
         /// Crashes when `step` is reached after `skip` times of being passed.
-        pub(crate) fn crash_at(&self, step: Step, skip: usize) {
+        pub(crate) fn crash_at(&self, step: CommitStep, skip: usize) {
             *self.0.crash.lock().unwrap() = Point {
                 at: Some((step, skip)),
                 crashed: false,
@@ -279,7 +279,7 @@ pub(crate) mod crash {
             self.0.crash.lock().unwrap().crashed
         }
 
-        pub(super) fn step(&self, step: Step) -> Result<(), Error> {
+        pub(super) fn step(&self, step: CommitStep) -> Result<(), Error> {
             let mut point = self.0.crash.lock().unwrap();
             match &mut point.at {
                 Some((at, 0)) if *at == step => point.crashed = true,

@@ -7,13 +7,13 @@ use async_trait::async_trait;
 use p2pvm_dht::{VoteError, VoterSet, Votes, votes::Grant};
 use p2pvm_overlay::{Epoch, MemberId, identity::KeyPair};
 
-/// On what ground an epoch is asked for.
+/// The ground on which an epoch is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
     /// The present holder wants it (it makes the VM, or hands it over), or a person forces it: a
     /// confirmed epoch gives way.
     Mandate,
-    /// Nobody is known to run the VM: a voter refuses if another holder has confirmed its newest
+    /// No member is known to run the VM: a voter refuses if another holder has confirmed its newest
     /// epoch.
     Doubt,
 }
@@ -48,15 +48,14 @@ pub enum BallotError {
         /// How many there are.
         asked: usize,
     },
-    /// No voter can ever agree: a wrong key, or other voters than the VM's.
+    /// No voter can ever agree: the key is wrong, or these are not the VM's voters.
     #[error("the voters do not accept the request: {0}")]
     Invalid(&'static str),
 }
 
-/// A VM and who votes on it; the key proves to voters who never heard of the VM that its owner
-/// named them.
+/// A VM's voters. The VM's key proves to voters that never heard of it that its owner named them.
 #[derive(Clone, Copy)]
-pub struct Voted<'a> {
+pub struct VmVoters<'a> {
     /// The VM's keys.
     pub keys: &'a KeyPair,
     /// Its voters.
@@ -69,7 +68,7 @@ pub trait Ballot: Send + Sync + 'static {
     /// Asks a majority to promise `epoch` to `holder`. Asking again for the same holder succeeds.
     async fn grant(
         &self,
-        vm: Voted<'_>,
+        vm: VmVoters<'_>,
         epoch: Epoch,
         holder: MemberId,
         ground: Ground,
@@ -79,13 +78,13 @@ pub trait Ballot: Send + Sync + 'static {
     /// refuses.
     async fn confirm(
         &self,
-        vm: Voted<'_>,
+        vm: VmVoters<'_>,
         epoch: Epoch,
         holder: MemberId,
     ) -> Result<(), BallotError>;
 
     /// The newest epoch that a majority knows of.
-    async fn newest(&self, vm: Voted<'_>) -> Result<Option<Newest>, BallotError>;
+    async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError>;
 }
 
 /// The network's voters.
@@ -93,7 +92,7 @@ pub trait Ballot: Send + Sync + 'static {
 impl Ballot for Votes {
     async fn grant(
         &self,
-        vm: Voted<'_>,
+        vm: VmVoters<'_>,
         epoch: Epoch,
         holder: MemberId,
         ground: Ground,
@@ -108,7 +107,7 @@ impl Ballot for Votes {
 
     async fn confirm(
         &self,
-        vm: Voted<'_>,
+        vm: VmVoters<'_>,
         epoch: Epoch,
         holder: MemberId,
     ) -> Result<(), BallotError> {
@@ -122,7 +121,7 @@ impl Ballot for Votes {
         .await?)
     }
 
-    async fn newest(&self, vm: Voted<'_>) -> Result<Option<Newest>, BallotError> {
+    async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError> {
         let newest = Votes::newest(self, &VoterSet::sign(vm.keys, vm.voters)).await?;
         Ok(newest.map(|n| Newest {
             epoch: n.epoch,

@@ -11,12 +11,12 @@ use std::{
 
 /// Where hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
-/// All guests' groups are below one of this name.
+/// The group that all guests' groups are below.
 const PARENT: &str = "p2pvm";
-/// What QEMU itself needs beside the guest's RAM: translated code (TCG), block and network buffers,
-/// page tables.
+/// How much memory QEMU itself may take beside the guest's RAM, MiB. Reason: translated code (TCG),
+/// block and network buffers, page tables.
 const OVERHEAD_MIB: u64 = 512;
-/// Threads of one QEMU: processors, block workers, migration.
+/// How many threads one QEMU may have. Reason: processors, block workers, migration.
 const THREADS: u32 = 256;
 /// The period that processor time is counted in, microseconds.
 const PERIOD_US: u64 = 100_000;
@@ -72,7 +72,7 @@ impl Cgroup {
 
     /// Removes the group; false if a part of it is still in use.
     pub(crate) fn remove(&self) -> bool {
-        // All are tried, whatever becomes of the first.
+        // All are tried, also after one that fails.
         self.dirs
             .iter()
             .filter(|dir| fs::remove_dir(dir).is_err() && dir.exists())

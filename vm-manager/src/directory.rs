@@ -1,19 +1,19 @@
-//! Where VMs are, for everyone: one record per VM, owned by the VM's own key and written by
-//! whichever host holds it, and one per name. Records find, they do not decide: a record may be
-//! stale, and the voters named in it say who may run the VM.
+//! Where VMs are, for all members: one record a VM, owned by the VM's own key and written by the
+//! host that holds it, and one a name. Records find, they do not decide: a record may be stale, and
+//! the voters named in it say which host may run the VM.
 
-use crate::{Definition, Error, framed, vault::Durability};
+use crate::{Definition, Error, error::undecided, framed, vault::Durability};
 use p2pvm_dht::{Record, RecordError, Records};
-use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, chain, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
-/// How long a VM's records live without their holder. It has to outlast the holder by far: a dead
-/// host's VM is restored by what its record says.
+/// How long a VM's records live without their holder. Reason: a dead host's VM is restored by what
+/// its record says.
 pub const RECORD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The most snapshots one VM's record lists, so that it stays within a record's bounds.
+/// How many snapshots one VM's record lists at most. Reason: the record stays within its bounds.
 pub const MAX_SNAPSHOTS: usize = 64;
 
 /// A snapshot of a VM.
@@ -66,13 +66,13 @@ impl VmRecord {
         framed::to_bytes(self)
     }
 
-    /// Reads a record's value; `None` for anything that is none.
+    /// Reads a record's value; `None` for anything else.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         framed::from_bytes(bytes)
     }
 
-    /// What a record says of a VM; `None` if it is none, lies at another VM's place or is not the
-    /// VM's own. The signature is the caller's to check.
+    /// What a record says of a VM; `None` if it is no VM's, lies at another VM's place or is not
+    /// the VM's own. The caller checks the signature.
     pub fn of(record: &Record) -> Option<Self> {
         let found = Self::from_bytes(record.value.as_deref()?)?;
         let vm = found.definition.vm;
@@ -99,13 +99,6 @@ pub fn version(epoch: Epoch, seq: u32) -> u64 {
 #[derive(Clone)]
 pub struct Directory(Arc<dyn Records>);
 
-fn failed(step: &'static str) -> impl FnOnce(RecordError) -> Error {
-    move |error| Error::Agreement {
-        step,
-        detail: chain(&error),
-    }
-}
-
 impl Directory {
     /// The directory kept in `records`.
     pub fn new(records: Arc<dyn Records>) -> Self {
@@ -127,7 +120,7 @@ impl Directory {
                 "the network has a VM named '{name}' already: choose another name, or delete \
                     that one"
             ))),
-            Err(e) => Err(failed("taking the VM's name")(e)),
+            Err(e) => Err(undecided("taking the VM's name")(e)),
         }
     }
 
@@ -140,7 +133,7 @@ impl Directory {
             .0
             .get(name_key(name))
             .await
-            .map_err(failed("looking the VM's name up"))?;
+            .map_err(undecided("looking the VM's name up"))?;
         Ok(record
             .and_then(|r| {
                 <[u8; 32]>::try_from(r.value.as_deref()?)
@@ -159,7 +152,7 @@ impl Directory {
             .0
             .get(vm_key(vm))
             .await
-            .map_err(failed("looking the VM up"))?;
+            .map_err(undecided("looking the VM up"))?;
         Ok(record
             .and_then(|r| VmRecord::of(&r))
             .filter(|found| found.definition.vm == vm))
@@ -205,13 +198,12 @@ impl Directory {
                 {
                     seq = known as u32 + 1
                 }
-                Err(e) => return Err(failed("publishing the VM's record")(e)),
+                Err(e) => return Err(undecided("publishing the VM's record")(e)),
             }
         }
-        Err(Error::Agreement {
-            step: "publishing the VM's record",
-            detail: "another writer keeps racing".into(),
-        })
+        Err(undecided("publishing the VM's record")(
+            "another writer keeps racing",
+        ))
     }
 
     /// Removes a VM and its name.
@@ -222,11 +214,11 @@ impl Directory {
         self.0
             .delete(keys, vm_key(keys.vm_id()))
             .await
-            .map_err(failed("deleting the VM's record"))?;
+            .map_err(undecided("deleting the VM's record"))?;
         match self.0.delete(keys, name_key(name)).await {
-            // Another VM's by now: nothing of ours is left there.
+            // The name is another VM's by now, so nothing of this one is left there.
             Ok(()) | Err(RecordError::Exists(_)) => Ok(()),
-            Err(e) => Err(failed("giving the VM's name back")(e)),
+            Err(e) => Err(undecided("giving the VM's name back")(e)),
         }
     }
 }

@@ -1,7 +1,12 @@
 //! What can go wrong with a VM, each variant naming the step. The cause, where there is one, is its
 //! source: [`p2pvm_overlay::chain`] makes the sentence of both.
 
+use p2pvm_overlay::FabricError;
 use std::{io, path::PathBuf};
+use tokio::task::JoinError;
+
+/// The cause of a step that several crates' errors, or a sentence, may have made fail.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why an operation on a VM failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +29,29 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// The hypervisor did not start, or died.
+    /// The hypervisor did not start, died, or refused a command.
     #[error("{step}: {detail}")]
     Hypervisor {
         /// What was being done.
         step: &'static str,
         /// What it printed or answered.
         detail: String,
+    },
+    /// The hypervisor's monitor cannot be written to: its process ends, or has ended.
+    #[error("{step}: cannot write to the monitor")]
+    Monitor {
+        /// The command.
+        step: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A task of this program ended before its work was done.
+    #[error("{step}")]
+    Task {
+        /// What was being done.
+        step: &'static str,
+        /// How the task ended.
+        source: JoinError,
     },
     /// A step took longer than it may.
     #[error("{step} did not finish within {seconds} s")]
@@ -40,13 +61,13 @@ pub enum Error {
         /// The limit.
         seconds: u64,
     },
-    /// No VM, snapshot or image of that name.
+    /// No VM, snapshot or image has that name.
     #[error("{0} is not known here or in the network")]
     NotFound(String),
     /// The request contradicts the VM's state, with what to do instead.
     #[error("{0}")]
     Refused(String),
-    /// Somebody asked for it to be cancelled.
+    /// The operation was cancelled on request.
     #[error("cancelled on request")]
     Cancelled,
     /// Another member could not be reached or refused.
@@ -55,24 +76,31 @@ pub enum Error {
         /// What was being done.
         step: &'static str,
         /// The fabric's answer.
-        source: p2pvm_overlay::FabricError,
+        source: FabricError,
     },
     /// The records or voters could not decide.
-    #[error("{step}: {detail}")]
+    #[error("{step}")]
     Agreement {
         /// What was being decided.
         step: &'static str,
         /// Why not.
-        detail: String,
+        source: Cause,
     },
     /// Chunks could not be stored or fetched.
-    #[error("{step}: {detail}")]
+    #[error("{step}")]
     Chunks {
         /// What was being done.
         step: &'static str,
         /// Why not.
-        detail: String,
+        source: Cause,
     },
+}
+
+impl Error {
+    /// Whether the hypervisor failed, which a guest's own end brings about as well.
+    pub(crate) fn is_hypervisors(&self) -> bool {
+        matches!(self, Self::Hypervisor { .. } | Self::Monitor { .. })
+    }
 }
 
 /// Wraps an I/O error with its step and path.
@@ -87,10 +115,24 @@ pub(crate) fn io_at(
     }
 }
 
+/// Wraps what made a decision of records or voters fail.
+pub(crate) fn undecided<E: Into<Cause>>(step: &'static str) -> impl FnOnce(E) -> Error {
+    move |cause| Error::Agreement {
+        step,
+        source: cause.into(),
+    }
+}
+
+/// Wraps a failed request to another member.
+pub(crate) fn peer(step: &'static str) -> impl FnOnce(FabricError) -> Error {
+    move |source| Error::Peer { step, source }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_overlay::{FabricError, MemberId, chain};
+    use crate::ballot::BallotError;
+    use p2pvm_overlay::{MemberId, chain};
 
     #[test]
     fn a_sentence_names_the_step_and_once_what_the_system_said() {
@@ -112,6 +154,25 @@ mod tests {
         assert_eq!(
             chain(&error),
             format!("moving: {} refused: no room", to.short())
+        );
+    }
+
+    #[test]
+    fn a_sentence_names_the_decision_and_once_why_it_was_not_made() {
+        let missing = BallotError::NoMajority {
+            answered: 1,
+            asked: 3,
+        };
+        let error = undecided("asking the VM's voters")(missing);
+        assert_eq!(error.to_string(), "asking the VM's voters");
+        assert_eq!(
+            chain(&error),
+            "asking the VM's voters: only 1 of 3 voters answered: a majority is needed"
+        );
+        let error: Error = undecided("publishing the VM's record")("another writer keeps racing");
+        assert_eq!(
+            chain(&error),
+            "publishing the VM's record: another writer keeps racing"
         );
     }
 }

@@ -74,13 +74,13 @@ pub enum RunState {
     Stopped,
 }
 
-/// What became of a guest that nobody here asked to stand still or to end.
+/// Why a guest stands still or ended without a request of this host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Halt {
-    /// A write found this host's disk full. It is done again when the guest goes on.
+    /// A write found this host's disk full. It is repeated when the guest goes on.
     DiskFull,
-    /// This host's disk could not be read or written. What failed is done again when the guest goes
+    /// This host's disk could not be read or written. What failed is repeated when the guest goes
     /// on.
     DiskError,
     /// It shut itself down.
@@ -203,8 +203,8 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Points the disk's backing file at `image` (its path on this host) without reading its data.
     async fn rebase_disk(&self, disk: &Path, image: &Path) -> Result<(), Error>;
 
-    /// Refuses a file that a new VM cannot start from, whatever it is called; gives its virtual
-    /// size, bytes.
+    /// Refuses a file that a new VM cannot start from, by its content; gives its virtual size,
+    /// bytes.
     async fn check_image(&self, image: &Path) -> Result<u64, Error>;
 
     /// The virtual size of an image or disk, bytes.
@@ -226,7 +226,7 @@ pub trait Machine: Send + Sync + 'static {
     /// Changes of what it does; ends with [`RunState::Stopped`].
     fn watch(&self) -> watch::Receiver<RunState>;
 
-    /// Why it stands still, or ended, though nobody here asked for it. Known before
+    /// Why it stands still, or ended, without a request of this host's. Known before
     /// [`Machine::watch`] tells the change.
     fn halted(&self) -> Option<Halt>;
 

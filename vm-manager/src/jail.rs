@@ -1,7 +1,7 @@
 //! The walls around a guest's process, for the day when a guest breaks out of QEMU.
 //!
-//! Where the daemon is root, each guest runs under a uid of its own (nobody else's files), with no
-//! capability, no way to get one, in a network namespace with nothing in it (its TAP and its
+//! Where the daemon is root, each guest runs under a uid of its own (no other guest's files), with
+//! no capability, no way to get one, in a network namespace with nothing in it (its TAP and its
 //! sockets come as descriptors), in a mount namespace, in a cgroup with limits, and with QEMU's
 //! seccomp filter. Disks are opened by the daemon and passed in, so that no file needs to belong to
 //! that uid. An unprivileged daemon keeps its own uid and what remains possible of this.
@@ -30,7 +30,8 @@ use std::{
     time::Duration,
 };
 
-/// Guests' uids start here: above all that Debian and systemd hand out (systemd.io/UIDS-GIDS).
+/// The first of the guests' uids. Reason: Debian and systemd hand out none above
+/// (systemd.io/UIDS-GIDS).
 const UID_BASE: u32 = 0x7000_0000;
 /// How many uids guests are spread over.
 const UID_COUNT: u32 = 1 << 24;
@@ -39,8 +40,9 @@ const UID_COUNT: u32 = 1 << 24;
 const USERFAULTFD: &str = "/dev/userfaultfd";
 const USERFAULTFD_NODE: &str = "userfaultfd";
 
-/// How often, and how far apart, a dead guest's cgroup is tried to be removed.
+/// How many times the removal of a dead guest's cgroup is tried.
 const REMOVE_TRIES: u32 = 50;
+/// How long between two tries.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no
@@ -56,7 +58,7 @@ pub(crate) struct Jail {
 }
 
 impl Jail {
-    /// The jail of the guest called `tag` in `run_dir`: the same one whenever it is asked for.
+    /// The jail of the guest with that tag and run directory: the same one at each call.
     pub(crate) fn of(tag: &str, run_dir: &Path) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 jail of a guest");
         hasher.update(tag.as_bytes());
@@ -76,7 +78,7 @@ impl Jail {
         }
     }
 
-    /// Makes the run directory the guest's and nobody else's.
+    /// Makes the run directory accessible to the guest alone.
     pub(crate) fn own(&self, run_dir: &Path) -> io::Result<()> {
         fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700))?;
         let Some(uid) = self.uid else { return Ok(()) };
@@ -100,7 +102,8 @@ impl Jail {
         Ok(())
     }
 
-    /// Has `command` start inside, with `inherit` as the only descriptors beside its standard ones.
+    /// Makes `command` start inside, with `inherit` as the only descriptors beside its standard
+    /// ones.
     pub(crate) fn enter(
         &self,
         command: &mut tokio::process::Command,
@@ -115,7 +118,7 @@ impl Jail {
         unsafe { command.pre_exec(child) };
     }
 
-    /// Clears away what the kernel keeps of it, once the process has ended.
+    /// Removes what the kernel keeps of the jail, once the process has ended.
     pub(crate) async fn remove(&self) {
         // Threads leave one by one: for a moment the group of a dead process is still busy.
         for _ in 0..REMOVE_TRIES {
@@ -131,7 +134,8 @@ fn confine(uid: Option<u32>, groups: &[File], inherit: &[RawFd]) -> io::Result<(
     // A session of its own: the daemon's end, or a Ctrl-C meant for it, leaves the guest alone.
     setsid()?;
     for mut group in groups {
-        // "0" is whoever writes it. A full or vanished cgroup is no reason not to start.
+        // "0" is the writing process. A full or vanished cgroup does not keep the guest from
+        // starting.
         let _ = group.write(b"0");
     }
     for &fd in inherit {

@@ -3,6 +3,10 @@
 //! [`Host`] is one member's VMs and every operation on them. It works over traits: [`hypervisor`]
 //! (QEMU behind it), [`Port`] (the network), [`Vault`] (chunks), [`Ballot`] (voters) and the DHT's
 //! records.
+//!
+//! The floors, lowest first: the traits and documents, with [`handover`] (the right to run a guest
+//! during a move, without IO); [`host`]; [`migrate`] and [`checkpoint`], which do not know each
+//! other; `guard`, what a host does unasked. None uses a higher one.
 
 pub mod ballot;
 mod cgroup;
@@ -11,6 +15,8 @@ pub mod definition;
 pub mod directory;
 pub mod error;
 mod framed;
+mod guard;
+pub mod handover;
 pub mod host;
 pub mod hypervisor;
 mod image_file;

@@ -15,7 +15,7 @@ pub trait Port: Send + Sync + 'static {
     /// runs or not.
     async fn renew(&self, keys: &KeyPair, vm: &Definition, epoch: Epoch) -> Result<(), Error>;
 
-    /// The VM is called as its definition says now, and no longer `old`, which is given back.
+    /// The VM has the name in its definition now, and no longer `old`, which is given back.
     async fn renamed(
         &self,
         keys: &KeyPair,
@@ -42,12 +42,12 @@ pub trait Port: Send + Sync + 'static {
     /// Lets nothing in or out of the port (a fenced VM), or lets it again.
     async fn frozen(&self, vm: VmId, frozen: bool) -> Result<(), Error>;
 
-    /// Source, before RAM is sent: the guest is about to leave for `to`, which may get links to
-    /// those it talks with ready.
+    /// Source, before RAM is sent: the guest is about to leave for `to`, which may prepare links to
+    /// the guest's peers.
     async fn leaving(&self, _vm: VmId, _to: MemberId) {}
 
     /// Source: the guest stands still for the hand-over, and packets for it wait until
-    /// [`Port::forward`]; or it does not any more, and they are given to it.
+    /// [`Port::forward`]; or it stays, and gets those that waited.
     async fn held(&self, _vm: VmId, _held: bool) {}
 
     /// Source, at switch-over: packets that still arrive here for the guest go on to `to`, and

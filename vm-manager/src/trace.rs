@@ -2,8 +2,8 @@
 //! hosts.
 //!
 //! Only OpenTelemetry's API is known here; the program brings the tracer that records, and without
-//! one ([`Traces::default`]) a [`Step`] costs next to nothing and goes nowhere. What a trace is
-//! within travels as a `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>)
+//! one ([`Traces::default`]) a [`Step`] costs next to nothing and goes nowhere. The context of a
+//! trace travels as a `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>)
 //! and is read strictly, since another member wrote it; `tracestate`, which may be long, does not
 //! travel.
 
@@ -18,9 +18,9 @@ use opentelemetry::{
 use p2pvm_overlay::{MemberId, chain};
 use std::{borrow::Cow, error::Error, fmt::Display, future::Future, sync::Arc};
 
-/// Texts in spans are cut to this many bytes: some are told by another member.
+/// How many bytes a text in a span has at most. Reason: some are told by another member.
 const MAX_TEXT_BYTES: usize = 1024;
-/// A `traceparent` of the version in use.
+/// How many bytes a `traceparent` of the version in use has.
 const TRACEPARENT_BYTES: usize = 55;
 
 type Names = Arc<dyn Fn(MemberId) -> Option<String> + Send + Sync>;
@@ -42,7 +42,7 @@ impl Default for Traces {
 }
 
 impl Traces {
-    /// Spans recorded by `tracer`; `names` calls members what people call them.
+    /// Spans recorded by `tracer`; `names` gives members' names.
     pub fn new(
         tracer: BoxedTracer,
         names: impl Fn(MemberId) -> Option<String> + Send + Sync + 'static,
@@ -77,7 +77,7 @@ impl Traces {
     }
 }
 
-/// A span under way. Dropped before it is told how it ended, it ends as given up.
+/// A span under way. One that is dropped before its end ends as given up.
 pub struct Step {
     span: BoxedSpan,
     traces: Traces,
@@ -85,7 +85,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// What others are within, here or on another host.
+    /// The context for spans within this one, here or on another host.
     pub fn context(&self) -> &SpanContext {
         self.span.span_context()
     }
@@ -105,7 +105,7 @@ impl Step {
         }
     }
 
-    /// Notes something of it.
+    /// Notes an attribute.
     pub fn note(&mut self, key: &'static str, value: impl Into<Value>) {
         self.span.set_attribute(KeyValue::new(key, value));
     }
@@ -145,12 +145,12 @@ impl Step {
         }
     }
 
-    /// It is done.
+    /// Ends it as done.
     pub fn done(self) {
         self.end(Status::Ok);
     }
 
-    /// It failed.
+    /// Ends it as failed, with the reason.
     pub fn failed(self, why: &dyn Display) {
         let why = if self.span.is_recording() {
             cut(&why.to_string())
@@ -160,7 +160,7 @@ impl Step {
         self.end(Status::error(why));
     }
 
-    /// It ended like this.
+    /// Ends it as the outcome says.
     pub fn ended<T, E: Error>(self, outcome: &Result<T, E>) {
         match outcome {
             Ok(_) => self.done(),
@@ -228,7 +228,7 @@ fn cut(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// What travels to another host, if there is a trace.
+/// The context of a trace as it travels to another host; `None` without a trace.
 pub fn traceparent(context: &SpanContext) -> Option<String> {
     let sampled = context.trace_flags() & TraceFlags::SAMPLED;
     context.is_valid().then(|| {
@@ -241,8 +241,8 @@ pub fn traceparent(context: &SpanContext) -> Option<String> {
     })
 }
 
-/// What another host sent; nothing if it is not a `traceparent`. Of a version later than ours,
-/// which has more behind a dash, the part that is known counts, as the recommendation asks.
+/// The context that another host sent; `None` if it is not a `traceparent`. Of a later version,
+/// which has more behind a dash, the known part counts, as the recommendation asks.
 pub fn from_traceparent(text: &str) -> Option<SpanContext> {
     let bytes = text.as_bytes();
     let known = bytes.get(..TRACEPARENT_BYTES)?;
@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(
             step.trail().step("within").context(),
             &asked,
-            "whoever comes next can go on with it"
+            "the next step can go on with it"
         );
     }
 

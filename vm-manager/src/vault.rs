@@ -31,7 +31,7 @@ pub enum Durability {
     Durable,
 }
 
-/// A copy under way: how durable, and who holds all of it by now.
+/// The copies of a checkpoint: how durable they make it, and which members hold one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copies {
     /// How durable it is.
@@ -40,9 +40,9 @@ pub struct Copies {
     pub providers: Vec<MemberId>,
 }
 
-/// What of a VM becomes a checkpoint.
+/// The parts of a VM, all of one instant, that become a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instant {
+pub struct CheckpointInput {
     /// Which VM.
     pub vm: VmId,
     /// The snapshot's name.
@@ -64,7 +64,7 @@ pub struct Instant {
 /// Images and checkpoints by content.
 #[async_trait]
 pub trait Vault: Send + Sync + 'static {
-    /// Takes a qcow2 or raw file in as an image. Reading it twice gives the same id.
+    /// Stores a qcow2 or raw file as an image. The same content gives the same id.
     async fn import_image(
         &self,
         file: &Path,
@@ -86,8 +86,8 @@ pub trait Vault: Send + Sync + 'static {
     /// The images that are kept here.
     async fn images(&self) -> Result<Vec<ManifestId>, Error>;
 
-    /// Lets an image go if no VM here uses it, which `unused` is asked when nobody is bringing it
-    /// in; whether it went.
+    /// Removes an image if `unused`, which is asked while no fetch of the image is under way, says
+    /// that no VM here uses it; whether it was removed.
     async fn drop_image(
         &self,
         image: ManifestId,
@@ -97,7 +97,7 @@ pub trait Vault: Send + Sync + 'static {
     /// Stores a checkpoint; when it returns, it is flushed and kept until [`Vault::forget`].
     async fn store(
         &self,
-        instant: &Instant,
+        instant: &CheckpointInput,
         progress: &watch::Sender<Progress>,
     ) -> Result<ManifestId, Error>;
 
@@ -113,8 +113,8 @@ pub trait Vault: Send + Sync + 'static {
         progress: &watch::Sender<Progress>,
     ) -> Result<Checkpoint, Error>;
 
-    /// Writes a stored file's content to `to`, atomically. What is damaged here is fetched anew
-    /// from `providers`.
+    /// Writes a stored file's content to `to`, atomically. Damaged chunks are fetched again from
+    /// `providers`.
     async fn export(
         &self,
         file: ManifestId,
@@ -132,6 +132,6 @@ pub trait Vault: Send + Sync + 'static {
         candidates: Vec<MemberId>,
     ) -> Result<watch::Receiver<Copies>, Error>;
 
-    /// Lets a checkpoint go, on this host and, as far as they answer, on the other `providers`.
+    /// Removes a checkpoint from this host and, as far as they answer, from the other `providers`.
     async fn forget(&self, id: ManifestId, providers: &[MemberId]) -> Result<(), Error>;
 }

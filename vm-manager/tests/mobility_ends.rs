@@ -74,6 +74,10 @@ async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
             began.elapsed()
         );
         assert_eq!(lab.world.running(vm), [lab.me(0)], "{step:?}");
+        assert!(
+            lab.sites[0].port.leaving.lock().unwrap().is_empty(),
+            "{step:?}: the guest gets its packets again"
+        );
         let outcome = moving.await.unwrap().unwrap();
         assert!(
             outcome.cancelled && outcome.runs_on == RunsOn::Source,

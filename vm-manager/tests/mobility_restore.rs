@@ -181,6 +181,76 @@ async fn a_running_vm_is_not_restored_beside_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_restore_in_place_whose_guest_fails_leaves_one_holder_and_a_branch() {
+    let mut lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    lab.host(0).stop("web").await.unwrap();
+    let mut trap = lab.trap(Step::Launch);
+    let host = lab.host(0);
+    let restoring = tokio::spawn(async move {
+        let options = RestoreOptions::default();
+        host.restore("web", "one", options, &watch::Sender::default())
+            .await
+    });
+    trap.recv().await.unwrap().2.send(true).unwrap();
+    restoring.await.unwrap().unwrap_err();
+    let states = |lab: &Lab| -> Vec<_> {
+        let all = lab.host(0).list();
+        all.into_iter().map(|vm| (vm.name, vm.state)).collect()
+    };
+    let expected = [
+        ("web".to_owned(), VmState::Stopped),
+        ("web-branch-e1".to_owned(), VmState::Branch),
+    ];
+    assert_eq!(states(&lab), expected);
+    // Nor does a restart make the older copy a holder again.
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(states(&lab), expected);
+    lab.host(0).start("web").await.unwrap();
+    assert_eq!(lab.world.running(vm), [lab.me(0)]);
+    lab.host(0).delete("web-branch-e1").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_killed_after_a_restore_had_its_epoch_leaves_one_holder() {
+    let mut lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    lab.host(0).stop("web").await.unwrap();
+    let mut trap = lab.trap(Step::Launch);
+    let host = lab.host(0);
+    tokio::spawn(async move {
+        let options = RestoreOptions::default();
+        let _ = host
+            .restore("web", "one", options, &watch::Sender::default())
+            .await;
+    });
+    let _strike = trap.recv().await.unwrap();
+    lab.kill_daemon(0);
+    // As an earlier version wrote it: the older copy is a holder as well.
+    let older = lab.sites[0]
+        .dir
+        .join("vms")
+        .join(format!("{}-e1", vm.short()));
+    let path = older.join("vm.json");
+    let mut entry: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(entry["role"]["role"], "branch", "{entry}");
+    entry["role"] = serde_json::json!({ "role": "held" });
+    std::fs::write(&path, serde_json::to_vec(&entry).unwrap()).unwrap();
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let held: Vec<_> = lab.host(0).list();
+    let held = held.iter().filter(|vm| vm.state != VmState::Branch);
+    assert_eq!(held.count(), 1, "{:?}", lab.host(0).list());
+    lab.host(0).start("web").await.unwrap();
+    assert_eq!(lab.world.running(vm), [lab.me(0)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_killed_daemon_takes_its_guest_up_again_and_a_rebooted_host_boots_it() {
     let mut lab = Lab::new(3).await;
     let vm = lab.vm(0, "web").await;

@@ -3,7 +3,7 @@
 
 mod mobility;
 
-use mobility::{Lab, fake::Step};
+use mobility::{Lab, fake::Step, spans::noted};
 use opentelemetry::trace::{SpanContext, SpanId, Status};
 use p2pvm_vm_manager::{
     Traces,
@@ -59,6 +59,55 @@ fn assert_whole(lab: &Lab) {
     }
 }
 
+/// The steps of a move that succeeds: its source's, and its target's.
+const STEPS: [&[&str]; 2] = [
+    &[
+        "migrate web",
+        "offer",
+        "wait for the target",
+        "copy disk",
+        "grant epoch",
+        "copy memory",
+        "switch over",
+        "confirm",
+        "clean up",
+    ],
+    &[
+        "receive web",
+        "admit",
+        "fetch image",
+        "start the waiting guest",
+        "receive disk",
+        "ask the voters",
+        "receive memory",
+        "resume",
+        "announce",
+        "confirm with the voters",
+    ],
+];
+
+/// Every span ended well, and within the one that spans its side.
+fn assert_done_in_time(lab: &Lab) {
+    let (root, arrival) = (
+        lab.spans.named("migrate web"),
+        lab.spans.named("receive web"),
+    );
+    for (_, span) in lab.spans.ended() {
+        let parent = if span.parent_span_id == arrival.span_context.span_id() {
+            &arrival
+        } else {
+            &root
+        };
+        assert!(
+            span.end_time <= parent.end_time,
+            "{} ends after {}",
+            span.name,
+            parent.name
+        );
+        assert_eq!(span.status, Status::Ok, "{}", span.name);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_move_is_one_trace_over_both_hosts() {
     let lab = Lab::new(4).await;
@@ -74,76 +123,17 @@ async fn a_move_is_one_trace_over_both_hosts() {
         lab.spans.named("migrate web"),
         lab.spans.named("receive web"),
     );
-    let all = lab.spans.ended();
-    let traces: BTreeSet<String> = all
-        .iter()
-        .map(|(_, span)| span.span_context.trace_id().to_string())
-        .collect();
-    assert_eq!(
-        traces,
-        BTreeSet::from([outcome.trace.clone().expect("it is traced")])
-    );
+    let trace = outcome.trace.clone().expect("it is traced");
+    assert_eq!(lab.spans.traces(), BTreeSet::from([trace]));
     assert_eq!(
         (root.parent_span_id, arrival.parent_span_id),
         (SpanId::INVALID, root.span_context.span_id())
     );
     assert_whole(&lab);
-    for (_, span) in &all {
-        let parent = if span.parent_span_id == arrival.span_context.span_id() {
-            &arrival
-        } else {
-            &root
-        };
-        assert!(
-            span.end_time <= parent.end_time,
-            "{} ends after {}",
-            span.name,
-            parent.name
-        );
-        assert_eq!(span.status, Status::Ok, "{}", span.name);
-    }
-    let of = |site: usize| -> BTreeSet<String> {
-        all.iter()
-            .filter(|(at, _)| *at == site)
-            .map(|(_, span)| span.name.clone().into_owned())
-            .collect()
-    };
-    let source = [
-        "migrate web",
-        "offer",
-        "wait for the target",
-        "copy disk",
-        "grant epoch",
-        "copy memory",
-        "switch over",
-        "confirm",
-        "clean up",
-    ];
-    let target = [
-        "receive web",
-        "admit",
-        "fetch image",
-        "start the waiting guest",
-        "receive disk",
-        "ask the voters",
-        "receive memory",
-        "resume",
-        "announce",
-        "confirm with the voters",
-    ];
-    assert_eq!(
-        (of(0), of(1)),
-        (
-            source.map(str::to_owned).into(),
-            target.map(str::to_owned).into()
-        )
-    );
-    let noted = |key: &str| {
-        root.attributes
-            .iter()
-            .find(|kv| kv.key.as_str() == key)
-            .map(|kv| kv.value.to_string())
-    };
+    assert_done_in_time(&lab);
+    let of = |site: usize| lab.spans.names_of(site);
+    let steps = STEPS.map(|names| names.iter().map(ToString::to_string).collect());
+    assert_eq!([of(0), of(1)], steps);
     for (key, value) in [
         ("p2pvm.vm.name", "web"),
         ("p2pvm.vm.id", &vm.to_string()),
@@ -158,12 +148,7 @@ async fn a_move_is_one_trace_over_both_hosts() {
         ("p2pvm.migration.ram_bytes", "16"),
         ("p2pvm.migration.rounds", "1"),
     ] {
-        assert_eq!(
-            noted(key).as_deref(),
-            Some(value),
-            "{key}: {:?}",
-            root.attributes
-        );
+        assert_eq!(noted(&root, key).as_deref(), Some(value), "{key}: {root:?}");
     }
 }
 

@@ -4,7 +4,7 @@ mod support;
 
 use p2pvm_vm_manager::{
     Error,
-    hypervisor::{Hypervisor, MigrateOptions, Progress, RunState, Start},
+    hypervisor::{Hypervisor, MachineSpec, MigrateOptions, Progress, RunState, Start},
     qemu::Qemu,
 };
 use std::{
@@ -43,6 +43,121 @@ fn hanging_after_a_while(at: &Path, to: PathBuf) -> JoinHandle<()> {
     })
 }
 
+/// How far a move had come when its source's daemon was killed.
+const STEPS: [&str; 6] = [
+    "half the disk",
+    "disk",
+    "ram",
+    "paused",
+    "target dead",
+    "handed over",
+];
+
+/// Sends RAM until the guest is paused.
+async fn send_ram(source: &Guest, ram: &Path) {
+    source
+        .machine
+        .migrate_until_paused(ram, MigrateOptions::default(), &watch::Sender::default())
+        .await
+        .unwrap();
+}
+
+/// Takes a move up to `step`; the daemon dies then, and with it what carries the streams.
+async fn move_until_killed(step: &str, host: &Host, source: Guest, target: &Guest) {
+    let sockets = target.machine.incoming().await.unwrap();
+    let tx = watch::Sender::default();
+    let mirror = async |disk: &Path| source.machine.mirror(disk, &sockets.export, &tx).await;
+    let mut network = None;
+    if step == "half the disk" {
+        let proxy = host.dir.path().join("proxy");
+        network = Some(hanging_after_a_while(&proxy, sockets.disk.clone()));
+        tokio::time::timeout(Duration::from_secs(1), mirror(&proxy))
+            .await
+            .unwrap_err();
+    } else {
+        mirror(&sockets.disk).await.unwrap();
+    }
+    match step {
+        "ram" => {
+            let sending = source.machine.migrate_until_paused(&sockets.ram, SLOW, &tx);
+            tokio::time::timeout(Duration::from_secs(1), sending)
+                .await
+                .unwrap_err();
+        }
+        "paused" | "target dead" | "handed over" => send_ram(&source, &sockets.ram).await,
+        _ => {}
+    }
+    if step == "handed over" {
+        source.machine.switch_over().await.unwrap();
+    }
+    source.forget();
+    if let Some(network) = network {
+        network.abort();
+    }
+    if step == "target dead" {
+        target.machine.kill().await.unwrap();
+    }
+}
+
+/// The next daemon takes the guest up as the move left it, and gives the move up.
+async fn take_up(step: &str, host: &Host, spec: &MachineSpec) -> Guest {
+    let begun = Instant::now();
+    let mut source = host.adopt(spec).await;
+    let adopted = begun.elapsed();
+    let stands = matches!(step, "paused" | "target dead" | "handed over");
+    let expected = if stands {
+        RunState::Paused
+    } else {
+        RunState::Running
+    };
+    assert_eq!(*source.machine.watch().borrow(), expected, "{step}");
+    let tx = watch::Sender::default();
+    let refused = source.machine.checkpoint(host.dir.path(), &tx).await;
+    assert!(
+        matches!(refused, Err(Error::Refused(_))),
+        "{step}: {refused:?}"
+    );
+    give_up(step, &source).await;
+    println!(
+        "after '{step}': taken up in {adopted:?}, given up after {:?}",
+        begun.elapsed()
+    );
+    let mut state = source.machine.watch();
+    state.wait_for(|s| *s == RunState::Running).await.unwrap();
+    let command = format!("echo '{step}' > /data/step; sync; cat /data/step /run/mark");
+    assert_eq!(source.run(&command).await, format!("{step}\nremembered"));
+    source
+}
+
+async fn give_up(step: &str, source: &Guest) {
+    let given_up = source.machine.cancel_migration().await;
+    given_up.unwrap_or_else(|e| panic!("{step}: {e:?}"));
+}
+
+/// Moves the guest with its memory and disk whole.
+async fn move_whole(image: &Path, hosts: &[Host; 2], source: &Guest) -> Guest {
+    let spec = hosts[1].spec(21, image).await;
+    let target = hosts[1].qemu.launch(&spec, Start::Incoming).await.unwrap();
+    let mut target = Guest::of(target).await;
+    let sockets = target.machine.incoming().await.unwrap();
+    let tx = watch::Sender::default();
+    source
+        .machine
+        .mirror(&sockets.disk, &sockets.export, &tx)
+        .await
+        .unwrap();
+    send_ram(source, &sockets.ram).await;
+    source.machine.switch_over().await.unwrap();
+    target.machine.finish_incoming().await.unwrap();
+    target.machine.resume().await.unwrap();
+    source.machine.kill().await.unwrap();
+    assert_eq!(
+        target.run("cat /run/mark /data/step").await,
+        "remembered\nhanded over"
+    );
+    target
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
     let Some(image) = image("a_move_whose_daemon_was_killed_can_be_given_up_and_made_again") else {
@@ -57,115 +172,18 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
         sync; md5sum /data/bulk > /run/sum",
         )
         .await;
-    let (tx, _rx) = watch::channel(Progress::default());
-    for step in [
-        "half the disk",
-        "disk",
-        "ram",
-        "paused",
-        "target dead",
-        "handed over",
-    ] {
+    for step in STEPS {
         let theirs = hosts[1].spec(21, &image).await;
-        let target = Guest::of(
-            hosts[1]
-                .qemu
-                .launch(&theirs, Start::Incoming)
-                .await
-                .unwrap(),
-        )
-        .await;
-        let sockets = target.machine.incoming().await.unwrap();
-        let mut network = None;
-        if step == "half the disk" {
-            let proxy = hosts[0].dir.path().join("proxy");
-            network = Some(hanging_after_a_while(&proxy, sockets.disk.clone()));
-            let mirroring = source.machine.mirror(&proxy, &sockets.export, &tx);
-            tokio::time::timeout(Duration::from_secs(1), mirroring)
-                .await
-                .unwrap_err();
-        } else {
-            source
-                .machine
-                .mirror(&sockets.disk, &sockets.export, &tx)
-                .await
-                .unwrap();
-        }
-        match step {
-            "ram" => {
-                let sending = source.machine.migrate_until_paused(&sockets.ram, SLOW, &tx);
-                tokio::time::timeout(Duration::from_secs(1), sending)
-                    .await
-                    .unwrap_err();
-            }
-            "paused" | "target dead" | "handed over" => {
-                source
-                    .machine
-                    .migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx)
-                    .await
-                    .unwrap();
-            }
-            _ => {}
-        }
-        if step == "handed over" {
-            source.machine.switch_over().await.unwrap();
-        }
-        source.forget();
-        if let Some(network) = network {
-            network.abort();
-        }
-        if step == "target dead" {
-            target.machine.kill().await.unwrap();
-        }
-
-        let begun = Instant::now();
-        source = hosts[0].adopt(&spec).await;
-        let adopted = begun.elapsed();
-        let stands = matches!(step, "paused" | "target dead" | "handed over");
-        let expected = if stands {
-            RunState::Paused
-        } else {
-            RunState::Running
-        };
-        assert_eq!(*source.machine.watch().borrow(), expected, "{step}");
-        let refused = source.machine.checkpoint(hosts[0].dir.path(), &tx).await;
-        assert!(
-            matches!(refused, Err(Error::Refused(_))),
-            "{step}: {refused:?}"
-        );
-        source
-            .machine
-            .cancel_migration()
-            .await
-            .unwrap_or_else(|e| panic!("{step}: {e:?}"));
-        println!(
-            "after '{step}': taken up in {adopted:?}, given up after {:?}",
-            begun.elapsed()
-        );
-        source
-            .machine
-            .watch()
-            .wait_for(|s| *s == RunState::Running)
-            .await
-            .unwrap();
-        assert_eq!(
-            source
-                .run(&format!(
-                    "echo '{step}' > /data/step; sync; cat /data/step /run/mark"
-                ))
-                .await,
-            format!("{step}\nremembered")
-        );
+        let target = hosts[1].qemu.launch(&theirs, Start::Incoming).await;
+        let target = Guest::of(target.unwrap()).await;
+        move_until_killed(step, &hosts[0], source, &target).await;
+        source = take_up(step, &hosts[0], &spec).await;
         let _ = target.machine.kill().await;
         std::fs::remove_file(&theirs.disk).unwrap();
         // What was given up is over for good: one more daemon finds nothing, and gives up nothing.
         source.forget();
         source = hosts[0].adopt(&spec).await;
-        source
-            .machine
-            .cancel_migration()
-            .await
-            .unwrap_or_else(|e| panic!("{step}, once more: {e:?}"));
+        give_up(&format!("{step}, once more"), &source).await;
     }
 
     // Held by its user, it is not let go by a daemon that has no move to give up.
@@ -176,31 +194,7 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
     assert_eq!(*source.machine.watch().borrow(), RunState::Paused);
     source.machine.resume().await.unwrap();
 
-    let target = hosts[1]
-        .qemu
-        .launch(&hosts[1].spec(21, &image).await, Start::Incoming)
-        .await
-        .unwrap();
-    let mut target = Guest::of(target).await;
-    let sockets = target.machine.incoming().await.unwrap();
-    source
-        .machine
-        .mirror(&sockets.disk, &sockets.export, &tx)
-        .await
-        .unwrap();
-    source
-        .machine
-        .migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx)
-        .await
-        .unwrap();
-    source.machine.switch_over().await.unwrap();
-    target.machine.finish_incoming().await.unwrap();
-    target.machine.resume().await.unwrap();
-    source.machine.kill().await.unwrap();
-    assert_eq!(
-        target.run("cat /run/mark /data/step").await,
-        "remembered\nhanded over"
-    );
+    let mut target = move_whole(&image, &hosts, &source).await;
     assert_eq!(
         target
             .run("echo 1 > /proc/sys/vm/drop_caches; md5sum -c /run/sum")

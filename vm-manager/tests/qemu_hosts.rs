@@ -4,21 +4,26 @@
 mod mobility;
 mod support;
 
-use mobility::Lab;
+use mobility::{Lab, spans::noted};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use opentelemetry::trace::Status;
+use opentelemetry_sdk::trace::SpanData;
 use p2pvm_vm_manager::{
-    Error, ImageSource, NewVm, checkpoint::RestoreOptions, host::VmState,
-    hypervisor::MigrateOptions, migrate::RunsOn, vault::Durability,
+    Error, ImageSource, NewVm,
+    checkpoint::RestoreOptions,
+    host::{VmState, VmStatus},
+    hypervisor::MigrateOptions,
+    migrate::{MigrationOutcome, RunsOn},
+    vault::Durability,
 };
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use support::{Console, PATIENCE, READY, image};
 use tokio::sync::watch;
@@ -77,58 +82,22 @@ async fn started(lab: &Lab) -> Console {
     guest
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
-    let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory")
-    else {
-        return;
-    };
-    let mut lab = Lab::with_qemu(3, image).await;
-    let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
-    let progress = watch::Sender::default();
-    let begun = Instant::now();
-    let mut guest = started(&lab).await;
-    guest
-        .run("echo remembered > /run/mark; echo written > /data/mark; sync")
-        .await;
-    let boot = guest.run("cat /proc/sys/kernel/random/boot_id").await;
-    assert_eq!(boot.len(), 36, "{boot}");
-    drop(guest);
-    println!("{:?}: up", begun.elapsed());
+async fn move_to(lab: &Lab, from: usize, to: usize, options: MigrateOptions) -> MigrationOutcome {
+    lab.host(from)
+        .migrate("web", lab.me(to), options, watch::Sender::default())
+        .await
+        .unwrap()
+}
 
-    let moved = lab
-        .host(0)
-        .migrate(
-            "web",
-            lab.me(1),
-            MigrateOptions::default(),
-            watch::Sender::default(),
-        )
+/// Takes the snapshot "one" on member 1, and waits until it is durable and member 2 finds its
+/// copies in the record.
+async fn take_durable_snapshot(lab: &Lab) {
+    let mut taken = lab
+        .host(1)
+        .snapshot("web", "one", &watch::Sender::default())
         .await
         .unwrap();
-    assert_eq!(
-        (moved.runs_on, moved.failure.as_deref()),
-        (RunsOn::Target, None)
-    );
-    println!(
-        "{:?}: moved, paused {:?} ms, {:?}",
-        begun.elapsed(),
-        moved.pause_ms,
-        moved.report
-    );
-    assert!(
-        lab.host(0).list().is_empty() && guests(&lab.sites[0].dir).is_empty(),
-        "nothing is left behind"
-    );
-    let mut guest = console(&lab, 1).await;
-    assert_eq!(
-        guest
-            .run("cat /run/mark /data/mark /proc/sys/kernel/random/boot_id")
-            .await,
-        format!("remembered\nwritten\n{boot}")
-    );
-
-    let mut taken = lab.host(1).snapshot("web", "one", &progress).await.unwrap();
+    println!("snapshot, the guest stood still {:?}", taken.pause);
     let durable = taken
         .copies
         .wait_for(|copies| copies.durability == Durability::Durable);
@@ -136,37 +105,23 @@ async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
         .await
         .expect("durable in time")
         .unwrap();
-    println!(
-        "{:?}: snapshot, the guest stood still {:?}",
-        begun.elapsed(),
-        taken.pause
-    );
-    // What the next holder needs to know of it is in the record.
+    let is_recorded = async || {
+        let record = lab.host(2).record("web").await.unwrap();
+        record.snapshots.iter().any(|s| s.providers.len() >= 3)
+    };
     let recorded = async {
-        while lab
-            .host(2)
-            .record("web")
-            .await
-            .unwrap()
-            .snapshots
-            .iter()
-            .all(|s| s.providers.len() < 3)
-        {
+        while !is_recorded().await {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(PATIENCE, recorded)
         .await
         .expect("recorded in time");
-    guest
-        .run("echo too late > /run/mark; echo too late > /data/mark; sync")
-        .await;
-    drop(guest);
+}
 
-    let processes = guests(&lab.sites[1].dir);
-    assert_eq!(processes.len(), 1);
-    lab.power_off(1);
-    kill(processes[0], Signal::SIGKILL).unwrap();
+/// Restores the VM on member 2, which needs force since its holder is dead.
+async fn restore_by_force(lab: &Lab) -> VmStatus {
+    let progress = watch::Sender::default();
     let refused = lab
         .host(2)
         .restore("web", "one", RestoreOptions::default(), &progress)
@@ -182,16 +137,65 @@ async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
         .await
         .unwrap();
     assert_eq!((back.state, back.holder), (VmState::Running, lab.me(2)));
+    back
+}
+
+/// What tells one boot of the guest from another, and what it was told to keep.
+const LOOK: &str = "cat /run/mark /data/mark /proc/sys/kernel/random/boot_id";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
+    let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory")
+    else {
+        return;
+    };
+    let mut lab = Lab::with_qemu(3, image).await;
+    let _ended = Ended(lab.sites.iter().map(|site| site.dir.clone()).collect());
+    let begun = Instant::now();
+    let mut guest = started(&lab).await;
+    guest
+        .run("echo remembered > /run/mark; echo written > /data/mark; sync")
+        .await;
+    let boot = guest.run("cat /proc/sys/kernel/random/boot_id").await;
+    assert_eq!(boot.len(), 36, "{boot}");
+    let kept = format!("remembered\nwritten\n{boot}");
+    drop(guest);
+    println!("{:?}: up", begun.elapsed());
+
+    let moved = move_to(&lab, 0, 1, MigrateOptions::default()).await;
+    assert_eq!(
+        (moved.runs_on, moved.failure.as_deref()),
+        (RunsOn::Target, None)
+    );
+    println!(
+        "{:?}: moved, paused {:?} ms, {:?}",
+        begun.elapsed(),
+        moved.pause_ms,
+        moved.report
+    );
+    assert!(
+        lab.host(0).list().is_empty() && guests(&lab.sites[0].dir).is_empty(),
+        "nothing is left behind"
+    );
+    let mut guest = console(&lab, 1).await;
+    assert_eq!(guest.run(LOOK).await, kept);
+
+    take_durable_snapshot(&lab).await;
+    guest
+        .run("echo too late > /run/mark; echo too late > /data/mark; sync")
+        .await;
+    drop(guest);
+
+    let processes = guests(&lab.sites[1].dir);
+    assert_eq!(processes.len(), 1);
+    lab.power_off(1);
+    kill(processes[0], Signal::SIGKILL).unwrap();
+    let back = restore_by_force(&lab).await;
     assert!(back.epoch > moved.epoch);
     println!("{:?}: restored", begun.elapsed());
     let mut guest = console(&lab, 2).await;
-    let found = guest
-        .run(
-            "echo 1 > /proc/sys/vm/drop_caches; cat /run/mark /data/mark \
-        /proc/sys/kernel/random/boot_id",
-        )
-        .await;
-    assert_eq!(found, format!("remembered\nwritten\n{boot}"));
+    guest.run("echo 1 > /proc/sys/vm/drop_caches").await;
+    assert_eq!(guest.run(LOOK).await, kept);
     assert_eq!(guest.run("dmesg | grep -c 'I/O error'").await, "0");
     assert_eq!(lab.host(0).holder("web").await.unwrap(), lab.me(2));
 }
@@ -263,6 +267,62 @@ async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
     assert_eq!(guest.run("cat /run/mark").await, "remembered");
 }
 
+/// The move that all spans are of went by post-copy.
+fn assert_notes_post_copy(root: &SpanData) {
+    for (key, value) in [
+        ("p2pvm.migration.post_copy_allowed", "true"),
+        ("p2pvm.migration.mode", "post-copy"),
+        ("p2pvm.migration.outcome", "moved"),
+    ] {
+        assert_eq!(noted(root, key).as_deref(), Some(value), "{key}: {root:?}");
+    }
+}
+
+/// The steps' order tells when post-copy began and ended.
+fn assert_order_of_post_copy(lab: &Lab) {
+    let named = |name: &str| lab.spans.named(name);
+    let (root, copying, switching) = (
+        named("migrate web"),
+        named("copy memory"),
+        named("switch over"),
+    );
+    let begins: Vec<_> = copying
+        .events
+        .iter()
+        .filter(|event| event.name == "post-copy begins")
+        .collect();
+    assert_eq!(begins.len(), 1, "{:?}", copying.events);
+    assert!(
+        copying.start_time <= begins[0].timestamp && begins[0].timestamp <= copying.end_time,
+        "{:?}",
+        copying.events
+    );
+    // One machine, one clock: the guest runs on the target before its source calls the switch done;
+    // the rest of memory comes after.
+    let resumed = named("resume").end_time;
+    assert!(
+        switching.start_time <= resumed && resumed <= switching.end_time,
+        "{switching:?}"
+    );
+    let all = lab.spans.ended();
+    let mut steps = vec![&copying, &switching];
+    // Where all was sent before the source had heard that the guest runs, it has no span.
+    let rest = all
+        .iter()
+        .find(|(_, span)| span.name == "send the rest of memory");
+    if let Some((_, rest)) = rest {
+        assert!(
+            switching.end_time <= rest.start_time && rest.end_time <= named("confirm").start_time,
+            "{rest:?}"
+        );
+        steps.push(rest);
+    }
+    for step in steps {
+        let parent = step.parent_span_id;
+        assert_eq!(parent, root.span_context.span_id(), "{}", step.name);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began() {
     let Some(image) =
@@ -288,11 +348,7 @@ async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_bega
         max_downtime: Duration::from_millis(1),
         bandwidth: 64 << 20,
     };
-    let moved = lab
-        .host(0)
-        .migrate("web", lab.me(1), options, watch::Sender::default())
-        .await
-        .unwrap();
+    let moved = move_to(&lab, 0, 1, options).await;
     assert_eq!(
         (moved.runs_on, moved.failure.as_deref()),
         (RunsOn::Target, None)
@@ -300,25 +356,11 @@ async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_bega
     let mut guest = console(&lab, 1).await;
     assert_eq!(guest.run("md5sum -c /run/sum").await, "/run/bulk: OK");
 
-    let all = lab.spans.ended();
-    let traces: BTreeSet<String> = all
-        .iter()
-        .map(|(_, span)| span.span_context.trace_id().to_string())
-        .collect();
-    assert_eq!(
-        traces,
-        BTreeSet::from([moved.trace.clone().expect("it is traced")])
-    );
-    let named = |name: &str| lab.spans.named(name);
-    let (root, copying, switching) = (
-        named("migrate web"),
-        named("copy memory"),
-        named("switch over"),
-    );
-    for (site, span) in &all {
-        let ms = |from, to: std::time::SystemTime| {
-            to.duration_since(from).unwrap_or_default().as_millis()
-        };
+    let trace = moved.trace.clone().expect("it is traced");
+    assert_eq!(lab.spans.traces(), BTreeSet::from([trace]));
+    let root = lab.spans.named("migrate web");
+    let ms = |from, to: SystemTime| to.duration_since(from).unwrap_or_default().as_millis();
+    for (site, span) in lab.spans.ended() {
         println!(
             "{site} {:26} {:6} {:6}",
             span.name,
@@ -328,60 +370,6 @@ async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_bega
         assert_eq!(span.status, Status::Ok, "{}", span.name);
     }
     println!("paused {:?} ms, {:?}", moved.pause_ms, moved.report);
-    let noted = |key: &str| {
-        root.attributes
-            .iter()
-            .find(|kv| kv.key.as_str() == key)
-            .map(|kv| kv.value.to_string())
-    };
-    for (key, value) in [
-        ("p2pvm.migration.post_copy_allowed", "true"),
-        ("p2pvm.migration.mode", "post-copy"),
-        ("p2pvm.migration.outcome", "moved"),
-    ] {
-        assert_eq!(
-            noted(key).as_deref(),
-            Some(value),
-            "{key}: {:?}",
-            root.attributes
-        );
-    }
-    let begins: Vec<_> = copying
-        .events
-        .iter()
-        .filter(|event| event.name == "post-copy begins")
-        .collect();
-    assert_eq!(begins.len(), 1, "{:?}", copying.events);
-    assert!(
-        copying.start_time <= begins[0].timestamp && begins[0].timestamp <= copying.end_time,
-        "{:?}",
-        copying.events
-    );
-    // One machine, one clock: the guest runs on the target before its source calls the switch done;
-    // the rest of memory comes after.
-    let resumed = named("resume").end_time;
-    assert!(
-        switching.start_time <= resumed && resumed <= switching.end_time,
-        "{switching:?}"
-    );
-    let mut steps = vec![&copying, &switching];
-    // Where all was sent before the source had heard that the guest runs, it has no span.
-    if let Some((_, rest)) = all
-        .iter()
-        .find(|(_, span)| span.name == "send the rest of memory")
-    {
-        assert!(
-            switching.end_time <= rest.start_time && rest.end_time <= named("confirm").start_time,
-            "{rest:?}"
-        );
-        steps.push(rest);
-    }
-    for step in steps {
-        assert_eq!(
-            step.parent_span_id,
-            root.span_context.span_id(),
-            "{}",
-            step.name
-        );
-    }
+    assert_notes_post_copy(&root);
+    assert_order_of_post_copy(&lab);
 }

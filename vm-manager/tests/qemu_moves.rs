@@ -113,6 +113,51 @@ async fn a_guest_moves_by_post_copy() {
     moves(12, &image, options).await;
 }
 
+/// Takes a move up to `step`, and loses the target where the step says so.
+async fn move_up_to(step: &str, source: &Guest, target: &Guest) {
+    let (tx, _rx) = progress();
+    let sockets = target.machine.incoming().await.unwrap();
+    let (from, to) = (&source.machine, &target.machine);
+    if step != "nothing" {
+        from.mirror(&sockets.disk, &sockets.export, &tx)
+            .await
+            .unwrap();
+    }
+    match step {
+        "disk lost" => to.kill().await.unwrap(),
+        "ram" => {
+            // Too slow to end; its caller loses patience.
+            let options = MigrateOptions {
+                bandwidth: 1 << 20,
+                ..MigrateOptions::default()
+            };
+            let sending = from.migrate_until_paused(&sockets.ram, options, &tx);
+            tokio::time::timeout(Duration::from_secs(1), sending)
+                .await
+                .unwrap_err();
+        }
+        "paused" | "target dead" | "handed over" => {
+            from.migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx)
+                .await
+                .unwrap();
+            let mut state = from.watch();
+            state.wait_for(|s| *s == RunState::Paused).await.unwrap();
+        }
+        _ => {}
+    }
+    match step {
+        "target dead" => {
+            to.kill().await.unwrap();
+            let _ = from.switch_over().await;
+        }
+        "handed over" => {
+            from.switch_over().await.unwrap();
+            to.kill().await.unwrap();
+        }
+        _ => {}
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_given_up_at_any_step_leaves_the_guest_running_here() {
     let Some(image) = image("a_move_given_up_at_any_step_leaves_the_guest_running_here") else {
@@ -120,7 +165,6 @@ async fn a_move_given_up_at_any_step_leaves_the_guest_running_here() {
     };
     let hosts = [Host::new(), Host::new()];
     let mut source = hosts[0].boot(13, &image).await;
-    let (tx, _rx) = progress();
     for step in [
         "nothing",
         "disk",
@@ -133,55 +177,7 @@ async fn a_move_given_up_at_any_step_leaves_the_guest_running_here() {
         let spec = hosts[1].spec(13, &image).await;
         let target = hosts[1].qemu.launch(&spec, Start::Incoming).await.unwrap();
         let target = Guest::of(target).await;
-        let sockets = target.machine.incoming().await.unwrap();
-        if step != "nothing" {
-            source
-                .machine
-                .mirror(&sockets.disk, &sockets.export, &tx)
-                .await
-                .unwrap();
-        }
-        match step {
-            "disk lost" => target.machine.kill().await.unwrap(),
-            "ram" => {
-                // Too slow to end; its caller loses patience.
-                let options = MigrateOptions {
-                    bandwidth: 1 << 20,
-                    ..MigrateOptions::default()
-                };
-                let sending = source
-                    .machine
-                    .migrate_until_paused(&sockets.ram, options, &tx);
-                tokio::time::timeout(Duration::from_secs(1), sending)
-                    .await
-                    .unwrap_err();
-            }
-            "paused" | "target dead" | "handed over" => {
-                source
-                    .machine
-                    .migrate_until_paused(&sockets.ram, MigrateOptions::default(), &tx)
-                    .await
-                    .unwrap();
-                source
-                    .machine
-                    .watch()
-                    .wait_for(|s| *s == RunState::Paused)
-                    .await
-                    .unwrap();
-            }
-            _ => {}
-        }
-        match step {
-            "target dead" => {
-                target.machine.kill().await.unwrap();
-                let _ = source.machine.switch_over().await;
-            }
-            "handed over" => {
-                source.machine.switch_over().await.unwrap();
-                target.machine.kill().await.unwrap();
-            }
-            _ => {}
-        }
+        move_up_to(step, &source, &target).await;
         let begun = Instant::now();
         source
             .machine

@@ -1,15 +1,15 @@
-// The daemon's API as this page may use it. The token goes with every request in a header, never in an address or a cookie: a cookie
-// would go to every port of the host, and an address into logs.
+// The part of the daemon's API that this page may use. Every request carries the token in a header, never in an address or a cookie: a
+// cookie would go to every port of the host, and an address into logs.
 
 import { follow, Refused } from "./lines";
 import type { Explained, Failure, Step, View } from "./types";
 
 /** Where the token is kept: in this tab, until it is closed. */
 const KEY = "p2pvm-token";
-/** A look that takes longer has failed. */
+/** How long a request for the view may take, milliseconds. */
 const PATIENCE_MS = 10_000;
 
-/** Takes the token out of the address (`#token=...`), so that it stands in no history, or gives the one of before. */
+/** Removes the token from the address (`#token=...`), so that no history has it, or returns the stored one. */
 export function takeToken(): string | null {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) {
@@ -41,7 +41,7 @@ export class Api {
         credentials: "omit",
       });
     } catch {
-      throw new Refused({ kind: "failed", message: "the daemon does not answer: is it running, and this machine in the network?" });
+      throw new Refused({ kind: "failed", message: "the daemon does not answer: is it running, and is this machine in the network?" });
     }
     if (answer.ok) return answer;
     const text = await answer.text();
@@ -50,7 +50,7 @@ export class Api {
       const parsed = JSON.parse(text) as Partial<Failure>;
       if (typeof parsed.message === "string") failure = { kind: parsed.kind ?? "failed", message: parsed.message };
     } catch {
-      // It was no JSON: the text is the message.
+      // Not JSON: the text is the message.
     }
     throw new Refused(failure, answer.status);
   }
@@ -63,7 +63,7 @@ export class Api {
     return (await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json()) as Explained[];
   }
 
-  /** Something that takes long; `onStep` sees how far it is. It goes on when this page is closed. */
+  /** Runs a long operation; `onStep` gets its progress. It continues when this page is closed. */
   async run(vm: string, operation: string, body: unknown, onStep: (step: Step) => void): Promise<unknown> {
     const answer = await this.send("POST", `/vms/${encodeURIComponent(vm)}/${operation}`, body);
     if (!answer.body) return null;
@@ -74,7 +74,7 @@ export class Api {
     await this.send("DELETE", `/vms/${encodeURIComponent(vm)}/migrate`);
   }
 
-  /** A VM's console. The token travels as a second protocol name, because a browser sends no other header of ours. */
+  /** A VM's console. The token is a second subprotocol name, because a page cannot set another header of a WebSocket. */
   console(vm: string): WebSocket {
     const at = new URL(`api/vms/${encodeURIComponent(vm)}/console`, location.href);
     at.protocol = at.protocol === "https:" ? "wss:" : "ws:";

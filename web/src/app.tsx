@@ -1,4 +1,4 @@
-// The page: asks the daemon every second while somebody looks, and shows what it says.
+// The page: polls the daemon every second while it is visible, and shows the answers.
 
 import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Api, keepToken, takeToken } from "./api";
@@ -15,18 +15,18 @@ import { setTheme, theme, type Theme } from "./theme";
 import type { View } from "./types";
 import { Vms, type Ask } from "./vms";
 
-/** Time between two looks. */
+/** The time between two polls. */
 const EVERY_MS = 1000;
 const Console = lazy(() => import("./console"));
 
-/** What is in front. */
+/** The open dialog. */
 type Open = { what: Ask; vm: string; to: string | null } | null;
 
 export function App() {
   const [token, setToken] = useState(takeToken);
   const [refused, setRefused] = useState<string | null>(null);
   useEffect(() => {
-    // A link with a new token, opened where the page is open already.
+    // A link with a new token was opened in a tab that has the page open.
     const changed = () => location.hash.includes("token=") && setToken(takeToken());
     window.addEventListener("hashchange", changed);
     return () => window.removeEventListener("hashchange", changed);
@@ -63,7 +63,7 @@ function Login({ refused, enter }: { refused: string | null; enter: (token: stri
         <label for="token">Token</label>
         <input id="token" type="password" autocomplete="off" autofocus value={given} onInput={(e) => setGiven(e.currentTarget.value)} />
         <p>
-          <code>p2pvm dashboard</code>, run on the member that serves this page, prints a link that has it.
+          <code>p2pvm dashboard</code>, run on the member that serves this page, prints a link with the token.
         </p>
         <button class="primary" type="submit" disabled={!given.trim()}>
           Open
@@ -73,7 +73,7 @@ function Login({ refused, enter }: { refused: string | null; enter: (token: stri
   );
 }
 
-/** Looks every second; gives the last view, why there is no newer one, and how to look at once. */
+/** Polls every second; returns the last view, why there is no newer one, and a function that polls at once. */
 function useView(api: Api, leave: (why: string) => void): [View | null, string | null, () => void] {
   const [view, setView] = useState<View | null>(null);
   const [trouble, setTrouble] = useState<string | null>(null);

@@ -1,19 +1,19 @@
-// A VM's console: xterm.js over a WebSocket. When the VM moves, its old host hangs up; the console is taken up again at the new one.
+// A VM's console: xterm.js over a WebSocket. When the VM moves, its old host closes the connection, and the console reconnects to the new host.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Terminal } from "@xterm/xterm";
 import type { Api } from "./api";
 import { Dialog } from "./dialogs";
 
-/** A serial line has no size of its own: guests take it for this. */
+/** The terminal's size. A serial line has no size of its own, and guests assume this one. */
 const COLUMNS = 80;
 const ROWS = 24;
-/** A character's width by its height in the fonts that browsers take for monospace. */
+/** A character's width relative to its height in browsers' monospace fonts. */
 const ASPECT = 0.602;
-/** Tries to take a lost console up again, and the time between two. */
+/** How often a lost console is reconnected, and the time between two attempts. */
 const TRIES = 30;
 const RETRY_MS = 1000;
-/** Leaves the console, as in `p2pvm vm console`: Ctrl-]. */
+/** The key that leaves the console, as in `p2pvm vm console`: Ctrl-]. */
 const ESCAPE = "\x1d";
 
 export default function Console({ name, api, close }: { name: string; api: Api; close: () => void }) {
@@ -50,7 +50,7 @@ export default function Console({ name, api, close }: { name: string; api: Api; 
       };
     };
 
-    // Loaded when it is first needed: most looks at the page need no terminal.
+    // Loaded when it is first needed, because most visits need no terminal.
     void Promise.all([import("@xterm/xterm"), import("@xterm/xterm/css/xterm.css")]).then(([{ Terminal }]) => {
       if (gone || !place.current) return;
       const fitting = Math.floor(place.current.clientWidth / COLUMNS / ASPECT);
@@ -87,7 +87,7 @@ export default function Console({ name, api, close }: { name: string; api: Api; 
         <span role="status" class={`console-state ${state === "connected" ? "ok" : "troubled"}`}>
           {state}
         </span>{" "}
-        Ctrl-] or the cross leaves it. Nothing yet? Press Enter.
+        Ctrl-] or the cross leaves the console. If it is empty, press Enter.
       </p>
     </Dialog>
   );

@@ -1,4 +1,4 @@
-// What is asked before something is done, and what is told at length: moving, snapshots, the reasons of decisions.
+// The dialogs: moving a VM, its snapshots, the reasons of decisions.
 
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
@@ -12,12 +12,12 @@ interface DialogProps {
   title: string;
   close: () => void;
   wide?: boolean;
-  /** Escape and a press beside it do not close it: they belong to what is inside. */
+  /** Whether Escape and a press outside leave it open, because its content uses them. */
   stays?: boolean;
   children: ComponentChildren;
 }
 
-/** A dialog of the browser: it keeps the focus, and Escape closes it. */
+/** A browser's dialog: it keeps the focus, and Escape closes it. */
 export function Dialog({ title, close, wide, stays, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
   useEffect(() => {
@@ -56,10 +56,10 @@ export function Move({ vm, net, to, doing, close }: { vm: Vm; net: Network; to: 
   return (
     <Dialog title={`Move ${vm.name} away from ${vm.host}`} close={close}>
       {places.length === 0 ? (
-        <p>No other member is heard now. A VM can be moved as soon as one is.</p>
+        <p>No other member answers now. The VM can be moved when one does.</p>
       ) : (
         <form onSubmit={begin}>
-          <p>It runs on while its disk and memory are copied, and pauses for a moment at the end. Its address and its connections stay.</p>
+          <p>The VM keeps running while its disk and memory are copied, and pauses for a moment at the end. It keeps its address and its connections.</p>
           <div class="choices" role="radiogroup" aria-label="To which member">
             {places.map((m) => (
               <label key={m.id} class={chosen === m.id ? "chosen" : ""}>
@@ -102,7 +102,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
   return (
     <Dialog title={`Snapshots of ${vm.name}`} close={close} wide>
       {vm.snapshots.length === 0 ? (
-        <p class="empty">None yet. A snapshot holds disk and memory, and is copied to other members.</p>
+        <p class="empty">None yet. A snapshot contains disk and memory, and is copied to other members.</p>
       ) : (
         <div class="scroll">
           <table>
@@ -139,7 +139,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
           <p>
             {runs(vm)
               ? `${vm.name} runs: stop it first. What it did since the snapshot is lost.`
-              : `${vm.name} goes on from the moment of the snapshot; what it did since is lost.`}
+              : `${vm.name} continues from the snapshot; what it did since is lost.`}
           </p>
           <label>
             On member{" "}
@@ -154,7 +154,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
             </select>
           </label>
           <label class="check">
-            <input type="checkbox" checked={force} onChange={(e) => setForce(e.currentTarget.checked)} /> Its host {vm.host} is dead and cannot be asked: take the VM over
+            <input type="checkbox" checked={force} onChange={(e) => setForce(e.currentTarget.checked)} /> Its host {vm.host} is dead: take the VM over
           </label>
           <footer>
             <button type="button" class="danger" disabled={runs(vm) && !force} onClick={restore}>
@@ -166,9 +166,9 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
       <form onSubmit={take} class="inline">
         <label>
           New snapshot{" "}
-          <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name, or left out" maxLength={63} pattern={"[A-Za-z0-9][A-Za-z0-9._\\-]*"} />
+          <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name (optional)" maxLength={63} pattern={"[A-Za-z0-9][A-Za-z0-9._\\-]*"} />
         </label>
-        <button type="submit" class="primary" disabled={vm.state !== "running"} title={vm.state === "running" ? "" : "only of a running VM"}>
+        <button type="submit" class="primary" disabled={vm.state !== "running"} title={vm.state === "running" ? "" : "only for a running VM"}>
           Take it
         </button>
       </form>
@@ -188,7 +188,7 @@ export function Why({ vm, api, close }: { vm: Vm; api: Api; close: () => void })
     <Dialog title={`Why ${vm.name} is on ${vm.host}`} close={close} wide>
       {told == null && <p>Asking the members…</p>}
       {typeof told === "string" && <p role="alert">{told}</p>}
-      {Array.isArray(told) && told.length === 0 && <p class="empty">No decision about {vm.name} is remembered: a person put it there.</p>}
+      {Array.isArray(told) && told.length === 0 && <p class="empty">The members remember no decision about {vm.name}.</p>}
       {Array.isArray(told) && told.length > 0 && (
         <ol class="decisions">
           {told.map((e) => (

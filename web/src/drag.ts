@@ -1,20 +1,20 @@
-// Dragging a VM onto a member, with a mouse, a pen or a finger. The pointer's own events: HTML's drag and drop knows no fingers.
+// Dragging a VM onto a member with a mouse, a pen or a finger. It uses pointer events, because HTML's drag and drop does not support touch.
 
 import { useEffect, useState } from "preact/hooks";
 
-/** Pixels that a press may wander and still be a press. */
+/** How many pixels a press may move before it is a drag. */
 const SLACK = 6;
 
 export interface Drag {
-  /** The VM in hand. */
+  /** The dragged VM. */
   vm: string;
   x: number;
   y: number;
-  /** The member below it. */
+  /** The member below the pointer. */
   over: string | null;
 }
 
-/** Gives what is in hand, and what an element that can be taken up calls on `pointerdown`. */
+/** Returns the drag, and the handler for `pointerdown` of a draggable element. */
 export function useDrag(drop: (vm: string, member: string) => void): [Drag | null, (vm: string, event: PointerEvent) => void] {
   const [drag, setDrag] = useState<Drag | null>(null);
   const [held, setHeld] = useState<{ vm: string; x: number; y: number; pointer: number } | null>(null);
@@ -56,7 +56,7 @@ export function useDrag(drop: (vm: string, member: string) => void): [Drag | nul
 
   const take = (vm: string, event: PointerEvent) => {
     if (event.button !== 0) return;
-    // A finger's pointer is captured by what it touched: let go, so that what lies below can be found.
+    // The touched element captures a finger's pointer: release it, so that the element below can be found.
     (event.target as Element).releasePointerCapture?.(event.pointerId);
     setHeld({ vm, x: event.clientX, y: event.clientY, pointer: event.pointerId });
   };

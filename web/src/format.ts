@@ -1,4 +1,4 @@
-// Figures as people read them. The same words and roundings as `p2pvm top` has.
+// Formats figures for people, with the words and roundings of `p2pvm top`.
 
 /** A round trip: whole milliseconds from 100 on, one decimal below. */
 export function ms(value: number | null | undefined): string {
@@ -40,7 +40,7 @@ export function duration(seconds: number): string {
     .join(" ");
 }
 
-/** When, in this browser's time: today only the time of day. */
+/** A date in this browser's time zone; today's has only the time of day. */
 export function when(rfc3339: string, now = new Date()): string {
   const at = new Date(rfc3339);
   if (Number.isNaN(at.getTime())) return rfc3339;

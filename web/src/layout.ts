@@ -1,31 +1,31 @@
-// Where the map's members stand: the nearer by round trip, the nearer on the page. Stress majorization (Gansner, Koren and North:
-// Graph Drawing by Stress Majorization, 2004) over round trips, then boxes that overlap are pushed apart. The same input gives the
-// same picture; a changed one begins from the picture before, so that members do not jump.
+// Places the map's members: the shorter their round trip, the nearer on the page. It uses stress majorization (Gansner, Koren and
+// North: Graph Drawing by Stress Majorization, 2004) over round trips, then pushes overlapping boxes apart. The same input gives the
+// same picture; a changed input begins from the previous picture, so that members do not jump.
 
 export interface Point {
   x: number;
   y: number;
 }
 
-/** A distance that is known, by the places of two members in the list. */
+/** A known distance between two members, given by their indices in the list. */
 export interface Known {
   a: number;
   b: number;
   rttMs: number;
 }
 
-/** Rounds of majorization from nothing, and from a picture that is there. */
+/** Rounds of majorization without and with a previous picture. */
 const FRESH_ROUNDS = 300;
 const WARM_ROUNDS = 60;
 /** Rounds of pushing apart. */
 const PUSHES = 200;
 
-/** A round trip as a length: long ones are pressed together, so that two neighbours are not one point beside a far third. */
+/** A round trip as a length. Long ones are compressed, so that two neighbours do not become one point beside a distant third. */
 export function lengthOf(rttMs: number): number {
   return Math.sqrt(Math.max(rttMs, 0) + 4);
 }
 
-/** All distances: along known links where two members have none of their own; half as far again as the farthest where there is no way. */
+/** All distances: along known links if two members have none of their own; 1.5 times the longest if no links connect them. */
 export function distances(count: number, known: Known[]): number[][] {
   const d = Array.from({ length: count }, (_, i) => Array.from({ length: count }, (_, j) => (i === j ? 0 : Infinity)));
   for (const { a, b, rttMs } of known) {
@@ -40,12 +40,12 @@ export function distances(count: number, known: Known[]): number[][] {
   return d.map((row) => row.map((v) => (Number.isFinite(v) ? v : farthest * 1.5)));
 }
 
-/** Places for `count` members whose distances are `d`; `before` has the places of those that were there. */
+/** Places for `count` members with distances `d`; `before` has the previous places. */
 export function majorize(d: number[][], before: (Point | undefined)[] = []): Point[] {
   const count = d.length;
   const radius = Math.max(1, ...d.flat()) / 2;
   const warm = before.filter(Boolean).length > count / 2;
-  // A circle that is a little uneven: an even one is a balance point where nobody moves.
+  // A slightly uneven circle: an even one is an equilibrium that majorization never leaves.
   let at: Point[] = d.map((_, i) => {
     const angle = (2 * Math.PI * i) / count - Math.PI / 2;
     const r = radius * (1 + 0.1 * ((i * 7) % 5));
@@ -69,7 +69,7 @@ export function majorize(d: number[][], before: (Point | undefined)[] = []): Poi
   return warm ? at : lain(at);
 }
 
-/** Turned so that it is widest from left to right, as a page is. */
+/** Rotates the places so that they are widest from left to right, like a page. */
 function lain(at: Point[]): Point[] {
   const mean = (of: (p: Point) => number) => at.reduce((sum, p) => sum + of(p), 0) / at.length;
   const [mx, my] = [mean((p) => p.x), mean((p) => p.y)];
@@ -79,7 +79,7 @@ function lain(at: Point[]): Point[] {
   return at.map((p) => ({ x: (p.x - mx) * cos - (p.y - my) * sin, y: (p.x - mx) * sin + (p.y - my) * cos }));
 }
 
-/** The box that stands for a member: with room it shows up to `vms` VMs, in a crowd its name only. */
+/** A member's box: it shows up to `vms` VMs if there is room, otherwise only the name. */
 export function boxOf(members: number, width: number, vms: number): { w: number; h: number; small: boolean } {
   if (members > 24) return { w: 86, h: 32, small: true };
   if (members > 12 || width < 460) return { w: width < 460 ? 92 : 96, h: 40, small: true };
@@ -94,20 +94,20 @@ function spread(values: number[]): number[] {
   if (values.length < 2 || size < 1e-6) return values.map(() => 0.5);
   const order = [...values].sort((a, b) => a - b);
   return values.map((v) => {
-    // Equal ones share the middle of their places.
+    // Equal values share the middle of their ranks.
     const rank = (order.indexOf(v) + order.lastIndexOf(v)) / 2 / (values.length - 1);
     return ((v - low) / size + rank) / 2;
   });
 }
 
-/** A link's line: from one end to the other, by way of `bend` (the control point of a quadratic curve). */
+/** A link's line from one end to the other; `bend` is the control point of a quadratic curve. */
 export interface Line {
   a: Point;
   b: Point;
   bend: Point;
 }
 
-/** The line between two members: straight, or bent around a third that stands in the way. */
+/** The line between two members: straight, or bent around a third member between them. */
 export function lineOf(a: Point, b: Point, others: Point[], box: { w: number; h: number }): Line {
   const [dx, dy] = [b.x - a.x, b.y - a.y];
   const far = Math.max(Math.hypot(dx, dy), 1);
@@ -118,20 +118,20 @@ export function lineOf(a: Point, b: Point, others: Point[], box: { w: number; h:
     const along = ((p.x - a.x) * dx + (p.y - a.y) * dy) / (far * far);
     const aside = ((p.x - a.x) * -dy + (p.y - a.y) * dx) / far;
     if (along < 0.1 || along > 0.9 || Math.abs(aside) > reach) continue;
-    // To the side where it is shorter to get past; a quadratic curve comes half-way to its control point.
+    // To the side with the shorter detour; a quadratic curve reaches half-way to its control point.
     const past = aside > 0 ? aside - reach - 16 : aside + reach + 16;
     return { a, b, bend: { x: middle.x + (-dy / far) * past * 2, y: middle.y + (dx / far) * past * 2 } };
   }
   return { a, b, bend: middle };
 }
 
-/** A place on a line, by its share of the way. */
+/** A point on a line at a share of its length. */
 export function pointOn({ a, b, bend }: Line, t: number): Point {
   const at = (of: (p: Point) => number) => (1 - t) * (1 - t) * of(a) + 2 * t * (1 - t) * of(bend) + t * t * of(b);
   return { x: at((p) => p.x), y: at((p) => p.y) };
 }
 
-/** Where the labels of links go: on the part of the link that can be seen, clear of boxes and of each other where that is possible. */
+/** The places of the links' labels: on the visible part of the link, clear of boxes and of each other if possible. */
 export function labels(links: (Line & { w: number })[], boxes: Point[], box: { w: number; h: number }, height: number): Point[] {
   const set: { x: number; y: number; w: number }[] = [];
   const overlap = (p: Point, w: number, q: Point, qw: number, qh: number) =>
@@ -144,20 +144,20 @@ export function labels(links: (Line & { w: number })[], boxes: Point[], box: { w
       return { x: on.x - (dy / far) * aside, y: on.y + (dx / far) * aside };
     };
     const shares = [0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73];
-    // Where the whole link is covered, beside it.
+    // If boxes cover the whole link, the label goes beside it.
     const places = [0, height * 1.2, -height * 1.2].flatMap((aside) => shares.map((t) => place(t, aside)));
     const cost = (p: Point) =>
       boxes.reduce((sum, q) => sum + overlap(p, w, q, box.w + 6, box.h + 6), 0) + set.reduce((sum, q) => sum + overlap(p, w + 4, q, q.w, height), 0);
-    // The first of the best, so the middle where it is free.
+    // The first of the best, which is the middle if that is free.
     const best = places.reduce((known, p) => (cost(p) < cost(known) - 1 ? p : known));
     set.push({ ...best, w });
     return best;
   });
 }
 
-/** Fits places into a page of `width` x `height` pixels, where each stands for a box of `box`; no two boxes overlap if there is room. */
+/** Fits places into a page of `width` x `height` pixels, each with a box of size `box`; boxes do not overlap if there is room. */
 export function fit(places: Point[], box: { w: number; h: number }, width: number, height: number): Point[] {
-  // Large boxes leave room for a label between two.
+  // Large boxes leave room for a label between them.
   const gap = box.w > 120 ? 40 : 10;
   const edge = 6;
   const [w, h] = [Math.max(width - box.w - 2 * edge, 1), Math.max(height - box.h - 2 * edge, 1)];
@@ -176,7 +176,7 @@ export function fit(places: Point[], box: { w: number; h: number }, width: numbe
         const [ox, oy] = [box.w + gap - Math.abs(dx), box.h + gap - Math.abs(dy)];
         if (ox <= 0.5 || oy <= 0.5) continue;
         moved = true;
-        // The way out that is the shorter one.
+        // Along the shorter way out.
         if (ox / width < oy / height) {
           const by = (ox / 2) * (dx >= 0 ? 1 : -1);
           next[i]!.x -= by;

@@ -1,8 +1,8 @@
-// Streamed answers: one JSON value a line. What is left of a line waits for its end.
+// Streamed answers: one JSON value a line. An incomplete line waits for its end.
 
 import type { Failure, Line, Step } from "./types";
 
-/** A failure that the daemon put into a sentence, or this page where the daemon could not. */
+/** A failure with the daemon's sentence, or this page's if the daemon gave none. */
 export class Refused extends Error {
   constructor(
     readonly failure: Failure,
@@ -12,14 +12,14 @@ export class Refused extends Error {
   }
 }
 
-/** Cuts what has come so far into whole lines and the rest. */
+/** Splits the received text into whole lines and the rest. */
 export function cut(text: string): { lines: string[]; rest: string } {
   const parts = text.split("\n");
   const rest = parts.pop() ?? "";
   return { lines: parts.filter((line) => line.trim() !== ""), rest };
 }
 
-/** Reads lines until the answer's end; gives the result or throws what went wrong. */
+/** Reads lines until the answer's end; returns the result or throws the failure. */
 export async function follow(chunks: AsyncIterable<Uint8Array>, onStep: (step: Step) => void): Promise<unknown> {
   const decoder = new TextDecoder();
   let waiting = "";
@@ -33,5 +33,5 @@ export async function follow(chunks: AsyncIterable<Uint8Array>, onStep: (step: S
       else if ("error" in line) throw new Refused(line.error);
     }
   }
-  throw new Refused({ kind: "failed", message: "the daemon ended before it answered; what it began may go on: look at the VM's state" });
+  throw new Refused({ kind: "failed", message: "the daemon ended before it answered; the operation may go on: look at the VM's state" });
 }

@@ -1,4 +1,4 @@
-// The map: every member where its round trips put it, links coloured by path, VMs on the members that have them.
+// The map: members placed by their round trips, links coloured by path, VMs on their hosts.
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Drag } from "./drag";
@@ -6,9 +6,9 @@ import { ms, percent } from "./format";
 import { boxOf, distances, fit, labels, lineOf, majorize, type Known, type Point } from "./layout";
 import { troubled, type Edge, type Member, type Network, type Way } from "./model";
 
-/** Up to so many links, each has its round trip beside it; with more, those of the member in view. */
+/** How many links may all have labels; with more, only those of the chosen member do. */
 const LABELLED = 15;
-/** VMs that a member shows by name in a row, and the height above which there are two rows. */
+/** How many VMs a member shows by name in a row, and the height from which it has two rows. */
 const CHIPS = 2;
 const TALL = 100;
 /** A label's height, pixels. */
@@ -29,7 +29,7 @@ interface Props {
   select: (member: string | null) => void;
 }
 
-/** The size of an element, followed. */
+/** The current size of an element. */
 function useSize(): [{ current: HTMLDivElement | null }, { width: number; height: number }] {
   const element = useRef<HTMLDivElement | null>(null);
   const [size, setSize] = useState({ width: 0, height: 0 });
@@ -44,7 +44,7 @@ function useSize(): [{ current: HTMLDivElement | null }, { width: number; height
   return [element, size];
 }
 
-/** Places that change only when members come or go, or a round trip changes by much: figures jitter, the picture does not. */
+/** Places that change only if members come or go, or a round trip changes a lot, so that jitter does not move the picture. */
 function usePlaces(net: Network): Point[] {
   const before = useRef(new Map<string, Point>());
   const coarse = (rtt: number) => Math.round(Math.log2(rtt + 2) * 2) / 2;
@@ -77,7 +77,7 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
   const ends = (e: Edge) => {
     const [a, b] = [at[index.get(e.a)!], at[index.get(e.b)!]];
     if (!a || !b) return [];
-    // In a crowd every line would be bent.
+    // With many members every line would be bent.
     const others = box.small ? [] : at.filter((p) => p !== a && p !== b);
     return [{ edge: e, ...lineOf(a, b, others, box) }];
   };

@@ -1,9 +1,9 @@
-// From what the daemon says to what is drawn: members and links each once, whoever told of them, and how far a VM's move is.
-// Pure functions, tested without a browser.
+// Turns the daemon's answer into what the page draws: members and links, each once, and the progress of VMs' moves. Pure functions,
+// tested without a browser.
 
 import type { Decision, Step, View, Vm } from "./types";
 
-/** How packets go: the word that a path begins with. */
+/** The kind of a path: the word that it begins with. */
 export type Way = "direct" | "relayed" | "ring" | "stream" | "none";
 
 /** A member on the map. */
@@ -11,16 +11,16 @@ export interface Member {
   id: string;
   name: string;
   address: string | null;
-  /** What kind of NAT it sits behind; null: it did not say. */
+  /** The kind of its NAT; null: unknown. */
   nat: string | null;
-  /** Load of its processors, 0 to 1; null: it did not say. */
+  /** Load of its processors, 0 to 1; null: unknown. */
   cpu: number | null;
   /** The path from this page's node, in words. */
   path: string | null;
   rttMs: number | null;
   /** This page's node. */
   here: boolean;
-  /** Whether anybody heard of it just now. */
+  /** Whether it answers any member now. */
   heard: boolean;
   vms: Vm[];
 }
@@ -41,7 +41,7 @@ export interface Network {
   edges: Edge[];
 }
 
-/** The way that a path's words name. */
+/** The kind that a path's words name. */
 export function wayOf(path: string | null | undefined): Way {
   if (!path) return "none";
   if (path.startsWith("direct")) return "direct";
@@ -53,7 +53,7 @@ export function wayOf(path: string | null | undefined): Way {
 
 const pair = (a: string, b: string) => (a < b ? `${a} ${b}` : `${b} ${a}`);
 
-/** Everybody and every link once. A member's own word about itself counts more than what this node knows of it. */
+/** Every member and every link once. A member's report about itself counts more than this node's knowledge of it. */
 export function network(view: View): Network {
   const members = new Map<string, Member>();
   const { status } = view;
@@ -86,7 +86,7 @@ export function network(view: View): Network {
   const add = (a: string, b: string, path: string | null, rttMs: number | null) => {
     const key = pair(a, b);
     const known = edges.get(key);
-    // Both ends tell of it; a measured round trip counts more than none.
+    // Both ends report it; a measured round trip counts more than none.
     if (path && (!known || (known.rttMs == null && rttMs != null))) edges.set(key, { a, b, way: wayOf(path), path, rttMs });
   };
   for (const p of view.peers) add(status.member, p.member, p.path, p.rtt_ms);
@@ -100,7 +100,7 @@ export function network(view: View): Network {
   return { members: sorted, edges: [...edges.values()] };
 }
 
-/** What was decided lately anywhere, the newest first, with the VM's name where it is known. */
+/** All members' latest decisions, the newest first, with the VM's name if it is known. */
 export function decisions(view: View): Decision[] {
   const names = new Map(view.vms.map((vm) => [vm.id, vm.name]));
   return view.members
@@ -108,38 +108,38 @@ export function decisions(view: View): Decision[] {
     .sort((a, b) => b.at.localeCompare(a.at));
 }
 
-/** How far something is, 0 to 1; null: nobody knows. */
+/** The progress of a step, 0 to 1; null: unknown. */
 export function share(step: Step | null | undefined): number | null {
   if (!step || step.total_bytes <= 0) return null;
   return Math.min(step.done_bytes / step.total_bytes, 1);
 }
 
-/** Where a VM may go: every other member that is heard, the least busy first. */
+/** The possible targets of a VM: every other member that answers, the least loaded first. */
 export function targets(net: Network, vm: Vm): Member[] {
   return net.members
     .filter((m) => m.id !== vm.host_id && m.heard)
     .sort((a, b) => (a.cpu ?? 1) - (b.cpu ?? 1) || a.name.localeCompare(b.name));
 }
 
-/** The round trip between two members, if a link tells it. */
+/** The round trip between two members, if a link has it. */
 export function rttBetween(net: Network, a: string, b: string): number | null {
   const key = pair(a, b);
   return net.edges.find((e) => pair(e.a, e.b) === key)?.rttMs ?? null;
 }
 
-/** Where a restore goes unless a person says otherwise: to its host if that is heard, else to a member that has the snapshot. */
+/** The default target of a restore: the VM's host if it answers, otherwise a member that has the snapshot. */
 export function restoreOn(net: Network, vm: Vm, holders: string[]): string {
   const heard = net.members.filter((m) => m.heard);
   const best = heard.find((m) => m.id === vm.host_id) ?? heard.find((m) => holders.includes(m.name)) ?? heard.find((m) => m.here) ?? heard[0];
   return best?.id ?? vm.host_id;
 }
 
-/** Whether a VM is in a state that somebody should look at; what a stopped VM left behind is not. */
+/** Whether a VM's state needs attention; the leftover of a stopped VM does not. */
 export function troubled(vm: Vm): boolean {
   return !["leftover", "orphaned"].includes(vm.state) && (vm.note != null || !["running", "stopped", "leaving", "arriving"].includes(vm.state));
 }
 
-/** Whether its guest runs: also while it is being moved away. */
+/** Whether a VM's guest runs, also while it is being moved away. */
 export function runs(vm: Vm): boolean {
   return vm.state === "running" || vm.state === "leaving";
 }

@@ -1,4 +1,4 @@
-// What was started from this page and how far it is, by the VM's name.
+// The operations that this page started, and their progress, by the VM's name.
 
 import { useCallback, useRef, useState } from "preact/hooks";
 import type { Api } from "./api";
@@ -7,7 +7,7 @@ import { Refused } from "./lines";
 import { share } from "./model";
 import type { Step, Vm } from "./types";
 
-/** How something ended, for people. */
+/** How an operation ended, in words. */
 export interface Ended {
   how: "ok" | "failed" | "cancelled";
   text: string;
@@ -16,10 +16,10 @@ export interface Ended {
 export interface Operation {
   /** "migrate", "start", "stop", "snapshot" or "restore". */
   kind: string;
-  /** What is being done, for people. */
+  /** The operation in words. */
   what: string;
   step: Step | null;
-  /** How it ended, if it did. */
+  /** How it ended, if it has. */
   ended: Ended | null;
 }
 
@@ -27,13 +27,13 @@ export type Operations = Record<string, Operation>;
 
 export interface Doing {
   operations: Operations;
-  /** Begins something; at most one thing a VM. */
+  /** Begins an operation; at most one a VM. */
   begin(vm: string, kind: string, what: string, body?: unknown): void;
   cancel(vm: string): void;
   dismiss(vm: string): void;
 }
 
-/** What is said when something is done. */
+/** The message after a successful operation. */
 export function outcome(kind: string, vm: string, done: unknown): string {
   const d = (done ?? {}) as Record<string, unknown>;
   const seconds = (ms: unknown) => `${(Number(ms) / 1000).toFixed(1)} s`;
@@ -49,18 +49,18 @@ export function outcome(kind: string, vm: string, done: unknown): string {
   }
 }
 
-/** Whether something may be begun while something else of this VM is under way: a stop goes before a move. */
+/** Whether an operation may begin while another one of this VM runs: a stop overrides a move. */
 export function mayBegin(kind: string, underWay: string | undefined): boolean {
   return underWay === undefined || (kind === "stop" && underWay === "migrate");
 }
 
-/** What is said when it was not done. */
+/** The message after an operation that failed or was cancelled. */
 export function undone(error: Error): Ended {
   const cancelled = error instanceof Refused && error.failure.cancelled === true;
   return { how: cancelled ? "cancelled" : "failed", text: error.message };
 }
 
-/** What a card shows of something under way, whoever started it; null: nothing is. */
+/** What a card shows of a running operation, also of one started elsewhere; null: none runs. */
 export function underWay(vm: Vm, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
   const say = (what: string, step: Step | null) => {
     const amount = step && step.total_bytes > 0 ? `${bytes(step.done_bytes)} of ${bytes(step.total_bytes)}` : "";
@@ -86,7 +86,7 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
       if (!api || !mayBegin(kind, busy.current.get(vm)?.kind)) return;
       const mine = { kind };
       busy.current.set(vm, mine);
-      // What was begun after it shows how it goes.
+      // A later operation of the VM shows its own progress.
       const shown = () => busy.current.get(vm) === mine;
       let last: Operation = { kind, what, step: null, ended: null };
       change(vm, last);

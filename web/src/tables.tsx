@@ -1,4 +1,4 @@
-// The members as a table, which says in words what the map shows, and the decisions that were taken lately.
+// The members as a table, which says in words what the map shows, and the latest decisions.
 
 import { ms, percent, when } from "./format";
 import type { Network } from "./model";

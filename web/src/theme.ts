@@ -1,4 +1,4 @@
-// Light or dark: as the system says unless the person chose.
+// Light or dark: the system's theme unless the user chose one.
 
 export type Theme = "auto" | "dark" | "light";
 const KEY = "p2pvm-theme";
@@ -14,7 +14,7 @@ export function setTheme(to: Theme): void {
   apply();
 }
 
-/** Puts the choice where the style sheet looks. */
+/** Stores the choice in the attribute that the style sheet reads. */
 export function apply(): void {
   document.documentElement.dataset.theme = theme();
 }

@@ -1,11 +1,11 @@
-// A card for each VM: where it is, how busy, what is being done with it, and what can be.
+// A card for each VM: its host, its load, its running operation, and the possible operations.
 
 import { percent } from "./format";
 import { runs, troubled } from "./model";
 import { underWay, type Doing, type Operation } from "./operations";
 import type { Vm } from "./types";
 
-/** Which dialog a button opens. */
+/** The dialog that a button opens. */
 export type Ask = "migrate" | "console" | "snapshots" | "why";
 
 interface Props {
@@ -40,7 +40,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
   const now = underWay(vm, operation);
   const running = runs(vm);
   const held = vm.state === "paused";
-  // A stop goes before a move: the daemon ends the move for it.
+  // A stop overrides a move: the daemon ends the move for it.
   const moves = vm.moving != null || (operation?.kind === "migrate" && !operation.ended);
   const load = vm.cpu == null ? null : vm.cpu / Math.max(vm.cpus, 1);
   return (
@@ -106,7 +106,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operatio
         )}
         {(vm.state === "stopped" || held) && (
           <button type="button" disabled={now != null} onClick={() => doing.begin(vm.name, "start", `starting ${vm.name}`)}>
-            {held ? "Go on" : "Start"}
+            {held ? "Resume" : "Start"}
           </button>
         )}
         <button type="button" onClick={() => ask("snapshots", vm.name)}>

@@ -36,7 +36,7 @@ pub struct Ports {
 fn failed(step: &'static str) -> impl FnOnce(p2pvm_overlay::plane::Error) -> Error {
     move |error| Error::Agreement {
         step,
-        detail: chain(&error),
+        source: error.into(),
     }
 }
 
@@ -47,7 +47,7 @@ fn agreed(step: &'static str) -> impl FnOnce(p2pvm_dhcp::Error) -> Error {
         }
         other => Error::Agreement {
             step,
-            detail: chain(&other),
+            source: other.into(),
         },
     }
 }

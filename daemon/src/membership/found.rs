@@ -15,10 +15,10 @@ use p2pvm_overlay::{
 };
 use std::net::Ipv4Addr;
 
-/// A founder's certificate outlives any machine; others get theirs from it with shorter lives.
+/// The life of a founder's certificate. Reason: it outlives any machine; others live shorter.
 const FOUNDER_CERTIFICATE_SECONDS: u64 = 20 * 365 * 24 * 3600;
 
-/// What `init` made, as text.
+/// The result of `init`, as text.
 pub struct Founded {
     /// The network's id.
     pub network: NetworkId,
@@ -40,7 +40,7 @@ pub fn found(
     refuse_member(layout)?;
     if let Some(impossible) = clock::impossible(UnixTime::wall()) {
         return Err(Failure::refused(format!(
-            "{impossible}; what is signed now would be void for members whose clocks are right"
+            "{impossible}; certificates signed now would be invalid for members with correct clocks"
         )));
     }
     let subnet = choose_subnet(subnet, force)?;
@@ -48,7 +48,7 @@ pub fn found(
     let identity =
         Identity::load_or_create(&layout.identity()).doing("making this node's identity")?;
     let root = match read_if_there(&layout.root_key())? {
-        // A founding that was interrupted goes on with its key.
+        // After an interrupted founding, the next one uses its key.
         Some(seed) => KeyPair::from_seed(&seed.try_into().map_err(|_| {
             Failure::refused(format!("{} is damaged", layout.root_key().display()))
         })?),
@@ -83,9 +83,7 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     let routes = p2pvm_dhcp::subnet::local_routes().doing("reading this machine's routes")?;
     let Some(text) = given else {
         let chosen = Subnet::choose(&routes, &mut rand::rng()).ok_or_else(|| {
-            Failure::refused(
-                "every subnet tried is covered by a local route; choose one with --subnet",
-            )
+            Failure::refused("local routes cover every subnet tried; choose one with --subnet")
         })?;
         return Ipv4Subnet::new(chosen.addr, chosen.prefix).ok_or_else(|| {
             Failure::refused("no subnet could be chosen; choose one with --subnet")
@@ -96,12 +94,12 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
         .and_then(|(addr, prefix)| Ipv4Subnet::new(addr.parse().ok()?, prefix.parse().ok()?));
     let subnet = parsed.ok_or_else(|| {
         Failure::usage(format!(
-            "'{text}' is no subnet: write it as 10.83.0.0/16, with a prefix of 8 to 28"
+            "'{text}' is not a subnet: write it as 10.83.0.0/16, with a prefix of 8 to 28"
         ))
     })?;
     if let Some(use_) = other_use(subnet) {
         return Err(Failure::usage(format!(
-            "'{text}' cannot be a network's subnet, as it holds {use_}: choose another --subnet"
+            "'{text}' cannot be a network's subnet: it holds {use_}; choose another --subnet"
         )));
     }
     if !force {
@@ -110,8 +108,7 @@ fn choose_subnet(given: Option<&str>, force: bool) -> Outcome<Ipv4Subnet> {
     Ok(subnet)
 }
 
-/// What every machine uses some of its addresses for (RFC 6890), so that none is a host's; none:
-/// they are free.
+/// The reserved use (RFC 6890) of some of the subnet's addresses; `None` if they are free.
 fn other_use(subnet: Ipv4Subnet) -> Option<&'static str> {
     let (first, last) = (
         subnet.addr.octets(),

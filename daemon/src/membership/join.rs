@@ -14,15 +14,15 @@ use p2pvm_overlay::{
     membership::{Invite, Refusal, Trust},
 };
 
-/// What becomes of one who asked to join.
+/// The result of joining.
 pub struct Welcome {
-    /// The name under which it is in.
+    /// This machine's name in the network.
     pub called: Called,
-    /// What it should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// What is to be said of this machine's clock beside that of a member, if they differ.
+/// A note about this machine's clock, if it differs from a member's.
 fn clock_note(wall: UnixTime, theirs: UnixTime) -> Option<String> {
     let apart = clock::apart(wall, theirs)?;
     Some(format!(
@@ -33,7 +33,7 @@ fn clock_note(wall: UnixTime, theirs: UnixTime) -> Option<String> {
     ))
 }
 
-/// A refusal for time's sake: by whose clock, and whether this machine's is another.
+/// A refusal because of time: by which clock, and whether this machine's clock differs.
 fn expired(invite: &Invite, wall: UnixTime, theirs: Option<UnixTime>) -> Failure {
     let Failure { kind, message, .. } = refused(Refusal::Expired);
     let note = theirs.and_then(|theirs| clock_note(wall, theirs));
@@ -48,8 +48,8 @@ fn expired(invite: &Invite, wall: UnixTime, theirs: Option<UnixTime>) -> Failure
     Failure::new(kind, format!("{message}{here}{note}"))
 }
 
-/// A member that this machine turned down: certificates last for years, so the clock is doubted
-/// first.
+/// The failure after this machine rejected a member's certificate. Certificates last for years, so
+/// the message doubts the clock first.
 fn member_expired(wall: UnixTime) -> Failure {
     Failure::refused(format!(
         "by this machine's clock, which shows {}, the certificate of the member asked has ended: \
@@ -59,9 +59,8 @@ fn member_expired(wall: UnixTime) -> Failure {
     ))
 }
 
-/// Joins the network that an invite leads into. Joining again with the membership already there is
-/// no error. Whether the invite is over is for the members to say: this machine's clock may be
-/// wrong.
+/// Joins an invite's network. Joining the same network again is not an error. The members decide
+/// whether the invite has expired, because this machine's clock may be wrong.
 pub async fn join(
     layout: &Layout,
     text: &str,
@@ -89,7 +88,7 @@ pub async fn join(
     let joined = asked.map_err(|e| match e {
         JoinError::Refused(Refusal::Revoked) => Failure::refused(format!(
             "the invite has been revoked, or this machine has been expelled: ask for a new \
-                invite; if that is refused too, remove {}, so that it joins as a new member",
+                invite; if that one is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
         )),
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
@@ -109,10 +108,9 @@ pub async fn join(
     let trust =
         Trust::load(joined.network.id, &layout.revocations()).doing("reading revocations")?;
     for revocation in joined.revocations {
-        // What does not verify concerns no member of this network.
+        // A revocation that does not verify concerns no member of this network.
         if let Err(refusal) = trust.add_revocation(revocation) {
-            tracing::debug!(%refusal, "a revocation that came with the certificate is not \
-                believed");
+            tracing::debug!(%refusal, "an invalid revocation came with the certificate");
         }
     }
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;

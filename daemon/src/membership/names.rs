@@ -5,10 +5,10 @@ use p2pvm_api::{Failure, Outcome};
 use p2pvm_dhcp::{NameKind, is_name};
 use p2pvm_overlay::membership::valid_name;
 
-/// What a name may be made of.
+/// The allowed form of a name, in words.
 const LABEL: &str = "up to 63 lower-case letters, digits and inner hyphens";
 
-/// Refuses a network's name that cannot be a DNS label.
+/// Rejects a network's name that is not a DNS label.
 pub fn check_network(name: &str) -> Outcome<()> {
     if valid_name(name) {
         return Ok(());
@@ -20,25 +20,24 @@ pub fn check_network(name: &str) -> Outcome<()> {
     )))
 }
 
-/// Whether a machine may be called so.
+/// Whether a machine may have this name.
 pub fn is_host(name: &str) -> bool {
     valid_name(name) && is_name(NameKind::Host, name)
 }
 
-/// Refuses what cannot be a machine's name: VMs are called NAME.vm, so that none can be called
-/// `vm`.
+/// Rejects an invalid machine name. `vm` is one, because the names of VMs are NAME.vm.
 pub fn check_host(name: &str) -> Outcome<()> {
     if is_host(name) {
         return Ok(());
     }
     let why = if valid_name(name) {
-        "the names of VMs end in it".to_owned()
+        "the names of VMs end in 'vm'".to_owned()
     } else {
         format!("a name is {LABEL}")
     };
     let name = shown::word(name);
     Err(Failure::usage(format!(
-        "'{name}' cannot be this machine's name, as {why}: give it another with --name"
+        "'{name}' cannot be this machine's name, because {why}: give it another with --name"
     )))
 }
 

@@ -9,7 +9,7 @@ use p2pvm_api::{DrainAnswer, DrainItem, DrainStopping, Outcome, VmDrained, VmMov
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error,
-    host::{Host, VmState, VmStatus},
+    host::{Activity, Host, VmState, VmStatus},
     hypervisor::MigrateOptions,
     migrate::{Occasion, RunsOn},
 };
@@ -250,7 +250,7 @@ impl Drains {
     async fn here_now(&self, name: &str) -> Option<VmStatus> {
         loop {
             let vm = self.host.list().into_iter().find(|vm| vm.name == name)?;
-            if vm.activity.as_deref() != Some("migrating") {
+            if vm.activity != Some(Activity::Migrating) {
                 return Some(vm);
             }
             tokio::time::sleep(LOOK).await;

@@ -1,23 +1,22 @@
-//! The collector's address, as OTLP's settings give it: a base URL, below which the path for spans
-//! stands
+//! The collector's address in OTLP's form: a base URL, to which the path for spans is added
 //! (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp>).
 
 use hyper::Uri;
 use std::{fmt, str::FromStr};
 
-/// Where spans are taken, below the base.
+/// The path for spans, below the base.
 const SPANS: &str = "/v1/traces";
 
 /// A collector's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// To be connected to: a name or an address, without brackets.
+    /// The host to connect to: a name or an address, without brackets.
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// As in the request's `host`.
+    /// The value of the request's `host`.
     pub authority: String,
-    /// Where spans are posted.
+    /// The path to which spans are posted.
     pub path: String,
 }
 
@@ -31,7 +30,7 @@ impl FromStr for Endpoint {
                     such as http://127.0.0.1:4318"
             )
         };
-        let uri: Uri = text.parse().map_err(|_| wrong("is no URL"))?;
+        let uri: Uri = text.parse().map_err(|_| wrong("is not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
@@ -46,7 +45,7 @@ impl FromStr for Endpoint {
         let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
         if authority.as_str().contains('@') {
             return Err(
-                "the traces' endpoint holds a user or password: give them in 'headers', as \
+                "the traces' endpoint has a user or password: give them in 'headers', as \
                     authorization = \"Basic ...\""
                     .to_owned(),
             );
@@ -65,7 +64,7 @@ impl FromStr for Endpoint {
             Some(0) => return Err(wrong("has port 0")),
             Some(port) => port,
             None if authority.as_str().ends_with(authority.host()) => 80,
-            None => return Err(wrong("has no such port")),
+            None => return Err(wrong("has an invalid port")),
         };
         let base = uri.path().trim_end_matches('/');
         let path = if base.ends_with(SPANS) {
@@ -126,9 +125,9 @@ mod tests {
             ("localhost:4318", "http://"),
             ("grpc://localhost:4317", "http://"),
             ("/v1/traces", "http://"),
-            ("http://", "no URL"),
+            ("http://", "not a URL"),
             ("http://:4318", "no host"),
-            ("http://x y", "no URL"),
+            ("http://x y", "not a URL"),
             ("http://x:99999", "port"),
             ("http://x:0", "port 0"),
             ("http://x:4318/?key=1", "query"),

@@ -1,5 +1,5 @@
-//! Spans that have ended and wait to be sent. Bounded: where it is full, the newest is not taken,
-//! so that what waits is made of whole traces, and that is counted.
+//! The queue of ended spans. It is bounded: when it is full, it drops and counts the newest span,
+//! so that the waiting ones form whole traces.
 
 use super::Counts;
 use opentelemetry::Context;
@@ -17,10 +17,10 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Spans that wait at most. A host ends about ten for each migration; one is a kilobyte or two.
+/// How many spans may wait. A host ends about ten for each migration; one is a kilobyte or two.
 pub const MAX_WAITING: usize = 2048;
 
-/// The spans that wait.
+/// The queue.
 #[derive(Debug, Default)]
 pub struct Queue {
     spans: Mutex<VecDeque<SpanData>>,
@@ -51,12 +51,12 @@ impl Queue {
         }
     }
 
-    /// The oldest ones, which stay until [`Queue::remove`].
+    /// The oldest spans, which stay until [`Queue::remove`].
     pub fn oldest(&self, most: usize) -> Vec<SpanData> {
         self.lock().iter().take(most).cloned().collect()
     }
 
-    /// Removes the `n` oldest, of which the collector took `sent`.
+    /// Removes the `n` oldest, of which the collector accepted `sent`.
     pub fn remove(&self, n: usize, sent: usize) {
         let mut spans = self.lock();
         let n = n.min(spans.len());
@@ -66,7 +66,7 @@ impl Queue {
             .fetch_add(n.saturating_sub(sent) as u64, Ordering::Relaxed);
     }
 
-    /// How many went where.
+    /// The counts.
     pub fn counts(&self) -> Counts {
         Counts {
             sent: self.sent.load(Ordering::Relaxed),

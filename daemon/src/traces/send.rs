@@ -1,6 +1,6 @@
-//! Empties the queue towards the collector: OTLP over HTTP/1.1, a request a batch. What OTLP says
-//! may be tried again is tried again with growing pauses; what the collector refuses is dropped.
-//! Each of the two is said when it begins and when it is over, not for each batch.
+//! Sends the queue to the collector: OTLP over HTTP/1.1, one request a batch. It retries, with
+//! growing pauses, the failures that OTLP calls retryable, and drops batches that the collector
+//! rejects. The log says when either begins and ends, not each batch.
 
 use super::{endpoint::Endpoint, queue::Queue};
 use http_body_util::{BodyExt, Full, Limited};
@@ -25,19 +25,19 @@ use prost::Message;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, sync::watch};
 
-/// Spans in one request: far below the 4 MiB that a collector takes by default.
+/// How many spans one request has: far below the 4 MiB that a collector accepts by default.
 const BATCH: usize = 256;
 /// How long the first span waits for others, so that the end of a migration is one request.
 const GATHER: Duration = Duration::from_millis(500);
-/// A collector that has not answered by then is taken for away.
+/// How long a collector may take to answer.
 const LIMIT: Duration = Duration::from_secs(10);
-/// After a failure the next try comes so much later, twice that after the next, ...
+/// How long to wait after the first failure before a retry; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// ... and never later than this.
+/// The longest wait before a retry.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Of an answer, so much is read.
+/// How much of an answer is read, bytes.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// Of a refusal, so much is shown.
+/// How much of a rejection is shown.
 const SHOWN_CHARS: usize = 200;
 
 /// The task that sends.
@@ -49,7 +49,7 @@ pub struct Sender {
     health: Health,
 }
 
-/// What was said of the collector last.
+/// The collector's state as logged last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Health {
     Takes,
@@ -57,19 +57,19 @@ enum Health {
     Away,
 }
 
-/// What became of a batch.
+/// The outcome for a batch.
 #[derive(Debug)]
 enum Fate {
-    /// It was taken, all but so many.
+    /// Accepted, except for some spans.
     Taken { rejected: usize, why: String },
-    /// It was not, and never will be.
+    /// Rejected for good.
     Refused(String),
-    /// It may be taken later.
+    /// Worth a retry.
     Later(String),
 }
 
 impl Sender {
-    /// A sender of what stands in `queue`.
+    /// A sender of the spans in `queue`.
     pub fn new(
         queue: Arc<Queue>,
         endpoint: Endpoint,
@@ -96,7 +96,7 @@ impl Sender {
             };
             let stopping = tokio::select! {
                 () = due => false,
-                // A sender that is gone stops us as well.
+                // A dropped sender also means stop.
                 _ = stop.wait_for(|stop| *stop) => true,
             };
             pause = match self.empty().await {
@@ -110,7 +110,7 @@ impl Sender {
         }
     }
 
-    /// Sends all that waits; false if the collector is away.
+    /// Sends all waiting spans; false if the collector does not answer.
     async fn empty(&mut self) -> bool {
         loop {
             let batch = self.queue.oldest(BATCH);
@@ -134,7 +134,7 @@ impl Sender {
         }
     }
 
-    /// Says what has changed.
+    /// Logs a change of the collector's state.
     fn say(&mut self, fate: &Fate) {
         let (health, why) = match fate {
             Fate::Taken { rejected: 0, .. } => (Health::Takes, ""),
@@ -151,7 +151,7 @@ impl Sender {
                 self.endpoint
             ),
             Health::Refuses => tracing::warn!(
-                "the collector of traces at {} refuses spans, which are lost: {why}",
+                "the collector of traces at {} rejects spans, which are lost: {why}",
                 self.endpoint
             ),
             Health::Away => {
@@ -172,7 +172,7 @@ impl Sender {
         self.exchange(body).await.unwrap_or_else(Fate::Later)
     }
 
-    /// One request; the error is why there was no answer.
+    /// Sends one request; the error says why there was no answer.
     async fn exchange(&self, body: Vec<u8>) -> Result<Fate, String> {
         let found = names::addresses(&self.endpoint.host).await?;
         let addresses: Vec<_> = found
@@ -185,7 +185,7 @@ impl Sender {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| chain(&e))?;
-        // It ends with `sender`, which is gone when this is.
+        // The task ends with `sender`, which is dropped when this function returns.
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = %chain(&error), "the connection to the collector of \
@@ -201,7 +201,7 @@ impl Sender {
         request.headers_mut().extend(self.headers.clone());
         let answer = sender.send_request(request).await.map_err(|e| chain(&e))?;
         let status = answer.status();
-        // An answer too long to read has a status all the same.
+        // An answer that is too long to read still has a status.
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
             .collect()
             .await;
@@ -212,11 +212,11 @@ impl Sender {
     }
 }
 
-/// What an answer means (OTLP 1.5, "OTLP/HTTP Response").
+/// The meaning of an answer (OTLP 1.5, "OTLP/HTTP Response").
 fn fate(status: StatusCode, body: &[u8]) -> Fate {
     match status {
         _ if status.is_success() => {
-            // Whoever answers something else, such as JSON, took them all as far as can be known.
+            // Another answer, such as JSON, counts as if all spans were accepted.
             let partial = ExportTraceServiceResponse::decode(body)
                 .ok()
                 .and_then(|answer| answer.partial_success)
@@ -238,7 +238,7 @@ fn fate(status: StatusCode, body: &[u8]) -> Fate {
     }
 }
 
-/// The beginning of what a collector says, as one line.
+/// The beginning of a collector's answer, as one line.
 fn shown(text: &[u8]) -> String {
     String::from_utf8_lossy(text)
         .chars()

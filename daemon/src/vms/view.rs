@@ -65,7 +65,7 @@ impl Vms {
                 .iter()
                 .map(|m| self.parts.name_of(*m))
                 .collect(),
-            activity: vm.activity.clone(),
+            activity: vm.activity.as_ref().map(ToString::to_string),
             note: vm
                 .still
                 .as_ref()

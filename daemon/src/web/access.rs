@@ -1,15 +1,13 @@
-//! Who is answered. Three questions to each request, before anything else is done with it.
+//! Access to the dashboard: three checks of each request before anything else.
 //!
-//! - Is it meant for us? The `Host` it names must be one of ours: a page of somebody else's whose
-//!   name was made to point here (DNS rebinding) names its own.
-//! - Does it come from our page? A browser says in `Origin` whose page sends it; another's is
-//!   refused.
-//! - Does it show the token? In a header that no browser adds by itself, so that another page
-//!   cannot borrow it. A cookie would go to every port of the host, whoever listens there. A
-//!   WebSocket carries the token as the name of a protocol, since a page may set no header of its
-//!   own there.
+//! - `Host` must name this listener. The page of another site whose name was made to point here
+//!   (DNS rebinding) has its own name in `Host`.
+//! - `Origin`, if present, must be this page. A browser says there which page sends the request.
+//! - The request must carry the token, in a header that no browser adds by itself, so that another
+//!   page cannot use it. A cookie would go to every port of the host. A WebSocket carries the token
+//!   as the name of a subprotocol, because a page cannot set a header of its own there.
 //!
-//! The token stays here: it is taken out before a request is passed on to another member.
+//! The token never leaves this host: it is removed before a request is forwarded to another member.
 
 use super::Dashboard;
 use axum::{
@@ -22,38 +20,38 @@ use axum::{
 use p2pvm_api::{Failure, Kind};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-/// The protocol of a console's WebSocket.
+/// The subprotocol of a console's WebSocket.
 pub const PROTOCOL: &str = "p2pvm-console";
-/// Comes before the token in the name of a protocol.
+/// The prefix of the token in the name of a subprotocol.
 const BEARER: &str = "bearer.";
-/// Who shows a wrong token waits so long for the answer. Guessing is hopeless anyway; this keeps it
-/// from costing anything.
+/// How long the answer to a wrong token is delayed. Reason: guessing must not cost the daemon
+/// anything.
 const REFUSED_AFTER: Duration = Duration::from_millis(300);
 
-/// Scripts and connections of this origin only. Styles: xterm.js writes the colours and sizes of a
-/// terminal into the page.
+/// The page's Content-Security-Policy: scripts and connections of this origin only. Inline styles
+/// are allowed because xterm.js writes a terminal's colours and sizes into the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
     img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The names a listener goes by.
+/// The names of a listener.
 #[derive(Clone)]
 pub enum Hosts {
-    /// This machine: what a tunnel to the unix socket is called at its other end.
+    /// This machine: the names of a tunnel to the unix socket at its other end.
     Local,
     /// A host of the network.
     Named {
-        /// What it is called.
+        /// Its names.
         names: Vec<String>,
-        /// Where it is.
+        /// Its addresses.
         addresses: Vec<IpAddr>,
         /// Its port.
         port: u16,
     },
 }
 
-/// The address that a host's part of an authority is, if it is one: an IPv6 address stands in
-/// brackets there, however it is written.
+/// The address in an authority's host part, if that is an address. An IPv6 address, in any
+/// notation, has brackets there.
 fn address_of(host: &str) -> Option<IpAddr> {
     match host.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
@@ -67,8 +65,7 @@ impl Hosts {
         let Ok(authority) = host.parse::<Authority>() else {
             return false;
         };
-        // A name and a port and nothing else: no user before it, nothing between a bracket and the
-        // port.
+        // Only a name and a port: no user before it, nothing between a bracket and the port.
         let port = authority
             .port()
             .map(|port| format!(":{port}"))
@@ -88,7 +85,7 @@ impl Hosts {
                     || names.iter().any(|name| name.eq_ignore_ascii_case(host)),
                     |address| addresses.contains(&address),
                 );
-                // A browser leaves the port out where it is HTTP's own.
+                // A browser leaves out HTTP's default port.
                 ours && authority.port_u16().unwrap_or(80) == *port
             }
         }
@@ -99,23 +96,26 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Whether the request is for us and from our page.
+/// Checks that the request is for this listener and from this page.
 fn is_ours(hosts: &Hosts, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
     let host = text(headers, header::HOST).filter(|host| hosts.are(host));
     let Some(host) = host.filter(|_| headers.get_all(header::HOST).iter().count() == 1) else {
         return Err((
             StatusCode::MISDIRECTED_REQUEST,
-            "this address is not the one that 'p2pvm dashboard' prints",
+            "this is not the address that 'p2pvm dashboard' prints",
         ));
     };
     match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
         None => Ok(()),
         Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
-        Some(_) => Err((StatusCode::FORBIDDEN, "another page may not ask here")),
+        Some(_) => Err((
+            StatusCode::FORBIDDEN,
+            "requests from other pages are rejected",
+        )),
     }
 }
 
-/// The token that a request shows.
+/// The token in a request.
 fn shown(headers: &HeaderMap) -> Option<&str> {
     if let Some(value) = text(headers, header::AUTHORIZATION) {
         return value.strip_prefix("Bearer ");
@@ -126,7 +126,7 @@ fn shown(headers: &HeaderMap) -> Option<&str> {
         .find_map(|name| name.trim().strip_prefix(BEARER))
 }
 
-/// Takes out of a request what says who asked.
+/// Removes from a request the token and the headers that identify the browser and its page.
 fn forget(headers: &mut HeaderMap) {
     for name in [
         header::AUTHORIZATION,
@@ -144,7 +144,7 @@ fn forget(headers: &mut HeaderMap) {
     }
 }
 
-/// Lets requests for this listener's page through, and says to the browser what the page may do.
+/// Passes requests for this listener's page, and tells the browser what the page may do.
 pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
     let mut answer = match is_ours(&hosts, request.headers()) {
         Ok(()) => next.run(request).await,
@@ -169,7 +169,7 @@ pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: 
     answer
 }
 
-/// Lets requests through that show the token.
+/// Passes requests with the token.
 pub async fn with_token(
     State(dashboard): State<Arc<Dashboard>>,
     mut request: Request,

@@ -1,6 +1,6 @@
-//! A VM's console over a WebSocket: what the guest writes goes out as binary messages, binary
-//! messages go to the guest. A text message from here is JSON and says why there is no console.
-//! When the VM leaves this host its console ends, and the page asks anew.
+//! A VM's console over a WebSocket: binary messages carry bytes from and to the guest. A text
+//! message from the daemon is JSON and says why there is no console. When the VM leaves this host,
+//! its console ends and the page opens another.
 
 use super::{Dashboard, access::PROTOCOL};
 use crate::http::forward;
@@ -20,14 +20,14 @@ use tokio::{
     sync::watch,
 };
 
-/// Somebody types, or pastes a page.
+/// The longest message from a browser, bytes: a user types, or pastes a page.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
-/// Read from the guest at once.
+/// How many bytes are read from the guest at once.
 const CHUNK_BYTES: usize = 4 << 10;
-/// A browser is asked for a sign of life this often, and given up after two of them without one.
+/// How often a browser is pinged; after two unanswered pings the console ends.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
-/// Opens the console of a VM, wherever it runs.
+/// Opens a VM's console, on whichever host it runs.
 pub async fn open(
     State(dashboard): State<Arc<Dashboard>>,
     Path(name): Path<String>,
@@ -36,7 +36,7 @@ pub async fn open(
     let Ok(place) = dashboard.consoles.clone().try_acquire_owned() else {
         return Failure::new(
             Kind::Refused,
-            "as many consoles are open as this node serves: close one",
+            "this node serves no more consoles: close one",
         )
         .into_response();
     };
@@ -53,7 +53,7 @@ pub async fn open(
                         error: failure.message,
                     })
                     .unwrap_or_default();
-                    // A browser that is gone needs no reason.
+                    // A closed browser needs no reason.
                     let _ = socket.send(Message::Text(why.into())).await;
                     let _ = socket.send(Message::Close(None)).await;
                 }
@@ -62,8 +62,8 @@ pub async fn open(
         })
 }
 
-/// Carries bytes both ways until either end hangs up, or the dashboard is switched or has a new
-/// token: who may, comes again.
+/// Carries bytes both ways until either end closes, or the dashboard is switched or gets a new
+/// token; a page with the valid token then reconnects.
 async fn bridge(mut socket: WebSocket, guest: BoxStream, mut switch: watch::Receiver<bool>) {
     let (mut from_guest, mut to_guest) = tokio::io::split(guest);
     let mut buffer = vec![0; CHUNK_BYTES];
@@ -90,7 +90,7 @@ async fn bridge(mut socket: WebSocket, guest: BoxStream, mut switch: watch::Rece
                         }
                     }
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    // Text is not ours; an error or a close is the end.
+                    // Text has no meaning; an error or a close is the end.
                     _ => break,
                 }
             }
@@ -103,6 +103,6 @@ async fn bridge(mut socket: WebSocket, guest: BoxStream, mut switch: watch::Rece
             }
         }
     }
-    // Said to the browser so that it knows at once; one that is gone does not hear it.
+    // Tells the browser at once; it may be closed already.
     let _ = socket.send(Message::Close(None)).await;
 }

@@ -1,5 +1,5 @@
-//! The page itself, out of the program. It is the same for everybody and holds no secret, so it
-//! asks for no token.
+//! The page's files, built into the program. They are the same for everybody and contain no secret,
+//! so they need no token.
 
 use axum::{
     body::Body,
@@ -9,7 +9,7 @@ use axum::{
 
 include!(concat!(env!("OUT_DIR"), "/dashboard_files.rs"));
 
-/// What is served where the front end was not built in.
+/// The page of a program without the built-in front end.
 const WITHOUT: &str = "<!doctype html><html lang=\"en\"><meta \
     charset=\"utf-8\"><title>p2pvm</title>\
     <h1>This p2pvm was built without its dashboard</h1>\
@@ -48,13 +48,13 @@ pub async fn serve(method: Method, uri: Uri) -> Response {
     let (kind, bytes) = match found {
         Some(bytes) => (kind_of(path), bytes),
         None if path == "index.html" => (kind_of(path), WITHOUT.as_bytes()),
-        None => return (StatusCode::NOT_FOUND, "there is nothing here\n").into_response(),
+        None => return (StatusCode::NOT_FOUND, "no such file\n").into_response(),
     };
     let mut answer = Body::from(bytes).into_response();
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     if path.starts_with("assets/") {
-        // The name of each holds the hash of its content.
+        // Each name contains the hash of the file's content.
         headers.insert(
             header::CACHE_CONTROL,
             HeaderValue::from_static("public, max-age=31536000, immutable"),
@@ -90,7 +90,7 @@ mod tests {
             serve(Method::POST, Uri::from_static("/")).await.status(),
             StatusCode::METHOD_NOT_ALLOWED
         );
-        // The policy of the page allows no script inside it, and nothing from elsewhere.
+        // The page's policy allows no inline script, and nothing from elsewhere.
         let html = FILES
             .iter()
             .find(|(name, _)| *name == "index.html")

@@ -1,5 +1,4 @@
-//! What is asked of the whole network for the page: by one task while somebody looks, not once for
-//! each browser, and not at all while nobody does.
+//! Polls the whole network for the page: one task for all browsers, and only while a page is open.
 
 use p2pvm_api::Outcome;
 use std::{
@@ -9,16 +8,16 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-/// After the last look it is asked for so long.
+/// How long polling continues after the last viewer has left.
 const LINGER: Duration = Duration::from_secs(10);
-/// Nobody waits longer for the first answer; the page shows what there is.
+/// How long a page waits for the first answer before it shows what there is.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// An answer older than this is from before somebody looked: a new one is waited for.
+/// The age from which an answer is stale, so that a page waits for a new one.
 const STALE: Duration = Duration::from_secs(15);
 
 type Told<T> = Option<(Instant, Arc<T>)>;
 
-/// A question that is kept answered while somebody looks.
+/// A query that is kept answered while a page is open.
 pub struct Gather<T> {
     looked: watch::Sender<Option<Instant>>,
     told: watch::Receiver<Told<T>>,
@@ -32,7 +31,7 @@ impl<T> Drop for Gather<T> {
 }
 
 impl<T: Send + Sync + 'static> Gather<T> {
-    /// Asks with `ask` every `every`. A failure leaves the answer of before.
+    /// Asks with `ask` every `every`. A failure keeps the previous answer.
     pub fn new<F: Future<Output = Outcome<T>> + Send>(
         every: Duration,
         ask: impl Fn() -> F + Send + 'static,
@@ -51,7 +50,7 @@ impl<T: Send + Sync + 'static> Gather<T> {
                 match ask().await {
                     Ok(answer) => drop(tell.send_replace(Some((Instant::now(), Arc::new(answer))))),
                     Err(failure) => {
-                        tracing::debug!(%failure, "the network was not asked for the dashboard")
+                        tracing::debug!(%failure, "polling the network for the dashboard failed")
                     }
                 }
                 tokio::time::sleep(every).await;

@@ -1,4 +1,4 @@
-//! What the page may ask: this list and no more.
+//! The requests that the page may send: this list and no other.
 
 use super::{Dashboard, access, console, files, view::View};
 use crate::{http::forward, machine::sight, node::health::health, vms::http as vms};
@@ -14,10 +14,10 @@ use http_body_util::Limited;
 use p2pvm_api::Failure;
 use std::sync::Arc;
 
-/// A request names a member or a snapshot.
+/// The longest request body, bytes. Reason: a request names a member or a snapshot.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 
-/// The dashboard as one listener serves it.
+/// The routes of one listener of the dashboard.
 pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
     let service = dashboard.vms.clone();
     let at_holder = Router::new()
@@ -64,16 +64,16 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
 }
 
 async fn nothing() -> Response {
-    Failure::not_found("the dashboard has no such request: the command line has").into_response()
+    Failure::not_found("the dashboard has no such request: use the command line").into_response()
 }
 
-/// Ends a request whose body is longer than any of ours, wherever it is read.
+/// Rejects a request whose body is longer than any of the page's.
 async fn bounded(request: Request, next: Next) -> Response {
     next.run(request.map(|body| Body::new(Limited::new(body, MAX_REQUEST_BYTES))))
         .await
 }
 
-/// Everything that the page shows.
+/// The answer with everything that the page shows.
 async fn view(State(dashboard): State<Arc<Dashboard>>) -> Json<View> {
     let (vms, members) = tokio::join!(dashboard.seen_vms.latest(), dashboard.sights.latest());
     let (status, peers) = (dashboard.node.status(), dashboard.members.peers());

@@ -1,10 +1,10 @@
-//! Where the dashboard listens: a unix socket for root, always; this host's addresses in the
-//! network while it is switched on.
+//! The dashboard's listeners: a unix socket for root, always; this host's addresses in the network
+//! while the dashboard is on.
 //!
-//! On the network a connection is taken only from an address of the network: Linux answers on any
-//! interface for an address of any other, so that a neighbour on the LAN could knock without being
-//! a member. Connections are counted, in all and by source, so that one that opens many keeps
-//! nobody else out; a request's head has to come in time.
+//! On the network it accepts only connections from addresses of the network. Reason: Linux answers
+//! on any interface for an address of any other, so a host on the LAN that is not a member could
+//! connect. It counts connections, in all and by source, so that one source with many connections
+//! keeps no other out; a request's head has to arrive in time.
 
 use super::{Dashboard, access::Hosts, routes};
 use axum::Router;
@@ -28,12 +28,14 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Connections at once, and of one source. A browser opens at most six, and one for each console.
+/// How many connections may be open.
 const MAX_CONNECTIONS: usize = 128;
+/// How many connections one source may have open. Reason: a browser opens at most six, and one for
+/// each console.
 const MAX_OF_ONE: usize = 24;
-/// The head of a request has come by then.
+/// How long a request's head may take to arrive.
 const HEAD_LIMIT: Duration = Duration::from_secs(15);
-/// After a failure to listen or to accept it is tried again.
+/// How long to wait after a failed listen or accept before the next one.
 const RETRY: Duration = Duration::from_secs(2);
 
 impl Dashboard {
@@ -71,7 +73,7 @@ impl Dashboard {
     }
 
     fn bind_local(&self) -> Outcome<UnixListener> {
-        // Ours alone by the daemon's lock: a socket that is there is a dead daemon's.
+        // The lock makes this daemon the only one, so an existing socket is a dead daemon's.
         let _ = std::fs::remove_file(&self.socket);
         let listener = UnixListener::bind(
             SocketPath::to(&self.socket)
@@ -98,7 +100,7 @@ impl Dashboard {
                     }
                 }
             };
-            // Dropping `serving` hangs up on everybody: switched off is off.
+            // Dropping `serving` closes all connections, so that off means off.
             tokio::select! {
                 () = serving => {}
                 changed = switch.changed() => if changed.is_err() { return },
@@ -107,8 +109,7 @@ impl Dashboard {
         }
     }
 
-    /// On both of this host's addresses. The two are one door: the same names lead in, the same
-    /// places are counted.
+    /// Serves on both of this host's addresses, with the same names and one count of connections.
     async fn serve_on(self: &Arc<Self>, v4: Ipv4Addr) {
         let v6 = self.parts.own_v6();
         let names = Hosts::Named {
@@ -133,12 +134,12 @@ impl Dashboard {
             let (stream, source) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::debug!(%error, "a connection to the dashboard was not taken");
+                    tracing::debug!(%error, "accepting a connection to the dashboard failed");
                     tokio::time::sleep(RETRY).await;
                     continue;
                 }
             };
-            // Who is refused is hung up on: there is nobody to talk to.
+            // A rejected connection is closed without an answer.
             let Some(seat) = Some(source.ip())
                 .filter(|ip| self.parts.in_network(*ip))
                 .and_then(|ip| seats.take(ip))
@@ -153,8 +154,8 @@ impl Dashboard {
         }
     }
 
-    /// Listens, as soon as that can be done. Trouble is told of IPv4, which the printed link has;
-    /// IPv6 may be switched off on a host.
+    /// Listens as soon as possible. It reports trouble with IPv4, which the printed link uses; IPv6
+    /// may be off on a host.
     async fn bind(&self, here: SocketAddr) -> TcpListener {
         let mut told = false;
         loop {
@@ -187,7 +188,7 @@ impl Dashboard {
     }
 }
 
-/// Until the lease has another address than `known`.
+/// Waits until the lease has another address than `known`.
 async fn moved(
     lease: &mut tokio::sync::watch::Receiver<Option<p2pvm_dhcp::Lease>>,
     known: Option<Ipv4Addr>,
@@ -198,7 +199,7 @@ async fn moved(
         .map(drop)
 }
 
-/// One connection, to its end.
+/// Serves one connection until it ends.
 async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, router: Router) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -210,11 +211,11 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S,
     }
 }
 
-/// Who is connected how often.
+/// The number of connections of each source.
 #[derive(Clone, Default)]
 struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
-/// A place that is given back when it is dropped.
+/// A counted connection; dropping it releases its place.
 struct Seat(Seats, IpAddr);
 
 impl Seats {

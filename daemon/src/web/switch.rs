@@ -1,5 +1,5 @@
 //! Whether the dashboard is on, and its token: two small files in the state directory that only
-//! root reads.
+//! root can read.
 
 use crate::layout::{Layout, read_if_there, write_atomically};
 use p2pvm_api::{Failure, Kind, Outcome};
@@ -9,7 +9,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Random bytes in a token: far more than can be guessed at any rate.
+/// How many random bytes a token has: far too many to guess at any rate.
 const TOKEN_BYTES: usize = 20;
 
 /// The switch and the token.
@@ -21,8 +21,8 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// As it was left; `on` counts where nobody has switched yet. A token is made where there is
-    /// none.
+    /// Reads the switch and the token; `on` is the state if nobody has switched yet. Makes a
+    /// missing token.
     pub fn open(layout: &Layout, on: bool) -> Outcome<Self> {
         let (token_file, switch_file) = (layout.dashboard_token(), layout.dashboard_switch());
         let text = |file: &PathBuf| {
@@ -42,7 +42,7 @@ impl Switch {
                 return Err(Failure::new(Kind::Failed, wrong));
             }
         };
-        // What is too short to be ours is not taken for a secret.
+        // A text that is too short for a token is not used as a secret.
         let kept =
             text(&token_file)?.filter(|token| token.len() == encoded(&[0; TOKEN_BYTES]).len());
         let switch = Self {
@@ -65,18 +65,17 @@ impl Switch {
             .clone()
     }
 
-    /// Whether `shown` is the token; takes as long whatever is shown (BLAKE3's hashes are compared
-    /// in constant time).
+    /// Whether `shown` is the token, in constant time (BLAKE3 compares hashes in constant time).
     pub fn accepts(&self, shown: &str) -> bool {
         blake3::hash(shown.as_bytes()) == blake3::hash(self.token().as_bytes())
     }
 
-    /// Makes a new token; the old one is worth nothing from now on.
+    /// Makes a new token; the previous one becomes invalid.
     pub fn renew(&self) -> Outcome<()> {
         let fresh = encoded(&rand::random());
         write_atomically(&self.token_file, format!("{fresh}\n").as_bytes(), 0o600)?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-        // Who follows the switch hangs up on those who came in with the old one.
+        // Listeners follow the switch and close connections that used the previous token.
         self.on.send_modify(|_| {});
         Ok(())
     }
@@ -103,7 +102,7 @@ impl Switch {
     }
 }
 
-/// Letters and digits that stand in an address and in a protocol's name as they are.
+/// The text of a token: letters and digits that need no escaping in a URL or a subprotocol's name.
 fn encoded(bytes: &[u8; TOKEN_BYTES]) -> String {
     data_encoding::BASE32_NOPAD
         .encode(bytes)

@@ -1,15 +1,15 @@
-//! What the page shows, as one answer: this node and its health in the word that `p2pvm top` has,
-//! every member with its links and decisions as it tells them itself, and the VMs.
+//! The page's content as one answer: this node with its health in `p2pvm top`'s words, every member
+//! with the links and decisions that it reports, and the VMs.
 
 use p2pvm_api::{HealthView, Peer, Sight, Status, VmView};
 use serde::Serialize;
 
-/// Everything.
+/// The whole answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct View {
     /// This node.
     pub status: Status,
-    /// How it is.
+    /// Its health.
     pub health: HealthView,
     /// The other members that this node knows.
     pub peers: Vec<Peer>,
@@ -17,6 +17,6 @@ pub struct View {
     pub members: Vec<Sight>,
     /// The network's VMs.
     pub vms: Vec<VmView>,
-    /// Members that did not say which VMs they have.
+    /// Members that did not answer which VMs they have.
     pub silent: Vec<String>,
 }

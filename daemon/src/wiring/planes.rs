@@ -18,7 +18,6 @@ use p2pvm_overlay::{
     plane::{self, Plane, PlaneConfig, PlaneEvent},
 };
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -109,20 +108,21 @@ fn control_config(
     (root, bootstrap): (Option<KeyPair>, Vec<String>),
 ) -> ControlConfig {
     ControlConfig {
-        identity: identity.clone(),
-        certificate: certificate.clone(),
-        network: network.clone(),
-        trust: trust.clone(),
         listen_port: config.port,
-        state_dir: layout.dir().to_owned(),
         bootstrap,
         issuer_key: root,
-        admission: Arc::new(admission::NotYet),
-        listen_on: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
         public_addresses: config.public_addresses(),
         map_port: config.upnp && config.reachable_at.is_empty(),
         full_mesh: config.full_mesh,
         underlay: plane.underlay(),
+        ..ControlConfig::new(
+            identity.clone(),
+            certificate.clone(),
+            network.clone(),
+            trust.clone(),
+            layout.dir().to_owned(),
+            Arc::new(admission::NotYet),
+        )
     }
 }
 

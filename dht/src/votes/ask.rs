@@ -1,10 +1,10 @@
-//! The asking side: one request to all voters at once, the answer as soon as a majority decided.
-//! The calls still under way go on in the background, so that the slower voters learn of the change
+//! The caller's side: one request to all voters at once, and an answer as soon as a majority has
+//! decided. The remaining calls go on in the background, so that slower voters learn of the change
 //! too.
 
 use super::{
-    Grant, Newest, PROMISE_DOMAIN, SERVICE, VoteError, VoterSet, promise_message,
-    wire::{self, Ask, Promise, Reply, Request, Step, Wish},
+    Grant, NewestEpoch, PROMISE_DOMAIN, SERVICE, VoteError, VoterSet, promise_message,
+    wire::{self, Promise, Proposal, Question, Reply, Request, Step},
 };
 use p2pvm_overlay::{
     Epoch, Fabric, MemberId,
@@ -13,8 +13,8 @@ use p2pvm_overlay::{
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
-/// How long a voter may take to answer: dialling a member over a 200 ms path and one flush, with
-/// room.
+/// How long to wait for a voter's answer.
+/// Reason: dialling over a 200 ms path and one flush, with a margin.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks voters. Cheap to clone.
@@ -29,7 +29,7 @@ impl Votes {
         Self { fabric }
     }
 
-    /// Obtains `epoch` of the VM of `keys` for `holder`. Asking again for what was granted succeeds
+    /// Obtains `epoch` of the VM of `keys` for `holder`. Repeating a granted request succeeds
     /// again.
     ///
     /// # Errors
@@ -46,7 +46,7 @@ impl Votes {
         self.promises(
             keys,
             set,
-            Wish {
+            Proposal {
                 step: Step::Promise,
                 epoch,
                 holder,
@@ -71,7 +71,7 @@ impl Votes {
         self.promises(
             keys,
             set,
-            Wish {
+            Proposal {
                 step: Step::TakeBack,
                 epoch,
                 holder,
@@ -96,7 +96,7 @@ impl Votes {
         let request = Request::change(
             keys,
             set,
-            Wish {
+            Proposal {
                 step: Step::Confirm,
                 epoch,
                 holder,
@@ -114,10 +114,10 @@ impl Votes {
     ///
     /// # Errors
     /// [`VoteError::NoMajority`] if too few answered.
-    pub async fn newest(&self, set: &VoterSet) -> Result<Option<Newest>, VoteError> {
+    pub async fn newest(&self, set: &VoterSet) -> Result<Option<NewestEpoch>, VoteError> {
         let request = Request {
             set: set.clone(),
-            ask: Ask::Newest,
+            question: Question::Newest,
         };
         let told = self
             .majority(set, &request, |_, reply| match reply {
@@ -135,23 +135,25 @@ impl Votes {
         let newest = by_holder
             .into_iter()
             .max_by_key(|((epoch, _), (count, confirmed))| (*epoch, *confirmed, *count));
-        Ok(newest.map(|((epoch, holder), (count, confirmed))| Newest {
-            epoch,
-            holder,
-            confirmed,
-            granted: count >= set.majority(),
-        }))
+        Ok(
+            newest.map(|((epoch, holder), (count, confirmed))| NewestEpoch {
+                epoch,
+                holder,
+                confirmed,
+                granted: count >= set.majority(),
+            }),
+        )
     }
 
     async fn promises(
         &self,
         keys: &KeyPair,
         set: &VoterSet,
-        wish: Wish,
+        proposal: Proposal,
     ) -> Result<Grant, VoteError> {
         check(keys, set)?;
-        let message = promise_message(set.vm, wish.epoch, wish.holder, &set.voters);
-        let request = Request::change(keys, set, wish);
+        let message = promise_message(set.vm, proposal.epoch, proposal.holder, &set.voters);
+        let request = Request::change(keys, set, proposal);
         let promises = self
             .majority(set, &request, |voter, reply| match reply {
                 Reply::Promised(signature) => {
@@ -163,15 +165,15 @@ impl Votes {
             .await?;
         Ok(Grant {
             vm: set.vm,
-            epoch: wish.epoch,
-            holder: wish.holder,
+            epoch: proposal.epoch,
+            holder: proposal.holder,
             voters: set.voters.clone(),
             promises: promises.into_iter().collect(),
         })
     }
 
-    /// Asks every voter and returns as soon as a majority said what `accept` takes, or cannot any
-    /// more.
+    /// Asks every voter and returns as soon as `accept` took the answers of a majority, or no
+    /// majority is possible.
     async fn majority<T>(
         &self,
         set: &VoterSet,

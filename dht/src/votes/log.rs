@@ -1,5 +1,5 @@
-//! A voter's memory: an append-only file that is flushed before the voter answers, so that no crash
-//! and no power cut makes it promise an epoch twice. Never in sled, which kills have corrupted.
+//! A voter's log: an append-only file that is flushed before the voter answers, so that no crash
+//! and no power cut makes it promise an epoch twice. It is not in sled, which kills have corrupted.
 //!
 //! Every entry has the same size and is written twice, each copy with its own CRC that also covers
 //! the entry's place. One damaged copy is repaired by the other; an incomplete last entry was never
@@ -19,13 +19,14 @@ use std::{
 const COPY_BYTES: usize = 128;
 const ENTRY_BYTES: usize = 2 * COPY_BYTES;
 const MAGIC: &[u8; 8] = b"p2pvmvl1";
-/// Below this many entries (256 KiB) compacting is not worth a rename.
+/// How many entries a log has before it is compacted.
+/// Reason: below 256 KiB compacting is not worth a rename.
 const COMPACT_FROM_ENTRIES: usize = 1024;
 
 /// Why a voter's log cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// What the file system said.
+    /// The file system failed.
     #[error("voter log {path} cannot be read or written", path = .0.display())]
     Io(PathBuf, #[source] io::Error),
     /// Another process votes with it: two voters with one memory would promise twice.
@@ -45,25 +46,25 @@ pub enum LogError {
     Broken(PathBuf),
 }
 
-/// What a voter remembers of one VM.
+/// A voter's newest promise for one VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Memory {
-    /// The newest promise.
+pub(crate) struct LogEntry {
+    /// What was promised.
     pub promise: Promise,
-    /// The hash of the voters it was asked with first.
+    /// The hash of the voter set that the first request named.
     pub voters: [u8; 32],
 }
 
-/// The log and what it says.
+/// An open log and the newest entry of each VM.
 pub struct VoterLog {
     path: PathBuf,
     file: File,
     entries: usize,
-    memory: HashMap<VmId, Memory>,
+    newest: HashMap<VmId, LogEntry>,
     broken: bool,
 }
 
-fn encode(place: usize, vm: VmId, memory: &Memory) -> [u8; COPY_BYTES] {
+fn encode(place: usize, vm: VmId, memory: &LogEntry) -> [u8; COPY_BYTES] {
     let mut copy = [0; COPY_BYTES];
     copy[..8].copy_from_slice(MAGIC);
     copy[8..40].copy_from_slice(&vm.0);
@@ -83,7 +84,7 @@ fn crc_at(place: usize, copy: &[u8]) -> u32 {
     crc.finalize()
 }
 
-fn decode(place: usize, copy: &[u8]) -> Option<(VmId, Memory)> {
+fn decode(place: usize, copy: &[u8]) -> Option<(VmId, LogEntry)> {
     let bytes32 = |at: usize| copy[at..at + 32].try_into().expect("32 bytes of 128");
     let good = copy.len() == COPY_BYTES
         && copy.starts_with(MAGIC)
@@ -99,7 +100,7 @@ fn decode(place: usize, copy: &[u8]) -> Option<(VmId, Memory)> {
         };
         (
             VmId(bytes32(8)),
-            Memory {
+            LogEntry {
                 promise,
                 voters: bytes32(81),
             },
@@ -131,7 +132,7 @@ impl VoterLog {
             path: path.to_owned(),
             file,
             entries: 0,
-            memory: HashMap::new(),
+            newest: HashMap::new(),
             broken: false,
         };
         let mut unreadable = None;
@@ -152,13 +153,13 @@ impl VoterLog {
                             .write_all_at(&whole, (place * ENTRY_BYTES) as u64)
                             .map_err(io)?;
                     }
-                    log.memory.insert(vm, memory);
+                    log.newest.insert(vm, memory);
                     log.entries = place + 1;
                 }
                 None => unreadable = unreadable.or(Some(place)),
             }
         }
-        if log.entries > COMPACT_FROM_ENTRIES && log.entries > 4 * log.memory.len() {
+        if log.entries > COMPACT_FROM_ENTRIES && log.entries > 4 * log.newest.len() {
             log.compact().map_err(io)?;
         }
         log.file
@@ -180,30 +181,37 @@ impl VoterLog {
             .mode(0o600)
             .open(&temporary)?;
         file.try_lock()?;
-        let mut all = Vec::with_capacity(self.memory.len() * ENTRY_BYTES);
-        for (place, (vm, memory)) in self.memory.iter().enumerate() {
+        let mut all = Vec::with_capacity(self.newest.len() * ENTRY_BYTES);
+        for (place, (vm, memory)) in self.newest.iter().enumerate() {
             all.extend(encode(place, *vm, memory).repeat(2));
         }
         file.write_all(&all)?;
         file.sync_all()?;
         fs::rename(&temporary, &self.path)?;
-        (self.file, self.entries) = (file, self.memory.len());
+        (self.file, self.entries) = (file, self.newest.len());
         Ok(())
     }
 
-    /// What was last written about `vm`.
-    pub(crate) fn recall(&self, vm: &VmId) -> Option<&Memory> {
-        self.memory.get(vm)
+    /// The newest entry of `vm` that is on the disk.
+    pub(crate) fn recall(&self, vm: &VmId) -> Option<&LogEntry> {
+        self.newest.get(vm)
     }
 
-    /// Appends and flushes; only then is it known to [`Self::recall`].
+    /// Appends an entry and flushes it; only then [`Self::recall`] returns it.
     ///
     /// # Errors
     /// [`LogError::Full`]; or [`LogError::Io`] once, then [`LogError::Broken`]: after a failed
-    /// flush nobody knows what is on the disk.
-    pub(crate) fn remember(&mut self, vm: VmId, memory: Memory) -> Result<(), LogError> {
+    /// flush it is unknown what is on the disk.
+    pub(crate) fn remember(&mut self, vm: VmId, memory: LogEntry) -> Result<(), LogError> {
         if self.broken {
             return Err(LogError::Broken(self.path.clone()));
+        }
+        if let Some(known) = self.recall(&vm) {
+            let (old, new) = (&known.promise, &memory.promise);
+            assert!(
+                new.epoch > old.epoch || (new.epoch == old.epoch && new.holder == old.holder),
+                "a promise never falls back to an older epoch and never changes its holder"
+            );
         }
         let entry = encode(self.entries, vm, &memory).repeat(2);
         let end = (self.entries * ENTRY_BYTES) as u64;
@@ -212,8 +220,7 @@ impl VoterLog {
             && reserve::is_full(e)
             && self.file.set_len(end).is_ok()
         {
-            // Nothing of it was flushed or answered: the next entry may have the place, when there
-            // is room.
+            // Nothing of it was flushed or answered: the next entry may take its place.
             return Err(LogError::Full(self.path.clone()));
         }
         if let Err(e) = written.and_then(|()| self.file.sync_data()) {
@@ -221,13 +228,13 @@ impl VoterLog {
             return Err(LogError::Io(self.path.clone(), e));
         }
         self.entries += 1;
-        self.memory.insert(vm, memory);
+        self.newest.insert(vm, memory);
         Ok(())
     }
 
-    /// How many VMs this node has promised something about.
+    /// How many VMs have an entry.
     pub fn vms(&self) -> usize {
-        self.memory.len()
+        self.newest.len()
     }
 }
 
@@ -243,8 +250,8 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn memory(epoch: u64) -> Memory {
-        Memory {
+    fn memory(epoch: u64) -> LogEntry {
+        LogEntry {
             promise: Promise {
                 epoch: Epoch(epoch),
                 holder: MemberId([9; 32]),
@@ -264,7 +271,7 @@ mod tests {
         fs::read(path).unwrap()
     }
 
-    fn recalled(path: &Path) -> Result<[Option<Memory>; 2], LogError> {
+    fn recalled(path: &Path) -> Result<[Option<LogEntry>; 2], LogError> {
         VoterLog::open(path).map(|log| [1, 2].map(|vm| log.recall(&VmId([vm; 32])).copied()))
     }
 

@@ -1,5 +1,5 @@
-//! What asker and voter say to each other: one version byte, then postcard. Parsing never panics,
-//! takes no more than [`MAX_BYTES`] and leaves nothing unread.
+//! The messages between a caller and a voter: one version byte, then postcard. Parsing never
+//! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread.
 
 use super::VoterSet;
 use p2pvm_overlay::{
@@ -9,7 +9,8 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 const VERSION: u8 = 1;
-/// Seven voters and all signatures take under 500 bytes.
+/// How long a message is at most.
+/// Reason: seven voters and all signatures take under 500 bytes.
 const MAX_BYTES: usize = 1024;
 const ASK_DOMAIN: &str = "p2pvm vote request 1";
 
@@ -19,26 +20,26 @@ pub struct Request {
     /// The VM and its voters, signed by the VM's key.
     pub set: VoterSet,
     /// What is asked.
-    pub ask: Ask,
+    pub question: Question,
 }
 
 /// What is asked of a voter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ask {
-    /// Promise or confirm an epoch; the signature is the VM key's over the wish.
-    Change(Wish, Signature),
+pub enum Question {
+    /// Promise or confirm an epoch; the signature is the VM key's over the proposal.
+    Change(Proposal, Signature),
     /// Tell the newest promise.
     Newest,
 }
 
-/// A change of the holder, as the VM's key signs it.
+/// A new holder, as the VM's key signs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wish {
-    /// The step.
+pub struct Proposal {
+    /// Which step of the change.
     pub step: Step,
     /// The epoch wanted.
     pub epoch: Epoch,
-    /// For whom.
+    /// The new holder.
     pub holder: MemberId,
 }
 
@@ -49,7 +50,7 @@ pub enum Step {
     Promise,
     /// Promise it unless the newest one promised to somebody else was confirmed.
     TakeBack,
-    /// The holder runs: no take-back any more.
+    /// The holder runs: from now on no take-back is granted.
     Confirm,
 }
 
@@ -62,7 +63,7 @@ pub enum Reply {
     Confirmed,
     /// The newest promise here.
     Newest(Option<Promise>),
-    /// Not granted because of this promise.
+    /// Refused because of this promise.
     Refused(Promise),
     /// The voter pinned other voters for this VM.
     OtherVoters,
@@ -75,26 +76,26 @@ pub enum Reply {
 pub struct Promise {
     /// The epoch promised.
     pub epoch: Epoch,
-    /// To whom.
+    /// The member that may run the VM.
     pub holder: MemberId,
     /// Whether the holder confirmed it.
     pub confirmed: bool,
 }
 
 impl Request {
-    /// A change wished for, signed with the VM's key.
-    pub fn change(keys: &KeyPair, set: &VoterSet, wish: Wish) -> Self {
-        let signature = keys.sign(ASK_DOMAIN, &super::bytes(&(set.vm, wish)));
+    /// A proposal, signed with the VM's key.
+    pub fn change(keys: &KeyPair, set: &VoterSet, proposal: Proposal) -> Self {
+        let signature = keys.sign(ASK_DOMAIN, &super::bytes(&(set.vm, proposal)));
         Self {
             set: set.clone(),
-            ask: Ask::Change(wish, signature),
+            question: Question::Change(proposal, signature),
         }
     }
 }
 
-/// Whether `signature` is the VM key's over the wish.
-pub fn is_wish_of(vm: VmId, wish: &Wish, signature: &Signature) -> bool {
-    identity::verify(&vm.0, ASK_DOMAIN, &super::bytes(&(vm, wish)), signature)
+/// Whether `signature` is the VM key's over the proposal.
+pub fn is_proposal_of(vm: VmId, proposal: &Proposal, signature: &Signature) -> bool {
+    identity::verify(&vm.0, ASK_DOMAIN, &super::bytes(&(vm, proposal)), signature)
 }
 
 /// The bytes on the wire.
@@ -111,8 +112,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     (body.len() <= MAX_BYTES && rest.is_empty()).then_some(message)
 }
 
-/// The voters' parsers as a plain function of bytes: what a fuzzer drives. True if they are a
-/// request.
+/// Whether the bytes are a request. A plain function of bytes over both parsers, for the fuzzer.
 pub fn parse_request(body: &[u8]) -> bool {
     let _ = parse::<Reply>(body);
     parse::<Request>(body).is_some()

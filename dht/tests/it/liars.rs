@@ -132,8 +132,7 @@ async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_third_of_lying_members_makes_no_second_owner_and_no_wrong_read_where_two_of_five_replicas_lie()
- {
+async fn a_third_of_liars_makes_no_second_owner_and_no_wrong_read() {
     for (lie, name) in [(Lie::Deny, "deny"), (Lie::Claim, "claim")] {
         for seed in 0..4 {
             let [few, many] = third_lies(seed, lie).await;

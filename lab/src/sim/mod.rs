@@ -2,8 +2,8 @@
 //! simulated, everything drawn from a seed.
 //!
 //! [`world`] is where members live, [`conditions`] what the network does to datagrams, [`engine`]
-//! the loop, `flight` a datagram's way, `dial` how links are made, [`survey`] the observer that sees
-//! all. Two programs use these: [`scale`] measures how the ring grows and repairs itself, and
+//! the loop, `flight` a datagram's way, `dial` how links are made, [`survey`] the observer that
+//! sees all. Two programs use these: [`scale`] measures how the ring grows and repairs itself, and
 //! [`report`] writes the page with plots; [`faults`] searches for schedules of faults that break an
 //! invariant. [`cli`] runs both.
 //!

@@ -1,8 +1,7 @@
-//! `p2pvm iso customize`: an appliance ISO that knows its network, made from one that does not,
-//! without rebuilding anything.
+//! `p2pvm iso customize`: writes an invite into an appliance ISO without rebuilding it.
 //!
-//! The ISO is copied and the reserved file in it overwritten in place: same size, same layout, so
-//! boot records and partition table stay right. Needs neither root nor tools.
+//! It copies the ISO and overwrites the reserved file in the copy in place. Size and layout stay
+//! the same, so boot records and partition table stay valid. It needs neither root nor tools.
 
 use super::{iso9660, reserved};
 use p2pvm_api::{Doing, Failure, Outcome};
@@ -18,12 +17,11 @@ use std::{
 pub const VOLUME: &str = "P2PVM-LIVE";
 const PLACE: [&str; 2] = ["P2PVM", "INVITE"];
 
-/// Writes `invite` into a copy of the appliance ISO `input` at `output`; empty text takes an invite
-/// out again. `output` is replaced as a whole or not at all, and may be `input`.
+/// Writes `invite` into a copy of the appliance ISO `input` at `output`; an empty text removes the
+/// invite. `output` is replaced as a whole or not at all, and may be `input`.
 ///
 /// # Errors
-/// A sentence for the user: no appliance ISO, no valid invite, a file that cannot be read or
-/// written.
+/// `input` is not an appliance ISO, `invite` is invalid, or a file cannot be read or written.
 pub fn customize(input: &Path, invite: &str, output: &Path, now: UnixTime) -> Outcome<()> {
     if !invite.is_empty() {
         Invite::parse(invite)
@@ -41,7 +39,7 @@ pub fn customize(input: &Path, invite: &str, output: &Path, now: UnixTime) -> Ou
         .unwrap_or(Path::new("."));
     let name = output
         .file_name()
-        .ok_or_else(|| Failure::usage(format!("{} is no file name", output.display())))?;
+        .ok_or_else(|| Failure::usage(format!("{} is not a file name", output.display())))?;
     let temporary = directory.join(format!(
         ".{}.{}",
         name.to_string_lossy(),
@@ -62,31 +60,31 @@ pub fn customize(input: &Path, invite: &str, output: &Path, now: UnixTime) -> Ou
         .doing(format_args!("cannot write {}", output.display()))
 }
 
-/// Where the room for an invite begins in an appliance ISO.
+/// The offset of the reserved file in an appliance ISO.
 fn place(iso: &mut File, path: &Path) -> Outcome<u64> {
     let no = |why: &str| {
         Failure::usage(format!(
-            "{} is no ISO of the p2pvm appliance: {why}",
+            "{} is not an ISO of the p2pvm appliance: {why}",
             path.display()
         ))
     };
     let found = iso9660::find(iso, &PLACE).doing(format_args!("reading {}", path.display()))?;
-    let (volume, extent) = found.ok_or_else(|| no("it holds no /p2pvm/invite"))?;
+    let (volume, extent) = found.ok_or_else(|| no("it has no /p2pvm/invite"))?;
     if volume != VOLUME {
         return Err(no(&format!("its volume is named '{volume}', not {VOLUME}")));
     }
     if extent.bytes as usize != reserved::BYTES {
         return Err(no(
-            "its room for an invite has another size; was it made by another version?",
+            "its reserved file has another size; was it made by another version?",
         ));
     }
     let mut room = vec![0; reserved::BYTES];
     iso.seek(SeekFrom::Start(extent.offset))
         .and_then(|_| iso.read_exact(&mut room))
-        .map_err(|_| no("it is cut off"))?;
+        .map_err(|_| no("it is truncated"))?;
     match reserved::read(&room) {
-        Err(reserved::Problem::NotOurs) => Err(no("it has no room for an invite")),
-        // What was there before is replaced, damaged or not.
+        Err(reserved::Problem::NotOurs) => Err(no("it has no reserved file for an invite")),
+        // A previous invite is replaced, damaged or not.
         _ => Ok(extent.offset),
     }
 }
@@ -135,18 +133,18 @@ mod tests {
         fs::write(&output, "precious").unwrap();
         let room = reserved::filled("").unwrap();
         let cases = [
-            (b"too short".to_vec(), "holds no /p2pvm/invite"),
+            (b"too short".to_vec(), "has no /p2pvm/invite"),
             (
                 iso_with("Debian 13", PLACE[0], PLACE[1], &room),
                 "named 'Debian 13'",
             ),
             (
                 iso_with(VOLUME, "BOOT", "GRUB", &room),
-                "holds no /p2pvm/invite",
+                "has no /p2pvm/invite",
             ),
             (
                 iso_with(VOLUME, PLACE[0], PLACE[1], &vec![0; reserved::BYTES]),
-                "no room for an invite",
+                "no reserved file",
             ),
             (
                 iso_with(VOLUME, PLACE[0], PLACE[1], &room[..2048]),

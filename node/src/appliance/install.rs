@@ -1,9 +1,9 @@
-//! `p2pvm install DISK`: the appliance on a disk that boots by itself, BIOS and UEFI, with a
-//! partition for what must last.
+//! `p2pvm install DISK`: installs the appliance on a disk, which then boots by itself on BIOS and
+//! UEFI and has a partition for the state.
 //!
-//! The ISO is laid out as a disk with boot records for both, so it is copied as it stands, an
-//! invite written into it included, and a third partition, ext4 with the label P2PVM-STATE, takes
-//! the rest. No boot loader has to be configured.
+//! The ISO has the layout of a disk with boot records for both, so it is copied unchanged, with an
+//! invite written into it. A third partition, ext4 with the label P2PVM-STATE, takes the rest of
+//! the disk. No boot loader has to be configured.
 
 use super::{customize::VOLUME, mbr, prepare::STATE_LABEL, volumes};
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
@@ -16,20 +16,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So much at the beginning and at the end of a disk must be zeros for it to count as empty: boot
-/// records, partition tables and their copies, the signatures of file systems and RAIDs.
+/// How many bytes at the beginning and at the end of an empty disk must be zeros. Reason: boot
+/// records, partition tables and their copies and the signatures of file systems and RAIDs are
+/// there.
 const LOOKED_AT: u64 = 1 << 20;
-/// The kernel and udev show a new partition within this, or something is wrong.
+/// How long the kernel and udev may take to show a new partition.
 const PARTITION_LIMIT: Duration = Duration::from_secs(30);
 
-/// Where the running appliance found its medium mounted.
+/// Where the running appliance has its medium mounted.
 const MEDIUM: &str = "/run/p2pvm/medium";
 
-/// Installs on `disk` from `from`, by default from the medium this machine was booted from. Gives
+/// Installs on `disk` from `from`, by default from the medium this machine was booted from. Returns
 /// the partition for state.
 ///
 /// # Errors
-/// [`Kind::Refused`] for a disk that is in use or, without `force`, holds something.
+/// [`Kind::Refused`] if the disk is in use or, without `force`, not empty.
 pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf> {
     let name = whole_disk(disk)?;
     let source = match from {
@@ -38,7 +39,7 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
     };
     if fs::canonicalize(&source).ok() == fs::canonicalize(disk).ok() {
         return Err(Failure::refused(format!(
-            "{} is what this machine was booted from: choose another disk",
+            "this machine was booted from {}: choose another disk",
             disk.display()
         )));
     }
@@ -53,7 +54,7 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
         .doing("asking for the disk's size")?;
     if !force && !is_empty(&mut target, bytes).doing(format_args!("reading {}", disk.display()))? {
         return Err(Failure::refused(format!(
-            "{} holds something: look at it with 'lsblk -f {}', and use --force to lose it",
+            "{} is not empty: see 'lsblk -f {}', and use --force to lose its data",
             disk.display(),
             disk.display()
         )));
@@ -80,7 +81,7 @@ pub fn install(disk: &Path, from: Option<&Path>, force: bool) -> Outcome<PathBuf
     Ok(partition)
 }
 
-/// How much of the ISO is copied, and the boot record that the disk gets.
+/// How much of the ISO is copied, and the disk's boot record.
 fn layout(iso: &mut File, bytes: u64, source: &Path, disk: &Path) -> Outcome<(u64, [u8; 512])> {
     let mut record = [0; 512];
     iso.rewind()
@@ -91,19 +92,19 @@ fn layout(iso: &mut File, bytes: u64, source: &Path, disk: &Path) -> Outcome<(u6
     let end = mbr::end(&cleared(&record));
     let (Some((volume, _)), Some(end)) = (named, end) else {
         return Err(Failure::usage(format!(
-            "{} is no ISO of the p2pvm appliance",
+            "{} is not an ISO of the p2pvm appliance",
             source.display()
         )));
     };
     if volume != VOLUME {
         return Err(Failure::usage(format!(
-            "{} is no ISO of the p2pvm appliance: its volume is named '{volume}'",
+            "{} is not an ISO of the p2pvm appliance: its volume is named '{volume}'",
             source.display()
         )));
     }
     let made = mbr::with_third(&cleared(&record), bytes / mbr::SECTOR).ok_or_else(|| {
         Failure::refused(format!(
-            "{} is too small: it has {}, and the appliance wants 256 MiB beside itself",
+            "{} is too small: it has {}, and the appliance needs 256 MiB besides its own size",
             disk.display(),
             size(bytes)
         ))
@@ -111,8 +112,8 @@ fn layout(iso: &mut File, bytes: u64, source: &Path, disk: &Path) -> Outcome<(u6
     Ok((end * mbr::SECTOR, made))
 }
 
-/// The boot record as the ISO has it: an installed disk that is installed from has a third
-/// partition, which is its own.
+/// The ISO's boot record. If the source is an installed disk, its third partition, which is its
+/// own, is removed.
 fn cleared(record: &[u8; 512]) -> [u8; 512] {
     let mut plain = *record;
     plain[478..510].fill(0);
@@ -123,7 +124,7 @@ fn size(bytes: u64) -> impl std::fmt::Display {
     indicatif::HumanBytes(bytes)
 }
 
-/// The boot record goes last: a disk half written does not boot.
+/// Copies the ISO; writes the boot record last, so that a half-written disk does not boot.
 fn copy(iso: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> io::Result<()> {
     target.rewind()?;
     target.write_all(&[0; 512])?;
@@ -132,7 +133,7 @@ fn copy(iso: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> i
     if copied != length - 512 {
         return Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            "the ISO is cut off",
+            "the ISO is truncated",
         ));
     }
     target.sync_all()?;
@@ -154,7 +155,7 @@ fn whole_disk(disk: &Path) -> Outcome<String> {
     let known = Path::new("/sys/class/block").join(&name);
     if !is_block || !known.exists() {
         return Err(Failure::usage(format!(
-            "{} is no disk; 'lsblk' lists disks",
+            "{} is not a disk; 'lsblk' lists disks",
             disk.display()
         )));
     }
@@ -167,7 +168,7 @@ fn whole_disk(disk: &Path) -> Outcome<String> {
     Ok(name)
 }
 
-/// Refuses a disk of which something is mounted or used as swap.
+/// Rejects a disk with a mounted partition or one used as swap.
 fn in_use(name: &str) -> Outcome<()> {
     for table in ["/proc/mounts", "/proc/swaps"] {
         let text = fs::read_to_string(table).doing(format_args!("reading {table}"))?;
@@ -198,7 +199,7 @@ fn belongs(device: &str, name: &str) -> bool {
         })
 }
 
-/// What stands between a disk's name and a partition's number: nvme0n1p3, but sda3.
+/// The text between a disk's name and a partition's number: nvme0n1p3, but sda3.
 fn separator(name: &str) -> &'static str {
     if name.ends_with(|c: char| c.is_ascii_digit()) {
         "p"
@@ -264,7 +265,7 @@ fn run(program: &str, arguments: &[&str]) -> Outcome<()> {
     ))
 }
 
-/// The third partition's device node, once it is there.
+/// The third partition's device node, when it has appeared.
 fn third(name: &str) -> Outcome<PathBuf> {
     let node = PathBuf::from(format!("/dev/{name}{}3", separator(name)));
     let began = Instant::now();
@@ -280,8 +281,7 @@ fn third(name: &str) -> Outcome<PathBuf> {
     Ok(node)
 }
 
-/// Whether `disk` carries an installed appliance already: one of its partitions is labelled
-/// P2PVM-STATE.
+/// Whether `disk` has an installed appliance: one of its partitions is labelled P2PVM-STATE.
 pub fn is_installed(disk: &Path) -> Outcome<bool> {
     let name = whole_disk(disk)?;
     Ok(volumes::labelled(&volumes::all()?, STATE_LABEL)

@@ -1,7 +1,7 @@
-//! Finds one file in an ISO 9660 file system (ECMA-119), as much as `customize` needs: volume name,
-//! directories by their plain names.
+//! Finds one file in an ISO 9660 file system (ECMA-119), as far as `customize` needs it: the volume
+//! name, and directories by their plain names.
 //!
-//! Rock Ridge and Joliet are not read: the names of interest are short and plain in every reading.
+//! It does not read Rock Ridge and Joliet, because the names that it looks for are the same in all.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -9,25 +9,25 @@ use std::io::{self, Read, Seek, SeekFrom};
 const SECTOR: u64 = 2048;
 /// The sector of the primary volume descriptor (§6.2.1).
 const PRIMARY: u64 = 16;
-/// A directory larger than this is not one of ours, bytes.
+/// The largest directory that is read, bytes. Reason: the appliance's are smaller.
 const MAX_DIRECTORY: u32 = 1 << 20;
 /// The flag of a directory among a record's flags (§9.1.6).
 const IS_DIRECTORY: u8 = 2;
 
-/// Where a file's bytes lie in the ISO.
+/// A file's bytes in the ISO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// First byte.
+    /// The offset of the first byte.
     pub offset: u64,
-    /// How many.
+    /// The number of bytes.
     pub bytes: u32,
 }
 
 /// The volume's name, and the extent of the file at `path` (upper-case names from the root on).
-/// None if this is no ISO 9660 file system or holds no such file.
+/// `None` if this is not an ISO 9660 file system or does not contain the file.
 ///
 /// # Errors
-/// What reading failed with; an ISO that ends early is no error but holds no such file.
+/// The error of reading. A truncated ISO is not an error; it does not contain the file.
 pub fn find(iso: &mut (impl Read + Seek), path: &[&str]) -> io::Result<Option<(String, Extent)>> {
     match search(iso, path) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
@@ -80,7 +80,7 @@ fn record(bytes: &[u8]) -> Option<(Extent, u8)> {
     ))
 }
 
-/// The record named `name`, a version number (";1") aside. Records do not cross sectors (§6.8.1.1).
+/// The record named `name`, without a version number (";1"). No record crosses sectors (§6.8.1.1).
 fn entry(directory: &[u8], name: &str, wants_directory: bool) -> Option<Extent> {
     for sector in directory.chunks(SECTOR as usize) {
         let mut rest = sector;

@@ -1,10 +1,9 @@
-//! The master boot record of a disk that carries the appliance: one more partition behind the ISO's
-//! two.
+//! The master boot record of a disk with the appliance: one more partition after the ISO's two.
 //!
 //! An appliance ISO is a disk image too: boot code, partition 1 with the ISO itself and partition
-//! 2, the EFI system partition. A partition that fills the rest of the disk makes it a machine with
-//! memory. MBR and not GPT: the ISO's boot records stay as they are, and a GPT would need a copy at
-//! the disk's end.
+//! 2, the EFI system partition. The third partition fills the rest of the disk and stores the
+//! state. It is an MBR and not a GPT, so that the ISO's boot records stay unchanged; a GPT would
+//! need a copy at the disk's end.
 
 /// A sector, bytes.
 pub const SECTOR: u64 = 512;
@@ -13,12 +12,12 @@ const ENTRY: usize = 16;
 const SIGNATURE: [u8; 2] = [0x55, 0xaa];
 /// A Linux file system.
 const LINUX: u8 = 0x83;
-/// Partitions begin at multiples of a MiB, sectors: what flash and 4-KiB disks like.
+/// The alignment of partitions, sectors: 1 MiB, for flash and disks with 4-KiB sectors.
 const ALIGN: u64 = 2048;
-/// Below this a partition for state makes no sense, sectors: 256 MiB.
+/// The least size of the partition for state, sectors: 256 MiB.
 const LEAST: u64 = 256 << 11;
 
-/// The first sector behind all partitions, or none where there is no partition table.
+/// The first sector after all partitions, or `None` without a partition table.
 pub fn end(mbr: &[u8; 512]) -> Option<u64> {
     let table = mbr
         .get(TABLE..TABLE + 4 * ENTRY)
@@ -34,8 +33,8 @@ pub fn end(mbr: &[u8; 512]) -> Option<u64> {
     ends.max()
 }
 
-/// `mbr` with a third partition in the rest of a disk of `sectors`; none if there is no room for it
-/// or it has a third one. More than 2 TiB cannot be said in an MBR; what is beyond stays unused.
+/// `mbr` with a third partition in the rest of a disk of `sectors`; `None` if there is no room for
+/// it or it has a third one. An MBR can describe 2 TiB; the rest of a larger disk stays unused.
 pub fn with_third(mbr: &[u8; 512], sectors: u64) -> Option<[u8; 512]> {
     let start = end(mbr)?.next_multiple_of(ALIGN);
     let size = sectors.min(u64::from(u32::MAX)).checked_sub(start)? / ALIGN * ALIGN;
@@ -44,7 +43,7 @@ pub fn with_third(mbr: &[u8; 512], sectors: u64) -> Option<[u8; 512]> {
         return None;
     }
     let mut made = *mbr;
-    // Cylinders, heads and sectors are not used: 0xfe 0xff 0xff says so.
+    // 0xfe 0xff 0xff means that cylinders, heads and sectors are not used.
     made[at..at + 8].copy_from_slice(&[0, 0xfe, 0xff, 0xff, LINUX, 0xfe, 0xff, 0xff]);
     made[at + 8..at + 12].copy_from_slice(&u32::try_from(start).ok()?.to_le_bytes());
     made[at + 12..at + 16].copy_from_slice(&u32::try_from(size).ok()?.to_le_bytes());
@@ -55,7 +54,7 @@ pub fn with_third(mbr: &[u8; 512], sectors: u64) -> Option<[u8; 512]> {
 mod tests {
     use super::*;
 
-    /// As xorriso makes it: the ISO from sector 64, the EFI partition behind it.
+    /// As xorriso makes it: the ISO from sector 64, then the EFI partition.
     fn iso() -> [u8; 512] {
         let mut mbr = [0; 512];
         mbr[510..].copy_from_slice(&SIGNATURE);

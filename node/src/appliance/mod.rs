@@ -1,10 +1,10 @@
-//! The bootable appliance (`appliance-image/`): how a machine that was just switched on becomes a
-//! member with no question asked.
+//! The bootable appliance (`appliance-image/`): how a machine becomes a member at its first boot
+//! without asking a question.
 //!
-//! `prepare` is what its first-boot unit runs: it decides where the state lives, and `sources` says
-//! which network the machine belongs to. `reserved` is the room in the ISO that `customize` writes
-//! an invite into, `iso9660` finds it. `install` puts the appliance on a disk. `volumes` asks the
-//! kernel which labelled volumes there are. docs/appliance.md has the decisions.
+//! The first-boot unit runs `prepare`, which decides where the state is stored; `sources` says
+//! which network the machine belongs to. `reserved` is the file in the ISO into which `customize`
+//! writes an invite, and `iso9660` finds it. `install` puts the appliance on a disk. `volumes`
+//! lists labelled volumes. docs/appliance.md has the decisions.
 
 pub mod customize;
 pub mod install;

@@ -1,9 +1,9 @@
-//! What an appliance does before its daemon starts: state, network, membership. Run once a boot by
-//! p2pvm-prepare.service.
+//! The appliance's steps before its daemon starts: state, network, membership.
+//! p2pvm-prepare.service runs them once a boot.
 //!
-//! State is on the partition labelled P2PVM-STATE where there is one, else in memory, and the
-//! console says which. A machine that is a member already asks no place for an invite: it stays
-//! what it is. What a person has to know is printed; the unit shows it on the console.
+//! The state is on the partition labelled P2PVM-STATE if there is one, otherwise in memory, and the
+//! console says which. A machine that is a member already reads no place for an invite. Messages
+//! for the user go to standard output, which the unit shows on the console.
 
 use super::{
     install,
@@ -29,31 +29,30 @@ use std::{
 
 /// The label of the partition for state.
 pub const STATE_LABEL: &str = "P2PVM-STATE";
-/// Labels of volumes that may hold an invite, in order.
+/// The labels of volumes that may have an invite, in order.
 const INVITE_LABELS: [&str; 2] = ["P2PVM", "CIDATA"];
-/// On the kernel's command line, before a disk to install on.
+/// The kernel parameter with a disk to install on.
 const INSTALL: &str = "p2pvm.install=";
-/// What is only true until the next boot.
+/// The directory of facts that hold until the next boot.
 const RUN: &str = "/run/p2pvm";
-/// The name of a network that founds itself.
+/// The name of a network that an appliance founds.
 const OWN_NETWORK: &str = "p2pvm";
-/// Between two attempts to join over a network that is not there yet.
+/// How long to wait between two attempts to join while no member answers.
 const RETRY: Duration = Duration::from_secs(5);
-/// How much of the memory state may take when there is no disk for it. It is not taken before it is
-/// used.
+/// How much memory the state may take without a disk. The memory is taken only as it is used.
 const STATE_IN_MEMORY: &str = "mode=711,size=75%";
 
-/// Where a typed invite is put for the next attempt.
+/// The file with a typed invite for the next attempt.
 pub fn typed() -> PathBuf {
     Path::new(RUN).join("typed-invite")
 }
 
-/// Why the last attempt was refused.
+/// The file with the reason why the last invite was rejected.
 pub fn refusal() -> PathBuf {
     Path::new(RUN).join("refused")
 }
 
-/// The places of this machine, its volumes mounted.
+/// This machine's places for an invite, with its volumes mounted.
 fn places() -> Outcome<Places> {
     let known = volumes::all()?;
     let mut mounted = Vec::new();
@@ -79,7 +78,7 @@ fn places() -> Outcome<Places> {
     })
 }
 
-/// Makes this machine a member, or says why it cannot be one.
+/// Makes this machine a member, or says why it cannot become one.
 pub async fn prepare(layout: &Layout) -> Outcome<()> {
     fs::create_dir_all(RUN).doing("making /run/p2pvm")?;
     let tried = attempt(layout).await;
@@ -96,20 +95,17 @@ async fn attempt(layout: &Layout) -> Outcome<()> {
     }
     mount_state(layout)?;
     become_member(layout).await?;
-    // Every appliance is called the same until it is somebody: what asks for the host's name later
-    // finds the member's.
+    // Every appliance has the same host name until it is a member; later queries of the host name
+    // get the member's name.
     let name = membership::load(layout)?.certificate.name().to_owned();
     sethostname(&name).doing(format_args!("calling this machine {name}"))
 }
 
-/// `p2pvm.install=DISK`. On a disk that carries the appliance already there is nothing to do: the
-/// machine boots again and again with the same command line.
+/// Handles `p2pvm.install=DISK`. If the disk has the appliance already, there is nothing to do,
+/// because the machine boots again and again with the same command line.
 fn unattended(disk: &Path) -> Outcome<()> {
     if install::is_installed(disk)? {
-        say(format_args!(
-            "{} carries the appliance already",
-            disk.display()
-        ));
+        say(format_args!("{} has the appliance already", disk.display()));
         return Ok(());
     }
     say(format_args!("installing on {}", disk.display()));
@@ -155,8 +151,8 @@ fn mount_state(layout: &Layout) -> Outcome<()> {
         }
         (Some(a), Some(b)) => {
             return Err(Failure::refused(format!(
-                "{} and {} are both labelled {STATE_LABEL}: remove one of the disks, so that it \
-                    is clear who this machine is",
+                "{} and {} are both labelled {STATE_LABEL}: remove one of the disks, so that this \
+                    machine's identity is unambiguous",
                 a.device, b.device
             )));
         }
@@ -172,7 +168,7 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     }
     let found = sources::find(&places()?, UnixTime::now())
         .map_err(|bad| Failure::refused(bad.to_string()))?;
-    // Random, because every appliance is the same: it stays with the identity.
+    // Random, because every appliance is the same. The name stays with the identity.
     let derived = found.name.is_none();
     let name = found
         .name
@@ -192,8 +188,8 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     say(format_args!("joining by {source}"));
     loop {
         match membership::join(layout, &invite, None, &called).await {
-            // Nobody answers yet, or those who decide cannot be asked now: neither is a word about
-            // the invite.
+            // No member answers yet, or too few members that decide on admissions: neither says
+            // anything about the invite.
             Err(failure) if matches!(failure.kind, Kind::TimedOut | Kind::NotNow) => {
                 say(format_args!("{failure}; trying again"))
             }
@@ -207,13 +203,13 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     }
 }
 
-/// Forgets the last refusal and puts a typed invite, if there is one, where the next attempt finds
-/// it first.
+/// Forgets the last rejection and stores a typed invite, if there is one, where the next attempt
+/// reads it first.
 pub fn retry_with(invite: &str) -> Outcome<()> {
     if !invite.is_empty() {
         write_atomically(&typed(), invite.as_bytes(), 0o600)?;
     }
-    fs::remove_file(refusal()).doing("forgetting the last refusal")
+    fs::remove_file(refusal()).doing("forgetting the last rejection")
 }
 
 fn say(what: impl std::fmt::Display) {

@@ -1,32 +1,32 @@
-//! The room for an invite in every appliance ISO: a file of fixed size that `p2pvm iso customize`
-//! overwrites in place.
+//! The reserved file for an invite in every appliance ISO: it has a fixed size, and `p2pvm iso
+//! customize` overwrites it in place.
 //!
 //! Layout: a marker (32 bytes), the text's length (4 bytes, little endian), BLAKE3 of the text (32
-//! bytes), the text, zeros. The hash tells a stick that was pulled too early from an invite, whose
-//! own signature is checked later.
+//! bytes), the text, zeros. The hash distinguishes a stick that was removed too early from a bad
+//! invite, whose own signature is checked later.
 
 use std::fmt;
 
-/// The file's size: more than any invite's text, whole blocks of every medium.
+/// The file's size, bytes: above any invite's text, and whole blocks of every medium.
 pub const BYTES: usize = 16 << 10;
 const MARKER: &[u8; 32] = b"p2pvm: room for an invite, v1\r\n\0";
 const HEAD: usize = MARKER.len() + 4 + blake3::OUT_LEN;
 
-/// Why the room cannot be read or filled.
+/// Why the file cannot be read or filled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The marker is missing.
     NotOurs,
-    /// Length or hash do not fit.
+    /// Length or hash do not match.
     Damaged,
-    /// The text is longer than the room: its length, bytes.
+    /// The text is too long for the file: its length, bytes.
     TooLong(usize),
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotOurs => f.write_str("it has no room for an invite"),
+            Self::NotOurs => f.write_str("it has no reserved file for an invite"),
             Self::Damaged => f.write_str(
                 "the invite in it is damaged: write it again with 'p2pvm iso customize'",
             ),
@@ -39,7 +39,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The room with `text` in it; empty text leaves it free.
+/// The file's content with `text` in it; an empty text leaves it free.
 ///
 /// # Errors
 /// [`Problem::TooLong`].
@@ -57,7 +57,7 @@ pub fn filled(text: &str) -> Result<Vec<u8>, Problem> {
     Ok(bytes)
 }
 
-/// The text in the room, or none where it is free.
+/// The text in the file, or `None` if it is free.
 ///
 /// # Errors
 /// [`Problem::NotOurs`], [`Problem::Damaged`].

@@ -1,15 +1,15 @@
-//! Which network a machine belongs to that was just switched on: the places where an invite may be,
-//! in order.
+//! Which network an appliance belongs to: the places that may have an invite, in order.
 //!
-//! 1. what a person typed on the console after a refusal;  2. the kernel's command line,
-//!    `p2pvm.join=INVITE`;
+//! 1. an invite typed on the console after a rejected one;
+//! 2. the kernel's command line, `p2pvm.join=INVITE`;
 //! 3. a volume labelled P2PVM, then CIDATA (cloud-init's NoCloud): the file `p2pvm-invite`, or
-//!    `user-data` with `p2pvm:` and below it `join: INVITE`;  4. the room in the medium (`p2pvm iso
-//!    customize`);  5. the SMBIOS serial.
+//!    `user-data` with `p2pvm:` and below it `join: INVITE`;
+//! 4. the reserved file in the medium (`p2pvm iso customize`);
+//! 5. the SMBIOS serial.
 //!
-//! The first place that holds something decides. If that is no valid invite the machine does *not*
-//! go on to the next place or found a network: whoever put it there meant a certain network, and a
-//! machine that ends up in another one is worse than one that says what is wrong.
+//! The first place with content decides. If its content is not a valid invite, the machine does
+//! *not* try the next place or found a network: the invite was meant for one network, and a machine
+//! in another one is worse than one that says what is wrong.
 
 use super::reserved;
 use p2pvm_daemon::{membership, membership::INVITE_PREFIX};
@@ -21,31 +21,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// No file that may hold an invite is read further than this, bytes.
+/// How much of a file is read for an invite, bytes.
 const MAX_FILE: u64 = 64 << 10;
-/// Before an invite on the kernel's command line.
+/// The kernel parameter with an invite.
 const JOIN: &str = "p2pvm.join=";
-/// Before a member's name on the kernel's command line.
+/// The kernel parameter with a member's name.
 const NAME: &str = "p2pvm.name=";
-/// The file on a volume that holds nothing but an invite.
+/// The file on a volume that has nothing but an invite.
 const INVITE_FILE: &str = "p2pvm-invite";
 
-/// Where to look; a path that does not exist is an empty place.
+/// The places to read; a missing path is an empty place.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
-    /// What a person typed.
+    /// The invite typed on the console.
     pub typed: PathBuf,
     /// The kernel's command line.
     pub cmdline: PathBuf,
     /// Mounted volumes, in order: label and root.
     pub volumes: Vec<(String, PathBuf)>,
-    /// The room in the medium.
+    /// The reserved file in the medium.
     pub room: PathBuf,
     /// The SMBIOS serial.
     pub serial: PathBuf,
 }
 
-/// A place that held something.
+/// A place with content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Typed on the console.
@@ -74,21 +74,21 @@ impl fmt::Display for Source {
     }
 }
 
-/// What the places say.
+/// The content of the places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The invite and where it was; none if no place holds anything.
+    /// The invite and its place; `None` if all places are empty.
     pub invite: Option<(Source, String)>,
-    /// The name that this machine should have, if one was given.
+    /// This machine's name, if a place gives one.
     pub name: Option<String>,
 }
 
-/// A place that holds something unusable.
+/// A place with unusable content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bad {
-    /// Which place.
+    /// The place.
     pub source: Source,
-    /// What is wrong with it.
+    /// What is wrong with its content.
     pub why: String,
 }
 
@@ -98,10 +98,10 @@ impl fmt::Display for Bad {
     }
 }
 
-/// Asks the places in their order.
+/// Reads the places in order.
 ///
 /// # Errors
-/// [`Bad`] for the first place that holds something, if that is not a valid invite at `now`.
+/// [`Bad`] for the first place with content, if that is not a valid invite at `now`.
 pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
     let cmdline = read(&places.cmdline)
         .map_err(|why| Bad {
@@ -130,7 +130,7 @@ pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
     }
     if offers.is_empty() {
         let serial = read(&places.serial).ok().flatten().unwrap_or_default();
-        // Every machine has some serial; only one that begins like an invite is meant as one.
+        // Every machine has some serial; only one that begins like an invite counts.
         if serial
             .trim()
             .to_ascii_lowercase()
@@ -139,7 +139,7 @@ pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
             offers.push((Source::Serial, serial));
         }
     }
-    // A name that cannot be one must not keep a machine out of its network.
+    // An invalid name must not keep a machine out of its network.
     let name = name.filter(|name| is_name(NameKind::Host, name));
     let Some((source, text)) = offers.into_iter().next() else {
         return Ok(Found { invite: None, name });
@@ -167,8 +167,8 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     }
 }
 
-/// The last word of a kernel command line that begins with `key`, as the kernel itself reads
-/// repeated ones.
+/// The value of the last word of a kernel command line that begins with `key`: of repeated words
+/// the kernel itself takes the last.
 pub fn word(cmdline: &str, key: &str) -> Option<String> {
     cmdline
         .split_ascii_whitespace()
@@ -251,7 +251,7 @@ pub mod tests {
         membership::{Groups, InviteTerms, Ipv4Subnet, Issuer, NetworkConfig},
     };
 
-    /// An invite of a network of its own; `uses` tells several apart.
+    /// An invite of a network of its own; `uses` distinguishes several.
     pub fn invite(uses: u32) -> String {
         let (root, now) = (KeyPair::generate(), UnixTime::now());
         let subnet = Ipv4Subnet::new([10, 83, 0, 0].into(), 16).unwrap();
@@ -273,7 +273,7 @@ pub mod tests {
     }
 
     impl Machine {
-        /// A machine whose every place holds an invite; the invites are given in the places' order.
+        /// A machine with an invite in every place; the invites are in the places' order.
         fn with_all() -> (Self, Vec<String>) {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
@@ -396,7 +396,7 @@ pub mod tests {
             let found = machine.find().unwrap_err();
             assert_eq!(found.source, labelled(file, source));
             assert!(
-                found.why.contains("no invite") || found.why.contains("no room"),
+                found.why.contains("no invite") || found.why.contains("no reserved file"),
                 "{found}"
             );
             machine.remove(file);

@@ -1,4 +1,4 @@
-//! Labelled volumes, as `blkid` (util-linux) sees them, and mounting one.
+//! Lists labelled volumes with `blkid` (util-linux), and mounts them.
 
 use nix::mount::{MsFlags, mount};
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
@@ -15,8 +15,7 @@ pub struct Volume {
     pub kind: String,
 }
 
-/// All labelled volumes of this machine, floppies and optical drives with a medium in them
-/// included.
+/// All labelled volumes of this machine, with floppies and optical drives that have a medium.
 pub fn all() -> Outcome<Vec<Volume>> {
     let mut volumes = Vec::new();
     let devices = fs::read_dir("/sys/class/block").doing("listing this machine's disks")?;
@@ -34,7 +33,7 @@ pub fn all() -> Outcome<Vec<Volume>> {
             .args(["-p", "-o", "export", &device])
             .output()
             .doing("running blkid")?;
-        // A device without a file system, or without a medium, is an answer of blkid too.
+        // blkid also answers for a device without a file system or a medium.
         volumes.extend(parse(&device, &String::from_utf8_lossy(&output.stdout)));
     }
     Ok(volumes)
@@ -54,8 +53,8 @@ fn parse(device: &str, text: &str) -> Option<Volume> {
     })
 }
 
-/// The volumes labelled `label`, whatever the case: FAT has upper case only, cloud-init's tools
-/// write lower.
+/// The volumes labelled `label` in any case: FAT has upper case only, cloud-init's tools write
+/// lower case.
 pub fn labelled<'a>(volumes: &'a [Volume], label: &str) -> impl Iterator<Item = &'a Volume> {
     let label = label.to_owned();
     volumes
@@ -64,7 +63,7 @@ pub fn labelled<'a>(volumes: &'a [Volume], label: &str) -> impl Iterator<Item = 
 }
 
 impl Volume {
-    /// Mounts it at `at`, which is made.
+    /// Mounts it at `at`, which it creates.
     pub fn mount(&self, at: &Path, writable: bool) -> Outcome<()> {
         fs::create_dir_all(at).doing(format_args!("making {}", at.display()))?;
         let flags = MsFlags::MS_NOSUID

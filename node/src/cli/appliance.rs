@@ -1,5 +1,5 @@
-//! `p2pvm iso`, `p2pvm install`, and the hidden `p2pvm appliance` that the appliance's units and
-//! console call.
+//! `p2pvm iso`, `p2pvm install`, and the hidden `p2pvm appliance` for the appliance's units and
+//! console.
 
 use super::{
     Context,
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-/// How often a console that asks looks whether another one was answered.
+/// How often an asking console checks whether another console was answered.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// `p2pvm image`, the previous name of `p2pvm iso`.
@@ -37,7 +37,7 @@ pub(super) fn iso(context: &Context, what: Iso) -> Outcome<()> {
         .map_or(Ok(String::new()), network::read_invite)?;
     if invite.is_empty() && !a.clear {
         return Err(Failure::usage(
-            "the invite is empty: 'p2pvm invite' makes one",
+            "the invite is empty: make one with 'p2pvm invite'",
         ));
     }
     customize::customize(&a.input, &invite, &a.output, UnixTime::now())?;
@@ -49,10 +49,10 @@ pub(super) fn iso(context: &Context, what: Iso) -> Outcome<()> {
     }
     match leads {
         Some(network) => println!(
-            "{}: whatever boots from it joins {network}",
+            "{}: machines booted from it join {network}",
             a.output.display()
         ),
-        None => println!("{}: it holds no invite", a.output.display()),
+        None => println!("{}: it contains no invite", a.output.display()),
     }
     Ok(())
 }
@@ -70,19 +70,19 @@ pub(super) fn install(context: &Context, a: &Install) -> Outcome<()> {
         a.disk.display(),
         state.display()
     );
-    println!("next: take the medium out and restart");
+    println!("next: remove the medium and restart");
     Ok(())
 }
 
 fn agree(disk: &Path) -> Outcome<()> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::refused(format!(
-            "installing writes over {}: say --yes",
+            "the installation overwrites {}: confirm with --yes",
             disk.display()
         )));
     }
     print!(
-        "Installing writes over {}. Type the disk's name again to go on: ",
+        "The installation overwrites {}. Type the disk's name again to continue: ",
         disk.display()
     );
     std::io::stdout().flush().doing("asking")?;
@@ -136,7 +136,7 @@ fn find_network(context: &Context, a: FindNetwork) -> Outcome<()> {
     }
     match found.invite {
         Some((source, invite)) => println!("{source}\n{invite}"),
-        None => println!("no place holds an invite: this machine would found a network of its own"),
+        None => println!("no place has an invite: this machine would found a network of its own"),
     }
     Ok(())
 }
@@ -159,18 +159,18 @@ fn ask() -> Outcome<()> {
     }
 }
 
-/// The screen and the serial port ask at once: where one is answered, the other must not wait for
-/// ever.
+/// Reads an answer. The screen and the serial port ask at the same time: when one is answered, the
+/// other must not wait for ever.
 fn line_unless_answered_elsewhere() -> Outcome<String> {
     let (tell, told) = mpsc::channel();
-    // It ends with the process where nobody types.
+    // If nobody types, the thread ends with the process.
     std::thread::spawn(move || tell.send(line()));
     loop {
         match told.recv_timeout(LOOK_AGAIN) {
             Ok(line) => return line,
             Err(_) if prepare::refusal().exists() => {}
             Err(_) => {
-                // Half an invite is no keys for what is shown next.
+                // A half-typed invite must not act as keys on the next screen.
                 let _ = tcflush(std::io::stdin(), FlushArg::TCIFLUSH);
                 return Err(Failure::refused("another console was answered"));
             }

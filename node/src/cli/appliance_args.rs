@@ -7,12 +7,12 @@ use std::path::PathBuf;
 /// `p2pvm iso ...`
 #[derive(Subcommand)]
 pub enum Iso {
-    /// Write an invite into an appliance ISO, so that whatever boots from it joins that network
+    /// Write an invite into an appliance ISO, so that machines booted from it join that network
     #[command(
-        after_help = "The ISO is copied and changed in one place; nothing is rebuilt and no root \
-            is needed.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm iso customize \
-            p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso --clear -o \
-            plain.iso"
+        after_help = "The command copies the ISO and changes one place in the copy; it rebuilds \
+            nothing and needs no root.\n\nExamples:\n  p2pvm invite --uses 5 > invite.txt\n  p2pvm \
+            iso customize p2pvm.iso --join invite.txt -o lab.iso\n  p2pvm iso customize lab.iso \
+            --clear -o plain.iso"
     )]
     Customize(Customize),
 }
@@ -22,13 +22,13 @@ pub enum Iso {
 pub struct Customize {
     /// An ISO of the appliance
     pub input: PathBuf,
-    /// The invite, a file holding one, or - for standard input
+    /// The invite, a file with one, or - for standard input
     #[arg(long, value_name = "INVITE", required_unless_present = "clear")]
     pub join: Option<String>,
-    /// Take the invite out again
+    /// Remove the invite
     #[arg(long, conflicts_with = "join")]
     pub clear: bool,
-    /// Where the customized ISO goes; replaced as a whole
+    /// The customized ISO; an existing file is replaced
     #[arg(long, short, value_name = "ISO")]
     pub output: PathBuf,
 }
@@ -38,13 +38,13 @@ pub struct Customize {
 pub struct Install {
     /// The disk, such as /dev/sda
     pub disk: PathBuf,
-    /// The ISO to install from; by default what this machine was booted from
+    /// The ISO to install from; by default the medium that this machine was booted from
     #[arg(long, value_name = "ISO")]
     pub from: Option<PathBuf>,
-    /// Install even though the disk holds something, which is lost
+    /// Install even if the disk has data, which is lost
     #[arg(long)]
     pub force: bool,
-    /// Do not ask
+    /// Do not ask for the disk's name again
     #[arg(long)]
     pub yes: bool,
 }
@@ -52,13 +52,13 @@ pub struct Install {
 /// `p2pvm appliance ...`
 #[derive(Subcommand)]
 pub enum Appliance {
-    /// Mount the state and become a member: what the first-boot unit runs
+    /// Mount the state and become a member; the first-boot unit runs this
     Prepare,
-    /// Say which network the places lead into
+    /// Say which network the invites in the places lead to
     FindNetwork(FindNetwork),
-    /// After a refusal: say why, take another invite from the terminal and try again
+    /// After a rejected invite: say why, read another invite from the terminal and try again
     Ask,
-    /// Write the free room for an invite, which the ISO's builder puts into it
+    /// Write the reserved file for an invite, which the ISO's builder puts into the ISO
     Reserve,
 }
 
@@ -71,7 +71,7 @@ pub struct FindNetwork {
     /// A mounted volume: its label and its root; may be repeated, in order
     #[arg(long = "volume", value_name = "LABEL=DIR", value_parser = parse_volume)]
     pub volumes: Vec<(String, PathBuf)>,
-    /// The room for an invite in the medium
+    /// The reserved file for an invite in the medium
     #[arg(long, default_value = "/run/p2pvm/medium/p2pvm/invite")]
     pub room: PathBuf,
     /// The SMBIOS serial

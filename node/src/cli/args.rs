@@ -4,7 +4,7 @@ use super::vm_args::{Vm, VmName};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// A private cluster of virtual machines over machines behind any NAT, with no coordinator.
+/// A private cluster of virtual machines on machines behind any NAT, without a coordinator.
 #[derive(Parser)]
 #[command(
     name = "p2pvm",
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 )]
 #[command(after_help = "Example:\n  p2pvm init --network lab && p2pvm up --detach && p2pvm invite")]
 pub struct Cli {
-    /// Where this node keeps its state
+    /// This node's state directory
     #[arg(
         long,
         global = true,
@@ -26,18 +26,18 @@ pub struct Cli {
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// Give up after this long, such as 5s or 10m (exit code 4); without it each command has its
-    /// own limit
+    /// Stop waiting after this long, such as 5s or 10m (exit code 4); by default each command has
+    /// its own limit
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
     pub timeout: Option<std::time::Duration>,
-    /// What to do
+    /// The command
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
-    /// Whether this process lives long and writes to sockets of others: the daemon, or a testbed's
-    /// keeper.
+    /// Whether this process is long-lived and writes to other programs' sockets: the daemon, or a
+    /// testbed's keeper.
     pub fn is_daemon(&self) -> bool {
         match &self.command {
             Command::Up(up) => !up.detach,
@@ -50,8 +50,8 @@ impl Cli {
 /// `p2pvm guardian`.
 #[derive(Args)]
 pub struct Guardian {
-    /// Wait until this daemon, at the other end of standard input, dies; without it undo at once
-    /// what is left
+    /// Wait until the daemon with this process id, which holds the other end of standard input,
+    /// dies; by default undo at once
     #[arg(long)]
     pub of: Option<u32>,
 }
@@ -65,13 +65,13 @@ pub enum Command {
     /// Run the daemon
     #[command(after_help = "Example:\n  p2pvm up --detach")]
     Up(Up),
-    /// Stop the daemon; running VMs go on and are taken up again by the next 'up'
+    /// Stop the daemon; running VMs go on, and the next 'up' adopts them
     #[command(
-        after_help = "Examples:\n  p2pvm down\n  p2pvm down --force   # also one that does not \
-            answer any more"
+        after_help = "Examples:\n  p2pvm down\n  p2pvm down --force   # also a daemon that does \
+            not answer"
     )]
     Down(Down),
-    /// Print an invite: whoever holds it can join until it expires or is used up
+    /// Print an invite: any machine that has it can join until it expires or is used up
     #[command(
         after_help = "Examples:\n  p2pvm invite --uses 5 --expires 24h\n  p2pvm invite --group \
             servers --group lab\n  p2pvm invite --qr"
@@ -85,12 +85,13 @@ pub enum Command {
     Join(Join),
     /// Expel a member, or cancel an invite, by id
     #[command(
-        after_help = "Example:\n  p2pvm revoke lab3\n\nThe founder's machine expels anyone; a \
-            delegate members, but neither another delegate nor the founder's machine.\n\nWith a \
-            member fall those that it admitted as a delegate, and those that became members \
-            because their state was a copy\nof its state (called like it with four digits \
-            behind). They are named. A machine that is to stay joins again with a new\ninvite: \
-            'p2pvm leave --force', then 'p2pvm join'."
+        after_help = "Example:\n  p2pvm revoke lab3\n\nThe founder's machine can expel every \
+            member. A delegate can expel members, but neither another delegate nor the \
+            founder's\nmachine.\n\nThis also expels the members that the member admitted as a \
+            delegate, and those that joined because their state was a copy of\nits state (named \
+            after it, with a suffix of four hexadecimal digits). The command names them. To keep \
+            such a machine, let it\njoin again with a new invite: 'p2pvm leave --force', then \
+            'p2pvm join'."
     )]
     Revoke(Revoke),
     /// Show this node: addresses, NAT, load
@@ -99,55 +100,55 @@ pub enum Command {
     /// Show the other members and the path to each
     #[command(after_help = "Examples:\n  p2pvm peers\n  p2pvm peers --all")]
     Peers(Peers),
-    /// Print figures for Prometheus, of this node or of every member
+    /// Print metrics for Prometheus, of this node or of every member
     #[command(after_help = "Examples:\n  p2pvm metrics > \
             /var/lib/prometheus/node-exporter/p2pvm.prom\n  p2pvm metrics --all")]
     Metrics(All),
-    /// Show who talks with whom through this node, hosts and guests, and how much
+    /// Show the traffic between hosts and guests through this node
     #[command(after_help = "Examples:\n  p2pvm traffic\n  p2pvm traffic --all --json")]
     Traffic(Traffic),
     /// Measure the round trip to a member and show the path
     #[command(after_help = "Example:\n  p2pvm ping lab2 --count 3")]
     Ping(Ping),
-    /// Show what this machine's way to the others is like: NAT, IPv6, port mapping, members, relays
+    /// Show how this machine reaches the others: NAT, IPv6, port mapping, members, relays
     #[command(after_help = "Example:\n  p2pvm netcheck --json")]
     Netcheck,
-    /// Show the members that hand a packet on over the ring, from here to a member
+    /// Show the members that forward a packet over the ring, from here to a member
     #[command(after_help = "Example:\n  p2pvm trace lab2")]
     Trace(Trace),
-    /// Show this node on a screen that keeps itself up to date: members, VMs, moves, decisions
+    /// Show this node on a live screen: members, VMs, moves, decisions
     #[command(
         after_help = "Examples:\n  p2pvm top\n  p2pvm top --once\n  p2pvm top --console \
             --allow-shell     # as on the appliance's tty1"
     )]
     Top(Top),
-    /// Show how to open the web dashboard, or switch it on or off for the network
+    /// Print the web dashboard's link, or switch the dashboard on or off for the network
     #[command(
         after_help = "Examples:\n  p2pvm dashboard --enable\n  p2pvm dashboard\n  p2pvm dashboard \
             --listen 127.0.0.1:4080     # for this machine alone, until Ctrl-C"
     )]
     Dashboard(Dashboard),
-    /// Check whether this machine has what p2pvm needs, and say what to do where it does not
+    /// Check whether this machine has what p2pvm needs, and name the remedy for what it lacks
     #[command(
         after_help = "Examples:\n  p2pvm doctor\n  sudo p2pvm doctor --fix\n  p2pvm doctor \
-            --json\n\nExit code 1 if something needed is missing."
+            --json\n\nThe exit code is 1 if a check failed."
     )]
     Doctor(Doctor),
-    /// Write what a developer needs to see into one file, without keys and invites
+    /// Write a report for developers into one file, without keys and invites
     #[command(
         after_help = "Examples:\n  p2pvm bugreport\n  p2pvm bugreport --out /tmp/report.tar.gz"
     )]
     Bugreport(Bugreport),
-    /// Leave the network: give the address back and forget the membership
+    /// Leave the network: release the address and forget the membership
     #[command(after_help = "Example:\n  p2pvm leave")]
     Leave(Leave),
-    /// Access rules: who may talk to whom
+    /// Access rules between members and VMs
     #[command(
         subcommand,
         after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22"
     )]
     Acl(Acl),
-    /// Subnets of members' LANs, reached through the network
+    /// Routes to members' LANs through the network
     #[command(
         subcommand,
         after_help = "Examples:\n  p2pvm route offer 192.168.7.0/24\n  p2pvm route list"
@@ -160,10 +161,10 @@ pub enum Command {
             --start"
     )]
     Vm(Vm),
-    /// Move this host's VMs elsewhere
+    /// Move this host's VMs to other members
     #[command(after_help = "Example:\n  p2pvm drain")]
     Drain,
-    /// Say why a VM was moved, or was not
+    /// Say why a VM was moved or was not moved
     #[command(after_help = "Example:\n  p2pvm explain web")]
     Explain(VmName),
     /// The bootable appliance's ISO
@@ -175,16 +176,16 @@ pub enum Command {
     /// The previous name of `iso`
     #[command(subcommand, hide = true)]
     Image(super::appliance_args::Iso),
-    /// Put the appliance on a disk, so that it boots by itself and keeps identity and VMs
+    /// Install the appliance on a disk, which then boots by itself and keeps identity and VMs
     #[command(
         after_help = "Examples:\n  p2pvm install /dev/sda\n  p2pvm install /dev/sdb --from \
             p2pvm.iso --yes"
     )]
     Install(super::appliance_args::Install),
-    /// What the appliance's own units and console call
+    /// Commands of the appliance's units and console
     #[command(subcommand, hide = true)]
     Appliance(super::appliance_args::Appliance),
-    /// Undoes what a killed daemon left changed on this machine
+    /// Undo a killed daemon's changes to this machine
     #[command(hide = true)]
     Guardian(Guardian),
     /// Emulated wide area for tests and demos
@@ -193,9 +194,9 @@ pub enum Command {
         after_help = "Example:\n  p2pvm testbed up lab/sites/planetlab.toml"
     )]
     Testbed(p2pvm_lab::cli::TestbedCommand),
-    /// The ring at scale and under faults, simulated in virtual time
+    /// Simulate the ring at scale and under faults, in virtual time
     Simulate(p2pvm_lab::sim::cli::Simulate),
-    /// The main job on the emulated wide area, with measured figures
+    /// Run the main scenario on the emulated wide area, with measured figures
     #[command(after_help = "Example:\n  p2pvm demo --image target/guest-image/guest.qcow2")]
     Demo(p2pvm_lab::demo::Options),
     /// Measure the figures of docs/SPECIFICATION.md on the emulated wide area
@@ -209,16 +210,16 @@ pub struct Init {
     /// The network's name: a DNS label
     #[arg(long)]
     pub network: String,
-    /// Where addresses are drawn from; by default a rarely used part of 10.0.0.0/8
+    /// The subnet of the network's addresses; by default a rarely used part of 10.0.0.0/8
     #[arg(long, value_name = "ADDR/PREFIX")]
     pub subnet: Option<String>,
     /// This machine's name in the network; by default its host name
     #[arg(long)]
     pub name: Option<String>,
-    /// Put this machine into a group, by which access rules speak of it; may be repeated
+    /// Put this machine into a group for access rules; may be repeated
     #[arg(long = "group", value_name = "GROUP")]
     pub groups: Vec<String>,
-    /// Found the network even though a local route covers the subnet
+    /// Found the network even if a local route covers the subnet
     #[arg(long)]
     pub force: bool,
 }
@@ -234,7 +235,7 @@ pub struct All {
 /// Arguments of `traffic`.
 #[derive(Args)]
 pub struct Traffic {
-    /// Also pairs that are noise beside the largest
+    /// Also show pairs with little traffic
     #[arg(long)]
     pub all: bool,
 }
@@ -242,11 +243,11 @@ pub struct Traffic {
 /// Arguments of `top`.
 #[derive(Args)]
 pub struct Top {
-    /// Print one screen as text and end; COLUMNS and LINES say how large
+    /// Print one screen as text and end; COLUMNS and LINES give its size
     #[arg(long)]
     pub once: bool,
-    /// This is the machine's own console: the screen does not end, may reboot or power off the
-    /// machine, and shows a new network's invite
+    /// Be the machine's own console: the screen does not end, can reboot or power off the machine,
+    /// and shows a new network's invite
     #[arg(long, conflicts_with = "once")]
     pub console: bool,
     /// Let the key s open a shell
@@ -257,16 +258,16 @@ pub struct Top {
 /// Arguments of `dashboard`.
 #[derive(Args)]
 pub struct Dashboard {
-    /// Serve it on this host's address in the network, now and after a restart
+    /// Serve the dashboard on this host's address in the network, now and after a restart
     #[arg(long)]
     pub enable: bool,
     /// Do not serve it there
     #[arg(long, conflicts_with = "enable")]
     pub disable: bool,
-    /// Make a new token; whoever has the old one is shut out
+    /// Make a new token; the old one becomes invalid
     #[arg(long)]
     pub new_token: bool,
-    /// Serve it on a port of this machine alone for as long as this command runs
+    /// Serve it on a port of this machine alone while this command runs
     #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["enable", "disable"])]
     pub listen: Option<std::net::SocketAddr>,
 }
@@ -274,8 +275,8 @@ pub struct Dashboard {
 /// Arguments of `doctor`.
 #[derive(Args)]
 pub struct Doctor {
-    /// First repair what is p2pvm's own: leftovers of a killed daemon, the TUN module, the state
-    /// directory and its permissions
+    /// First repair a killed daemon's leftovers, the TUN module, the state directory and its
+    /// permissions
     #[arg(long)]
     pub fix: bool,
 }
@@ -283,7 +284,7 @@ pub struct Doctor {
 /// Arguments of `bugreport`.
 #[derive(Args)]
 pub struct Bugreport {
-    /// The file to write; by default p2pvm-report-TIME.tar.gz here
+    /// The file to write; by default p2pvm-report-TIME.tar.gz in the current directory
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
@@ -300,8 +301,8 @@ pub struct Up {
     /// UDP port of the packet plane; 0 for any
     #[arg(long, value_name = "PORT")]
     pub link_port: Option<u16>,
-    /// What guests run on: auto boots a tiny probe guest once per boot of the host to see whether
-    /// KVM really works
+    /// The accelerator of guests: auto starts a tiny probe guest once per boot of the host to test
+    /// whether KVM works
     #[arg(long, value_parser = ["auto", "kvm", "tcg"])]
     pub accel: Option<String>,
 }
@@ -309,21 +310,20 @@ pub struct Up {
 /// Arguments of `invite`.
 #[derive(Args)]
 pub struct Invite {
-    /// How many machines may join with it
+    /// How many machines may join with the invite
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub uses: u32,
-    /// How long it is valid, such as 90m, 24h or 7d
+    /// How long the invite is valid, such as 90m, 24h or 7d
     #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
     pub expires: std::time::Duration,
-    /// Let those who join with it invite others
+    /// Let members that join with it invite others
     #[arg(long)]
     pub delegate: bool,
-    /// Put those who join with it into a group, by which access rules speak of them; may be
-    /// repeated
+    /// Put members that join with it into a group for access rules; may be repeated
     #[arg(long = "group", value_name = "GROUP")]
     pub groups: Vec<String>,
-    /// Also show it as QR codes; fewer of this machine's addresses are named in it, so that they
-    /// are small
+    /// Also show the invite as QR codes; it then has fewer of this machine's addresses, so that the
+    /// codes are small
     #[arg(long)]
     pub qr: bool,
 }
@@ -331,7 +331,7 @@ pub struct Invite {
 /// Arguments of `join`.
 #[derive(Args)]
 pub struct Join {
-    /// An invite, a file holding one, - for standard input, or a multiaddr together with --invite
+    /// An invite, a file with one, - for standard input, or a multiaddr together with --invite
     pub bootstrap: String,
     /// The invite (or a file, or -) when <BOOTSTRAP> is a multiaddr
     #[arg(long)]
@@ -342,7 +342,7 @@ pub struct Join {
     /// Stay in the foreground as the daemon
     #[arg(long)]
     pub foreground: bool,
-    /// How the daemon listens
+    /// The daemon's ports
     #[command(flatten)]
     pub up: JoinPorts,
 }
@@ -370,7 +370,7 @@ pub struct Revoke {
 pub struct Ping {
     /// A member's name, id or address
     pub member: String,
-    /// How many probes
+    /// The number of probes
     #[
         arg(
             long, short, default_value_t = 4,
@@ -386,7 +386,7 @@ pub struct Ping {
 /// Arguments of `peers`.
 #[derive(Args)]
 pub struct Peers {
-    /// Ask every member of the network over the ring, also those that this one has never met
+    /// Ask every member of the network over the ring, also members that this one has never met
     #[arg(long)]
     pub all: bool,
 }
@@ -401,8 +401,7 @@ pub struct Trace {
 /// Arguments of `down`.
 #[derive(Args)]
 pub struct Down {
-    /// End a daemon that does not answer, and undo what it changed on this machine; VMs go on all
-    /// the same
+    /// Also end a daemon that does not answer, and undo its changes to this machine; VMs go on
     #[arg(long)]
     pub force: bool,
 }
@@ -410,14 +409,14 @@ pub struct Down {
 /// Arguments of `leave`.
 #[derive(Args)]
 pub struct Leave {
-    /// Leave even though VMs live here: they are ended at once and lost with this host's state. A
-    /// daemon that does not answer is ended too, and the network is not told
+    /// Leave even if this host has VMs: they are ended at once and lost with this host's state.
+    /// Also end a daemon that does not answer; the network is then not told
     #[arg(long)]
     pub force: bool,
 }
 
-const POLICY_HELP: &str = "A policy says what holds where no rule fits, then rules of which the \
-    first that fits decides:
+const POLICY_HELP: &str = "A policy has rules, of which the first that matches decides, and a \
+    default for all other traffic:
 
   default = \"deny\"                  # or \"allow\"
 
@@ -425,16 +424,15 @@ const POLICY_HELP: &str = "A policy says what holds where no rule fits, then rul
   action = \"allow\"
   from = [\"admins\", \"vm:backup\"]   # groups, member:NAME, vm:NAME, addresses, or \"*\"
   to = \"servers\"
-  ports = [\"tcp/22\", \"icmp\"]       # tcp/N, udp/N-M, icmp; all where it is left out
+  ports = [\"tcp/22\", \"icmp\"]       # tcp/N, udp/N-M, icmp; without it all
 
-  [[route]]                         # who may offer which subnet
+  [[route]]                         # the member that may offer a subnet
   subnet = \"192.168.7.0/24\"
   by = \"member:gateway\"
 
-Answers to what was allowed need no rule. Groups are given with 'p2pvm invite --group NAME'. The \
-policy
-is signed here (by the founder's machine or a delegate), spreads by itself and replaces the one \
-before.
+Answers to allowed traffic need no rule. 'p2pvm invite --group NAME' puts members into groups.
+This command signs the policy, on the founder's machine or a delegate. The policy spreads by itself
+and replaces the previous one.
 
 Examples:
   p2pvm acl set policy.toml
@@ -452,7 +450,7 @@ pub enum Acl {
     /// Show the policy in force
     #[command(after_help = "Example:\n  p2pvm acl show > policy.toml")]
     Show,
-    /// Say whether a conversation is allowed, which rule decides, and what the receiver does
+    /// Say whether traffic is allowed, which rule decides, and what the receiver does
     #[command(
         after_help = "Examples:\n  p2pvm acl check lab2 lab3 tcp/22\n  p2pvm acl check vm:web \
             member:lab3 udp/53\n  p2pvm acl check lab2 192.168.7.9 icmp"
@@ -463,11 +461,11 @@ pub enum Acl {
 /// Arguments of `acl check`.
 #[derive(Args)]
 pub struct Check {
-    /// Who would begin: a member, a VM (vm:NAME where a member has the name too) or an address
+    /// The source: a member, a VM (vm:NAME if a member has the same name) or an address
     pub from: String,
-    /// To whom
+    /// The destination: a member, a VM or an address
     pub to: String,
-    /// With what: tcp/PORT, udp/PORT or icmp
+    /// The protocol and destination port: tcp/PORT, udp/PORT or icmp
     pub traffic: String,
 }
 
@@ -476,35 +474,36 @@ pub struct Check {
 pub enum Routes {
     /// Let other members reach a subnet of this machine's LAN through it
     #[command(
-        after_help = "This machine forwards, with its own address there (masquerade). The policy \
-            must allow the offer ([[route]]); in a network\nwithout a policy it is used by \
-            members that said 'p2pvm route accept'.\n\nExample:\n  p2pvm route offer 192.168.7.0/24"
+        after_help = "This machine forwards packets with its own address in the LAN as the source \
+            (masquerade). The policy must allow the offer\n([[route]]); in a network without a \
+            policy, members use it after 'p2pvm route accept'.\n\nExample:\n  p2pvm route offer \
+            192.168.7.0/24"
     )]
     Offer {
         /// The subnet
         #[arg(value_name = "ADDR/PREFIX")]
         subnet: String,
     },
-    /// Take an offer back
+    /// Withdraw an offer
     #[command(after_help = "Example:\n  p2pvm route withdraw 192.168.7.0/24")]
     Withdraw {
         /// The subnet
         #[arg(value_name = "ADDR/PREFIX")]
         subnet: String,
     },
-    /// List the subnets that members offer, and what is done with each here
+    /// List the subnets that members offer, and whether this machine uses each
     #[command(after_help = "Example:\n  p2pvm route list")]
     List,
-    /// Use the subnets that others offer: needed where the network has no policy
+    /// Use the subnets that others offer: needed in a network without a policy
     #[command(
         after_help = "Examples:\n  p2pvm route accept\n  p2pvm route accept --off\n  p2pvm route \
             accept --off 192.168.7.0/24"
     )]
     Accept {
-        /// This subnet alone, beside what is said of all
+        /// Decide for this subnet alone, whatever is set for all others
         #[arg(value_name = "ADDR/PREFIX")]
         subnet: Option<String>,
-        /// Use none, whatever the policy allows
+        /// Use none, even if the policy allows it
         #[arg(long)]
         off: bool,
     },
@@ -519,12 +518,12 @@ pub fn parse_timeout(text: &str) -> Result<std::time::Duration, String> {
     let read = seconds.map_or_else(
         || {
             humantime::parse_duration(text)
-                .map_err(|_| format!("'{text}' is no duration: write it as 5s, 2m or 1h"))
+                .map_err(|_| format!("'{text}' is not a duration: write it as 5s, 2m or 1h"))
         },
         Ok,
     )?;
     if read.is_zero() {
-        Err("a time limit of nothing lets nothing be done".to_owned())
+        Err("the time limit must be above zero".to_owned())
     } else {
         Ok(read)
     }
@@ -550,13 +549,13 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "t" => 40,
         _ => {
             return Err(format!(
-                "'{unit}' is no unit of size: use K, M, G or T, as in 128M"
+                "'{unit}' is not a unit of size: use K, M, G or T, as in 128M"
             ));
         }
     };
     let number: f64 = number
         .parse()
-        .map_err(|_| format!("'{text}' is no size: write it as 128M or 2G"))?;
+        .map_err(|_| format!("'{text}' is not a size: write it as 128M or 2G"))?;
     let bytes = number * (1u64 << shift) as f64;
     if bytes.is_finite() && (1.0..9e18).contains(&bytes) {
         Ok(bytes as u64)

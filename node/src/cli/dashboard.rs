@@ -1,4 +1,4 @@
-//! `p2pvm dashboard`: its link, its switch, and a port of this machine that leads to it.
+//! `p2pvm dashboard`: prints its link, switches it on or off, or serves it on a local port.
 
 use super::{Context, args::Dashboard, print};
 use p2pvm_api::{DashboardChange, DashboardView, Doing, Failure, Outcome};
@@ -6,7 +6,7 @@ use p2pvm_host::SocketPath;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-/// After a failure to accept it is tried again.
+/// How long to wait after a failed accept before the next one.
 const RETRY: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
@@ -39,12 +39,12 @@ pub(super) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
 
 fn show(view: &DashboardView) {
     match (&view.url, &view.trouble) {
-        (Some(_), Some(trouble)) => eprintln!("it is on, and not there: {trouble}"),
+        (Some(_), Some(trouble)) => eprintln!("it is on, but is not served: {trouble}"),
         (Some(url), None) => {
             println!("{url}");
             eprintln!(
-                "for a browser on any member; who has this link can start, stop and move VMs and \
-                    use their consoles"
+                "open it in a browser on any member; anyone with this link can start, stop and \
+                    move VMs and use their consoles"
             );
         }
         (None, _) if view.on => eprintln!("it is on; this node has no address yet"),
@@ -63,12 +63,11 @@ fn show(view: &DashboardView) {
     }
 }
 
-/// Leads connections to a port of this machine to the daemon's socket, until it is interrupted.
+/// Forwards connections to a local port to the daemon's socket until the command is interrupted.
 async fn listen(context: &Context, view: &DashboardView, here: SocketAddr) -> Outcome<()> {
     if !here.ip().is_loopback() {
         return Err(Failure::usage(format!(
-            "{here} is no address of this machine alone: use 127.0.0.1:{}, or --enable for the \
-                network",
+            "{here} is not a loopback address: use 127.0.0.1:{}, or --enable for the network",
             here.port()
         )));
     }

@@ -35,12 +35,12 @@ pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
                 let _: DrainStopping = context.daemon().await?.ask(
                     Method::DELETE, "/drain", None::<&()>
                 ).await?;
-                eprintln!("no more moves begin; those that run are waited for (Ctrl-C again \
-                    leaves them to the daemon)");
+                eprintln!("no more moves begin; waiting for the running ones (Ctrl-C again leaves \
+                    them to the daemon)");
                 tokio::select! {
                     done = &mut drained => done?,
-                    _ = tokio::signal::ctrl_c() => return Err(Failure::cancelled("stopped; the \
-                        moves that run go on: see 'p2pvm vm list'")),
+                    _ = tokio::signal::ctrl_c() => return Err(Failure::cancelled("stopped; \
+                        running moves go on: see 'p2pvm vm list'")),
                 }
             }
         }
@@ -64,7 +64,7 @@ pub(super) async fn run(context: &Context) -> Outcome<ExitCode> {
     Ok(ExitCode::from(failure.kind as u8))
 }
 
-/// What is printed where VMs stay: what a drain that went well prints, with the error.
+/// The JSON document if VMs stay: that of a successful drain, with the error.
 #[derive(Serialize)]
 struct Unfinished<'a> {
     #[serde(flatten)]
@@ -80,7 +80,7 @@ fn stayed(vm: &VmStayed) -> String {
     format!("{} stays: {}", vm.name, vm.why)
 }
 
-/// What became of one VM.
+/// The outcome for one VM.
 fn line(vm: &VmDrained) -> String {
     match vm {
         VmDrained::Moved(vm) => moved(vm),
@@ -97,7 +97,7 @@ fn summary(done: &DrainAnswer) -> Vec<String> {
         .collect();
     if !done.stopped.is_empty() {
         lines.push(format!(
-            "stopped, and therefore still here: {}",
+            "not moved, because they are stopped: {}",
             done.stopped.join(", ")
         ));
     }
@@ -146,7 +146,7 @@ mod tests {
             summary(&clean),
             [
                 "web runs on lab2",
-                "stopped, and therefore still here: old",
+                "not moved, because they are stopped: old",
                 "no VM runs here any more"
             ]
         );
@@ -162,7 +162,7 @@ mod tests {
             summary(&left)[1..],
             [
                 "db stays: no room",
-                "stopped, and therefore still here: old",
+                "not moved, because they are stopped: old",
                 "1 moved, 1 stayed"
             ]
         );

@@ -1,9 +1,9 @@
-//! Every command ends in time. A thread beside it looks at the clock: what a command waits for, a
-//! daemon, a disk or a person who typed nothing, does not matter then.
+//! The commands' time limits. A thread of its own watches the clock, so the limit holds whatever
+//! the command waits for: a daemon, a disk or a person at the terminal.
 //!
-//! Most commands have a total limit. Those whose work has no natural length (a move, a snapshot, an
-//! image copied) end when nothing has been heard of them for long. Screens, consoles and what
-//! serves until it is stopped have no limit of their own.
+//! Most commands have a total limit. Commands whose work has no natural length (a move, a snapshot,
+//! an image copy) end after a long time without progress. Screens, consoles and commands that serve
+//! until they are stopped have no limit.
 
 use super::{
     args::{Cli, Command, Ping},
@@ -17,42 +17,42 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Questions to the own daemon, some of which ask other members.
+/// How long a query of this node's daemon may take; for some it asks other members.
 const SHORT: Duration = Duration::from_secs(30);
-/// What waits for other machines more than once: joining, an address, a guest's shut-down.
+/// How long a command may take that waits for other machines more than once, such as `join`.
 const LONG: Duration = Duration::from_secs(150);
-/// Work without a word for so long is stuck: longer than the daemon waits for a snapshot's copies.
+/// How long work may show no progress. Reason: the daemon waits less for a snapshot's copies.
 const SILENCE: Duration = Duration::from_secs(420);
-/// The way to a member and its first answer, and each answer more.
+/// How long a ping may take to find the member and get its first answer, and each further answer.
 const PING_FIRST: Duration = Duration::from_secs(17);
 const PING_EACH: Duration = Duration::from_secs(5);
-/// A daemon that has said nothing for so long when the time is over is called silent.
+/// How long a daemon may not have answered before a timeout names it as silent.
 const SILENT: Duration = Duration::from_secs(1);
-/// How often it is looked.
+/// How often the thread looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Since when the daemon has been asked and has not said anything.
+/// Since when the daemon has owed an answer.
 static UNHEARD: Mutex<Option<Instant>> = Mutex::new(None);
-/// When something was last heard of the work.
+/// When the work last showed progress.
 static HEARD: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// How long a command may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// As long as it takes.
+    /// No limit.
     None,
-    /// This long in all.
+    /// A total limit.
     Total(Duration),
-    /// This long without a sign of progress.
+    /// A limit of the time without progress.
     Silence(Duration),
 }
 
-/// Notes that the work goes on.
+/// Notes progress.
 pub fn progressed() {
     *HEARD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
 }
 
-/// Notes that the daemon is waited for and has not said anything yet, or has.
+/// Notes whether the daemon owes an answer.
 pub fn unheard(is_so: bool) {
     *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner) = is_so.then(Instant::now);
 }
@@ -72,9 +72,9 @@ fn of_kind(command: &Command) -> Limit {
         Command::Testbed(_) | Command::Simulate(_) | Command::Demo(_) | Command::Bench(_) => {
             Limit::None
         }
-        // It lives as long as its daemon.
+        // The guardian lives as long as its daemon.
         Command::Guardian(_) => Limit::None,
-        // They read disks, or wait for a person.
+        // These read disks, or wait for a person.
         Command::Iso(_) | Command::Image(_) | Command::Install(_) | Command::Appliance(_) => {
             Limit::None
         }
@@ -97,7 +97,7 @@ fn of_ping(ping: &Ping) -> Duration {
     PING_FIRST.saturating_add((ping.interval.max(PING_EACH)).saturating_mul(ping.count))
 }
 
-/// Ends the process when its time is over.
+/// Ends the process when its time limit is reached.
 pub fn watch(limit: Limit, json: bool, layout: Layout) {
     if limit == Limit::None {
         return;
@@ -127,7 +127,7 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
     }
 }
 
-/// The same with the cause, where the daemon is held or has not said a word.
+/// The failure with its cause, if the daemon is stopped or has not answered.
 fn because(failure: Failure, layout: &Layout) -> Failure {
     let unheard = *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner);
     let is_silent = unheard.is_some_and(|since| since.elapsed() >= SILENT);
@@ -159,8 +159,8 @@ fn over(limit: Limit, total: Duration, silent: Duration) -> Option<Failure> {
     };
     is_over.then(|| {
         Failure::timed_out(format!(
-            "{sentence}: given up. What the daemon was asked for may still be done; 'p2pvm \
-                status' shows how it is, --timeout gives it longer"
+            "{sentence}: timed out. The daemon may still complete the request: see 'p2pvm \
+                status', or set a longer --timeout"
         ))
     })
 }

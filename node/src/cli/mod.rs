@@ -1,6 +1,6 @@
-//! The command line: parse, ask the daemon, print. What needs no daemon (`init`, `join`, `testbed`,
-//! `demo`, `bench`) is called from here too. Results go to standard output, everything else to
-//! standard error.
+//! The command line: parses the arguments, asks the daemon, prints the answer. It also runs the
+//! commands that need no daemon (`init`, `join`, `testbed`, `demo`, `bench`). Results go to
+//! standard output, everything else to standard error.
 
 mod appliance;
 mod appliance_args;
@@ -28,7 +28,7 @@ use p2pvm_api::{Failure, Kind, Outcome, client::Client};
 use p2pvm_daemon::{Overrides, layout::Layout, shown};
 use std::process::ExitCode;
 
-/// Runs one command to its exit code.
+/// Runs one command and returns its exit code.
 pub fn run(cli: Cli) -> ExitCode {
     let json = cli.json;
     limit::watch(limit::of(&cli), json, Layout::at(&cli.dir));
@@ -41,13 +41,12 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Says what is wrong with a command line that was not understood, or prints the help that was
-/// asked for.
+/// Says what is wrong with an invalid command line, or prints the requested help.
 pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
     if json && error.use_stderr() {
         println!("{}", serde_json::json!({ "error": misuse(error) }));
     }
-    // Where nobody reads it there is nobody to tell.
+    // A failed write means that nobody reads the output, so it cannot be reported.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8))
 }
@@ -63,7 +62,7 @@ fn misuse(error: &clap::Error) -> Failure {
     Failure::usage(lines.join(" ").trim_start_matches("error: ").to_owned())
 }
 
-/// Prints why a command did not do what it was asked.
+/// Prints why a command failed.
 fn say(failure: &Failure, json: bool) {
     if json {
         println!("{}", serde_json::json!({ "error": failure }));
@@ -71,7 +70,7 @@ fn say(failure: &Failure, json: bool) {
     eprintln!("p2pvm: {}", shown::text(&failure.message));
 }
 
-/// What a command needs besides its arguments.
+/// A command's context: what it needs besides its arguments.
 pub struct Context {
     /// This node's state.
     pub layout: Layout,
@@ -80,12 +79,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// A connection to this node's daemon, which has answered on it.
+    /// A connection to this node's daemon, on which it has answered.
     pub async fn daemon(&self) -> Outcome<Client> {
         Ok(silent::connect(&self.layout).await?)
     }
 
-    /// As above; none where no daemon runs.
+    /// As above; `None` if no daemon runs.
     pub async fn daemon_if_any(&self) -> Outcome<Option<Client>> {
         match silent::connect(&self.layout).await {
             Ok(client) => Ok(Some(client)),

@@ -1,6 +1,5 @@
-//! `p2pvm netcheck`: one page on this machine's way to the others. With a daemon it says what
-//! members have seen of this machine; without one, what the machine and its router show by
-//! themselves.
+//! `p2pvm netcheck`: one page on how this machine reaches the others. With a daemon it says what
+//! members have seen of this machine; without one, what the machine and its router show alone.
 
 use super::{
     Context,
@@ -15,7 +14,7 @@ pub(super) async fn run(context: &Context) -> Outcome<()> {
         Ok(Some(mut client)) => client.get("/netcheck").await?,
         without => {
             if let Err(failure) = without {
-                eprintln!("note: {failure}; what follows is without the daemon");
+                eprintln!("note: {failure}; the following is without the daemon");
             }
             let local = local_addresses();
             let router = portmap::offers(&local).await;
@@ -56,7 +55,7 @@ fn show(page: &NetCheckView) {
         if let Some(port) = page.second_port {
             line(
                 "2nd port",
-                format!("{port}, for members of whom nothing comes back to the first"),
+                format!("{port}, for members whose packets do not reach the first"),
             );
         }
         line(
@@ -86,8 +85,8 @@ fn show(page: &NetCheckView) {
     );
     if !page.daemon {
         println!(
-            "\nNo daemon runs here, so no member can say how it sees this machine: start it with \
-                'p2pvm up --detach'."
+            "\nNo daemon runs here, so no member can report how it sees this machine: start the \
+                daemon with 'p2pvm up --detach'."
         );
         return;
     }
@@ -112,7 +111,7 @@ fn show(page: &NetCheckView) {
     );
     if page.members.is_empty() {
         println!(
-            "\nNo other member is connected, so nobody can say how it sees this machine: invite \
+            "\nNo other member is connected, so none can report how it sees this machine: invite \
                 one with 'p2pvm invite'."
         );
         return;

@@ -1,4 +1,4 @@
-//! Founding and joining a network, and looking at it.
+//! The commands that found, join, leave and show a network.
 
 use super::{
     Context,
@@ -25,19 +25,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that has not opened its socket by then is not going to; on a disk that takes seconds a
-/// sync it needs 20 s.
+/// How long a daemon may take to open its socket. Reason: on a disk that takes seconds for a sync
+/// it needs 20 s.
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(60);
-/// A service's daemon that has not answered for so long has ended.
+/// How long a service's daemon may be silent before it counts as ended.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
-/// A daemon that was told to end while it starts has ended within this.
+/// How long a starting daemon may take to end when told to.
 const ENDING_LIMIT: Duration = Duration::from_secs(10);
-/// A member that is there has let this one in, or turned it away, within this.
+/// How long a member may take to admit or reject this one.
 const WELCOME_LIMIT: Duration = Duration::from_secs(4);
-/// An address is claimed within this, or something is wrong with the network.
+/// How long claiming an address may take before the command reports why there is none.
 const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
 
-/// What this machine is called; its identity is made only where the name is to come from it.
+/// This machine's name in the network; makes its identity only if the name derives from it.
 fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
     naming::choose(given, || {
         layout.create()?;
@@ -86,7 +86,7 @@ pub(super) fn init(context: &Context, a: Init) -> Outcome<()> {
 
 pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
     membership::require_member(&context.layout)?;
-    // A daemon that is just being killed may answer once and then no more.
+    // A daemon that is being killed may answer once and then never again.
     if let Some(mut client) = context.daemon_if_any().await?
         && let Ok(status) = client.get::<Status>("/status").await
     {
@@ -94,13 +94,13 @@ pub(super) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
     }
     let look = || preflight::for_daemon(&context.layout, "the daemon", (up.port, up.link_port));
     match look() {
-        // Another 'up' may be under way, or a daemon be on its way out.
+        // Another 'up' may be running, or a daemon be ending.
         _ if lock::holder(&context.layout).is_some() => {
             let starting = || match lock::holder(&context.layout) {
                 Some(_) => Ok(()),
                 None => Err(Failure::new(
                     Kind::Failed,
-                    "the daemon that was there has ended",
+                    "the daemon that held the state directory has ended",
                 )),
             };
             match until_up(&context.layout, starting).await {
@@ -143,8 +143,8 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
         return tokio::select! {
             up = until_up(layout, || Ok(())) => up,
             _ = tokio::signal::ctrl_c() => {
-                Err(Failure::cancelled("no longer waited for: the service goes on starting; \
-                    'p2pvm down' ends it"))
+                Err(Failure::cancelled("stopped waiting: the service goes on starting; 'p2pvm \
+                    down' ends it"))
             }
         };
     }
@@ -172,7 +172,7 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
         .process_group(0);
     let mut child = command.spawn().doing("starting the daemon")?;
     let alive = || match child.try_wait().doing("watching the daemon")? {
-        // That of another 'up' came first.
+        // The daemon of another 'up' was first.
         Some(_) if lock::holder(layout).is_some() => Ok(()),
         Some(status) => Err(ended(status, &said_since(&layout.log(), written))),
         None => Ok(()),
@@ -187,7 +187,7 @@ async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
     }
 }
 
-/// Ends the daemon that somebody does not wait for any longer: Ctrl-C leaves nothing behind.
+/// Ends the daemon after Ctrl-C, so that the command leaves nothing behind.
 async fn call_off(mut daemon: Child) -> Failure {
     let pid = nix::unistd::Pid::from_raw(daemon.id().cast_signed());
     let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
@@ -206,7 +206,7 @@ async fn call_off(mut daemon: Child) -> Failure {
     )
 }
 
-/// A daemon that ended at once: its own sentence and exit code.
+/// The failure of a daemon that ended at once: its own message and exit code.
 fn ended(status: ExitStatus, said: &str) -> Failure {
     let kind = status
         .code()
@@ -239,7 +239,7 @@ fn said_since(log: &Path, written: u64) -> String {
     .into_owned()
 }
 
-/// Waits until the daemon has an address; `alive` says whether that can still be.
+/// Waits until the daemon has an address; `alive` says whether the daemon still runs.
 async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Outcome<Status> {
     let mut progress = Progress::new("starting");
     let (began, mut seen) = (Instant::now(), None::<Instant>);
@@ -271,7 +271,7 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
                 });
             }
             Some(status) if began.elapsed() > ADDRESS_LIMIT => return Err(no_address(&status)),
-            // A service's end is seen by its silence.
+            // Only its silence shows that a service has ended.
             None if seen.is_some_and(|at| at.elapsed() > DYING_LIMIT) => {
                 let ended = || {
                     Failure::new(
@@ -300,20 +300,20 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
     }
 }
 
-/// Whether a member has let this one in, or none is there to do so: one that was revoked while it
-/// was down is turned away only then.
+/// Whether a member has admitted this one, or no other member answers. Reason: a member that was
+/// revoked while it was down learns so only from another member.
 fn is_welcome(status: &Status, waited: Duration) -> bool {
     status.connected > 0 || status.known == 0 || waited >= WELCOME_LIMIT
 }
 
-/// A daemon that has no address yet: why, by its own word.
+/// The failure of a daemon without an address, with the reason that it gives.
 fn no_address(status: &Status) -> Failure {
     let why = status
         .address_wanting
         .as_deref()
         .unwrap_or("the members that it asked have not agreed yet");
     Failure::timed_out(format!(
-        "the daemon runs but has no address after {} s: {why}. It goes on trying; see 'p2pvm \
+        "the daemon runs but has no address after {} s: {why}. It keeps trying; see 'p2pvm \
             status' and 'p2pvm doctor'",
         ADDRESS_LIMIT.as_secs()
     ))
@@ -347,7 +347,7 @@ pub(super) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
     Ok(())
 }
 
-/// Nothing that is longer is an invite: a device such as /dev/zero never ends.
+/// The longest input read as an invite, bytes. Reason: a device such as /dev/zero never ends.
 const MAX_INVITE: u64 = 1 << 20;
 
 /// An invite given as itself, as a file, or as `-` for standard input.
@@ -360,7 +360,7 @@ pub(super) fn read_invite(text: &str) -> Outcome<String> {
             .doing("reading the invite from standard input")?;
         return Ok(unquoted(&read));
     }
-    // QR codes hold it in capitals.
+    // QR codes contain the invite in capitals.
     let bare = unquoted(text);
     if bare
         .to_ascii_lowercase()
@@ -379,7 +379,7 @@ pub(super) fn read_invite(text: &str) -> Outcome<String> {
     }
 }
 
-/// An invite without what mail programs, chats and pages put around it.
+/// The invite without the marks that mail programs, chats and pages put around it.
 fn unquoted(text: &str) -> String {
     let marks = [
         '>', '"', '\'', '`', '\u{ab}', '\u{bb}', '\u{2018}', '\u{2019}', '\u{201c}', '\u{201d}',
@@ -396,7 +396,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// What `p2pvm join --json` prints: the status, and how long it took to get there.
+/// The output of `p2pvm join --json`: the status, and how long joining took.
 #[derive(Serialize)]
 struct Joined<'a> {
     #[serde(flatten)]
@@ -405,7 +405,7 @@ struct Joined<'a> {
     admitted_ms: u64,
     /// From the command to the address, milliseconds.
     joined_ms: u64,
-    /// What was found to be known of this machine's name and clock.
+    /// Notes about this machine's name and clock.
     notes: &'a [String],
 }
 
@@ -417,12 +417,12 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
         (true, Some(invite)) => (read_invite(invite)?, Some(a.bootstrap.clone())),
         (true, None) => {
             return Err(Failure::usage(
-                "a multiaddr needs the invite beside it: p2pvm join /ip4/... --invite FILE",
+                "a multiaddr needs --invite: p2pvm join /ip4/... --invite FILE",
             ));
         }
         (false, Some(_)) => {
             return Err(Failure::usage(format!(
-                "--invite goes with a multiaddr; '{}' is none",
+                "--invite goes with a multiaddr; '{}' is not one",
                 shortened(&a.bootstrap)
             )));
         }
@@ -434,9 +434,8 @@ pub(super) async fn join(context: &Context, a: Join) -> Outcome<()> {
         preflight::for_daemon(&context.layout, "joining", ports)?;
         preflight::subnet(
             invite.network().subnet,
-            "this machine would lose what it reaches there. Change that network here, or found \
-                the other one anew with a free --subnet; \
-             the invite is not used up",
+            "this machine would lose the hosts that it reaches there. Change that network here, \
+                or found the p2pvm network again with a free --subnet; the invite is not used up",
         )?;
     } else if context.daemon_if_any().await?.is_none() {
         preflight::for_daemon(&context.layout, "joining", ports)?;
@@ -521,7 +520,7 @@ pub(super) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
     }
     if !answer.with.is_empty() {
         println!(
-            "with it fall {}: admitted by it, or grown out of a copy of its state",
+            "also revoked: {} (admitted by it, or joined with a copy of its state)",
             answer.with.join(", ")
         );
     }
@@ -540,8 +539,8 @@ pub(super) async fn status(context: &Context) -> Outcome<()> {
         format!("{}: {}", s.health.word, s.health.why)
     };
     let address = match &s.address_wanting {
-        Some(why) => format!("not claimed yet: {why}"),
-        None => "not claimed yet".to_owned(),
+        Some(why) => format!("none yet: {why}"),
+        None => "none yet".to_owned(),
     };
     for (label, value) in [
         ("health", health),
@@ -597,12 +596,12 @@ fn ring_line(ring: &RingView) -> String {
     }
     format!(
         "place {}, about {:.0} members; neighbours: {} near, {} far, {} shortcuts; {} packets \
-            carried for others",
+            forwarded for others",
         ring.position, ring.size_estimate, ring.near, ring.far, ring.shortcuts, ring.carried
     )
 }
 
-/// "12.3 ms (10 %)": what a coordinate predicts, and how far off it may be.
+/// "12.3 ms (10 %)": the round trip that a coordinate predicts, and its possible error.
 fn distance(ring: &RingNeighbour) -> Option<String> {
     Some(format!(
         "{} ({:.0} %)",

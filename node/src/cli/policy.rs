@@ -11,7 +11,7 @@ use p2pvm_api::{
 };
 use std::{fs, io::Read};
 
-/// A policy is a few kilobytes; the daemon says how many it may have.
+/// The most bytes read of a policy; the daemon enforces the real limit.
 const MAX_READ_BYTES: u64 = 200 << 10;
 
 pub(super) async fn acl(context: &Context, acl: Acl) -> Outcome<()> {
@@ -72,7 +72,7 @@ async fn show(context: &Context) -> Outcome<()> {
     match (&show.version, &show.text) {
         (Some(version), Some(text)) => {
             println!(
-                "# version {version}, signed by {} at {}; {} packet(s) kept out here",
+                "# version {version}, signed by {} at {}; {} packet(s) dropped here",
                 print::or_dash(show.signed_by.as_ref()),
                 print::or_dash(show.signed_at.as_ref()),
                 show.denied_here
@@ -140,7 +140,7 @@ async fn withdraw(context: &Context, subnet: String) -> Outcome<()> {
         .post("/routes/withdraw", &wanted)
         .await?;
     report(context, &answer, || {
-        println!("{} is not offered any more", wanted.subnet)
+        println!("{} is no longer offered", wanted.subnet)
     })
 }
 

@@ -13,7 +13,7 @@ pub fn json(value: &impl Serialize) -> Outcome<()> {
     Ok(())
 }
 
-/// Prints one of several values as JSON on a line of its own.
+/// Prints one of several values as one line of JSON.
 pub fn json_line(value: &impl Serialize) {
     println!(
         "{}",
@@ -21,7 +21,7 @@ pub fn json_line(value: &impl Serialize) {
     );
 }
 
-/// Shows an answer: as JSON where that is asked for, else in words.
+/// Prints an answer: with `--json` as JSON, otherwise in words.
 pub fn report(context: &Context, answer: &impl Serialize, in_words: impl FnOnce()) -> Outcome<()> {
     if context.json {
         return json(answer);
@@ -61,18 +61,17 @@ pub fn ms(value: f64) -> String {
     }
 }
 
-/// "-" for what is not there.
+/// "-" for a missing value.
 pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())
 }
 
-/// Shows a text as QR codes: one where the terminal has room for it, or where there is none to
-/// measure.
+/// Shows a text as QR codes: one if the terminal has room for it, or if the output is no terminal.
 pub fn codes(text: &str) -> Outcome<()> {
     use std::io::IsTerminal;
     let whole = (usize::from(u16::MAX), usize::from(u16::MAX));
     let (columns, rows) = match ratatui::crossterm::terminal::size() {
-        // Two lines remain for the prompt and for which part it is.
+        // Two lines stay free for the prompt and the part's number.
         Ok((columns, rows)) if std::io::stdout().is_terminal() && rows > 2 => {
             (usize::from(columns), usize::from(rows) - 2)
         }
@@ -86,7 +85,7 @@ pub fn codes(text: &str) -> Outcome<()> {
     for (n, code) in codes.iter().enumerate() {
         if codes.len() > 1 {
             println!(
-                "part {} of {}: put the texts of all parts one after the other",
+                "part {} of {}: join the texts of all parts in order",
                 n + 1,
                 codes.len()
             );

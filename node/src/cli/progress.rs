@@ -1,5 +1,6 @@
-//! Shows what takes longer than a second: a bar on a terminal, a plain line at each new phase and
-//! each few seconds otherwise. All of it goes to standard error, so that `--json` stays clean.
+//! Shows the progress of work that takes longer than a second: a bar on a terminal, otherwise a
+//! line at each new phase and every few seconds. It goes to standard error, so that `--json` stays
+//! clean.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use p2pvm_api::Step;
@@ -8,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Lines of a phase that lasts are this far apart where there is no terminal.
+/// The time between two lines of one phase if the output is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
 
 /// One operation's progress.
@@ -37,7 +38,7 @@ impl Progress {
         }
     }
 
-    /// Says something that stays.
+    /// Prints a line that stays.
     pub fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),

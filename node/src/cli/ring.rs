@@ -1,4 +1,4 @@
-//! The ring on the command line.
+//! `p2pvm trace`, `p2pvm metrics` and `p2pvm peers --all`.
 
 use super::{
     Context,
@@ -14,7 +14,7 @@ fn in_path(member: &str) -> Outcome<&str> {
         Ok(member)
     } else {
         Err(Failure::usage(format!(
-            "'{member}' is no member's name, id or address"
+            "'{member}' is not a member's name, id or address"
         )))
     }
 }
@@ -56,7 +56,7 @@ pub(super) async fn trace(context: &Context, member: &str) -> Outcome<()> {
     ))
 }
 
-/// Figures for Prometheus, of this member or of all.
+/// Prints metrics for Prometheus, of this member or of all.
 pub(super) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
     let scope = if all { "cluster" } else { "node" };
     let metrics: Metrics = context
@@ -71,7 +71,7 @@ pub(super) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// Every member of the network.
+/// Prints every member of the network.
 pub(super) async fn cluster(context: &Context) -> Outcome<()> {
     let cluster: Cluster = context.daemon().await?.get("/cluster").await?;
     if context.json {

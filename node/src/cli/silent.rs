@@ -1,6 +1,6 @@
-//! A daemon that is there and does not answer: stopped by a signal or a debugger, in a deadlock,
-//! waiting for a dead disk. Whatever it was to be asked, a command says within seconds what is
-//! wrong and what helps; `down --force` and `leave --force` end it.
+//! A daemon that runs and does not answer: it is stopped by a signal or a debugger, in a deadlock,
+//! or waits for a dead disk. Every command says within seconds what is wrong and what helps;
+//! `down --force` and `leave --force` end the daemon.
 
 use super::limit;
 use nix::{
@@ -14,24 +14,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that works answers within this, also on a busy machine. One that is just starting has
-/// opened its socket by then.
+/// How long a daemon may take to answer before it counts as silent. Reason: a working daemon needs
+/// less also on a busy machine, and a starting one has opened its socket by then.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// One whose process is stopped is known by that, and waited for no longer than this.
+/// How long a daemon whose process is stopped is waited for.
 const STOPPED: Duration = Duration::from_secs(1);
-/// How long a daemon that is told by a signal to end may take to put this machine in order.
+/// How long a daemon may take after SIGTERM to undo its changes to this machine.
 const ORDERLY: Duration = Duration::from_secs(5);
-/// A process that was killed is gone within this, unless the kernel waits for a disk.
+/// How long a killed process may take to be gone. Reason: only a kernel that waits for a disk takes
+/// longer.
 const DYING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(30);
 
 /// Why there is no connection to a daemon.
 pub enum Missing {
-    /// None runs here.
+    /// No daemon runs here.
     NotRunning(Failure),
-    /// One runs, and does not answer.
+    /// A daemon runs and does not answer.
     Silent(Failure),
-    /// It cannot be asked.
+    /// The daemon's socket cannot be used.
     Closed(Failure),
 }
 
@@ -43,7 +44,7 @@ impl From<Missing> for Failure {
     }
 }
 
-/// A connection to this directory's daemon, which has answered on it.
+/// A connection to this directory's daemon, on which it has answered.
 pub async fn connect(layout: &Layout) -> Result<Client, Missing> {
     limit::unheard(true);
     let connected = in_time(layout, hear(layout)).await;
@@ -51,7 +52,7 @@ pub async fn connect(layout: &Layout) -> Result<Client, Missing> {
     connected.unwrap_or_else(|failure| Err(Missing::Silent(failure)))
 }
 
-/// Ends `work` with the daemon when that does not answer in time: what is wrong with it.
+/// Runs `work` with the daemon; if the daemon does not answer in time, fails with the cause.
 async fn in_time<T>(layout: &Layout, work: impl Future<Output = T>) -> Outcome<T> {
     tokio::pin!(work);
     if let Ok(done) = tokio::time::timeout(STOPPED, &mut work).await {
@@ -65,7 +66,7 @@ async fn in_time<T>(layout: &Layout, work: impl Future<Output = T>) -> Outcome<T
     Err(failure(layout))
 }
 
-/// What is said of a daemon that does not answer.
+/// The failure of a daemon that does not answer.
 pub fn failure(layout: &Layout) -> Failure {
     let (found, advice) = lock::silence(layout).unwrap_or_else(|| {
         let log = layout.log();
@@ -94,17 +95,17 @@ async fn hear(layout: &Layout) -> Result<Client, Missing> {
         if lock::holder(layout).is_none() {
             return Err(Missing::NotRunning(failure));
         }
-        // It is starting or ending, or its queue is full as it takes nobody in.
+        // The daemon is starting or ending, or its queue is full because it accepts nobody.
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Asks the daemon something that it does at once; one that is silent then is named.
+/// Sends the daemon a request that it answers at once; a silent daemon is named.
 pub async fn at_once<T>(layout: &Layout, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     in_time(layout, work).await?
 }
 
-/// Waits until the process that holds the directory is gone, for `limit` at most.
+/// Waits at most `limit` until the process that holds the directory is gone.
 pub async fn gone(layout: &Layout, pid: u32, limit: Duration) -> bool {
     let began = Instant::now();
     while lock::holder(layout) == Some(pid) || lock::lives(pid) {
@@ -117,7 +118,7 @@ pub async fn gone(layout: &Layout, pid: u32, limit: Duration) -> bool {
 }
 
 /// Ends the daemon of this directory, if one runs: tells its process to end, and kills it if it
-/// does not. What it leaves changed on this machine is the caller's to undo.
+/// does not. The caller undoes the daemon's changes to this machine.
 pub async fn end(layout: &Layout) -> Outcome<()> {
     let Some(pid) = lock::holder(layout) else {
         return Ok(());
@@ -129,7 +130,7 @@ pub async fn end(layout: &Layout) -> Outcome<()> {
             layout.lock().display()
         )));
     }
-    // Else it would be started anew.
+    // Otherwise systemd would restart it.
     service::stop_soon(layout).await;
     let signal = |signal| {
         let number = i32::try_from(pid).doing("the number of the daemon's process")?;
@@ -142,7 +143,7 @@ pub async fn end(layout: &Layout) -> Outcome<()> {
     if !lock::is_held_still(layout) && gone(layout, pid, ORDERLY).await {
         return Ok(());
     }
-    // The number is still the daemon's as long as the lock is.
+    // The process id is the daemon's as long as the daemon holds the lock.
     if lock::holder(layout) == Some(pid) {
         signal(Signal::SIGKILL)?;
     }
@@ -194,7 +195,7 @@ mod tests {
         let layout = Layout::at(dir.path());
         let mut bystander = Command::new("sleep").arg("60").spawn().unwrap();
         let lock = lock::DaemonLock::take(&layout).unwrap();
-        // As where the lock's holder has written its number in another container.
+        // As if the lock's holder had written its process id in another container.
         std::fs::write(layout.lock(), format!("{}\n", bystander.id())).unwrap();
         let refused = end(&layout).await.unwrap_err();
         assert!(

@@ -1,5 +1,5 @@
-//! `p2pvm down` and `p2pvm leave`: the daemon ends, what it changed on this machine is undone, and
-//! for `leave` the membership is forgotten. With `--force` also where the daemon does not answer.
+//! `p2pvm down` and `p2pvm leave`: they end the daemon and undo its changes to this machine;
+//! `leave` also forgets the membership. With `--force` they also end a daemon that does not answer.
 
 use super::{
     Context,
@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that was killed holds its lock until the kernel has taken it apart.
+/// How long a killed daemon may hold its lock until the kernel has cleaned up after it.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
-/// A daemon that has said that it ends is gone within this.
+/// How long a daemon may take to end after it has answered that it ends.
 const ENDING_LIMIT: Duration = Duration::from_secs(15);
-/// Members are told, and the address is given back, within this.
+/// How long telling the members and releasing the address may take.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(30);
 
@@ -30,13 +30,13 @@ pub(super) async fn down(context: &Context, force: bool) -> Outcome<()> {
         Err(missing) => Err(missing.into()),
     };
     if let Err(failure) = asked {
-        // One that is just being killed does not answer, and is gone in a moment.
+        // A daemon that is being killed does not answer, and is gone in a moment.
         let began = Instant::now();
         while lock::holder(layout).is_some() && began.elapsed() <= DYING_LIMIT && !force {
             tokio::time::sleep(LOOK).await;
         }
         let Some(pid) = lock::holder(layout) else {
-            // It may have left this machine changed.
+            // A daemon that was killed may have left changes on this machine.
             changes::undo(layout);
             println!("no daemon was running");
             return Ok(());
@@ -46,13 +46,13 @@ pub(super) async fn down(context: &Context, force: bool) -> Outcome<()> {
         }
         end(layout).await?;
         println!(
-            "ended: the daemon (process {pid}) did not answer; what it had changed on this \
-                machine is undone"
+            "ended: the daemon (process {pid}) did not answer; its changes to this machine are \
+                undone"
         );
         return Ok(());
     }
-    // It gives the lock back a moment before its ports and interface, or longer before where a disk
-    // holds it up.
+    // The daemon releases the lock a moment before its ports and interface, or longer before if it
+    // waits for a disk.
     if !is_over(layout, pid).await {
         if !force {
             let said = format!(
@@ -67,7 +67,7 @@ pub(super) async fn down(context: &Context, force: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// Waits for a daemon that has been told to end.
+/// Waits until a daemon that has been told to end is gone.
 async fn is_over(layout: &Layout, pid: Option<u32>) -> bool {
     let began = Instant::now();
     while lock::holder(layout).is_some() || pid.is_some_and(lock::lives) {
@@ -79,12 +79,12 @@ async fn is_over(layout: &Layout, pid: Option<u32>) -> bool {
     true
 }
 
-/// Ends the daemon and puts this machine back in order.
+/// Ends the daemon and undoes its changes to this machine.
 async fn end(layout: &Layout) -> Outcome<()> {
     silent::end(layout).await?;
     changes::undo(layout);
     for socket in [layout.socket(), layout.dashboard_socket()] {
-        // One that is gone already is as good.
+        // The socket may be gone already.
         let _ = fs::remove_file(socket);
     }
     Ok(())
@@ -96,7 +96,7 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
     let untold = match silent::connect(layout).await {
         Ok(mut client) => farewell(layout, &mut client, force).await?,
         Err(Missing::NotRunning(_)) if !layout.is_member() => {
-            println!("this machine is no member of a network");
+            println!("this machine is not a member of a network");
             return Ok(());
         }
         Err(Missing::NotRunning(_)) if !force => {
@@ -129,7 +129,7 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
         }
         silent::end(layout).await?;
     }
-    // Without a daemon guests run on, and nobody could end them when their definitions are gone.
+    // Guests run on without a daemon, and without their definitions no command could end them.
     let ended = qemu::end_guests(layout.dir()).await.or_failure()?;
     end(layout).await?;
     membership::forget(layout)?;
@@ -146,7 +146,7 @@ pub(super) async fn leave(context: &Context, force: bool) -> Outcome<()> {
     Ok(())
 }
 
-/// Lets the daemon tell the network; why that was not told, if it was not and that is good enough.
+/// Lets the daemon tell the network. If `--force` makes up for a failure, returns why it failed.
 async fn farewell(layout: &Layout, client: &mut Client, force: bool) -> Outcome<Option<String>> {
     match tokio::time::timeout(
         FAREWELL_LIMIT,

@@ -1,4 +1,4 @@
-//! `p2pvm vm ...`, `drain` and `explain`: each a request to the daemon and a few lines of output.
+//! `p2pvm vm ...` and `p2pvm explain`: each sends a request to the daemon and prints the answer.
 
 use super::{
     Context,
@@ -20,7 +20,7 @@ use serde::{
 use std::io::{IsTerminal, Write};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Leaves the console: Ctrl-].
+/// The key that leaves the console: Ctrl-].
 const ESCAPE: u8 = 0x1d;
 
 pub(super) async fn run(context: &Context, command: Vm) -> Outcome<()> {
@@ -83,8 +83,8 @@ async fn operate(
 }
 
 async fn create(context: &Context, a: Create) -> Outcome<()> {
-    // A file is named relative to where the user stands, not to the daemon; on another member only
-    // its whole path says which.
+    // A file's name is relative to the user's directory, not to the daemon's. On another member it
+    // has to be absolute.
     let image = match std::fs::canonicalize(&a.image) {
         _ if a.on.is_some() => a.image,
         Ok(path) => path
@@ -135,7 +135,7 @@ async fn list(context: &Context) -> Outcome<()> {
     })
 }
 
-/// A VM in the list.
+/// A VM's row in the list.
 fn row(vm: &VmView) -> [String; 7] {
     let (cpus, memory, epoch) = (
         vm.cpus.to_string(),
@@ -153,7 +153,7 @@ fn row(vm: &VmView) -> [String; 7] {
     ]
 }
 
-/// How a guest is reached, in words.
+/// Whether a guest answers its host, in words.
 fn network(reach: &ReachView) -> String {
     let why = reach.why.as_deref().unwrap_or_default();
     match (reach.state.as_str(), reach.rtt_ms) {
@@ -163,8 +163,8 @@ fn network(reach: &ReachView) -> String {
     }
 }
 
-/// What is to be said below the list: a line for each dead host, and one for each VM in a state
-/// nobody asked for.
+/// The lines below the list: one for each dead host, and one for each VM in a state that no command
+/// asked for.
 fn remarks(vms: &[VmView]) -> Vec<String> {
     let (mut hosts, mut others) = (Vec::<String>::new(), Vec::new());
     for (vm, note) in vms.iter().filter_map(|vm| Some((vm, vm.note.as_deref()?))) {
@@ -239,7 +239,10 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
             .ask(Method::DELETE, &path, None::<&()>)
             .await?;
         return report(context, &done, || {
-            println!("the move of {} is ended: it stays on {}", a.name, done.host)
+            println!(
+                "the move of {} was cancelled: it stays on {}",
+                a.name, done.host
+            )
         });
     }
     let followed = follow::<VmMoved>(context, &path, format!("migrating {}", a.name), &request);
@@ -289,7 +292,7 @@ async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
     })
 }
 
-/// The members that have a copy, in words.
+/// The names of the members that have a copy.
 fn holders(done: &SnapshotTaken) -> Option<String> {
     let names = done.holders.as_ref()?;
     (!names.is_empty()).then(|| names.join(", "))
@@ -332,14 +335,14 @@ pub(super) async fn explain(context: &Context, name: &str) -> Outcome<()> {
             .map(|e| [e.at.clone(), e.host.clone(), e.text.clone()])
             .collect();
         if rows.is_empty() {
-            println!("no decision about {name} is remembered on its host");
+            println!("its host remembers no decision about {name}");
         } else {
             print::table(["WHEN", "HOST", "WHY"], &rows);
         }
     })
 }
 
-/// Puts the terminal into raw mode for as long as it lives.
+/// Keeps the terminal in raw mode until it is dropped.
 struct RawTerminal(Option<nix::sys::termios::Termios>);
 
 impl RawTerminal {
@@ -353,7 +356,7 @@ impl RawTerminal {
         if let Some(saved) = &saved {
             let mut raw = saved.clone();
             cfmakeraw(&mut raw);
-            // A terminal that refuses raw mode still shows the console; keys then come by the line.
+            // A terminal without raw mode still shows the console; it then sends whole lines.
             let _ = tcsetattr(&stdin, SetArg::TCSANOW, &raw);
         }
         Self(saved)

@@ -23,10 +23,10 @@ pub enum Vm {
     /// Start a VM
     #[command(after_help = "Example:\n  p2pvm vm start web")]
     Start(VmName),
-    /// Shut a VM down: its guest is asked to, and ended after 30 s
+    /// Ask a VM's guest to shut down; end it after 30 s
     #[command(
-        after_help = "Examples:\n  p2pvm vm stop web\n  p2pvm vm stop web --force   # ends it at \
-            once, as pulling the plug does"
+        after_help = "Examples:\n  p2pvm vm stop web\n  p2pvm vm stop web --force   # at once, \
+            like pulling the plug"
     )]
     Stop(Stop),
     /// List the network's VMs
@@ -41,16 +41,16 @@ pub enum Vm {
     /// Delete a stopped VM and its disk
     #[command(after_help = "Example:\n  p2pvm vm delete web")]
     Delete(Delete),
-    /// Move a running VM to another member while it runs
+    /// Move a VM to another member while it runs
     #[command(
         after_help = "Example:\n  p2pvm vm migrate web --to lab2\n\nWith [traces] in node.toml it \
-            names its trace."
+            prints the trace's id."
     )]
     Migrate(Migrate),
     /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
     #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
     Snapshot(Snapshot),
-    /// Bring a VM back from a snapshot
+    /// Restore a VM from a snapshot
     #[command(after_help = "Example:\n  p2pvm vm restore web@before-upgrade --on lab2 --force")]
     Restore(Restore),
 }
@@ -60,7 +60,7 @@ pub enum Vm {
 pub struct Create {
     /// The VM's name: a DNS label, unique in the network
     pub name: String,
-    /// A qcow2 or raw image file, or the id of an image in the network; with --on a file of that
+    /// A qcow2 or raw image file, or the id of an image in the network; with --on a file on that
     /// member
     #[arg(long)]
     pub image: String,
@@ -86,7 +86,7 @@ pub struct Create {
 pub struct Stop {
     /// The VM
     pub name: String,
-    /// End its guest at once instead of asking it: what it has not written to its disk is lost
+    /// End the guest at once instead of asking it: data not yet written to its disk is lost
     #[arg(long)]
     pub force: bool,
 }
@@ -96,7 +96,7 @@ pub struct Stop {
 pub struct Delete {
     /// The VM
     pub name: String,
-    /// Also if it runs: its guest is ended at once
+    /// Also delete a running VM: its guest is ended at once
     #[arg(long)]
     pub force: bool,
 }
@@ -106,14 +106,14 @@ pub struct Delete {
 pub struct Migrate {
     /// The VM
     pub name: String,
-    /// The member to move it to; by default the least loaded one its host knows
+    /// The member to move it to; by default the least loaded one that its host knows
     #[arg(long, value_name = "MEMBER")]
     pub to: Option<String>,
     /// End the move that is under way: the guest goes on where it is
     #[arg(long, conflicts_with_all = ["to", "post_copy"])]
     pub cancel: bool,
-    /// Let the guest run on the target before all its memory is there, if it dirties memory faster
-    /// than the path carries it. Either host dying then loses the guest
+    /// Let the guest run on the target before all its memory is there, if it changes memory faster
+    /// than the path carries it. If either host dies meanwhile, the guest is lost
     #[arg(long)]
     pub post_copy: bool,
 }
@@ -136,8 +136,8 @@ pub struct Restore {
     /// The member to restore it on; by default this one
     #[arg(long, value_name = "MEMBER")]
     pub on: Option<String>,
-    /// The VM's host is dead: take the VM over in a new epoch. Should that host come back, its copy
-    /// is frozen
+    /// Take the VM over from a dead host, in a new epoch. If that host comes back, its copy is
+    /// frozen
     #[arg(long)]
     pub force: bool,
 }

@@ -1,5 +1,5 @@
-//! `p2pvm doctor --fix`: repairs what is p2pvm's own and says what it did. Done twice, it does
-//! nothing the second time.
+//! `p2pvm doctor --fix`: repairs p2pvm's own leftovers and files and says what it did. It is
+//! idempotent.
 
 use crate::cli::Context;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -15,17 +15,17 @@ use std::{
 };
 use tokio::process::Command;
 
-/// A module is loaded by then.
+/// How long loading a module may take.
 const MODPROBE_LIMIT: Duration = Duration::from_secs(10);
-/// The state directory lets guests pass to their own part of it, and shows them nothing.
+/// The state directory's mode: guests can pass to their own part of it, but not list it.
 const DIRECTORY_MODE: u32 = 0o711;
-/// Keys are their owner's alone.
+/// A key's mode: its owner alone can read it.
 const SECRET_MODE: u32 = 0o600;
 
-/// Repairs, in an order in which each step can use what the one before has done.
+/// Repairs, in an order in which each step can use the results of the previous ones.
 ///
 /// # Errors
-/// Who is not root cannot repair.
+/// The user is not root.
 pub(super) async fn all(context: &Context) -> Outcome<Vec<String>> {
     preflight::root("repairing")?;
     let layout = &context.layout;
@@ -82,7 +82,7 @@ fn permit(path: &PathBuf, mode: u32) -> std::io::Result<Option<String>> {
     )))
 }
 
-/// What a daemon that was killed left: only where none runs now.
+/// Removes a killed daemon's leftovers, if no daemon runs now.
 fn leftovers(layout: &Layout) -> Vec<String> {
     if lock::holder(layout).is_some() {
         return Vec::new();
@@ -91,22 +91,20 @@ fn leftovers(layout: &Layout) -> Vec<String> {
     if layout.undo().exists() {
         changes::undo(layout);
         if !layout.undo().exists() {
-            done.push(
-                "put back what a daemon that was killed had changed on this machine".to_owned(),
-            );
+            done.push("undid a killed daemon's changes to this machine".to_owned());
         }
     }
     let revived = changes::remove_revived();
     if revived > 0 {
         done.push(format!(
-            "removed {revived} firewall rules or tables of p2pvm's that were loaded \
-            again when it had gone"
+            "removed {revived} firewall rules or tables of p2pvm that were loaded again after \
+            its end"
         ));
     }
     for socket in [layout.socket(), layout.dashboard_socket()] {
         if fs::remove_file(&socket).is_ok() {
             done.push(format!(
-                "removed {}, which no daemon listens on",
+                "removed the socket {}, on which no daemon listens",
                 socket.display()
             ));
         }
@@ -114,7 +112,7 @@ fn leftovers(layout: &Layout) -> Vec<String> {
     done
 }
 
-/// Loads the driver and makes its device, where that is what is missing.
+/// Loads the driver and makes its device, if they are missing.
 async fn tun() -> Vec<String> {
     let mut done = Vec::new();
     let Err(trouble) = try_tun() else { return done };
@@ -155,11 +153,11 @@ fn make_device(path: &Path) -> std::io::Result<()> {
         Mode::from_bits_truncate(0o666),
         makedev(10, 200),
     )?;
-    // The mode that mknod is given passes through the umask.
+    // The umask applies to mknod's mode.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }
 
-/// Lets the running daemon put its own things in order.
+/// Lets the running daemon repair its own state.
 async fn mend(context: &Context) -> Option<String> {
     let mut client = context.daemon().await.ok()?;
     let asked: Result<Vec<FindingView>, Failure> = client.post("/mend", &()).await;
@@ -168,7 +166,7 @@ async fn mend(context: &Context) -> Option<String> {
         .into_iter()
         .map(|finding| format!("{}: {}", finding.area, finding.found))
         .collect();
-    (!words.is_empty()).then(|| format!("the daemon settled: {}", words.join("; ")))
+    (!words.is_empty()).then(|| format!("the daemon repaired: {}", words.join("; ")))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The doctor's rules: what was found becomes a level, and a sentence that says what to do.
+//! The doctor's rules: they turn each observation into a level and a sentence that names a remedy.
 
 use super::{
     Check,
@@ -13,18 +13,18 @@ use p2pvm_host::{
     tun::TunTrouble,
 };
 
-/// QUIC's packets of 1200 bytes with their headers (RFC 9000 §14) want the smallest MTU that IPv6
-/// knows, bytes.
+/// The least MTU, bytes. Reason: QUIC's packets of 1200 bytes with their headers (RFC 9000 §14)
+/// need the least MTU of IPv6.
 const MTU_NEEDED: u32 = 1280;
-/// Fewer free inodes do not last for a start.
+/// How many free inodes a start needs.
 const FILES_NEEDED: u64 = 1000;
-/// The first QEMU whose migration p2pvm can steer.
+/// The first QEMU whose migration p2pvm can control.
 const QEMU_MAJOR: u32 = 10;
-/// A node without VMs needs little; below this even its tables may not fit, bytes.
+/// The least free disk space, bytes. Reason: below it even a node's tables may not fit.
 const DISK_NEEDED: u64 = 512 << 20;
-/// An image, a disk over it and the chunks of a snapshot want at least this, bytes.
+/// The free disk space, bytes, that an image, a disk on it and a snapshot's chunks need.
 const DISK_WANTED: u64 = 8 << 30;
-/// What the daemon and one small guest take, MiB.
+/// The memory, MiB, that the daemon and one small guest need.
 const MEMORY_WANTED_MIB: u64 = 512;
 
 fn check(check: &str, level: Level, found: impl Into<String>, advice: impl Into<String>) -> Check {
@@ -44,11 +44,11 @@ pub(super) fn root(is_root: bool) -> Check {
         "root",
         Warning,
         "this is not root",
-        "run 'sudo p2pvm doctor': the daemon runs as root, and not all can be seen without",
+        "run 'sudo p2pvm doctor': the daemon runs as root, and some checks need root",
     )
 }
 
-/// `read`: what is called by its previous name, or why the settings cannot be read.
+/// `read`: a table with its previous name, or why the settings cannot be read.
 pub(super) fn settings(read: Result<Option<&str>, &Failure>) -> Check {
     match read {
         Ok(None) => check("settings", Fine, "the settings are readable", ""),
@@ -56,7 +56,7 @@ pub(super) fn settings(read: Result<Option<&str>, &Failure>) -> Check {
             "settings",
             Warning,
             renamed,
-            "rename the table; a later version may refuse the previous name",
+            "rename the table; a later version may reject the previous name",
         ),
         Err(failure) => check(
             "settings",
@@ -89,14 +89,14 @@ pub(super) fn kvm(found: &Kvm) -> Check {
         Kvm::Forced(accel) => check(
             "kvm",
             Fine,
-            format!("node.toml insists on {accel}: nothing was probed"),
+            format!("node.toml forces {accel}: nothing was probed"),
             "",
         ),
         Kvm::Unknown(why) => check(
             "kvm",
             Warning,
             format!("not probed: {why}"),
-            "guests cannot be started until this is settled",
+            "guests cannot be started until this is fixed",
         ),
     }
 }
@@ -111,7 +111,7 @@ pub(super) fn tun(tried: Result<(), TunTrouble>) -> Check {
 pub(super) fn nft(found: &Result<(), String>) -> Check {
     const FOR: &str = "'p2pvm route offer' needs it; the rest works without";
     match found {
-        Ok(()) => check("nft", Fine, "nft is there and may be used", ""),
+        Ok(()) => check("nft", Fine, "nft is installed and may be used", ""),
         Err(why) if why.contains("not installed") => check(
             "nft",
             Warning,
@@ -226,7 +226,7 @@ pub(super) fn name_servers(found: &Result<Vec<String>, String>) -> Check {
     }
 }
 
-/// Whether the guests that run here answer, where nothing is found wrong with them.
+/// Whether this host's guests answer, if the daemon has no finding about them.
 pub(super) fn guests(status: &Status) -> Option<Check> {
     let told = status.findings.iter().any(|found| found.area == "guests");
     let found = || {
@@ -238,13 +238,13 @@ pub(super) fn guests(status: &Status) -> Option<Check> {
     (status.running_vms > 0 && !told).then(|| check("guests", Fine, found(), ""))
 }
 
-/// What keeps programs from the names of a network, where no daemon runs that would say it.
+/// What keeps programs from a network's names, if no daemon runs that would report it.
 pub(super) fn of_machine(found: Finding) -> Check {
     check("names", Warning, found.found, found.advice)
 }
 
-/// What this program looked at and what the running daemon found, which knows better: "names ok" is
-/// not said beside "names failed".
+/// This program's checks and the running daemon's findings. A finding replaces a good check of the
+/// same area, so that "names ok" does not stand beside "names failed".
 pub(super) fn together(mut checks: Vec<Check>, findings: &[FindingView]) -> Vec<Check> {
     let is_troubled = |check: &Check| {
         findings
@@ -256,7 +256,7 @@ pub(super) fn together(mut checks: Vec<Check>, findings: &[FindingView]) -> Vec<
     checks
 }
 
-/// What the running daemon found.
+/// A finding of the running daemon as a check.
 fn finding(found: &FindingView) -> Check {
     check(
         &found.area,
@@ -302,7 +302,7 @@ pub(super) fn qemu(found: &Programs) -> Check {
 
 pub(super) fn clock(found: &Clock) -> Check {
     const SET: &str = "'timedatectl set-ntp true', or set the clock; certificates and invites \
-        have a beginning and an end";
+        have a validity period";
     match (found.before_network, found.synchronized) {
         (Some(seconds), _) => check(
             "clock",
@@ -321,7 +321,7 @@ pub(super) fn clock(found: &Clock) -> Check {
             "clock",
             Warning,
             format!(
-                "{}; nothing here says whether it is synchronized",
+                "{}; no program here says whether it is synchronized",
                 found.now
             ),
             SET,
@@ -365,7 +365,7 @@ pub(super) fn disk(found: &Result<Disk, String>) -> Check {
             "disk",
             Failed,
             free(d),
-            "make room: chunks, images and disks of VMs are kept there",
+            "make room: chunks, images and disks of VMs are stored there",
         ),
         Ok(d) if d.in_ram => check(
             "disk",
@@ -390,7 +390,7 @@ pub(super) fn memory(available_mib: u64) -> Check {
             "memory",
             Warning,
             found,
-            "enough for the overlay, hardly for a guest",
+            "enough for the overlay, too little for most guests",
         );
     }
     check("memory", Fine, found, "")
@@ -410,7 +410,7 @@ pub(super) fn udp(found: &Udp, net: Option<&NetCheckView>) -> Check {
             "udp",
             Failed,
             why.clone(),
-            "a port of 0 in node.toml takes any that is free",
+            "or set the port to 0 in node.toml: the daemon then takes any free one",
         );
     }
     let Some(net) = net else {
@@ -588,7 +588,7 @@ mod tests {
             udp(
                 &Udp {
                     addresses: 1,
-                    busy: Some("UDP port 4002 cannot be had".into()),
+                    busy: Some("UDP port 4002 cannot be bound".into()),
                 },
                 None,
             ),

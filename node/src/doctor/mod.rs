@@ -1,11 +1,11 @@
-//! `p2pvm doctor`: looks whether this machine has what p2pvm needs. Each check says what was found
-//! and, where that is not good, what to do. With a daemon it also has everything proved anew and
-//! says what that finds; the rest works without one.
+//! `p2pvm doctor`: checks whether this machine has what p2pvm needs. Each check says what was found
+//! and, if that is not good, what to do. If a daemon runs, the doctor lets it repeat its tests and
+//! adds its findings; all else works without a daemon.
 //!
-//! Three levels: what is fine, what works less well than it could, and what makes something
-//! impossible. Only the last one makes the command fail. `probes` asks the machine, [`judge`] holds
-//! the rules: the rules are tested without a machine of each kind. `fix` repairs what is p2pvm's
-//! own, and nothing else.
+//! A check has one of three levels: fine, works less well than it could, and cannot work. Only the
+//! last one makes the command fail. `probes` examines the machine and [`judge`] has the rules, so
+//! that they are tested without a machine of each kind. `fix` repairs p2pvm's own leftovers and
+//! files, and nothing else.
 
 mod fix;
 mod judge;
@@ -23,38 +23,38 @@ use tokio::time::timeout;
 /// One line of the page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at, in a word.
+    /// The area that was checked, in a word.
     pub check: String,
-    /// How it is.
+    /// The result.
     pub level: Level,
     /// What was found.
     pub found: String,
-    /// What to do about it; empty if nothing.
+    /// The remedy; empty if none is needed.
     pub advice: String,
 }
 
 /// The whole page.
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
-    /// Whether nothing that is needed is missing.
+    /// Whether no check failed.
     pub ok: bool,
-    /// What was repaired before; empty without `--fix`, or where there was nothing to repair.
+    /// What `--fix` repaired; empty without it, or if there was nothing to repair.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fixed: Vec<String>,
     /// The checks.
     pub checks: Vec<Check>,
 }
 
-/// What the running daemon says, if one runs. One that cannot say what its NAT does is there all
-/// the same.
+/// The running daemon's answers. The one about its NAT may be missing.
 struct Running {
     status: Status,
     net: Option<NetCheckView>,
     findings: Vec<FindingView>,
 }
 
-/// How long a daemon that works takes to say how it is, and how long to prove everything anew.
+/// How long the daemon may take to answer with its status.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
+/// How long the daemon may take to repeat its tests.
 const PROOF_LIMIT: Duration = Duration::from_secs(30);
 
 async fn daemon(context: &Context) -> Option<Running> {
@@ -68,14 +68,14 @@ async fn daemon(context: &Context) -> Option<Running> {
         .await
         .ok()
         .and_then(Result::ok);
-    // Last, as the server may close the connection with it. A daemon of before knows no proof, and
-    // its status no findings.
+    // Last, because the server may close the connection with it. A daemon of a previous version
+    // has neither this request nor findings in its status.
     let proved = timeout(PROOF_LIMIT, client.post("/findings", &()))
         .await
         .ok()
         .and_then(Result::ok);
     let findings = proved.unwrap_or_else(|| status.findings.clone());
-    // What was just proved is newer than what the status had.
+    // The tests' results are newer than the first status.
     let again = async { context.daemon().await.ok()?.get("/status").await.ok() };
     if let Ok(Some(now)) = timeout(STATUS_LIMIT, again).await {
         status = now;
@@ -87,7 +87,7 @@ async fn daemon(context: &Context) -> Option<Running> {
     })
 }
 
-/// Looks at everything.
+/// Runs all checks.
 pub async fn examine(context: &Context) -> Page {
     let layout = &context.layout;
     let running = daemon(context).await;
@@ -97,7 +97,7 @@ pub async fn examine(context: &Context) -> Page {
         .as_ref()
         .map_or((4001, 4002), |c| (c.port, c.link_port));
     let device = config.as_ref().map_or("p2pvm0", |c| c.device.as_str());
-    // One that does not answer has them too.
+    // A daemon that does not answer has the ports too.
     let has_ports = status.is_some() || p2pvm_daemon::lock::holder(layout).is_some();
     let mut checks = vec![
         judge::root(nix::unistd::geteuid().is_root()),
@@ -135,8 +135,7 @@ pub async fn examine(context: &Context) -> Page {
     }
 }
 
-/// Looks, prints, and fails if something needed is missing; with `fix` repairs what is p2pvm's own
-/// before.
+/// Runs the checks, prints them, and fails if one failed; with `fix` repairs first.
 pub async fn run(context: &Context, fix: bool) -> Outcome<ExitCode> {
     let fixed = if fix {
         fix::all(context).await?

@@ -1,5 +1,5 @@
-//! What the doctor asks of the machine. Nothing here changes it, but for the KVM probe's verdict,
-//! which the daemon would leave as well.
+//! The doctor's examination of the machine. It changes nothing, except that it stores the KVM
+//! probe's result, as the daemon would.
 
 use nix::{
     sys::{
@@ -24,25 +24,25 @@ use std::{
 };
 use tokio::process::Command;
 
-/// A program that only prints its version is done by then.
+/// How long a program may take to print its version.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(5);
-/// The magic number of ramfs (linux/magic.h), which nix does not name.
+/// The magic number of ramfs (linux/magic.h); nix has no name for it.
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
-/// Programs of QEMU that p2pvm runs beside it.
+/// QEMU's tools that p2pvm runs.
 const TOOLS: [&str; 2] = ["qemu-img", "qemu-storage-daemon"];
 
-/// How KVM is.
+/// The state of KVM.
 #[derive(Debug)]
 pub enum Kvm {
-    /// A guest ran on it.
+    /// A probe guest ran on it.
     Works,
     /// There is no device.
     Missing,
-    /// There is, but no guest is known to run on it.
+    /// The device exists, but no guest is known to run on it.
     Broken,
     /// The settings name an accelerator.
     Forced(String),
-    /// It could not be found out.
+    /// The state could not be determined.
     Unknown(String),
 }
 
@@ -68,11 +68,11 @@ pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
 pub struct Programs {
     /// QEMU's version, major and minor.
     pub version: Option<(u32, u32)>,
-    /// Which tools are not there.
+    /// The missing tools.
     pub missing: Vec<&'static str>,
 }
 
-/// What `PROGRAM --version` prints first, if it is there.
+/// The first line of `PROGRAM --version`, if the program exists.
 async fn version_of(program: &str) -> Option<String> {
     let output = Command::new(program)
         .arg("--version")
@@ -115,14 +115,14 @@ pub(super) async fn qemu() -> Programs {
     Programs { version, missing }
 }
 
-/// The time of day here.
+/// This machine's clock.
 #[derive(Debug)]
 pub struct Clock {
-    /// Seconds that it is before the network was founded, if it is.
+    /// How many seconds the clock is before the network's founding, if it is.
     pub before_network: Option<u64>,
-    /// Whether something keeps it right; none: nobody says.
+    /// Whether the clock is synchronized; `None` if no program says.
     pub synchronized: Option<bool>,
-    /// What it shows.
+    /// The time that it shows.
     pub now: String,
 }
 
@@ -155,18 +155,18 @@ pub(super) async fn clock(layout: &Layout) -> Clock {
     }
 }
 
-/// Where the state is kept.
+/// The file system of the state directory.
 #[derive(Debug)]
 pub struct Disk {
-    /// The directory, or the nearest one above it that is there.
+    /// The directory, or its nearest existing ancestor.
     pub path: PathBuf,
-    /// Room for root.
+    /// Free bytes for root.
     pub free_bytes: u64,
-    /// Whether it is lost at power-off.
+    /// Whether its content is lost at power-off.
     pub in_ram: bool,
-    /// Whether nothing can be written.
+    /// Whether it is read-only.
     pub read_only: bool,
-    /// Files that can still be made; none: the file system does not count them.
+    /// Free inodes; `None` if the file system has no inodes.
     pub free_files: Option<u64>,
 }
 
@@ -186,7 +186,7 @@ pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
     })
 }
 
-/// Whether a directory is on a file system that is in memory only.
+/// Whether a directory is on a file system in memory.
 pub fn in_ram(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| {
         fs.filesystem_type() == TMPFS_MAGIC || fs.filesystem_type().0 == RAMFS_MAGIC
@@ -206,16 +206,16 @@ pub(super) fn memory_mib() -> u64 {
         >> 10
 }
 
-/// What UDP needs here.
+/// What UDP needs on this machine.
 #[derive(Debug)]
 pub struct Udp {
     /// Addresses on networks.
     pub addresses: usize,
-    /// Why the ports cannot be had: which, by whom, what the kernel says.
+    /// Why a port cannot be bound: which port, the process that uses it, the kernel's error.
     pub busy: Option<String>,
 }
 
-/// `running`: the daemon has the ports, as it should be.
+/// `running`: the daemon has the ports, which is as it should be.
 pub(super) fn udp((port, link_port): (u16, u16), running: bool) -> Udp {
     let busy = if running {
         None
@@ -230,7 +230,7 @@ pub(super) fn udp((port, link_port): (u16, u16), running: bool) -> Udp {
     }
 }
 
-/// Whether nft is there and the kernel lets this process use it; else what either says.
+/// Checks that nft exists and that the kernel lets this process use it.
 pub(super) async fn nft() -> Result<(), String> {
     let asked = Command::new("nft")
         .args(["list", "tables"])
@@ -244,7 +244,7 @@ pub(super) async fn nft() -> Result<(), String> {
             Err(said
                 .lines()
                 .find(|line| !line.trim().is_empty())
-                .unwrap_or("it failed without a word")
+                .unwrap_or("it failed without a message")
                 .trim()
                 .to_owned())
         }
@@ -259,7 +259,7 @@ pub(super) async fn nft() -> Result<(), String> {
     }
 }
 
-/// Whether the kernel's network settings can be written; opening one for writing changes nothing.
+/// Checks that the kernel's network settings can be written. Opening one for writing changes none.
 pub(super) fn sysctl() -> Result<(), String> {
     let path = "/proc/sys/net/ipv4/ip_forward";
     OpenOptions::new()
@@ -269,16 +269,16 @@ pub(super) fn sysctl() -> Result<(), String> {
         .map_err(|e| format!("{path}: {e}"))
 }
 
-/// How guests can be limited here.
+/// The control groups that can limit guests here.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Cgroups {
-    /// One hierarchy, writable.
+    /// Version 2, writable.
     Unified,
-    /// Version 1 beside or instead, writable.
+    /// Version 1, alone or with version 2, writable.
     Legacy,
-    /// Mounted, and why it cannot be written.
+    /// Mounted but not writable, and why.
     Closed(String),
-    /// There is none.
+    /// Not mounted.
     None,
 }
 
@@ -299,7 +299,7 @@ pub(super) fn cgroups() -> Cgroups {
     }
 }
 
-/// Whether this machine speaks IPv6 at all.
+/// Whether IPv6 is on at all.
 pub(super) fn has_ipv6() -> bool {
     let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
         .is_ok_and(|text| text.trim() == "1");
@@ -307,7 +307,7 @@ pub(super) fn has_ipv6() -> bool {
         .is_ok_and(|text| text.lines().any(|line| !line.ends_with(" lo")))
 }
 
-/// The network's interface, if IPv6 is switched off on it and not altogether.
+/// The network's interface, if IPv6 is off on it but not on the whole machine.
 pub(super) fn v6_off_on(device: &str) -> Option<&str> {
     let is_off = |name: &str| {
         std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"))
@@ -331,7 +331,7 @@ pub(super) fn uplinks() -> Vec<(String, u32)> {
         .collect();
     names.sort();
     names.dedup();
-    // Of the kernel, not of /sys: in a container that may show another network namespace.
+    // From the kernel, not from /sys, which may show another network namespace in a container.
     let links = p2pvm_host::links::links().unwrap_or_default();
     let mtu = |name: &str| {
         links
@@ -345,9 +345,9 @@ pub(super) fn uplinks() -> Vec<(String, u32)> {
         .collect()
 }
 
-/// The name servers of this machine; why they are not known, where they are not.
+/// This machine's name servers, or why they are unknown.
 pub(super) fn name_servers() -> Result<Vec<String>, String> {
-    // Not as any file is read: a pipe there would be waited for.
+    // Not by fs::read, which would wait for a pipe.
     let text = p2pvm_host::names::file::read(Path::new("/etc/resolv.conf"))
         .and_then(|text| text.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
         .map_err(|e| format!("/etc/resolv.conf: {e}"))?;

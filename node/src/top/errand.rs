@@ -1,8 +1,8 @@
-//! What a key starts and what takes a moment: the log, an invite, joining, stopping the machine.
-//! Each reports back as [`News`].
+//! Errands: work that a key starts and that takes a moment, such as the log, an invite, joining,
+//! stopping the machine. Each reports back as [`News`].
 //!
-//! Joining is the command line's own `join`, run as a process: it is the same for a person at a
-//! prompt and at this screen, and the sentence it ends with is the one that is shown.
+//! Joining runs the command line's own `join` as a process. So it works in the same way as at a
+//! prompt, and the screen shows the sentence that it ends with.
 
 use super::{News, feed};
 use p2pvm_api::Outcome;
@@ -11,10 +11,10 @@ use p2pvm_daemon::{layout::Layout, membership, service};
 use std::{process::Stdio, sync::Arc};
 use tokio::{io::AsyncWriteExt, process::Command, sync::mpsc};
 
-/// Lines of the log that the screen holds.
+/// How many lines of the log the screen keeps.
 const LOG_LINES: usize = 500;
 
-/// What errands need.
+/// The context of the errands.
 pub struct Errand {
     /// This node's state.
     pub layout: Layout,
@@ -23,7 +23,7 @@ pub struct Errand {
 }
 
 impl Errand {
-    /// Goes on the errand in a task of its own.
+    /// Runs the errand in a task of its own.
     pub fn go(self: Arc<Self>, action: Action) {
         tokio::spawn(async move {
             let news = match action {
@@ -37,7 +37,7 @@ impl Errand {
                 // The loop does these itself.
                 Action::Quit | Action::Shell => return,
             };
-            // Nobody listens when the screen was left meanwhile.
+            // Nobody listens if the screen was left meanwhile.
             let _ = self.tell.send(news).await;
         });
     }
@@ -61,7 +61,7 @@ impl Errand {
         News::Joined(self.p2pvm(&["join", "-"], invite).await)
     }
 
-    /// Only a network that this machine founded and that has nobody else in it is left by a key.
+    /// A key leaves only a network that this machine founded and in which it is alone.
     async fn may_leave(&self) -> Result<(), String> {
         let mut model = p2pvm_console::Model::new(
             p2pvm_console::Theme::PLAIN,
@@ -77,7 +77,7 @@ impl Errand {
         )
     }
 
-    /// Runs a p2pvm command; gives the last line of what it said.
+    /// Runs a p2pvm command; returns the last line of its output.
     async fn p2pvm(&self, words: &[&str], input: &str) -> Result<String, String> {
         let run = async {
             let mut command = Command::new(std::env::current_exe()?);

@@ -1,5 +1,5 @@
-//! Asks the daemon what it sees and puts it into the screen's model. The control API says more than
-//! a screen shows; here is the one place where its types become the screen's.
+//! Polls the daemon and puts its answers into the screen's model. The control API says more than
+//! a screen shows; this is the only place that converts its types into the screen's.
 
 use super::News;
 use p2pvm_api::{
@@ -14,20 +14,20 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// How often the daemon is asked.
+/// How often the daemon is polled.
 const EVERY: Duration = Duration::from_secs(1);
-/// A daemon that is there and does not answer within this is named as such.
+/// How long the daemon may be silent before the screen says so.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The VMs of all members are a question over the ring: asked less often.
+/// How often all members' VMs are asked for. Reason: that is a broadcast over the ring.
 const VMS_EVERY: Duration = Duration::from_secs(2);
-/// And answered later: just after a member died it is waited for, on the ring (4 s) and then
-/// directly (3 s).
+/// How long the VMs' answer may take. Reason: the daemon waits for a member that just died, on the
+/// ring (4 s) and then directly (3 s).
 const VMS_PATIENCE: Duration = Duration::from_secs(10);
-/// The terms of the invite that the screen makes: machines, and for how long.
+/// The terms of the screen's invite: number of machines and duration.
 const INVITE_USES: u32 = 5;
 const INVITE_VALID: Duration = Duration::from_secs(24 * 3600);
 
-/// What the daemon itself knows: this node and its members.
+/// The daemon's own knowledge: this node and its members.
 pub struct Seen {
     reach: Reach,
     online: bool,
@@ -59,19 +59,19 @@ impl Seen {
     }
 }
 
-/// What the members said of their VMs.
+/// The members' answers about their VMs.
 pub struct Told {
     vms: ClusterVms,
     decisions: Vec<Decided>,
 }
 
 impl Told {
-    /// Puts it into the model, if the daemon is still there.
+    /// Puts it into the model, if the daemon still answers.
     pub fn put_into(self, model: &mut Model) {
         if model.node().is_none() {
             return;
         }
-        // Names for the ids of decisions: of VMs that moved away the newest list has them too.
+        // The newest list also has names for the ids of VMs that moved away.
         let names: HashMap<&str, &str> = self
             .vms
             .vms
@@ -84,9 +84,9 @@ impl Told {
     }
 }
 
-/// Looks until nobody listens any more. On the machine's own console a network of one shows its
-/// invite unasked. The VMs are asked for beside it: while a member that died is waited for, the
-/// rest of the screen lives.
+/// Polls until nobody listens any more. On the machine's own console a network with one member
+/// shows its invite at once. The VMs are polled concurrently, so that the rest of the screen stays
+/// live while the daemon waits for a member that died.
 pub(super) async fn run(layout: Layout, tell: mpsc::Sender<News>, console: bool) {
     let (up, is_up) = watch::channel(false);
     tokio::select! {
@@ -135,7 +135,7 @@ async fn run_vms(layout: &Layout, tell: &mpsc::Sender<News>, mut up: watch::Rece
     }
 }
 
-/// One look at everything.
+/// Polls everything once.
 pub async fn look_at_all(layout: &Layout, model: &mut Model) {
     look_within(layout, VMS_PATIENCE, model).await;
 }
@@ -148,13 +148,13 @@ async fn look_within(layout: &Layout, for_vms: Duration, model: &mut Model) {
     }
 }
 
-/// One look at this node and its members.
+/// Polls this node and its members once.
 async fn look(layout: &Layout) -> Seen {
     if !layout.is_member() {
         return Seen::without(Reach::NoMembership);
     }
-    // A daemon that is there and takes nobody in yet; what it answers later is its own word, also
-    // if that is an error.
+    // The daemon may run and not accept connections yet. Its later answer counts, also if that is
+    // an error.
     let mut client = match Client::connect(&layout.socket()).await {
         Ok(client) => client,
         Err(_) if lock::holder(layout).is_some() => return Seen::without(Reach::Starting),
@@ -176,14 +176,14 @@ async fn look(layout: &Layout) -> Seen {
     }
 }
 
-/// What is said of a daemon that does not answer.
+/// The message about a daemon that does not answer.
 fn away(layout: &Layout) -> String {
     let silence = lock::silence(layout).map(|(found, advice)| format!("{found}: {advice}"));
     silence.unwrap_or_else(|| format!("the daemon has not answered for {} s", PATIENCE.as_secs()))
 }
 
-/// One look at the network's VMs and what was decided about them; none where nobody answers, as
-/// while the ring is not there yet.
+/// Polls the network's VMs and the decisions about them once; `None` if nobody answers, such as
+/// before the ring is joined.
 async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<Told> {
     let ask = async {
         let mut client = Client::connect(&layout.socket()).await.ok()?;
@@ -196,7 +196,7 @@ async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<Told> {
     tokio::time::timeout(limit, ask).await.ok()?
 }
 
-/// Another member, as the screen has it.
+/// Another member as the screen's type.
 fn member(p: Peer) -> Member {
     Member {
         name: p.name,
@@ -208,7 +208,7 @@ fn member(p: Peer) -> Member {
     }
 }
 
-/// This node, as the screen has it.
+/// This node as the screen's type.
 fn node(s: Status) -> Node {
     Node {
         name: s.name,
@@ -240,7 +240,7 @@ fn node(s: Status) -> Node {
     }
 }
 
-/// A VM, as the screen has it.
+/// A VM as the screen's type.
 fn vm(v: &VmView) -> Vm {
     let moving = v.moving.as_ref().map(|m| Doing {
         what: format!("moving to {}: {}", m.to, m.step.phase),

@@ -1,7 +1,7 @@
 //! `p2pvm top`: runs the status screen of `p2pvm-console` on a terminal. Three parts feed one loop:
-//! the keyboard (a thread of its own), the daemon (`feed`, asked again and again, so that a daemon
-//! that comes back is noticed by itself), and what takes longer, such as joining (`errand`). The
-//! loop alone changes the model and draws it.
+//! the keyboard (a thread of its own), the daemon (`feed` polls it, so that the screen notices a
+//! restarted daemon), and work that takes longer, such as joining (`errand`). Only the loop changes
+//! the model and draws it.
 
 mod errand;
 pub mod feed;
@@ -20,31 +20,31 @@ use std::{
 use terminal::Screen;
 use tokio::sync::mpsc;
 
-/// How often the screen is drawn anew where nothing happens: the clock on it has seconds.
+/// How often the screen is drawn if nothing happens. Reason: its clock has seconds.
 const REDRAW: Duration = Duration::from_secs(1);
-/// How often the machine's own screen is painted as a whole: over what the kernel wrote, and for
-/// who connects to a serial line later.
+/// How often the machine's own screen is redrawn as a whole. Reason: the kernel writes over it, and
+/// a terminal may connect to a serial line later.
 const REPAINT: Duration = Duration::from_secs(60);
-/// The size of `--once` where the environment names none.
+/// The size of `--once` if the environment gives none.
 const SMALLEST: (u16, u16) = (80, 24);
 
-/// What reaches the loop.
+/// An event for the loop.
 enum News {
     /// A key.
     Key(Key),
-    /// What the daemon says, to be put into the model.
+    /// The daemon's answers, for the model.
     Seen(Box<feed::Seen>),
-    /// What the members said of their VMs.
+    /// The members' answers about their VMs.
     Told(Box<feed::Told>),
     /// The daemon's last lines.
     Logs(Vec<String>),
     /// An invite, or why there is none.
     Invite(Result<Invitation, String>),
-    /// A checked invite is for this network; the own must be left first.
+    /// A valid invite for this network; this machine must leave its own first.
     AskLeave(String),
-    /// The joining ended.
+    /// Joining has ended.
     Joined(Result<String, String>),
-    /// Something went wrong that is to be said.
+    /// A message for the user.
     Notice(String),
     /// The keyboard or the terminal is gone.
     Gone,
@@ -82,7 +82,7 @@ pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
         .then(|| "this node's state is in RAM: it is forgotten at power-off".to_owned());
     if context.json {
         return Err(Failure::usage(
-            "'p2pvm top' is a screen for people: for programs 'p2pvm --json status', 'peers', 'vm \
+            "'p2pvm top' is a screen for people: programs use 'p2pvm --json status', 'peers', 'vm \
                 list'",
         ));
     }
@@ -112,7 +112,7 @@ pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
             }
             Some(news) = told.recv() => news,
         };
-        // What one types at a serial line that shows nothing.
+        // The key that a user types on a serial line that shows nothing.
         if matches!(news, News::Key(Key::Enter)) {
             screen.repaint()?;
         }
@@ -127,7 +127,7 @@ pub async fn run(context: &Context, a: &TopArgs) -> Outcome<()> {
     Ok(())
 }
 
-/// Puts news into the model; gives what is to be done.
+/// Puts news into the model; returns what the loop has to do.
 fn take(model: &mut Model, news: News) -> Option<Action> {
     match news {
         News::Key(key) => return model.press(key),
@@ -154,12 +154,12 @@ async fn once(context: &Context, mut model: Model) -> Outcome<()> {
     };
     model.size = (size("COLUMNS", SMALLEST.0), size("LINES", SMALLEST.1));
     model.clock = clock();
-    // A reader that has seen enough and left is no failure.
+    // A reader that closes the pipe early is not an error.
     let _ = std::io::stdout().write_all(plain_text(&model).as_bytes());
     Ok(())
 }
 
-/// Whether this node's state lies on a file system in RAM.
+/// Whether this node's state is on a file system in RAM.
 fn volatile(context: &Context) -> bool {
     let there: Option<PathBuf> = context
         .layout

@@ -1,8 +1,8 @@
-//! The terminal: raw keys, drawing, and giving it back as it was, also after a panic.
+//! The terminal: raw keys, drawing, and restoring it, also after a panic.
 //!
-//! A serial line does not know its size (the kernel says 0x0): then it is 80x24. Nor may anybody be
-//! at its other end, so the terminal is never asked anything: ratatui's own `clear` and `resize`
-//! wait for an answer of where the cursor is.
+//! A serial line does not know its size (the kernel says 0x0): it is treated as 80x24. Its other
+//! end may be unconnected, so this module never queries the terminal. ratatui's own `clear` and
+//! `resize` do: they wait for an answer with the cursor's place.
 
 use super::News;
 use p2pvm_api::{Doing, Failure, Outcome};
@@ -34,14 +34,14 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-/// How soon the keyboard thread notices that a shell wants the keys.
+/// How soon the keyboard thread notices that a shell needs the keys.
 const KEY_POLL: Duration = Duration::from_millis(100);
 
 /// The screen in use.
 pub struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
     area: Rect,
-    /// The keyboard belongs to somebody else.
+    /// A shell has the keyboard.
     paused: Arc<AtomicBool>,
 }
 
@@ -57,13 +57,13 @@ fn enter() -> Outcome<()> {
     execute!(stdout(), EnterAlternateScreen, EnableBracketedPaste).doing("taking the terminal")
 }
 
-/// Nothing more can be done for a terminal that is gone.
+/// Restores the terminal; for a terminal that is gone nothing can be done.
 fn leave() {
     let _ = execute!(stdout(), DisableBracketedPaste, LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
 }
 
-/// Empties the terminal; what is drawn next is drawn as a whole.
+/// Clears the terminal; the next drawing redraws all of it.
 fn open(area: Rect) -> Outcome<Terminal<CrosstermBackend<Stdout>>> {
     execute!(stdout(), Clear(ClearType::All)).doing("drawing on the terminal")?;
     Terminal::with_options(
@@ -76,7 +76,7 @@ fn open(area: Rect) -> Outcome<Terminal<CrosstermBackend<Stdout>>> {
 }
 
 impl Screen {
-    /// Takes the terminal.
+    /// Takes over the terminal.
     pub fn open() -> Outcome<Self> {
         if !std::io::stdin().is_terminal() || !stdout().is_terminal() {
             return Err(Failure::usage(
@@ -98,7 +98,7 @@ impl Screen {
         })
     }
 
-    /// Draws, at the size that the terminal has now.
+    /// Draws at the terminal's present size.
     pub fn show(&mut self, model: &mut Model) -> Outcome<()> {
         let now = area();
         if now != self.area {
@@ -112,7 +112,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Has the next [`show`](Self::show) paint all of it.
+    /// Lets the next [`show`](Self::show) redraw the whole screen.
     pub fn repaint(&mut self) -> Outcome<()> {
         self.terminal = open(self.area)?;
         Ok(())
@@ -152,7 +152,7 @@ impl Screen {
     /// Lends the terminal to a shell.
     pub fn shell(&mut self, model: &mut Model) -> Outcome<()> {
         self.paused.store(true, Ordering::Release);
-        // What the keyboard thread has begun to wait for passes first.
+        // The keyboard thread's running wait ends first.
         std::thread::sleep(2 * KEY_POLL);
         leave();
         let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());

@@ -50,7 +50,7 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
     let invite = lab.invite(hosts[0], hosts.len() as u32).expect("inviting");
     for host in &hosts[1..] {
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
     }
     for host in hosts {
         lab.wait(
@@ -62,7 +62,7 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
                 Ok((connected == Some(hosts.len() as u64 - 1)).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tail(host, 40)));
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
     }
 }
 

@@ -33,12 +33,12 @@ impl Guest {
         let made = stage
             .lab
             .json("b", &words)
-            .unwrap_or_else(|e| panic!("{e}\n{}", stage.report()));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", stage.report()));
         let address = made["address"].as_str().unwrap().to_owned();
         stage
             .lab
             .wait_for_guest("a", &address, BOOT)
-            .unwrap_or_else(|e| panic!("{e}\n{}", stage.report()));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", stage.report()));
         let mut command = Command::new(stage.lab.program());
         command
             .args(["vm", "console", "web"])

@@ -204,14 +204,14 @@ impl Stage {
     pub fn up(&self) {
         self.lab
             .json("b", &["up", "--detach"])
-            .unwrap_or_else(|e| panic!("{e}\n{}", self.lab.log_tail("b", 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.log_tail("b", 40)));
     }
 
     /// Ends p2pvm on `b`.
     pub fn down(&self) {
         self.lab
             .p2pvm("b", &["down"])
-            .unwrap_or_else(|e| panic!("{e}\n{}", self.lab.log_tail("b", 40)));
+            .unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.log_tail("b", 40)));
     }
 
     /// Offers the LAN behind `b`.
@@ -398,7 +398,7 @@ impl Stage {
         let ask = |words: &[&str]| {
             let said = self.lab.testbed().exec("b", words);
             said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned())
-                .unwrap_or_else(|e| e.to_string())
+                .unwrap_or_else(|e| format!("{e:#}"))
         };
         let resolv = fs::read_to_string(
             self.lab

@@ -267,7 +267,7 @@ pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e}; first {first:?}\n{}\n{}",
+                "{e:#}; first {first:?}\n{}\n{}",
                 lab.log_tail("a", 60),
                 machine.serial.all()
             )

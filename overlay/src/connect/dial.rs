@@ -62,7 +62,7 @@ fn serves(path: Option<Path>, reach: Reach) -> Option<Path> {
 
 /// Looks after the members to which the plane wants paths.
 pub(crate) async fn wishes(shared: Arc<Shared>) {
-    let Some(mut wanted) = shared.plane.inner().take_wanted() else {
+    let Some(mut wanted) = shared.plane.take_wanted() else {
         return;
     };
     let room = Arc::new(Semaphore::new(MAX_DIALS));
@@ -134,12 +134,7 @@ pub(crate) async fn ensure_by(
 }
 
 pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option<Path> {
-    let peer = shared.plane.inner().peers.load().get(&member)?.clone();
-    if peer.ready() {
-        serves(peer.path(), reach)
-    } else {
-        None
-    }
+    serves(shared.plane.usable_path(member), reach)
 }
 
 /// Waits until a path that will do is selected.
@@ -151,7 +146,7 @@ pub(crate) async fn selected(
 ) -> Option<Path> {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
-        let changed = shared.plane.inner().path_changed.notified();
+        let changed = shared.plane.path_changed();
         if let Some(path) = current(shared, member, reach) {
             return Some(path);
         }
@@ -233,7 +228,7 @@ async fn meet_by_control(
         }
     };
     examine::look_at_the_counter(shared).await;
-    let handshake = shared.plane.inner().open_link(member, key, &[])?;
+    let handshake = shared.plane.open_link(member, key, &[])?;
     let asked = Instant::now();
     let answer = ask(
         shared,
@@ -246,10 +241,10 @@ async fn meet_by_control(
         return Err(Error::Handshake(member, "answered something else".into()));
     };
     let took = asked.elapsed();
-    shared.plane.inner().finish_link(member, &handshake)?;
+    shared.plane.finish_link(member, &handshake)?;
     shared.punch(member, &whereabouts);
-    if shared.plane.inner().ring_stands() {
-        shared.plane.inner().try_paths(member, [Path::Ring]);
+    if shared.plane.has_ring_neighbours() {
+        shared.plane.try_paths(member, [Path::Ring]);
     }
     Ok((whereabouts, took))
 }
@@ -290,7 +285,7 @@ async fn dial(
         nat::settle(shared, Duration::from_millis(600)).await;
     }
     // What once worked may work again, also while the control plane is away.
-    shared.plane.inner().try_remembered(member);
+    shared.plane.try_remembered(member);
     shared.state().retries.hold_off(member, Instant::now());
     let (whereabouts, took) = meet(shared, member, via).await?;
     if reach == Reach::Any && current(shared, member, reach) == Some(Path::Ring) {
@@ -354,12 +349,14 @@ async fn settle_path(
     if let Some(path) = selected(shared, member, reach, last).await {
         return Ok(path);
     }
-    let peer = shared.plane.inner().peer(member);
     if blocked {
         // One hop by stream is better than several of which the first is a stream too.
-        peer.prefer_stream();
+        shared.plane.prefer_stream(member);
     }
-    if !blocked && !peer.is_edge() && current(shared, member, Reach::Any) == Some(Path::Ring) {
+    if !blocked
+        && !shared.plane.is_edge(member)
+        && current(shared, member, Reach::Any) == Some(Path::Ring)
+    {
         return Ok(Path::Ring);
     }
     stream::open(shared, member).await?;
@@ -391,7 +388,7 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
             state.retries.retain(is_off);
             // Who is reached directly is met by the port that this goes by.
             let is_aside = |info: &PathInfo| match info.path {
-                Path::Direct(to) => shared.plane.inner().udp.aside().writes_to(&to),
+                Path::Direct(to) => shared.plane.is_sent_from_second_port(&to),
                 _ => true,
             };
             state
@@ -404,14 +401,9 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
         }
         for (member, info) in peers {
             let keep_alive = shared.keeps_alive(member);
-            shared
-                .plane
-                .inner()
-                .peer(member)
-                .keep_alive
-                .store(keep_alive, std::sync::atomic::Ordering::Relaxed);
+            shared.plane.set_keep_alive(member, keep_alive);
             if matches!(info.path, Path::Direct(_))
-                || shared.plane.inner().peer(member).idle(now) > WORTH_IMPROVING
+                || shared.plane.idle(member, now) > WORTH_IMPROVING
             {
                 continue;
             }
@@ -441,10 +433,9 @@ pub(crate) async fn improve(shared: Arc<Shared>) {
 
 /// Whether some link in use is not direct.
 pub(crate) fn wants_better(shared: &Shared) -> bool {
-    let now = Instant::now();
-    let peers = shared.plane.inner().peers.load();
-    peers.iter().any(|peer| {
-        peer.idle(now) <= WORTH_IMPROVING && !matches!(peer.path(), None | Some(Path::Direct(_)))
+    let links = shared.plane.link_uses(Instant::now());
+    links.iter().any(|link| {
+        link.idle <= WORTH_IMPROVING && !matches!(link.path, None | Some(Path::Direct(_)))
     })
 }
 
@@ -470,7 +461,7 @@ fn try_better(
             // Where UDP turned out not to get through, a relay's last leg is a stream too: one of
             // our own is shorter.
             Path::Ring | Path::Relayed(_) if blocked => {
-                shared.plane.inner().peer(member).prefer_stream();
+                shared.plane.prefer_stream(member);
                 let _ = stream::open(&shared, member).await;
             }
             _ => {}

@@ -25,26 +25,20 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(130);
 impl Shared {
     /// From which port the member's addresses are to be written to.
     pub(super) fn choose_port(&self, member: MemberId, whereabouts: &Whereabouts) {
-        let inner = self.plane.inner();
         let aside = {
             let state = self.state();
             state.first_port_dead || state.aside.contains(&member)
         };
         // A way that carries is a flow of the port that it leaves from: it stays with it.
-        let peers = inner.peers.load();
-        let carries = |way: &SocketAddr| {
-            peers.get(&member).is_some_and(|peer| {
-                peer.path() == Some(Path::Direct(*way)) && !peer.paths().is_silent()
-            })
-        };
+        let carries = |way: &SocketAddr| self.plane.carries(member, Path::Direct(*way));
         let ways = whereabouts
             .candidates
             .iter()
             .filter(|c| c.kind != CandidateKind::Local || !is_private(&c.addr.ip()));
         let ways: Vec<SocketAddr> = ways.map(|c| c.addr).filter(|way| !carries(way)).collect();
         if !aside {
-            inner.come_back(&ways);
-        } else if let Err(error) = inner.go_aside(&ways) {
+            self.plane.move_to_first_port(&ways);
+        } else if let Err(error) = self.plane.move_to_second_port(&ways) {
             tracing::debug!(%error, "no other port");
         }
     }
@@ -53,7 +47,7 @@ impl Shared {
     pub(super) fn come_back_all(&self) {
         let mut state = self.state();
         state.first_port_dead = false;
-        self.plane.inner().udp.aside().silence_first(false);
+        self.plane.silence_first_port(false);
         state.reflexive_aside = None;
         state.aside.clear();
     }
@@ -84,7 +78,7 @@ async fn look(shared: &Arc<Shared>) -> bool {
     let Some(server) = open_member(shared) else {
         return false;
     };
-    let seen = shared.plane.inner().stun_aside(server, LOOK_LIMIT).await;
+    let seen = shared.plane.stun_from_second_port(server, LOOK_LIMIT).await;
     shared.state().reflexive_aside = seen.map(|mapped| (mapped, Instant::now()));
     seen.is_some()
 }
@@ -103,7 +97,7 @@ pub(crate) async fn from_silence(shared: &Arc<Shared>) -> bool {
     };
     if anew {
         let port = shared.plane.udp_port();
-        shared.plane.inner().all_aside();
+        shared.plane.move_all_to_second_port();
         tracing::warn!(
             port,
             "nothing comes back to this port, such as where a router holds on to a dead flow: \

@@ -128,7 +128,6 @@ pub(crate) async fn examine(
     };
     let second = shared
         .plane
-        .inner()
         .stun(SocketAddr::new(server.ip(), port), STUN_LIMIT)
         .await;
     finding.filtering = match (heard, second) {
@@ -167,7 +166,7 @@ async fn knocked(
 ) -> (bool, Option<Answer>) {
     let id = stun::new_transaction();
     let (hearing, asking) = (
-        shared.plane.inner().hear_stun(id, ASK_LIMIT + KNOCK_LATE),
+        shared.plane.hear_stun(id, ASK_LIMIT + KNOCK_LATE),
         ask(shared, member, request(mapped, id), ASK_LIMIT),
     );
     tokio::pin!(hearing, asking);
@@ -191,7 +190,6 @@ async fn knocked(
 /// A public member to whom nothing was ever sent from our port.
 fn stranger(shared: &Shared, v4: bool) -> Option<MemberId> {
     let now = Instant::now();
-    let peers = shared.plane.inner().peers.load();
     let state = shared.state();
     shared.fabric.connected().into_iter().find(|member| {
         let Some((_, whereabouts)) = state.known.get(member) else {
@@ -207,7 +205,7 @@ fn stranger(shared: &Shared, v4: bool) -> Option<MemberId> {
         // through.
         matches!(whereabouts.nat, NatKind::Open | NatKind::Firewalled)
             && whereabouts.candidates.iter().any(is_public_own)
-            && peers.get(member).is_none()
+            && !shared.plane.has_peer(*member)
             && addresses.peek().is_some()
             && addresses.all(|addr| !state.written.contains(addr.ip(), now))
     })
@@ -247,7 +245,6 @@ pub(crate) async fn mapped_anew(
         Ok(Answer::KnockedFrom(port)) => {
             shared
                 .plane
-                .inner()
                 .stun(SocketAddr::new(server.ip(), port), STUN_LIMIT)
                 .await
         }
@@ -277,15 +274,13 @@ pub(crate) fn order(mut guessed: Vec<SocketAddr>, opened_by_us: bool) -> Vec<Soc
 pub(crate) fn knock(shared: &Shared, to: SocketAddr, id: TransactionId) -> Result<Answer, String> {
     let datagram = knock_datagram(shared, to, id)?;
     for _ in 0..KNOCKS {
-        shared.plane.inner().udp.send(to, &datagram);
+        shared.plane.send_datagram(to, &datagram);
     }
     Ok(Answer::Knocked)
 }
 
 fn knock_datagram(shared: &Shared, to: SocketAddr, id: TransactionId) -> Result<Vec<u8>, String> {
-    if !crate::plane::packet::is_unicast(&to.ip())
-        || shared.plane.inner().underlay.is_inside(&to.ip())
-    {
+    if !crate::plane::packet::is_unicast(&to.ip()) || shared.plane.is_inside_tunnel(&to.ip()) {
         return Err("that is no address of a host".into());
     }
     stun::unasked(id, to).ok_or_else(|| "cannot be encoded".into())

@@ -20,7 +20,7 @@ const UNKNOWN: Duration = Duration::from_secs(5);
 fn is_of_use(shared: &Shared, mapping: &Mapping, reflexive: Option<IpAddr>) -> bool {
     let outside = mapping.external().ip();
     !is_private(&outside)
-        && !shared.plane.inner().underlay.is_inside(&outside)
+        && !shared.plane.is_inside_tunnel(&outside)
         && reflexive.is_none_or(|seen| seen == outside)
 }
 
@@ -45,8 +45,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         };
         let wanted = wants(&shared, nat);
         if wanted {
-            let inner = shared.plane.inner();
-            let local: Vec<IpAddr> = inner.underlay.view().local.clone();
+            let local: Vec<IpAddr> = shared.plane.local_addresses();
             // Nothing that was mapped for an address which we no longer have is renewed.
             let renewed = match held.take() {
                 Some(mapping) if is_of_use(&shared, &mapping, reflexive) => mapping.renew().await,
@@ -54,7 +53,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             };
             held = match renewed {
                 Some(mapping) => Some(mapping),
-                None => portmap::map(&local, inner.udp.port()).await,
+                None => portmap::map(&local, shared.plane.udp_port()).await,
             };
         }
         let usable = held

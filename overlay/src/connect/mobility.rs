@@ -11,10 +11,7 @@ use super::{
     message::NatKind,
     nat::{is_public_own, seems_open},
 };
-use crate::{
-    id::MemberId,
-    plane::{Path, paths::SUSPECT_AFTER},
-};
+use crate::id::MemberId;
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -70,7 +67,7 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
             let doubt = tokio::time::timeout(GLANCE_EVERY, shared.doubted.notified())
                 .await
                 .is_ok()
-                || silent(&shared);
+                || shared.plane.has_unanswered_direct_link();
             if doubt && known.is_some() {
                 tokio::time::sleep(LOOK_IN_DOUBT.saturating_sub(looked.elapsed())).await;
                 break;
@@ -100,7 +97,7 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
         // has turned into a black hole.
         if seen.is_none()
             && !aside
-            && (misses > 0 || silent(&shared))
+            && (misses > 0 || shared.plane.has_unanswered_direct_link())
             && escape::from_silence(&shared).await
         {
             continue;
@@ -110,7 +107,7 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
             && !same_router(&shared, before, mapped)
         {
             tracing::info!(was = %before, is = %mapped, "others see this host at another address");
-            shared.plane.inner().roamed("mapping");
+            shared.plane.mapping_changed();
         }
         // An answer lost forgets nothing: just then the address may be changing. A member that is
         // gone is replaced.
@@ -134,9 +131,9 @@ pub(crate) async fn watch_mapping(shared: Arc<Shared>) {
 /// How the member at `server` sees the port that is written from.
 async fn look(shared: &Arc<Shared>, server: SocketAddr, aside: bool) -> Option<SocketAddr> {
     if !aside {
-        return shared.plane.inner().stun(server, LOOK_LIMIT).await;
+        return shared.plane.stun(server, LOOK_LIMIT).await;
     }
-    let seen = shared.plane.inner().stun_aside(server, LOOK_LIMIT).await;
+    let seen = shared.plane.stun_from_second_port(server, LOOK_LIMIT).await;
     shared.state().reflexive_aside = seen.map(|mapped| (mapped, Instant::now()));
     seen
 }
@@ -149,18 +146,6 @@ fn same_router(shared: &Shared, one: SocketAddr, other: SocketAddr) -> bool {
         && [one, other]
             .iter()
             .any(|addr| state.is_let_through(&shared.options, *addr))
-}
-
-/// Whether something sent on a direct link has not been answered for as long as makes its path
-/// suspect.
-fn silent(shared: &Shared) -> bool {
-    let peers = shared.plane.inner().peers.load();
-    let direct = peers
-        .iter()
-        .filter(|peer| matches!(peer.path(), Some(Path::Direct(_))));
-    direct
-        .filter_map(|peer| peer.activity().unanswered)
-        .any(|since| since.elapsed() >= SUSPECT_AFTER)
 }
 
 /// A public IPv4 address at which a connected open member listens.
@@ -180,12 +165,8 @@ pub(super) fn open_member(shared: &Shared) -> Option<SocketAddr> {
 
 /// Acts on every change until the connector ends.
 pub(crate) async fn follow(shared: Arc<Shared>) {
-    let plane = shared.plane.inner().clone();
     loop {
-        plane.has_roamed.notified().await;
-        let Some((since, why)) = *crate::plane::lock(&plane.last_roamed) else {
-            continue;
-        };
+        let (since, why) = shared.plane.next_move().await;
         tracing::info!(why, "finding all links again");
         {
             let mut state = shared.state();
@@ -206,11 +187,9 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
 
 async fn bring_back(shared: Arc<Shared>, since: Instant) {
     tokio::time::sleep(PATIENCE).await;
-    let now = Instant::now();
-    let peers = shared.plane.inner().peers.load_full();
-    let mut links: Vec<(Duration, MemberId)> = peers
-        .iter()
-        .map(|p| (p.idle(now), p.member))
+    let links = shared.plane.link_uses(Instant::now()).into_iter();
+    let mut links: Vec<(Duration, MemberId)> = links
+        .map(|link| (link.idle, link.member))
         .filter(|(idle, _)| *idle < IN_USE)
         .collect();
     links.sort_unstable();
@@ -220,9 +199,10 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
     for (_, member) in links {
         let (shared, room) = (shared.clone(), room.clone());
         tasks.spawn(async move {
-            while !lives(&shared, member, since)
+            while !shared.plane.has_recovered(member, since)
                 && since.elapsed() < LIMIT
-                && !overtaken(&shared, since)
+                // After another move the task of that move sees to the links.
+                && !shared.plane.has_moved_since(since)
             {
                 let Ok(turn) = room.acquire().await else {
                     return;
@@ -243,23 +223,10 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
             tracing::debug!(
                 ?member,
                 ms = since.elapsed().as_millis() as u64,
-                back = lives(&shared, member, since),
+                back = shared.plane.has_recovered(member, since),
                 "link after a move"
             );
         });
     }
     while tasks.join_next().await.is_some() {}
-}
-
-/// Whether something came by the member's path in use since the move.
-fn lives(shared: &Shared, member: MemberId, since: Instant) -> bool {
-    let Some(peer) = shared.plane.inner().peers.load().get(&member).cloned() else {
-        return true;
-    };
-    peer.path().is_some() && peer.activity().received.is_some_and(|at| at > since)
-}
-
-/// Whether this host has moved again, so that somebody else sees to the links.
-fn overtaken(shared: &Shared, since: Instant) -> bool {
-    crate::plane::lock(&shared.plane.inner().last_roamed).is_some_and(|(at, _)| at > since)
 }

@@ -211,7 +211,7 @@ async fn servers(shared: &Arc<Shared>) -> Vec<Server> {
 
 /// One round: the members asked that should have answered, and what those who did saw.
 async fn round(shared: &Arc<Shared>) -> (BTreeSet<MemberId>, Vec<Seen>) {
-    let local = shared.plane.inner().underlay.view().local.clone();
+    let local = shared.plane.local_addresses();
     let servers = servers(shared).await;
     let (mut asking, mut asked) = (JoinSet::new(), BTreeSet::new());
     for v4 in [true, false] {
@@ -246,7 +246,7 @@ async fn round(shared: &Arc<Shared>) -> (BTreeSet<MemberId>, Vec<Seen>) {
                     tries.spawn(async move {
                         (
                             candidate,
-                            shared.plane.inner().stun(candidate.addr, STUN_LIMIT).await,
+                            shared.plane.stun(candidate.addr, STUN_LIMIT).await,
                         )
                     });
                 }
@@ -431,10 +431,7 @@ pub(crate) async fn learn(shared: Arc<Shared>) {
         } else {
             0
         };
-        let (local, port) = (
-            shared.plane.inner().underlay.view().local.clone(),
-            shared.plane.inner().udp.port(),
-        );
+        let (local, port) = (shared.plane.local_addresses(), shared.plane.udp_port());
         let of = |v4: bool| -> Vec<_> {
             seen.iter()
                 .filter(|s| s.server.is_ipv4() == v4)
@@ -510,7 +507,7 @@ fn note(
     reflexive: Option<SocketAddr>,
     telling: usize,
 ) -> NatKind {
-    let local = shared.plane.inner().underlay.view().local.clone();
+    let local = shared.plane.local_addresses();
     let mut state = shared.state();
     let before = state.nat;
     // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.
@@ -547,7 +544,7 @@ fn note(
         (state.nat, state.reflexive) = (kind, reflexive);
         drop(state);
         if moved {
-            shared.plane.inner().roamed("mapping");
+            shared.plane.mapping_changed();
         }
     }
     kind

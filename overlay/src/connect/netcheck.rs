@@ -87,7 +87,7 @@ impl Connector {
     /// Looks at everything. Takes up to three seconds where the router answers nothing.
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
-        let local = shared.plane.inner().underlay.view().local.clone();
+        let local = shared.plane.local_addresses();
         // Whoever has said nothing lately is asked whether it lives, so that the page is true when
         // it is read.
         let (router, ()) = tokio::join!(
@@ -140,7 +140,7 @@ impl Connector {
             })
             .collect();
         let udp_port = shared.plane.udp_port();
-        let second_port = shared.plane.inner().port_aside();
+        let second_port = shared.plane.second_port();
         let punches = self.punches();
         let state = shared.state();
         let has_public6 = local

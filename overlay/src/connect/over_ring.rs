@@ -152,12 +152,11 @@ pub(crate) async fn meet(
         whereabouts,
     };
     let extra = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), introduce);
-    let inner = shared.plane.inner();
-    let handshake = inner.open_link(member, key, &extra)?;
+    let handshake = shared.plane.open_link(member, key, &extra)?;
     let failed = |reason: &str| Error::Handshake(member, reason.to_owned());
     match ask(ring, member, via, RingRequest::Link(handshake)).await? {
         RingAnswer::Linked(answer) => {
-            let sealed = inner.finish_over_ring(member, via, &answer)?;
+            let sealed = shared.plane.finish_over_ring(member, via, &answer)?;
             message::decode(&sealed).ok_or_else(|| failed("it does not say where it is"))
         }
         RingAnswer::Refused => Err(failed("it refused over the ring")),
@@ -186,8 +185,7 @@ async fn accept(
     asked: &Header,
     handshake: &[u8],
 ) -> Option<RingAnswer> {
-    let inner = shared.plane.inner();
-    let opened = inner.read_link(handshake).ok()?;
+    let opened = shared.plane.read_link(handshake).ok()?;
     let Introduction {
         certificate,
         whereabouts,
@@ -204,7 +202,10 @@ async fn accept(
     shared.state().retries.hold_off(member, Instant::now());
     examine::look_at_the_counter(shared).await;
     let ours = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), |w| w);
-    match inner.accept_over_ring(member, opened, asked.agent, &ours) {
+    match shared
+        .plane
+        .accept_over_ring(member, opened, asked.agent, &ours)
+    {
         Ok(answer) => {
             shared.punch(member, &whereabouts);
             Some(RingAnswer::Linked(answer))

@@ -200,10 +200,7 @@ pub(super) fn via(
             tracing::debug!(?member, ?relay, %error, "not through this member");
             return Err(error);
         }
-        shared
-            .plane
-            .inner()
-            .try_paths(member, [Path::Relayed(relay)]);
+        shared.plane.try_paths(member, [Path::Relayed(relay)]);
         selected(&shared, member, Reach::Edge, PATIENCE.1)
             .await
             .ok_or(Error::NoPath(member))
@@ -228,11 +225,10 @@ pub(crate) async fn tend(shared: Arc<Shared>) {
                 .any(|(m, info)| m == member && matches!(info.path, Path::Relayed(_)))
         });
         for (member, info) in peers {
-            let peer = shared.plane.inner().peer(member);
-            if !matches!(info.path, Path::Relayed(_)) || peer.idle(now) > IN_USE {
+            if !matches!(info.path, Path::Relayed(_)) || shared.plane.idle(member, now) > IN_USE {
                 continue;
             }
-            let relays = peer.paths().relays();
+            let relays = shared.plane.relays_of(member);
             let pause = if relays.len() < AT_ONCE {
                 TEND_EVERY * 4
             } else {

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 
 /// Heeds every path that falls silent, until the connector ends.
 pub(crate) async fn heed(shared: Arc<Shared>) {
-    let Some(mut silent) = shared.plane.inner().take_silent() else {
+    let Some(mut silent) = shared.plane.take_silent() else {
         return;
     };
     let mut bridged: HashMap<MemberId, Instant> = HashMap::new();
@@ -31,13 +31,6 @@ pub(crate) async fn heed(shared: Arc<Shared>) {
             tokio::spawn(bridge(shared.clone(), member));
         }
     }
-}
-
-fn is_silent(shared: &Shared, member: MemberId) -> bool {
-    let peers = shared.plane.inner().peers.load();
-    peers
-        .get(&member)
-        .is_some_and(|peer| peer.paths().is_silent())
 }
 
 async fn bridge(shared: Arc<Shared>, member: MemberId) {
@@ -55,10 +48,7 @@ async fn bridge(shared: Arc<Shared>, member: MemberId) {
         shared.learn_again.notify_waiters();
     }
     // Another stream may have been opened from the far end, or the path have been replaced.
-    if life == Life::Silent
-        || !is_silent(&shared, member)
-        || shared.plane.inner().try_stream(member)
-    {
+    if life == Life::Silent || !shared.plane.is_silent(member) || shared.plane.try_stream(member) {
         return;
     }
     match stream::open(&shared, member).await {

@@ -43,26 +43,21 @@ pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), E
 async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
     let (reader, writer) = tokio::io::split(stream);
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let plane = shared.plane.inner().clone();
+    let attached = shared.plane.attach_stream(member, sender);
     drop(shared);
-    let ours = sender.downgrade();
-    plane.attach_stream(member, sender);
     let incoming = async {
         let mut reader = BufReader::with_capacity(64 << 10, reader);
         let mut buf = vec![0; MAX_DATAGRAM];
         while let Some(len) = length(&mut reader).await? {
             let datagram = buf.get_mut(..len).ok_or(io::ErrorKind::InvalidData)?;
             reader.read_exact(datagram).await?;
-            plane.inject(datagram);
+            attached.receive(datagram);
         }
         Ok(())
     };
     let ended: io::Result<((), ())> = tokio::try_join!(incoming, send(writer, receiver));
     tracing::debug!(?member, ?ended, "stream of datagrams ended");
-    // The plane has let go of one that it writes to no more.
-    if let Some(ours) = ours.upgrade() {
-        plane.detach_stream(member, &ours);
-    }
+    attached.close();
 }
 
 /// The length of the next datagram; none where the far end writes no more.

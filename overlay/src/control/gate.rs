@@ -340,10 +340,9 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
                 match (protocol, info) {
                     (Passed::Member(stream), _) if !self.knocks => self.begin(stream),
                     (Passed::Inner(protocol), Some(info)) => {
+                        let inner = FullyNegotiatedInbound { protocol, info };
                         self.inner
-                            .on_connection_event(ConnectionEvent::FullyNegotiatedInbound(
-                                FullyNegotiatedInbound { protocol, info },
-                            ));
+                            .on_connection_event(ConnectionEvent::FullyNegotiatedInbound(inner));
                     }
                     _ => {}
                 }
@@ -363,18 +362,10 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             },
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => match info {
                 Some(info) => {
-                    let error = error.map_upgrade_err(|passed| match passed {
+                    let error = inner_error(error.map_upgrade_err(|passed| match passed {
                         Passed::Inner(error) => Some(error),
                         Passed::Member(never) => match never {},
-                    });
-                    let error = match error {
-                        StreamUpgradeError::Timeout => StreamUpgradeError::Timeout,
-                        StreamUpgradeError::Apply(Some(error)) => StreamUpgradeError::Apply(error),
-                        StreamUpgradeError::Apply(None) | StreamUpgradeError::NegotiationFailed => {
-                            StreamUpgradeError::NegotiationFailed
-                        }
-                        StreamUpgradeError::Io(e) => StreamUpgradeError::Io(e),
-                    };
+                    }));
                     self.inner
                         .on_connection_event(ConnectionEvent::DialUpgradeError(DialUpgradeError {
                             info,
@@ -382,9 +373,9 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
                         }));
                 }
                 None => {
-                    let failure =
-                        io::Error::other(format!("the other end does not speak {MEMBER_PROTOCOL}"));
-                    self.exchange = Some(ready(Err(DoorError::Io(failure))).boxed());
+                    let reason = format!("the other end does not speak {MEMBER_PROTOCOL}");
+                    let failure = DoorError::Io(io::Error::other(reason));
+                    self.exchange = Some(ready(Err(failure)).boxed());
                 }
             },
             ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
@@ -409,6 +400,18 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             }
             _ => {}
         }
+    }
+}
+
+/// The error of an inner protocol, where it is one.
+fn inner_error<E>(error: StreamUpgradeError<Option<E>>) -> StreamUpgradeError<E> {
+    match error {
+        StreamUpgradeError::Timeout => StreamUpgradeError::Timeout,
+        StreamUpgradeError::Apply(Some(error)) => StreamUpgradeError::Apply(error),
+        StreamUpgradeError::Apply(None) | StreamUpgradeError::NegotiationFailed => {
+            StreamUpgradeError::NegotiationFailed
+        }
+        StreamUpgradeError::Io(e) => StreamUpgradeError::Io(e),
     }
 }
 

@@ -1,18 +1,18 @@
-//! Access rules, enforced where packets arrive: for this host and for its guests, whoever sends and
-//! by whatever path.
+//! Access rules, enforced where packets arrive for this host and its guests, from every sender and
+//! by every path.
 //!
 //! Stateful for replies, by protocol: *TCP* needs no state. A segment that opens a connection (SYN
 //! without ACK) must be allowed by a rule; any other may also answer a connection that the rules
 //! let this side open, that is, the rules are asked with the ends exchanged. So a connection
 //! survives a restart of the daemon and the move of its guest to a host that never saw it begin,
-//! and a change of policy cuts what it no longer allows. *UDP* and *ICMP echo* do not show who
-//! began: what is sent from here leaves an entry in a bounded table ([`flows`]) by which answers
-//! come in. *ICMP errors* pass when they are about a conversation that may take place.
+//! and a change of policy cuts connections that it no longer allows. *UDP* and *ICMP echo* do not
+//! show which end began: a packet sent from here leaves an entry in a bounded table ([`flows`])
+//! that lets answers in. *ICMP errors* pass if they are about a conversation that is allowed.
 //!
 //! Decisions are kept in the same table for seconds, so that a bulk transfer costs one look at one
-//! cache line a packet. Before a new member has heard whether the network has a policy, nothing
-//! comes in ([`Access::close`]). With no policy the cost is one relaxed load. A refusal is silent,
-//! as with any firewall; the sender's side can be asked for the reason (`p2pvm acl check`).
+//! cache line a packet. Until a new member knows whether the network has a policy, nothing comes in
+//! ([`Access::close`]). Without a policy the cost is one relaxed load. A refusal is silent, as with
+//! any firewall; `p2pvm acl check` gives the reason on the sender's side.
 
 mod fields;
 mod flows;
@@ -22,22 +22,7 @@ use crate::membership::{
     policy::{Action, Party, Traffic, Who},
 };
 use arc_swap::ArcSwapOption;
-use fields::Seen;
-
-/// Whether the packet's fields can be read, and those of one that an ICMP error quotes; for the
-/// fuzzer.
-#[cfg(fuzzing)]
-pub(super) fn look_at(packet: &[u8]) -> bool {
-    let quoted = |seen: &Seen<'_>| {
-        if let Seen::Error(about) = seen {
-            Seen::of_quoted(about) != Seen::Broken
-        } else {
-            true
-        }
-    };
-    let seen = Seen::of(packet);
-    quoted(&seen) && quoted(&Seen::of_quoted(packet)) && seen != Seen::Broken
-}
+use fields::PacketKind;
 use flows::{Flows, Key, Kind, State};
 use std::{
     net::IpAddr,
@@ -48,23 +33,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// An answer to a UDP datagram may come within this (RFC 4787, REQ-5: five minutes recommended).
+/// How long after a UDP datagram an answer may come (RFC 4787, REQ-5: five minutes recommended).
 const UDP_REPLY: Duration = Duration::from_secs(300);
-/// An answer to an echo request (RFC 5508, REQ-1: at least sixty seconds).
+/// How long after an echo request an answer may come (RFC 5508, REQ-1: at least sixty seconds).
 const ECHO_REPLY: Duration = Duration::from_secs(60);
-/// A decision by rule is taken again after this: a member's groups or a VM's name may have become
-/// known.
+/// How long a rule's decision to allow is kept. Reason: a member's groups or a VM's name may have
+/// become known by then.
 const ALLOWED_FOR: Duration = Duration::from_secs(10);
+/// How long a rule's decision to deny is kept. Reason: as for [`ALLOWED_FOR`].
 const DENIED_FOR: Duration = Duration::from_secs(2);
 
-/// Knows whose an address is. Asked once per conversation and some seconds, on the packet threads:
-/// it must not wait.
+/// Knows the holder of an address. Packet threads ask it once every few seconds for each
+/// conversation: it must not block.
 pub trait Directory: Send + Sync + 'static {
-    /// Whose `addr` is, as far as that is known and proved.
+    /// The holder of `addr`, as far as it is known and proved.
     fn who(&self, addr: &IpAddr) -> Who;
 }
 
-/// A policy in force, with the conversations that it has let through. Replaced as a whole.
+/// A policy in force, with the conversations that it has let through; replaced as a whole.
 struct InForce {
     policy: Arc<NetworkPolicy>,
     directory: Arc<dyn Directory>,
@@ -81,14 +67,13 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Lets nothing in until [`Access::set`] says what the rules are, or that there are none.
+    /// Lets nothing in until [`Access::set`] is called.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.active.store(true, Ordering::Release);
     }
 
-    /// Puts a policy in force, or takes it out of force. Conversations that are under way are
-    /// judged anew.
+    /// Puts a policy in force, or none. Conversations under way are judged again.
     pub fn set(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         let active = policy.is_some();
         let in_force = policy.map(|(policy, directory)| {
@@ -108,7 +93,7 @@ impl Access {
         self.denied.load(Ordering::Relaxed)
     }
 
-    /// Notes a packet that leaves this host or one of its guests: answers to it may come in.
+    /// Notes a packet that leaves this host or one of its guests, so that answers may come in.
     #[inline]
     pub fn sent(&self, packet: &[u8], src: &IpAddr, dst: &IpAddr, now: Instant) {
         if self.active.load(Ordering::Relaxed)
@@ -138,10 +123,10 @@ impl Access {
 
 impl InForce {
     fn sent(&self, packet: &[u8], src: &IpAddr, dst: &IpAddr, now: Instant) {
-        // What may come in is what goes out with its ends exchanged.
-        let (kind, ports, lasts) = match Seen::of(packet) {
-            Seen::Udp { from, to } => (Kind::Udp, (to, from), UDP_REPLY),
-            Seen::EchoRequest(id) => (Kind::EchoReply, (id, 0), ECHO_REPLY),
+        // An answer has the packet's ends exchanged.
+        let (kind, ports, lasts) = match PacketKind::of(packet) {
+            PacketKind::Udp { from, to } => (Kind::Udp, (to, from), UDP_REPLY),
+            PacketKind::EchoRequest(id) => (Kind::EchoReply, (id, 0), ECHO_REPLY),
             _ => return,
         };
         self.flows.note(
@@ -158,32 +143,38 @@ impl InForce {
     }
 
     fn admits(&self, packet: &[u8], src: &IpAddr, dst: &IpAddr, now: Instant) -> bool {
-        match Seen::of(packet) {
-            Seen::Error(about) => self.related(about, dst, now),
-            seen => self.admits_seen(&seen, src, dst, now),
+        match PacketKind::of(packet) {
+            PacketKind::Error(about) => self.related(about, dst, now),
+            kind => self.admits_kind(&kind, src, dst, now),
         }
     }
 
-    fn admits_seen(&self, seen: &Seen<'_>, src: &IpAddr, dst: &IpAddr, now: Instant) -> bool {
-        let (kind, ports, traffic) = match *seen {
-            // Without its first fragment, which is judged, nobody can put it together.
-            Seen::LaterFragment => return true,
-            Seen::Broken | Seen::Error(_) => return false,
-            Seen::Tcp {
+    fn admits_kind(
+        &self,
+        packet: &PacketKind<'_>,
+        src: &IpAddr,
+        dst: &IpAddr,
+        now: Instant,
+    ) -> bool {
+        let (kind, ports, traffic) = match *packet {
+            // The first fragment is judged; without it no receiver can reassemble the packet.
+            PacketKind::LaterFragment => return true,
+            PacketKind::Broken | PacketKind::Error(_) => return false,
+            PacketKind::Tcp {
                 from,
                 to,
                 opens: true,
             } => (Kind::TcpOpening, (from, to), Traffic::Tcp(to)),
-            Seen::Tcp {
+            PacketKind::Tcp {
                 from,
                 to,
                 opens: false,
             } => (Kind::Tcp, (from, to), Traffic::Tcp(to)),
-            Seen::Udp { from, to } => (Kind::Udp, (from, to), Traffic::Udp(to)),
-            Seen::EchoReply(id) => (Kind::EchoReply, (id, 0), Traffic::Icmp),
-            Seen::EchoRequest(id) => (Kind::Icmp, (id, 0), Traffic::Icmp),
-            Seen::Icmp => (Kind::Icmp, (0, 0), Traffic::Icmp),
-            Seen::Other(protocol) => (Kind::Other, (u16::from(protocol), 0), Traffic::Other),
+            PacketKind::Udp { from, to } => (Kind::Udp, (from, to), Traffic::Udp(to)),
+            PacketKind::EchoReply(id) => (Kind::EchoReply, (id, 0), Traffic::Icmp),
+            PacketKind::EchoRequest(id) => (Kind::Icmp, (id, 0), Traffic::Icmp),
+            PacketKind::Icmp => (Kind::Icmp, (0, 0), Traffic::Icmp),
+            PacketKind::Other(protocol) => (Kind::Other, (u16::from(protocol), 0), Traffic::Other),
         };
         let key = Key {
             src: *src,
@@ -214,24 +205,37 @@ impl InForce {
         allowed
     }
 
-    /// An ICMP error belongs to the packet that it quotes: one that `dst` sent in a conversation
-    /// that may take place.
+    /// Whether an ICMP error quotes a packet that `dst` sent in a conversation that is allowed.
     fn related(&self, about: &[u8], dst: &IpAddr, now: Instant) -> bool {
-        let Some((quoted_src, quoted_dst)) = super::packet::addresses(about) else {
+        let Some((quoted_src, quoted_dst)) = super::shape::packet::addresses(about) else {
             return false;
         };
-        let answer = match Seen::of_quoted(about) {
-            Seen::Tcp { from, to, .. } => Seen::Tcp {
+        let answer = match PacketKind::of_quoted(about) {
+            PacketKind::Tcp { from, to, .. } => PacketKind::Tcp {
                 from: to,
                 to: from,
                 opens: false,
             },
-            Seen::Udp { from, to } => Seen::Udp { from: to, to: from },
-            Seen::EchoRequest(id) => Seen::EchoReply(id),
+            PacketKind::Udp { from, to } => PacketKind::Udp { from: to, to: from },
+            PacketKind::EchoRequest(id) => PacketKind::EchoReply(id),
             _ => return false,
         };
-        quoted_src == *dst && self.admits_seen(&answer, &quoted_dst, dst, now)
+        quoted_src == *dst && self.admits_kind(&answer, &quoted_dst, dst, now)
     }
+}
+
+/// Reads the packet's fields, and those of the packet that an ICMP error quotes, for the fuzzer.
+#[cfg(fuzzing)]
+pub(super) fn look_at(packet: &[u8]) -> bool {
+    let quoted = |kind: &PacketKind<'_>| {
+        if let PacketKind::Error(about) = kind {
+            PacketKind::of_quoted(about) != PacketKind::Broken
+        } else {
+            true
+        }
+    };
+    let kind = PacketKind::of(packet);
+    quoted(&kind) && quoted(&PacketKind::of_quoted(packet)) && kind != PacketKind::Broken
 }
 
 #[cfg(test)]

@@ -1,49 +1,27 @@
-//! The clock thread: handshakes that are due, probes, liveness, links that nobody uses.
+//! The clock's thread: handshakes and probes that are due, liveness, unused links.
 
-use super::{Inner, core::lock, roam::SleepWatch};
-use crate::link::Session;
-use std::{
-    sync::{Condvar, Mutex, PoisonError},
-    time::{Duration, Instant},
+use super::{
+    core::Inner,
+    lock::lock,
+    path::{moves::SleepWatch, peer::Peers},
 };
+use crate::link::Session;
+use std::time::{Duration, Instant};
 
-/// While some path is being probed.
+/// Time between ticks while some path is being probed.
 const BUSY_TICK: Duration = Duration::from_millis(20);
-/// While links exist; bounds how late a timeout is noticed.
+/// Time between ticks while links exist; bounds how late a timeout is noticed.
 const CALM_TICK: Duration = Duration::from_millis(250);
-/// With no link at all.
+/// Time between ticks without any link.
 const IDLE_TICK: Duration = Duration::from_secs(2);
-/// A link that carried no data for this long is dropped.
-pub(crate) const IDLE_LINK: Duration = Duration::from_secs(300);
-/// A link that only the ring ever used is dropped so long after the ring has let it go.
+/// How long a link may carry no data before it is dropped.
+const IDLE_LINK: Duration = Duration::from_secs(300);
+/// How long a link that only the ring ever used is kept after the ring has let it go.
 const SPARE_LINK: Duration = Duration::from_secs(30);
-/// A member without any link is forgotten after this.
+/// How long a member without any link is remembered.
 const FORGET: Duration = Duration::from_secs(30);
 
-/// Wakes the clock before its next tick.
-#[derive(Default)]
-pub(crate) struct Kick {
-    kicked: Mutex<bool>,
-    bell: Condvar,
-}
-
-impl Kick {
-    pub fn kick(&self) {
-        *self.kicked.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.bell.notify_one();
-    }
-
-    fn wait(&self, limit: Duration) {
-        let kicked = self.kicked.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut kicked, _) = self
-            .bell
-            .wait_timeout_while(kicked, limit, |k| !*k)
-            .unwrap_or_else(PoisonError::into_inner);
-        *kicked = false;
-    }
-}
-
-pub(crate) fn run(inner: &Inner) {
+pub(super) fn run(inner: &Inner) {
     let (mut sleep, mut busy) = (SleepWatch::new(Instant::now()), Duration::ZERO);
     while !inner.stop.raised() {
         let now = Instant::now();
@@ -53,6 +31,7 @@ pub(crate) fn run(inner: &Inner) {
         }
         if inner.udp.take_refused() {
             inner
+                .tables
                 .peers
                 .load()
                 .iter()
@@ -61,20 +40,20 @@ pub(crate) fn run(inner: &Inner) {
         inner.relaying.tick(now);
         inner.traffic.tick(now);
         busy = tick(inner, now);
-        lock(&inner.unresolved).expire(now);
-        lock(&inner.unknown_sources).expire(now);
-        inner.kick.wait(busy);
+        lock(&inner.waiting.unresolved).expire(now);
+        lock(&inner.waiting.unknown_sources).expire(now);
+        inner.clock.wait(busy);
     }
-    // A handle may outlive this; down, the device carries nothing. Done here because this thread is
-    // surely in its namespace.
+    // A handle may outlive this thread; a device that is down carries nothing. It is set down here
+    // because this thread is in the device's network namespace.
     lock(&inner.device_wanted).closed = true;
     let _ = inner.tun.enabled(false);
 }
 
-/// One round over all peers; how long until the next.
+/// One round over all peers; returns the time until the next.
 fn tick(inner: &Inner, now: Instant) -> Duration {
     let (mut forgotten, mut pause) = (Vec::new(), IDLE_TICK);
-    for peer in inner.peers.load().iter() {
+    for peer in inner.tables.peers.load().iter() {
         let idle = peer.idle(now);
         let limit = if peer.is_spare() {
             SPARE_LINK
@@ -108,8 +87,8 @@ fn tick(inner: &Inner, now: Instant) -> Duration {
         }
     }
     if !forgotten.is_empty() {
-        inner.peers.rcu(|peers| {
-            let mut peers = super::peer::Peers::clone(peers);
+        inner.tables.peers.rcu(|peers| {
+            let mut peers = Peers::clone(peers);
             forgotten.iter().for_each(|member| peers.remove(member));
             peers
         });

@@ -3,7 +3,7 @@
 //! socket in a process of their own, so that this process is the plane alone. Prints the growth of
 //! resident memory and the share of a processor.
 
-use super::{Inner, PlaneConfig};
+use super::{core::Inner, types::PlaneConfig};
 use crate::{
     id::MemberId,
     link::{
@@ -142,27 +142,22 @@ fn far_ends(port: u16) {
     }
 }
 
-#[test]
-fn a_thousand_idle_links_cost_some_megabytes() {
-    if let Ok(port) = env::var(FAR) {
-        return far_ends(port.parse().unwrap());
-    }
-    if env::var_os(ALONE).is_none() {
-        let mut alone = Command::new(env::current_exe().unwrap());
-        assert!(
-            alone
-                .args(["--exact", NAME, "--nocapture"])
-                .env(ALONE, "1")
-                .status()
-                .unwrap()
-                .success()
-        );
-        return;
-    }
-    if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-        println!("NOT RUN: makes a network namespace, which needs root");
-        return;
-    }
+/// Runs the test again in a process of its own, so that it measures nothing else.
+fn run_alone() {
+    let mut alone = Command::new(env::current_exe().unwrap());
+    assert!(
+        alone
+            .args(["--exact", NAME, "--nocapture"])
+            .env(ALONE, "1")
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// A plane in a network namespace of its own; `None` without the right to make one.
+fn start_plane() -> Option<Arc<Inner>> {
+    unshare(CloneFlags::CLONE_NEWNET).ok()?;
     assert!(
         Command::new("ip")
             .args(["link", "set", "lo", "up"])
@@ -170,7 +165,8 @@ fn a_thousand_idle_links_cost_some_megabytes() {
             .unwrap()
             .success()
     );
-    let (events, _heard) = tokio::sync::mpsc::channel(1);
+    // The receiver is dropped: nobody takes the plane's events.
+    let (events, _) = tokio::sync::mpsc::channel(1);
     let config = PlaneConfig {
         me: member(0),
         link_secret: secret(0),
@@ -181,7 +177,32 @@ fn a_thousand_idle_links_cost_some_megabytes() {
         network: String::new(),
         control_port: 0,
     };
-    let inner = Inner::start(config, events).unwrap();
+    Some(Inner::start(config, events).unwrap())
+}
+
+/// How many links are up and at rest.
+fn at_rest(inner: &Inner) -> usize {
+    inner
+        .tables
+        .peers
+        .load()
+        .iter()
+        .filter(|peer| peer.ready() && !peer.pmtu().busy() && !peer.paths().probing())
+        .count()
+}
+
+#[test]
+fn a_thousand_idle_links_cost_some_megabytes() {
+    if let Ok(port) = env::var(FAR) {
+        return far_ends(port.parse().unwrap());
+    }
+    if env::var_os(ALONE).is_none() {
+        return run_alone();
+    }
+    let Some(inner) = start_plane() else {
+        println!("NOT RUN: makes a network namespace, which needs root");
+        return;
+    };
     thread::sleep(Duration::from_secs(1));
     let before = resident_bytes();
     for number in 1..=LINKS {
@@ -196,19 +217,11 @@ fn a_thousand_idle_links_cost_some_megabytes() {
         .stdin(Stdio::piped())
         .stdout(Stdio::null());
     let mut far = far.spawn().unwrap();
-    let ready = || {
-        inner
-            .peers
-            .load()
-            .iter()
-            .filter(|peer| peer.ready() && !peer.pmtu().busy() && !peer.paths().probing())
-            .count()
-    };
     let deadline = Instant::now() + Duration::from_secs(90);
-    while ready() < LINKS as usize && Instant::now() < deadline {
+    while at_rest(&inner) < LINKS as usize && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
     }
-    let linked = ready();
+    let linked = at_rest(&inner);
     thread::sleep(Duration::from_secs(2));
     let (memory, busy) = (resident_bytes().saturating_sub(before), processor_seconds());
     thread::sleep(WATCHED);

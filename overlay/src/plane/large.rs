@@ -1,24 +1,28 @@
-//! Packets that are larger than what the path to their member carries: the sender is told where
-//! that may be ([`super::too_big`]), the others go in pieces ([`super::pieces`]).
+//! Packets that are larger than what the path to their member carries: the sender is told of those
+//! that may be refused ([`super::shape::too_big`]), the others go in pieces
+//! ([`super::shape::pieces`]).
 
 use super::{
-    Inner, deliver::Ctx, packet, peer::Peer, pieces, segments::Segments, too_big, udp::Batch,
+    core::Inner,
+    guest::config::GATEWAY_V6,
+    io::udp::Batch,
+    path::peer::Peer,
+    scratch::Scratch,
+    send::Segments,
+    shape::{packet, pieces, too_big},
 };
 use crate::link::frame::{FRAME_HEADER_LEN, Frame};
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-/// Packets up to this length fit every path that is one.
+/// How long a packet may be to fit every path, in bytes.
 const ALWAYS: usize = 1076;
-/// Whom a guest's refused IPv6 packets are answered by: the gateway's link-local address on its
-/// port.
-const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 impl Inner {
-    /// Whether all the packets go whole on the peer's path.
+    /// Whether all the packets fit the peer's path whole.
     pub fn fits(&self, peer: &Peer, segments: &Segments<'_>) -> bool {
         let largest = segments.sizes.iter().copied().max().unwrap_or(0);
         if largest > ALWAYS && !peer.large.load(Ordering::Relaxed) {
@@ -27,11 +31,11 @@ impl Inner {
         largest <= peer.limit().0
     }
 
-    /// Sends what fits, tells the sender of what does not, and sends in pieces what cannot be
+    /// Sends packets that fit, refuses those that do not, and sends in pieces those that may not be
     /// refused.
     pub fn carry_large(
         &self,
-        ctx: &mut Ctx,
+        scratch: &mut Scratch,
         peer: &Arc<Peer>,
         frame: Frame,
         segments: &Segments<'_>,
@@ -43,18 +47,18 @@ impl Inner {
             let packet = segments.packet(i);
             if packet.len() > room && sure {
                 // One answer is enough for the segments of one packet.
-                if told || self.refuse(ctx, packet, room) {
+                if told || self.refuse(scratch, packet, room) {
                     told = true;
                     continue;
                 }
             }
-            self.send_frame(&mut ctx.out, peer, frame, packet, now);
+            self.send_frame(&mut scratch.out, peer, frame, packet, now);
         }
     }
 
-    /// Tells the sender, host or guest, how large its packets may be; false if this one cannot be
-    /// refused.
-    fn refuse(&self, ctx: &mut Ctx, packet: &[u8], room: usize) -> bool {
+    /// Tells the sender, host or guest, how large its packets may be. False if this packet may not
+    /// be refused.
+    fn refuse(&self, scratch: &mut Scratch, packet: &[u8], room: usize) -> bool {
         let Some((src, dst)) = packet::addresses(packet) else {
             return false;
         };
@@ -70,8 +74,8 @@ impl Inner {
             return false;
         };
         match guest {
-            Some(port) => ctx.give_guest(&port, &answer),
-            None if self.is_host(&src) => ctx.give_host(self, &answer),
+            Some(port) => scratch.give_guest(&port, &answer),
+            None if self.is_host(&src) => scratch.give_host(self, &answer),
             None => return false,
         }
         true

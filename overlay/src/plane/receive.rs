@@ -2,105 +2,66 @@
 //! guest or the next member.
 
 use super::{
-    Inner, Path, PlaneEvent, Route,
-    core::{Held, lock},
-    deliver::Ctx,
-    packet,
-    peer::{Peer, Via},
-    priority,
-    ring::OverRing,
-    udp::READ_BYTES,
+    core::Inner,
+    io::{priority, second_port::UdpSource, udp::READ_BYTES},
+    lock::lock,
+    path::{
+        arrival::Arrival,
+        peer::{Peer, Via},
+        pending::USER_PING,
+    },
+    routes::Route,
+    scratch::Scratch,
+    shape::packet,
+    types::PlaneEvent,
+    waiting::HeldPacket,
 };
 use crate::{
-    id::{Epoch, MemberId},
+    id::Epoch,
     link::{
-        Opened, Session,
-        cookie::mac1_verifies,
-        frame::{FRAME_HEADER_LEN, Frame, ROAMED, wire_epoch},
+        Session,
+        frame::{FRAME_HEADER_LEN, Frame, ROAMED, ShortId, wire_epoch},
         session::OVERHEAD,
         wire::{self, Datagram, HEADER_LEN},
     },
 };
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Instant};
 
-/// Where a UDP datagram came from, and by which port of this node. A flow of a NAT or a firewall
-/// has both: what comes by one port says nothing of what leaves by the other.
-#[derive(Clone, Copy)]
-pub(crate) struct Origin {
-    pub addr: SocketAddr,
-    /// It came by the second port ([`super::aside`]).
-    pub aside: bool,
-}
-
-/// How a datagram came.
-#[derive(Clone, Copy)]
-pub(crate) enum By {
-    Udp(Origin),
-    Relay(MemberId),
-    Ring(OverRing),
-    Stream,
-}
-
-impl By {
-    pub fn path(self) -> Path {
-        match self {
-            Self::Udp(from) => Path::Direct(from.addr),
-            Self::Relay(relay) => Path::Relayed(relay),
-            Self::Ring(_) => Path::Ring,
-            Self::Stream => Path::Stream,
-        }
-    }
-
-    /// The links that it took over the ring.
-    pub fn hops(self) -> Option<u8> {
-        if let Self::Ring(over) = self {
-            Some(over.hops + 1)
-        } else {
-            None
-        }
-    }
-}
-
-/// Datagrams after which what was gathered is written at the latest: half a full GRO read.
+/// How many datagrams are gathered before they are written: half a full GRO read.
 const FLUSH_AFTER: usize = 32;
 
-/// The UDP thread.
-pub(crate) fn run(inner: &Inner) {
+/// The UDP socket's thread.
+pub(super) fn run(inner: &Inner) {
     priority::raise();
     let mut buf = vec![0; READ_BYTES];
-    let mut ctx = Ctx::default();
+    let mut scratch = Scratch::default();
     let mut datagrams = 0;
     while !inner.stop.raised() {
         match inner.udp.receive(&mut buf) {
             Ok((from, len, stride)) => {
                 inner.datagrams(
-                    &mut ctx,
+                    &mut scratch,
                     &mut buf[..len],
                     stride,
-                    Origin {
+                    UdpSource {
                         addr: from,
-                        aside: false,
+                        is_second_port: false,
                     },
                     Instant::now(),
                 );
-                // Datagrams that came singly are gathered; a full read is not held up for more.
+                // Datagrams that came singly are gathered; a full read is written at once.
                 datagrams += len.div_ceil(stride);
                 if datagrams >= FLUSH_AFTER {
-                    ctx.flush(inner);
+                    scratch.flush(inner);
                     datagrams = 0;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if datagrams > 0 {
-                    ctx.flush(inner);
+                    scratch.flush(inner);
                     datagrams = 0;
                 }
-                ctx.rest(inner);
+                scratch.rest(inner);
                 if !inner.stop.wait_readable(inner.udp.fd()) {
                     break;
                 }
@@ -112,12 +73,12 @@ pub(crate) fn run(inner: &Inner) {
 }
 
 impl Inner {
-    /// One datagram of a link, however it came.
-    pub fn datagram(&self, ctx: &mut Ctx, bytes: &mut [u8], by: By, now: Instant) {
+    /// Takes one datagram of a link, by whichever path it came.
+    pub fn datagram(&self, scratch: &mut Scratch, bytes: &mut [u8], by: Arrival, now: Instant) {
         let Ok(Datagram::Data { receiver, counter }) = wire::parse(bytes) else {
-            return self.handshake(ctx, bytes, by, now);
+            return self.handshake(scratch, bytes, by, now);
         };
-        let sessions = self.sessions.load();
+        let sessions = self.tables.sessions.load();
         let Some((session, peer)) = sessions.get(&receiver) else {
             return;
         };
@@ -129,23 +90,23 @@ impl Inner {
         } else {
             0
         };
-        // A ping shows that the peer's datagrams reach us; whether ours reach the peer shows by
-        // what answers them.
+        // A ping shows that the peer's datagrams arrive here; that ours arrive there is shown only
+        // by answers.
         let answers = !matches!(Frame::parse(plain), Some(Frame::Ping(_)));
         self.verified(session, peer, by, (data, answers), now);
-        if let By::Ring(over) = by {
+        if let Arrival::Ring(over) = by {
             peer.set_agent(over.agent);
         }
-        self.frame(ctx, peer, plain, by, now);
+        self.frame(scratch, peer, plain, by, now);
     }
 
-    /// What it says about a link that a datagram of its session came: how much data it brought, and
-    /// whether it may be an answer.
+    /// Notes about a link that a datagram of its session came: with how much data, and whether it
+    /// may be an answer.
     pub fn verified(
         &self,
         session: &Session,
         peer: &Arc<Peer>,
-        by: By,
+        by: Arrival,
         (data, answers): (usize, bool),
         now: Instant,
     ) {
@@ -156,85 +117,64 @@ impl Inner {
             self.run_link(peer, now);
         }
         let in_use = match (by, &**peer.via.load()) {
-            (By::Udp(from), Via::Direct(to)) => {
+            (Arrival::Udp(from), Via::Direct(to)) => {
                 from.addr == *to && self.is_answered_by_its_port(from)
             }
-            (By::Relay(relay), Via::Relayed(used)) => relay == used.member,
-            (By::Ring(_), Via::Ring) | (By::Stream, Via::Stream(_)) => true,
+            (Arrival::Relay(relay), Via::Relayed(used)) => relay == used.member,
+            (Arrival::Ring(_), Via::Ring) | (Arrival::Stream, Via::Stream(_)) => true,
             _ => false,
         };
         peer.note_received(now, data, in_use && answers);
         if !in_use && peer.may_look(now) {
-            if let By::Udp(from) = by {
+            if let Arrival::Udp(from) = by {
                 self.turn_to_port(peer, from, now);
             }
-            // From a place we did not know, such as a NAT's new mapping: probe it.
+            // The path may be new, such as a NAT's new mapping: it is probed.
             peer.paths().heard(by.path(), now, peer.activity().received);
-            self.kick.kick();
+            self.clock.wake();
         }
     }
 
-    fn frame(&self, ctx: &mut Ctx, peer: &Arc<Peer>, plain: &mut [u8], by: By, now: Instant) {
+    fn frame(
+        &self,
+        scratch: &mut Scratch,
+        peer: &Arc<Peer>,
+        plain: &mut [u8],
+        by: Arrival,
+        now: Instant,
+    ) {
         let Some(frame) = Frame::parse(plain) else {
             return;
         };
         if let Frame::Ring { .. } = frame {
-            return self.ring_in(ctx, peer, plain, by, now);
+            return self.ring_in(scratch, peer, plain, by, now);
         }
         let payload = &mut plain[FRAME_HEADER_LEN..];
         match frame {
-            Frame::Ip { .. } => self.ip_in(ctx, peer, frame, payload, now),
+            Frame::Ip { .. } => self.ip_in(scratch, peer, frame, payload, now),
             Frame::Ping(token) => {
-                if token & (ROAMED | super::core::USER_PING) == ROAMED {
+                if token & (ROAMED | USER_PING) == ROAMED {
                     peer.paths().peer_moved(by.path(), now);
-                    self.kick.kick();
+                    self.clock.wake();
                 }
-                self.reply(ctx, peer, by, Frame::Pong(token), now);
+                self.reply(scratch, peer, by, Frame::Pong(token), now);
             }
-            Frame::Pong(token) => {
-                let asked = lock(&self.pings).remove(&token);
-                match asked {
-                    Some(waiting) => drop(waiting.send((now, by))),
-                    None => {
-                        let of_size = peer.pmtu().pong(token, now);
-                        if of_size {
-                            peer.show_limit();
-                        }
-                        let asked = peer.paths().pong(by.path(), token, now);
-                        if let (true, By::Udp(from)) = (asked, by) {
-                            self.keep_port(from, now);
-                        }
-                        self.run_paths(peer, now);
-                    }
-                }
-            }
+            Frame::Pong(token) => self.pong(peer, token, by, now),
             Frame::Keepalive | Frame::Ring { .. } => {}
-            Frame::ForwardTo(to) => {
-                let next = self.peers.load().by_short(&to).cloned();
-                if let (Some(next), false) = (next, matches!(by, By::Relay(_) | By::Ring(_)))
-                    && self.relaying.admits(peer.short, to, payload.len(), now)
-                {
-                    // Never a second relay: what we pass on leaves directly or by stream.
-                    if matches!(**next.via.load(), Via::Direct(_) | Via::Stream(_)) {
-                        self.send_frame(
-                            &mut ctx.out,
-                            &next,
-                            Frame::ForwardFrom(peer.short),
-                            payload,
-                            now,
-                        );
-                    }
-                }
+            // Never a second relay: a datagram that came by one is not passed on.
+            Frame::ForwardTo(_) | Frame::ForwardFrom(_)
+                if matches!(by, Arrival::Relay(_) | Arrival::Ring(_)) => {}
+            Frame::ForwardTo(to) => self.forward(scratch, peer, to, payload, now),
+            // The session that opens it names the sender.
+            Frame::ForwardFrom(_) => {
+                self.datagram(scratch, payload, Arrival::Relay(peer.member), now)
             }
-            Frame::ForwardFrom(_) if matches!(by, By::Relay(_) | By::Ring(_)) => {}
-            // Who sent it shows by the session that opens it.
-            Frame::ForwardFrom(_) => self.datagram(ctx, payload, By::Relay(peer.member), now),
             Frame::Piece { id, index, count } => {
                 let whole = lock(&peer.pieces).take(now, id, index, count, payload);
                 if let Some(mut whole) = whole
                     && matches!(Frame::parse(&whole), Some(Frame::Ip { .. }))
                 {
-                    self.frame(ctx, peer, &mut whole, by, now);
+                    self.frame(scratch, peer, &mut whole, by, now);
                 }
             }
             Frame::Moved {
@@ -245,14 +185,60 @@ impl Inner {
         }
     }
 
-    /// Answers what came, the way that it came.
-    fn reply(&self, ctx: &mut Ctx, peer: &Arc<Peer>, by: By, frame: Frame, now: Instant) {
-        let By::Udp(from) = by else {
-            return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now);
+    /// Takes the answer to a user's ping, to a path MTU probe, or to a path's probe.
+    fn pong(&self, peer: &Arc<Peer>, token: u64, by: Arrival, now: Instant) {
+        let waiting = lock(&self.pending.pings).remove(&token);
+        if let Some(waiting) = waiting {
+            let _ = waiting.send((now, by));
+            return;
+        }
+        let of_size = peer.pmtu().pong(token, now);
+        if of_size {
+            peer.show_limit();
+        }
+        let asked = peer.paths().pong(by.path(), token, now);
+        if let (true, Arrival::Udp(from)) = (asked, by) {
+            self.keep_port(from, now);
+        }
+        self.run_paths(peer, now);
+    }
+
+    /// Passes a datagram of `peer` on to another member, as its relay.
+    fn forward(
+        &self,
+        scratch: &mut Scratch,
+        peer: &Peer,
+        to: ShortId,
+        datagram: &[u8],
+        now: Instant,
+    ) {
+        let Some(next) = self.tables.peers.load().by_short(&to).cloned() else {
+            return;
         };
-        let aside = self.udp.aside();
-        if aside.answers(from) == aside.writes_to(&from.addr) {
-            return self.send_frame_by(&mut ctx.out, peer, by.path(), frame, &[], now);
+        // Never a second relay: a relayed datagram leaves directly or by stream.
+        if self.relaying.admits(peer.short, to, datagram.len(), now)
+            && matches!(**next.via.load(), Via::Direct(_) | Via::Stream(_))
+        {
+            let frame = Frame::ForwardFrom(peer.short);
+            self.send_frame(&mut scratch.out, &next, frame, datagram, now);
+        }
+    }
+
+    /// Answers a datagram by the path by which it came.
+    pub fn reply(
+        &self,
+        scratch: &mut Scratch,
+        peer: &Arc<Peer>,
+        by: Arrival,
+        frame: Frame,
+        now: Instant,
+    ) {
+        let Arrival::Udp(from) = by else {
+            return self.send_frame_by(&mut scratch.out, peer, by.path(), frame, &[], now);
+        };
+        let second = self.udp.second_port();
+        if second.answers(from) == second.sends_to(&from.addr) {
+            return self.send_frame_by(&mut scratch.out, peer, by.path(), frame, &[], now);
         }
         let mut bytes = [0; OVERHEAD];
         frame.write_header(&mut bytes[HEADER_LEN..]);
@@ -264,14 +250,14 @@ impl Inner {
         if let Some(len) = sealed {
             peer.note_sent(now, 0);
             self.udp
-                .send_by(aside.answers(from), from.addr, &bytes[..len]);
+                .send_by(second.answers(from), from.addr, &bytes[..len]);
         }
     }
 
-    /// An IP packet from a member: is the source its own, and where does it go?
+    /// Takes an IP packet from a member: checks its source and delivers it.
     pub fn ip_in(
         &self,
-        ctx: &mut Ctx,
+        scratch: &mut Scratch,
         peer: &Arc<Peer>,
         frame: Frame,
         packet: &[u8],
@@ -288,45 +274,49 @@ impl Inner {
         let Some((src, dst)) = packet::addresses(packet) else {
             return;
         };
-        if !passed_on && !self.source_stands(peer, &src, &frame, packet, now) {
+        if !passed_on && !self.has_valid_source(peer, &src, &frame, packet, now) {
             return;
         }
         if dst.is_multicast() && !passed_on {
-            return self.multicast_in(ctx, packet, &src, now);
+            return self.multicast_in(scratch, packet, &src, now);
         }
         if !self.access.admits(packet, &src, &dst, now) {
             return;
         }
-        ctx.tally
+        scratch
+            .tally
             .note(&self.traffic, (dst, src), peer.member, (0, packet.len()));
         if let Some(port) = self.port_of(&dst) {
-            // Passed on by the former host: believed only shortly after the guest came here, and
-            // never under a newer epoch than ours, which would mean that the guest has left again.
+            // A packet that the former host passed on is accepted only shortly after the guest came
+            // here, and never under a newer epoch: the guest would have left again.
             if to_epoch <= wire_epoch(port.config.epoch) && (!passed_on || port.is_new(now)) {
-                ctx.give_guest(&port, packet);
+                scratch.give_guest(&port, packet);
             }
         } else if self.is_host(&dst) && !passed_on {
-            ctx.give_host(self, packet);
-        } else if !passed_on && self.routes.load().is_offered_by(&dst, &self.me) {
-            // For the LAN that this host offers: its kernel forwards.
-            ctx.give_host(self, packet);
-        } else if let Some(route) = self.forwards.load().get(&dst).copied()
+            scratch.give_host(self, packet);
+        } else if !passed_on && self.tables.routes.load().is_offered_by(&dst, &self.me) {
+            // For a LAN that this host offers: its kernel forwards the packet.
+            scratch.give_host(self, packet);
+        } else if let Some(route) = self.tables.forwards.load().get(&dst).copied()
             && !passed_on
         {
-            self.pass_on(ctx, peer, &dst, route, from_epoch, packet, now);
+            self.pass_on(scratch, peer, &dst, route, from_epoch, packet, now);
         } else if passed_on
             && self
+                .tables
                 .routes
                 .load()
                 .get(&dst)
                 .is_none_or(|route| to_epoch >= wire_epoch(route.epoch))
         {
-            // For a guest that is on its way here: it has its port in a moment.
-            lock(&self.early).hold(now, dst, packet.to_vec());
+            // For a guest that is on its way here and will have its port in a moment.
+            lock(&self.waiting.early).hold(now, dst, packet.to_vec());
         }
     }
 
-    fn source_stands(
+    /// Whether the packet's source is the sending member's. A packet whose source is unknown, or
+    /// may have moved, is held.
+    fn has_valid_source(
         &self,
         peer: &Arc<Peer>,
         src: &IpAddr,
@@ -342,7 +332,7 @@ impl Inner {
         else {
             return false;
         };
-        match self.routes.load().get(src) {
+        match self.tables.routes.load().get(src) {
             Some(route) if from_epoch < wire_epoch(route.epoch) => {
                 let (sent, known) = (Epoch(u64::from(from_epoch)), route.epoch);
                 if peer.may_complain(now) {
@@ -356,17 +346,17 @@ impl Inner {
                 false
             }
             Some(route) if route.member == peer.member => true,
-            // The same epoch from another member is a lie; a newer one may be a move that we have
-            // not heard of.
+            // Another member cannot hold the address under the same epoch; a newer epoch may be a
+            // move that this node has not heard of.
             Some(route) if from_epoch == wire_epoch(route.epoch) && from_epoch > 0 => false,
             _ => {
-                let held = Held {
+                let held = HeldPacket {
                     from: peer.member,
                     from_epoch,
                     to_epoch,
                     packet: packet.to_vec(),
                 };
-                if lock(&self.unknown_sources).hold(now, *src, held) {
+                if lock(&self.waiting.unknown_sources).hold(now, *src, held) {
                     self.tell(PlaneEvent::Unresolved(*src));
                 }
                 false
@@ -377,7 +367,7 @@ impl Inner {
     #[allow(clippy::too_many_arguments)]
     fn pass_on(
         &self,
-        ctx: &mut Ctx,
+        scratch: &mut Scratch,
         sender: &Arc<Peer>,
         dst: &IpAddr,
         route: Route,
@@ -391,7 +381,7 @@ impl Inner {
             to_epoch: wire_epoch(route.epoch),
             passed_on: true,
         };
-        self.send_frame(&mut ctx.out, &next, frame, packet, now);
+        self.send_frame(&mut scratch.out, &next, frame, packet, now);
         if sender.may_hint(now) {
             let hint = Frame::Moved {
                 addr: *dst,
@@ -400,91 +390,14 @@ impl Inner {
             }
             .to_bytes();
             if let Some(header) = Frame::parse(&hint) {
-                self.send_frame(&mut ctx.out, sender, header, &hint[FRAME_HEADER_LEN..], now);
+                self.send_frame(
+                    &mut scratch.out,
+                    sender,
+                    header,
+                    &hint[FRAME_HEADER_LEN..],
+                    now,
+                );
             }
-        }
-    }
-
-    /// A handshake message. Initiations from strangers end here: only members that the connector
-    /// has met have a link.
-    fn handshake(&self, ctx: &mut Ctx, bytes: &[u8], by: By, now: Instant) {
-        match wire::parse(bytes) {
-            Ok(Datagram::Initiation { sender, noise })
-                if mac1_verifies(bytes, &self.keys.public().0) =>
-            {
-                if let By::Ring(_) = by
-                    && lock(&self.doorman).overloaded(now)
-                {
-                    // No address that a cookie could prove.
-                    return;
-                }
-                if let By::Udp(from) = by {
-                    let mut doorman = lock(&self.doorman);
-                    if doorman.overloaded(now) && !doorman.proves_address(now, bytes, from.addr) {
-                        if let Some((salt, sealed)) =
-                            doorman.reply(now, bytes, from.addr, &self.keys.public().0)
-                        {
-                            self.udp.send_by(
-                                from.aside,
-                                from.addr,
-                                &wire::cookie(sender, &salt, &sealed),
-                            );
-                        }
-                        return;
-                    }
-                }
-                let Ok(opened) = Opened::read(&self.keys, sender, noise) else {
-                    return;
-                };
-                let peers = self.peers.load();
-                let known = peers
-                    .iter()
-                    .find(|p| p.link().as_ref().is_some_and(|l| l.peer() == opened.peer));
-                let Some(peer) = known else { return };
-                let index = self.new_index();
-                let answer = peer
-                    .link()
-                    .as_mut()
-                    .and_then(|link| link.accept(now, opened, index, false, &[]).ok());
-                self.run_link(peer, now);
-                match (answer, by, self.via(peer, by.path())) {
-                    (Some(answer), By::Udp(from), _) => {
-                        self.udp
-                            .send_by(self.udp.aside().answers(from), from.addr, &answer)
-                    }
-                    (Some(answer), _, Some(via)) => {
-                        let _ = self.pass(&mut ctx.out, peer, &via, answer, now);
-                    }
-                    _ => {}
-                }
-            }
-            Ok(Datagram::Response { receiver, .. }) => {
-                let peers = self.peers.load();
-                let Some(peer) = peers
-                    .iter()
-                    .find(|p| p.link().as_ref().is_some_and(|l| l.waits_for(receiver)))
-                else {
-                    return;
-                };
-                let answered = peer
-                    .link()
-                    .as_mut()
-                    .is_some_and(|link| link.answered(now, bytes).is_ok());
-                self.run_link(peer, now);
-                if answered {
-                    // So that the far end may seal with the new session too.
-                    self.reply(ctx, peer, by, Frame::Keepalive, now);
-                }
-            }
-            Ok(Datagram::Cookie { receiver, .. }) => {
-                for peer in self.peers.load().iter() {
-                    if let Some(link) = peer.link().as_mut().filter(|l| l.waits_for(receiver)) {
-                        let _ = link.cookie(now, bytes);
-                    }
-                }
-                self.kick.kick();
-            }
-            _ => {}
         }
     }
 }

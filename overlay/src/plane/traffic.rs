@@ -1,15 +1,15 @@
-//! Who talks with whom through this node, and how much: the traffic matrix that placement and the
-//! ring's shortcuts follow (VTTIF, "VM Traffic and Topology Inference Framework", in Sundararaj,
-//! Gupta and Dinda 2005: the plane sees every packet anyway, so that guests need not be asked). A
-//! row is a pair of addresses, one of them here.
+//! The traffic matrix: how many bytes each pair of addresses exchanges through this node. Placement
+//! and the ring's shortcuts follow it (VTTIF, "VM Traffic and Topology Inference Framework", in
+//! Sundararaj, Gupta and Dinda 2005: the plane sees every packet anyway, so that guests need not be
+//! asked). A row is a pair of addresses, one of them here.
 //!
-//! The packet threads count into a small table of their own ([`Tally`]), without lock or
-//! allocation; some four times a second and before they wait they hand it over. The matrix keeps
-//! [`MAX_ROWS`] pairs: when it is full, the pair with the least traffic in 16 s gives way to the
-//! new one. What is small beside the largest entry is noise: readers ask for rows above a share of
-//! it ([`TrafficMatrix::significant`]), as VTTIF's normalized threshold does.
+//! Each packet thread counts into a small table of its own ([`Tally`]), without lock or allocation,
+//! and hands it over some four times a second and before it waits. The matrix keeps [`MAX_ROWS`]
+//! pairs: when it is full, the pair with the least traffic in 16 s is replaced. What is small
+//! beside the largest row is noise: readers ask for rows above a share of it
+//! ([`TrafficMatrix::significant`]), as VTTIF's normalized threshold does.
 
-use super::core::lock;
+use super::lock::lock;
 use crate::id::MemberId;
 use std::{
     collections::HashMap,
@@ -21,18 +21,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Pairs kept: some 300 bytes each.
+/// How many pairs are kept, some 300 bytes each.
 const MAX_ROWS: usize = 1024;
-/// Pairs that a thread counts between two hand-overs; more and it hands over early.
+/// How many pairs a thread counts before it hands over early.
 const TALLY: usize = 32;
 /// Seconds over which rates are averaged.
 const WINDOWS: [usize; 3] = [1, 4, 16];
-/// Buckets of one second each: the longest window, and the second that is not over yet.
+/// How many buckets of one second a row has: the longest window, and the current second.
 const BUCKETS: usize = 17;
-/// Rows below this share of the largest are noise (VTTIF's threshold, there adjustable from 1 %
-/// up).
+/// The share of the largest row below which a row is noise (VTTIF's threshold, there adjustable
+/// from 1 % up).
 pub const NOISE: f64 = 0.01;
-/// A pair that was silent this long is forgotten.
+/// How long a silent pair is remembered.
 const FORGET: Duration = Duration::from_secs(300);
 
 /// One row of the matrix.
@@ -40,28 +40,27 @@ const FORGET: Duration = Duration::from_secs(300);
 pub struct Flow {
     /// The address here: the host's or a guest's.
     pub local: IpAddr,
-    /// The address it talks with.
+    /// The address that it exchanges packets with.
     pub remote: IpAddr,
-    /// The member behind that; this one for two guests of the same host.
+    /// The member behind `remote`; this one for two guests of the same host.
     pub member: MemberId,
-    /// Bytes of IP packets from `local` to `remote` since the pair is known.
+    /// Bytes of IP packets from `local` to `remote` since the pair is in the matrix.
     pub sent: u64,
-    /// Bytes the other way.
+    /// Bytes from `remote` to `local`.
     pub received: u64,
     /// Bytes a second, both ways together, over the last 1, 4 and 16 s.
     pub rates: [f64; 3],
 }
 
-/// A snapshot of who talks with whom.
+/// A snapshot of the traffic matrix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrafficMatrix {
-    /// The pairs, most traffic in 16 s first.
+    /// The pairs, the most traffic in 16 s first.
     pub flows: Vec<Flow>,
 }
 
 impl TrafficMatrix {
-    /// The rows whose rate over 16 s is at least `share` of the largest ([`NOISE`] by default
-    /// elsewhere).
+    /// The rows whose rate over 16 s is at least `share` of the largest one's.
     pub fn significant(&self, share: f64) -> impl Iterator<Item = &Flow> {
         let least = self
             .flows
@@ -87,8 +86,8 @@ impl TrafficMatrix {
         members
     }
 
-    /// Whom one address talks with, and how many bytes a second over 16 s, without noise: what
-    /// placement follows.
+    /// The addresses that one address exchanges packets with, and their bytes a second over 16 s,
+    /// without noise: what placement follows.
     pub fn peers_of(&self, local: IpAddr) -> Vec<(MemberId, IpAddr, f64)> {
         self.significant(NOISE)
             .filter(|f| f.local == local)
@@ -134,8 +133,8 @@ struct Rows(HashMap<Pair, Row>);
 impl Rows {
     fn add(&mut self, second: u64, entry: &Entry) {
         if self.0.len() >= MAX_ROWS && !self.0.contains_key(&entry.pair) {
-            // The least of 16 s gives way, the longest silent among equals: at most TALLY searches
-            // a hand-over.
+            // The row with the least traffic in 16 s is replaced, among equals the longest silent:
+            // at most TALLY searches a hand-over.
             let least = self
                 .0
                 .iter()
@@ -159,11 +158,11 @@ impl Rows {
     }
 }
 
-/// What all threads of a plane count into.
+/// The matrix that all threads of a plane hand their counts to.
 pub(crate) struct Traffic {
     on: AtomicBool,
     base: Instant,
-    /// Counts up some four times a second; a thread that sees it changed hands over.
+    /// Incremented some four times a second; a thread that sees a new value hands over.
     round: AtomicU64,
     rows: Mutex<Rows>,
 }
@@ -178,17 +177,17 @@ impl Traffic {
         }
     }
 
-    /// Counts from now on, or not: what a thread has begun to count it still hands over.
+    /// Starts or stops counting. What a thread has counted by then it still hands over.
     pub fn set(&self, on: bool) {
         self.on.store(on, Ordering::Relaxed);
     }
 
     fn second(&self, now: Instant) -> u64 {
-        // So that the windows of the first seconds do not reach before the beginning.
+        // The offset keeps the windows of the first seconds from reaching before zero.
         now.saturating_duration_since(self.base).as_secs() + BUCKETS as u64
     }
 
-    /// The clock's call, a few times a second.
+    /// To be called a few times a second.
     pub fn tick(&self, now: Instant) {
         let round = self.round.fetch_add(1, Ordering::Relaxed);
         if round.is_multiple_of(256) {
@@ -199,7 +198,7 @@ impl Traffic {
         }
     }
 
-    /// The rows as they stand.
+    /// A snapshot of the rows.
     pub fn matrix(&self, now: Instant) -> TrafficMatrix {
         let second = self.second(now);
         let rows = lock(&self.rows);
@@ -230,10 +229,10 @@ struct Entry {
     received: u64,
 }
 
-/// What one packet thread has counted and not handed over yet.
+/// What one packet thread has counted and not yet handed over.
 pub(crate) struct Tally {
     entries: Vec<Entry>,
-    /// The entry of the packet before: the next is mostly of the same pair.
+    /// The previous packet's entry: the next packet is mostly of the same pair.
     last: usize,
     round: u64,
 }
@@ -290,7 +289,7 @@ impl Tally {
         self.entries.push(new);
     }
 
-    /// After a batch: hands over if it is time.
+    /// Hands over if it is time; to be called after a batch.
     #[inline]
     pub fn settle(&mut self, traffic: &Traffic) {
         let round = traffic.round.load(Ordering::Relaxed);

@@ -2,21 +2,29 @@
 //! reading as long as there is more, so that single packets leave in batches too.
 
 use super::{
-    Inner,
-    cut::{Into, cut},
-    deliver::Ctx,
-    priority,
-    segments::{HEAD, Segments},
+    core::Inner,
+    io::priority,
+    scratch::Scratch,
+    send::{HEAD, Segments},
+    shape::cut::{Target, cut},
 };
 use crate::link::wire::TAG_LEN;
-use std::{io, os::fd::AsFd, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    thread,
+    time::{Duration, Instant},
+};
 use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 
-/// Segments that one TSO packet can have at the smallest usual MSS.
+/// How many segments one TSO packet can have at the smallest usual MSS.
 const MAX_SEGMENTS: usize = 128;
-/// Reads before what was gathered leaves at the latest: the first packet waits as long as these
-/// take, some 30 us.
+/// How many reads are gathered before they are sent. Reason: the first packet waits for all of
+/// them, some 30 us.
 const MAX_READS: usize = 64;
+/// How long nothing is read from a TUN that is down or away.
+const AWAY_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(inner: &Inner) {
     priority::raise();
@@ -25,7 +33,7 @@ pub(crate) fn run(inner: &Inner) {
     let mut raw = vec![0; VIRTIO_NET_HDR_LEN + 65_535];
     let mut buf = vec![0; stride * MAX_SEGMENTS];
     let mut sizes = vec![0; MAX_SEGMENTS];
-    let mut ctx = Ctx::default();
+    let mut scratch = Scratch::default();
     let mut reads = 0;
     while !inner.stop.raised() {
         match inner.tun.recv(&mut raw) {
@@ -33,18 +41,18 @@ pub(crate) fn run(inner: &Inner) {
                 let Ok(header) = VirtioNetHdr::decode(&raw[..len]) else {
                     continue;
                 };
-                let into = Into {
+                let target = Target {
                     buf: &mut buf,
                     head: HEAD,
                     stride,
                     room,
                 };
                 let packet = &raw[VIRTIO_NET_HDR_LEN..len];
-                if let Some(count) = cut(packet, &header, into, &mut sizes) {
+                if let Some(count) = cut(packet, &header, target, &mut sizes) {
                     let now = Instant::now();
                     if !inner.proofs.takes(packet, now) && !inner.comes_round(packet, count, now) {
                         inner.carry(
-                            &mut ctx,
+                            &mut scratch,
                             0,
                             Segments {
                                 buf: &mut buf,
@@ -57,26 +65,48 @@ pub(crate) fn run(inner: &Inner) {
                 }
                 reads += 1;
                 if reads == MAX_READS {
-                    ctx.flush(inner);
+                    scratch.flush(inner);
                     reads = 0;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if reads > 0 {
-                    ctx.flush(inner);
+                    scratch.flush(inner);
                     reads = 0;
                 }
-                ctx.rest(inner);
+                scratch.rest(inner);
                 if !inner.stop.wait_readable(inner.tun.as_fd()) {
                     break;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if matches!(e.raw_os_error(), Some(libc::EBADFD | libc::EIO)) => {
-                // Somebody took the device down or away: nothing to read until it comes back.
-                std::thread::sleep(std::time::Duration::from_millis(200));
+                // The device is down or away: there is nothing to read until it comes back.
+                thread::sleep(AWAY_PAUSE);
             }
             Err(error) => tracing::debug!(%error, "unreadable packet from the TUN"),
+        }
+    }
+}
+
+impl Inner {
+    /// Whether a packet from the TUN, the first of `packets` of one flow, is a datagram of a tunnel
+    /// of this machine; then it is not carried.
+    #[inline]
+    fn comes_round(&self, packet: &[u8], packets: usize, now: Instant) -> bool {
+        let Some(to) = self.underlay.view().loops(packet, self.second_port()) else {
+            return false;
+        };
+        self.drop_loop(to, packets, now);
+        true
+    }
+
+    #[cold]
+    fn drop_loop(&self, to: SocketAddr, packets: usize, now: Instant) {
+        if self.loops.note(to, packets, now) {
+            let count = self.loops.seen().0;
+            tracing::warn!(%to, count, "a route leads datagrams of a p2pvm tunnel into the tunnel \
+                itself: they are dropped");
         }
     }
 }

@@ -223,6 +223,22 @@ async fn a_dead_path_is_noticed_and_another_takes_over() {
     assert!(received >= 25, "{text}");
 }
 
+/// The hosts `from` reach the guest at 10.77.1.9, and the guest in the namespace reaches `to`.
+fn talks(guest: &str, from: &[&Host], to: &Host) {
+    for host in from {
+        assert!(
+            ping(host, "10.77.1.9", 3).0,
+            "host {} reaches it",
+            host.number
+        );
+    }
+    let reach = format!("ip netns exec {guest} ping -n -c 2 -W 2 {}", to.overlay());
+    assert!(
+        world::sh(&reach).status.success(),
+        "the guest reaches a host"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_talks_moves_and_is_fenced() {
     let mut world = World::new(Duration::from_millis(2));
@@ -241,33 +257,16 @@ async fn a_guest_talks_moves_and_is_fenced() {
     for host in [&b, &c] {
         host.plane.set_route(addr, at(a.member, 1));
     }
-    assert!(
-        tokio::task::block_in_place(|| ping(&c, "10.77.1.9", 3)).0,
-        "a host reaches the guest"
-    );
-    assert!(
-        tokio::task::block_in_place(|| ping(&a, "10.77.1.9", 3)).0,
-        "its own host too"
-    );
-    let reach = format!("ip netns exec {guest} ping -n -c 2 -W 2 {}", b.overlay());
-    assert!(
-        tokio::task::block_in_place(|| world::sh(&reach))
-            .status
-            .success(),
-        "the guest reaches a host"
-    );
+    tokio::task::block_in_place(|| {
+        talks(&guest, &[&a, &c], &b);
+        a.plane.freeze_port(port.vm, true);
+        let frozen = a.exec("ping -n -c 1 -W 1 10.77.1.9");
+        assert!(!frozen.status.success(), "frozen, nothing goes in");
+        a.plane.freeze_port(port.vm, false);
+    });
 
-    a.plane.freeze_port(port.vm, true);
-    assert!(
-        !tokio::task::block_in_place(|| a.exec("ping -n -c 1 -W 1 10.77.1.9"))
-            .status
-            .success(),
-        "frozen, nothing goes in"
-    );
-    a.plane.freeze_port(port.vm, false);
-
-    // The move: the new host takes the guest under epoch 2, the old one passes on; nobody tells c
-    // but the hint.
+    // The move: the new host takes the guest under epoch 2, the old one passes packets on; only its
+    // hint tells c.
     a.plane.detach_port(port.vm);
     a.plane.set_forward(addr, Some(at(b.member, 2)));
     world.guest(&b, "g", 9, 2);

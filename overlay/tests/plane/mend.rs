@@ -280,63 +280,69 @@ async fn a_rule_that_leads_packets_past_the_device_is_no_fault_of_the_device() {
     });
 }
 
+/// A guest's port on `tap7`.
+fn port_on_tap7() -> GuestPort {
+    GuestPort {
+        vm: VmId([7; 32]),
+        ifname: "tap7".into(),
+        mac: [2, 0, 0, 0, 1, 7],
+        gateway_mac: [2, 0, 0, 0, 0, 1],
+        gateway: [10, 255, 255, 254].into(),
+        v4: [10, 77, 1, 7].into(),
+        v6: Vec::new(),
+        epoch: Epoch(1),
+    }
+}
+
+/// Waits until a frame with `what` in it, sent to the guest again and again, comes out of its TAP.
+fn receives(host: &Host, port: &GuestPort, mut tap: &File, what: &str, deadline: Instant) {
+    let frame = [
+        &port.mac[..],
+        &port.gateway_mac[..],
+        &[0x88, 0xb5],
+        what.as_bytes(),
+        &[0; 60],
+    ]
+    .concat();
+    let mut read = [0; 2048];
+    loop {
+        host.plane.send_to_guest(port.vm, frame.clone());
+        std::thread::sleep(Duration::from_millis(50));
+        while let Ok(len) = tap.read(&mut read) {
+            if read[..len]
+                .windows(what.len())
+                .any(|window| window == what.as_bytes())
+            {
+                return;
+            }
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{what}: {:?}",
+            host.plane.device_faults()
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_that_its_guest_holds()
-{
+async fn a_deleted_or_moved_tap_is_made_again_on_its_guests_descriptor() {
     let mut world = World::new(Duration::from_millis(2));
     let a = world.host(Nat::None);
     let elsewhere = world.namespace("elsewhere");
     tokio::task::block_in_place(|| {
         let tap = within(&a.namespace, || open_tap("tap7"));
         run(&a, "ip link set tap7 mtu 1340 up");
-        // Another process holds it too, as QEMU does alone.
+        // Another process holds it too; QEMU is the only one that does.
         let mut holder = std::process::Command::new("sleep")
             .arg("60")
             .stdin(tap.try_clone().expect("a copy"))
             .spawn()
             .expect("it runs");
-        let port = GuestPort {
-            vm: VmId([7; 32]),
-            ifname: "tap7".into(),
-            mac: [2, 0, 0, 0, 1, 7],
-            gateway_mac: [2, 0, 0, 0, 0, 1],
-            gateway: [10, 255, 255, 254].into(),
-            v4: [10, 77, 1, 7].into(),
-            v6: Vec::new(),
-            epoch: Epoch(1),
-        };
+        let port = port_on_tap7();
         within(&a.namespace, || a.plane.attach_port(port.clone())).expect("the port opens");
-        let began = Instant::now();
-        let given = |what: &str| {
-            let frame = [
-                &port.mac[..],
-                &port.gateway_mac[..],
-                &[0x88, 0xb5],
-                what.as_bytes(),
-                &[0; 60],
-            ]
-            .concat();
-            let mut read = [0; 2048];
-            loop {
-                a.plane.send_to_guest(port.vm, frame.clone());
-                std::thread::sleep(Duration::from_millis(50));
-                while let Ok(len) = (&tap).read(&mut read) {
-                    if read[..len]
-                        .windows(what.len())
-                        .any(|window| window == what.as_bytes())
-                    {
-                        return;
-                    }
-                }
-                assert!(
-                    began.elapsed() < 2 * BACK,
-                    "{what}: {:?}",
-                    a.plane.device_faults()
-                );
-            }
-        };
-        given("before");
-        // The plane has to have seen who holds it.
+        let deadline = Instant::now() + 2 * BACK;
+        receives(&a, &port, &tap, "before", deadline);
+        // The plane has to have found the process that holds it.
         std::thread::sleep(Duration::from_secs(1));
         for (n, removal) in [
             "ip link del tap7".to_owned(),
@@ -346,7 +352,7 @@ async fn a_tap_that_was_deleted_or_moved_away_is_made_anew_on_the_descriptor_tha
         .enumerate()
         {
             run(&a, removal);
-            given(&format!("after {n}"));
+            receives(&a, &port, &tap, &format!("after {n}"), deadline);
             std::thread::sleep(Duration::from_secs(1));
         }
         let left = String::from_utf8_lossy(&sh(&format!("ip -n {elsewhere} -br link")).stdout)

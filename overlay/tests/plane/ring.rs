@@ -189,8 +189,7 @@ async fn no_packet_is_lost_when_traffic_moves_from_the_ring_to_the_direct_path()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_that_cannot_talk_directly_stays_on_the_ring_and_a_dead_member_in_between_is_routed_around()
- {
+async fn a_blocked_pair_stays_on_the_ring_and_routes_around_a_dead_member() {
     let (world, hosts) = star(10).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     let (a, b) = strangers(&hosts).expect("ten members are no full mesh");
@@ -209,7 +208,7 @@ async fn a_pair_that_cannot_talk_directly_stays_on_the_ring_and_a_dead_member_in
         .find(|h| h.member.0[..8] == middle)
         .expect("one of ours");
     assert_ne!(middle.member, b.member);
-    // The member in the middle dies without a word.
+    // The member in the middle fails silently.
     tokio::task::block_in_place(|| {
         crate::world::sh(&format!("ip -n {} link set wan down", middle.namespace))
     });

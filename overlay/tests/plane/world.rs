@@ -353,6 +353,27 @@ impl World {
                 .expect("the address is set");
             plane
         });
+        let (connector, ring) = self.connect(&plane, member, number, public);
+        Host {
+            member,
+            number,
+            subnet,
+            namespace,
+            plane,
+            connector,
+            ring,
+            events,
+        }
+    }
+
+    /// The connector of a host's plane and, in a world with one, its place on the ring.
+    fn connect(
+        &self,
+        plane: &Plane,
+        member: MemberId,
+        number: u8,
+        public: [u8; 32],
+    ) -> (Arc<Connector>, Option<(Arc<RingNet>, RingDriver)>) {
         let fabric = Arc::new(KeyedFabric {
             inner: self.net.add(member),
             keys: self.keys.clone(),
@@ -362,7 +383,7 @@ impl World {
             upnp: false,
             ..ConnectOptions::default()
         };
-        let (connector, ring) = match &self.root {
+        match &self.root {
             None => (Connector::start(plane.clone(), fabric, options), None),
             Some((root, network)) => {
                 let (from, to) = (UnixTime::now(), UnixTime::now().plus(3600));
@@ -393,16 +414,6 @@ impl World {
                 );
                 (connector, Some((net, driver)))
             }
-        };
-        Host {
-            member,
-            number,
-            subnet,
-            namespace,
-            plane,
-            connector,
-            ring,
-            events,
         }
     }
 

@@ -1,25 +1,25 @@
-//! A fetch: everything below a manifest that is not here, from several providers at once. One loop
-//! owns the plan; each provider has a task that keeps a stream to it; verified chunks go to disk in
+//! A fetch: every missing chunk of a manifest's tree, from several providers at once. One loop owns
+//! the plan; each provider has a task that keeps a stream to it; verified chunks go to disk in
 //! groups.
 //!
-//! What was committed before a fetch was cut or killed is found again by the next one.
+//! The next fetch finds again what was committed before this one was cut or killed.
+
+mod job;
+mod provider;
 
 use super::{
-    Core, Exchange, SERVICE,
+    Core, Exchange,
     plan::{MAX_PROVIDERS, Plan},
-    wire::{self, Frame},
+    wire,
 };
 use crate::{
-    ChunkId, Error, Hold, ManifestId, Progress,
-    chunk::{self, MAX_CHUNK_BYTES},
-    error::blocking,
-    manifest::{self, Role},
-    store::Batch,
+    ChunkId, Error, Hold, ManifestId, Progress, error::blocking, store::Batch, tree::Role,
 };
-use p2pvm_overlay::{Fabric, MemberId, chain};
+use job::{Job, JobResult, ReceivedChunk, role_bytes};
+use p2pvm_overlay::MemberId;
+use provider::Event;
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -28,134 +28,39 @@ use tokio::{
     time::Instant,
 };
 
-/// Chunks verified and written in one go off the async threads.
+/// How many chunks one job verifies and writes.
 const GROUP: usize = 32;
-/// What waits to be verified, at most; beyond, the streams are not read.
+/// How many bytes wait to be verified before the streams are no longer read.
 const STAGED_BYTES: usize = 4 << 20;
-/// What is written before it is made durable, at most.
+/// How many bytes are written before they are made durable.
 const COMMIT_BYTES: u64 = 32 << 20;
-/// How long something written waits to be made durable, at most.
+/// How long a written chunk waits at most to be made durable.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
-/// Nodes that are here are looked into only while fewer chunks than this wait to be asked for:
-/// bounds memory for huge files.
+/// How many chunks wait to be asked for before no further node is opened.
+/// Reason: bounds memory for huge files.
 const QUEUE_LOW: usize = 16 << 10;
-/// How often stalls and take-overs are looked for.
+/// How often to look for stalled providers.
 const TICK: Duration = Duration::from_millis(500);
-/// The pause before a provider is dialled again whose stream broke.
+/// How long to wait before a provider is dialled again after its stream broke.
 const REDIAL_BROKEN: Duration = Duration::from_millis(250);
-/// The pause before a provider is dialled again that could not be reached.
+/// How long to wait before a provider is dialled again after it could not be reached.
 const REDIAL_FAILED: Duration = Duration::from_secs(2);
 
 /// What a fetch did.
 #[derive(Debug)]
 pub struct FetchReport {
-    /// Chunks that came.
+    /// Chunks that were fetched.
     pub fetched_chunks: u64,
     /// Their bytes on the wire.
     pub fetched_bytes: u64,
     /// Chunks that were here already.
     pub present_chunks: u64,
-    /// Chunks that came twice, because a slow provider sent what another had taken over.
+    /// Chunks that came twice: a slow provider sent what another had taken over.
     pub duplicate_chunks: u64,
     /// Bytes on the wire by provider.
     pub by_provider: BTreeMap<MemberId, u64>,
-    /// Keeps all of it until it is dropped: pin it before.
+    /// Keeps all of it until this is dropped. The caller pins it before that.
     pub hold: Hold,
-}
-
-enum Event {
-    Up(MemberId, mpsc::Sender<Vec<ChunkId>>),
-    Chunk(MemberId, ChunkId, Vec<u8>),
-    Missing(MemberId, ChunkId),
-    Down(MemberId, String),
-}
-
-/// A chunk that came.
-struct Came {
-    from: MemberId,
-    role: Role,
-    id: ChunkId,
-    stored: Vec<u8>,
-}
-
-/// Work for a thread that may block: verify and write, look into nodes that are here, make durable.
-#[derive(Default)]
-struct Job {
-    came: Vec<Came>,
-    open: Vec<(Role, ChunkId)>,
-    commit: bool,
-}
-
-/// What came of a [`Job`].
-#[derive(Default)]
-struct Done {
-    stored: Vec<(MemberId, ChunkId, usize, u64)>,
-    bad: Vec<(MemberId, ChunkId, String)>,
-    wanted: Vec<(Role, ChunkId)>,
-    open: Vec<(Role, ChunkId)>,
-    present: u64,
-    present_bytes: u64,
-}
-
-impl Job {
-    fn is_empty(&self) -> bool {
-        self.came.is_empty() && self.open.is_empty() && !self.commit
-    }
-
-    fn run(self, batch: &mut Batch) -> Result<Done, Error> {
-        let mut done = Done::default();
-        for Came {
-            from,
-            role,
-            id,
-            stored,
-        } in self.came
-        {
-            match chunk::decode(id, &stored) {
-                Ok(content) => {
-                    batch.put_stored(id, &stored)?;
-                    done.stored.push((from, id, stored.len(), role_bytes(role)));
-                    look_into(role, &content, batch, &mut done)?;
-                }
-                Err(e) => done.bad.push((from, id, chain(&e))),
-            }
-        }
-        for (role, id) in self.open {
-            match batch.get(id) {
-                Ok(content) => look_into(role, &content, batch, &mut done)?,
-                Err(Error::NotFound(_) | Error::Corrupt { .. }) => done.wanted.push((role, id)),
-                Err(e) => return Err(e),
-            }
-        }
-        if self.commit {
-            batch.commit()?;
-        }
-        Ok(done)
-    }
-}
-
-fn look_into(role: Role, content: &[u8], batch: &mut Batch, done: &mut Done) -> Result<(), Error> {
-    for (role, id) in manifest::children(role, content)? {
-        match (batch.is_known(id), role) {
-            (false, _) => done.wanted.push((role, id)),
-            (true, Role::Data { bytes }) => {
-                done.present += 1;
-                done.present_bytes += u64::from(bytes);
-            }
-            (true, _) => {
-                done.present += 1;
-                done.open.push((role, id));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn role_bytes(role: Role) -> u64 {
-    match role {
-        Role::Data { bytes } => u64::from(bytes),
-        _ => 0,
-    }
 }
 
 /// The state of a fetch's loop.
@@ -167,7 +72,7 @@ struct Fetch<'a> {
     abort: BTreeMap<MemberId, tokio::task::AbortHandle>,
     events: mpsc::Sender<Event>,
     ask: BTreeMap<MemberId, mpsc::Sender<Vec<ChunkId>>>,
-    came: VecDeque<Came>,
+    came: VecDeque<ReceivedChunk>,
     came_bytes: usize,
     open: VecDeque<(Role, ChunkId)>,
     report: FetchReport,
@@ -177,13 +82,13 @@ struct Fetch<'a> {
 }
 
 impl Exchange {
-    /// Fetches what is not here of all that `manifest` names (a file's, or a checkpoint's), from
-    /// those of `providers` that have it. Durable on return; what came before an error stays for
-    /// the next try.
+    /// Fetches the missing chunks of `manifest` (a file's, or a checkpoint's with its files) from
+    /// those of `providers` that have them. Durable on return; chunks that came before an error
+    /// stay for the next try.
     ///
     /// # Errors
-    /// `NoProvider` if some chunk is with none of them, or nothing has come for as long as the
-    /// exchange's patience.
+    /// `NoProvider` if none of them has some chunk, or if nothing came for
+    /// [`super::ExchangeOptions::patience`].
     pub async fn fetch(
         &self,
         manifest: ManifestId,
@@ -299,7 +204,9 @@ impl Fetch<'_> {
                     self.take(done);
                     progress.send_replace(self.progress);
                 }
-                Some(event) = received.recv(), if self.came_bytes < STAGED_BYTES => self.handle(event),
+                Some(event) = received.recv(), if self.came_bytes < STAGED_BYTES => {
+                    self.handle(event);
+                }
                 _ = tick.tick() => self.look_for_stalls(),
             }
             let hopeless =
@@ -310,13 +217,13 @@ impl Fetch<'_> {
                 && self.came.is_empty()
                 && let Some(mut batch) = idle.take()
             {
-                // What came is there for the next try.
+                // The chunks that came stay for the next try.
                 blocking("storing chunks", move || batch.commit()).await?;
                 return Err(Error::NoProvider {
                     manifest,
                     missing: self.plan.missing(),
                     providers: providers.to_vec(),
-                    detail: self.trouble.clone(),
+                    cause: self.trouble.clone().into(),
                 });
             }
         }
@@ -345,7 +252,7 @@ impl Fetch<'_> {
         self.begun.elapsed()
     }
 
-    fn take(&mut self, done: Done) {
+    fn take(&mut self, done: JobResult) {
         for (from, id, wire_bytes, bytes) in done.stored {
             self.plan.stored(id);
             self.report.fetched_chunks += 1;
@@ -383,7 +290,7 @@ impl Fetch<'_> {
             Event::Chunk(from, id, stored) => match self.plan.arrived(now, from, id) {
                 Some(role) => {
                     self.came_bytes += stored.len();
-                    self.came.push_back(Came {
+                    self.came.push_back(ReceivedChunk {
                         from,
                         role,
                         id,
@@ -400,7 +307,7 @@ impl Fetch<'_> {
         }
     }
 
-    /// The task that dialled has ended; another goes on dialling.
+    /// Takes back what the provider owes, and dials it again.
     fn lose(&mut self, member: MemberId, reason: String) {
         tracing::debug!(%member, "a provider of chunks is lost for now: {reason}");
         self.trouble = reason;
@@ -425,7 +332,7 @@ impl Fetch<'_> {
         );
         let task = self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
-            let reason = provider(&fabric, member, patience, &events).await;
+            let reason = provider::run(&fabric, member, patience, &events).await;
             // The loop is gone if nobody listens.
             let _ = events.send(Event::Down(member, reason)).await;
         });
@@ -456,60 +363,5 @@ impl Fetch<'_> {
                 ),
             );
         }
-    }
-}
-
-/// Keeps one stream to a provider; returns why it ended.
-async fn provider(
-    fabric: &Arc<dyn Fabric>,
-    member: MemberId,
-    patience: Duration,
-    events: &mpsc::Sender<Event>,
-) -> String {
-    let stream = match tokio::time::timeout(patience, fabric.open_stream(member, SERVICE)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return chain(&e),
-        Err(_) => return format!("{} did not answer within {patience:?}", member.short()),
-    };
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let (ask, mut asked) = mpsc::channel::<Vec<ChunkId>>(4);
-    if events.send(Event::Up(member, ask)).await.is_err() {
-        return String::new();
-    }
-    let write = async {
-        while let Some(ids) = asked.recv().await {
-            use tokio::io::AsyncWriteExt;
-            Frame::Want(ids).write(&mut writer).await?;
-            writer.flush().await?;
-        }
-        std::io::Result::Ok(())
-    };
-    let read = async {
-        while let Some(frame) = Frame::read(&mut reader).await? {
-            let event = match frame {
-                Frame::Chunk(id, stored) if stored.len() <= MAX_CHUNK_BYTES + 1 => {
-                    Event::Chunk(member, id, stored)
-                }
-                Frame::Missing(id) => Event::Missing(member, id),
-                _ => {
-                    return Err(std::io::Error::new(
-                        std::io::ErrorKind::InvalidData,
-                        "a frame that only an asker sends",
-                    ));
-                }
-            };
-            if events.send(event).await.is_err() {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
-    };
-    let ended = tokio::select! {
-        ended = write => ended,
-        ended = read => ended,
-    };
-    match ended {
-        Ok(()) => format!("{} closed the stream", member.short()),
-        Err(e) => format!("{}: {e}", member.short()),
     }
 }

@@ -1,4 +1,4 @@
-//! Who is asked for which chunk, and when: the state of one fetch, without IO or clock.
+//! Which provider is asked for which chunk, and when: the state of one fetch, without IO or clock.
 //!
 //! A provider is asked for as much as it has lately delivered within about a second (its window,
 //! doubled when a window's worth came in less, halved when it took much more: slow start, Jacobson
@@ -6,28 +6,29 @@
 //! what it has owed for long, an idle one takes over. A chunk that every provider lacks ends the
 //! fetch.
 
-use crate::{ChunkId, manifest::Role};
+use crate::{ChunkId, tree::Role};
 use p2pvm_overlay::MemberId;
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
 };
 
-/// A window in less is doubled.
+/// How fast a window's worth comes before the window is doubled.
 const FAST: Duration = Duration::from_millis(1000);
-/// A window in more is halved.
+/// How slowly a window's worth comes before the window is halved.
 const SLOW: Duration = Duration::from_millis(2500);
-/// An idle provider takes over what another has owed for longer.
+/// How long a provider owes a chunk before an idle one takes it over.
 const TAKE_OVER: Duration = Duration::from_secs(3);
-/// The first window.
+/// How large the window is at first.
 const FIRST_WINDOW_BYTES: u64 = 4 << 20;
-/// The smallest window.
+/// How small the window gets.
 const LEAST_WINDOW_BYTES: u64 = 256 << 10;
-/// What a node of a manifest is taken to weigh.
+/// How many bytes a node of a manifest counts as.
 const NODE_BYTES: u32 = 64 << 10;
-/// How far the queue is looked through for something that a provider may have.
+/// How many chunks of the queue are searched for one that a provider may have.
 const LOOK: usize = 512;
-/// Providers of one fetch: the lacking ones are a mask.
+/// How many providers one fetch has at most.
+/// Reason: the lacking ones are a mask.
 pub(super) const MAX_PROVIDERS: usize = super::wire::MAX_PROVIDERS;
 
 /// One fetch.
@@ -43,14 +44,14 @@ struct Provider {
     up: bool,
     window: u64,
     owed: u64,
-    /// When the present round began, and what came in it.
+    /// When the current round began, and how many bytes came in it.
     round: (Duration, u64),
     last_heard: Duration,
 }
 
 struct Want {
     role: Role,
-    /// Bit i: provider i said that it has not got it.
+    /// Bit i: provider i has said that it lacks the chunk.
     lacking: u32,
     state: State,
 }
@@ -59,7 +60,7 @@ struct Want {
 enum State {
     /// In the queue.
     Queued,
-    /// This provider was asked, then.
+    /// This provider was asked, at this time.
     Asked(usize, Duration),
     /// It came, and is being verified.
     Arrived,
@@ -93,7 +94,7 @@ impl Plan {
         self.providers.iter().position(|p| p.member == member)
     }
 
-    /// Something is wanted that is not here; false if that was known.
+    /// Adds a missing chunk. Returns whether it is new.
     pub(super) fn want(&mut self, role: Role, id: ChunkId) -> bool {
         if self.wants.contains_key(&id) {
             return false;
@@ -126,7 +127,7 @@ impl Plan {
         }
     }
 
-    /// The provider is lost, for now: what it owes goes back to the queue.
+    /// The provider is lost for now: the chunks it owes go back to the queue.
     pub(super) fn down(&mut self, member: MemberId) {
         let Some(index) = self.index(member) else {
             return;
@@ -141,7 +142,7 @@ impl Plan {
         }
     }
 
-    /// The provider is never asked again: it sent what it should not.
+    /// The provider sent a damaged chunk and is never asked again.
     pub(super) fn ban(&mut self, member: MemberId) {
         self.down(member);
         if let Some(index) = self.index(member) {
@@ -151,8 +152,7 @@ impl Plan {
         }
     }
 
-    /// A chunk came from the provider; whether it is the right one is not known yet. None if it is
-    /// not waited for (any more).
+    /// A chunk came from the provider, not verified yet. `None` if it is not expected.
     pub(super) fn arrived(&mut self, now: Duration, member: MemberId, id: ChunkId) -> Option<Role> {
         let index = self.index(member)?;
         self.providers[index].last_heard = now;
@@ -190,7 +190,7 @@ impl Plan {
         self.wants.remove(&id);
     }
 
-    /// What came as this chunk was something else.
+    /// The chunk that came was damaged.
     pub(super) fn refused(&mut self, id: ChunkId) {
         if let Some(want) = self.wants.get_mut(&id) {
             want.state = State::Queued;
@@ -198,7 +198,7 @@ impl Plan {
         }
     }
 
-    /// The provider has not got the chunk.
+    /// The provider lacks the chunk.
     pub(super) fn lacks(&mut self, now: Duration, member: MemberId, id: ChunkId) {
         let Some(index) = self.index(member) else {
             return;
@@ -299,7 +299,8 @@ impl Plan {
     /// A chunk that every provider lacks.
     pub(super) fn nowhere(&self) -> Option<ChunkId> {
         let all = ((1u64 << self.providers.len()) - 1) as u32;
-        // Only what was refused lately can be lacking everywhere, and that is at the queue's head.
+        // Only a chunk that was lacking lately can be lacking everywhere: it is at the queue's
+        // head.
         self.queue.iter().take(LOOK).copied().find(|id| {
             self.wants
                 .get(id)
@@ -307,12 +308,12 @@ impl Plan {
         })
     }
 
-    /// How much is wanted and not here.
+    /// How many chunks are missing.
     pub(super) fn missing(&self) -> usize {
         self.wants.len()
     }
 
-    /// How much nobody has been asked for.
+    /// How many chunks no provider has been asked for.
     pub(super) fn unasked(&self) -> usize {
         self.queue.len()
     }

@@ -1,8 +1,8 @@
-//! The pushing side: a manifest is durable when `k` other members have all of it, pinned and
+//! The pushing side: a manifest is durable once `k` other members have all of it, pinned and
 //! flushed.
 
 use super::{
-    Core, Exchange, is_passing,
+    Core, Exchange, is_transient,
     wire::{Answer, Request},
 };
 use crate::{Error, ManifestId, Progress, error::blocking};
@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
-/// How long the other side is asked to wait before it says how far it is.
+/// How long the other side waits before it answers with its progress.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Between tries when no candidate is left that has not failed.
+/// How long to wait before candidates are tried again after all have failed.
 const RETRY: Duration = Duration::from_secs(20);
 
 /// How safe a manifest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplicationState {
-    /// Here only.
+    /// Only this member has it.
     Local,
     /// `n` of `k` other members have all of it.
     Replicating {
@@ -45,26 +45,26 @@ impl fmt::Display for ReplicationState {
     }
 }
 
-/// How safe a manifest is, and with whom.
+/// How safe a manifest is, and which members hold it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replication {
-    /// In a word.
+    /// The state in a word.
     pub state: ReplicationState,
     /// The other members that have all of it, pinned.
     pub holders: Vec<MemberId>,
-    /// How far the slowest of the transfers under way is.
+    /// The progress of a transfer under way.
     pub progress: Progress,
-    /// Why the last candidate that failed did.
+    /// Why the last candidate failed.
     pub trouble: Option<String>,
 }
 
 impl Exchange {
-    /// Has `to` fetch and pin `manifest`, and returns when it is durable there. Goes on where it
-    /// was cut.
+    /// Has `to` fetch and pin `manifest`, and returns when it is durable there. A repeated push
+    /// continues.
     ///
     /// # Errors
-    /// `Incomplete` if not all of it is here, `Peer` if `to` refuses or is out of reach for longer
-    /// than the exchange's patience.
+    /// `Incomplete` if not all of it is here, `Peer` if `to` refuses or cannot be reached for
+    /// [`super::ExchangeOptions::patience`].
     pub async fn push(
         &self,
         manifest: ManifestId,
@@ -81,9 +81,9 @@ impl Exchange {
         Ok(())
     }
 
-    /// Keeps `k` of the `candidates`, the first ones preferred, supplied with `manifest` under
-    /// `label`; others take the place of those that fail. Goes on until it is durable or the
-    /// receiver is dropped. The caller pins it here and records the holders where others find them.
+    /// Replicates `manifest` under `label` to `k` of the `candidates`, the first ones preferred;
+    /// the next replaces one that fails. It ends when it is durable or the receiver is dropped. The
+    /// caller pins it here and records the holders where other members find them.
     pub fn replicate(
         &self,
         manifest: ManifestId,
@@ -149,7 +149,7 @@ impl Core {
                     source: p2pvm_overlay::FabricError::Refused(to, reason),
                 }),
                 Ok(_) => return Err(super::unexpected(step)),
-                Err(Error::Peer { source, .. }) if is_passing(&source) => {
+                Err(Error::Peer { source, .. }) if is_transient(&source) => {
                     Some(Error::Peer { step, source })
                 }
                 Err(e) => return Err(e),
@@ -184,47 +184,9 @@ impl Core {
         let mut holders: Vec<MemberId> = Vec::new();
         let mut untried = candidates.clone();
         while holders.len() < k {
-            let mut pushes = FuturesUnordered::new();
-            loop {
-                while holders.len() + pushes.len() < k {
-                    let Some(to) = untried.pop_front() else { break };
-                    let others = holders.clone();
-                    pushes.push(async move {
-                        let (progress, mut seen) = watch::channel(Progress::default());
-                        let push = self.push_held(manifest, label, to, &others, &progress);
-                        tokio::pin!(push);
-                        loop {
-                            tokio::select! {
-                                result = &mut push => return (to, result),
-                                Ok(()) = seen.changed() => {
-                                    let now = *seen.borrow_and_update();
-                                    report.send_modify(|r| r.progress = now);
-                                }
-                            }
-                        }
-                    });
-                }
-                report.send_modify(|r| {
-                    r.state = if holders.len() >= k {
-                        ReplicationState::Durable
-                    } else {
-                        ReplicationState::Replicating {
-                            n: holders.len(),
-                            k,
-                        }
-                    };
-                    r.holders.clone_from(&holders);
-                });
-                match pushes.next().await {
-                    Some((to, Ok(()))) => holders.push(to),
-                    Some((to, Err(e))) => {
-                        tracing::warn!(member = %to, manifest = %manifest, "a replica was not \
-                            kept: {}", chain(&e));
-                        report.send_modify(|r| r.trouble = Some(chain(&e)));
-                    }
-                    None => break,
-                }
-            }
+            let job = (manifest, label, k);
+            self.replicate_round(job, &mut untried, &mut holders, report)
+                .await;
             if holders.len() < k {
                 tokio::time::sleep(RETRY).await;
                 untried = candidates
@@ -239,5 +201,69 @@ impl Core {
             r.holders = holders;
             r.trouble = None;
         });
+    }
+
+    /// Pushes to as many of the `untried` at once as are wanted, until enough hold it or no
+    /// candidate is left.
+    async fn replicate_round(
+        &self,
+        (manifest, label, k): (ManifestId, &str, usize),
+        untried: &mut VecDeque<MemberId>,
+        holders: &mut Vec<MemberId>,
+        report: &watch::Sender<Replication>,
+    ) {
+        let mut pushes = FuturesUnordered::new();
+        loop {
+            while holders.len() + pushes.len() < k {
+                let Some(to) = untried.pop_front() else { break };
+                let providers = holders.clone();
+                pushes.push(async move {
+                    let pushed = self.push_reported(manifest, label, to, &providers, report);
+                    (to, pushed.await)
+                });
+            }
+            report.send_modify(|r| {
+                let n = holders.len();
+                r.state = if n >= k {
+                    ReplicationState::Durable
+                } else {
+                    ReplicationState::Replicating { n, k }
+                };
+                r.holders.clone_from(holders);
+            });
+            match pushes.next().await {
+                Some((to, Ok(()))) => holders.push(to),
+                Some((to, Err(e))) => {
+                    let why = chain(&e);
+                    tracing::warn!(member = %to, manifest = %manifest, "a replica was not kept: \
+                        {why}");
+                    report.send_modify(|r| r.trouble = Some(why));
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// As [`Self::push_held`], with its progress in the report.
+    async fn push_reported(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        to: MemberId,
+        providers: &[MemberId],
+        report: &watch::Sender<Replication>,
+    ) -> Result<(), Error> {
+        let (progress, mut seen) = watch::channel(Progress::default());
+        let push = self.push_held(manifest, label, to, providers, &progress);
+        tokio::pin!(push);
+        loop {
+            tokio::select! {
+                result = &mut push => return result,
+                Ok(()) = seen.changed() => {
+                    let now = *seen.borrow_and_update();
+                    report.send_modify(|r| r.progress = now);
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The answering side: who has what, chunks by stream, and replicas kept for others.
+//! The serving side: which chunks are here, chunks by stream, and replicas kept for other members.
 
 use super::{
     Core, Exchange, SERVICE,
@@ -19,22 +19,22 @@ use tokio::{
     task::{AbortHandle, JoinHandle, JoinSet},
 };
 
-/// The longest that a [`Request::Keep`] is made to wait.
+/// How long a [`Request::Keep`] waits at most.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// Chunks read from the disk at a time, while the ones before are being sent.
+/// How many chunks are read from the disk at a time, while the previous ones are sent.
 const READ_AHEAD: usize = 8;
 
-/// A stream on which nothing is wanted for so long is closed.
+/// How long a stream is idle before it is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// A replica being fetched for another member.
-pub(super) struct Keeping {
+pub(super) struct ReplicaFetch {
     state: watch::Receiver<Answer>,
     task: AbortHandle,
 }
 
-impl Drop for Keeping {
+impl Drop for ReplicaFetch {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -56,7 +56,8 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
         let mut served = JoinSet::new();
         while let Some((member, stream)) = streams.recv().await {
             while served.try_join_next().is_some() {}
-            // No place left: the stream is dropped, and the fetch asks others or comes again.
+            // No place left: the stream is dropped, and the fetch asks other members or dials
+            // again.
             let Ok(place) = places.clone().try_acquire_owned() else {
                 continue;
             };
@@ -91,7 +92,7 @@ async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Never fails: what cannot be read is missing here, as far as the asker cares.
+/// Never fails: to the caller, a chunk that cannot be read is missing.
 async fn read_chunks(store: ChunkStore, ids: Vec<ChunkId>) -> Vec<Frame> {
     let read = blocking("reading chunks", move || {
         Ok(ids
@@ -106,12 +107,10 @@ async fn read_chunks(store: ChunkStore, ids: Vec<ChunkId>) -> Vec<Frame> {
     read.await.unwrap_or_default()
 }
 
-#[async_trait]
-impl Serve for Handler {
-    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        let exchange = self.0.upgrade().ok_or("shutting down")?;
-        let answer = match Request::parse(&body).map_err(|e| chain(&e))? {
-            Request::Has(ids) => exchange.answer_has(ids).await,
+impl Exchange {
+    async fn answer(self: &Arc<Self>, from: MemberId, body: &[u8]) -> Result<Answer, Error> {
+        match Request::parse(body)? {
+            Request::Has(ids) => self.answer_has(ids).await,
             Request::Keep {
                 manifest,
                 label,
@@ -119,23 +118,25 @@ impl Serve for Handler {
                 wait_ms,
             } => {
                 providers.insert(0, from);
-                exchange
-                    .keep(
-                        manifest,
-                        label,
-                        providers,
-                        Duration::from_millis(wait_ms.into()).min(MAX_WAIT),
-                    )
-                    .await
+                let wait = Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
+                self.keep(manifest, label, providers, wait).await
             }
             Request::Release { manifest, label } => {
-                exchange.keeping().remove(&(manifest, label.clone()));
-                let store = exchange.core.store.clone();
+                self.keeping().remove(&(manifest, label.clone()));
+                let store = self.core.store.clone();
                 blocking("removing a pin", move || store.unpin(manifest, &label))
                     .await
                     .map(|_| Answer::Released)
             }
-        };
+        }
+    }
+}
+
+#[async_trait]
+impl Serve for Handler {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        let exchange = self.0.upgrade().ok_or("shutting down")?;
+        let answer = exchange.answer(from, &body).await;
         answer
             .map(|answer| answer.to_bytes())
             .map_err(|e| chain(&e))
@@ -155,7 +156,7 @@ impl Exchange {
         .await
     }
 
-    /// Begins or goes on to keep a replica, and says how far it is after `wait` at the latest.
+    /// Begins or continues to keep a replica; answers after `wait` at the latest.
     async fn keep(
         self: &Arc<Self>,
         manifest: ManifestId,
@@ -206,7 +207,7 @@ impl Exchange {
         });
         keeping.insert(
             key,
-            Keeping {
+            ReplicaFetch {
                 state: state.clone(),
                 task: task.abort_handle(),
             },

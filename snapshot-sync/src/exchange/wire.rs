@@ -1,8 +1,8 @@
-//! What members say to each other about chunks. Requests and answers: a version byte, then
+//! The messages between members about chunks. Requests and answers: a version byte, then
 //! postcard. Stream frames: kind (1 byte), length of the rest (u32, big endian), rest. Both are
 //! bounded before anything is allocated, and parsing never panics.
 
-use crate::{ChunkId, Error, ManifestId, Progress, chunk::MAX_STORED_BYTES};
+use crate::{ChunkId, Error, ManifestId, Progress, chunk::MAX_STORED_BYTES, error::malformed};
 use p2pvm_overlay::MemberId;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -11,17 +11,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The version of requests and answers.
 const VERSION: u8 = 1;
 
-/// The most ids in one request or want.
+/// How many ids one request or want has at most.
 pub const MAX_IDS: usize = 4096;
 
-/// The most providers named in one request.
+/// How many providers one request names at most.
 pub const MAX_PROVIDERS: usize = 32;
 
 const WANT: u8 = 1;
 const CHUNK: u8 = 2;
 const MISSING: u8 = 3;
 
-/// The longest rest of a frame.
+/// How long a frame is at most after its head.
 const MAX_FRAME_BYTES: usize = if MAX_IDS * 32 > MAX_STORED_BYTES + 32 {
     MAX_IDS * 32
 } else {
@@ -33,21 +33,21 @@ const MAX_FRAME_BYTES: usize = if MAX_IDS * 32 > MAX_STORED_BYTES + 32 {
 pub enum Request {
     /// Which of these do you have?
     Has(Vec<ChunkId>),
-    /// Fetch and pin this, and answer when it is durable, or what has been done after `wait_ms`.
-    /// Asked again, it goes on.
+    /// Fetch and pin this; answer when it is durable, or with the progress after `wait_ms`. A
+    /// repeated request continues.
     Keep {
-        /// What.
+        /// The manifest.
         manifest: ManifestId,
         /// The pin's label.
         label: String,
-        /// Who may have it, beside the asker.
+        /// Members that may have it, besides the caller.
         providers: Vec<MemberId>,
         /// How long to wait, milliseconds.
         wait_ms: u32,
     },
     /// Remove the pin.
     Release {
-        /// What.
+        /// The manifest.
         manifest: ManifestId,
         /// The pin's label.
         label: String,
@@ -86,11 +86,10 @@ fn versioned(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, Error> {
-    let malformed = |detail: String| Error::Malformed { what, detail };
     match bytes.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|e| malformed(e.to_string())),
-        Some((version, _)) => Err(malformed(format!("version {version}, not {VERSION}"))),
-        None => Err(malformed("it is empty".to_owned())),
+        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|e| malformed(what, e)),
+        Some((version, _)) => Err(malformed(what, format!("version {version}, not {VERSION}"))),
+        None => Err(malformed(what, "it is empty")),
     }
 }
 
@@ -100,7 +99,7 @@ impl Request {
         versioned(self)
     }
 
-    /// Reads what a member sent.
+    /// Parses a member's request.
     ///
     /// # Errors
     /// `Malformed`, also for more than [`MAX_IDS`], [`MAX_PROVIDERS`] or a label that no pin takes.
@@ -116,10 +115,7 @@ impl Request {
         if bounded {
             Ok(request)
         } else {
-            Err(Error::Malformed {
-                what: "request",
-                detail: "it asks for too much".to_owned(),
-            })
+            Err(malformed("request", "it asks for too much"))
         }
     }
 }
@@ -130,7 +126,7 @@ impl Answer {
         versioned(self)
     }
 
-    /// Reads what a member answered.
+    /// Parses a member's answer.
     ///
     /// # Errors
     /// `Malformed`.
@@ -143,7 +139,7 @@ impl Frame {
     /// Sends the frame.
     ///
     /// # Errors
-    /// What the stream says.
+    /// The stream's error.
     pub async fn write(&self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let (kind, id, rest): (u8, &[ChunkId], &[u8]) = match self {
             Self::Want(ids) => (WANT, ids, &[]),
@@ -158,10 +154,10 @@ impl Frame {
         stream.write_all(rest).await
     }
 
-    /// Receives a frame; none at the end of the stream.
+    /// Receives a frame; `None` at the end of the stream.
     ///
     /// # Errors
-    /// What the stream says, `InvalidData` for what is no frame.
+    /// The stream's error; `InvalidData` if the bytes are no frame.
     pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Self>> {
         let mut head = [0; 5];
         match stream.read_exact(&mut head[..1]).await {
@@ -178,10 +174,10 @@ impl Frame {
         Self::parse(head[0], rest).map(Some)
     }
 
-    /// Reads a frame's rest.
+    /// Parses the part after a frame's head.
     ///
     /// # Errors
-    /// `InvalidData` for what is no frame.
+    /// `InvalidData` if the bytes are no frame.
     pub fn parse(kind: u8, mut rest: Vec<u8>) -> io::Result<Self> {
         let (ids, tail) = rest.as_chunks::<32>();
         match (kind, ids, tail) {

@@ -16,7 +16,7 @@ impl Case {
         Self { dir, store }
     }
 
-    fn import(&self, path: &Path, options: ImportOptions) -> Imported {
+    fn import(&self, path: &Path, options: ImportOptions) -> ImportedFile {
         import(
             &self.store,
             path,

@@ -1,13 +1,13 @@
 //! Chunks written together and made durable together. A file's fsync costs some milliseconds of
 //! waiting for the disk's cache and the journal; many at once share both, so [`FLUSHERS`] threads
 //! flush a thousand files in the time of a few dozen. (`syncfs` is as fast on an idle disk, but
-//! waits for what others wrote.)
+//! waits for other programs' files.)
 //!
 //! Order: contents to temporary names, flush, renames to final names, flush of the directories. So
 //! a final name never stands for half a file, and a chunk is acknowledged only once its name is
 //! durable too.
 
-use super::{ChunkStore, Hold, Step};
+use super::{ChunkStore, CommitStep, Hold};
 use crate::{
     ChunkId, Error,
     chunk::{self, Encoder, MAX_CHUNK_BYTES, MAX_STORED_BYTES},
@@ -20,20 +20,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Threads that flush a large batch, each mostly waiting.
+/// How many threads flush a large batch.
+/// Reason: each mostly waits.
 const FLUSHERS: usize = 16;
 
-/// Files that make a further flusher worth its while.
+/// How many files one more flusher has at least.
+/// Reason: fewer do not pay for a thread.
 const EACH: usize = 4;
 
-/// Chunks on their way into a store. What was put is readable and durable after [`Batch::commit`];
-/// dropping loses the rest.
+/// Chunks on their way into a store. They are readable there and durable after [`Batch::commit`];
+/// dropping the batch discards the rest.
 pub struct Batch {
     store: ChunkStore,
     hold: Hold,
     encoder: Encoder,
     pending: Vec<Pending>,
-    /// Where each stands in `pending`.
+    /// The index of each in `pending`.
     known: HashMap<ChunkId, usize>,
     pending_bytes: u64,
     new_chunks: u64,
@@ -61,10 +63,10 @@ impl Batch {
         }
     }
 
-    /// Adds a chunk, unless it is here already.
+    /// Adds a chunk that is not here yet.
     ///
     /// # Errors
-    /// `TooLarge` beyond [`MAX_CHUNK_BYTES`], or what the file system says.
+    /// `TooLarge` beyond [`MAX_CHUNK_BYTES`]; [`Error::Io`].
     pub fn put(&mut self, content: &[u8]) -> Result<ChunkId, Error> {
         if content.len() > MAX_CHUNK_BYTES {
             return Err(Error::TooLarge {
@@ -80,7 +82,7 @@ impl Batch {
         Ok(id)
     }
 
-    /// Adds a chunk in its stored form, which the caller has verified to be `id`'s.
+    /// Adds a chunk in its stored form. The caller has verified that it is that of `id`.
     pub(crate) fn put_stored(&mut self, id: ChunkId, stored: &[u8]) -> Result<(), Error> {
         if stored.len() > MAX_STORED_BYTES {
             return Err(Error::TooLarge {
@@ -94,7 +96,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Holds before it looks, so that no collection comes between.
+    /// Whether the chunk is in the batch or the store. It is held first, so that no collection
+    /// comes between.
     pub(crate) fn is_known(&mut self, id: ChunkId) -> bool {
         self.hold.add(id);
         self.known.contains_key(&id) || self.store.has(id)
@@ -138,10 +141,10 @@ impl Batch {
         (self.new_chunks, self.new_bytes)
     }
 
-    /// Makes all that was put durable under its final name.
+    /// Makes all chunks of the batch durable under their final names.
     ///
     /// # Errors
-    /// What the file system says; then the chunks count as not put.
+    /// [`Error::Io`]; then the batch is empty.
     pub fn commit(&mut self) -> Result<(), Error> {
         if self.pending.is_empty() {
             return Ok(());
@@ -154,7 +157,7 @@ impl Batch {
     }
 
     fn commit_pending(&mut self) -> Result<(), Error> {
-        self.store.step(Step::Written)?;
+        self.store.step(CommitStep::Written)?;
         flush(
             &self
                 .pending
@@ -162,7 +165,7 @@ impl Batch {
                 .map(|pending| pending.temporary.as_path())
                 .collect::<Vec<_>>(),
         )?;
-        self.store.step(Step::Flushed)?;
+        self.store.step(CommitStep::Flushed)?;
         let shards: HashSet<PathBuf> = self
             .pending
             .iter()
@@ -181,10 +184,10 @@ impl Batch {
         for pending in &self.pending {
             let path = self.store.path(pending.id);
             fs::rename(&pending.temporary, &path).map_err(io_at("naming a chunk", &path))?;
-            self.store.step(Step::Renamed)?;
+            self.store.step(CommitStep::Renamed)?;
         }
         flush(&parents)?;
-        self.store.step(Step::Durable)?;
+        self.store.step(CommitStep::Durable)?;
         self.new_chunks += self.pending.len() as u64;
         self.new_bytes += self.pending_bytes;
         self.pending.clear();
@@ -193,7 +196,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Commits, and keeps what was put or found from being collected until the hold is dropped.
+    /// Commits, and keeps the chunks that were put or found from being collected until the hold is
+    /// dropped.
     ///
     /// # Errors
     /// As [`Batch::commit`].
@@ -205,7 +209,7 @@ impl Batch {
     fn discard(&mut self) {
         for pending in self.pending.drain(..) {
             self.known.remove(&pending.id);
-            // What cannot be removed now goes when the store is next opened.
+            // A file that cannot be removed now goes when the store is next opened.
             let _ = fs::remove_file(&pending.temporary);
         }
         self.pending_bytes = 0;

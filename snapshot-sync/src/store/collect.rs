@@ -1,6 +1,6 @@
-//! Garbage collection: mark what the pins name, sweep the rest. Safe beside imports, fetches and
-//! pins under way: what they touch is held (see [`super::Hold`]), and holds let go meanwhile linger
-//! to the end.
+//! Garbage collection: mark the chunks that pins name, sweep the rest. Safe beside imports, fetches
+//! and pins under way: they hold their chunks (see [`super::Hold`]), and holds released meanwhile
+//! last until the end.
 
 use super::ChunkStore;
 use crate::{Error, error::io_at};
@@ -8,7 +8,7 @@ use std::{collections::HashSet, fs, io, sync::PoisonError, time::Duration, time:
 
 /// What a collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
+pub struct CollectionReport {
     /// Chunks that stay.
     pub kept: u64,
     /// Chunks removed.
@@ -23,8 +23,8 @@ impl ChunkStore {
     ///
     /// # Errors
     /// `NotFound`, `Corrupt` or `Malformed` if a pinned manifest cannot be read: then nothing is
-    /// removed, because what it names is unknown. Fetch it again, or unpin it.
-    pub fn gc(&self, grace: Duration) -> Result<Collected, Error> {
+    /// removed, because the chunks it names are unknown. The caller fetches it again or unpins it.
+    pub fn gc(&self, grace: Duration) -> Result<CollectionReport, Error> {
         let _one_at_a_time = self
             .0
             .collecting
@@ -36,7 +36,7 @@ impl ChunkStore {
         result
     }
 
-    fn mark_and_sweep(&self, grace: Duration) -> Result<Collected, Error> {
+    fn mark_and_sweep(&self, grace: Duration) -> Result<CollectionReport, Error> {
         let mut live = HashSet::new();
         for (root, _) in self.pins()? {
             self.walk(root, |chunk| {
@@ -45,7 +45,7 @@ impl ChunkStore {
             })?;
         }
         let now = SystemTime::now();
-        let mut collected = Collected::default();
+        let mut collected = CollectionReport::default();
         let mut failed = None;
         self.each_file(|id, entry| {
             let path = entry.path();
@@ -61,8 +61,8 @@ impl ChunkStore {
             if age < grace {
                 return collected.kept += 1;
             }
-            // The table stays locked while the file goes, so that nobody holds and finds it in
-            // between.
+            // The table stays locked while the file is removed, so that no task holds and finds it
+            // in between.
             let holds = self.holds();
             if holds.holds(&id) {
                 return collected.kept += 1;

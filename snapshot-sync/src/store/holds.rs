@@ -1,6 +1,6 @@
-//! Which chunks are in use by work under way, so that garbage collection leaves them alone before a
-//! pin names them. Held in memory: after a restart the grace period of [`super::ChunkStore::gc`]
-//! covers what was left.
+//! Chunks in use by work under way, which garbage collection keeps before a pin names them. Holds
+//! are in memory: after a restart the grace period of [`super::ChunkStore::gc`] covers their
+//! chunks.
 
 use super::ChunkStore;
 use crate::ChunkId;
@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 #[derive(Default)]
 pub(super) struct Table {
     counts: HashMap<ChunkId, u32>,
-    /// A collection is under way: what is let go meanwhile may have been pinned after the marking,
-    /// so it lingers until the end.
+    /// A collection is under way: a chunk released meanwhile may have been pinned after the
+    /// marking, so it stays held until the end.
     collecting: bool,
     lingering: Vec<ChunkId>,
 }
@@ -34,16 +34,19 @@ impl Table {
     fn release(&mut self, id: ChunkId) {
         if self.collecting {
             self.lingering.push(id);
-        } else if let Some(count) = self.counts.get_mut(&id) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&id);
-            }
+            return;
+        }
+        let count = self.counts.get_mut(&id).filter(|count| **count > 0);
+        let count = count.expect("a hold releases what it has added, once");
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&id);
         }
     }
 }
 
-/// Keeps chunks from being collected until it is dropped. Pin what they make up before that.
+/// Keeps chunks from being collected until it is dropped. The caller pins what they make up before
+/// that.
 pub struct Hold {
     store: ChunkStore,
     ids: HashSet<ChunkId>,
@@ -57,7 +60,8 @@ impl Hold {
         }
     }
 
-    /// Holds one more chunk, whether it is here yet or not. What is here after this call stays.
+    /// Holds one more chunk, whether it is here yet or not. If it is here after this call, it
+    /// stays.
     pub fn add(&mut self, id: ChunkId) {
         if self.ids.insert(id) {
             *self.store.holds().counts.entry(id).or_insert(0) += 1;
@@ -74,7 +78,7 @@ impl Hold {
         self.ids.is_empty()
     }
 
-    /// Takes over what another hold of the same store holds.
+    /// Holds also what another hold of the same store holds.
     pub fn merge(&mut self, other: &Hold) {
         for id in &other.ids {
             self.add(*id);

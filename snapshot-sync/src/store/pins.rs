@@ -1,8 +1,12 @@
-//! Pins: which manifests must stay, and for whom. A pin is a small file of its own, so that setting
-//! or removing one touches no other; it is durable before the call returns.
+//! Pins: which manifests must stay, and under which label. A pin is a small file of its own, so
+//! that setting or removing one touches no other; it is durable before the call returns.
 
 use super::{ChunkStore, Hold, sync_directory};
-use crate::{ChunkId, Error, ManifestId, error::io_at, manifest, manifest::Role};
+use crate::{
+    ChunkId, Error, ManifestId,
+    error::io_at,
+    tree::{self, Role},
+};
 use data_encoding::HEXLOWER;
 use std::{
     collections::HashSet,
@@ -11,7 +15,7 @@ use std::{
     path::PathBuf,
 };
 
-/// The longest label of a pin, bytes.
+/// How many bytes the label of a pin has at most.
 pub const MAX_LABEL_BYTES: usize = 512;
 
 impl ChunkStore {
@@ -19,7 +23,7 @@ impl ChunkStore {
     /// label. Durable on return, idempotent.
     ///
     /// # Errors
-    /// `Incomplete` if something of it is not here: a pin promises that all of it is. `TooLarge`
+    /// `Incomplete` if some chunk is missing: a pin promises that all are here. `TooLarge`
     /// for a label beyond [`MAX_LABEL_BYTES`].
     pub fn pin(&self, id: ManifestId, label: &str) -> Result<(), Error> {
         if label.len() > MAX_LABEL_BYTES {
@@ -44,10 +48,10 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Removes a pin; false if there was none.
+    /// Removes a pin. Returns whether there was one.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub fn unpin(&self, id: ManifestId, label: &str) -> Result<bool, Error> {
         let path = self.pin_path(id, label);
         match fs::remove_file(&path) {
@@ -61,7 +65,7 @@ impl ChunkStore {
     /// Every pin: what it keeps and its label.
     ///
     /// # Errors
-    /// What the file system says.
+    /// [`Error::Io`].
     pub fn pins(&self) -> Result<Vec<(ManifestId, String)>, Error> {
         let dir = self.0.dir.join("pins");
         let mut pins = Vec::new();
@@ -86,7 +90,7 @@ impl ChunkStore {
     /// Holds everything that `id` names.
     ///
     /// # Errors
-    /// `Incomplete` if something of it is not here.
+    /// `Incomplete` if some chunk is missing.
     pub fn hold_all(&self, id: ManifestId) -> Result<Hold, Error> {
         let mut hold = self.hold();
         let mut missing = 0;
@@ -111,8 +115,8 @@ impl ChunkStore {
         self.hold_all(id).is_ok()
     }
 
-    /// Calls `see` once for each chunk at and below `id`, and goes on below those for which it says
-    /// true.
+    /// Calls `see` once for each chunk in the tree of `id`, and follows a chunk only if `see`
+    /// returns true.
     pub(crate) fn walk(
         &self,
         id: ManifestId,
@@ -125,7 +129,7 @@ impl ChunkStore {
                 continue;
             }
             if !matches!(role, Role::Data { .. }) {
-                open.extend(manifest::children(role, &self.get(chunk)?)?);
+                open.extend(tree::children(role, &self.get(chunk)?)?);
             }
         }
         Ok(())

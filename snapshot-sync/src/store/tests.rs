@@ -82,11 +82,11 @@ fn a_chunk_too_large_is_refused() {
 fn a_crash_at_any_step_loses_no_acknowledged_chunk_and_leaves_no_half_one() {
     for batch_size in [1, 3, 40] {
         for (step, skip) in [
-            (Step::Written, 0),
-            (Step::Flushed, 0),
-            (Step::Renamed, 0),
-            (Step::Renamed, batch_size / 2),
-            (Step::Durable, 0),
+            (CommitStep::Written, 0),
+            (CommitStep::Flushed, 0),
+            (CommitStep::Renamed, 0),
+            (CommitStep::Renamed, batch_size / 2),
+            (CommitStep::Durable, 0),
         ] {
             let (dir, store) = fresh();
             let acknowledged: Vec<_> = (0..10)

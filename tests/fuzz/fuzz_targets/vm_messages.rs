@@ -4,14 +4,14 @@ use libfuzzer_sys::fuzz_target;
 use p2pvm_vm_manager::{
     directory::VmRecord,
     host::remote::{VmAnswer, VmRequest},
-    migrate::wire::{Answer, Ask},
+    migrate::wire::{Answer, Request},
 };
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(record) = VmRecord::from_bytes(bytes) {
         assert!(VmRecord::from_bytes(&record.to_bytes()).is_some());
     }
-    let _ = postcard::from_bytes::<Ask>(bytes);
+    let _ = postcard::from_bytes::<Request>(bytes);
     let _ = postcard::from_bytes::<Answer>(bytes);
     let _ = postcard::from_bytes::<VmRequest>(bytes);
     let _ = postcard::from_bytes::<VmAnswer>(bytes);

@@ -3,15 +3,15 @@
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::BoxStream;
 use p2pvm_vm_manager::{
-    checkpoint::Kept,
+    checkpoint::SavedVm,
     migrate::{pace, tunnel},
 };
 use std::io::Cursor;
 use tokio::io::{empty, join, sink};
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Some(kept) = Kept::from_bytes(bytes) {
-        assert_eq!(Kept::from_bytes(&kept.to_bytes()), Some(kept));
+    if let Some(saved) = SavedVm::from_bytes(bytes) {
+        assert_eq!(SavedVm::from_bytes(&saved.to_bytes()), Some(saved));
     }
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return };
     runtime.block_on(async {

@@ -24,7 +24,7 @@ pub fn name() -> String {
 
 pub fn up(sites: &str) -> Testbed {
     Testbed::up(&Sites::parse(sites).unwrap(), &name())
-        .unwrap_or_else(|e| panic!("{e} (these tests need root, iproute2 and nftables)"))
+        .unwrap_or_else(|e| panic!("{e:#} (these tests need root, iproute2 and nftables)"))
 }
 
 /// A socket on a host, bound to a port (0: any).

@@ -2,24 +2,27 @@
 //! guest.
 //!
 //! A VM whose guest runs somewhere is never restored beside it. A holder that cannot be asked may
-//! run it: its user has to say `force`, and the new epoch fences whatever the old holder still
-//! does.
+//! run it: its user has to say `force`, and the new epoch fences the old holder's guest.
 
-use super::Kept;
+use super::SavedVm;
 use crate::{
     Error,
-    ballot::{Ground, Newest, Voted},
+    ballot::{Ground, Newest, VmVoters},
     directory::{Snapshot, VmRecord, Wanted},
+    error::undecided,
+    handover::longest_run,
     host::{
-        Entry, Host, Role, Slot, VmStatus,
+        Activity, Entry, Host, Role, Slot, VmStatus,
         remote::{VmAnswer, VmRequest},
     },
     hypervisor::{Progress, RunState, Start},
-    migrate::handover::longest_run,
 };
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::Checkpoint;
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::sync::watch;
 
 /// Choices of a restore.
@@ -27,6 +30,19 @@ use tokio::sync::watch;
 pub struct RestoreOptions {
     /// The holder does not answer, and its user says that it is dead or may be fenced.
     pub force: bool,
+}
+
+/// One restore: what its steps work with.
+struct Restore<'r> {
+    /// The new incarnation.
+    slot: &'r Arc<Slot>,
+    checkpoint: &'r Checkpoint,
+    snapshot: &'r Snapshot,
+    /// The voters' newest epoch before it.
+    newest: Option<Newest>,
+    /// An older incarnation here, which it replaces.
+    older: Option<&'r Arc<Slot>>,
+    progress: &'r watch::Sender<Progress>,
 }
 
 impl Host {
@@ -62,7 +78,7 @@ impl Host {
         restored
     }
 
-    /// What came for a VM that was not restored here goes.
+    /// Removes what was fetched for a VM that was not restored here.
     async fn let_go(&self, record: &VmRecord, snapshot: &Snapshot) {
         if let Err(error) = self.parts.vault.forget(snapshot.checkpoint, &[]).await {
             tracing::info!(error = %chain(&error), "the snapshot of a VM that was not restored \
@@ -80,11 +96,11 @@ impl Host {
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
         let (checkpoint, kept) = self.checkpoint_of(record, found, progress).await?;
-        // An older stay here gives way only once the new one has all its bytes and the epoch.
+        // An older incarnation here is replaced only once the new one has all bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
-        let _older_busy = older
+        let _older_operation = older
             .as_ref()
-            .map(|slot| slot.begin("giving way to a restore"))
+            .map(|slot| slot.begin(Activity::Replaced))
             .transpose()?;
         let keys = kept.secret.keys();
         let newest = self.newest(record, &keys).await?;
@@ -98,25 +114,27 @@ impl Host {
             .next();
         self.let_give_way(record, holder).await?;
         let slot = self.restored_entry(record, &kept, epoch)?;
-        let busy = slot.begin("restoring")?;
-        let restored = self
-            .bring_back(&slot, &checkpoint, found, newest, older.as_ref(), progress)
-            .await;
-        match restored {
-            Ok(()) => {}
-            Err(e) => {
-                self.drop_restored(&slot).await;
-                return Err(e);
-            }
+        let operation = slot.begin(Activity::Restoring)?;
+        let restore = Restore {
+            slot: &slot,
+            checkpoint: &checkpoint,
+            snapshot: found,
+            newest,
+            older: older.as_ref(),
+            progress,
+        };
+        if let Err(e) = self.bring_back(&restore).await {
+            self.drop_restored(&slot).await;
+            return Err(e);
         }
-        drop(busy);
+        drop(operation);
         if let Some(older) = older
             && let Err(e) = self.remove(&older)
         {
             tracing::warn!(error = %chain(&e), "the disk from before the restore stays");
         }
         if holder != self.me {
-            // One that does not hear it finds out in its own next round.
+            // A holder that does not receive this finds out in its own next round.
             let _ = self
                 .ask_member(holder, &VmRequest::Took(record.definition.vm))
                 .await;
@@ -125,9 +143,9 @@ impl Host {
         Ok(self.status_of(&slot))
     }
 
-    /// A holder that answers lets its stopped copy go: a restore there would put another in its
-    /// place as well. One that does not answer, or does not know the question, keeps its copy as a
-    /// branch.
+    /// Asks the holder to remove its stopped copy when the VM runs here, as a restore there would
+    /// replace it as well. A holder that does not answer, or does not know the request, keeps its
+    /// copy as a branch.
     async fn let_give_way(&self, record: &VmRecord, holder: MemberId) -> Result<(), Error> {
         let (name, vm) = (&record.definition.name, record.definition.vm);
         if holder == self.me
@@ -197,23 +215,23 @@ impl Host {
         record: &VmRecord,
         snapshot: &Snapshot,
         progress: &watch::Sender<Progress>,
-    ) -> Result<(Checkpoint, Kept), Error> {
+    ) -> Result<(Checkpoint, SavedVm), Error> {
         let checkpoint = self
             .parts
             .vault
             .fetch(snapshot.checkpoint, &snapshot.providers, progress)
             .await?;
-        let kept =
-            Kept::from_bytes(&checkpoint.spec).filter(|k| k.definition.vm == record.definition.vm);
+        let kept = SavedVm::from_bytes(&checkpoint.spec)
+            .filter(|k| k.definition.vm == record.definition.vm);
         let broken = || Error::Chunks {
             step: "reading the snapshot",
-            detail: "it is not a checkpoint of this VM".into(),
+            source: "it is not a checkpoint of this VM".into(),
         };
         kept.map(|kept| (checkpoint, kept)).ok_or_else(broken)
     }
 
     async fn newest(&self, record: &VmRecord, keys: &KeyPair) -> Result<Option<Newest>, Error> {
-        let vm = Voted {
+        let vm = VmVoters {
             keys,
             voters: &record.definition.voters,
         };
@@ -221,15 +239,13 @@ impl Host {
             .ballot
             .newest(vm)
             .await
-            .map_err(crate::host::undecided(
-                "asking the VM's voters for its newest epoch",
-            ))
+            .map_err(undecided("asking the VM's voters for its newest epoch"))
     }
 
     fn restored_entry(
         &self,
         record: &VmRecord,
-        kept: &Kept,
+        kept: &SavedVm,
         epoch: Epoch,
     ) -> Result<Arc<Slot>, Error> {
         self.insert(Entry {
@@ -250,85 +266,108 @@ impl Host {
         })
     }
 
-    async fn bring_back(
-        &self,
-        slot: &Arc<Slot>,
-        checkpoint: &Checkpoint,
-        snapshot: &Snapshot,
-        newest: Option<Newest>,
-        older: Option<&Arc<Slot>>,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(), Error> {
-        let (entry, vault, hypervisor) = (slot.entry(), &self.parts.vault, &self.parts.hypervisor);
+    /// All bytes first, then the right to run the VM, then its guest.
+    async fn bring_back(&self, restore: &Restore<'_>) -> Result<(), Error> {
+        let ram = self.fetch_files(restore).await?;
+        self.take_over(restore).await?;
+        self.start_restored(restore, ram.as_deref()).await?;
+        if let Some(ram) = ram {
+            // The guest has read it; a file left behind costs only space.
+            let _ = std::fs::remove_file(&ram);
+        }
+        Ok(())
+    }
+
+    /// Makes the new incarnation's disk; gives the file of RAM, if the snapshot has one.
+    async fn fetch_files(&self, restore: &Restore<'_>) -> Result<Option<PathBuf>, Error> {
+        let (checkpoint, progress) = (restore.checkpoint, restore.progress);
+        let providers = &restore.snapshot.providers;
+        let (entry, vault) = (restore.slot.entry(), &self.parts.vault);
         let spec = self.registry.spec(&entry);
         let image = vault
-            .ensure_image(entry.definition.image, &snapshot.providers, progress)
+            .ensure_image(entry.definition.image, providers, progress)
             .await?;
         vault
-            .export(checkpoint.disk, &snapshot.providers, &spec.disk, progress)
+            .export(checkpoint.disk, providers, &spec.disk, progress)
             .await?;
-        hypervisor.rebase_disk(&spec.disk, &image).await?;
+        self.parts
+            .hypervisor
+            .rebase_disk(&spec.disk, &image)
+            .await?;
+        let Some(ram) = checkpoint.ram else {
+            return Ok(None);
+        };
         let ram_file = self.registry.path(&entry).join("restore.ram");
-        if let Some(ram) = checkpoint.ram {
-            vault
-                .export(ram, &snapshot.providers, &ram_file, progress)
-                .await?;
-        }
-        progress.send_modify(|p| p.phase = "voters".into());
+        vault.export(ram, providers, &ram_file, progress).await?;
+        Ok(Some(ram_file))
+    }
+
+    /// Has the voters grant and confirm the new epoch; from then on the new incarnation holds the
+    /// VM, and an older one here is a branch.
+    async fn take_over(&self, restore: &Restore<'_>) -> Result<(), Error> {
+        restore.progress.send_modify(|p| p.phase = "voters".into());
+        let (entry, ballot) = (restore.slot.entry(), &self.parts.ballot);
         let keys = entry.secret.keys();
-        let vm = Voted {
+        let vm = VmVoters {
             keys: &keys,
             voters: &entry.definition.voters,
         };
-        let undecided = crate::host::undecided;
-        self.parts
-            .ballot
+        ballot
             .grant(vm, entry.epoch, self.me, Ground::Mandate)
             .await
             .map_err(undecided("asking the VM's voters for a new epoch"))?;
-        if newest.is_some_and(|n| !n.confirmed && n.holder != self.me) {
+        if restore
+            .newest
+            .is_some_and(|n| !n.confirmed && n.holder != self.me)
+        {
             // A migration's target may still run it unconfirmed; it cannot confirm any more, and
             // freezes within this time.
             tokio::time::sleep(longest_run(1)).await;
         }
-        self.parts
-            .ballot
+        ballot
             .confirm(vm, entry.epoch, self.me)
             .await
             .map_err(undecided("confirming the VM's new epoch"))?;
-        if let Some(older) = older {
+        if let Some(older) = restore.older {
             self.kill_guest(older).await?;
+            self.replace(older, entry.epoch)?;
         }
-        let entry = self.update(slot, |e| e.role = Role::Held)?;
-        let start = if checkpoint.ram.is_some() {
-            Start::Checkpoint(ram_file.clone())
-        } else {
-            Start::Boot
-        };
-        progress.send_modify(|p| p.phase = "start".into());
-        let machine = hypervisor.launch(&spec, start).await?;
+        self.update(restore.slot, |e| e.role = Role::Held).map(drop)
+    }
+
+    /// An older incarnation here is a branch, from before the new one holds the VM.
+    fn replace(&self, older: &Slot, newer: Epoch) -> Result<(), Error> {
+        if older.entry().role == Role::Unmade {
+            return Ok(());
+        }
+        self.update(older, |e| e.make_replaced(self.me, newer))
+            .map(drop)
+    }
+
+    async fn start_restored(&self, restore: &Restore<'_>, ram: Option<&Path>) -> Result<(), Error> {
+        restore.progress.send_modify(|p| p.phase = "start".into());
+        let (slot, port) = (restore.slot, &self.parts.port);
+        let entry = slot.entry();
+        let spec = self.registry.spec(&entry);
+        let start = ram.map_or(Start::Boot, |ram| Start::Checkpoint(ram.to_owned()));
+        let machine = self.parts.hypervisor.launch(&spec, start).await?;
         self.install(slot, machine.clone());
-        self.parts
-            .port
-            .attach(&spec, &entry.definition.address, entry.epoch)
+        port.attach(&spec, &entry.definition.address, entry.epoch)
             .await?;
-        self.parts.port.frozen(entry.definition.vm, false).await?;
+        port.frozen(entry.definition.vm, false).await?;
         if *machine.watch().borrow() != RunState::Running {
             machine.resume().await?;
         }
         self.update(slot, |e| e.wanted = Wanted::Running)?;
-        self.parts
-            .port
-            .announce(&keys, &entry.definition, self.me, entry.epoch)
+        let keys = entry.secret.keys();
+        port.announce(&keys, &entry.definition, self.me, entry.epoch)
             .await?;
         self.publish(slot).await;
-        // The RAM file has been read; what stays of it costs only space.
-        let _ = std::fs::remove_file(&ram_file);
         Ok(())
     }
 
-    /// A restore that failed: before it had the epoch nothing stays; after it the VM is ours and
-    /// stopped, to be tried again.
+    /// Cleans up after a restore that failed: before it had the epoch nothing stays; after it the
+    /// VM is this host's and stopped, to be restored again.
     async fn drop_restored(&self, slot: &Arc<Slot>) {
         if let Err(e) = self.kill_guest(slot).await {
             tracing::error!(error = %chain(&e), "the half-restored guest could not be ended");
@@ -338,7 +377,7 @@ impl Host {
         if entry.role == Role::Held {
             let note = Some("a restore got its epoch and then failed: restore it again".to_owned());
             if let Err(e) = self.update(slot, |e| e.note = note) {
-                tracing::error!(error = %chain(&e), "that could not be written down");
+                tracing::error!(error = %chain(&e), "the failed restore could not be written down");
             }
             self.publish(slot).await;
         } else if let Err(e) = self.remove(slot) {

@@ -1,15 +1,15 @@
 //! Taking a snapshot: the files of one instant while the guest runs on, into chunks, into the VM's
 //! record, then onto other members in the background until it is durable.
 
-use super::Kept;
+use super::SavedVm;
 use crate::{
     Error,
     definition::check_name,
     directory::{MAX_SNAPSHOTS, Snapshot},
     error::io_at,
-    host::{Host, Slot},
+    host::{Activity, Host, Slot},
     hypervisor::{Progress, RunState},
-    vault::{Copies, Durability, Instant},
+    vault::{CheckpointInput, Copies, Durability},
 };
 use p2pvm_overlay::{MemberId, UnixTime, chain};
 use std::{path::Path, sync::Arc, time::Duration};
@@ -17,12 +17,12 @@ use tokio::sync::watch;
 
 /// A snapshot just taken.
 #[derive(Debug)]
-pub struct Taken {
-    /// What it is.
+pub struct NewSnapshot {
+    /// The snapshot.
     pub snapshot: Snapshot,
     /// How long the guest stood still.
     pub pause: Duration,
-    /// How well it is kept from now on; ends when it is durable or the host does.
+    /// How well it is kept from now on; ends when it is durable or the host ends.
     pub copies: watch::Receiver<Copies>,
 }
 
@@ -37,10 +37,10 @@ impl Host {
         name: &str,
         snapshot: &str,
         progress: &watch::Sender<Progress>,
-    ) -> Result<Taken, Error> {
+    ) -> Result<NewSnapshot, Error> {
         check_name(snapshot)?;
         let slot = self.named(name)?;
-        let _busy = slot.begin_soon("snapshot").await?;
+        let _operation = slot.begin_after_check(Activity::Snapshot).await?;
         self.must_be_held(&slot)?;
         let entry = slot.entry();
         if entry.snapshots.iter().any(|s| s.name == snapshot) {
@@ -65,7 +65,7 @@ impl Host {
         self.update(&slot, |e| e.snapshots.push(taken.clone()))?;
         self.publish(&slot).await;
         let copies = self.replicate(&slot, &taken).await?;
-        Ok(Taken {
+        Ok(NewSnapshot {
             snapshot: taken,
             pause,
             copies,
@@ -80,14 +80,14 @@ impl Host {
         progress: &watch::Sender<Progress>,
     ) -> Result<(Snapshot, Duration), Error> {
         let entry = slot.entry();
-        // Also of one that stands still: its disk is QEMU's as long as there is a guest.
+        // A guest that stands still counts too: its disk is QEMU's as long as there is a guest.
         let machine = slot
             .machine()
             .filter(|_| slot.run_state() != RunState::Stopped);
         let taken = UnixTime::now();
         let (ram, disk, pause) = match machine {
             Some(machine) => {
-                // What it takes at most; zeros take nothing, and are not told apart beforehand.
+                // The most that it takes: pages of zeros take nothing, but are not counted here.
                 let memory = entry.definition.memory_mib << 20;
                 let resident = machine
                     .stats()
@@ -113,11 +113,11 @@ impl Host {
             ram.is_some(),
             entry.definition.image,
         );
-        let spec = Kept {
+        let spec = SavedVm {
             definition: entry.definition,
             secret: entry.secret,
         };
-        let instant = Instant {
+        let instant = CheckpointInput {
             vm: spec.definition.vm,
             name: name.clone(),
             taken,
@@ -143,14 +143,14 @@ impl Host {
         ))
     }
 
-    /// Has a snapshot copied to other members and its state written down as it grows.
+    /// Has a snapshot copied to other members, and writes down how well it is kept as that grows.
     pub(crate) async fn replicate(
         &self,
         slot: &Arc<Slot>,
         snapshot: &Snapshot,
     ) -> Result<watch::Receiver<Copies>, Error> {
         let candidates: Vec<MemberId> = self.parts.fabric.connected();
-        slot.copying(snapshot.checkpoint, true);
+        slot.set_copying(snapshot.checkpoint, true);
         let copies = self
             .parts
             .vault
@@ -182,14 +182,14 @@ impl Host {
                     host.publish(&slot).await;
                 }
                 if now.durability == Durability::Durable || seen.changed().await.is_err() {
-                    return slot.copying(id, false);
+                    return slot.set_copying(id, false);
                 }
             }
         });
         Ok(copies)
     }
 
-    /// Goes on with copies that a restart, or a lack of members, interrupted.
+    /// Goes on with copies that a restart or a lack of members interrupted.
     pub(crate) async fn resume_copies(&self, slot: &Arc<Slot>) {
         let members = self.parts.fabric.connected().len() + 1;
         for snapshot in slot.entry().snapshots {
@@ -198,8 +198,8 @@ impl Host {
                 && !slot.is_copying(snapshot.checkpoint)
                 && let Err(e) = self.replicate(slot, &snapshot).await
             {
-                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "its copies cannot \
-                    go on");
+                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "its copies to other \
+                    members cannot go on");
             }
         }
     }
@@ -210,7 +210,7 @@ impl Host {
     /// [`Error::NotFound`], [`Error::Refused`] if the VM is busy, or what the store says.
     pub async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Error> {
         let slot = self.named(name)?;
-        let _busy = slot.begin_soon("deleting a snapshot").await?;
+        let _operation = slot.begin_after_check(Activity::DeletingSnapshot).await?;
         let entry = slot.entry();
         let found = entry.snapshots.iter().find(|s| s.name == snapshot);
         let found =

@@ -1,35 +1,35 @@
-//! May the VM run here? Asked whenever it is in doubt: after a restart, after a migration that
-//! broke, when a peer says the epoch is old. A VM that nobody has confirmed elsewhere is claimed
-//! under a new epoch: a majority grants it (phase 1) and confirms it (phase 2) before the answer is
-//! yes.
+//! May the VM run here? A host asks whenever that is in doubt: after a restart, after a migration
+//! that broke, when a peer says that the epoch is old. A VM that is confirmed for no other member
+//! is claimed under a new epoch: a majority grants it (phase 1) and confirms it (phase 2) before
+//! the answer is yes.
 
 use super::{Entry, Host};
-use crate::ballot::{BallotError, Ground, Voted};
+use crate::ballot::{BallotError, Ground, VmVoters};
 use p2pvm_overlay::{Epoch, MemberId};
 use std::time::Duration;
 
-/// Whose a VM is.
+/// Which member a VM belongs to, by its voters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claimed {
+pub enum Ownership {
     /// This host's, in that epoch, confirmed by a majority.
     Ours(Epoch),
-    /// Another's, confirmed.
+    /// Another member's, confirmed.
     Theirs {
-        /// Whose.
+        /// That member.
         holder: MemberId,
         /// In which epoch.
         epoch: Epoch,
     },
 }
 
-/// How often a claim that another claim outran is made again before it is left to a later time.
+/// How many times a claim that another one outran is repeated before it is left to a later time.
 const ROUNDS: usize = 4;
 
 impl Host {
-    /// Settles with the voters whose the VM is; claims it if nobody else has it confirmed.
-    pub(crate) async fn claim(&self, entry: &Entry) -> Result<Claimed, BallotError> {
+    /// Asks the voters which member the VM belongs to; claims it unless another has it confirmed.
+    pub(crate) async fn claim(&self, entry: &Entry) -> Result<Ownership, BallotError> {
         let (keys, ballot) = (entry.secret.keys(), &self.parts.ballot);
-        let vm = Voted {
+        let vm = VmVoters {
             keys: &keys,
             voters: &entry.definition.voters,
         };
@@ -38,13 +38,13 @@ impl Host {
             let newest = ballot.newest(vm).await?;
             let epoch = match newest {
                 Some(n) if n.confirmed && n.holder != self.me => {
-                    return Ok(Claimed::Theirs {
+                    return Ok(Ownership::Theirs {
                         holder: n.holder,
                         epoch: n.epoch,
                     });
                 }
                 Some(n) if n.confirmed && n.epoch >= entry.epoch => {
-                    return Ok(Claimed::Ours(n.epoch));
+                    return Ok(Ownership::Ours(n.epoch));
                 }
                 Some(n) => n.epoch.max(entry.epoch).next(),
                 None => entry.epoch,
@@ -54,10 +54,10 @@ impl Host {
                 ballot.confirm(vm, epoch, self.me).await
             };
             match claimed.await {
-                Ok(()) => return Ok(Claimed::Ours(epoch)),
+                Ok(()) => return Ok(Ownership::Ours(epoch)),
                 Err(BallotError::Refused { .. }) if round < ROUNDS => {
                     round += 1;
-                    // Two claims that keep outrunning each other part by chance.
+                    // Random pauses end a race of two claims.
                     let pause = rand::random_range(50..400u64 << round);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
@@ -66,7 +66,7 @@ impl Host {
         }
     }
 
-    /// Whether the voters hold this VM confirmed for this host right now, claiming nothing.
+    /// The epoch in which the voters hold this VM confirmed for this host; claims nothing.
     pub(crate) async fn is_confirmed_here(
         &self,
         entry: &Entry,
@@ -75,7 +75,7 @@ impl Host {
         let newest = self
             .parts
             .ballot
-            .newest(Voted {
+            .newest(VmVoters {
                 keys: &keys,
                 voters: &entry.definition.voters,
             })

@@ -1,8 +1,8 @@
-//! Images that no VM here uses: what came for a VM that did not come or was not made goes at once,
-//! what a VM that left or was deleted has left behind after a while, and at the daemon's start
-//! whatever nobody uses. Else the disk fills slowly.
+//! Images that no VM here uses are removed, or the disk would slowly fill: at once where the VM did
+//! not arrive or was not made, after a while where it left or was deleted, and at the daemon's
+//! start whenever no VM uses it.
 //!
-//! The disk of every VM here lies over its image, so one that is used must stay; [`Using`] speaks
+//! The disk of every VM here lies over its image, so a used image must stay; an [`ImageUse`] stands
 //! for a VM that is not listed yet.
 
 use super::{Host, lock};
@@ -15,22 +15,22 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How long an image stays that no VM here uses any more. Reason: a VM that left may come back, one
-/// that was deleted be made anew.
+/// How long before an image that no VM here uses any more is removed. Reason: a VM that left may
+/// come back, and a deleted one may be made again.
 const KEPT_UNUSED: Duration = Duration::from_secs(24 * 3600);
-/// How often it is looked for such images.
+/// How long between two searches for such images.
 const LOOK: Duration = Duration::from_secs(3600);
 
-/// Images in use by VMs that are being made, each by how many.
+/// How many VMs that are being made use each image.
 pub(super) type InUse = Mutex<BTreeMap<ManifestId, usize>>;
 
-/// An image is in use, as long as this lives.
-pub(super) struct Using<'a> {
+/// The use of an image by a VM that is being made.
+pub(super) struct ImageUse<'a> {
     in_use: &'a InUse,
     image: ManifestId,
 }
 
-impl Drop for Using<'_> {
+impl Drop for ImageUse<'_> {
     fn drop(&mut self) {
         let mut in_use = lock(self.in_use);
         if let Some(users) = in_use.get_mut(&self.image) {
@@ -44,15 +44,15 @@ impl Drop for Using<'_> {
 
 impl Host {
     /// Notes that a VM is being made of the image.
-    pub(super) fn using(&self, image: ManifestId) -> Using<'_> {
+    pub(super) fn using(&self, image: ManifestId) -> ImageUse<'_> {
         *lock(&self.in_use).entry(image).or_default() += 1;
-        Using {
+        ImageUse {
             in_use: &self.in_use,
             image,
         }
     }
 
-    /// Whether a VM or branch here lies over the image, or will.
+    /// Whether the disk of a VM or branch here lies over the image, or will.
     fn uses(&self, image: ManifestId) -> bool {
         lock(&self.in_use).contains_key(&image)
             || self
@@ -61,7 +61,7 @@ impl Host {
                 .any(|slot| slot.entry().definition.image == image)
     }
 
-    /// Lets go of an image that came for a VM which is not here in the end.
+    /// Removes an image that was fetched for a VM which is not here in the end.
     pub(crate) async fn drop_unused(&self, image: ManifestId) {
         match self
             .parts
@@ -69,7 +69,7 @@ impl Host {
             .drop_image(image, &|| !self.uses(image))
             .await
         {
-            Ok(true) => tracing::info!(%image, "let the image go: no VM here uses it"),
+            Ok(true) => tracing::info!(%image, "removed the image: no VM here uses it"),
             Ok(false) => {}
             Err(error) => {
                 tracing::info!(%image, error = %chain(&error), "an image that no VM here uses \
@@ -78,8 +78,8 @@ impl Host {
         }
     }
 
-    /// Lets go of what nobody uses at the start, and from then on of what nobody has used for long.
-    pub(super) fn watch_images(&self) {
+    /// Removes unused images now, and from then on those that have been unused for long.
+    pub(crate) fn watch_images(&self) {
         let this = self.this.clone();
         self.spawn(async move {
             let mut unused = BTreeMap::new();
@@ -92,13 +92,13 @@ impl Host {
     }
 }
 
-/// Lets images go that are unused for `long`; `unused` is since when each is.
+/// Removes images that have been unused for `long`; `unused` says since when each has been.
 async fn look(host: &Weak<Host>, unused: &mut BTreeMap<ManifestId, Instant>, long: Duration) {
     let Some(host) = host.upgrade() else { return };
     let images = match host.parts.vault.images().await {
         Ok(images) => images,
         Err(error) => {
-            return tracing::info!(error = %chain(&error), "it is not known which images are here");
+            return tracing::info!(error = %chain(&error), "the images here cannot be listed");
         }
     };
     unused.retain(|image, _| images.contains(image) && !host.uses(*image));

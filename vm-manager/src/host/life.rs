@@ -1,11 +1,12 @@
-//! Making, starting, stopping and deleting a VM on this host.
+//! Creating, starting, stopping and deleting a VM on this host.
 
-use super::{Claimed, Entry, Host, Role, Slot, VmStatus};
+use super::{Activity, Entry, Host, Ownership, Role, Slot, VmStatus};
 use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm,
-    ballot::{BallotError, Ground, Voted},
+    ballot::{Ground, VmVoters},
     definition::VmSecret,
     directory::{Wanted, vm_key},
+    error::undecided,
     hypervisor::{Progress, RunState, Start},
 };
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
@@ -16,13 +17,6 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
-
-pub(crate) fn undecided(step: &'static str) -> impl FnOnce(BallotError) -> Error {
-    move |error| Error::Agreement {
-        step,
-        detail: chain(&error),
-    }
-}
 
 /// The size of a disk over an image: as large as the image, or as wanted if that is not less.
 fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
@@ -43,8 +37,8 @@ impl Host {
     /// Makes a VM: its key, voters, name, address, disk. It does not run yet.
     ///
     /// # Errors
-    /// [`Error::Refused`] for a name that is taken or limits that are out of range; whatever step
-    /// failed. Nothing is left behind.
+    /// [`Error::Refused`] for a name that is taken or limits that are out of range; the error of
+    /// the step that failed. Nothing is left behind.
     pub async fn create(
         &self,
         new: NewVm,
@@ -61,8 +55,8 @@ impl Host {
         progress.send_modify(|p| p.phase = "image".into());
         let image = match &new.image {
             ImageSource::File(path) => {
-                // Before anything is stored: what is no image, or does not fit, leaves nothing
-                // behind.
+                // Checked before anything is stored: a file that is no image, or does not fit,
+                // leaves nothing behind.
                 let size = self.parts.hypervisor.check_image(path).await?;
                 disk_size(size, new.disk_bytes)?;
                 self.room_on_disk(std::fs::metadata(path).map_or(0, |found| found.len()))?;
@@ -70,10 +64,10 @@ impl Host {
             }
             ImageSource::Stored(id) => *id,
         };
-        let came =
+        let is_new =
             matches!(new.image, ImageSource::File(_)) || !self.parts.vault.has_image(image).await;
         let made = self.create_from(&new, image, progress).await;
-        if made.is_err() && came {
+        if made.is_err() && is_new {
             self.drop_unused(image).await;
         }
         made
@@ -120,22 +114,22 @@ impl Host {
             epoch: Epoch(1),
             arrived: Epoch(1),
             seq: 0,
-            // Until all is done: a kill half-way has to give name and address back.
+            // Until all is done. Reason: after a kill half-way, name and address are given back.
             role: Role::Unmade,
             wanted: Wanted::Stopped,
             snapshots: vec![],
             note: None,
             gives_way: None,
         })?;
-        // The rounds leave alone what is being made.
-        let busy = slot.begin("being made")?;
+        // The rounds do not touch a VM on which an operation works.
+        let operation = slot.begin(Activity::Creating)?;
         let made = self.make(&slot, &keys, &path).await;
         if let Err(e) = made {
             self.unmake(&slot).await;
             return Err(e);
         }
         self.publish(&slot).await;
-        drop(busy);
+        drop(operation);
         Ok(self.status_of(&slot))
     }
 
@@ -148,7 +142,7 @@ impl Host {
         let entry = slot.entry();
         let name = &entry.definition.name;
         self.directory.take_name(keys, name).await?;
-        let vm = Voted {
+        let vm = VmVoters {
             keys,
             voters: &entry.definition.voters,
         };
@@ -173,8 +167,8 @@ impl Host {
         Ok(())
     }
 
-    /// Removes what a half-made or half-deleted VM left: name, address, record, files. What cannot
-    /// be reached now stays, unlisted, and the next round tries again.
+    /// Removes what a half-made or half-deleted VM left: name, address, record, files. If a part
+    /// cannot be removed now, the VM stays, unlisted, and the next round tries again.
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
@@ -197,7 +191,7 @@ impl Host {
         }
     }
 
-    /// Starts a VM that is stopped. One that runs is left alone; a guest that only stands still
+    /// Starts a VM that is stopped. A running one is left alone; a guest that only stands still
     /// goes on, and is never ended.
     ///
     /// # Errors
@@ -205,7 +199,7 @@ impl Host {
     /// go on yet, [`Error::Agreement`] if its voters cannot be asked, or the hypervisor's.
     pub async fn start(&self, name: &str) -> Result<VmStatus, Error> {
         let slot = self.named(name)?;
-        let _busy = slot.begin_soon("starting").await?;
+        let _operation = slot.begin_after_check(Activity::Starting).await?;
         self.must_be_held(&slot)?;
         match (slot.run_state(), slot.machine()) {
             (RunState::Running, _) => {}
@@ -215,7 +209,7 @@ impl Host {
         Ok(self.status_of(&slot))
     }
 
-    /// Boots a held VM from its disk, after its voters said that it is ours.
+    /// Boots a held VM from its disk, after its voters said that it is this host's.
     pub(crate) async fn boot(&self, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
         let name = &entry.definition.name;
@@ -226,10 +220,10 @@ impl Host {
         let entry = match self.claim(&entry).await.map_err(undecided(
             "asking the VM's voters whether it may start here",
         ))? {
-            Claimed::Ours(epoch) => self.update(slot, |e| {
+            Ownership::Ours(epoch) => self.update(slot, |e| {
                 (e.epoch, e.note, e.gives_way) = (epoch, None, None)
             })?,
-            Claimed::Theirs { holder, epoch } => {
+            Ownership::Theirs { holder, epoch } => {
                 self.lose(slot, holder, epoch).await;
                 return Err(Self::running_elsewhere(name, holder, epoch));
             }
@@ -270,14 +264,14 @@ impl Host {
         self.stop_within(name, self.options.stop_patience).await
     }
 
-    /// As above, but the guest may take no longer than `patience`; without any it is not asked at
+    /// The same, but the guest may take no longer than `patience`; with none it is not asked at
     /// all.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Host::stop`].
     pub async fn stop_within(&self, name: &str, patience: Duration) -> Result<VmStatus, Error> {
         let slot = self.named(name)?;
-        let _busy = self.begin_before_move(&slot, "stopping").await?;
+        let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = Wanted::Stopped)?;
         if let Some(machine) = slot.take_machine() {
@@ -308,7 +302,7 @@ impl Host {
         if !slot.entry().is_branch() && slot.run_state() != RunState::Stopped {
             return Err(Error::Refused(format!("'{name}' runs: stop it first")));
         }
-        let _busy = slot.begin_soon("deleting").await?;
+        let _operation = slot.begin_after_check(Activity::Deleting).await?;
         let entry = slot.entry();
         if entry.is_branch() {
             if let Some(machine) = slot.take_machine() {
@@ -325,11 +319,11 @@ impl Host {
             .await
             .map_err(undecided("asking the VM's voters whether it is still here"))?
         {
-            Claimed::Theirs { holder, epoch } => {
+            Ownership::Theirs { holder, epoch } => {
                 self.lose(&slot, holder, epoch).await;
                 Err(Self::running_elsewhere(name, holder, epoch))
             }
-            Claimed::Ours(_) => {
+            Ownership::Ours(_) => {
                 self.update(&slot, |e| e.role = Role::Unmade)?;
                 self.unmake(&slot).await;
                 Ok(())

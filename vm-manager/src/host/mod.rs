@@ -1,57 +1,54 @@
-//! One member's VMs: what is defined and runs here, and every operation on it.
+//! One member's VMs: what is defined and runs here, and the operations on it.
 //!
-//! [`Host`] owns the incarnations ([`registry`]), takes running guests up again after a restart and
-//! fences those that lost their VM ([`guard`]), and serves other members ([`remote`]). One
-//! operation at a time works on a VM; a second one is refused with what is going on. Long work runs
-//! in tasks that the host owns, so that a caller who goes away cancels nothing half-way.
+//! [`Host`] has the incarnations ([`registry`] on disk, [`slot`] in memory), answers other members
+//! ([`remote`]) and fences a VM that it lost ([`fence`]). One operation at a time works on a VM; a
+//! second one is refused with what is going on. Long work runs in tasks that the host owns, so that
+//! a caller that goes away cancels nothing half-way. Moves, snapshots, and what a host does unasked
+//! are built on this: [`crate::migrate`], [`crate::checkpoint`], [`crate::guard`].
 
 use crate::{
     Error,
     ballot::Ballot,
     directory::{Directory, VmRecord, Wanted},
     hypervisor::{Hypervisor, Machine, RunState},
-    migrate::target::Arrivals,
     port::Port,
     trace::Traces,
     vault::Vault,
 };
 use p2pvm_dht::Records;
 use p2pvm_overlay::{BoxStream, Epoch, Fabric, MemberId, VmId, chain};
-use p2pvm_snapshot_sync::ManifestId;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     future::Future,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 use tokio::{sync::broadcast, task::JoinSet};
 
+pub mod activity;
 mod claim;
-mod guard;
+mod fence;
 mod images;
 mod life;
 mod names;
 pub mod registry;
 pub mod remote;
 mod room;
+mod slot;
 pub mod status;
 mod underway;
 
-pub use claim::Claimed;
-pub(crate) use guard::run_here;
-pub(crate) use life::undecided;
+pub use activity::Activity;
+pub use claim::Ownership;
+pub(crate) use fence::run_here;
+pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
-pub use status::{HostEvent, HostStats, Standstill, VmState, VmStats, VmStatus};
-pub(crate) use underway::Underway;
-
-/// The activity of asking a VM's voters whether it is still this host's.
-pub(crate) const CHECKING: &str = "asking its voters";
-/// Such a check, with voters that do not answer, is over by then.
-const CHECK_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) use slot::{Operation, Slot, lock};
+pub use status::{
+    HostEvent, HostStats, MigrationOutcome, RunsOn, Standstill, VmState, VmStats, VmStatus,
+};
+pub(crate) use underway::OutgoingMove;
 
 /// What a host works with.
 #[derive(Clone)]
@@ -102,175 +99,6 @@ impl Default for HostOptions {
     }
 }
 
-/// One incarnation in memory.
-pub(crate) struct Slot {
-    entry: Mutex<Entry>,
-    machine: Mutex<Option<Arc<dyn Machine>>>,
-    /// Held by the one operation that changes it.
-    pub(crate) op: Arc<tokio::sync::Mutex<()>>,
-    activity: Mutex<Option<&'static str>>,
-    /// The move to another member that is under way.
-    underway: Mutex<Option<Underway>>,
-    /// The record in the DHT is older than the entry.
-    unpublished: AtomicBool,
-    /// Snapshots that are being copied to other members.
-    copying: Mutex<BTreeSet<ManifestId>>,
-}
-
-/// The right to change a VM, held for the length of one operation.
-pub(crate) struct Busy {
-    slot: Arc<Slot>,
-    _op: tokio::sync::OwnedMutexGuard<()>,
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *lock(&self.slot.activity) = None;
-        *lock(&self.slot.underway) = None;
-    }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Slot {
-    fn new(entry: Entry) -> Arc<Self> {
-        Arc::new(Self {
-            entry: Mutex::new(entry),
-            machine: Mutex::new(None),
-            op: Arc::default(),
-            activity: Mutex::new(None),
-            underway: Mutex::default(),
-            unpublished: AtomicBool::new(false),
-            copying: Mutex::default(),
-        })
-    }
-
-    /// The entry as it is now.
-    pub(crate) fn entry(&self) -> Entry {
-        lock(&self.entry).clone()
-    }
-
-    /// What is being done with it, in a word.
-    pub(crate) fn activity(&self) -> Option<&'static str> {
-        *lock(&self.activity)
-    }
-
-    /// The guest, if it has one.
-    pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
-        lock(&self.machine).clone()
-    }
-
-    /// Takes the guest away: what happens to it from now on is not this VM's.
-    pub(crate) fn take_machine(&self) -> Option<Arc<dyn Machine>> {
-        lock(&self.machine).take()
-    }
-
-    /// Notes that a snapshot is being copied, or no longer.
-    pub(crate) fn copying(&self, snapshot: ManifestId, begins: bool) {
-        let mut copying = lock(&self.copying);
-        if begins {
-            copying.insert(snapshot);
-        } else {
-            copying.remove(&snapshot);
-        }
-    }
-
-    pub(crate) fn is_copying(&self, snapshot: ManifestId) -> bool {
-        lock(&self.copying).contains(&snapshot)
-    }
-
-    pub(crate) fn run_state(&self) -> RunState {
-        self.machine()
-            .map_or(RunState::Stopped, |m| *m.watch().borrow())
-    }
-
-    /// Begins an operation, or says what is going on.
-    pub(crate) fn begin(self: &Arc<Self>, what: &'static str) -> Result<Busy, Error> {
-        match self.op.clone().try_lock_owned() {
-            Ok(op) => {
-                *lock(&self.activity) = Some(what);
-                Ok(Busy {
-                    slot: self.clone(),
-                    _op: op,
-                })
-            }
-            Err(_) => {
-                let name = self.entry().listed_name();
-                if let Some(moving) = &*lock(&self.underway) {
-                    return Err(Error::Refused(moving.refusal(&name)));
-                }
-                let doing = lock(&self.activity).unwrap_or("something else");
-                Err(Error::Refused(format!(
-                    "'{name}' is busy ({doing}): wait until that is done"
-                )))
-            }
-        }
-    }
-
-    /// Begins something that takes a moment and is not worth a word to those who look on; one that
-    /// is under way goes first.
-    pub(crate) fn begin_quietly(self: &Arc<Self>) -> Result<Busy, Error> {
-        self.begin(CHECKING)
-    }
-
-    /// Begins an operation, after a check with the voters that may be going on: that is the host's
-    /// own doing, and soon over.
-    pub(crate) async fn begin_soon(self: &Arc<Self>, what: &'static str) -> Result<Busy, Error> {
-        let until = tokio::time::Instant::now() + CHECK_LIMIT;
-        loop {
-            match self.begin(what) {
-                // Nothing is said yet, or any more, in the moment in which one operation follows
-                // another.
-                Err(_)
-                    if matches!(self.activity(), None | Some(CHECKING))
-                        && tokio::time::Instant::now() < until =>
-                {
-                    tokio::time::sleep(CHECK_LIMIT / 200).await;
-                }
-                begun => return begun,
-            }
-        }
-    }
-
-    /// Begins an operation when the present one is done.
-    pub(crate) async fn begin_next(self: &Arc<Self>, what: &'static str) -> Busy {
-        let op = self.op.clone().lock_owned().await;
-        *lock(&self.activity) = Some(what);
-        Busy {
-            slot: self.clone(),
-            _op: op,
-        }
-    }
-
-    pub(crate) fn status(&self, me: MemberId) -> VmStatus {
-        let entry = self.entry();
-        let state = match (&entry.role, self.run_state()) {
-            (Role::Branch { .. }, _) => VmState::Branch,
-            (Role::Doubtful { .. }, _) => VmState::Doubtful,
-            (Role::Arriving { .. } | Role::Unmade, _) => VmState::Arriving,
-            (Role::Leaving { .. }, RunState::Running) => VmState::Leaving,
-            (_, RunState::Running) => VmState::Running,
-            (_, RunState::Paused | RunState::Incoming) => VmState::Paused,
-            (_, RunState::Stopped) => VmState::Stopped,
-        };
-        VmStatus {
-            name: entry.listed_name(),
-            state,
-            // A branch too is where it lies; its note says who has the VM.
-            holder: me,
-            epoch: entry.epoch,
-            wanted: entry.wanted,
-            activity: lock(&self.activity).map(str::to_owned),
-            definition: entry.definition,
-            snapshots: entry.snapshots,
-            note: entry.note,
-            still: None,
-        }
-    }
-}
-
 /// One member's VMs.
 pub struct Host {
     pub(crate) me: MemberId,
@@ -279,7 +107,6 @@ pub struct Host {
     pub(crate) directory: Directory,
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
-    pub(crate) arrivals: Arrivals,
     in_use: images::InUse,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
@@ -289,35 +116,22 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens the host whose VMs are defined in `dir`: takes up what runs, decides what was
-    /// interrupted, serves other members.
-    ///
-    /// # Errors
-    /// What the file system says of `dir`.
-    pub async fn open(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
+    /// A host over the VMs that are defined in `dir`, none of which it knows yet.
+    pub(crate) fn new(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
         let registry = Registry::open(&dir.join("vms"))?;
-        let host = Arc::new_cyclic(|this| Self {
+        Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
             parts,
             options,
             registry,
             slots: Mutex::default(),
-            arrivals: Arrivals::default(),
             in_use: images::InUse::default(),
             events: broadcast::channel(256).0,
             tasks: Mutex::default(),
             this: this.clone(),
             origin: tokio::time::Instant::now(),
-        });
-        let all_known = host.adopt_all().await?;
-        if all_known {
-            host.watch_images();
-        }
-        host.serve_members();
-        host.guard();
-        host.watch_room();
-        Ok(host)
+        }))
     }
 
     /// This member.
@@ -325,7 +139,7 @@ impl Host {
         self.me
     }
 
-    /// What happens to VMs here from now on. A slow reader misses the oldest.
+    /// What happens to VMs here from now on. A slow reader misses the oldest events.
     pub fn events(&self) -> broadcast::Receiver<HostEvent> {
         self.events.subscribe()
     }
@@ -335,8 +149,7 @@ impl Host {
         lock(&self.tasks).abort_all();
     }
 
-    /// The VMs and branches on this host, by name. One that is being made or removed is none yet,
-    /// or none any more.
+    /// The VMs and branches on this host, by name, without those that are being made or removed.
     pub fn list(&self) -> Vec<VmStatus> {
         let whole = |slot: &Arc<Slot>| !matches!(lock(&slot.entry).role, Role::Unmade);
         let mut all: Vec<_> = self
@@ -446,6 +259,10 @@ impl Host {
         self.origin.elapsed()
     }
 
+    pub(crate) fn weak(&self) -> Weak<Host> {
+        self.this.clone()
+    }
+
     pub(crate) fn strong(&self) -> Option<Arc<Host>> {
         self.this.upgrade()
     }
@@ -458,7 +275,7 @@ impl Host {
     }
 
     pub(crate) fn emit(&self, event: HostEvent) {
-        // Nobody listening is no error.
+        // Without a listener the event is lost, which is no error.
         let _ = self.events.send(event);
     }
 
@@ -466,8 +283,8 @@ impl Host {
         lock(&self.slots).values().cloned().collect()
     }
 
-    /// Whether the incarnation is still there: what is written of one that was removed would bring
-    /// it back.
+    /// Whether the incarnation is still listed. To write the entry of a removed one would bring it
+    /// back.
     pub(crate) fn lists(&self, slot: &Arc<Slot>) -> bool {
         lock(&self.slots)
             .values()
@@ -497,24 +314,78 @@ impl Host {
     /// Writes a new entry and lists it.
     pub(crate) fn insert(&self, entry: Entry) -> Result<Arc<Slot>, Error> {
         self.registry.save(&entry)?;
-        let name = entry.incarnation();
-        let slot = Slot::new(entry);
-        lock(&self.slots).insert(name, slot.clone());
-        Ok(slot)
+        Ok(self.list_entry(entry))
     }
 
-    /// Changes an entry, durably before anyone sees it.
+    /// The same for the entry of a VM that is not here yet; `None`: it is, as something else than a
+    /// branch.
+    pub(crate) fn insert_if_absent(&self, entry: Entry) -> Result<Option<Arc<Slot>>, Error> {
+        let slot = Slot::new(entry.clone());
+        {
+            let mut slots = lock(&self.slots);
+            let is_same = |other: &Arc<Slot>| {
+                let other = lock(&other.entry);
+                other.definition.vm == entry.definition.vm && !other.is_branch()
+            };
+            if slots.values().any(is_same) {
+                return Ok(None);
+            }
+            slots.insert(entry.incarnation(), slot.clone());
+        }
+        if let Err(e) = self.registry.save(&entry) {
+            lock(&self.slots).remove(&entry.incarnation());
+            return Err(e);
+        }
+        Ok(Some(slot))
+    }
+
+    /// Lists an entry that is written already.
+    pub(crate) fn list_entry(&self, entry: Entry) -> Arc<Slot> {
+        let name = entry.incarnation();
+        let slot = Slot::new(entry.clone());
+        lock(&self.slots).insert(name, slot.clone());
+        self.assert_one_held(&entry);
+        slot
+    }
+
+    /// Changes an entry; it is durable before the change is seen.
     pub(crate) fn update(
         &self,
         slot: &Slot,
         change: impl FnOnce(&mut Entry),
     ) -> Result<Entry, Error> {
-        let mut entry = lock(&slot.entry);
-        let mut next = entry.clone();
-        change(&mut next);
-        self.registry.save(&next)?;
-        *entry = next.clone();
+        let next = {
+            let mut entry = lock(&slot.entry);
+            let mut next = entry.clone();
+            change(&mut next);
+            self.registry.save(&next)?;
+            *entry = next.clone();
+            next
+        };
+        self.assert_one_held(&next);
         Ok(next)
+    }
+
+    /// A second incarnation that may run the VM here would run it beside the first.
+    fn assert_one_held(&self, entry: &Entry) {
+        let is_held = |entry: &Entry, vm| entry.definition.vm == vm && entry.role.is_held();
+        let vm = entry.definition.vm;
+        if is_held(entry, vm) {
+            let slots = self.slots();
+            let held = slots.iter().filter(|s| is_held(&lock(&s.entry), vm));
+            assert!(held.count() <= 1, "one incarnation at most holds a VM here");
+        }
+    }
+
+    /// The other incarnations of the VM here that may run it, or may come to.
+    pub(crate) fn others(&self, slot: &Arc<Slot>) -> Vec<Arc<Slot>> {
+        let vm = slot.entry().definition.vm;
+        let is_other = |other: &Arc<Slot>| {
+            let entry = lock(&other.entry);
+            let may_run = !entry.is_branch() && entry.role != Role::Unmade;
+            !Arc::ptr_eq(other, slot) && entry.definition.vm == vm && may_run
+        };
+        self.slots().into_iter().filter(is_other).collect()
     }
 
     /// Removes an incarnation and its files. Its guest must be gone.
@@ -527,7 +398,7 @@ impl Host {
 
     /// Puts the VM's record into the DHT; what fails is tried again by the guard.
     pub(crate) async fn publish(&self, slot: &Slot) {
-        slot.unpublished.store(true, Ordering::Relaxed);
+        slot.set_unpublished(true);
         let entry = slot.entry();
         if !matches!(entry.role, Role::Held | Role::Leaving { .. }) {
             return;
@@ -545,7 +416,7 @@ impl Host {
             .await
         {
             Ok(used) => {
-                slot.unpublished.store(false, Ordering::Relaxed);
+                slot.set_unpublished(false);
                 let counted = self.update(slot, |e| {
                     if e.epoch == record.epoch {
                         e.seq = used.wrapping_add(1);
@@ -593,7 +464,7 @@ impl Host {
 
     async fn ended_by_itself(&self, slot: &Arc<Slot>, machine: &Arc<dyn Machine>) {
         // An operation that is under way (a stop, a move) sees the end for itself.
-        let Ok(_busy) = slot.begin("stopped by its guest") else {
+        let Ok(_operation) = slot.begin(Activity::Ended) else {
             return;
         };
         if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {

@@ -3,20 +3,18 @@
 //! name's replicas have, and between equal halves a coin that falls the same way for all). That VM
 //! keeps the name. The other runs on under the name and the beginning of its own id.
 
-use super::{Entry, Host, Role, Slot};
+use super::{Activity, Entry, Host, Role, Slot};
 use crate::Error;
 use p2pvm_overlay::{MemberId, VmId, chain};
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
-/// Rounds of the guard after a member came in which names are looked at. Reason: records need a
-/// while to come to one owner.
-pub(super) const LOOKS: u32 = 4;
-/// Letters of its id that a VM's new name ends with; more if that name is taken as well.
+/// How many rounds after a member connected check names. Reason: records need a while to come to
+/// one owner.
+const ROUNDS: u32 = 4;
+/// How many letters of its id a VM's new name ends with; the second number if the first leads to a
+/// taken name.
 const LETTERS: [usize; 2] = [4, 8];
-/// Letters that a name may have: a DNS label's.
+/// How many letters a name may have. Reason: it is a DNS label.
 const LONGEST: usize = 63;
 
 /// The name of a VM that cannot keep its own.
@@ -26,20 +24,20 @@ fn suffixed(name: &str, vm: VmId, letters: usize) -> String {
     format!("{}-{}", kept.trim_end_matches('-'), &id[..letters])
 }
 
-/// Which rounds look at names.
+/// Which rounds check names.
 #[derive(Default)]
-pub(super) struct Looks {
+pub(crate) struct NameChecks {
     known: BTreeSet<MemberId>,
     left: u32,
 }
 
-impl Looks {
-    /// Whether this round does: for a while after a member came, which may be from the other half
-    /// of a network that was cut.
-    pub(super) fn due(&mut self, connected: Vec<MemberId>) -> bool {
+impl NameChecks {
+    /// Whether this round checks names: for a while after a member connected, which may come from
+    /// the other half of a network that was cut.
+    pub(crate) fn due(&mut self, connected: Vec<MemberId>) -> bool {
         let now: BTreeSet<MemberId> = connected.into_iter().collect();
         if !now.is_subset(&self.known) {
-            self.left = LOOKS;
+            self.left = ROUNDS;
         }
         self.known = now;
         let due = self.left > 0;
@@ -49,11 +47,11 @@ impl Looks {
 }
 
 impl Host {
-    /// Sees to it that the VM has its name in the network, or takes another. `renew` makes the
-    /// name's record last longer.
-    pub(super) async fn keep_name(&self, slot: &Arc<Slot>, renew: bool) {
-        // While something is done with the VM its name stays; the next round looks again.
-        let Ok(_busy) = slot.begin_quietly() else {
+    /// Checks that the VM has its name in the network; takes another if it has not. `renew` extends
+    /// the life of the name's record.
+    pub(crate) async fn keep_name(&self, slot: &Arc<Slot>, renew: bool) {
+        // While an operation works on the VM its name stays; the next round checks again.
+        let Ok(_operation) = slot.begin(Activity::Checking) else {
             return;
         };
         let entry = slot.entry();
@@ -68,7 +66,7 @@ impl Host {
             Err(e) => Err(e),
         };
         if let Err(e) = kept {
-            tracing::info!(vm = %name, error = %chain(&e), "the VM's name will be looked at again");
+            tracing::info!(vm = %name, error = %chain(&e), "the VM's name will be checked again");
         }
     }
 
@@ -87,7 +85,7 @@ impl Host {
             (e.definition.name, e.note) = (new.clone(), Some(note))
         })?;
         tracing::warn!(vm = %new, was = %old, "another VM has the name since the network is whole \
-            again: this one is called so from now on");
+            again: this one is renamed");
         self.publish(slot).await;
         if slot.machine().is_some() {
             // The guest's port answers by the new name.
@@ -104,7 +102,7 @@ impl Host {
             .port
             .renamed(&keys, &entry.definition, entry.epoch, &old)
             .await?;
-        slot.unpublished.store(true, Ordering::Relaxed);
+        slot.set_unpublished(true);
         Ok(())
     }
 
@@ -151,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn names_are_looked_at_for_a_while_after_a_member_came_and_not_in_between() {
+    fn names_are_checked_for_a_while_after_a_member_came_and_not_in_between() {
         let (a, b) = (MemberId([1; 32]), MemberId([2; 32]));
-        let mut looks = Looks::default();
-        assert!((0..LOOKS).all(|_| looks.due(vec![a])));
-        assert!(!looks.due(vec![a]) && !looks.due(vec![]), "nobody new");
-        assert!(looks.due(vec![a, b]), "one came");
+        let mut checks = NameChecks::default();
+        assert!((0..ROUNDS).all(|_| checks.due(vec![a])));
+        assert!(!checks.due(vec![a]) && !checks.due(vec![]), "nobody new");
+        assert!(checks.due(vec![a, b]), "one came");
     }
 }

@@ -2,8 +2,9 @@
 //! replaced atomically (temporary name, fsync, rename, fsync of the directory), so that a daemon
 //! killed at any instant finds either the old or the new truth.
 //!
-//! An *incarnation* is one stay of a VM on a host, named by the VM and the epoch it came in. A copy
-//! that lost the VM and a later stay of the same VM are two incarnations with two directories.
+//! An *incarnation* is one stay of a VM on a host, named by the VM and the epoch in which it came.
+//! A copy that lost the VM and a later stay of the same VM are two incarnations with two
+//! directories.
 
 use crate::{
     Definition, Error,
@@ -34,7 +35,7 @@ pub enum Side {
     Target,
 }
 
-/// In what relation this host stands to a VM.
+/// This host's relation to a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "role")]
 pub enum Role {
@@ -61,20 +62,27 @@ pub enum Role {
     Doubtful {
         /// The migration.
         id: u64,
-        /// Our side of it.
+        /// This host's side of it.
         side: Side,
-        /// The other side, that may have it.
+        /// The other side, which may have it.
         other: MemberId,
     },
-    /// Being made or deleted: whatever is left of it is removed when the daemon starts.
+    /// It is being made or deleted: what is left of it is removed when the daemon starts.
     Unmade,
     /// A copy that lost the VM to another holder.
     Branch {
-        /// Who has it.
+        /// The member that has it.
         holder: MemberId,
         /// In which epoch.
         newer: Epoch,
     },
+}
+
+impl Role {
+    /// Whether this host is the VM's holder. At most one incarnation of a VM is held here.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self, Self::Held | Self::Leaving { .. })
+    }
 }
 
 /// One incarnation of a VM on this host.
@@ -90,14 +98,14 @@ pub struct Entry {
     pub arrived: Epoch,
     /// The next count of its record's version.
     pub seq: u32,
-    /// Our relation to it.
+    /// This host's relation to it.
     pub role: Role,
     /// Whether it is meant to run.
     pub wanted: Wanted,
     /// Its snapshots, oldest first.
     #[serde(default)]
     pub snapshots: Vec<Snapshot>,
-    /// Why it is in a state nobody asked for.
+    /// Why it is in a state that its user did not ask for.
     #[serde(default)]
     pub note: Option<String>,
     /// The member that was allowed to restore it while it is stopped here: then the copy here goes,
@@ -115,9 +123,22 @@ impl Entry {
         }
     }
 
-    /// Whether it is a copy that lost.
+    /// Whether it is a copy that lost its VM.
     pub fn is_branch(&self) -> bool {
         matches!(self.role, Role::Branch { .. })
+    }
+
+    /// Makes it a copy that lost its VM.
+    pub(crate) fn make_branch(&mut self, holder: MemberId, newer: Epoch, note: String) {
+        self.role = Role::Branch { holder, newer };
+        self.note = Some(note);
+        self.gives_way = None;
+    }
+
+    /// Makes it a copy that a newer incarnation on this host, `me`, replaces.
+    pub(crate) fn make_replaced(&mut self, me: MemberId, newer: Epoch) {
+        let note = format!("a restore here replaced it in epoch {newer}");
+        self.make_branch(me, newer, note);
     }
 
     /// The name of its directory.
@@ -131,8 +152,25 @@ pub fn incarnation(vm: VmId, arrived: Epoch) -> String {
     format!("{}-e{arrived}", vm.short())
 }
 
-/// Directories that hold no entry that can be read, with the reason.
-pub type Broken = Vec<(PathBuf, String)>;
+/// Directories without a readable entry, with the reason.
+pub type UnreadableDirs = Vec<(PathBuf, String)>;
+
+/// The places of held entries whose VM a newer entry holds as well, each with that entry's epoch.
+/// Reason: a restore by an earlier version left both where the daemon ended, or the new guest
+/// failed, in its last steps.
+pub(crate) fn superseded(entries: &[Entry]) -> Vec<(usize, Epoch)> {
+    let newer = |entry: &Entry| {
+        let is_newer = |other: &&Entry| {
+            other.role.is_held()
+                && other.definition.vm == entry.definition.vm
+                && other.arrived > entry.arrived
+        };
+        entries.iter().filter(is_newer).map(|e| e.epoch).max()
+    };
+    let held = entries.iter().enumerate().filter(|(_, e)| e.role.is_held());
+    held.filter_map(|(at, entry)| Some((at, newer(entry)?)))
+        .collect()
+}
 
 /// The directory of this host's VMs.
 #[derive(Clone, Debug)]
@@ -163,12 +201,12 @@ impl Registry {
         &self.dir
     }
 
-    /// Every entry, and the directories that hold none that can be read with the reason.
+    /// Every entry, and the directories without a readable one.
     ///
     /// # Errors
     /// What the file system says of the registry's directory itself.
-    pub fn load(&self) -> Result<(Vec<Entry>, Broken), Error> {
-        let (mut entries, mut broken) = (Vec::new(), Broken::new());
+    pub fn load(&self) -> Result<(Vec<Entry>, UnreadableDirs), Error> {
+        let (mut entries, mut unreadable) = (Vec::new(), UnreadableDirs::new());
         for item in fs::read_dir(&self.dir).map_err(io_at("listing the VMs", &self.dir))? {
             let path = item.map_err(io_at("listing the VMs", &self.dir))?.path();
             if path
@@ -182,18 +220,18 @@ impl Registry {
             match fs::read(path.join(FILE)) {
                 Ok(bytes) => match serde_json::from_slice::<Entry>(&bytes) {
                     Ok(entry) => entries.push(entry),
-                    Err(e) => broken.push((path, e.to_string())),
+                    Err(e) => unreadable.push((path, e.to_string())),
                 },
                 // A directory whose entry was not written yet, or was removed already: what is left
                 // of an interrupted step.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    broken.push((path, "no definition in it".into()))
+                    unreadable.push((path, "no definition in it".into()))
                 }
-                Err(e) => broken.push((path, e.to_string())),
+                Err(e) => unreadable.push((path, e.to_string())),
             }
         }
         entries.sort_by_key(|e| (e.definition.name.clone(), e.arrived));
-        Ok((entries, broken))
+        Ok((entries, unreadable))
     }
 
     /// Writes an entry; when it returns, the entry survives a power cut.
@@ -214,7 +252,7 @@ impl Registry {
         sync_dir(&self.dir)
     }
 
-    /// Removes an incarnation: renamed first, so that a kill half-way leaves no VM that seems
+    /// Removes an incarnation. It is renamed first, so that a kill half-way leaves no VM that seems
     /// whole.
     ///
     /// # Errors
@@ -333,6 +371,29 @@ pub(crate) mod tests {
         assert_eq!((entries.len(), broken.len()), (1, 1));
         registry.remove(&first).unwrap();
         assert!(registry.load().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn of_two_held_stays_of_one_vm_the_older_is_superseded() {
+        let older = entry("web");
+        let stay = |arrived, role| Entry {
+            arrived: Epoch(arrived),
+            role,
+            ..older.clone()
+        };
+        let branch = Role::Branch {
+            holder: MemberId([9; 32]),
+            newer: Epoch(2),
+        };
+        let all = [
+            older.clone(),
+            stay(3, Role::Held),
+            entry("another"),
+            stay(2, branch),
+            stay(4, Role::Unmade),
+        ];
+        assert_eq!(superseded(&all), [(0, Epoch(1))]);
+        assert!(superseded(&all[1..]).is_empty());
     }
 
     #[test]

@@ -1,16 +1,9 @@
-//! What members ask each other about VMs, service "vm": what each has, and whether a VM's guest
-//! runs there. Operations on a VM that another member holds are no business of this service: the
-//! control API forwards them to the holder's own.
+//! What members ask each other about VMs, service "vm": which ones each has, and whether a VM's
+//! guest runs there. This service does no operations on VMs: the control API forwards those to the
+//! holder's own.
 
-use super::{Host, Role, VmState, VmStatus, status::Standstill};
-use crate::{
-    Error,
-    hypervisor::RunState,
-    migrate::{
-        target::Doorman,
-        wire::{SERVICE as MIGRATE, peer},
-    },
-};
+use super::{Activity, Host, Role, Standstill, VmState, VmStatus};
+use crate::{Error, error::peer, hypervisor::RunState};
 use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, Serve, VmId, chain};
 use serde::{Deserialize, Serialize};
@@ -32,10 +25,10 @@ pub enum VmRequest {
     List,
     /// Does the VM's guest run there?
     Runs(VmId),
-    /// May the one that asks restore the VM, which is stopped there? Its copy there goes then.
-    /// Older members do not know it.
+    /// May the asking member restore the VM, which is stopped there? Its copy there is removed
+    /// then. Older members do not know this request.
     GiveWay(VmId),
-    /// The one that asks runs the VM now: ask its voters.
+    /// The asking member runs the VM now: ask its voters.
     Took(VmId),
 }
 
@@ -44,18 +37,18 @@ pub enum VmRequest {
 pub enum VmAnswer {
     /// Its VMs.
     Vms(Vec<VmStatus>),
-    /// Whether the guest runs; `None`: it has no such VM.
+    /// Whether the guest runs; `None`: the member has no such VM.
     Runs(Option<bool>),
     /// Whether the VM is stopped there and given away.
     GivesWay(bool),
-    /// It was heard.
+    /// The request was understood.
     Heard,
 }
 
-struct Clerk(Weak<Host>);
+struct VmService(Weak<Host>);
 
 #[async_trait]
-impl Serve for Clerk {
+impl Serve for VmService {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
         let request =
@@ -65,8 +58,8 @@ impl Serve for Clerk {
     }
 }
 
-/// An answer as it is sent. Behind a list stands, by place in it, why guests stand still: members
-/// of a former version read no further than the list.
+/// An answer as it is sent. A list is followed by the reasons why guests stand still, each with its
+/// place in the list: members of a former version read no further than the list.
 fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
     let mut body = postcard::to_allocvec(answer)?;
     if let VmAnswer::Vms(vms) = answer {
@@ -79,11 +72,11 @@ fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// An answer as it came.
+/// An answer that was received.
 fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
     let (mut answer, behind) = postcard::take_from_bytes::<VmAnswer>(body)?;
     if let VmAnswer::Vms(vms) = &mut answer {
-        // A member of a former version says nothing of it.
+        // A member of a former version sends no reasons.
         for (at, still) in
             postcard::from_bytes::<Vec<(u32, Standstill)>>(behind).unwrap_or_default()
         {
@@ -96,11 +89,10 @@ fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
 }
 
 impl Host {
-    pub(super) fn serve_members(&self) {
-        let fabric = &self.parts.fabric;
-        fabric.serve(SERVICE, Arc::new(Clerk(self.this.clone())));
-        fabric.serve(MIGRATE, Arc::new(Doorman(self.this.clone())));
-        self.accept_migration_streams();
+    /// Answers other members from now on.
+    pub(crate) fn serve_members(&self) {
+        let service = VmService(self.this.clone());
+        self.parts.fabric.serve(SERVICE, Arc::new(service));
     }
 
     async fn reply(&self, from: MemberId, request: &VmRequest) -> VmAnswer {
@@ -156,7 +148,7 @@ impl Host {
     /// Lets `to` restore a VM that is stopped here. The voters decide whether it does; this says
     /// what then becomes of the copy here.
     async fn give_way(&self, slot: &Arc<super::Slot>, to: MemberId) -> bool {
-        let Ok(_busy) = slot.begin_soon("giving way to a restore elsewhere").await else {
+        let Ok(_operation) = slot.begin_after_check(Activity::GivingWay).await else {
             return false;
         };
         if slot.entry().role != Role::Held || slot.run_state() != RunState::Stopped {
@@ -165,8 +157,8 @@ impl Host {
         let given = self.update(slot, |e| e.gives_way = Some(to));
         given
             .inspect_err(|e| {
-                tracing::warn!(error = %chain(e), "it cannot be written down that a \
-            VM may go elsewhere")
+                tracing::warn!(error = %chain(e), "it cannot be written down that a VM may be \
+                    restored elsewhere")
             })
             .is_ok()
     }

@@ -1,15 +1,14 @@
-//! Room on this host's disk: what does not fit is refused beforehand, a guest that QEMU stopped
-//! because its disk found none is shown with the reason, and goes on when there is room again.
+//! Room on this host's disk: what does not fit is refused beforehand; a guest that QEMU stopped on
+//! a full disk is shown with the reason, and goes on when there is room again.
 //!
-//! Such a guest has lost nothing: QEMU keeps the write that failed and does it again when the guest
-//! goes on, here or where it has been moved to.
+//! Such a guest has lost nothing: QEMU keeps the write that failed and repeats it when the guest
+//! goes on, here or on the member that it was moved to.
 
-use super::{Host, Slot, status::Standstill};
+use super::{Activity, Host, Role, Slot, Standstill};
 use crate::{
     Error,
     directory::Wanted,
     error::io_at,
-    host::Role,
     hypervisor::{Halt, Machine, RunState},
 };
 use p2pvm_overlay::{
@@ -18,18 +17,16 @@ use p2pvm_overlay::{
 };
 use std::{path::Path, sync::Arc, time::Duration};
 
-/// How many bytes of the disk stay free when images and disks come in, and are free before a guest
-/// that found none goes on. Reason: records and voters' promises are written too.
+/// How many bytes of the disk stay free when images and disks are stored, and must be free before a
+/// guest goes on that found none. Reason: records and voters' promises need room too.
 const KEPT_FREE: u64 = 64 << 20;
-/// At most this share of a small file system is asked for before a guest goes on.
+/// How small a part of a small file system is enough before a guest goes on: one in this many.
 const SHARE: u64 = 16;
-/// How often guests that wait for room are looked at.
+/// How long between two looks for room for guests that wait for it.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a guest that goes on runs before it counts as running. Reason: the write that failed is
-/// tried first of all.
+/// How long a resumed guest runs before it counts as running. Reason: the write that failed is
+/// repeated first.
 const TRIED: Duration = Duration::from_millis(300);
-/// What [`Host::go_on`] is called while it works.
-const GOING_ON: &str = "going on";
 
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
@@ -73,7 +70,7 @@ impl Host {
         }
     }
 
-    /// Why the VM's guest stands still though nobody asked for it.
+    /// Why the VM's guest stands still without a request.
     pub(crate) fn standstill(&self, slot: &Slot) -> Option<Standstill> {
         let machine = slot
             .machine()
@@ -90,7 +87,7 @@ impl Host {
         })
     }
 
-    /// Lets a guest go on that is held and not stopped, if it can.
+    /// Lets a held guest go on, if it can.
     pub(crate) async fn go_on(&self, slot: &Slot, machine: &dyn Machine) -> Result<(), Error> {
         let (entry, halted) = (slot.entry(), self.standstill(slot));
         let name = &entry.definition.name;
@@ -128,8 +125,8 @@ impl Host {
         }
     }
 
-    /// Lets guests go on that found the disk full, as soon as there is room.
-    pub(super) fn watch_room(&self) {
+    /// Lets guests that found the disk full go on as soon as there is room.
+    pub(crate) fn watch_room(&self) {
         let this = self.this.clone();
         self.spawn(async move {
             loop {
@@ -152,15 +149,15 @@ impl Host {
         {
             return;
         }
-        // Whatever is going on with it, a move say, sees to it.
-        let Ok(_busy) = slot.begin(GOING_ON) else {
+        // An operation that works on it, a move say, sees to it.
+        let Ok(_operation) = slot.begin(Activity::Resuming) else {
             return;
         };
         let (entry, machine) = (slot.entry(), slot.machine());
         let Some(machine) = machine.filter(|_| entry.role == Role::Held) else {
             return;
         };
-        // First what this node itself has to be able to write.
+        // This node's own records come first.
         if let Err(error) = reserve::refill() {
             tracing::debug!(%error, "the reserve stays short");
         }
@@ -172,7 +169,10 @@ impl Host {
                 )
             }
             Err(error) => {
-                tracing::debug!(vm = %entry.definition.name, error = %chain(&error), "not yet")
+                tracing::debug!(
+                    vm = %entry.definition.name, error = %chain(&error),
+                    "the guest cannot go on yet"
+                )
             }
         }
     }

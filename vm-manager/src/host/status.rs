@@ -1,14 +1,15 @@
 //! What a host says of itself and its VMs: plain, serializable, for the control API.
 
+use super::Activity;
 use crate::{
     Definition,
     directory::{Snapshot, Wanted},
-    hypervisor::{Accel, Halt, MachineStats, Progress, RunState},
+    hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
 };
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 
-/// What a VM is doing, in one word.
+/// A VM's state, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
@@ -22,9 +23,9 @@ pub enum VmState {
     Leaving,
     /// It is being moved here.
     Arriving,
-    /// Held until the voters say whether it may run here.
+    /// It is held until the voters say whether it may run here.
     Doubtful,
-    /// A copy that lost: the VM went on elsewhere. Never runs as that VM again.
+    /// It is a copy that lost its VM, which went on elsewhere. It never runs as that VM again.
     Branch,
     /// Another member has it.
     Remote,
@@ -43,16 +44,16 @@ pub struct VmStatus {
     pub epoch: Epoch,
     /// Whether it is meant to run.
     pub wanted: Wanted,
-    /// What is being done with it now ("migrating", "snapshot"), if anything.
-    pub activity: Option<String>,
+    /// What is being done with it now, if anything.
+    pub activity: Option<Activity>,
     /// What it is.
     pub definition: Definition,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
     /// Why it is in a state that its user did not ask for.
     pub note: Option<String>,
-    /// Why its guest stands still though nobody asked for it. Told to other members behind the
-    /// list, for those that know it.
+    /// Why its guest stands still without a request. It is sent to other members behind the list,
+    /// for those that know it.
     #[serde(skip)]
     pub still: Option<Standstill>,
 }
@@ -111,13 +112,59 @@ pub struct VmStats {
     pub machine: MachineStats,
 }
 
-/// What this host is and bears, for the load vector and `status`.
+/// What this host runs on and what its guests use, for the load vector and `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostStats {
     /// What guests run on; `None` until probed or when no hypervisor works.
     pub accel: Option<Accel>,
     /// Running VMs.
     pub vms: Vec<VmStats>,
+}
+
+/// Which side runs the guest when a migration is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunsOn {
+    /// Where it was.
+    Source,
+    /// Where it should go.
+    Target,
+    /// Held on both sides until a majority of the VM's voters answers; then one goes on by itself.
+    Undecided,
+}
+
+/// How a migration ended, and which side runs the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationOutcome {
+    /// The migration's id, as in the logs of both hosts (hexadecimal).
+    pub id: String,
+    /// The id of its trace, if it is traced.
+    pub trace: Option<String>,
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Where it was.
+    pub from: MemberId,
+    /// Where it should go.
+    pub to: MemberId,
+    /// Where it runs now.
+    pub runs_on: RunsOn,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// Why it did not move, naming the step that failed.
+    pub failure: Option<String>,
+    /// Whether it did not move because it was cancelled on request.
+    pub cancelled: bool,
+    /// Whether it did not move because its guest ended by itself meanwhile: it is stopped.
+    pub ended: bool,
+    /// From the request to the end, milliseconds.
+    pub total_ms: u64,
+    /// From the guest's pause here to the target's word that it runs there, milliseconds: an upper
+    /// bound of the stop.
+    pub pause_ms: Option<u64>,
+    /// The hypervisor's own figures.
+    pub report: Option<MigrationReport>,
 }
 
 /// Something that happened to a VM, for logs, `explain` and the API's event stream.
@@ -141,12 +188,12 @@ pub enum HostEvent {
         progress: Progress,
     },
     /// A move ended.
-    Migrated(crate::migrate::MigrationOutcome),
+    Migrated(MigrationOutcome),
     /// A copy here was fenced: the VM goes on elsewhere.
     Fenced {
         /// The branch's name.
         branch: String,
-        /// Who has the VM.
+        /// The member that has the VM.
         holder: MemberId,
         /// In which epoch.
         epoch: Epoch,

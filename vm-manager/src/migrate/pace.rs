@@ -23,11 +23,11 @@ use tokio::{
 
 /// The largest data frame, bytes.
 const MAX_FRAME: usize = 64 << 10;
-/// The window never falls below this: two frames keep a slow path busy.
+/// How small the window gets at least, bytes. Reason: two frames keep a slow path busy.
 const MIN_WINDOW: u64 = 128 << 10;
-/// Nor does it rise above this: 200 ms at 10 Gbit/s.
+/// How large the window gets at most, bytes. Reason: 200 ms at 10 Gbit/s.
 const MAX_WINDOW: u64 = 256 << 20;
-/// Queueing that is allowed on a path with no delay of its own: the scheduling of two busy hosts.
+/// How much queueing is allowed on a path without delay. Reason: the scheduling of two busy hosts.
 const MIN_QUEUEING: Duration = Duration::from_millis(15);
 
 const DATA: u8 = 0;
@@ -72,8 +72,8 @@ impl Pace {
         self.under_way.push_back((self.sent, now));
     }
 
-    /// The far side has taken `total` bytes in all. Figures that cannot be are taken for the
-    /// nearest that can.
+    /// The far side has taken `total` bytes in all. An impossible figure counts as the nearest
+    /// possible one.
     pub fn acked(&mut self, now: Instant, total: u64) {
         let total = total.clamp(self.acked, self.sent);
         let fresh = total - self.acked;
@@ -130,7 +130,7 @@ impl Shared {
 /// Joins a local socket to the same function on the far side, until both directions have ended.
 ///
 /// # Errors
-/// What either side says, or `InvalidData` for frames that are none.
+/// The error of either side, or `InvalidData` for invalid frames.
 pub async fn join(
     local: impl AsyncRead + AsyncWrite,
     remote: impl AsyncRead + AsyncWrite,
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_that_are_none_are_an_error() {
+    async fn invalid_frames_are_an_error() {
         let (local, _near) = tokio::io::duplex(64);
         let (remote, mut far) = tokio::io::duplex(64);
         far.write_all(&[DATA, 0xff, 0xff, 0xff, 0xff])

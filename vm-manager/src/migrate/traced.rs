@@ -1,10 +1,10 @@
 //! What the spans of a migration say: the whole of it at its source, the whole of it at its target,
-//! the passes over memory. Which steps there are stands where they are taken, in [`super::source`]
-//! and [`super::target`].
+//! the passes over memory. [`super::source`] and [`super::target`] begin and end the spans of the
+//! steps, where each is taken.
 
-use super::{MigrationOutcome, Occasion, RunsOn, wire::Offer};
+use super::{Occasion, wire::Offer};
 use crate::{
-    host::{Host, Slot},
+    host::{Host, MigrationOutcome, RunsOn, Slot},
     hypervisor::{MigrateOptions, Progress},
     trace::Step,
 };
@@ -62,7 +62,7 @@ impl Host {
     }
 }
 
-/// Does `work`, and notes each new pass over the guest's memory.
+/// Does `work`, and notes each new pass over the guest's memory as an event of `step`.
 pub(super) async fn noting_rounds<T>(
     step: &mut Step,
     progress: &watch::Sender<Progress>,
@@ -100,7 +100,7 @@ pub(super) async fn noting_rounds<T>(
     }
 }
 
-/// What became of it.
+/// Notes how the move ended.
 pub(super) fn note_outcome(root: &mut Step, outcome: &MigrationOutcome, post_copy: bool) {
     let settled = match outcome.runs_on {
         RunsOn::Target => "moved",

@@ -34,7 +34,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Listens in `dir`, reachable for the user that owns it.
+    /// Listens in `dir`; the user that owns the directory may connect.
     ///
     /// # Errors
     /// What the file system says.
@@ -97,7 +97,7 @@ impl Tunnel {
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.task.abort();
-        // Left behind it would do no harm: the next migration replaces it.
+        // A file left behind does no harm: the next migration replaces it.
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -1,13 +1,14 @@
-//! The requests of a migration, service "migrate". The source asks, the target answers at once;
-//! what takes long at the target is asked for again. Losing a request or an answer loses nothing:
-//! each may be repeated.
+//! The requests of a migration, service "migrate". The source asks, the target answers at once; the
+//! source polls for what takes long at the target. A lost request or answer does no harm: each may
+//! be repeated.
 //!
-//! Behind a request may stand fields that a member need not know: a byte that says which, a byte
-//! for the length, the bytes. Who knows none reads the request all the same, and who misses one
-//! goes on without. Two are in use: what the move's trace is within, and how many bytes come.
+//! A request may be followed by optional fields: one byte for the kind, one for the length, the
+//! bytes. A member that does not know a field skips it, and a member that misses one goes on
+//! without it. Two are in use: the span that the move's trace is within, and how much disk the move
+//! takes.
 
 use crate::{
-    Definition, Error,
+    Definition,
     definition::VmSecret,
     directory::Snapshot,
     hypervisor::Progress,
@@ -43,15 +44,15 @@ pub struct Offer {
 
 /// A request of the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ask {
+pub enum Request {
     /// Prepare to take the VM.
     Prepare(Box<Offer>),
-    /// How far is the preparation? Also says that the source lives.
+    /// How far is the preparation? It also shows that the source lives.
     Progress {
         /// The migration.
         id: u64,
     },
-    /// Be ready to run the guest from now, within the window.
+    /// Be ready to run the guest from now on, within the window.
     Arm {
         /// The migration.
         id: u64,
@@ -65,10 +66,10 @@ pub enum Ask {
         id: u64,
         /// The VM.
         vm: VmId,
-        /// The source knows already that it runs.
+        /// The source knows already that the guest runs there.
         running: bool,
     },
-    /// Give it up, unless it runs; what became of it?
+    /// Give the move up, unless the guest runs there; what became of it?
     Abort {
         /// The migration.
         id: u64,
@@ -91,21 +92,21 @@ pub enum Answer {
     },
     /// The voters granted the epoch, and the window is open.
     Armed,
-    /// Not whole yet.
+    /// The guest is not whole yet.
     Waiting,
-    /// It runs here; the voters' confirmation is under way.
+    /// The guest runs here; the voters' confirmation is under way.
     Running,
-    /// It is this host's for good.
+    /// The VM is this host's for good.
     Confirmed {
         /// In that epoch.
         epoch: Epoch,
     },
-    /// It ran here, is held still, and waits for the voters.
+    /// The guest ran here, is held still, and waits for the voters.
     Doubtful,
-    /// This member knows nothing of it, which says nothing: it may have forgotten, or passed the VM
-    /// on.
+    /// This member does not know the migration. That proves nothing: it may have forgotten it, or
+    /// have moved the VM on.
     Unknown,
-    /// It never ran here and never will.
+    /// The guest never ran here and never will.
     Gone {
         /// Why.
         reason: String,
@@ -114,57 +115,57 @@ pub enum Answer {
 
 /// The optional field that holds a `traceparent`.
 const TRACEPARENT: u8 = 1;
-/// The optional field that holds a [`Burden`]: two little-endian numbers of 64 bits.
-const BURDEN: u8 = 2;
+/// The optional field that holds a [`DiskNeed`]: two little-endian numbers of 64 bits.
+const DISK_NEED: u8 = 2;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Burden {
+pub struct DiskNeed {
     /// Of the VM's own disk, as far as it is written.
     pub disk: u64,
     /// Of its image, which the target may have already.
     pub image: u64,
 }
 
-/// What goes with a request.
+/// The optional fields of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Beside {
+pub struct Extras {
     /// The span that the move is part of, or [`SpanContext::NONE`].
     pub within: SpanContext,
-    /// With an offer: what comes.
-    pub burden: Option<Burden>,
+    /// With an offer: how much disk the move takes.
+    pub need: Option<DiskNeed>,
 }
 
-impl Beside {
-    /// Nothing.
-    pub const NOTHING: Self = Self {
+impl Extras {
+    /// No field.
+    pub const NONE: Self = Self {
         within: SpanContext::NONE,
-        burden: None,
+        need: None,
     };
 }
 
-/// A request as it is sent, with what goes with it.
-fn encode(ask: &Ask, beside: &Beside) -> Vec<u8> {
-    let mut body = postcard::to_allocvec(ask).expect("plain fields always serialize");
-    if let Some(context) = traceparent(&beside.within) {
+/// A request with its optional fields, as it is sent.
+fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
+    let mut body = postcard::to_allocvec(request).expect("plain fields always serialize");
+    if let Some(context) = traceparent(&extras.within) {
         body.extend([TRACEPARENT, context.len() as u8]);
         body.extend(context.as_bytes());
     }
-    if let Some(Burden { disk, image }) = beside.burden {
-        body.extend([BURDEN, 16]);
+    if let Some(DiskNeed { disk, image }) = extras.need {
+        body.extend([DISK_NEED, 16]);
         body.extend(disk.to_le_bytes());
         body.extend(image.to_le_bytes());
     }
     body
 }
 
-/// A request as it came, with what went with it.
+/// A request that was received, with its optional fields.
 ///
 /// # Errors
 /// What makes the request unreadable; a bad optional field does not.
-pub fn decode(body: &[u8]) -> Result<(Ask, Beside), postcard::Error> {
-    let (ask, mut fields) = postcard::take_from_bytes::<Ask>(body)?;
-    let mut beside = Beside::NOTHING;
+pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
+    let (request, mut fields) = postcard::take_from_bytes::<Request>(body)?;
+    let mut extras = Extras::NONE;
     while let [field, length, rest @ ..] = fields {
         let Some((bytes, behind)) = rest.split_at_checked(usize::from(*length)) else {
             break;
@@ -172,50 +173,45 @@ pub fn decode(body: &[u8]) -> Result<(Ask, Beside), postcard::Error> {
         match *field {
             TRACEPARENT => {
                 let context = std::str::from_utf8(bytes).ok().and_then(from_traceparent);
-                beside.within = context.unwrap_or(beside.within);
+                extras.within = context.unwrap_or(extras.within);
             }
-            BURDEN => {
+            DISK_NEED => {
                 let number =
                     |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-                let burden = number(0)
+                let need = number(0)
                     .zip(number(8))
-                    .map(|(disk, image)| Burden { disk, image });
-                beside.burden = burden.or(beside.burden);
+                    .map(|(disk, image)| DiskNeed { disk, image });
+                extras.need = need.or(extras.need);
             }
             _ => {}
         }
         fields = behind;
     }
-    Ok((ask, beside))
+    Ok((request, extras))
 }
 
-/// Asks `to`.
+/// Sends a request to `to`.
 pub async fn ask(
     fabric: &dyn Fabric,
     to: MemberId,
-    ask: &Ask,
+    request: &Request,
     timeout: Duration,
 ) -> Result<Answer, FabricError> {
-    ask_beside(fabric, to, ask, &Beside::NOTHING, timeout).await
+    ask_with(fabric, to, request, &Extras::NONE, timeout).await
 }
 
-/// Asks `to`, and says what goes with it.
-pub async fn ask_beside(
+/// Sends a request with optional fields to `to`.
+pub async fn ask_with(
     fabric: &dyn Fabric,
     to: MemberId,
-    ask: &Ask,
-    beside: &Beside,
+    request: &Request,
+    extras: &Extras,
     timeout: Duration,
 ) -> Result<Answer, FabricError> {
-    let body = encode(ask, beside);
+    let body = encode(request, extras);
     let answer = fabric.call(to, SERVICE, body, timeout).await?;
     postcard::from_bytes(&answer)
         .map_err(|e| FabricError::Refused(to, format!("its answer cannot be read: {e}")))
-}
-
-/// A failed request as this crate's error.
-pub fn peer(step: &'static str) -> impl FnOnce(FabricError) -> Error {
-    move |source| Error::Peer { step, source }
 }
 
 #[cfg(test)]
@@ -225,8 +221,8 @@ mod tests {
 
     const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn request() -> Ask {
-        Ask::Abort {
+    fn request() -> Request {
+        Request::Abort {
             id: 7,
             vm: VmId([3; 32]),
             reason: "cancelled on request".into(),
@@ -234,37 +230,37 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_goes_with_a_request_and_a_member_that_knows_none_reads_it_all_the_same() {
+    fn a_trace_goes_with_a_request_and_a_member_without_traces_reads_it() {
         let within = from_traceparent(CONTEXT).unwrap();
-        let beside = Beside {
+        let extras = Extras {
             within,
-            burden: Some(Burden {
+            need: Some(DiskNeed {
                 disk: 7 << 30,
                 image: 9,
             }),
         };
-        let with = encode(&request(), &beside);
-        assert_eq!(decode(&with).unwrap(), (request(), beside));
+        let with = encode(&request(), &extras);
+        assert_eq!(decode(&with).unwrap(), (request(), extras));
         assert_eq!(
-            postcard::from_bytes::<Ask>(&with).unwrap(),
+            postcard::from_bytes::<Request>(&with).unwrap(),
             request(),
             "as it was read before there were such fields"
         );
         let without = postcard::to_allocvec(&request()).unwrap();
-        assert_eq!(encode(&request(), &Beside::NOTHING), without);
-        assert_eq!(decode(&without).unwrap(), (request(), Beside::NOTHING));
+        assert_eq!(encode(&request(), &Extras::NONE), without);
+        assert_eq!(decode(&without).unwrap(), (request(), Extras::NONE));
     }
 
     #[test]
     fn a_field_of_a_later_version_is_passed_over() {
         let mut body = postcard::to_allocvec(&request()).unwrap();
-        body.extend([200, 3, 1, 2, 3, BURDEN, 3, 1, 2, 3, TRACEPARENT, 55]);
+        body.extend([200, 3, 1, 2, 3, DISK_NEED, 3, 1, 2, 3, TRACEPARENT, 55]);
         body.extend(CONTEXT.as_bytes());
         assert_eq!(
             decode(&body).unwrap().1,
-            Beside {
+            Extras {
                 within: from_traceparent(CONTEXT).unwrap(),
-                burden: None
+                need: None
             }
         );
     }

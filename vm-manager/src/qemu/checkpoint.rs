@@ -44,11 +44,11 @@ const DISK: &str = "disk.qcow2";
 /// The backup's job, and its target within QEMU.
 const BACKUP: &str = "checkpoint";
 const COPY: &str = "checkpoint-disk";
-/// How often progress is looked at.
+/// How long between two looks at progress.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often, while the guest stands still.
+/// How long between two looks while the guest stands still.
 const LOOK_PAUSED: Duration = Duration::from_millis(1);
-/// The stop that pre-copy may plan for, milliseconds.
+/// How long a stop pre-copy may plan for, milliseconds.
 const PRECOPY_DOWNTIME_MS: u64 = 50;
 
 /// Takes a checkpoint of `machine` into `dir`.
@@ -76,19 +76,8 @@ pub(super) async fn take(
             )));
         }
     }
-    let ram: OwnedFd = File::create(&files.ram)
-        .map_err(io_at("make the checkpoint", &files.ram))?
-        .into();
-    let reading: OwnedFd = File::open(&files.disk)
-        .map_err(io_at("make the checkpoint", &files.disk))?
-        .into();
-    let writing: OwnedFd = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&files.disk)
-        .map_err(io_at("make the checkpoint", &files.disk))?
-        .into();
-    // On its own: a caller that goes away must not leave the guest standing.
+    let (ram, reading, writing) = open(&files)?;
+    // In a task of its own: a caller that goes away must not leave the guest standing.
     let (qmp, progress) = (machine.qmp.clone(), progress.clone());
     let work = tokio::spawn(async move {
         let sets = (qmp.add_fd(&ram).await?, qmp.add_fd(&writing).await?);
@@ -99,9 +88,10 @@ pub(super) async fn take(
         }
         result
     });
-    let pause = work
-        .await
-        .map_err(|e| refused("take a checkpoint", e.to_string()))?;
+    let pause = work.await.map_err(|source| Error::Task {
+        step: "take a checkpoint",
+        source,
+    })?;
     match pause {
         Ok(pause) => {
             let flushed = files.clone();
@@ -109,7 +99,10 @@ pub(super) async fn take(
                 move || image::flush(&flushed.ram).and_then(|()| image::flush(&flushed.disk));
             tokio::task::spawn_blocking(flush)
                 .await
-                .map_err(|e| refused("flush the checkpoint", e.to_string()))??;
+                .map_err(|source| Error::Task {
+                    step: "flush the checkpoint",
+                    source,
+                })??;
             Ok(CheckpointFiles { pause, ..files })
         }
         Err(error) => {
@@ -118,6 +111,19 @@ pub(super) async fn take(
             Err(error)
         }
     }
+}
+
+/// The file of RAM to write, and that of the disk for reading and for writing.
+fn open(files: &CheckpointFiles) -> Result<(OwnedFd, OwnedFd, OwnedFd), Error> {
+    let step = "make the checkpoint";
+    let ram = File::create(&files.ram).map_err(io_at(step, &files.ram))?;
+    let reading = File::open(&files.disk).map_err(io_at(step, &files.disk))?;
+    let writing = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&files.disk)
+        .map_err(io_at(step, &files.disk))?;
+    Ok((ram.into(), reading.into(), writing.into()))
 }
 
 async fn copy(
@@ -241,7 +247,7 @@ async fn by_precopy(
     Ok(stopped.map_or(Duration::ZERO, |at| at.elapsed()))
 }
 
-/// Copies what the VM has written to its disk as of now, whatever it writes from now on.
+/// Copies what the VM has written to its disk up to now.
 async fn backup(qmp: &Qmp) -> Result<(), Error> {
     let job = json!(
         {
@@ -295,9 +301,8 @@ async fn dismiss(qmp: &Qmp) -> Result<(), Error> {
     Ok(())
 }
 
-/// Clears away a checkpoint whose daemon was killed: nobody has a use for its files, and what it
-/// left in QEMU would be in the way of the next one. A guest that it stopped stays stopped, for the
-/// caller to decide.
+/// Clears away a checkpoint whose daemon was killed: its files are useless, and what it left in
+/// QEMU would hinder the next one. A guest that it stopped stays stopped; the caller decides.
 pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
     let nodes = qmp
         .run("query-named-block-nodes", json!({ "flat": true }))

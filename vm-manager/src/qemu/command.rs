@@ -11,19 +11,19 @@ use std::os::fd::RawFd;
 
 /// The versioned machine type: state saved by this QEMU loads in any later one.
 const MACHINE: &str = "pc-q35-10.0";
-/// x86-64-v2 with AES: what every host of the last ten years has and TCG can emulate. A guest may
-/// then move between any two.
+/// x86-64-v2 with AES. Reason: every host of the last ten years has it and TCG can emulate it, so
+/// that a guest may move between any two.
 const CPU: &str = "Westmere";
-/// Translated code kept by TCG, MiB. QEMU's own default is an eighth of the host's memory for each
-/// guest.
+/// How much translated code TCG keeps, MiB. Reason: QEMU's own default is an eighth of the host's
+/// memory for each guest.
 const TCG_CACHE_MIB: u32 = 96;
-/// Rows that a queue pair of the network device holds; the default of 256 drops bursts of a fast
-/// sender.
+/// How many rows the receive queue of the network device has. Reason: the default of 256 drops
+/// bursts of a fast sender.
 const QUEUE: u32 = 1024;
 
-/// What a guest's disk does when the host's fails it: the guest stands still, and what failed is
-/// done again when it goes on. Else a guest would be told that its disk is broken, though the
-/// host's is only full.
+/// What a guest does when the host's disk fails it: it stands still, and what failed is repeated
+/// when it goes on. Reason: else the guest would take its disk for broken, though the host's is
+/// only full.
 const ON_ERROR: &str = "werror=stop,rerror=stop";
 
 /// Names within the run directory. QEMU stands in it, so that no path is longer than a socket
@@ -37,7 +37,7 @@ pub(crate) const DISK_NODE: &str = "disk0";
 
 /// Descriptors that QEMU inherits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Inherited {
+pub(crate) struct InheritedFds {
     pub(crate) tap: RawFd,
     /// The VM's own disk, for reading and for writing: QEMU reopens it as its role changes, by
     /// access mode.
@@ -47,9 +47,25 @@ pub(crate) struct Inherited {
     pub(crate) kvm: Option<RawFd>,
 }
 
-/// By what a guest's process is recognized.
+/// The text in its arguments by which a guest's process is recognized.
 pub(crate) fn tag(spec: &MachineSpec) -> String {
     spec.vm.to_string()
+}
+
+/// QEMU's command line as it grows.
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    /// Adds `-key value`.
+    fn add(&mut self, key: &str, value: impl Into<String>) {
+        self.0.extend([format!("-{key}"), value.into()]);
+    }
+
+    /// Adds arguments as they are.
+    fn flags(&mut self, flags: &[&str]) {
+        self.0.extend(flags.iter().map(ToString::to_string));
+    }
 }
 
 /// All arguments but the program.
@@ -57,52 +73,72 @@ pub(crate) fn arguments(
     spec: &MachineSpec,
     accel: Accel,
     start: &Start,
-    fds: Inherited,
+    fds: InheritedFds,
 ) -> Vec<String> {
+    let mut args = Arguments::default();
+    machine(&mut args, spec, accel, fds.kvm);
+    control(&mut args);
+    disk(&mut args, fds);
+    network(&mut args, spec, fds.tap);
+    args.add("device", "virtio-rng-pci,id=rng0,addr=4");
+    args.flags(&["-nodefaults", "-no-user-config"]);
+    if *start != Start::Boot {
+        args.flags(&["-S", "-incoming", "defer"]);
+    }
+    args.0
+}
+
+/// The name, the board, the processor, the memory.
+fn machine(args: &mut Arguments, spec: &MachineSpec, accel: Accel, kvm: Option<RawFd>) {
     let name: String = spec
         .name
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
         .take(32)
         .collect();
-    let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
-    let mut args: Vec<String> = Vec::new();
-    let mut arg = |key: &str, value: String| args.extend([format!("-{key}"), value]);
-    arg(
+    args.add(
         "name",
         format!("guest={name}-{},debug-threads=on", tag(spec)),
     );
-    arg("machine", format!("{MACHINE},vmport=off,graphics=off"));
-    match (accel, fds.kvm) {
+    args.add("machine", format!("{MACHINE},vmport=off,graphics=off"));
+    match (accel, kvm) {
         (Accel::Kvm, Some(fd)) => {
-            arg("add-fd", format!("fd={fd},set=3"));
-            arg("accel", "kvm,device=/dev/fdset/3".into());
+            args.add("add-fd", format!("fd={fd},set=3"));
+            args.add("accel", "kvm,device=/dev/fdset/3");
         }
-        (Accel::Kvm, None) => arg("accel", "kvm".into()),
-        (Accel::Tcg, _) => arg("accel", format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}")),
+        (Accel::Kvm, None) => args.add("accel", "kvm"),
+        (Accel::Tcg, _) => args.add("accel", format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}")),
     }
-    arg("cpu", CPU.into());
-    arg("smp", format!("cpus={}", spec.cpus.max(1)));
-    arg("m", format!("{}M", spec.memory_mib));
-    arg("display", "none".into());
-    arg("vga", "none".into());
-    arg("pidfile", super::process::PID_FILE.into());
-    arg("sandbox", crate::jail::SECCOMP.into());
-    arg(
+    args.add("cpu", CPU);
+    args.add("smp", format!("cpus={}", spec.cpus.max(1)));
+    args.add("m", format!("{}M", spec.memory_mib));
+    args.add("display", "none");
+    args.add("vga", "none");
+}
+
+/// What the daemon steers the guest by, and the guest's console.
+fn control(args: &mut Arguments) {
+    args.add("pidfile", super::process::PID_FILE);
+    args.add("sandbox", crate::jail::SECCOMP);
+    args.add(
         "chardev",
         format!("socket,id=qmp,path={QMP_SOCKET},server=on,wait=off"),
     );
-    arg("mon", "chardev=qmp,mode=control".into());
+    args.add("mon", "chardev=qmp,mode=control");
     // The log is appended to, so that the daemon may cut it while QEMU writes.
-    arg(
+    args.add(
         "chardev",
         format!(
-            "socket,id=console,path={CONSOLE_SOCKET},server=on,wait=off,logfile={CONSOLE_LOG},logappend=on"
+            "socket,id=console,path={CONSOLE_SOCKET},server=on,wait=off,\
+                logfile={CONSOLE_LOG},logappend=on"
         ),
     );
-    arg("serial", "chardev:console".into());
+    args.add("serial", "chardev:console");
+}
+
+fn disk(args: &mut Arguments, fds: InheritedFds) {
     for fd in fds.disk {
-        arg("add-fd", format!("fd={fd},set=1"));
+        args.add("add-fd", format!("fd={fd},set=1"));
     }
     let mut disk = json!({
         "node-name": DISK_NODE, "driver": "qcow2", "discard": "unmap", "detect-zeroes": "unmap",
@@ -110,31 +146,30 @@ pub(crate) fn arguments(
         "backing": null,
     });
     if let Some((fd, format)) = fds.image {
-        arg("add-fd", format!("fd={fd},set=2"));
+        args.add("add-fd", format!("fd={fd},set=2"));
         disk["backing"] = json!({
             "driver": format, "read-only": true,
             "file": { "driver": "file", "filename": "/dev/fdset/2", "read-only": true },
         });
     }
-    arg("blockdev", disk.to_string());
-    arg(
+    args.add("blockdev", disk.to_string());
+    args.add(
         "device",
         format!("virtio-blk-pci,drive={DISK_NODE},id=vda,bootindex=1,addr=2,{ON_ERROR}"),
     );
-    arg("netdev", format!("tap,id=net0,fd={},vhost=off", fds.tap));
+}
+
+fn network(args: &mut Arguments, spec: &MachineSpec, tap: RawFd) {
+    let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
     let mtu = spec.mtu;
-    arg(
+    args.add("netdev", format!("tap,id=net0,fd={tap},vhost=off"));
+    args.add(
         "device",
         format!(
-            "virtio-net-pci,netdev=net0,id=eth0,mac={mac},host_mtu={mtu},rx_queue_size={QUEUE},tx_queue_size=256,romfile=,addr=3"
+            "virtio-net-pci,netdev=net0,id=eth0,mac={mac},host_mtu={mtu},\
+                rx_queue_size={QUEUE},tx_queue_size=256,romfile=,addr=3"
         ),
     );
-    arg("device", "virtio-rng-pci,id=rng0,addr=4".into());
-    args.extend(["-nodefaults".into(), "-no-user-config".into()]);
-    if *start != Start::Boot {
-        args.extend(["-S".into(), "-incoming".into(), "defer".into()]);
-    }
-    args
 }
 
 #[cfg(test)]
@@ -156,7 +191,7 @@ mod tests {
         }
     }
 
-    const FDS: Inherited = Inherited {
+    const FDS: InheritedFds = InheritedFds {
         tap: 5,
         disk: [6, 7],
         image: Some((8, "qcow2")),

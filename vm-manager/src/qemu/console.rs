@@ -21,9 +21,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-/// How much of the log a new reader is shown.
+/// How much of the log a new reader is shown, bytes.
 const REPLAY: u64 = 64 << 10;
-/// A log longer than this is emptied: a guest must not fill the host's disk by printing.
+/// How long the log grows before it is emptied, bytes. Reason: a guest must not fill the host's
+/// disk by printing.
 const LOG_LIMIT: u64 = 4 << 20;
 
 struct Console {
@@ -32,7 +33,7 @@ struct Console {
     _turn: OwnedSemaphorePermit,
 }
 
-/// Connects to the console, if it is nobody else's turn.
+/// Connects to the console, unless another reader has it.
 pub(crate) async fn open(run_dir: &Path, turn: &Arc<Semaphore>) -> Result<BoxStream, Error> {
     let busy = || Error::Refused("another reader has this console; one at a time".to_owned());
     let turn = turn.clone().try_acquire_owned().map_err(|_| busy())?;

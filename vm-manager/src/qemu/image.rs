@@ -8,12 +8,11 @@ use p2pvm_overlay::chain;
 use serde_json::Value;
 use std::{
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
     process::Stdio,
 };
 
-/// How to get QEMU, for whoever lacks it.
+/// How to install QEMU.
 pub(crate) const HINT: &str =
     "apt-get install -t bookworm-backports qemu-system-x86 qemu-utils (version 10 or later)";
 
@@ -71,7 +70,7 @@ fn parse(path: &Path, text: &str) -> Result<Info, Error> {
     })
 }
 
-/// The same for an image that is to stand alone.
+/// The same for an image, which must not be based on another file.
 pub(crate) async fn standalone(path: &Path) -> Result<Info, Error> {
     let info = info(path).await?;
     match &info.backing {
@@ -84,7 +83,7 @@ pub(crate) async fn standalone(path: &Path) -> Result<Info, Error> {
     }
 }
 
-/// Refuses a qcow2 whose own tables point behind its end, as those of a download that broke off do.
+/// Refuses a qcow2 whose tables point behind its end, as those of a broken-off download do.
 pub(crate) async fn check_whole(path: &Path, info: &Info) -> Result<(), Error> {
     if info.format != "qcow2" {
         return Ok(());
@@ -162,17 +161,7 @@ async fn run(step: &'static str, arguments: &[&str], paths: &[&Path]) -> Result<
         .kill_on_drop(true)
         .output()
         .await;
-    let output = output.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::Missing {
-            program: "qemu-img",
-            hint: HINT,
-        },
-        _ => Error::Io {
-            step,
-            path: "qemu-img".into(),
-            source: e,
-        },
-    })?;
+    let output = output.map_err(super::not_started("qemu-img", step))?;
     if !output.status.success() {
         let detail = String::from_utf8_lossy(&output.stderr)
             .trim()
@@ -190,7 +179,8 @@ mod tests {
     #[test]
     fn an_image_that_points_at_other_files_is_refused() {
         let at = Path::new("i.qcow2");
-        let data = r#"{"format":"qcow2","virtual-size":1,"format-specific":{"data":{"data-file":"/etc/shadow"}}}"#;
+        let data = r#"{"format":"qcow2","virtual-size":1,
+            "format-specific":{"data":{"data-file":"/etc/shadow"}}}"#;
         assert!(parse(at, data).is_err());
         assert!(
             parse(at, r#"{"format":"vmdk","virtual-size":1}"#)
@@ -198,10 +188,9 @@ mod tests {
                 .to_string()
                 .contains("qemu-img convert")
         );
-        let over = parse(
-            at,
-            r#"{"format":"qcow2","virtual-size":1,"backing-filename":"b","full-backing-filename":"/a/b"}"#
-        ).unwrap();
+        let over = r#"{"format":"qcow2","virtual-size":1,"backing-filename":"b",
+            "full-backing-filename":"/a/b"}"#;
+        let over = parse(at, over).unwrap();
         assert_eq!(over.backing, Some("/a/b".into()));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     checkpoint, console,
-    moving::{Moving, capabilities_set},
+    moving::{MoveState, capabilities_set},
     process::Process,
     qmp::{Event, Qmp, refused},
     relay::Relay,
@@ -23,10 +23,10 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 /// How long a killed process may take to vanish.
 pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// How often the power button is pressed again: a guest that is still booting misses the first
-/// press.
+/// How long before the power button is pressed again. Reason: a guest that is still booting misses
+/// the first press.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
-/// How often the console's log is looked at.
+/// How long between two looks at the length of the console's log.
 const LOG_CHECK: Duration = Duration::from_secs(30);
 
 /// A guest in a QEMU process. Dropping it lets go of the monitor, which serves one client, so that
@@ -37,7 +37,7 @@ pub(crate) struct QemuMachine {
     pub(super) state: watch::Receiver<RunState>,
     halt: watch::Receiver<Option<Halt>>,
     /// How far a move of this guest has come. Held through a step, so that steps do not overlap.
-    pub(super) moving: tokio::sync::Mutex<Moving>,
+    pub(super) moving: tokio::sync::Mutex<MoveState>,
     /// What holds the target's disk open during a move.
     pub(super) relay: tokio::sync::Mutex<Option<Relay>>,
     pub(super) jail: Arc<Jail>,
@@ -64,9 +64,8 @@ impl QemuMachine {
     ) -> Result<Self, Error> {
         let events = qmp.subscribe();
         let capabilities = capabilities_set(&qmp).await?;
-        // Off by default, and without it every step of a migration would have to be polled for. On
-        // already in a guest that is taken up, where QEMU would refuse it if a migration is under
-        // way.
+        // Off by default, and without it every step of a migration would have to be polled for. A
+        // guest that is taken up has it on already, and QEMU would refuse it during a migration.
         if !capabilities.iter().any(|c| c == "events") {
             qmp.run(
                 "migrate-set-capabilities",
@@ -74,7 +73,7 @@ impl QemuMachine {
             )
             .await?;
         }
-        let moving = Moving::left_in(&qmp, &capabilities).await?;
+        let moving = MoveState::left_in(&qmp, &capabilities).await?;
         if moving.is_under_way() {
             tracing::info!(vm = %spec.vm.short(), ?moving, "an earlier daemon left a move \
                 under way");
@@ -105,7 +104,7 @@ impl QemuMachine {
 
     async fn gone(&self, patience: Duration) -> bool {
         self.process.ended(patience).await && {
-            // Whoever waited for the end may start anew at once, so the follower must be done too.
+            // The caller may start the guest again at once, so the follower must be done too.
             let mut state = self.state.clone();
             tokio::time::timeout(KILL_PATIENCE, state.wait_for(|s| *s == RunState::Stopped))
                 .await
@@ -291,7 +290,7 @@ async fn follow(
             },
         };
         if changed && let Ok(now) = run_state(&qmp).await {
-            // The reason first: whoever hears of the change asks for it.
+            // The reason first: subscribers ask for it when they hear of the change.
             if now != RunState::Stopped
                 && let Ok(why) = disk_halt(&qmp).await
             {

@@ -1,5 +1,5 @@
 //! Live migration: the disk by an NBD mirror, RAM by QEMU's own migration, both over unix sockets
-//! that somebody else carries to the other host.
+//! that the daemon carries to the other host.
 //!
 //! The guest stands still from QEMU's STOP (the end of [`QemuMachine::send_ram`]) to the target's
 //! `cont`. What is left to do in that time is arranged to need no answer from the far side:
@@ -15,7 +15,7 @@
 //!   `return-path` for pre-copy).
 //!
 //! So **half a round trip** remains (one way for the last bytes), **plus at most one** for a write
-//! under way; whatever carries the sockets adds its own queueing: a proxy should buffer little more
+//! under way; the carrier of the sockets adds its own queueing: it should buffer little more
 //! than a round trip's worth.
 //!
 //! The target's disk is opened by [`super::relay`], so that its negotiation does not stop the
@@ -54,12 +54,13 @@ const MIRROR: &str = "mirror";
 pub(super) const REMOTE: &str = "remote-disk";
 /// The NBD export of a target's disk.
 const EXPORT: &str = "disk";
-/// How often progress is looked at. What matters comes by events.
+/// How long between two looks at progress. Events tell what matters.
 const LOOK: Duration = Duration::from_millis(100);
-/// How soon after an event that may have been missed the state is asked for, while the guest stands
-/// still.
+/// How long before the state is asked for while the guest stands still. Reason: an event may have
+/// been missed.
 const LOOK_PAUSED: Duration = Duration::from_millis(10);
-/// Full passes over RAM after which pre-copy counts as not converging, where post-copy is allowed.
+/// How many full passes over RAM before pre-copy counts as not converging, where post-copy is
+/// allowed.
 const PASSES: u64 = 3;
 /// How long a cancelled job may take before its connection is cut.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
@@ -82,9 +83,6 @@ pub(super) fn capabilities(wanted: &[&str]) -> Value {
 }
 
 impl QemuMachine {
-    // ---- target
-    // ---------------------------------------------------------------------------------------
-
     pub(super) async fn open_incoming(&self) -> Result<IncomingSockets, Error> {
         let mut moving = self.moving.lock().await;
         let at = |name| self.spec.run_dir.join(name);
@@ -160,47 +158,13 @@ impl QemuMachine {
         Ok(())
     }
 
-    // ---- source: the disk
-    // -----------------------------------------------------------------------------
-
     pub(super) async fn start_mirror(
         &self,
         disk: &Path,
         export: &str,
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Error> {
-        {
-            let mut moving = self.moving.lock().await;
-            if moving.is_under_way() {
-                return Err(Error::Refused(format!(
-                    "{} is being migrated already",
-                    self.spec.name
-                )));
-            }
-            let limits = Limits {
-                cpus: self.spec.cpus,
-                memory_mib: self.spec.memory_mib,
-            };
-            let relay = Relay::start(&self.spec.run_dir, &self.jail, &limits, disk, export).await?;
-            let stream = relay.connect().await?;
-            *self.relay.lock().await = Some(relay);
-            self.qmp.give_fd(REMOTE, stream.as_fd()).await?;
-            let server = json!({ "type": "fd", "str": REMOTE });
-            let node = json!(
-                {
-                    "node-name": REMOTE, "driver": "nbd", "server": server, "export": export,
-                    "discard": "unmap", "cache": { "no-flush": true }
-                }
-            );
-            self.qmp.run("blockdev-add", node).await?;
-            moving.mirror = true;
-            // Only what the VM itself has written: the target has the image below.
-            let job = json!({
-                "job-id": MIRROR, "device": DISK_NODE, "target": REMOTE, "sync": "top",
-                "copy-mode": "background", "auto-dismiss": false,
-            });
-            self.qmp.run("blockdev-mirror", job).await?;
-        }
+        self.begin_mirror(disk, export).await?;
         let mut events = self.qmp.subscribe();
         let mut blocking = false;
         loop {
@@ -233,6 +197,38 @@ impl QemuMachine {
             })
             .await;
         }
+    }
+
+    /// Opens the target's disk and begins to copy to it.
+    async fn begin_mirror(&self, disk: &Path, export: &str) -> Result<(), Error> {
+        let mut moving = self.moving.lock().await;
+        if moving.is_under_way() {
+            return Err(Error::Refused(format!(
+                "{} is being migrated already",
+                self.spec.name
+            )));
+        }
+        let limits = Limits {
+            cpus: self.spec.cpus,
+            memory_mib: self.spec.memory_mib,
+        };
+        let relay = Relay::start(&self.spec.run_dir, &self.jail, &limits, disk, export).await?;
+        let stream = relay.connect().await?;
+        *self.relay.lock().await = Some(relay);
+        self.qmp.give_fd(REMOTE, stream.as_fd()).await?;
+        let server = json!({ "type": "fd", "str": REMOTE });
+        let node = json!({
+            "node-name": REMOTE, "driver": "nbd", "server": server, "export": export,
+            "discard": "unmap", "cache": { "no-flush": true },
+        });
+        self.qmp.run("blockdev-add", node).await?;
+        moving.mirror = true;
+        // Only what the VM itself has written: the target has the image below.
+        let job = json!({
+            "job-id": MIRROR, "device": DISK_NODE, "target": REMOTE, "sync": "top",
+            "copy-mode": "background", "auto-dismiss": false,
+        });
+        self.qmp.run("blockdev-mirror", job).await.map(drop)
     }
 
     /// The mirror as it is, or why it has failed.
@@ -286,9 +282,6 @@ impl QemuMachine {
             let _ = wait_for(&mut events, LOOK_PAUSED, concluded).await;
         }
     }
-
-    // ---- source: RAM
-    // ----------------------------------------------------------------------------------
 
     pub(super) async fn send_ram(
         &self,

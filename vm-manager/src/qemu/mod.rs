@@ -1,10 +1,10 @@
 //! The QEMU driver: guests as QEMU 10 processes that outlive the daemon, steered over QMP.
 //!
 //! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it
-//! lives, `migration` how it moves, `moving` how far that got, `checkpoint` how it is copied while
-//! it runs, `probe` whether the host's KVM is real. Everything a later daemon needs to take a guest
-//! up again lies in the run directory (QEMU's pid file, its monitor and console sockets, the
-//! console's log) or in QEMU itself.
+//! lives, `migration` how it moves, `moving` how far a move has come, `checkpoint` how the guest is
+//! copied while it runs, `probe` whether the host's KVM is real. Everything a later daemon needs to
+//! take a guest up again lies in the run directory (QEMU's pid file, its monitor and console
+//! sockets, the console's log) or in QEMU itself.
 
 mod checkpoint;
 mod command;
@@ -39,7 +39,7 @@ use process::Process;
 use qmp::Qmp;
 use std::{
     fs::{self, File, OpenOptions},
-    io::ErrorKind,
+    io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Stdio,
@@ -84,42 +84,8 @@ impl Qemu {
         jail: &Jail,
     ) -> Result<Process, Error> {
         let accel = self.accel().await?;
-        let disk = image::info(&spec.disk).await?;
-        if disk.format != "qcow2" {
-            return Err(Error::Refused(format!(
-                "{} is {}, and a VM's own disk must be qcow2",
-                spec.disk.display(),
-                disk.format
-            )));
-        }
-        let reading = open("open the disk", OpenOptions::new().read(true), &spec.disk)?;
-        let writing = open(
-            "open the disk",
-            OpenOptions::new().read(true).write(true),
-            &spec.disk,
-        )?;
-        let below = match &disk.backing {
-            Some(path) => Some((
-                open("open the disk's image", OpenOptions::new().read(true), path)?,
-                image::standalone(path).await?.format,
-            )),
-            None => None,
-        };
-        let kvm = match accel {
-            Accel::Kvm => Some(open(
-                "open KVM",
-                OpenOptions::new().read(true).write(true),
-                Path::new(probe::KVM),
-            )?),
-            Accel::Tcg => None,
-        };
-        let tap = tap::open(&spec.tap, spec.mtu)?;
-        let fds = command::Inherited {
-            tap: tap.as_raw_fd(),
-            disk: [reading.as_raw_fd(), writing.as_raw_fd()],
-            image: below.as_ref().map(|(fd, format)| (fd.as_raw_fd(), *format)),
-            kvm: kvm.as_ref().map(AsRawFd::as_raw_fd),
-        };
+        let files = GuestFiles::open(spec, accel).await?;
+        let fds = files.fds();
         let mut inherit = vec![fds.tap, fds.disk[0], fds.disk[1]];
         inherit.extend(fds.image.map(|(fd, _)| fd));
         inherit.extend(fds.kvm);
@@ -144,17 +110,9 @@ impl Qemu {
             },
             inherit,
         );
-        let mut child = command.spawn().map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::Missing {
-                program: PROGRAM,
-                hint: image::HINT,
-            },
-            _ => Error::Io {
-                step: "start QEMU",
-                path: PROGRAM.into(),
-                source: e,
-            },
-        })?;
+        let mut child = command
+            .spawn()
+            .map_err(not_started(PROGRAM, "start QEMU"))?;
         let process = child.id().and_then(|pid| Process::of(pid as i32));
         // Reaps it; the process is not killed when this daemon, and the task, end.
         tokio::spawn(async move { child.wait().await });
@@ -201,6 +159,62 @@ impl Qemu {
     }
 }
 
+/// What the daemon opens for a guest's process, which may open nothing by itself.
+struct GuestFiles {
+    tap: OwnedFd,
+    /// The VM's own disk, for reading and for writing.
+    disk: [OwnedFd; 2],
+    /// The image below it, with its format.
+    image: Option<(OwnedFd, &'static str)>,
+    kvm: Option<OwnedFd>,
+}
+
+impl GuestFiles {
+    async fn open(spec: &MachineSpec, accel: Accel) -> Result<Self, Error> {
+        let info = image::info(&spec.disk).await?;
+        if info.format != "qcow2" {
+            return Err(Error::Refused(format!(
+                "{} is {}, and a VM's own disk must be qcow2",
+                spec.disk.display(),
+                info.format
+            )));
+        }
+        let reading = || OpenOptions::new().read(true).to_owned();
+        let writing = || OpenOptions::new().read(true).write(true).to_owned();
+        let disk = [
+            open("open the disk", &reading(), &spec.disk)?,
+            open("open the disk", &writing(), &spec.disk)?,
+        ];
+        let image = match &info.backing {
+            Some(path) => Some((
+                open("open the disk's image", &reading(), path)?,
+                image::standalone(path).await?.format,
+            )),
+            None => None,
+        };
+        let kvm = match accel {
+            Accel::Kvm => Some(open("open KVM", &writing(), Path::new(probe::KVM))?),
+            Accel::Tcg => None,
+        };
+        Ok(Self {
+            tap: tap::open(&spec.tap, spec.mtu)?,
+            disk,
+            image,
+            kvm,
+        })
+    }
+
+    fn fds(&self) -> command::InheritedFds {
+        let image = self.image.as_ref();
+        command::InheritedFds {
+            tap: self.tap.as_raw_fd(),
+            disk: self.disk.each_ref().map(AsRawFd::as_raw_fd),
+            image: image.map(|(fd, format)| (fd.as_raw_fd(), *format)),
+            kvm: self.kvm.as_ref().map(AsRawFd::as_raw_fd),
+        }
+    }
+}
+
 #[async_trait]
 impl Hypervisor for Qemu {
     async fn accel(&self) -> Result<Accel, Error> {
@@ -230,9 +244,9 @@ impl Hypervisor for Qemu {
     async fn check_image(&self, image: &Path) -> Result<u64, Error> {
         let path = image.to_owned();
         let recognized = tokio::task::spawn_blocking(move || image_file::recognize(&path)).await;
-        recognized.map_err(|e| Error::Hypervisor {
+        recognized.map_err(|source| Error::Task {
             step: "read the disk image",
-            detail: chain(&e),
+            source,
         })??;
         let info = image::standalone(image).await?;
         image::check_whole(image, &info).await?;
@@ -305,8 +319,8 @@ impl Hypervisor for Qemu {
             return Ok(None);
         };
         let qmp = self.monitor(spec, process).await?;
-        // A move may be given up or be over; whoever waited for a checkpoint is gone with its
-        // files.
+        // A move may still be given up, or be over; the caller of a checkpoint is gone, and with it
+        // the use of its files.
         if let Err(error) = checkpoint::abandon(&qmp).await {
             tracing::warn!(vm = %spec.vm.short(), error = %chain(&error), "a checkpoint that was \
                 interrupted could not be cleared away");
@@ -322,7 +336,25 @@ fn open(step: &'static str, options: &OpenOptions, path: &Path) -> Result<OwnedF
     Ok(options.open(path).map_err(io_at(step, path))?.into())
 }
 
-/// Where programs are looked for; the rest of the environment is none of a guest's business.
+/// Why a program of QEMU's could not be started.
+pub(crate) fn not_started(
+    program: &'static str,
+    step: &'static str,
+) -> impl FnOnce(io::Error) -> Error {
+    move |source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing {
+            program,
+            hint: image::HINT,
+        },
+        _ => Error::Io {
+            step,
+            path: program.into(),
+            source,
+        },
+    }
+}
+
+/// Where programs are looked for. A guest's process gets nothing else of the environment.
 pub(crate) fn path_of_programs() -> std::ffi::OsString {
     std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
 }

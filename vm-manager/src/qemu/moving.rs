@@ -2,8 +2,8 @@
 //! daemon that began it was killed.
 //!
 //! A later daemon has no other memory than QEMU's: the mirror's target stays a block node until it
-//! is removed, and the state of the last migration stays readable for good. Two things make the
-//! latter ambiguous, and are told apart here:
+//! is removed, and the state of the last migration stays readable for good. Two things make that
+//! state ambiguous, and are told apart here:
 //! - Checkpoints and arriving guests are migrations to QEMU as well. Only a move stops before the
 //!   switch-over, and the capabilities stay as the last one set them.
 //! - `completed` and `failed` do not go away. A guest that does not stand where a migration left it
@@ -18,7 +18,7 @@ pub(super) const PAUSES: &str = "pause-before-switchover";
 
 /// How far a move has come on its source.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Moving {
+pub(super) struct MoveState {
     pub(super) mirror: bool,
     pub(super) ram: bool,
     /// Whether the guest ran when RAM began to move, and so is to run again if the move is given
@@ -27,7 +27,7 @@ pub(super) struct Moving {
     pub(super) listening: bool,
 }
 
-impl Moving {
+impl MoveState {
     pub(super) fn is_under_way(&self) -> bool {
         self.mirror || self.ram || self.listening
     }
@@ -50,7 +50,7 @@ impl Moving {
                 .as_array()
                 .is_some_and(|nodes| nodes.iter().any(|node| node["node-name"] == REMOTE)),
             ram,
-            // Whoever paused it before, or since, lets it go again as well.
+            // A guest that was paused on request, before or since, is resumed on request.
             ran: ram.then_some(guest != "paused"),
             listening: exports
                 .as_array()

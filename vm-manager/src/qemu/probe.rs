@@ -4,21 +4,21 @@
 //! VM, the firmware runs, and Linux hangs right after it. So a small Linux is booted on KVM once
 //! per boot of the host, and the verdict is kept.
 
-use super::{PROGRAM, image::HINT, path_of_programs};
+use super::{PROGRAM, not_started, path_of_programs};
 use crate::{Error, error::io_at, hypervisor::Accel};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, process::ChildStdout};
 
 /// The device.
 pub(crate) const KVM: &str = "/dev/kvm";
-/// How long a real KVM may take on a loaded host; it needs about two seconds.
+/// How long the probe guest may take to boot before KVM counts as broken. Reason: a real KVM needs
+/// about two seconds, more on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// The verdict's file in the state directory.
 const FILE: &str = "accel.json";
@@ -75,6 +75,22 @@ pub(crate) async fn verdict(state_dir: &Path, probe: Option<&Probe>) -> Result<A
 
 /// Whether the probe guest comes up on `accel`.
 async fn boots(probe: &Probe, accel: &str) -> Result<bool, Error> {
+    let (mut command, says) = command(probe, accel);
+    let mut child = command
+        .spawn()
+        .map_err(not_started(PROGRAM, "probe this host's KVM"))?;
+    let Some(output) = child.stdout.take() else {
+        return Ok(false);
+    };
+    let came_up = tokio::time::timeout(PATIENCE, prints(output, &says))
+        .await
+        .unwrap_or(false);
+    let _ = child.kill().await;
+    Ok(came_up)
+}
+
+/// QEMU's command line for a probe, and the text that proves that the guest runs.
+fn command(probe: &Probe, accel: &str) -> (tokio::process::Command, String) {
     let mut command = tokio::process::Command::new(PROGRAM);
     command
         .env_clear()
@@ -83,32 +99,15 @@ async fn boots(probe: &Probe, accel: &str) -> Result<bool, Error> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    command.args([
-        "-machine",
-        "q35",
-        "-accel",
-        accel,
-        "-m",
-        "128M",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
-    command.args([
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-snapshot",
-        "-sandbox",
-        crate::jail::SECCOMP,
-    ]);
+    command
+        .args(["-machine", "q35", "-accel", accel, "-m", "128M"])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-display", "none", "-serial", "stdio", "-snapshot"])
+        .args(["-sandbox", crate::jail::SECCOMP]);
     let says = match probe {
         Probe::Image { path, says } => {
-            command.arg("-drive").arg(format!(
-                "if=virtio,file={}",
-                path.display().to_string().replace(',', ",,")
-            ));
+            let path = path.display().to_string().replace(',', ",,");
+            command.arg("-drive").arg(format!("if=virtio,file={path}"));
             says.clone()
         }
         Probe::Kernel(path) => {
@@ -119,37 +118,21 @@ async fn boots(probe: &Probe, accel: &str) -> Result<bool, Error> {
             "VFS: ".to_owned()
         }
     };
-    let mut child = command.spawn().map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::Missing {
-            program: PROGRAM,
-            hint: HINT,
-        },
-        _ => Error::Io {
-            step: "probe this host's KVM",
-            path: PROGRAM.into(),
-            source: e,
-        },
-    })?;
-    let Some(mut output) = child.stdout.take() else {
-        return Ok(false);
-    };
-    let listen = async {
-        let (mut heard, mut buffer) = (Vec::new(), [0; 4096]);
-        loop {
-            match output.read(&mut buffer).await {
-                Ok(n) if n > 0 => heard.extend_from_slice(&buffer[..n]),
-                _ => return false,
-            }
-            if String::from_utf8_lossy(&heard).contains(&says) {
-                return true;
-            }
+    (command, says)
+}
+
+/// Whether the text comes before the output ends.
+async fn prints(mut output: ChildStdout, says: &str) -> bool {
+    let (mut heard, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        match output.read(&mut buffer).await {
+            Ok(n) if n > 0 => heard.extend_from_slice(&buffer[..n]),
+            _ => return false,
         }
-    };
-    let came_up = tokio::time::timeout(PATIENCE, listen)
-        .await
-        .unwrap_or(false);
-    let _ = child.kill().await;
-    Ok(came_up)
+        if String::from_utf8_lossy(&heard).contains(says) {
+            return true;
+        }
+    }
 }
 
 #[cfg(test)]

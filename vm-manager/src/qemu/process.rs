@@ -13,7 +13,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 /// The name of QEMU's pid file within the run directory.
 pub(crate) const PID_FILE: &str = "qemu.pid";
-/// How often a dying process is looked at.
+/// How long between two looks at a dying process.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A guest's process, by number and start time.

@@ -6,15 +6,14 @@
 //! JSON, and what is unknown is passed over.
 //!
 //! Traps of QMP itself, met here:
-//! - A monitor socket serves one client; a second one hangs in the backlog. So one [`Qmp`] a guest,
-//!   shared.
+//! - A monitor socket serves one client; a second one hangs in the backlog. So a guest has one
+//!   [`Qmp`], which is shared.
 //! - A descriptor sent with `SCM_RIGHTS` belongs to the next `getfd`/`add-fd`: the writer's lock is
 //!   held until the answer.
 //! - Events come for every cause: subscribe *before* the command whose effect is awaited.
 
 use crate::Error;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use p2pvm_overlay::chain;
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
@@ -36,18 +35,22 @@ use tokio::{
     sync::{broadcast, oneshot, watch},
 };
 
-/// How long QEMU may take over one command: its main loop can be busy with a flush of a slow disk.
+/// How long QEMU may take over one command. Reason: its main loop can be busy with a flush of a
+/// slow disk.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Events kept for a slow reader. A lagging one asks for the state instead.
+/// Why a command has no answer.
+const ENDED: &str = "the guest's process has ended";
+/// How many events are kept for a slow reader. Reason: one that lags asks for the state instead.
 const EVENTS: usize = 256;
 
-/// Something QEMU told unasked.
+/// Something that QEMU told unasked.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) data: Value,
 }
 
+/// What QEMU returned, or its words for why not.
 type Answer = Result<Value, String>;
 
 struct Shared {
@@ -92,7 +95,7 @@ impl Qmp {
         };
         qmp.run("qmp_capabilities", json!({}))
             .await
-            .map_err(|e| io::Error::other(chain(&e)))?;
+            .map_err(io::Error::other)?;
         Ok(qmp)
     }
 
@@ -155,15 +158,18 @@ impl Qmp {
         let exchange = async {
             let writer = self.writer.lock().await;
             if *self.shared.closed.borrow() {
-                return Err("the guest's process has ended".to_owned());
+                return Err(refused(command, ENDED));
             }
             write_all(&writer, line.as_bytes(), fd)
                 .await
-                .map_err(|e| format!("cannot write to the monitor: {e}"))?;
+                .map_err(|source| Error::Monitor {
+                    step: command,
+                    source,
+                })?;
             // Held until the answer only when a descriptor travels along.
             let _held = fd.map(|_| writer);
-            rx.await
-                .unwrap_or_else(|_| Err("the guest's process has ended".to_owned()))
+            let answer = rx.await.unwrap_or_else(|_| Err(ENDED.to_owned()));
+            answer.map_err(|words| refused(command, words))
         };
         let result = tokio::time::timeout(PATIENCE, exchange).await;
         self.shared
@@ -171,17 +177,10 @@ impl Qmp {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&id);
-        match result {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(detail)) => Err(Error::Hypervisor {
-                step: command,
-                detail,
-            }),
-            Err(_) => Err(Error::TimedOut {
-                step: command,
-                seconds: PATIENCE.as_secs(),
-            }),
-        }
+        result.unwrap_or(Err(Error::TimedOut {
+            step: command,
+            seconds: PATIENCE.as_secs(),
+        }))
     }
 }
 
@@ -275,8 +274,8 @@ async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
         .clear();
 }
 
-/// One message of QEMU's: an event for whoever listens, or the answer to a command whose caller may
-/// have gone.
+/// Passes one message of QEMU's on: an event to all subscribers, or an answer to its command's
+/// caller, which may have gone.
 fn take(mut message: Value, shared: &Shared) {
     if let Some(name) = message["event"].as_str() {
         let event = Event {

@@ -4,34 +4,34 @@
 //! disk, and negotiating NBD takes some five round trips: on a path of 200 ms the guest's devices
 //! would stand still for a second before the move has even begun. So QEMU's own storage daemon
 //! opens the far disk, waits as long as it takes, and offers it again on a socket of this host,
-//! which QEMU opens in no time. Each write still is answered by the far side only.
+//! which QEMU opens in no time. Each write is still answered by the far side only.
 //!
-//! The daemon lives in the guest's jail and ends with the move, or with us.
+//! The storage daemon lives in the guest's jail and ends with the move, or with this process.
 
-use super::{image::HINT, path_of_programs, qmp::connect_unix};
+use super::{not_started, path_of_programs, qmp::connect_unix};
 use crate::{Error, cgroup::Limits, error::io_at, jail::Jail};
 use serde_json::json;
 use std::{
     fs, io,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, RawFd},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, process::Child};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 /// Its files in the run directory. It writes its process id once all is open.
 const SOCKET: &str = "relay.sock";
 const READY: &str = "relay.pid";
 const LOG: &str = "relay.log";
-/// Opening a disk on the other side of the world.
+/// How long opening the disk may take. Reason: it may be on the other side of the world.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The running storage daemon; dropping it ends it.
 pub(super) struct Relay {
-    _child: tokio::process::Child,
+    _child: Child,
     socket: PathBuf,
 }
 
@@ -53,38 +53,13 @@ impl Relay {
                 _ => {}
             }
         }
-        // Its user may not be able to walk to the socket: we connect, and hand the connection over.
+        // Its user may not be able to walk to the socket: the daemon connects, and hands the
+        // connection over.
         let far = connect_unix(disk)
             .await
             .map_err(io_at("connect to the target's disk", disk))?;
-        let fd = far.as_raw_fd();
-        let node = json!({ "driver": "nbd", "node-name": "far", "export": export, "discard": "unmap",
-            "server": { "type": "fd", "str": fd.to_string() } });
-        let output = fs::File::create(&log).map_err(io_at("open the relay's log", &log))?;
-        let errors = output
-            .try_clone()
-            .map_err(io_at("open the relay's log", &log))?;
-        let mut command = tokio::process::Command::new(PROGRAM);
-        command.args(["--blockdev", &node.to_string()]);
-        command.args([
-            "--nbd-server",
-            &format!("addr.type=unix,addr.path={SOCKET}"),
-        ]);
-        command.args([
-            "--export",
-            &format!(
-                "type=nbd,id=far,node-name=far,name={},writable=on",
-                export.replace(',', ",,")
-            ),
-        ]);
-        command.args(["--pidfile", READY]);
-        command
-            .current_dir(run_dir)
-            .env_clear()
-            .env("PATH", path_of_programs())
-            .kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        jail.enter(&mut command, limits, vec![fd]);
+        let mut command = command(run_dir, &log, far.as_raw_fd(), export)?;
+        jail.enter(&mut command, limits, vec![far.as_raw_fd()]);
         let end_with_us = || {
             // After the change of user, which would clear it.
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -92,43 +67,15 @@ impl Relay {
         };
         // SAFETY: one plain system call between fork and exec.
         unsafe { command.pre_exec(end_with_us) };
-        let mut child = command.spawn().map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Error::Missing {
-                program: PROGRAM,
-                hint: HINT,
-            },
-            _ => Error::Io {
-                step: "start the disk's relay",
-                path: PROGRAM.into(),
-                source: e,
-            },
-        })?;
+        let mut child = command
+            .spawn()
+            .map_err(not_started(PROGRAM, "start the disk's relay"))?;
         drop(far);
-        let opened = async {
-            while !ready.exists() {
-                if child
-                    .try_wait()
-                    .map_err(io_at("watch the disk's relay", &log))?
-                    .is_some()
-                {
-                    let detail = fs::read_to_string(&log)
-                        .unwrap_or_default()
-                        .trim()
-                        .to_owned();
-                    return Err(Error::Hypervisor {
-                        step: "open the target's disk",
-                        detail,
-                    });
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-            Ok(())
-        };
         let limit = Error::TimedOut {
             step: "open the target's disk",
             seconds: PATIENCE.as_secs(),
         };
-        tokio::time::timeout(PATIENCE, opened)
+        tokio::time::timeout(PATIENCE, opened(&mut child, &ready, &log))
             .await
             .map_err(|_| limit)??;
         Ok(Self {
@@ -143,4 +90,59 @@ impl Relay {
             .await
             .map_err(io_at("connect to the disk's relay", &self.socket))
     }
+}
+
+/// The storage daemon's command line: it opens the export behind the descriptor `far`.
+fn command(
+    run_dir: &Path,
+    log: &Path,
+    far: RawFd,
+    export: &str,
+) -> Result<tokio::process::Command, Error> {
+    let output = fs::File::create(log).map_err(io_at("open the relay's log", log))?;
+    let errors = output
+        .try_clone()
+        .map_err(io_at("open the relay's log", log))?;
+    let server = json!({ "type": "fd", "str": far.to_string() });
+    let node = json!({
+        "driver": "nbd", "node-name": "far", "export": export, "discard": "unmap",
+        "server": server,
+    });
+    let name = export.replace(',', ",,");
+    let mut command = tokio::process::Command::new(PROGRAM);
+    command
+        .args(["--blockdev", &node.to_string()])
+        .arg("--nbd-server")
+        .arg(format!("addr.type=unix,addr.path={SOCKET}"))
+        .arg("--export")
+        .arg(format!(
+            "type=nbd,id=far,node-name=far,name={name},writable=on"
+        ))
+        .args(["--pidfile", READY])
+        .current_dir(run_dir)
+        .env_clear()
+        .env("PATH", path_of_programs())
+        .kill_on_drop(true)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors);
+    Ok(command)
+}
+
+/// Waits until the storage daemon has opened the disk.
+async fn opened(child: &mut Child, ready: &Path, log: &Path) -> Result<(), Error> {
+    while !ready.exists() {
+        let ended = child
+            .try_wait()
+            .map_err(io_at("watch the disk's relay", log))?;
+        if ended.is_some() {
+            let printed = fs::read_to_string(log).unwrap_or_default();
+            return Err(Error::Hypervisor {
+                step: "open the target's disk",
+                detail: printed.trim().to_owned(),
+            });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }

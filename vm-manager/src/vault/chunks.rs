@@ -1,7 +1,7 @@
 //! The [`Vault`] over `snapshot-sync`.
 
-use super::{Copies, Durability, Instant, Vault};
-use crate::{Error, hypervisor::Progress};
+use super::{CheckpointInput, Copies, Durability, Vault};
+use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{MemberId, chain};
 use p2pvm_snapshot_sync::{
@@ -35,10 +35,10 @@ impl ChunkVault {
     }
 }
 
-fn failed(step: &'static str) -> impl FnOnce(sync::Error) -> Error {
-    move |error| Error::Chunks {
+fn failed<E: Into<Cause>>(step: &'static str) -> impl FnOnce(E) -> Error {
+    move |cause| Error::Chunks {
         step,
-        detail: chain(&error),
+        source: cause.into(),
     }
 }
 
@@ -47,13 +47,10 @@ async fn blocking<T: Send + 'static>(
     step: &'static str,
     work: impl FnOnce() -> Result<T, sync::Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work)
+    tokio::task::spawn_blocking(work)
         .await
-        .map_err(|e| Error::Chunks {
-            step,
-            detail: e.to_string(),
-        })?;
-    done.map_err(failed(step))
+        .map_err(|source| Error::Task { step, source })?
+        .map_err(failed(step))
 }
 
 /// Runs `work` and passes its progress on as bytes of the present phase.
@@ -129,12 +126,12 @@ impl Vault for ChunkVault {
 
     async fn store(
         &self,
-        instant: &Instant,
+        instant: &CheckpointInput,
         progress: &watch::Sender<Progress>,
     ) -> Result<ManifestId, Error> {
         let step = "storing the snapshot";
         let chunks = self.chunks();
-        // The holds of what was imported live until the pin has taken over.
+        // Dropped once the pin keeps the chunks: the holds keep them until then.
         let mut imported = Vec::new();
         for (path, kind) in instant
             .ram
@@ -154,10 +151,7 @@ impl Vault for ChunkVault {
             taken: instant.taken,
             epoch: instant.epoch,
             ram: instant.ram.as_ref().and(imported.first()).map(|f| f.id),
-            disk: imported.last().map(|f| f.id).ok_or_else(|| Error::Chunks {
-                step,
-                detail: "no disk was stored".into(),
-            })?,
+            disk: imported.last().expect("a disk is always imported").id,
             image: Some(instant.image),
             spec: instant.spec.clone(),
         };

@@ -26,7 +26,7 @@ use p2pvm_vm_manager::{
 };
 use spans::Spans;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv6Addr,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -43,6 +43,8 @@ pub struct Peers {
 pub struct FakePort {
     peers: Arc<Peers>,
     pub attached: Mutex<BTreeMap<VmId, (Epoch, bool)>>,
+    /// Guests that are about to leave: their packets are kept back.
+    pub leaving: Mutex<BTreeSet<VmId>>,
 }
 
 #[async_trait]
@@ -82,10 +84,12 @@ impl Port for FakePort {
             .lock()
             .unwrap()
             .insert(spec.vm, (epoch, false));
+        self.leaving.lock().unwrap().remove(&spec.vm);
         Ok(())
     }
     async fn detach(&self, vm: VmId) -> Result<(), Error> {
         self.attached.lock().unwrap().remove(&vm);
+        self.leaving.lock().unwrap().remove(&vm);
         Ok(())
     }
     async fn frozen(&self, vm: VmId, frozen: bool) -> Result<(), Error> {
@@ -93,6 +97,17 @@ impl Port for FakePort {
             port.1 = frozen;
         }
         Ok(())
+    }
+    async fn leaving(&self, vm: VmId, _: MemberId) {
+        self.leaving.lock().unwrap().insert(vm);
+    }
+    async fn held(&self, vm: VmId, held: bool) {
+        let mut leaving = self.leaving.lock().unwrap();
+        if held {
+            leaving.insert(vm);
+        } else {
+            leaving.remove(&vm);
+        }
     }
     async fn forward(&self, _: &GuestAddress, _: MemberId, _: Epoch) -> Result<(), Error> {
         Ok(())
@@ -176,6 +191,7 @@ impl Lab {
             port: Arc::new(FakePort {
                 peers: peers.clone(),
                 attached: Mutex::default(),
+                leaving: Mutex::default(),
             }),
             daemon: None,
         });

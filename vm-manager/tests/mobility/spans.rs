@@ -11,6 +11,7 @@ use opentelemetry_sdk::{
 };
 use p2pvm_vm_manager::Traces;
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -65,6 +66,23 @@ impl Spans {
         found.remove(0).1.clone()
     }
 
+    /// The ids of all traces.
+    pub fn traces(&self) -> BTreeSet<String> {
+        self.ended()
+            .iter()
+            .map(|(_, span)| span.span_context.trace_id().to_string())
+            .collect()
+    }
+
+    /// The names of one member's spans.
+    pub fn names_of(&self, site: usize) -> BTreeSet<String> {
+        self.ended()
+            .into_iter()
+            .filter(|(at, _)| *at == site)
+            .map(|(_, span)| span.name.into_owned())
+            .collect()
+    }
+
     /// Who did what, and how it ended.
     pub fn outline(&self) -> Vec<(usize, String, Status)> {
         self.ended()
@@ -72,4 +90,11 @@ impl Spans {
             .map(|(site, span)| (site, span.name.into_owned(), span.status))
             .collect()
     }
+}
+
+/// The value that a span notes under a key.
+pub fn noted(span: &SpanData, key: &str) -> Option<String> {
+    let attributes = &span.attributes;
+    let found = attributes.iter().find(|kv| kv.key.as_str() == key);
+    found.map(|kv| kv.value.to_string())
 }

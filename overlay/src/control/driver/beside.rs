@@ -5,7 +5,7 @@
 //! through a relay that still answers (as RFC 8305 tries address families beside each other); the
 //! first that proves itself takes its place. Nothing of this costs anything while all is well.
 
-use super::{Driver, roam::HASTE};
+use super::{Driver, mesh::Input};
 use crate::{
     control::{
         address::{is_quic, is_relayed, member_of, peer_of, relay_of},
@@ -17,14 +17,14 @@ use crate::{
 };
 use libp2p::{
     Multiaddr, PeerId,
-    multiaddr::Protocol,
-    swarm::{
-        ConnectionId,
-        dial_opts::{DialOpts, PeerCondition},
-    },
+    swarm::{ConnectionId, dial_opts::PeerCondition},
 };
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
-use tokio::{sync::oneshot, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
 
 /// A sign of life is waited for at least and at most this long: four round trips within these
 /// bounds.
@@ -71,7 +71,7 @@ impl Driver {
             return;
         }
         let Some((peer, link)) =
-            peer_of(member).and_then(|peer| Some((peer, self.best_link(&peer)?)))
+            peer_of(member).and_then(|peer| Some((peer, self.mesh.best_link(&peer)?)))
         else {
             // It is being dialled as it is.
             told.map(|told| told.send(Life::Silent));
@@ -125,7 +125,7 @@ impl Driver {
     /// The relays that ways to the member lead through, as far as this node is connected with them
     /// by QUIC.
     fn relays_to(&self, member: MemberId, peer: PeerId) -> BTreeSet<MemberId> {
-        let best = self.best_link(&peer).map(|link| link.address.clone());
+        let best = self.mesh.best_link(&peer).map(|link| link.address.clone());
         let addresses = self.addresses_of(member).into_iter().chain(best);
         let relays: BTreeSet<PeerId> = addresses.filter_map(|address| relay_of(&address)).collect();
         relays
@@ -136,7 +136,8 @@ impl Driver {
     }
 
     fn rests_on_quic(&self, peer: &PeerId) -> bool {
-        self.best_link(peer)
+        self.mesh
+            .best_link(peer)
             .is_some_and(|link| is_quic(&link.address))
     }
 
@@ -149,13 +150,7 @@ impl Driver {
         now: Instant,
     ) {
         let Some(peer) = peer_of(member) else { return };
-        if let Some(link) = self
-            .links
-            .get_mut(&peer)
-            .and_then(|links| links.iter_mut().find(|link| link.id == id))
-        {
-            link.doubted = !lives;
-        }
+        self.mesh.handle(now, Input::Sounded { peer, id, lives });
         let Some(doubt) = self.doubts.get_mut(&member).filter(|doubt| doubt.old == id) else {
             return;
         };
@@ -170,15 +165,15 @@ impl Driver {
         }
         tracing::debug!(%member, "a connection does not answer: another is made beside it");
         // What is lost meanwhile is not waited for.
-        let is_first = std::mem::replace(&mut self.hasty_until, now + HASTE) <= now;
+        let is_first = self.mesh.hurry(now);
         self.dial_beside(member, now);
         if !is_first {
             return;
         }
         // If it is for UDP that this one does not answer, the others do not either.
         let others: Vec<MemberId> = self
-            .links
-            .keys()
+            .mesh
+            .peers()
             .filter(|peer| self.rests_on_quic(peer))
             .filter_map(member_of)
             .collect();
@@ -191,7 +186,10 @@ impl Driver {
     fn dial_beside(&mut self, member: MemberId, now: Instant) {
         let Some(peer) = peer_of(member) else { return };
         let leads_there = |address: &Multiaddr| match relay_of(address) {
-            Some(relay) => self.best_link(&relay).is_some_and(|link| !link.doubted),
+            Some(relay) => self
+                .mesh
+                .best_link(&relay)
+                .is_some_and(|link| !link.doubted),
             None => !is_quic(address),
         };
         let ways: Vec<Multiaddr> = self
@@ -205,15 +203,7 @@ impl Driver {
         if ways.is_empty() {
             return;
         }
-        let ways = ways
-            .into_iter()
-            .map(|address| address.with(Protocol::P2p(peer)))
-            .collect();
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(ways)
-            .build();
-        let _ = self.swarm.dial(options);
+        self.dial_at(peer, ways, PeerCondition::Always);
     }
 
     /// A connection has proved itself: it takes the place of one that is silent. Circuits through

@@ -1,9 +1,9 @@
-//! What spreads from member to member: contacts, which say who is where, and revocations. Each
-//! member tells what is new to it to all it is connected to, except to whom it has it from. Beyond
-//! the full mesh contacts do not spread: a member tells its own to whom it is connected to, which
-//! are those whom lookups ask for it.
+//! What spreads from member to member: contacts, which say where a member is, and revocations. Each
+//! member tells what is new to it to all members it is connected to, except to the one that told
+//! it. Beyond the full mesh contacts do not spread: a member tells its own to the members it is
+//! connected to, and lookups ask those for it.
 
-use super::{Driver, FIRST_BACKOFF};
+use super::{Driver, mesh::Input};
 use crate::{
     control::{
         ControlEvent,
@@ -13,12 +13,13 @@ use crate::{
     id::MemberId,
     membership::{Refusal, Revocation, Target},
 };
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
-use tokio::time::Instant;
+use std::{
+    collections::BTreeSet,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
-/// Both ends learn of each other at the same time: the greater id waits for the smaller to dial.
-const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
-/// Time for the revoked to hear why.
+/// How long a revoked member stays connected. Reason: it is to hear that it is revoked.
 const CUT_DELAY: Duration = Duration::from_millis(300);
 
 impl Driver {
@@ -58,7 +59,7 @@ impl Driver {
             revocations: new,
             contacts: Vec::new(),
         };
-        // Those whom a revocation names, known or not, and those who fall with them.
+        // The members that a revocation names, known or not, and those that fall with them.
         let named = |r: &Revocation| {
             if let Target::Member(member) = r.target() {
                 Some(member)
@@ -67,47 +68,14 @@ impl Driver {
             }
         };
         let mut out: BTreeSet<MemberId> = news.revocations.iter().filter_map(named).collect();
-        let me = self.shared.me;
-        gossip
-            .contacts
-            .iter()
-            .filter(|c| c.member() == me)
-            .for_each(|c| self.on_own_contact(c));
-        {
+        news.contacts = self.take_contacts(gossip.contacts);
+        if !news.revocations.is_empty() {
             let mut book = self
                 .shared
                 .book
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            for contact in gossip
-                .contacts
-                .into_iter()
-                .filter(|c| c.member() != self.shared.me)
-            {
-                let was_known = book.get(contact.member()).is_some();
-                if book.insert(contact.clone(), &trust) {
-                    // Both ends learn of each other at the same time. New addresses are worth
-                    // another try at once, even beside a dial of the old ones that has yet to time
-                    // out.
-                    let wait = match (self.shared.me < contact.member(), was_known) {
-                        (true, _) => Duration::ZERO,
-                        (false, true) => FIRST_BACKOFF,
-                        (false, false) => LET_THE_OTHER_DIAL,
-                    };
-                    let attempt = self.attempts.entry(contact.member()).or_default();
-                    attempt.dialling.clear();
-                    attempt.failures = 0;
-                    attempt.not_before = Some(Instant::now() + wait);
-                    // In a large network a contact goes to those it concerns and is looked up by
-                    // others.
-                    if book.len() < self.shared.full_mesh {
-                        news.contacts.push(contact);
-                    }
-                }
-            }
-            if !news.revocations.is_empty() {
-                out.extend(book.retain_trusted(&trust));
-            }
+            out.extend(book.retain_trusted(&trust));
         }
         if !news.contacts.is_empty() || !news.revocations.is_empty() {
             self.tell_all(from, &news);
@@ -130,6 +98,33 @@ impl Driver {
         if !news.revocations.is_empty() {
             self.cut_untrusted();
         }
+    }
+
+    /// Takes the contacts that are newer than what the address book has; those to pass on.
+    fn take_contacts(&mut self, contacts: Vec<Contact>) -> Vec<Contact> {
+        let me = self.shared.me;
+        let (own, others): (Vec<_>, Vec<_>) = contacts.into_iter().partition(|c| c.member() == me);
+        own.iter().for_each(|c| self.on_own_contact(c));
+        let mut book = self
+            .shared
+            .book
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut news = Vec::new();
+        for contact in others {
+            let member = contact.member();
+            let was_known = book.get(member).is_some();
+            if book.insert(contact.clone(), &self.shared.door.trust) {
+                let input = Input::NewContact { member, was_known };
+                self.mesh.handle(Instant::now(), input);
+                // In a large network a contact goes to those it concerns and is looked up by
+                // others.
+                if book.len() < self.shared.full_mesh {
+                    news.push(contact);
+                }
+            }
+        }
+        news
     }
 
     /// Others hold a contact of ours that no later one of this run replaces: its number was made by

@@ -2,11 +2,11 @@
 
 use super::{
     super::address::{is_quic, is_relayed, relay_of},
-    FIRST_BACKOFF, LAST_BACKOFF,
+    mesh::{FIRST_BACKOFF, LAST_BACKOFF},
 };
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
-use std::collections::BTreeSet;
-use tokio::time::Instant;
+use rand::Rng;
+use std::{collections::BTreeSet, time::Instant};
 
 /// A connection that is there.
 pub(super) struct Link {
@@ -15,15 +15,14 @@ pub(super) struct Link {
     pub by_smaller: bool,
     pub proved: Option<Instant>,
     pub since: Instant,
-    /// The member has connected anew from elsewhere: this one is likely dead.
+    /// It is likely dead: the member has connected from elsewhere since, or does not answer on it.
     pub doubted: bool,
     /// When this node last opened a stream on it, or found one in use.
     pub used: Instant,
-    /// When this node last asked whether it lives.
     pub probed: Option<Instant>,
-    /// This node made it: it is the one to close it for want of use.
+    /// This node made it, and is the one to close it when it is unused.
     pub dialled: bool,
-    /// Until then the other end may close it: nothing more is opened on it.
+    /// Until when the other end may close it. Until then nothing more is opened on it.
     pub parting: Option<Instant>,
 }
 
@@ -51,12 +50,12 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Nothing came of it: the next is due later each time.
-    pub fn failed(&mut self, now: Instant) {
+    /// Plans the next attempt after a failed one: later each time.
+    pub fn failed(&mut self, now: Instant, rng: &mut impl Rng) {
         let backoff = FIRST_BACKOFF
             .saturating_mul(1 << self.failures.min(6))
             .min(LAST_BACKOFF);
         self.failures += 1;
-        self.not_before = Some(now + backoff.mul_f64(rand::random_range(0.75..1.25)));
+        self.not_before = Some(now + backoff.mul_f64(rng.random_range(0.75..1.25)));
     }
 }

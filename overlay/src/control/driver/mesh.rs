@@ -1,347 +1,533 @@
 //! Whom to stay connected to: in a small network everyone, in a large one the nearest, the ring's
 //! neighbours (or, as long as there is no ring, one far member in each doubling of the distance),
-//! and whom this node talks to. Connections that neither needs are closed by the one who made them;
-//! lookups of this node's own place and of random ones keep the address book fresh.
+//! and the members this node talks to. The end that made a connection closes it when neither needs
+//! it; lookups of this node's own place and of random ones keep the address book fresh.
+//!
+//! A state machine without socket, clock or randomness of its own, as the ring is. The driver
+//! reports what happens with [`Mesh::handle`], twice a second with [`Input::Tick`], and then does
+//! what [`Mesh::poll`] returns, until that is `None`. It answers each [`Action::Dial`] with
+//! [`Input::Dialled`] or [`Input::NoAddress`] before it polls again: the answer counts in the next
+//! decision.
 
-use super::{Driver, Link};
-use crate::{
-    control::{
-        address::{dials, is_relayed, member_of, peer_of},
-        shared::Command,
-        wire::{Contact, PART_SERVICE},
+mod upkeep;
+
+pub use upkeep::PART_TIMEOUT;
+
+use super::{
+    super::{
+        address::{ip_of, is_relayed, member_of, peer_of},
+        book::Book,
+        wire::Contact,
     },
-    id::{MemberId, RingAddr},
+    link::{Attempt, Link},
 };
-use libp2p::{
-    PeerId,
-    multiaddr::Protocol,
-    swarm::dial_opts::{DialOpts, PeerCondition},
+use crate::id::{MemberId, RingAddr};
+use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+use rand::{SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
 };
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
-use tokio::time::Instant;
 
-/// Beyond the full mesh, connections to so many of the nearest: twice the replicas of a record, so
-/// that the replicas of the records held here are all connected.
+/// How many of the nearest members stay connected beyond the full mesh. Reason: twice the replicas
+/// of a record, so that the replicas of the records held here are all connected.
 const NEAR: usize = 10;
-/// And to so many far members, as long as no ring names them.
+/// How many far members stay connected as long as no ring names them.
 const FAR: usize = 8;
-/// A relayed member is dialled directly this often, and more rarely if nobody has found it
-/// reachable.
+/// How long one selection of the unreachable members is tried before another is.
+const ROUND: Duration = Duration::from_secs(30);
+/// How long before a member reached through a relay is dialled directly again: shorter if it says
+/// that everybody can reach it.
 const DIRECT_RETRY: Duration = Duration::from_secs(30);
 const DIRECT_RETRY_HIDDEN: Duration = Duration::from_secs(600);
-/// A second connection to the same member is closed when it is this old and unused.
-const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
-/// A connection of a large network that nobody needs to keep is closed when unused for this long.
-const UNUSED_AFTER: Duration = Duration::from_secs(if cfg!(test) { 6 } else { 60 });
-/// How long the other may take to agree.
-const PART_TIMEOUT: Duration = Duration::from_secs(3);
-/// Others of the members out of reach are tried in each such round.
-const ROUND: Duration = Duration::from_secs(30);
-/// Dials under way for connections that this node wants to keep, not those that somebody waits for:
-/// joining a large network is no storm.
+/// How many dials of wanted members may be under way before the next waits. Reason: joining a large
+/// network must not become a storm. Dials that a caller waits for do not count.
 const MAX_WANTED_DIALS: usize = 16;
-/// Lookups that keep the book fresh: quickly until the density is known, then rarely (20 questions
-/// of 1 kB: 70 B/s).
-const REFRESH_FIRST: Duration = Duration::from_secs(1);
-const REFRESH_EVERY: Duration = Duration::from_secs(300);
-const FIRST_REFRESHES: u32 = 10;
+/// How long before the addresses given at the start are dialled again while nobody is connected.
+const BOOTSTRAP_EVERY: Duration = Duration::from_secs(10);
+/// How long before a member is dialled again: at first, and at most.
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+pub(super) const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// How long the end with the greater id waits for the other to dial when both have just heard of
+/// each other. Reason: two dials make two connections.
+const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
+/// How many failures a peer that proved no membership counts as, at least.
+const FAILURES_IF_REFUSED: u32 = 5;
+/// How long after a move lost members are dialled without delay.
+const HASTE: Duration = Duration::from_secs(10);
+/// Within how long of each other two connections may have been begun by both ends at once.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// When the next lookup of the node's own is due.
-pub struct Refresh {
-    at: Instant,
-    done: u32,
+/// What has happened.
+pub enum Input<'a> {
+    /// Time has passed.
+    Tick(&'a View<'a>),
+    /// A connection is there; its peer has not proved its membership yet.
+    Established {
+        peer: PeerId,
+        id: ConnectionId,
+        /// Where the peer is, or the circuit that leads to it.
+        address: Multiaddr,
+        /// This end dialled.
+        dialled: bool,
+    },
+    /// The peer has proved its membership.
+    Proved {
+        peer: PeerId,
+        id: ConnectionId,
+    },
+    /// The peer has proved no membership, and no other connection to it is proved.
+    Refused(MemberId),
+    Closed {
+        peer: PeerId,
+        id: ConnectionId,
+    },
+    /// A stream is opened on the connection.
+    Opened {
+        peer: PeerId,
+        id: ConnectionId,
+    },
+    /// The connection answers again, or does not answer in time.
+    Sounded {
+        peer: PeerId,
+        id: ConnectionId,
+        lives: bool,
+    },
+    /// The member is being dialled; no connection id if libp2p refused to.
+    Dialled {
+        member: MemberId,
+        id: Option<ConnectionId>,
+    },
+    /// A wanted member cannot be dialled: no address of it is known.
+    NoAddress(MemberId),
+    DialFailed {
+        member: MemberId,
+        id: ConnectionId,
+    },
+    /// A newer contact of the member has come; whether an older one was known.
+    NewContact {
+        member: MemberId,
+        was_known: bool,
+    },
+    /// A lookup has brought a newer contact of the member.
+    Found(MemberId),
+    /// Circuits lead over the direct connection to this peer.
+    Relaying(PeerId),
+    /// This host has moved.
+    Moved,
+    /// A member has agreed that the connections to it end.
+    Parted {
+        member: MemberId,
+        view: &'a View<'a>,
+    },
 }
 
-impl Refresh {
-    pub fn new(now: Instant) -> Self {
-        Self { at: now, done: 0 }
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Dial a wanted member, and answer.
+    Dial(MemberId),
+    /// Dial the addresses at which the member needs no relay, beside the circuit to it.
+    DialDirectly {
+        member: MemberId,
+        peer: PeerId,
+    },
+    /// Dial the addresses given at the start.
+    DialBootstrap,
+    /// Ask others where a wanted member is.
+    LookUp(MemberId),
+    /// The last dial of a member has failed, and nothing else leads to it.
+    Unreachable(MemberId),
+    Close(ConnectionId),
+    /// Ask the member whether the connections to it may end.
+    AskToPart(MemberId),
+    /// The other end has kept the connections after all: serve the callers that waited meanwhile.
+    Reopen(MemberId),
+    /// Keep these members in the address book, whatever comes.
+    Pin(BTreeSet<MemberId>),
+    /// Look the place up, for what the address book learns from it.
+    Refresh(RingAddr),
+    /// Ask the member whether it lives.
+    Probe(MemberId),
+}
+
+/// What the rest of the node knows at the moment of a decision.
+pub struct View<'a> {
+    /// Whether the network has more members than keep a full mesh.
+    pub is_large: bool,
+    /// The members to be connected with ([`wanted`]).
+    pub wanted: Vec<MemberId>,
+    /// Whether the address book has the member.
+    pub is_known: &'a dyn Fn(MemberId) -> bool,
+    /// Whether the member says that everybody can reach it.
+    pub is_public: &'a dyn Fn(MemberId) -> bool,
+    /// Whether a circuit is reserved on the peer.
+    pub is_reserved: &'a dyn Fn(&PeerId) -> bool,
+    /// How many streams a connection carries.
+    pub streams: &'a dyn Fn(ConnectionId) -> usize,
+}
+
+/// The members to be connected with, the most wanted first; some may be named twice.
+pub fn wanted(
+    book: &Book,
+    ring_neighbours: &[MemberId],
+    (me, full_mesh): (MemberId, usize),
+    round: u64,
+) -> Vec<MemberId> {
+    if book.len() < full_mesh {
+        // A member that has left is found nowhere: a search for it would ask everyone in vain.
+        let there = book
+            .iter()
+            .filter(|contact| !contact.is_farewell())
+            .map(Contact::member);
+        return there.filter(|m| *m != me).collect();
     }
+    let far = if ring_neighbours.is_empty() { FAR } else { 0 };
+    let mut wanted = book.worth_connecting(NEAR.min(full_mesh), far, round);
+    wanted.extend(ring_neighbours);
+    wanted
 }
 
-impl Driver {
-    fn wanted(&self) -> Vec<MemberId> {
-        let book = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        if book.len() < self.shared.full_mesh {
-            // Who has left is to be found nowhere: a search for it would ask everyone in vain.
-            let there = book
-                .iter()
-                .filter(|contact| !contact.is_farewell())
-                .map(Contact::member);
-            return there.filter(|m| *m != self.shared.me).collect();
+/// See the module.
+pub struct Mesh {
+    me: MemberId,
+    rng: StdRng,
+    /// How long a connection of a large network may be unused and unneeded before it is closed.
+    unused_after: Duration,
+    started: Instant,
+    links: BTreeMap<PeerId, Vec<Link>>,
+    attempts: BTreeMap<MemberId, Attempt>,
+    /// The members that relay for this node, or it for them: circuits ride on their direct
+    /// connections, which shows in no count of streams.
+    relaying: BTreeSet<PeerId>,
+    /// Until when lost members are dialled without delay.
+    hasty_until: Instant,
+    bootstrap_at: Instant,
+    probe_at: Instant,
+    refresh: upkeep::Refresh,
+    pass: Pass,
+    actions: VecDeque<Action>,
+}
+
+/// The wanted members of the last tick that are yet to be looked at.
+#[derive(Default)]
+struct Pass {
+    /// With whether the member says that everybody can reach it.
+    left: VecDeque<(MemberId, bool)>,
+    /// Dials under way.
+    dials: usize,
+    /// The addresses given at the start come after the members known. Reason: a member that both
+    /// name is being dialled then, and is not dialled twice.
+    bootstrap: bool,
+}
+
+impl Mesh {
+    /// Without connections. What is random is drawn from `seed`.
+    pub fn new(me: MemberId, unused_after: Duration, seed: u64, now: Instant) -> Self {
+        Self {
+            me,
+            rng: StdRng::seed_from_u64(seed),
+            unused_after,
+            started: now,
+            links: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            relaying: BTreeSet::new(),
+            hasty_until: now,
+            bootstrap_at: now,
+            probe_at: now + upkeep::PROBE_EVERY,
+            refresh: upkeep::Refresh::new(now),
+            pass: Pass::default(),
+            actions: VecDeque::new(),
         }
-        let ring = self
-            .shared
-            .ring_neighbours
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let round = self.started.elapsed().as_secs() / ROUND.as_secs();
-        let mut wanted = book.worth_connecting(
-            NEAR.min(self.shared.full_mesh),
-            if ring.is_empty() { FAR } else { 0 },
-            round,
-        );
-        wanted.extend(ring.iter());
-        wanted
     }
 
-    pub(super) fn dial_wanted(&mut self, now: Instant) {
-        let mut dialling = self
+    /// Takes what has happened.
+    pub fn handle(&mut self, now: Instant, input: Input<'_>) {
+        match input {
+            Input::Tick(view) => self.tick(now, view),
+            Input::Established {
+                peer,
+                id,
+                address,
+                dialled,
+            } => self.established(now, peer, id, address, dialled),
+            Input::Proved { peer, id } => self.proved(now, peer, id),
+            Input::Refused(member) => {
+                let attempt = self.attempts.entry(member).or_default();
+                attempt.failures = attempt.failures.max(FAILURES_IF_REFUSED);
+                attempt.not_before = Some(now + LAST_BACKOFF);
+            }
+            Input::Closed { peer, id } => self.closed(now, peer, id),
+            Input::Opened { peer, id } => {
+                if let Some(link) = self.link_mut(&peer, id) {
+                    link.used = now;
+                }
+            }
+            Input::Sounded { peer, id, lives } => {
+                if let Some(link) = self.link_mut(&peer, id) {
+                    link.doubted = !lives;
+                }
+            }
+            Input::Dialled { member, id } => {
+                self.attempts.entry(member).or_default().dialling.extend(id);
+            }
+            Input::NoAddress(member) => {
+                self.pass.dials = self.pass.dials.saturating_sub(1);
+                let attempt = self.attempts.entry(member).or_default();
+                attempt.failed(now, &mut self.rng);
+                self.actions.push_back(Action::LookUp(member));
+            }
+            Input::DialFailed { member, id } => self.dial_failed(now, member, id),
+            Input::NewContact { member, was_known } => self.new_contact(now, member, was_known),
+            Input::Found(member) => {
+                self.attempts.entry(member).or_default().not_before = None;
+            }
+            Input::Relaying(peer) => drop(self.relaying.insert(peer)),
+            Input::Moved => self.moved(now),
+            Input::Parted { member, view } => self.parted(member, view),
+        }
+    }
+
+    /// What is to be done next.
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        while let Some((member, is_public)) = self.pass.left.pop_front() {
+            if let Some(action) = self.connect(now, member, is_public) {
+                return Some(action);
+            }
+        }
+        if std::mem::take(&mut self.pass.bootstrap)
+            && self.links.is_empty()
+            && self.bootstrap_at <= now
+        {
+            self.bootstrap_at = now + BOOTSTRAP_EVERY;
+            return Some(Action::DialBootstrap);
+        }
+        self.actions.pop_front()
+    }
+
+    // --- What is asked
+
+    /// The best proved connection to the peer on which streams may be opened.
+    pub fn best_link(&self, peer: &PeerId) -> Option<&Link> {
+        self.links
+            .get(peer)?
+            .iter()
+            .filter(|l| l.proved.is_some() && l.parting.is_none())
+            .min_by_key(|l| l.rank())
+    }
+
+    pub fn link(&self, peer: &PeerId, id: ConnectionId) -> Option<&Link> {
+        self.links.get(peer)?.iter().find(|l| l.id == id)
+    }
+
+    fn link_mut(&mut self, peer: &PeerId, id: ConnectionId) -> Option<&mut Link> {
+        self.links.get_mut(peer)?.iter_mut().find(|l| l.id == id)
+    }
+
+    /// The peers with a connection, proved or not.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerId> {
+        self.links.keys()
+    }
+
+    /// Whether there is a connection to the peer, proved or not.
+    pub fn has_link(&self, peer: &PeerId) -> bool {
+        self.links.contains_key(peer)
+    }
+
+    pub fn is_dialling(&self, member: MemberId) -> bool {
+        self.attempts
+            .get(&member)
+            .is_some_and(|attempt| !attempt.dialling.is_empty())
+    }
+
+    /// Which selection of the unreachable members is tried now.
+    pub fn round(&self, now: Instant) -> u64 {
+        now.duration_since(self.started).as_secs() / ROUND.as_secs()
+    }
+
+    /// Dials lost members without delay for a while. Whether they were not already.
+    pub fn hurry(&mut self, now: Instant) -> bool {
+        std::mem::replace(&mut self.hasty_until, now + HASTE) <= now
+    }
+
+    // --- Dialling
+
+    fn tick(&mut self, now: Instant, view: &View<'_>) {
+        let dials = self
             .attempts
             .values()
             .filter(|a| !a.dialling.is_empty())
             .count();
-        for member in self.wanted() {
-            if let Some(peer) = peer_of(member)
-                .filter(|p| self.best_link(p).is_some_and(|l| is_relayed(&l.address)))
-            {
-                self.dial_past_relay(member, peer, now);
-                continue;
-            }
-            let attempt = self.attempts.entry(member).or_default();
-            let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
-            if due
-                && dialling < MAX_WANTED_DIALS
-                && peer_of(member).is_some_and(|peer| !self.links.contains_key(&peer))
-            {
-                if self.dial(member) {
-                    dialling += 1;
-                } else {
-                    self.look_for(member, now);
-                }
-            }
+        let left = view.wanted.iter().map(|m| (*m, (view.is_public)(*m)));
+        self.pass = Pass {
+            left: left.collect(),
+            dials,
+            bootstrap: true,
+        };
+        self.end_partings(now);
+        self.close_superfluous(now, view);
+        if view.is_large {
+            self.tend_large(now, view);
         }
-        // After the members known: whom of them the bootstrap names is being dialled now, and is
-        // not dialled twice.
-        if self.links.is_empty() && self.bootstrap_at <= now {
-            self.bootstrap_at = now + Duration::from_secs(10);
-            for options in dials(&self.bootstrap) {
-                let _ = self.swarm.dial(options);
-            }
-        }
+        self.probe(now);
     }
 
-    /// The ring names a neighbour of which the book has nothing, or nothing that can be dialled:
-    /// others are asked.
-    fn look_for(&mut self, member: MemberId, now: Instant) {
-        self.attempts.entry(member).or_default().failed(now);
-        self.may_search.insert(member);
-        self.search_or_give_up(member);
+    /// What a wanted member needs now.
+    fn connect(&mut self, now: Instant, member: MemberId, is_public: bool) -> Option<Action> {
+        let peer = peer_of(member);
+        let best = peer.and_then(|peer| self.best_link(&peer));
+        if let Some(peer) = peer.filter(|_| best.is_some_and(|l| is_relayed(&l.address))) {
+            return self.dial_past_relay(now, member, peer, is_public);
+        }
+        let connected = peer.is_none_or(|peer| self.links.contains_key(&peer));
+        let attempt = self.attempts.entry(member).or_default();
+        let due = attempt.dialling.is_empty() && attempt.not_before.is_none_or(|at| at <= now);
+        if !due || connected || self.pass.dials >= MAX_WANTED_DIALS {
+            return None;
+        }
+        self.pass.dials += 1;
+        Some(Action::Dial(member))
     }
 
     /// Hole punching tries what NATs hide. A member that can simply be dialled, but was first met
     /// through a relay, is dialled here: libp2p's DCUtR does not offer an address that is confirmed
     /// already.
-    fn dial_past_relay(&mut self, member: MemberId, peer: PeerId, now: Instant) {
+    fn dial_past_relay(
+        &mut self,
+        now: Instant,
+        member: MemberId,
+        peer: PeerId,
+        is_public: bool,
+    ) -> Option<Action> {
         let attempt = self.attempts.entry(member).or_default();
         if attempt.not_before.is_some_and(|at| at > now) {
-            return;
+            return None;
         }
-        let public = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(member)
-            .is_some_and(|c| c.public);
-        attempt.not_before = Some(
-            now + if public {
-                DIRECT_RETRY
-            } else {
-                DIRECT_RETRY_HIDDEN
-            },
-        );
-        let direct = self
-            .addresses_of(member)
-            .into_iter()
-            .filter(|a| !is_relayed(a))
-            .map(|a| a.with(Protocol::P2p(peer)));
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(direct.collect())
-            .build();
-        let _ = self.swarm.dial(options);
+        let pause = if is_public {
+            DIRECT_RETRY
+        } else {
+            DIRECT_RETRY_HIDDEN
+        };
+        attempt.not_before = Some(now + pause);
+        Some(Action::DialDirectly { member, peer })
     }
 
-    /// Of several connections to a member, the smaller id closes all but the best once they are
-    /// unused.
-    pub(super) fn close_superfluous(&mut self, now: Instant) {
-        let mut close = Vec::new();
-        for (peer, links) in self.links.iter().filter(|(_, links)| links.len() > 1) {
-            if member_of(peer).is_none_or(|member| self.shared.me > member) {
-                continue;
+    fn dial_failed(&mut self, now: Instant, member: MemberId, id: ConnectionId) {
+        let Some(attempt) = self.attempts.get_mut(&member) else {
+            return;
+        };
+        if attempt.dialling.remove(&id) && attempt.dialling.is_empty() {
+            attempt.failed(now, &mut self.rng);
+            if !peer_of(member).is_some_and(|peer| self.links.contains_key(&peer)) {
+                self.actions.push_back(Action::Unreachable(member));
             }
-            let Some(best) = self.best_link(peer) else {
-                continue;
-            };
-            // The other end must have had time to prefer the best one too.
-            if best
-                .proved
-                .is_none_or(|at| now.duration_since(at) < SUPERFLUOUS_AFTER)
-            {
-                continue;
-            }
-            let best = best.id;
-            let streams = &self.swarm.behaviour().inner.streams;
-            let carries = |l: &Link| !is_relayed(&l.address) && self.relaying.contains(peer);
-            let old = |l: &&Link| {
-                l.id != best && !carries(l) && now.duration_since(l.since) > SUPERFLUOUS_AFTER
-            };
-            close.extend(
-                links
-                    .iter()
-                    .filter(old)
-                    .map(|l| l.id)
-                    .filter(|id| streams.in_use(*id) == 0),
-            );
-        }
-        for id in close {
-            self.swarm.close_connection(id);
         }
     }
 
-    /// What only a large network needs: closing what nobody uses, and the lookups that keep the
-    /// book fresh.
-    pub(super) fn tend_large(&mut self, now: Instant) {
-        if !self.shared.is_large() {
-            return;
+    fn new_contact(&mut self, now: Instant, member: MemberId, was_known: bool) {
+        // Both ends learn of each other at the same time.
+        let wait = match (self.me < member, was_known) {
+            (true, _) => Duration::ZERO,
+            (false, true) => FIRST_BACKOFF,
+            (false, false) => LET_THE_OTHER_DIAL,
+        };
+        // New addresses are worth another attempt at once, even beside a dial of the old ones that
+        // has yet to time out.
+        let attempt = self.attempts.entry(member).or_default();
+        attempt.dialling.clear();
+        attempt.failures = 0;
+        attempt.not_before = Some(now + wait);
+    }
+
+    fn moved(&mut self, now: Instant) {
+        self.hasty_until = now + HASTE;
+        self.bootstrap_at = now;
+        for attempt in self.attempts.values_mut() {
+            // Dials under way left from addresses that may be gone.
+            attempt.dialling.clear();
+            (attempt.failures, attempt.not_before) = (0, None);
         }
-        let wanted: BTreeSet<MemberId> = self.wanted().into_iter().collect();
-        let connected = self.links.keys().filter_map(member_of);
-        let pinned = connected.chain(wanted.iter().copied()).collect();
-        self.shared
-            .book
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pin(pinned);
-        self.close_unused(&wanted, now);
-        // Attempts of members that the book has dropped are of no use any more.
-        let book = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.attempts.retain(|member, attempt| {
-            book.get(*member).is_some() || wanted.contains(member) || !attempt.dialling.is_empty()
+    }
+
+    // --- Connections that come and go
+
+    fn established(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        id: ConnectionId,
+        address: Multiaddr,
+        dialled: bool,
+    ) {
+        let member = member_of(&peer);
+        self.links.entry(peer).or_default().push(Link {
+            id,
+            address,
+            by_smaller: dialled == member.is_some_and(|member| self.me < member),
+            proved: None,
+            since: now,
+            doubted: false,
+            used: now,
+            probed: None,
+            dialled,
+            parting: None,
         });
-        drop(book);
-        if self.refresh.at <= now && !self.links.is_empty() {
-            self.refresh.done += 1;
-            let every = if self.refresh.done < FIRST_REFRESHES {
-                REFRESH_FIRST
-            } else {
-                REFRESH_EVERY
-            };
-            self.refresh.at = now + every.mul_f64(rand::random_range(0.75..1.25));
-            let own = self.refresh.done % 2 == 1;
-            let place = if own {
-                self.shared.me.ring_addr()
-            } else {
-                RingAddr(rand::random())
-            };
-            let shared = self.shared.clone();
-            tokio::spawn(async move {
-                if let Err(e) = shared.refresh(place).await {
-                    tracing::debug!("a lookup to keep the address book fresh failed: {e}");
-                }
-            });
+        if let Some(attempt) = member.and_then(|m| self.attempts.get_mut(&m)) {
+            attempt.dialling.remove(&id);
         }
     }
 
-    /// The one who made a connection closes it when it wants it no more and the other agrees.
-    fn close_unused(&mut self, wanted: &BTreeSet<MemberId>, now: Instant) {
-        let streams = &self.swarm.behaviour().inner.streams;
-        let (mut ask, mut stayed) = (Vec::new(), Vec::new());
-        for (peer, links) in &mut self.links {
-            let Some(member) = member_of(peer) else {
-                continue;
-            };
-            let relay = self.relaying.contains(peer) || self.reservations.contains_key(peer);
-            let needed = relay || wanted.contains(&member);
-            for link in links.iter_mut() {
-                if link.parting.take_if(|until| *until <= now).is_some() {
-                    stayed.push(member);
-                }
-                if needed || streams.in_use(link.id) > 0 {
-                    link.used = now;
-                } else if link.dialled
-                    && link.proved.is_some()
-                    && now.duration_since(link.used) > UNUSED_AFTER
-                {
-                    // The next question, if the other does not agree, is due after as long again.
-                    link.used = now;
-                    ask.push(member);
-                }
-            }
-        }
-        // The other end did not close it after all.
-        for member in stayed {
-            for waiter in self.waiting.remove(&member).unwrap_or_default() {
-                self.open(member, waiter, false);
-            }
-        }
-        for member in ask {
-            let shared = self.shared.clone();
-            tokio::spawn(async move {
-                if shared
-                    .call_known(member, PART_SERVICE, Vec::new(), PART_TIMEOUT)
-                    .await
-                    .is_ok()
-                {
-                    let _ = shared.commands.send(Command::Parted(member)).await;
-                }
-            });
-        }
-    }
-
-    /// Whether this end has no use for its connections to a member that asks to end them. If so it
-    /// opens nothing more on them.
-    pub(super) fn agrees_to_part(&mut self, member: MemberId) -> bool {
-        let Some(peer) = peer_of(member) else {
-            return false;
+    fn proved(&mut self, now: Instant, peer: PeerId, id: ConnectionId) {
+        let (Some(member), Some(link)) = (member_of(&peer), self.link_mut(&peer, id)) else {
+            return;
         };
-        let needed = !self.shared.is_large()
-            || self.relaying.contains(&peer)
-            || self.reservations.contains_key(&peer)
-            || self.waiting.contains_key(&member)
-            || self.wanted().contains(&member);
-        let now = Instant::now();
-        let streams = &self.swarm.behaviour().inner.streams;
+        link.proved = Some(now);
+        self.doubt_older(&peer, id);
+        let attempt = self.attempts.entry(member).or_default();
+        attempt.failures = 0;
+        attempt.not_before = None;
+    }
+
+    /// A member has a new connection: an older one from another place is likely dead, and so is one
+    /// from before the member started anew. Neither is preferred any more. Two that both ends began
+    /// at once are not told apart by this.
+    fn doubt_older(&mut self, peer: &PeerId, new: ConnectionId) {
+        let Some(link) = self.link(peer, new).filter(|l| !is_relayed(&l.address)) else {
+            return;
+        };
+        let (ip, since) = (ip_of(&link.address), link.since);
+        let links = self.links.get_mut(peer).into_iter().flatten();
+        for link in links.filter(|l| l.id != new && !is_relayed(&l.address)) {
+            link.doubted |=
+                ip_of(&link.address) != ip || since.saturating_duration_since(link.since) > AT_ONCE;
+        }
+    }
+
+    fn closed(&mut self, now: Instant, peer: PeerId, id: ConnectionId) {
         let Some(links) = self.links.get_mut(&peer) else {
-            return false;
+            return;
         };
-        // The question itself comes in a stream.
-        if needed
-            || links
-                .iter()
-                .any(|l| streams.in_use(l.id) > 1 || now.duration_since(l.used) < UNUSED_AFTER / 2)
-        {
-            return false;
+        let was_proved = links.iter().any(|l| l.id == id && l.proved.is_some());
+        links.retain(|l| l.id != id);
+        if links.is_empty() {
+            self.links.remove(&peer);
+            self.relaying.remove(&peer);
         }
-        links
-            .iter_mut()
-            .for_each(|l| l.parting = Some(now + 2 * PART_TIMEOUT));
-        true
-    }
-
-    /// The other end has agreed: its connections end, unless one has been used since.
-    pub(super) fn parted(&mut self, member: MemberId) {
-        let Some(peer) = peer_of(member) else { return };
-        let streams = &self.swarm.behaviour().inner.streams;
-        let idle = |l: &&Link| streams.in_use(l.id) == 0;
-        let close: Vec<_> = self
-            .links
-            .get(&peer)
-            .into_iter()
-            .flatten()
-            .filter(idle)
-            .map(|l| l.id)
-            .collect();
-        for id in close {
-            self.swarm.close_connection(id);
+        let Some(member) = member_of(&peer).filter(|_| was_proved) else {
+            return;
+        };
+        if self.best_link(&peer).is_none() {
+            // A node that restarts is back at once; one whose path broke may be reachable by
+            // another.
+            let wait = match (now < self.hasty_until, self.me < member) {
+                (true, _) => Duration::ZERO,
+                (false, true) => FIRST_BACKOFF / 2,
+                (false, false) => FIRST_BACKOFF,
+            };
+            self.attempts.entry(member).or_default().not_before = Some(now + wait);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

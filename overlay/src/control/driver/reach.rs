@@ -13,8 +13,11 @@ use crate::{
     network_time::next_number,
 };
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
-use std::{net::SocketAddr, sync::PoisonError, time::Duration};
-use tokio::time::Instant;
+use std::{
+    net::SocketAddr,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 /// A node that nobody has been found to reach by then reserves circuits.
 const RESERVE_AFTER: Duration = Duration::from_secs(1);
@@ -137,8 +140,7 @@ impl Driver {
             }
             return;
         }
-        self.reservations
-            .retain(|peer, _| self.links.contains_key(peer));
+        self.reservations.retain(|peer, _| self.mesh.has_link(peer));
         if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
             return;
         }
@@ -201,7 +203,8 @@ impl Driver {
             })
             .max_by_key(is_quic);
         public.or_else(|| {
-            self.best_link(&relay)
+            self.mesh
+                .best_link(&relay)
                 .map(|l| split_peer(l.address.clone()).0)
         })
     }

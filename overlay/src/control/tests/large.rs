@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 const MEMBERS: usize = 40;
 const FULL_MESH: usize = 8;
+const UNUSED_AFTER: Duration = Duration::from_secs(6);
 /// Forty hosts share two cores with whatever else runs: what is waited for is a state, and this
 /// only ends a wait in vain.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -20,6 +21,7 @@ async fn large(world: &World) -> Vec<Arc<Control>> {
         let config = world.config(identity, certificate, bootstrap);
         let control = Control::start(ControlConfig {
             full_mesh: FULL_MESH,
+            unused_after: UNUSED_AFTER,
             ..config
         })
         .await
@@ -67,18 +69,8 @@ async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
     futures::future::join_all(each).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
-    let world = World::new(1);
-    let began = Instant::now();
-    let mut all = large(&world).await;
-    let places: Vec<RingAddr> = (0..8u8).map(|n| RingAddr::of("a place", &[n])).collect();
-    all_find(&all, &places).await;
-    println!(
-        "{MEMBERS} members joined and find all after {:?}",
-        began.elapsed()
-    );
-
+/// Waits until connections are those that the ring asks for, and few others.
+async fn follow_the_ring(all: &[Arc<Control>]) {
     // The ring says who is wanted, known or not: connections follow, and those for which there is
     // no use end.
     for (i, control) in all.iter().enumerate() {
@@ -109,7 +101,10 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
         mean(),
         all.iter().map(|c| c.connected().len()).max()
     );
-    // Who is not known is looked up.
+}
+
+/// Calls members that are not known: they are looked up.
+async fn reach_the_unknown(all: &[Arc<Control>]) {
     let mut unknown = 0;
     for i in 0..MEMBERS {
         let (from, to) = (&all[i], &all[(i * 7 + 11) % MEMBERS]);
@@ -128,7 +123,10 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
     }
     println!("{unknown} of {MEMBERS} calls were to members unknown before");
     assert!(unknown > 5);
+}
 
+/// Waits until the size of the network is about right.
+async fn guess_the_size(all: &[Arc<Control>]) {
     // Where joining took long, the first lookups saw a small network; those of the whole one take
     // their place.
     let known = || {
@@ -153,6 +151,22 @@ async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
             .await;
     }
     println!("estimated {:?} members", all[0].size_estimate());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forty_members_find_and_reach_each_other_with_few_connections_each() {
+    let world = World::new(1);
+    let began = Instant::now();
+    let mut all = large(&world).await;
+    let places: Vec<RingAddr> = (0..8u8).map(|n| RingAddr::of("a place", &[n])).collect();
+    all_find(&all, &places).await;
+    println!(
+        "{MEMBERS} members joined and find all after {:?}",
+        began.elapsed()
+    );
+    follow_the_ring(&all).await;
+    reach_the_unknown(&all).await;
+    guess_the_size(&all).await;
 
     // Five die at once: soon nobody finds them.
     let dead: Vec<Arc<Control>> = all.split_off(MEMBERS - 5);

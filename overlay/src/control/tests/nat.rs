@@ -2,6 +2,7 @@
 //! Needs root and nftables. A host is a thread inside its namespace.
 
 use super::*;
+use crate::underlay::Underlay;
 use std::{fs::File, os::fd::AsFd, process::Command, thread};
 
 /// Namespaces named after this process, deleted when dropped, whatever happens.
@@ -130,8 +131,8 @@ fn rules(masquerade: &str, more: &str) -> String {
     .replace('}', "\n}")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_behind_every_kind_of_nat_are_reached_by_all() {
+/// Two public hosts, and sites with every kind of NAT.
+fn internet() -> Namespaces {
     let mut namespaces = Namespaces::new();
     namespaces.add("core");
     for (name, n) in [("pa", 1), ("pb", 2)] {
@@ -162,8 +163,11 @@ async fn members_behind_every_kind_of_nat_are_reached_by_all() {
         7,
         &rules("masquerade", "meta l4proto udp drop;"),
     );
+    namespaces
+}
 
-    let world = World::new(1);
+/// A member at each place, which joins through the first.
+async fn members_at(world: &World) -> Vec<(&'static str, Arc<Control>)> {
     let anywhere: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
     let mut all: Vec<(&str, Arc<Control>)> = Vec::new();
     for name in ["pa", "pb", "cone1", "cone2", "sym1", "sym2", "noudp"] {
@@ -190,6 +194,13 @@ async fn members_behind_every_kind_of_nat_are_reached_by_all() {
         .await;
         all.push((name, control));
     }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_behind_every_kind_of_nat_are_reached_by_all() {
+    let (_namespaces, world) = (internet(), World::new(1));
+    let all = members_at(&world).await;
     let hosts: Vec<&Control> = all.iter().map(|(_, c)| c.as_ref()).collect();
     let started = Instant::now();
     meshed(&hosts).await;

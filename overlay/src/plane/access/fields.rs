@@ -1,7 +1,7 @@
-//! The fields of an IP packet that access rules look at. Checked accessors, no copies; IPv6
-//! extension headers are walked (RFC 8200), a bounded number of them.
+//! The fields of an IP packet that access rules look at. Checked accessors, no copies; a bounded
+//! number of IPv6 extension headers is walked (RFC 8200).
 
-/// Extension headers that are walked; real packets have one or two.
+/// How many extension headers are walked. Reason: real packets have one or two.
 const MAX_EXTENSIONS: usize = 6;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -10,16 +10,16 @@ const ICMP6: u8 = 58;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-/// What a packet is.
+/// The kind of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen<'a> {
+pub(super) enum PacketKind<'a> {
     /// A TCP segment; whether it opens a connection.
     Tcp { from: u16, to: u16, opens: bool },
     /// A UDP datagram.
     Udp { from: u16, to: u16 },
     /// An ICMP echo request with its identifier.
     EchoRequest(u16),
-    /// The answer to one.
+    /// An ICMP echo reply with its identifier.
     EchoReply(u16),
     /// An ICMP error with the beginning of the packet that it is about.
     Error(&'a [u8]),
@@ -39,7 +39,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
         .map(|b| u16::from_be_bytes([b[0], b[1]]))
 }
 
-impl<'a> Seen<'a> {
+impl<'a> PacketKind<'a> {
     /// Looks at a whole packet.
     pub fn of(packet: &'a [u8]) -> Self {
         Self::look(packet, false)
@@ -108,7 +108,7 @@ fn behind_v6(packet: &[u8]) -> Option<Behind<'_>> {
     None
 }
 
-fn transport(protocol: u8, payload: &[u8], quoted: bool) -> Option<Seen<'_>> {
+fn transport(protocol: u8, payload: &[u8], quoted: bool) -> Option<PacketKind<'_>> {
     let ports = || Some((word(payload, 0)?, word(payload, 2)?));
     Some(match protocol {
         TCP => {
@@ -118,20 +118,20 @@ fn transport(protocol: u8, payload: &[u8], quoted: bool) -> Option<Seen<'_>> {
                 None if quoted => false,
                 None => return None,
             };
-            Seen::Tcp { from, to, opens }
+            PacketKind::Tcp { from, to, opens }
         }
         UDP => {
             let (from, to) = ports()?;
-            Seen::Udp { from, to }
+            PacketKind::Udp { from, to }
         }
         ICMP | ICMP6 => match (protocol, *payload.first()?) {
-            (ICMP, 8) | (ICMP6, 128) => Seen::EchoRequest(word(payload, 4)?),
-            (ICMP, 0) | (ICMP6, 129) => Seen::EchoReply(word(payload, 4)?),
+            (ICMP, 8) | (ICMP6, 128) => PacketKind::EchoRequest(word(payload, 4)?),
+            (ICMP, 0) | (ICMP6, 129) => PacketKind::EchoReply(word(payload, 4)?),
             // Unreachable, time exceeded, parameter problem; in IPv6 packet too big besides.
-            (ICMP, 3 | 11 | 12) | (ICMP6, 1..=4) => Seen::Error(payload.get(8..)?),
-            _ => Seen::Icmp,
+            (ICMP, 3 | 11 | 12) | (ICMP6, 1..=4) => PacketKind::Error(payload.get(8..)?),
+            _ => PacketKind::Icmp,
         },
-        other => Seen::Other(other),
+        other => PacketKind::Other(other),
     })
 }
 
@@ -148,7 +148,7 @@ mod tests {
             .udp(5, 6)
             .write(&mut packet, b"x")
             .unwrap();
-        assert_eq!(Seen::of(&packet), Seen::Udp { from: 5, to: 6 });
+        assert_eq!(PacketKind::of(&packet), PacketKind::Udp { from: 5, to: 6 });
         let mut packet = Vec::new();
         PacketBuilder::ipv6([1; 16], [2; 16], 9)
             .tcp(7, 22, 1, 9)
@@ -156,8 +156,8 @@ mod tests {
             .write(&mut packet, b"")
             .unwrap();
         assert_eq!(
-            Seen::of(&packet),
-            Seen::Tcp {
+            PacketKind::of(&packet),
+            PacketKind::Tcp {
                 from: 7,
                 to: 22,
                 opens: true
@@ -167,8 +167,8 @@ mod tests {
         packet[6] = 0;
         packet.splice(40..40, [6, 0, 1, 4, 0, 0, 0, 0]);
         assert_eq!(
-            Seen::of(&packet),
-            Seen::Tcp {
+            PacketKind::of(&packet),
+            PacketKind::Tcp {
                 from: 7,
                 to: 22,
                 opens: true
@@ -184,14 +184,14 @@ mod tests {
             .write(&mut packet, &[0; 60])
             .unwrap();
         assert_eq!(
-            Seen::of(&packet[..28]),
-            Seen::Broken,
+            PacketKind::of(&packet[..28]),
+            PacketKind::Broken,
             "its flags are in the next fragment"
         );
         packet[7] = 1;
-        assert_eq!(Seen::of(&packet), Seen::Broken);
+        assert_eq!(PacketKind::of(&packet), PacketKind::Broken);
         packet[7] = 2;
-        assert_eq!(Seen::of(&packet), Seen::LaterFragment);
+        assert_eq!(PacketKind::of(&packet), PacketKind::LaterFragment);
     }
 
     proptest! {
@@ -202,13 +202,13 @@ mod tests {
                 Just(6u8), Just(17), Just(1), Just(58), Just(44), Just(0), Just(43), any::<u8>()
             ]
         ) {
-            let _ = (Seen::of(&bytes), Seen::of_quoted(&bytes));
+            let _ = (PacketKind::of(&bytes), PacketKind::of_quoted(&bytes));
             if bytes.len() > 10 {
                 (
                     bytes[0], bytes[if v6 { 6 } else { 9 }]
                 ) = (if v6 { 0x60 } else { 0x45 }, protocol);
             }
-            let _ = (Seen::of(&bytes), Seen::of_quoted(&bytes));
+            let _ = (PacketKind::of(&bytes), PacketKind::of_quoted(&bytes));
         }
     }
 }

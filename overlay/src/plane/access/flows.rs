@@ -1,7 +1,7 @@
 //! The table of conversations: fixed in size, shared by all packet threads, without a lock. An
-//! entry is one word: a keyed hash of the conversation, what was decided, and until when. A full
-//! bucket gives up what ends soonest, so a flood of new conversations, whose entries last for
-//! seconds, does not push out the answers that this side waits for.
+//! entry is one word: a keyed hash of the conversation, the decision, and when it ends. A full
+//! bucket drops the entry that ends soonest, so a flood of new conversations, whose entries last
+//! for seconds, does not push out the answers that this side waits for.
 //!
 //! Two conversations share an entry with a chance of 2^-47 for each that is live (bucket and tag
 //! are bits of one hash whose key nobody knows); races between threads lose at most an update.
@@ -13,21 +13,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Entries of one cache line.
+/// How many entries a bucket has: one cache line.
 const WAYS: usize = 8;
-/// 65 536 conversations in 512 KiB.
+/// How many buckets there are: 65 536 conversations in 512 KiB.
 const BUCKETS: usize = 8192;
-/// An entry is not written again for less than this: writing costs the other threads their copy of
-/// the line.
+/// How many seconds a write has to add to an entry. Reason: writing costs the other threads their
+/// copy of the cache line.
 const WORTH_WRITING_SECONDS: u64 = 2;
 
 const TAG_BITS: u32 = 37;
 const STATE_BITS: u32 = 2;
-/// Seconds since the table was made: four years.
+/// Seconds since the table was made: enough for four years.
 const TIME_BITS: u32 = 64 - TAG_BITS - STATE_BITS;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
-/// What is told apart within the protocols.
+/// The kinds of packets that are decided apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     TcpOpening,
@@ -47,10 +47,10 @@ pub(super) struct Key {
     pub ports: (u16, u16),
 }
 
-/// What holds for it.
+/// What was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// It answers what was sent from here.
+    /// It answers a packet sent from here.
     Answer = 1,
     /// A rule allows it.
     Allowed = 2,
@@ -91,7 +91,7 @@ impl Flows {
         now.saturating_duration_since(self.began).as_secs()
     }
 
-    /// What was noted and is not over.
+    /// The decision noted for a conversation, unless it has ended.
     pub fn get(&self, key: &Key, now: Instant) -> Option<State> {
         let (bucket, tag) = self.place(key);
         let seconds = self.seconds(now);
@@ -103,7 +103,8 @@ impl Flows {
         state_of(entry).filter(|_| entry & TIME_MASK > seconds)
     }
 
-    /// Notes what holds for the next `lasts`. An answer that is waited for is not made less.
+    /// Notes a decision for the next `lasts`. An expected answer is not replaced by another
+    /// decision.
     pub fn note(&self, key: &Key, state: State, lasts: Duration, now: Instant) {
         let (bucket, tag) = self.place(key);
         let seconds = self.seconds(now);

@@ -94,7 +94,9 @@ proptest! {
                     plan.down(member(p));
                 }
                 Act::Lie(p) => {
-                    if let Some(chunk) = owed[p].pop_front() && plan.arrived(now, member(p), chunk).is_some() {
+                    if let Some(chunk) = owed[p].pop_front()
+                        && plan.arrived(now, member(p), chunk).is_some()
+                    {
                         plan.refused(chunk);
                         plan.ban(member(p));
                         liars.insert(p);

@@ -1,0 +1,68 @@
+//! The figures that one decision was made by, on the way into its [`Explanation`].
+
+use super::score::Candidate;
+use crate::{
+    explain::{Decision, Explanation},
+    load::Millis,
+};
+use p2pvm_overlay::{MemberId, VmId};
+
+#[derive(Clone, Copy)]
+pub(super) struct Figures {
+    source_load: f64,
+    vm_cpu: f64,
+    peer: Option<MemberId>,
+    target_load: Option<f64>,
+    affinity: Option<f64>,
+}
+
+impl Figures {
+    pub(super) fn new(source_load: f64, vm_cpu: f64) -> Self {
+        Self {
+            source_load,
+            vm_cpu,
+            peer: None,
+            target_load: None,
+            affinity: None,
+        }
+    }
+
+    /// Adds the place that was considered.
+    pub(super) fn at(self, place: &Candidate) -> Self {
+        Self {
+            affinity: Some(place.affinity),
+            ..self.against(place.member, place.predicted)
+        }
+    }
+
+    /// Adds the other side of the move.
+    pub(super) fn against(self, peer: MemberId, target_load: f64) -> Self {
+        Self {
+            peer: Some(peer),
+            target_load: Some(target_load),
+            ..self
+        }
+    }
+
+    pub(super) fn explain(
+        self,
+        at: Millis,
+        vm: VmId,
+        decision: Decision,
+        min_gain: f64,
+    ) -> Explanation {
+        Explanation {
+            at,
+            vm,
+            decision,
+            source_load: self.source_load,
+            peer: self.peer,
+            target_load: self.target_load,
+            vm_cpu: self.vm_cpu,
+            gain: self.target_load.map(|target| self.source_load - target),
+            affinity: self.affinity,
+            min_gain,
+            times: 1,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The source's side of a move: which VM this node offers to which peer, and what follows from the
+//! answer. One VM is given away at a time.
+
+use super::{Manager, MigrationEnd, Output};
+use crate::{
+    explain::Decision,
+    load::{Demand, LoadVector, Millis},
+    moves::{
+        figures::Figures,
+        negotiation::{OutgoingMove, Stage},
+        score::{self, Candidate},
+    },
+    wire::{LoadReport, Message, Offer, OfferRefusal},
+};
+use p2pvm_overlay::{MemberId, VmId};
+use rand::{Rng, seq::IndexedRandom};
+
+impl Manager {
+    pub(super) fn accepted(&mut self, now: Millis, from: MemberId, id: u64, predicted: f64) {
+        let movable = self.outgoing.as_ref().is_some_and(|o| {
+            self.meter
+                .vms
+                .get(&o.offer.vm)
+                .is_some_and(|demand| demand.movable)
+        });
+        match self.outgoing.as_mut().filter(|o| o.is_offer(from, id)) {
+            Some(outgoing) if outgoing.stage == Stage::Moving => {}
+            Some(outgoing) if movable && !self.draining => {
+                (outgoing.stage, outgoing.since) = (Stage::Moving, now);
+                outgoing.place.predicted = predicted;
+                let (vm, figures) = (
+                    outgoing.offer.vm,
+                    Figures::new(self.meter.cpu, f64::from(outgoing.offer.cpu)).at(&outgoing.place),
+                );
+                let reason = self.explain_about(now, vm, Decision::Migrating, figures);
+                self.outputs.push_back(Output::Migrate {
+                    vm,
+                    to: from,
+                    reason,
+                });
+            }
+            // Too late, or the VM is gone or busy by now: the peer need not wait for it.
+            ours => {
+                if ours.is_some() {
+                    self.outgoing = None;
+                }
+                self.send(from, Message::Release { id });
+            }
+        }
+    }
+
+    pub(super) fn rejected(
+        &mut self,
+        now: Millis,
+        from: MemberId,
+        id: u64,
+        why: OfferRefusal,
+        load: LoadVector,
+    ) {
+        if load.member == from {
+            self.view.merge(
+                self.me,
+                now,
+                &self.placement,
+                vec![LoadReport { load, age_ms: 0 }],
+                &mut self.rng,
+            );
+        }
+        if self
+            .outgoing
+            .as_ref()
+            .is_some_and(|o| o.is_offer(from, id) && o.stage == Stage::Offered)
+        {
+            self.next_offer(now, Decision::Refused(why));
+        }
+    }
+
+    pub(super) fn unanswered(&mut self, now: Millis) {
+        if let Some((to, id)) = self.outgoing.as_ref().map(|o| (o.place.member, o.offer.id)) {
+            self.view.forget(to);
+            self.send(to, Message::Release { id });
+            self.next_offer(now, Decision::Unanswered);
+        }
+    }
+
+    /// After an offer has failed: asks the next best peer, unless enough have been asked.
+    fn next_offer(&mut self, now: Millis, decision: Decision) {
+        let Some(failed) = self.outgoing.take() else {
+            return;
+        };
+        let place = failed.place;
+        let figures = Figures::new(self.meter.cpu, f64::from(failed.offer.cpu)).at(&place);
+        self.explain_about(now, failed.offer.vm, decision, figures);
+        let mut asked = failed.asked;
+        asked.push(place.member);
+        if asked.len() >= self.placement.offers_per_round || !self.offer_best(now, asked) {
+            self.rest_until = now.plus(self.placement.retry_ms);
+        }
+    }
+
+    pub(super) fn migrated(&mut self, now: Millis, vm: VmId, end: MigrationEnd) {
+        let ok = end == MigrationEnd::Moved;
+        let failures = if ok {
+            0
+        } else {
+            self.resting.get(&vm).map_or(0, |(_, failures)| *failures) + 1
+        };
+        self.rest(now, vm, failures);
+        let Some(done) = self
+            .outgoing
+            .take_if(|o| o.offer.vm == vm && o.stage == Stage::Moving)
+        else {
+            return;
+        };
+        let to = done.place.member;
+        let decision = match end {
+            MigrationEnd::Moved => Decision::Moved,
+            MigrationEnd::Failed => Decision::Failed,
+            MigrationEnd::Cancelled => Decision::Cancelled,
+        };
+        if ok {
+            self.rest_until = now.plus(self.placement.node_cooldown_ms);
+        } else {
+            self.send(to, Message::Release { id: done.offer.id });
+            self.rest_until = now.plus(self.placement.retry_ms);
+        }
+        self.explain_about(
+            now,
+            vm,
+            decision,
+            Figures::new(self.meter.cpu, f64::from(done.offer.cpu)).at(&done.place),
+        );
+    }
+
+    pub(super) fn decide(&mut self, now: Millis) {
+        let sustained = self
+            .hot_since
+            .is_some_and(|since| now.since(since) >= self.placement.sustained_ms);
+        let hot = sustained && self.meter.cpu >= self.placement.high_watermark;
+        let free = self.placement.enabled
+            && !self.draining
+            && self.outgoing.is_none()
+            && self.arriving.expected().next().is_none();
+        if hot && free && now >= self.rest_until && !self.offer_best(now, Vec::new()) {
+            self.rest_until = now.plus(self.placement.retry_ms);
+        }
+    }
+
+    /// Offers the VM whose move is worth most to the best peer not yet asked. Returns whether there
+    /// was one.
+    fn offer_best(&mut self, now: Millis, asked: Vec<MemberId>) -> bool {
+        let mut best: Option<(f64, VmId, Candidate)> = None;
+        let mut kept = Vec::new();
+        let movable =
+            |(vm, demand): &(&VmId, &Demand)| demand.movable && !self.resting.contains_key(*vm);
+        for (vm, demand) in self.meter.vms.iter().filter(movable) {
+            let mut places =
+                score::places(self.view.entries(), self.source(), demand, &self.placement);
+            places.retain(|place| !asked.contains(&place.member));
+            kept.push((*vm, places.first().copied(), demand.cpu));
+            places.retain(|place| score::is_worthwhile(place, &self.placement));
+            if let Some(place) = places.first() {
+                let worth = score::worth(place, demand, &self.placement);
+                if best.is_none_or(|(most, ..)| worth > most) {
+                    let drawn = score::equally_good(&places, &self.placement)
+                        .choose(&mut self.rng)
+                        .unwrap_or(place);
+                    best = Some((worth, *vm, *drawn));
+                }
+            }
+        }
+        if let Some((_, vm, place)) = best {
+            self.offer(now, vm, place, asked);
+            return true;
+        }
+        for (vm, place, cpu) in kept.into_iter().filter(|_| asked.is_empty()) {
+            let figures = Figures::new(self.meter.cpu, cpu);
+            let figures = place.map_or(figures, |place| figures.at(&place));
+            self.explain_about(now, vm, Decision::Kept, figures);
+        }
+        false
+    }
+
+    fn offer(&mut self, now: Millis, vm: VmId, place: Candidate, asked: Vec<MemberId>) {
+        assert!(
+            self.outgoing.is_none(),
+            "a node gives one VM away at a time"
+        );
+        let here = self.meter.cpu;
+        let demand = &self.meter.vms[&vm];
+        let offer = Offer {
+            id: self.rng.random(),
+            vm,
+            cpu: demand.cpu as f32,
+            memory_mib: demand.memory_mib,
+            source_cpu: here.min(1.0) as f32,
+        };
+        let figures = Figures::new(here, demand.cpu).at(&place);
+        self.send(place.member, Message::Offer(offer.clone()));
+        self.outgoing = Some(OutgoingMove {
+            offer,
+            place,
+            asked,
+            stage: Stage::Offered,
+            since: now,
+        });
+        self.explain_about(now, vm, Decision::Offered, figures);
+    }
+}

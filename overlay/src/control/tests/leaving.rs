@@ -1,0 +1,118 @@
+//! Members that leave, and members that are revoked.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_left_is_shown_no_more_also_by_those_that_hear_it_from_others() {
+    let world = World::new(42);
+    let first = world.first().await;
+    let second = world.member("second", &[&first]).await;
+    let third = world.member("third", &[&first]).await;
+    meshed(&[&first, &second, &third]).await;
+    let gone = third.me();
+    third.farewell().await;
+    third.shutdown().await;
+    eventually("both show the leaver no more", || {
+        [&first, &second]
+            .iter()
+            .all(|c| c.peers().iter().all(|p| p.member != gone))
+    })
+    .await;
+    // Who joins later does not hear of it as of one who is there.
+    let fourth = world.member("fourth", &[&first]).await;
+    meshed(&[&first, &second, &fourth]).await;
+    assert!(fourth.peers().iter().all(|p| p.member != gone));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_another() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let middle = world.member("middle", &[&first]).await;
+    let outcast = world.member("outcast", &[&middle]).await;
+    meshed(&[&first, &middle, &outcast]).await;
+    let mut events = outcast.events();
+    let last_words = first.shared.door.trust.digest();
+    // Told to the middle one only: it spreads from there.
+    let revocation = Revocation::issue(
+        &Issuer::root(&world.root),
+        world.network.id,
+        Target::Member(outcast.me()),
+        UnixTime::now(),
+    );
+    middle
+        .shared
+        .commands
+        .send(Command::Revoke(Box::new(revocation)))
+        .await
+        .unwrap();
+    eventually("nobody is connected to the outcast", || {
+        let gone = |c: &Control| !c.connected().contains(&outcast.me());
+        gone(&first) && gone(&middle) && outcast.connected().is_empty()
+    })
+    .await;
+    assert_ne!(first.shared.door.trust.digest(), last_words);
+    eventually("it knows", || {
+        matches!(events.try_recv(), Ok(ControlEvent::ThisNodeRevoked))
+    })
+    .await;
+    let asked = outcast
+        .call(first.me(), "any", Vec::new(), Duration::from_secs(3))
+        .await;
+    assert!(asked.is_err(), "{asked:?}");
+    assert!(middle.connected().contains(&first.me()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_grew_out_of_a_copy_of_a_revoked_members_state_is_cut_off_with_it_and_is_told() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let middle = world.member("middle", &[&first]).await;
+    let outcast = Identity::generate();
+    let identity = Identity::generate();
+    let lasts = (UnixTime::now(), UnixTime::now().plus(3600));
+    let groups = crate::membership::Groups::default()
+        .of_copy(outcast.member_id())
+        .unwrap();
+    let certificate = Issuer::root(&world.root)
+        .certify_in(
+            &world.network,
+            (identity.member_id(), identity.link_key()),
+            "copy",
+            (Rights::default(), groups),
+            lasts,
+        )
+        .unwrap();
+    let copy = Control::start(world.config(identity, certificate, middle.listen_addrs()))
+        .await
+        .unwrap();
+    meshed(&[&first, &middle, &copy]).await;
+    let (mut told, mut seen) = (copy.events(), first.events());
+    let revocation = Revocation::issue(
+        &Issuer::root(&world.root),
+        world.network.id,
+        Target::Member(outcast.member_id()),
+        UnixTime::now(),
+    );
+    middle
+        .shared
+        .commands
+        .send(Command::Revoke(Box::new(revocation)))
+        .await
+        .unwrap();
+    eventually("nobody is connected to the copy", || {
+        let gone = |c: &Control| !c.connected().contains(&copy.me());
+        gone(&first) && gone(&middle) && copy.connected().is_empty()
+    })
+    .await;
+    eventually("the copy knows", || {
+        matches!(told.try_recv(), Ok(ControlEvent::ThisNodeRevoked))
+    })
+    .await;
+    eventually(
+        "the others say so",
+        || matches!(seen.try_recv(), Ok(ControlEvent::Revoked(member)) if member == copy.me()),
+    )
+    .await;
+    assert!(middle.connected().contains(&first.me()));
+}

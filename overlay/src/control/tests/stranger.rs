@@ -1,0 +1,134 @@
+//! What a machine that is no member gets.
+
+use super::*;
+use futures::StreamExt;
+use libp2p::{Swarm, identify, swarm::SwarmEvent};
+
+/// Asks for everything at once.
+#[derive(libp2p::swarm::NetworkBehaviour)]
+struct Raw {
+    identify: identify::Behaviour,
+    streams: streams::Streams,
+}
+
+type Incoming = mpsc::Sender<(libp2p::PeerId, streams::Carried)>;
+
+fn stranger(incoming: Incoming) -> Swarm<Raw> {
+    libp2p::SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_quic()
+        .with_behaviour(|key| {
+            Ok(Raw {
+                identify: identify::Behaviour::new(identify::Config::new(
+                    "/p2pvm/1".into(),
+                    key.public(),
+                )),
+                streams: streams::Streams::new(incoming),
+            })
+        })
+        .unwrap()
+        .with_swarm_config(|c| c.with_idle_connection_timeout(LONG * 10))
+        .build()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_proved_nothing_is_served_nothing_else() {
+    let world = World::new(1);
+    let first = world.first().await;
+    first.serve("reverse", Arc::new(Reverse));
+    let (incoming, mut opened_to_us) = mpsc::channel(1);
+    let mut swarm = stranger(incoming);
+    let target: Multiaddr = first
+        .listen_addrs()
+        .into_iter()
+        .find(|a| a.contains("quic"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let peer = address::peer_of(first.me()).unwrap();
+    swarm.dial(target).unwrap();
+    let (waiter, mut answer) = oneshot::channel();
+    let mut waiter = Some(waiter);
+    let mut denied = false;
+    let closed = async {
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { connection_id, .. } => {
+                    swarm
+                        .behaviour_mut()
+                        .streams
+                        .open(peer, connection_id, waiter.take().unwrap());
+                }
+                SwarmEvent::Behaviour(RawEvent::Identify(identify::Event::Error { .. })) => {
+                    denied = true
+                }
+                SwarmEvent::Behaviour(RawEvent::Identify(event)) => {
+                    panic!("identify was served: {event:?}")
+                }
+                SwarmEvent::ConnectionClosed { .. } => break,
+                _ => {}
+            }
+            if denied && !matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(LONG * 2, closed)
+        .await
+        .expect("the stranger is denied or cut off");
+    assert!(first.connected().is_empty());
+    assert!(
+        !matches!(answer.try_recv(), Ok(Ok(_))),
+        "a stream was opened"
+    );
+    assert!(
+        opened_to_us.try_recv().is_err(),
+        "nothing is opened to a stranger either"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_two_networks_do_not_connect() {
+    let (here, there) = (World::new(1), World::new(2));
+    let first = here.first().await;
+    let stranger = there.member("stranger", &[&first]).await;
+    let asked = stranger
+        .call(first.me(), "reverse", vec![1], Duration::from_secs(5))
+        .await;
+    assert!(
+        matches!(
+            asked,
+            Err(FabricError::Unreachable(_) | FabricError::TimedOut(..))
+        ),
+        "{asked:?}"
+    );
+    assert!(first.connected().is_empty() && stranger.connected().is_empty());
+    assert!(first.peers().is_empty() && stranger.peers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_reached_though_a_stranger_answers_first_at_an_address_it_tells() {
+    let (world, other) = (World::new(1), World::new(2));
+    let (first, stranger) = (world.first().await, other.first().await);
+    let over = |control: &Control, transport: &str| {
+        control
+            .listen_addrs()
+            .into_iter()
+            .find(|a| a.contains(transport))
+            .unwrap()
+            .parse::<Multiaddr>()
+            .unwrap()
+    };
+    // QUIC is dialled before TCP and has fewer round trips.
+    let named = address::peer_of(first.me()).unwrap();
+    let wrong = address::split_peer(over(&stranger, "/quic-v1"))
+        .0
+        .with(libp2p::multiaddr::Protocol::P2p(named));
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "second", false);
+    let bootstrap = vec![wrong.to_string(), over(&first, "/tcp/").to_string()];
+    let second = Control::start(world.config(identity, certificate, bootstrap))
+        .await
+        .unwrap();
+    meshed(&[&first, &second]).await;
+}

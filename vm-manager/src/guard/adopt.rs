@@ -1,0 +1,251 @@
+//! After a restart of the daemon: takes up the guests that still run, boots those that should, and
+//! settles what a kill interrupted. The entry says how far an operation had come, since it is
+//! written before each step that another member could see.
+
+use crate::{
+    Error, Host,
+    directory::Wanted,
+    handover::longest_run,
+    host::{Activity, Entry, Role, Side, Slot, registry::superseded, run_here},
+    hypervisor::RunState,
+};
+use p2pvm_overlay::{Epoch, MemberId, chain};
+use std::{sync::Arc, time::Duration};
+
+/// How long before an attempt is repeated that the voters could not settle yet.
+const RETRY: Duration = Duration::from_secs(5);
+
+impl Host {
+    /// Takes up every defined VM; false if one cannot be read. What needs other members goes to
+    /// tasks, so that a host starts without a network.
+    pub(super) async fn adopt_all(self: &Arc<Self>) -> Result<bool, Error> {
+        let (mut entries, unreadable) = self.registry.load()?;
+        for (path, reason) in &unreadable {
+            tracing::error!(path = %path.display(), reason, "a VM's directory cannot be read; it \
+                is left as it is");
+        }
+        for (at, newer) in superseded(&entries) {
+            self.replace_older(&mut entries[at], newer);
+        }
+        // All are listed first: an interrupted restore looks for the copy that it replaces.
+        let slots: Vec<_> = entries.into_iter().map(|e| self.list_entry(e)).collect();
+        for slot in &slots {
+            if let Err(e) = self.adopt(slot).await {
+                tracing::error!(vm = %slot.entry().listed_name(), error = %chain(&e), "the VM \
+                    could not be taken up again");
+            }
+        }
+        Ok(unreadable.is_empty())
+    }
+
+    /// A newer incarnation here holds the VM as well.
+    fn replace_older(&self, entry: &mut Entry, newer: Epoch) {
+        tracing::warn!(vm = %entry.listed_name(), epoch = %entry.epoch, "a newer copy here holds \
+            the VM as well: the older one becomes a branch");
+        entry.make_replaced(self.me, newer);
+        if let Err(e) = self.registry.save(entry) {
+            tracing::error!(error = %chain(&e), "the branch could not be written down");
+        }
+    }
+
+    async fn adopt(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
+        let entry = slot.entry();
+        let spec = self.registry.spec(&entry);
+        let machine = self.parts.hypervisor.adopt(&spec).await?;
+        let state = machine
+            .as_ref()
+            .map_or(RunState::Stopped, |m| *m.watch().borrow());
+        tracing::info!(vm = %entry.listed_name(), role = ?entry.role, ?state, "taken up again");
+        if let Some(machine) = machine.filter(|_| state != RunState::Stopped) {
+            self.install(slot, machine);
+        }
+        match entry.role {
+            Role::Unmade => {
+                self.kill_guest(slot).await?;
+                self.unmake_in_background(slot);
+                Ok(())
+            }
+            Role::Branch { .. } => {
+                self.hold_still(slot).await;
+                Ok(())
+            }
+            Role::Held => self.adopt_held(slot, state).await,
+            Role::Leaving { id, to, .. } => self.adopt_leaving(slot, state, id, to).await,
+            Role::Arriving { id, from } => self.adopt_arriving(slot, state, id, from).await,
+            Role::Doubtful { side, .. } => {
+                self.hold_still(slot).await;
+                let wait = match side {
+                    Side::Source => longest_run(1),
+                    Side::Target => Duration::ZERO,
+                };
+                self.settle_in_background(slot, wait);
+                Ok(())
+            }
+        }
+    }
+
+    async fn adopt_held(self: &Arc<Self>, slot: &Arc<Slot>, state: RunState) -> Result<(), Error> {
+        // The daemon may have been killed while it mirrored the disk, before the move was written
+        // down.
+        if let Some(machine) = slot.machine().filter(|_| state == RunState::Running)
+            && let Err(e) = run_here(&*machine).await
+        {
+            tracing::warn!(vm = %slot.entry().listed_name(), error = %chain(&e), "an interrupted \
+                move could not be given up and will hinder the next one");
+        }
+        self.resume_life(slot).await
+    }
+
+    /// The daemon was killed while it moved the VM away.
+    async fn adopt_leaving(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        state: RunState,
+        id: u64,
+        to: MemberId,
+    ) -> Result<(), Error> {
+        if state != RunState::Running {
+            let role = Role::Doubtful {
+                id,
+                side: Side::Source,
+                other: to,
+            };
+            return self.adopt_in_doubt(slot, role, longest_run(1));
+        }
+        // Its guest was never paused for the hand-over, so nothing was handed over.
+        if let Some(machine) = slot.machine() {
+            run_here(&*machine).await?;
+        }
+        self.update(slot, |e| e.role = Role::Held)?;
+        self.resume_life(slot).await
+    }
+
+    /// The daemon was killed while a move or a restore brought the VM here.
+    async fn adopt_arriving(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        state: RunState,
+        id: u64,
+        from: MemberId,
+    ) -> Result<(), Error> {
+        if state == RunState::Running {
+            // It became whole and ran, and no confirmation was written down.
+            self.hold_still(slot).await;
+            let role = Role::Doubtful {
+                id,
+                side: Side::Target,
+                other: from,
+            };
+            return self.adopt_in_doubt(slot, role, Duration::ZERO);
+        }
+        // It never ran here, or the power failed in the instant after: the VM is this host's only
+        // if the voters say so.
+        self.kill_guest(slot).await?;
+        let (host, slot) = (self.clone(), slot.clone());
+        self.spawn(async move { host.keep_if_confirmed(&slot).await });
+        Ok(())
+    }
+
+    fn adopt_in_doubt(&self, slot: &Arc<Slot>, role: Role, wait: Duration) -> Result<(), Error> {
+        self.update(slot, |e| e.role = role)?;
+        self.settle_in_background(slot, wait);
+        Ok(())
+    }
+
+    /// A held VM after a restart: its guest goes on, or is booted if it should run; then the voters
+    /// are asked.
+    async fn resume_life(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
+        let entry = slot.entry();
+        if let Some(machine) = slot.machine() {
+            let spec = self.registry.spec(&entry);
+            self.parts
+                .port
+                .attach(&spec, &entry.definition.address, entry.epoch)
+                .await?;
+            if slot.run_state() == RunState::Paused && entry.wanted == Wanted::Running {
+                machine.resume().await?;
+            }
+        }
+        let (host, slot) = (self.clone(), slot.clone());
+        self.spawn(async move {
+            host.settle_in(&slot).await;
+            host.publish(&slot).await;
+        });
+        Ok(())
+    }
+
+    /// Asks a held VM's voters, or boots it, until either has an answer; tells the network where
+    /// the VM is.
+    async fn settle_in(&self, slot: &Arc<Slot>) {
+        loop {
+            let checked = slot.machine().is_some() || slot.entry().wanted == Wanted::Stopped;
+            let settled = if checked {
+                self.check(slot).await
+            } else {
+                let _operation = slot.begin_next(Activity::Restarting).await;
+                self.boot(slot).await
+            };
+            match settled {
+                Ok(()) | Err(Error::Refused(_)) => break,
+                Err(e) => tracing::info!(
+                    vm = %slot.entry().listed_name(), error = %chain(&e), "not settled yet"
+                ),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        if slot.machine().is_none() {
+            return;
+        }
+        let entry = slot.entry();
+        let keys = entry.secret.keys();
+        let announced = self
+            .parts
+            .port
+            .announce(&keys, &entry.definition, self.me, entry.epoch)
+            .await;
+        if let Err(e) = announced {
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the VM's place could \
+                not be announced");
+        }
+    }
+
+    /// Keeps an interrupted arrival if the voters hold it confirmed for this host, and removes it
+    /// if they do not.
+    async fn keep_if_confirmed(self: &Arc<Self>, slot: &Arc<Slot>) {
+        let operation = slot.begin_next(Activity::Checking).await;
+        let entry = slot.entry();
+        let confirmed = loop {
+            match self.is_confirmed_here(&entry).await {
+                Ok(confirmed) => break confirmed,
+                Err(e) => {
+                    tracing::info!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted \
+                        arrival is not settled yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        let settled = match confirmed {
+            Some(epoch) => self.keep(slot, epoch).await,
+            None => self.remove(slot),
+        };
+        if let Err(e) = settled {
+            tracing::error!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted \
+                arrival could not be settled");
+            return;
+        }
+        if confirmed.is_none() {
+            return self.drop_unused(entry.definition.image).await;
+        }
+        drop(operation);
+        if let Err(e) = self.resume_life(slot).await {
+            tracing::error!(vm = %slot.entry().listed_name(), error = %chain(&e), "the VM could \
+                not be taken up again");
+        }
+    }
+
+    async fn keep(&self, slot: &Arc<Slot>, epoch: Epoch) -> Result<(), Error> {
+        self.supersede(slot, epoch).await?;
+        self.update(slot, |e| (e.role, e.epoch) = (Role::Held, epoch))
+            .map(drop)
+    }
+}

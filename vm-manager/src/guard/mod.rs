@@ -1,0 +1,34 @@
+//! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
+//! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`).
+//!
+//! This is the crate's top floor: it knows moves and snapshots, and [`crate::host`] does not.
+
+use crate::{
+    Error, Host,
+    host::{HostOptions, Parts},
+    migrate::Arrivals,
+};
+use std::{path::Path, sync::Arc};
+
+mod adopt;
+mod rounds;
+
+impl Host {
+    /// Opens the host whose VMs are defined in `dir`: takes up what runs, decides what was
+    /// interrupted, serves other members.
+    ///
+    /// # Errors
+    /// What the file system says of `dir`.
+    pub async fn open(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
+        let host = Self::new(parts, options, dir)?;
+        let all_known = host.adopt_all().await?;
+        if all_known {
+            host.watch_images();
+        }
+        host.serve_members();
+        Arrivals::serve(&host);
+        host.watch_vms();
+        host.watch_room();
+        Ok(host)
+    }
+}

@@ -1,0 +1,218 @@
+//! Fencing: a VM runs in one epoch of one holder, and a copy that lost it stands still.
+//!
+//! The voters of a held VM are asked ([`Host::check`]) whether it is still this host's. If another
+//! member has it, the guest here is held, its port shut, and the copy kept as a *branch*, which
+//! never runs as that VM again.
+
+use super::{Activity, Host, HostEvent, Operation, Ownership, Role, Slot};
+use crate::{
+    Error,
+    error::undecided,
+    hypervisor::{Machine, RunState},
+};
+use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
+use std::{sync::Arc, time::Duration};
+
+/// How long an operation on a VM may take to end before the VM is given up all the same.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Gives up a migration that may be under way, and has the guest run here, also if it was held
+/// still meanwhile.
+pub(crate) async fn run_here(machine: &dyn Machine) -> Result<(), Error> {
+    let cancelled = machine.cancel_migration().await;
+    if *machine.watch().borrow() == RunState::Running {
+        cancelled
+    } else {
+        machine.resume().await.and(cancelled)
+    }
+}
+
+impl Host {
+    /// Asks the voters of a held VM; takes the newer epoch, or fences the copy here. Does nothing
+    /// while an operation works on the VM.
+    pub(crate) async fn check(&self, slot: &Arc<Slot>) -> Result<(), Error> {
+        let Ok(_operation) = slot.begin(Activity::Checking) else {
+            return Ok(());
+        };
+        let entry = slot.entry();
+        if entry.role != Role::Held {
+            return Ok(());
+        }
+        match self
+            .claim(&entry)
+            .await
+            .map_err(undecided("asking the VM's voters"))?
+        {
+            Ownership::Ours(epoch) if epoch == entry.epoch => Ok(()),
+            Ownership::Ours(epoch) => self.take_epoch(slot, epoch).await,
+            Ownership::Theirs { holder, epoch } => {
+                self.lose(slot, holder, epoch).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// A held VM is another member's by its voters' word. Where that was agreed on, the copy here
+    /// goes; else it is fenced and kept.
+    pub(super) async fn lose(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
+        let entry = slot.entry();
+        let agreed = entry.gives_way == Some(holder) && slot.machine().is_none();
+        // Only if it came to life there: after a restore that failed half-way this copy is the only
+        // one.
+        if agreed && self.runs_at(holder, entry.definition.vm).await {
+            match self.remove(slot) {
+                Ok(()) => {
+                    tracing::info!(
+                        vm = %entry.definition.name, holder = %holder.short(), %newer,
+                        "restored on another member: the copy here is removed"
+                    );
+                    return;
+                }
+                Err(e) => {
+                    tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the copy \
+                        here cannot be removed");
+                }
+            }
+        }
+        self.fence(slot, holder, newer).await;
+    }
+
+    /// Goes on with a held VM in a newer epoch.
+    pub(crate) async fn take_epoch(&self, slot: &Arc<Slot>, epoch: Epoch) -> Result<(), Error> {
+        assert!(
+            epoch > slot.entry().epoch,
+            "a claim never ends in an older epoch"
+        );
+        let entry = self.update(slot, |e| (e.epoch, e.seq) = (epoch, 0))?;
+        if slot.machine().is_some() {
+            self.parts
+                .port
+                .attach(
+                    &self.registry.spec(&entry),
+                    &entry.definition.address,
+                    epoch,
+                )
+                .await?;
+            self.parts
+                .port
+                .announce(&entry.secret.keys(), &entry.definition, self.me, epoch)
+                .await?;
+        }
+        self.publish(slot).await;
+        Ok(())
+    }
+
+    /// The VM went on elsewhere: its guest here stands still, cut off, and is listed as a branch.
+    pub(crate) async fn fence(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
+        self.hold_still(slot).await;
+        let note = format!("epoch {newer} went to {}", holder.short());
+        let fenced = self.update(slot, |e| e.make_branch(holder, newer, note));
+        match fenced {
+            Ok(entry) => {
+                tracing::warn!(
+                    branch = %entry.listed_name(), holder = %holder.short(), %newer, "fenced"
+                );
+                if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
+                    tracing::warn!(
+                        branch = %entry.listed_name(), error = %chain(&e),
+                        "the branch's port stays, frozen"
+                    );
+                }
+                self.emit(HostEvent::Fenced {
+                    branch: entry.listed_name(),
+                    holder,
+                    epoch: newer,
+                });
+            }
+            Err(e) => {
+                tracing::error!(error = %chain(&e), "a fenced VM could not be written down; it \
+                    stays frozen")
+            }
+        }
+    }
+
+    /// Another machine has this member's identity and with it the VMs: the guests here are copies.
+    /// All stand still at once; then each is written down as a branch, which nothing starts again.
+    pub async fn give_up_all(&self) {
+        for slot in self.slots() {
+            self.hold_still(&slot).await;
+        }
+        for slot in self
+            .slots()
+            .into_iter()
+            .filter(|slot| !slot.entry().is_branch())
+        {
+            // An operation on it may never end now that its port is shut.
+            let _operation: Result<Operation, _> =
+                tokio::time::timeout(GIVE_UP_LIMIT, slot.begin_next(Activity::GivingUp)).await;
+            self.fence(&slot, self.me, slot.entry().epoch).await;
+        }
+    }
+
+    /// The guest's processors stop and its port passes nothing.
+    pub(crate) async fn hold_still(&self, slot: &Slot) {
+        let entry = slot.entry();
+        if let Err(e) = self.parts.port.frozen(entry.definition.vm, true).await {
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the port could not \
+                be frozen");
+        }
+        let Some(machine) = slot.machine() else {
+            return;
+        };
+        if let Err(e) = machine.pause().await {
+            tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the guest could not \
+                be paused: it is killed");
+            if let Err(e) = machine.kill().await {
+                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "nor could it be \
+                    killed: the network refuses its epoch all the same");
+            }
+        }
+    }
+
+    pub(crate) async fn kill_guest(&self, slot: &Slot) -> Result<(), Error> {
+        match slot.take_machine() {
+            Some(machine) => machine.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// A peer refused packets of a VM here because it knows a newer epoch: asks the VM's voters
+    /// now.
+    pub fn stale_epoch(&self, vm: VmId, known: Epoch) {
+        if let Some(slot) = self.slot_of(vm).filter(|slot| known > slot.entry().epoch) {
+            self.check_soon(slot);
+        }
+    }
+
+    /// Asks a VM's voters in a task: another member knows a newer epoch.
+    pub(super) fn check_soon(&self, slot: Arc<Slot>) {
+        let Some(host) = self.strong() else { return };
+        self.spawn(async move {
+            if let Err(e) = host.check(&slot).await {
+                tracing::info!(error = %chain(&e), "a peer knows a newer epoch, and the voters \
+                    could not be asked");
+            }
+        });
+    }
+
+    /// Leaves a VM to its newest incarnation here: every other one becomes a branch. Reason: the
+    /// daemon may have ended after a restore had its epoch and before the copy that it replaces was
+    /// removed.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if one of the others could not be written down.
+    pub(crate) async fn supersede(&self, newest: &Arc<Slot>, epoch: Epoch) -> Result<(), Error> {
+        for older in self.others(newest) {
+            let _operation = older.begin_next(Activity::Replaced).await;
+            self.fence(&older, self.me, epoch).await;
+            let entry = older.entry();
+            if !entry.is_branch() {
+                return Err(Error::Refused(format!(
+                    "an older copy of '{}' is in the way: it could not be made a branch",
+                    entry.definition.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}

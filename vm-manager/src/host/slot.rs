@@ -1,0 +1,199 @@
+//! One incarnation in memory: its entry, its guest, and the one operation at a time that changes
+//! it.
+
+use super::{
+    activity::Activity,
+    registry::{Entry, Role},
+    status::{VmState, VmStatus},
+    underway::OutgoingMove,
+};
+use crate::{
+    Error,
+    hypervisor::{Machine, RunState},
+};
+use p2pvm_overlay::MemberId;
+use p2pvm_snapshot_sync::ManifestId;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// How long a check with voters that do not answer takes at most.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+
+/// One incarnation in memory.
+pub(crate) struct Slot {
+    pub(super) entry: Mutex<Entry>,
+    pub(super) machine: Mutex<Option<Arc<dyn Machine>>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    activity: Mutex<Option<Activity>>,
+    /// The move to another member that is under way.
+    pub(super) outgoing: Mutex<Option<OutgoingMove>>,
+    /// The record in the DHT is older than the entry.
+    unpublished: AtomicBool,
+    /// Snapshots that are being copied to other members.
+    copying: Mutex<BTreeSet<ManifestId>>,
+}
+
+/// The right to change a VM, held for the length of one operation.
+pub(crate) struct Operation {
+    slot: Arc<Slot>,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        *lock(&self.slot.activity) = None;
+        *lock(&self.slot.outgoing) = None;
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Slot {
+    pub(crate) fn new(entry: Entry) -> Arc<Self> {
+        Arc::new(Self {
+            entry: Mutex::new(entry),
+            machine: Mutex::new(None),
+            turn: Arc::default(),
+            activity: Mutex::new(None),
+            outgoing: Mutex::default(),
+            unpublished: AtomicBool::new(false),
+            copying: Mutex::default(),
+        })
+    }
+
+    /// The entry as it is now.
+    pub(crate) fn entry(&self) -> Entry {
+        lock(&self.entry).clone()
+    }
+
+    /// The guest, if it has one.
+    pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
+        lock(&self.machine).clone()
+    }
+
+    /// Takes the guest away: what happens to it from now on is not this VM's.
+    pub(crate) fn take_machine(&self) -> Option<Arc<dyn Machine>> {
+        lock(&self.machine).take()
+    }
+
+    pub(crate) fn run_state(&self) -> RunState {
+        self.machine()
+            .map_or(RunState::Stopped, |m| *m.watch().borrow())
+    }
+
+    /// Notes whether a snapshot is being copied.
+    pub(crate) fn set_copying(&self, snapshot: ManifestId, copying: bool) {
+        let mut all = lock(&self.copying);
+        if copying {
+            all.insert(snapshot);
+        } else {
+            all.remove(&snapshot);
+        }
+    }
+
+    pub(crate) fn is_copying(&self, snapshot: ManifestId) -> bool {
+        lock(&self.copying).contains(&snapshot)
+    }
+
+    /// Notes whether the VM's record has to be published.
+    pub(crate) fn set_unpublished(&self, unpublished: bool) {
+        self.unpublished.store(unpublished, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_unpublished(&self) -> bool {
+        self.unpublished.load(Ordering::Relaxed)
+    }
+
+    /// Begins an operation, or says what is going on.
+    pub(crate) fn begin(self: &Arc<Self>, what: Activity) -> Result<Operation, Error> {
+        let Ok(turn) = self.turn.clone().try_lock_owned() else {
+            return Err(self.busy());
+        };
+        Ok(self.operation(what, turn))
+    }
+
+    fn operation(
+        self: &Arc<Self>,
+        what: Activity,
+        turn: tokio::sync::OwnedMutexGuard<()>,
+    ) -> Operation {
+        *lock(&self.activity) = Some(what);
+        Operation {
+            slot: self.clone(),
+            _turn: turn,
+        }
+    }
+
+    fn busy(&self) -> Error {
+        let name = self.entry().listed_name();
+        if let Some(outgoing) = &*lock(&self.outgoing) {
+            return Error::Refused(outgoing.refusal(&name));
+        }
+        let activity = lock(&self.activity);
+        let doing = activity.as_ref().map_or("something else", Activity::as_str);
+        Error::Refused(format!(
+            "'{name}' is busy ({doing}): wait until that is done"
+        ))
+    }
+
+    /// Begins an operation, after a check with the voters that may be going on: the host makes such
+    /// checks by itself, and they are soon over.
+    pub(crate) async fn begin_after_check(
+        self: &Arc<Self>,
+        what: Activity,
+    ) -> Result<Operation, Error> {
+        let until = tokio::time::Instant::now() + CHECK_LIMIT;
+        loop {
+            match self.begin(what.clone()) {
+                // Between two operations the activity is not known for a moment.
+                Err(_)
+                    if matches!(*lock(&self.activity), None | Some(Activity::Checking))
+                        && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(CHECK_LIMIT / 200).await;
+                }
+                begun => return begun,
+            }
+        }
+    }
+
+    /// Begins an operation when the present one is done.
+    pub(crate) async fn begin_next(self: &Arc<Self>, what: Activity) -> Operation {
+        let turn = self.turn.clone().lock_owned().await;
+        self.operation(what, turn)
+    }
+
+    pub(crate) fn status(&self, me: MemberId) -> VmStatus {
+        let entry = self.entry();
+        let state = match (&entry.role, self.run_state()) {
+            (Role::Branch { .. }, _) => VmState::Branch,
+            (Role::Doubtful { .. }, _) => VmState::Doubtful,
+            (Role::Arriving { .. } | Role::Unmade, _) => VmState::Arriving,
+            (Role::Leaving { .. }, RunState::Running) => VmState::Leaving,
+            (_, RunState::Running) => VmState::Running,
+            (_, RunState::Paused | RunState::Incoming) => VmState::Paused,
+            (_, RunState::Stopped) => VmState::Stopped,
+        };
+        VmStatus {
+            name: entry.listed_name(),
+            state,
+            // A branch too is where it lies; its note says which member has the VM.
+            holder: me,
+            epoch: entry.epoch,
+            wanted: entry.wanted,
+            activity: lock(&self.activity).clone(),
+            definition: entry.definition,
+            snapshots: entry.snapshots,
+            note: entry.note,
+            still: None,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The way back of a move that failed while its guest was here for certain: the guest goes on here,
+//! or, if it ended by itself meanwhile, the VM is stopped.
+
+use super::{Ending, Move, ended, ended_how, has_ended, phases::Setback};
+use crate::{
+    Error,
+    directory::Wanted,
+    host::{Operation, Role, RunsOn, run_here},
+    migrate::wire::{self, Request, SHORT},
+};
+use p2pvm_overlay::chain;
+use std::time::Duration;
+
+/// How much later than the end of its monitor the end of a guest may become known.
+const ENDED: Duration = Duration::from_secs(2);
+/// How long the process of a guest that powered itself off may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
+impl Move {
+    pub(super) async fn take_back(&self, setback: Setback, operation: Operation) -> Ending {
+        let Setback { error, promised } = setback;
+        tracing::info!(error = %chain(&error), "the move ended before the hand-over: the VM stays \
+            here");
+        let back = self.trail.step("take back");
+        let ended = self.guest_ended(&error).await;
+        let failure = match ended {
+            true => self.stop_here().await,
+            false => self.stay(&error).await,
+        };
+        back.done();
+        drop(operation);
+        if promised && !ended {
+            self.newer_epoch_in_background();
+        }
+        Ending {
+            runs_on: RunsOn::Source,
+            failure: Some(failure),
+            cancelled: matches!(error, Error::Cancelled),
+            ended,
+            pause: None,
+            report: None,
+        }
+    }
+
+    /// Whether the guest ended by itself. The end of its monitor may be noticed first.
+    async fn guest_ended(&self, error: &Error) -> bool {
+        let machine = &*self.machine;
+        let late =
+            error.is_hypervisors() && tokio::time::timeout(ENDED, ended(machine)).await.is_ok();
+        late || has_ended(machine)
+    }
+
+    /// The guest ended by itself while it was being moved: the VM is here and stopped.
+    async fn stop_here(&self) -> String {
+        let (host, machine, name) = (&self.host, &*self.machine, &self.entry.definition.name);
+        let why = ended_how(machine);
+        // Its process may still wait for the target's disk: that ends with the move.
+        if let Err(e) = machine.stop(ENDING).await {
+            tracing::warn!(error = %chain(&e), "the process of the guest that ended is still \
+                there");
+        }
+        self.slot.take_machine();
+        if let Err(e) = host.parts.port.detach(self.vm()).await {
+            tracing::warn!(vm = %name, error = %chain(&e), "the guest's port could not be taken \
+                away");
+        }
+        let note = Some(format!("{why} while it was being moved"));
+        if let Err(e) = host.update(&self.slot, |e| {
+            (e.role, e.wanted, e.note) = (Role::Held, Wanted::Stopped, note)
+        }) {
+            tracing::error!(vm = %name, error = %chain(&e), "the VM's end could not be written \
+                down");
+        }
+        self.tell_target(why.to_owned());
+        host.publish(&self.slot).await;
+        why.to_owned()
+    }
+
+    /// The guest goes on here.
+    async fn stay(&self, why: &Error) -> String {
+        let why = chain(why);
+        let mut failure = why.clone();
+        if let Err(e) = run_here(&*self.machine).await {
+            failure = format!("{failure}; giving the move up: {}", chain(&e));
+            tracing::warn!(error = %chain(&e), "the hypervisor could not give the move up cleanly");
+        }
+        self.host.parts.port.held(self.vm(), false).await;
+        if let Err(e) = self.host.update(&self.slot, |e| e.role = Role::Held) {
+            tracing::error!(error = %chain(&e), "the VM's stay could not be written down; the \
+                next start settles it");
+        }
+        self.tell_target(why);
+        failure
+    }
+
+    /// Tells the target in a task that the VM does not come.
+    fn tell_target(&self, reason: String) {
+        let abort = Request::Abort {
+            id: self.id,
+            vm: self.vm(),
+            reason,
+        };
+        let (host, to) = (self.host.clone(), self.to);
+        self.host.spawn(async move {
+            if let Err(e) = wire::ask(&*host.parts.fabric, to, &abort, SHORT).await {
+                tracing::info!(error = %chain(&e), "the target could not be told; it gives up by \
+                    itself");
+            }
+        });
+    }
+
+    fn newer_epoch_in_background(&self) {
+        let (host, slot) = (self.host.clone(), self.slot.clone());
+        self.host
+            .spawn(async move { host.ask_newer_epoch(&slot).await });
+    }
+}

@@ -1,0 +1,271 @@
+//! The phases of an arrival, each a type that its step consumes: the guest is prepared, becomes
+//! whole, runs, and is confirmed or stands still. A failure before it runs leaves nothing behind;
+//! the source has the guest then.
+
+use super::arrival::Arrival;
+use crate::{
+    Error,
+    ballot::{BallotError, VmVoters},
+    handover::{TargetInput, TargetOutput},
+    host::{Host, Role, Side, Slot},
+    hypervisor::{Machine, Start},
+    trace::Step,
+};
+use p2pvm_overlay::chain;
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
+
+/// How long between two attempts at a confirmation.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(200);
+/// Why the spans of an arrival without a confirmation end.
+const STANDS_STILL: &str = "the guest stands still here until the VM's voters decide";
+
+/// What all phases of one arrival share.
+pub(super) struct Reception {
+    pub(super) host: Arc<Host>,
+    pub(super) slot: Arc<Slot>,
+    pub(super) arrival: Arc<Arrival>,
+}
+
+/// What answers the source from now on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum AnswerSource {
+    /// The remembered arrival.
+    Arrival,
+    /// The VM's entry, which the voters have decided on.
+    Entry,
+}
+
+/// A guest waits for disk and RAM.
+struct Waiting<'r> {
+    here: &'r Reception,
+    machine: Arc<dyn Machine>,
+}
+
+/// The guest is whole, within its window.
+struct Whole<'r> {
+    here: &'r Reception,
+    machine: Arc<dyn Machine>,
+}
+
+/// The guest runs, unconfirmed.
+struct Running<'r>(&'r Reception);
+
+impl Reception {
+    /// Receives the guest until it is confirmed here, gone, or left to the voters.
+    pub(super) async fn to_the_end(&self) -> AnswerSource {
+        let running = match self.reach_running().await {
+            Ok(running) => running,
+            Err(e) => {
+                self.leave_nothing(&chain(&e)).await;
+                return AnswerSource::Arrival;
+            }
+        };
+        self.arrival.notify();
+        tracing::info!("the guest runs here");
+        let answers = running.confirm().await;
+        self.arrival.notify();
+        answers
+    }
+
+    async fn reach_running(&self) -> Result<Running<'_>, Error> {
+        let waiting = self.unless_given_up(self.prepare()).await?;
+        tracing::info!("ready to receive");
+        let whole = waiting.receive().await?;
+        whole.run().await
+    }
+
+    /// Does `work`, unless the migration is given up meanwhile.
+    async fn unless_given_up<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            done = work => done,
+            reason = self.arrival.given_up(|| self.host.now()) => Err(Error::Refused(reason)),
+        }
+    }
+
+    /// Fetches the image and starts a guest that waits.
+    async fn prepare(&self) -> Result<Waiting<'_>, Error> {
+        let (host, arrival) = (&self.host, &self.arrival);
+        let image = arrival.offer.definition.image;
+        arrival.progress.send_modify(|p| p.phase = "image".into());
+        let mut providers = host.parts.fabric.connected();
+        providers.retain(|m| *m != arrival.from);
+        providers.insert(0, arrival.from);
+        let fetching = host
+            .parts
+            .vault
+            .ensure_image(image, &providers, &arrival.progress);
+        let image = arrival.trail.through("fetch image", fetching).await?;
+        let machine = arrival
+            .trail
+            .through("start the waiting guest", self.start_waiting(&image))
+            .await?;
+        Ok(Waiting {
+            here: self,
+            machine,
+        })
+    }
+
+    async fn start_waiting(&self, image: &Path) -> Result<Arc<dyn Machine>, Error> {
+        let (host, definition) = (&self.host, &self.arrival.offer.definition);
+        let hypervisor = &host.parts.hypervisor;
+        let spec = host.registry.spec(&self.slot.entry());
+        hypervisor
+            .create_disk(image, &spec.disk, Some(definition.disk_bytes))
+            .await?;
+        let machine = hypervisor.launch(&spec, Start::Incoming).await?;
+        host.install(&self.slot, machine.clone());
+        self.arrival.set_ready(machine.incoming().await?);
+        Ok(machine)
+    }
+
+    /// The VM does not come: its guest, disk and entry here are removed before the source is told.
+    async fn leave_nothing(&self, reason: &str) {
+        let (host, arrival) = (&self.host, &self.arrival);
+        tracing::info!(reason, "the VM does not come here");
+        arrival.end_streams::<()>(&Err(Error::Refused(reason.to_owned())));
+        arrival.handle(host.now(), TargetInput::Abandon);
+        let removed = async {
+            host.kill_guest(&self.slot).await?;
+            host.parts.port.detach(arrival.offer.definition.vm).await?;
+            host.remove(&self.slot)
+        };
+        match removed.await {
+            Ok(()) => arrival.set_gone(reason),
+            Err(e) => {
+                tracing::error!(error = %chain(&e), "what was prepared could not be removed; the \
+                    source waits until its time is over")
+            }
+        }
+        arrival.end(Err(reason));
+        arrival.notify();
+        host.drop_unused(arrival.offer.definition.image).await;
+    }
+}
+
+impl<'r> Waiting<'r> {
+    /// Waits until the guest is whole; it may run only within its window.
+    async fn receive(self) -> Result<Whole<'r>, Error> {
+        let Self { here, machine } = self;
+        let whole = here.unless_given_up(machine.finish_incoming()).await;
+        here.arrival.end_streams(&whole);
+        whole?;
+        let now = here.host.now();
+        if here.arrival.handle(now, TargetInput::Whole) != Some(TargetOutput::Resume) {
+            return Err(Error::Refused(
+                "it became whole after its window had closed".into(),
+            ));
+        }
+        Ok(Whole { here, machine })
+    }
+}
+
+impl<'r> Whole<'r> {
+    /// Runs the guest, and tells the network where it is now.
+    async fn run(self) -> Result<Running<'r>, Error> {
+        let Self { here, machine } = self;
+        let (host, offer, trail) = (&here.host, &here.arrival.offer, &here.arrival.trail);
+        let spec = host.registry.spec(&here.slot.entry());
+        let resuming = async {
+            host.parts
+                .port
+                .attach(&spec, &offer.definition.address, offer.epoch)
+                .await?;
+            machine.resume().await
+        };
+        trail.through("resume", resuming).await?;
+        let keys = offer.secret.keys();
+        let announcing = host
+            .parts
+            .port
+            .announce(&keys, &offer.definition, host.me, offer.epoch);
+        if let Err(e) = trail.through("announce", announcing).await {
+            tracing::warn!(error = %chain(&e), "the new place could not be announced; the old \
+                host forwards");
+        }
+        Ok(Running(here))
+    }
+}
+
+impl Running<'_> {
+    /// Asks for confirmations until a majority gave them or the time is over.
+    async fn confirm(self) -> AnswerSource {
+        let Self(here) = self;
+        let (host, slot, arrival) = (&here.host, &here.slot, &here.arrival);
+        let confirming = arrival.trail.step("confirm with the voters");
+        if here.ask_voters().await != TargetOutput::Settle {
+            return here.stand_still(Some(confirming)).await;
+        }
+        confirming.done();
+        if let Err(e) = host.update(slot, |e| e.role = Role::Held) {
+            tracing::error!(error = %chain(&e), "the VM's arrival could not be written down: it \
+                stands still");
+            return here.stand_still(None).await;
+        }
+        arrival.end(Ok(()));
+        arrival.set_settled();
+        arrival.notify();
+        tracing::info!(epoch = %arrival.offer.epoch, "confirmed");
+        host.publish(slot).await;
+        AnswerSource::Arrival
+    }
+}
+
+impl Reception {
+    /// Asks the voters until the window has an output.
+    async fn ask_voters(&self) -> TargetOutput {
+        let (host, offer) = (&self.host, &self.arrival.offer);
+        let keys = offer.secret.keys();
+        let vm = VmVoters {
+            keys: &keys,
+            voters: &offer.definition.voters,
+        };
+        loop {
+            let due = self.arrival.next_tick().unwrap_or_default();
+            let left = due.saturating_sub(host.now());
+            let confirmed = host.parts.ballot.confirm(vm, offer.epoch, host.me);
+            let input = match tokio::time::timeout(left, confirmed).await {
+                Ok(Ok(())) => TargetInput::Confirmed,
+                Ok(Err(BallotError::Refused { .. })) => TargetInput::Refused,
+                Ok(Err(e)) => {
+                    tracing::info!(error = %chain(&e), "not confirmed yet");
+                    tokio::time::sleep(CONFIRM_PAUSE.min(due.saturating_sub(host.now()))).await;
+                    TargetInput::Tick
+                }
+                Err(_) => TargetInput::Tick,
+            };
+            if let Some(output) = self.arrival.handle(host.now(), input) {
+                return output;
+            }
+        }
+    }
+
+    /// The guest ran here without a confirmation: it stands still until the voters decide.
+    async fn stand_still(&self, confirming: Option<Step>) -> AnswerSource {
+        let (host, slot, arrival) = (&self.host, &self.slot, &self.arrival);
+        host.hold_still(slot).await;
+        if let Some(confirming) = confirming {
+            confirming.failed(&STANDS_STILL);
+        }
+        arrival.end(Err(STANDS_STILL));
+        tracing::warn!(
+            "no majority confirmed in time: the guest stands still until the voters decide"
+        );
+        let role = Role::Doubtful {
+            id: arrival.id(),
+            side: Side::Target,
+            other: arrival.from,
+        };
+        if let Err(e) = host.update(slot, |e| e.role = role) {
+            tracing::error!(error = %chain(&e), "the doubt could not be written down");
+        }
+        arrival.notify();
+        host.settle(slot, Duration::ZERO).await;
+        if slot.entry().role == Role::Held {
+            arrival.set_settled();
+        }
+        AnswerSource::Entry
+    }
+}
