@@ -1,4 +1,6 @@
 //! The network's access rules: the signed policy, and who may set it.
 
+mod check;
 pub(crate) mod http;
 pub(crate) mod policy;
+pub(crate) mod service;

@@ -172,58 +172,52 @@ impl Config {
                 .map(|what| format!("{}: {what}", path.display())),
             ..config
         };
-        if !["auto", "kvm", "tcg"].contains(&config.accel.as_str()) {
-            return Err(Failure::usage(format!(
-                "{}: accel must be auto, kvm or tcg, not '{}'",
-                path.display(),
-                config.accel
-            )));
+        config
+            .check()
+            .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+        Ok(config)
+    }
+
+    /// Says which value cannot be used, and which can. The error is a sentence without the file's
+    /// name.
+    fn check(&self) -> Result<(), String> {
+        if !["auto", "kvm", "tcg"].contains(&self.accel.as_str()) {
+            return Err(format!(
+                "accel must be auto, kvm or tcg, not '{}'",
+                self.accel
+            ));
         }
-        if let Some(resolver) = config
+        if let Some(resolver) = self
             .resolver
             .as_deref()
             .filter(|r| !["auto", "off"].contains(r))
         {
-            return Err(Failure::usage(format!(
-                "{}: resolver must be auto or off, not '{resolver}'",
-                path.display()
-            )));
+            return Err(format!("resolver must be auto or off, not '{resolver}'"));
         }
-        if !["auto", "off"].contains(&config.firewall.as_str()) {
-            return Err(Failure::usage(format!(
-                "{}: firewall must be auto or off, not '{}'",
-                path.display(),
-                config.firewall
-            )));
+        if !["auto", "off"].contains(&self.firewall.as_str()) {
+            return Err(format!(
+                "firewall must be auto or off, not '{}'",
+                self.firewall
+            ));
         }
-        if let Some(why) = p2pvm_host::owner::bad_name(&config.device) {
-            return Err(Failure::usage(format!(
-                "{}: device '{}' cannot be an interface's name: {why}; p2pvm0 is the usual one",
-                path.display(),
-                config.device
-            )));
+        if let Some(why) = p2pvm_host::owner::bad_name(&self.device) {
+            return Err(format!(
+                "device '{}' cannot be an interface's name: {why}; p2pvm0 is the usual one",
+                self.device
+            ));
         }
-        if config.dashboard_port == 0 {
-            return Err(Failure::usage(format!(
-                "{}: dashboard_port must be 1 to 65535: a link to it has to stay the same",
-                path.display()
-            )));
+        if self.dashboard_port == 0 {
+            return Err(
+                "dashboard_port must be 1 to 65535: a link to it has to stay the same".to_owned(),
+            );
         }
-        if let Some(place) = config.reachable_at.iter().find(|place| !is_place(place)) {
-            return Err(Failure::usage(format!(
-                "{}: reachable_at holds '{place}', which is neither an address nor a DNS name",
-                path.display()
-            )));
+        if let Some(place) = self.reachable_at.iter().find(|place| !is_place(place)) {
+            return Err(format!(
+                "reachable_at holds '{place}', which is neither an address nor a DNS name"
+            ));
         }
-        config
-            .placement
-            .check()
-            .map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-        config
-            .traces
-            .check()
-            .map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-        Ok(config)
+        self.placement.check().map_err(|e| e.to_string())?;
+        self.traces.check()
     }
 
     /// Parses the settings; `[placement]` may have its previous name. The error is a sentence

@@ -3,17 +3,13 @@
 //! too, over a stream of the overlay, so that a VM can be asked for from any member wherever it
 //! runs. Each resource has its routes in its own folder.
 
-use crate::Daemon;
-use axum::{Json, extract::State};
+use axum::Json;
 use p2pvm_api::Outcome;
-use std::sync::Arc;
 
 pub(crate) mod forward;
 pub(crate) mod report;
 pub(crate) mod server;
 pub(crate) mod traced;
 
-/// The state of a handler.
-pub(crate) type Shared = State<Arc<Daemon>>;
 /// One answer as JSON.
 pub(crate) type Answer<T> = Outcome<Json<T>>;

@@ -2,9 +2,11 @@
 
 pub mod changes;
 pub(crate) mod clocks;
-pub(crate) mod health;
+pub(crate) mod control;
+pub(crate) mod http;
 pub(crate) mod interface;
 pub(crate) mod networks;
 pub(crate) mod proof;
+pub(crate) mod service;
 pub mod sight;
 pub(crate) mod space;

@@ -1,13 +1,13 @@
-//! The members: status, questions to all, invites and admission, twins.
+//! The members: peers and links, pings and traces, invites and admission, twins.
 
 pub(crate) mod admission;
-pub(crate) mod ask;
 pub(crate) mod book;
-pub(crate) mod dashboard;
 pub(crate) mod expelled;
 pub(crate) mod http;
-pub(crate) mod metrics;
+mod invite;
 pub(crate) mod netcheck;
+mod peers;
+mod ping;
 pub(crate) mod ring;
-pub(crate) mod status;
+pub(crate) mod service;
 pub(crate) mod twins;

@@ -5,3 +5,4 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod manager;
 pub(crate) mod moves;
+pub(crate) mod service;

@@ -6,13 +6,14 @@ use crate::{
     guardian::Guardian,
     http::server,
     layout::Layout,
+    lifecycle::Lifecycle,
     lock,
     machine::changes,
     membership::{self, Membership},
     notify::{self, Notifier},
     preflight, succession, web,
     web::Dashboard,
-    wiring,
+    wiring::{self, Daemon},
 };
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use p2pvm_host::{SocketPath, reserve};
@@ -20,10 +21,9 @@ use std::{
     future::IntoFuture,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
-    sync::{PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::{net::UnixListener, sync::watch};
+use tokio::{net::UnixListener, task::JoinSet};
 
 /// Requests under way when the daemon is told to stop have this long.
 const CLOSING: Duration = Duration::from_millis(500);
@@ -108,17 +108,17 @@ async fn serve(
     membership: Membership,
     began: Instant,
 ) -> Outcome<bool> {
-    let settings = config.clone();
-    let (daemon, mut tasks) = wiring::open(layout, config, membership, began).await?;
+    let lifecycle = Lifecycle::new(began);
+    let (daemon, mut tasks) = wiring::open(layout, &config, membership, lifecycle).await?;
     let listener = listen(layout)?;
-    let dashboard = Dashboard::open(daemon.clone(), layout, &settings)?;
-    let served = server::local(daemon.clone()).merge(web::http::routes(dashboard.clone()));
+    let dashboard = Dashboard::open(&daemon.services, layout, &config)?;
+    let served = server::local(&daemon.services).merge(web::http::routes(dashboard.clone()));
     tasks.spawn(dashboard.serve());
-    tracing::info!(member = %daemon.me(), network = %daemon.parts.network.name, "up");
+    tracing::info!(member = %daemon.parts.me(), network = %daemon.parts.network.name, "up");
     let told = Notifier::from_env();
     let _telling = notify::keep_telling(told.clone(), layout.socket());
     // One signal ends the serving of new requests, and what is being answered a moment later.
-    let signals = daemon.clone();
+    let signals = daemon.lifecycle.clone();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .doing("listening for signals")?;
     tokio::spawn(async move {
@@ -128,12 +128,9 @@ async fn serve(
         }
         signals.stop();
     });
-    let stopped =
-        |mut stop: watch::Receiver<bool>| async move { drop(stop.wait_for(|stop| *stop).await) };
-    let serving =
-        axum::serve(listener, served).with_graceful_shutdown(stopped(daemon.stop.subscribe()));
+    let serving = axum::serve(listener, served).with_graceful_shutdown(daemon.lifecycle.stopped());
     let closing = async {
-        stopped(daemon.stop.subscribe()).await;
+        daemon.lifecycle.stopped().await;
         tokio::time::sleep(CLOSING).await;
     };
     tokio::select! {
@@ -142,12 +139,18 @@ async fn serve(
     }
     tracing::info!("stopping; guests run on");
     told.say("STOPPING=1");
+    end(layout, &daemon, tasks).await;
+    daemon.lifecycle.end()
+}
+
+/// Ends what the daemon does and changed, in the order in which nothing is missed.
+async fn end(layout: &Layout, daemon: &Daemon, tasks: JoinSet<()>) {
     // While it still answers: nobody is led to a resolver that is not there.
     daemon.integration.end().await;
     drop(tasks);
     daemon.parts.connector.close().await;
     daemon.host.halt();
-    daemon.subnets.close().await;
+    daemon.services.subnets.close().await;
     if let Some(exporter) = &daemon.exporter {
         exporter.close().await;
     }
@@ -160,15 +163,6 @@ async fn serve(
     // The socket goes with the daemon, so that the next command says that none runs.
     let _ = std::fs::remove_file(layout.socket());
     let _ = std::fs::remove_file(layout.dashboard_socket());
-    match daemon
-        .expelled
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take()
-    {
-        Some(failure) => Err(failure),
-        None => Ok(daemon.again.load(Ordering::Acquire)),
-    }
 }
 
 /// A way to a socket whose path may be longer than an address holds.

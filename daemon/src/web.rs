@@ -18,7 +18,10 @@ mod serve;
 mod switch;
 pub mod view;
 
-use crate::{Daemon, config::Config, layout::Layout};
+use crate::{
+    addresses::reach::Reach, config::Config, http::server::Services, layout::Layout,
+    members::service::Members, node::service::Node, parts::Parts, vms::service::Vms,
+};
 use gather::Gather;
 use p2pvm_api::{DashboardChange, DashboardView, Outcome, Sight};
 use std::{
@@ -39,11 +42,15 @@ const SIGHTS_EVERY: Duration = Duration::from_secs(5);
 
 /// The dashboard of one daemon.
 pub struct Dashboard {
-    daemon: Arc<Daemon>,
+    parts: Arc<Parts>,
+    reach: Arc<Reach>,
+    node: Arc<Node>,
+    members: Arc<Members>,
+    vms: Arc<Vms>,
     switch: Switch,
     port: u16,
     socket: PathBuf,
-    vms: Gather<p2pvm_api::ClusterVms>,
+    seen_vms: Gather<p2pvm_api::ClusterVms>,
     sights: Gather<Vec<Sight>>,
     consoles: Arc<Semaphore>,
     /// Why the dashboard is not served on the network although it is on.
@@ -51,34 +58,42 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// The dashboard of `daemon`; [`Dashboard::serve`] starts it. `config` says whether it is on
-    /// until `p2pvm dashboard` switches it.
-    pub fn open(daemon: Arc<Daemon>, layout: &Layout, config: &Config) -> Outcome<Arc<Self>> {
-        let asked = daemon.clone();
-        let vms = Gather::new(VMS_EVERY, move || {
-            let daemon = asked.clone();
-            async move { daemon.cluster_vms().await }
+    /// The dashboard of these services; [`Dashboard::serve`] starts it. `config` says whether it is
+    /// on until `p2pvm dashboard` switches it.
+    pub(crate) fn open(
+        services: &Services,
+        layout: &Layout,
+        config: &Config,
+    ) -> Outcome<Arc<Self>> {
+        let asked = services.vms.clone();
+        let seen_vms = Gather::new(VMS_EVERY, move || {
+            let vms = asked.clone();
+            async move { vms.cluster_vms().await }
         });
-        let asked = daemon.clone();
+        let asked = services.cluster.clone();
         let sights = Gather::new(SIGHTS_EVERY, move || {
-            let daemon = asked.clone();
-            async move { daemon.sights().await }
+            let cluster = asked.clone();
+            async move { cluster.sights().await }
         });
         Ok(Arc::new(Self {
             switch: Switch::open(layout, config.dashboard)?,
             port: config.dashboard_port,
             socket: layout.dashboard_socket(),
-            vms,
+            seen_vms,
             sights,
             consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
             trouble: Mutex::default(),
-            daemon,
+            parts: services.node.parts.clone(),
+            reach: services.node.reach.clone(),
+            node: services.node.clone(),
+            members: services.members.clone(),
+            vms: services.vms.clone(),
         }))
     }
 
     /// The answer for `p2pvm dashboard`.
     pub fn state(&self) -> DashboardView {
-        let address = self.daemon.overlay_address();
+        let address = self.reach.address();
         let url =
             address.map(|ip| format!("http://{ip}:{}/#token={}", self.port, self.switch.token()));
         DashboardView {

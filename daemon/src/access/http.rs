@@ -1,9 +1,7 @@
 //! The control API about the network's access rules: for this machine's root only.
 
-use crate::{
-    Daemon,
-    http::{Answer, Shared},
-};
+use super::service::Access;
+use crate::http::Answer;
 use axum::{
     Json, Router,
     extract::State,
@@ -12,22 +10,24 @@ use axum::{
 use p2pvm_api::{AclAnswer, AclCheck, AclSet, AclShow, AclVerdict};
 use std::sync::Arc;
 
+type Shared = State<Arc<Access>>;
+
 /// The routes.
-pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
+pub(crate) fn routes(access: Arc<Access>) -> Router {
     Router::new()
         .route("/acl", get(show).post(set))
         .route("/acl/check", post(check))
-        .with_state(daemon)
+        .with_state(access)
 }
 
-async fn set(State(daemon): Shared, Json(r): Json<AclSet>) -> Answer<AclAnswer> {
-    daemon.set_policy(&r.text).await.map(Json)
+async fn set(State(access): Shared, Json(r): Json<AclSet>) -> Answer<AclAnswer> {
+    access.set(&r.text).await.map(Json)
 }
 
-async fn show(State(daemon): Shared) -> Answer<AclShow> {
-    Ok(Json(daemon.show_policy()))
+async fn show(State(access): Shared) -> Json<AclShow> {
+    Json(access.show())
 }
 
-async fn check(State(daemon): Shared, Json(r): Json<AclCheck>) -> Answer<AclVerdict> {
-    daemon.check_policy(&r).await.map(Json)
+async fn check(State(access): Shared, Json(r): Json<AclCheck>) -> Answer<AclVerdict> {
+    access.check(&r).await.map(Json)
 }

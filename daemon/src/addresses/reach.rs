@@ -20,7 +20,7 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
@@ -114,6 +114,11 @@ impl Reach {
     /// This host's lease, once claimed.
     pub fn lease(&self) -> watch::Receiver<Option<Lease>> {
         self.lease.subscribe()
+    }
+
+    /// This host's address in the network, once it has one.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.lease.borrow().as_ref().map(|lease| lease.v4)
     }
 
     /// Why there is no address yet, if there is none and that is known.

@@ -3,58 +3,19 @@
 //! the daemon ends; after a kill by its guardian, by the next daemon, or by `p2pvm down`
 //! ([`super::changes`]).
 
-use crate::machine::changes;
-use crate::{config::Config, layout::Layout};
+use super::changed::NamesChanged;
+use crate::{config::Config, layout::Layout, machine::changes};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dhcp::dns::Upstream;
 use p2pvm_host::{
     Board,
-    names::{Keeper, Settings, file, scene::Places},
+    names::{Keeper, Settings, scene::Places},
 };
 use p2pvm_overlay::membership::NetworkConfig;
-use serde::{Deserialize, Serialize};
-use std::{fmt::Write as _, io, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{fmt::Write as _, io, net::IpAddr, sync::Arc};
 
 /// So much of the network's id is unique on one machine.
 const ID_LETTERS: usize = 10;
-
-/// What is to be undone of this machine's name servers, as the journal keeps it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NamesChanged {
-    /// This file names our resolver, as the previous release wrote it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub resolv_conf: Option<PathBuf>,
-    /// These lists of name servers have lines of ours.
-    pub files: Vec<PathBuf>,
-    /// By which the lines are known.
-    pub id: String,
-}
-
-/// Undoes it, from whatever process; what remains could not be undone.
-pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
-    let mut failed = Ok(());
-    let mut is_done = |path: &PathBuf, id: &str| match file::take_out(path, id) {
-        Ok(()) => true,
-        Err(error) => {
-            failed = Err(error).doing(format_args!(
-                "taking p2pvm's lines out of {}",
-                path.display()
-            ));
-            false
-        }
-    };
-    names.resolv_conf = names
-        .resolv_conf
-        .take()
-        .filter(|path| !is_done(path, &names.id));
-    let id = names.id.clone();
-    names.files.retain(|path| !is_done(path, &id));
-    if names.files.is_empty() {
-        names.id.clear();
-    }
-    failed
-}
 
 /// How this host is told about the network's names; without a keeper it is not.
 pub struct Integration(Option<Arc<Keeper>>);
@@ -159,6 +120,8 @@ fn domains(network: &NetworkConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addresses::changed::undo;
+    use p2pvm_host::names::file;
     use p2pvm_overlay::{UnixTime, identity::KeyPair, membership::Ipv4Subnet};
     use std::fs;
 

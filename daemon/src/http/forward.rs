@@ -3,8 +3,7 @@
 //! its own state.
 
 use super::traced;
-use crate::Daemon;
-use crate::failure::fabric;
+use crate::{failure::fabric, vms::service::Vms};
 use axum::{
     Json,
     body::Body,
@@ -33,28 +32,28 @@ const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Sends the request to the VM's holder where that is another member.
 pub async fn to_holder(
-    State(daemon): State<Arc<Daemon>>,
+    State(vms): State<Arc<Vms>>,
     Path(name): Path<String>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if request.headers().contains_key(FORWARDED) || daemon.has_vm(&name) {
+    if request.headers().contains_key(FORWARDED) || vms.has(&name) {
         return next.run(request).await;
     }
-    match daemon.holder_of(&name).await {
-        Ok(holder) if holder == daemon.me() => next.run(request).await,
+    match vms.holder_of(&name).await {
+        Ok(holder) if holder == vms.parts.me() => next.run(request).await,
         Ok(holder) => {
             let looks = request.method() == Method::GET
                 && request.uri().path().ends_with(&format!("/vms/{name}"));
-            if looks && daemon.is_gone(holder) {
-                return absent(&daemon, &name).await;
+            if looks && vms.is_gone(holder) {
+                return absent(&vms, &name).await;
             }
-            let asking = traced::begin(daemon.traces(), &name, &mut request);
-            match (pass_on(&daemon, holder, request).await, asking) {
+            let asking = traced::begin(&vms.traces, &name, &mut request);
+            match (pass_on(&vms, holder, request).await, asking) {
                 (Ok(answer), Some(asking)) => traced::follow(asking, answer),
                 (Ok(answer), None) => answer,
                 (Err(failure), _) if looks && failure.kind == Kind::TimedOut => {
-                    absent(&daemon, &name).await
+                    absent(&vms, &name).await
                 }
                 (Err(failure), asking) => {
                     if let Some(asking) = asking {
@@ -69,8 +68,8 @@ pub async fn to_holder(
 }
 
 /// A VM whose host does not answer, as the network's records have it.
-async fn absent(daemon: &Daemon, name: &str) -> Response {
-    daemon.show_absent(name).await.map(Json).into_response()
+async fn absent(vms: &Vms, name: &str) -> Response {
+    vms.show_gone(name).await.map(Json).into_response()
 }
 
 /// What of a request says where it goes: a name, id or address, or none for the member that was
@@ -82,11 +81,7 @@ struct Chosen {
 }
 
 /// Sends a request for a new VM or a restore to the member named in it.
-pub async fn to_chosen(
-    State(daemon): State<Arc<Daemon>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub async fn to_chosen(State(vms): State<Arc<Vms>>, request: Request, next: Next) -> Response {
     let forwarded = request.headers().contains_key(FORWARDED);
     let (parts, body) = request.into_parts();
     let chosen = async {
@@ -96,18 +91,18 @@ pub async fn to_chosen(
         let wanted: Chosen = serde_json::from_slice(&bytes)
             .map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
         let on = match wanted.on.filter(|_| !forwarded) {
-            Some(text) => daemon.resolve_member(&text).await?,
-            None => daemon.me(),
+            Some(text) => vms.parts.resolve_member(&text).await?,
+            None => vms.parts.me(),
         };
         Ok::<_, Failure>((on, bytes))
     };
     match chosen.await {
         Ok((on, bytes)) => {
             let request = Request::from_parts(parts, Body::from(bytes));
-            if on == daemon.me() {
+            if on == vms.parts.me() {
                 next.run(request).await
             } else {
-                pass_on(&daemon, on, request)
+                pass_on(&vms, on, request)
                     .await
                     .unwrap_or_else(IntoResponse::into_response)
             }
@@ -117,32 +112,32 @@ pub async fn to_chosen(
 }
 
 /// The console of a VM, wherever it runs.
-pub async fn console(daemon: &Daemon, name: &str) -> Outcome<BoxStream> {
-    if daemon.has_vm(name) {
-        return daemon.console(name).await;
+pub async fn console(vms: &Vms, name: &str) -> Outcome<BoxStream> {
+    if vms.has(name) {
+        return vms.console(name).await;
     }
-    let holder = daemon.holder_of(name).await?;
-    if holder == daemon.me() {
-        return daemon.console(name).await;
+    let holder = vms.holder_of(name).await?;
+    if holder == vms.parts.me() {
+        return vms.console(name).await;
     }
-    let client = Client::over(reach(daemon, holder).await?).await?;
+    let client = Client::over(reach(vms, holder).await?).await?;
     Ok(Box::new(client.upgrade(&vm_path(name, "console")?).await?))
 }
 
 /// Opens a stream to another member's API.
-async fn reach(daemon: &Daemon, to: MemberId) -> Outcome<BoxStream> {
-    daemon.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
+async fn reach(vms: &Vms, to: MemberId) -> Outcome<BoxStream> {
+    vms.parts.fabric().open_stream(to, SERVICE).await.map_err(|e| match e {
         FabricError::Unreachable(_) | FabricError::TimedOut(..) => Failure::timed_out(format!(
             "its host {} cannot be reached; if that host is dead, 'p2pvm vm restore NAME --force' \
                 brings the VM back from its newest snapshot",
-            daemon.name_of(to)
+            vms.parts.name_of(to)
         )),
         other => fabric(other),
     })
 }
 
-async fn pass_on(daemon: &Daemon, to: MemberId, mut request: Request) -> Outcome<Response> {
-    let stream = reach(daemon, to).await?;
+async fn pass_on(vms: &Vms, to: MemberId, mut request: Request) -> Outcome<Response> {
+    let stream = reach(vms, to).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .doing("speaking to the VM's host")?;

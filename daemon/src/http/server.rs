@@ -1,7 +1,12 @@
 //! The control API as it is served: the routes of all resources, for this machine's own root, and
 //! those about VMs for other members.
 
-use crate::{Daemon, access, members, placement, routes, vms};
+use crate::{
+    access, access::service::Access, cluster, cluster::service::Cluster, machine,
+    machine::service::Machine, members, members::service::Members, node, node::service::Node,
+    placement, placement::service::Placement, routes, routes::subnets::Subnets, vms,
+    vms::service::Vms,
+};
 use axum::{
     Router,
     extract::Request,
@@ -14,20 +19,46 @@ use std::{sync::Arc, time::Duration};
 /// How long a request waits before its answer has begun.
 const ANSWER_LIMIT: Duration = Duration::from_secs(140);
 
-/// Everything, for this machine's own root.
-pub(crate) fn local(daemon: Arc<Daemon>) -> Router {
-    members::http::routes(daemon.clone())
-        .merge(access::http::routes(daemon.clone()))
-        .merge(routes::http::routes(daemon.clone()))
-        .merge(placement::http::routes(daemon.clone()))
-        .merge(vms::http::of_cluster(daemon.clone()))
-        .merge(vms::http::routes(daemon))
+/// The services whose routes are served.
+pub(crate) struct Services {
+    pub access: Arc<Access>,
+    pub cluster: Arc<Cluster>,
+    pub machine: Arc<Machine>,
+    pub members: Arc<Members>,
+    pub node: Arc<Node>,
+    pub placement: Arc<Placement>,
+    pub subnets: Arc<Subnets>,
+    pub vms: Arc<Vms>,
+}
+
+/// Everything but the dashboard, for this machine's own root.
+pub(crate) fn local(services: &Services) -> Router {
+    let Services {
+        access,
+        cluster,
+        machine,
+        members,
+        node,
+        placement,
+        subnets,
+        vms,
+    } = services;
+    node::http::routes(node.clone())
+        .merge(node::http::figures(node.clone(), cluster.clone()))
+        .merge(members::http::routes(members.clone()))
+        .merge(cluster::http::routes(cluster.clone()))
+        .merge(machine::http::routes(machine.clone()))
+        .merge(access::http::routes(access.clone()))
+        .merge(routes::http::routes(subnets.clone()))
+        .merge(placement::http::routes(placement.clone()))
+        .merge(vms::http::of_cluster(vms.clone()))
+        .merge(vms::http::routes(vms.clone()))
         .layer(middleware::from_fn(in_time))
 }
 
 /// What other members may ask: virtual machines.
-pub(crate) fn for_members(daemon: Arc<Daemon>) -> Router {
-    vms::http::routes(daemon)
+pub(crate) fn for_members(vms: Arc<Vms>) -> Router {
+    vms::http::routes(vms)
 }
 
 /// Ends a request that nothing answers. A streamed answer has begun by then and says itself how it

@@ -3,8 +3,10 @@
 //! is written down before it is made, so that whoever comes next (this daemon at its end, its
 //! guardian after a kill, the next daemon, or `p2pvm down`) can put things back.
 
-use crate::layout::Layout;
-use crate::{addresses::resolver, addresses::resolver::NamesChanged};
+use crate::{
+    addresses::changed::{self, NamesChanged},
+    layout::Layout,
+};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_host::{
     chain,
@@ -81,7 +83,7 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     }
     let mut changed = names(&held.entries);
     if changed != NamesChanged::default() {
-        if let Err(failure) = resolver::undo(&mut changed) {
+        if let Err(failure) = changed::undo(&mut changed) {
             tracing::warn!(%failure, "the list of name servers still names ours");
         }
         if let Err(error) = set_names(&mut held.entries, &changed) {

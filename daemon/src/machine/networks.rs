@@ -5,7 +5,7 @@
 //! The other network's daemon is told by the mark of this one's interface
 //! ([`p2pvm_host::links::Mark`]).
 
-use crate::{Daemon, parts::Parts};
+use crate::parts::Parts;
 use p2pvm_host::{
     Finding, Net,
     links::{Link, links},
@@ -24,42 +24,35 @@ const AREA: &str = "networks";
 const REMEDY: &str = "one of the two networks needs another subnet: found it anew with 'p2pvm \
     init --subnet', or leave it on this machine";
 
-impl Daemon {
-    /// Looks until the daemon ends.
-    pub(crate) async fn watch_networks(self: Arc<Self>) {
-        loop {
-            let links = tokio::task::block_in_place(links).unwrap_or_default();
-            let missed = self.missed();
-            self.parts
-                .plane
-                .set_misses(missed.first().map(|(_, ip)| *ip));
-            self.parts
-                .board
-                .set(AREA, findings(&self.parts, &links, &missed));
-            tokio::time::sleep(EVERY).await;
-        }
+/// Looks until the daemon ends.
+pub(crate) async fn watch(parts: Arc<Parts>) {
+    loop {
+        let links = tokio::task::block_in_place(links).unwrap_or_default();
+        let missed = missed(&parts);
+        parts.plane.set_misses(missed.first().map(|(_, ip)| *ip));
+        parts.board.set(AREA, findings(&parts, &links, &missed));
+        tokio::time::sleep(EVERY).await;
     }
+}
 
-    /// Members, by name, to whom packets take a detour for it.
-    fn missed(&self) -> Vec<(String, IpAddr)> {
-        let parts = &self.parts;
-        let is_direct = |member| {
-            parts
-                .plane
-                .path(member)
-                .is_some_and(|link| matches!(link.path, Path::Direct(_)))
-        };
-        let hidden = parts
-            .connector
-            .hidden()
-            .into_iter()
-            .filter(|(member, _)| !is_direct(*member));
-        let mut missed: Vec<_> = hidden
-            .map(|(member, ip)| (self.name_of(member), ip))
-            .collect();
-        missed.sort();
-        missed
-    }
+/// Members, by name, to whom packets take a detour for it.
+fn missed(parts: &Parts) -> Vec<(String, IpAddr)> {
+    let is_direct = |member| {
+        parts
+            .plane
+            .path(member)
+            .is_some_and(|link| matches!(link.path, Path::Direct(_)))
+    };
+    let hidden = parts
+        .connector
+        .hidden()
+        .into_iter()
+        .filter(|(member, _)| !is_direct(*member));
+    let mut missed: Vec<_> = hidden
+        .map(|(member, ip)| (parts.name_of(member), ip))
+        .collect();
+    missed.sort();
+    missed
 }
 
 fn findings(parts: &Parts, links: &[Link], missed: &[(String, IpAddr)]) -> Vec<Finding> {

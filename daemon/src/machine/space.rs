@@ -1,13 +1,13 @@
 //! Puts on the board that this host's disk is full, with the VMs that stand still for it; keeps the
 //! reserve that records are written from then.
 
-use crate::Daemon;
+use crate::parts::Parts;
 use p2pvm_host::{Finding, reserve};
 use p2pvm_vm_manager::{
-    host::{Standstill, VmStatus},
+    host::{Host, Standstill, VmStatus},
     hypervisor::Halt,
 };
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// How often it is looked at: a call of the file system.
 const EVERY: Duration = Duration::from_secs(2);
@@ -20,25 +20,18 @@ const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what take
     memory, 'p2pvm vm delete NAME' removes one that is stopped";
 
 /// Looks until the daemon ends.
-pub async fn watch(daemon: Arc<Daemon>) {
-    let dir = daemon.layout.dir().to_owned();
+pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, dir: PathBuf) {
     let mut said: Option<Full> = None;
     loop {
         match reserve::room(&dir) {
             Ok(room) => {
                 let kept = reserve::refill().unwrap_or(0);
                 let spent = reserve::wanted().saturating_sub(kept);
-                let now = Full::of(
-                    &daemon.host.list(),
-                    room.free,
-                    spent,
-                    &dir.display().to_string(),
-                );
+                let now = Full::of(&host.list(), room.free, spent, &dir.display().to_string());
                 // The figures change from look to look; a change worth a line changes who stands
                 // still.
                 if now.as_ref().map(Full::sameness) != said.as_ref().map(Full::sameness) {
-                    daemon
-                        .parts
+                    parts
                         .board
                         .set(AREA, now.iter().map(Full::finding).collect());
                     said = now;

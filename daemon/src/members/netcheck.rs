@@ -1,6 +1,7 @@
 //! `p2pvm netcheck`: the overlay's page on this machine's way to the others, with names for ids.
 
-use crate::{Daemon, machine::sight};
+use super::service::Members;
+use crate::machine::sight;
 use p2pvm_api::{NetCheckView, PunchView, PunchesView, ReachableView};
 use p2pvm_overlay::connect::Punches;
 
@@ -22,7 +23,7 @@ pub fn punches(punches: &Punches) -> PunchesView {
     }
 }
 
-impl Daemon {
+impl Members {
     /// Looks at this machine's network.
     pub async fn netcheck(&self) -> NetCheckView {
         let found = self.parts.connector.netcheck().await;
@@ -30,10 +31,10 @@ impl Daemon {
             .members
             .iter()
             .map(|m| ReachableView {
-                name: self.name_of(m.member),
+                name: self.parts.name_of(m.member),
                 nat: m.nat.map(|nat| nat.to_string()),
                 may_be_direct: m.may_be_direct,
-                path: m.link.as_ref().map(|link| self.link_text(link)),
+                path: m.link.as_ref().map(|link| self.parts.link_text(link)),
                 rtt_ms: m.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             })
             .collect();
@@ -52,7 +53,11 @@ impl Daemon {
             ipv6: found.nat6.is_some(),
             ipv6_nat: found.nat6.map(|nat| nat.to_string()),
             members,
-            relays: found.relays.iter().map(|m| self.name_of(*m)).collect(),
+            relays: found
+                .relays
+                .iter()
+                .map(|m| self.parts.name_of(*m))
+                .collect(),
             punches: punches(&found.punches),
             ..sight::of_machine(&found.local, &found.router)
         }

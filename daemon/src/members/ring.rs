@@ -1,13 +1,14 @@
 //! What the control API says of the ring, and what the daemon does with its state: the control
 //! plane's connections follow the ring's neighbours in a network that is too large for a full mesh.
 
-use crate::Daemon;
+use super::service::Members;
+use crate::parts::Parts;
 use p2pvm_api::{Failure, Outcome, RingNeighbour, RingView, TraceHop, Traced};
 use p2pvm_overlay::{
     MemberId,
     ring::{Neighbour, Position, trace::Hop},
 };
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// Neighbours are told to the control plane this often.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
@@ -39,7 +40,23 @@ fn role(neighbour: &Neighbour) -> String {
     }
 }
 
-impl Daemon {
+/// Has the control plane stay connected to the ring's neighbours.
+pub(crate) async fn follow(parts: Arc<Parts>) {
+    loop {
+        tokio::time::sleep(FOLLOW_EVERY).await;
+        if let Some(status) = parts.ring.status() {
+            let neighbours = status
+                .neighbours
+                .iter()
+                .filter(|n| n.near || n.far || n.shortcut);
+            parts
+                .control
+                .set_ring_neighbours(neighbours.map(|n| n.node.member).collect());
+        }
+    }
+}
+
+impl Members {
     /// This member's place.
     pub(crate) fn ring_view(&self) -> RingView {
         let ring = &self.parts.ring;
@@ -86,26 +103,10 @@ impl Daemon {
             .collect()
     }
 
-    /// Has the control plane stay connected to the ring's neighbours.
-    pub(crate) async fn follow_ring(self: std::sync::Arc<Self>) {
-        loop {
-            tokio::time::sleep(FOLLOW_EVERY).await;
-            if let Some(status) = self.parts.ring.status() {
-                let neighbours = status
-                    .neighbours
-                    .iter()
-                    .filter(|n| n.near || n.far || n.shortcut);
-                self.parts
-                    .control
-                    .set_ring_neighbours(neighbours.map(|n| n.node.member).collect());
-            }
-        }
-    }
-
     /// Follows the ring to a member.
     pub async fn trace(&self, text: &str) -> Outcome<Traced> {
-        let member = self.resolve_member(text).await?;
-        if member == self.me() {
+        let member = self.parts.resolve_member(text).await?;
+        if member == self.parts.me() {
             return Err(Failure::usage(format!("{text} is this member")));
         }
         let ring = &self.parts.ring;
@@ -150,7 +151,7 @@ impl Daemon {
                 .collect::<String>()
         };
         TraceHop {
-            name: member.map_or_else(unknown, |m| self.name_of(m)),
+            name: member.map_or_else(unknown, |m| self.parts.name_of(m)),
             position: position.unwrap_or_default(),
             rtt_ms: hop.rtt.map(ms),
             edge: member

@@ -13,8 +13,7 @@
 
 mod protocol;
 
-use crate::Daemon;
-use crate::succession;
+use crate::{layout::Layout, lifecycle::Lifecycle, parts::Parts, succession};
 use async_trait::async_trait;
 use p2pvm_dht::RecordError;
 use p2pvm_overlay::{
@@ -23,7 +22,7 @@ use p2pvm_overlay::{
     identity::KeyPair,
     membership::{Invite, InviteTerms},
 };
-use p2pvm_vm_manager::host::VmState;
+use p2pvm_vm_manager::host::{Host, VmState};
 use protocol::{Board, InstanceId, Rank, Statement, TELL_EVERY, Verdict, Watch};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -69,30 +68,38 @@ enum Told {
     No(String),
 }
 
+/// What finding twins needs, and giving way to one.
+pub(crate) struct Twins {
+    parts: Arc<Parts>,
+    host: Arc<Host>,
+    lifecycle: Arc<Lifecycle>,
+    layout: Layout,
+}
+
 /// Begins to serve other members and to look for twins; runs as long as the daemon does.
-pub async fn run(daemon: Arc<Daemon>) {
+pub(crate) async fn run(twins: Arc<Twins>) {
     let board = Arc::new(Mutex::new(Board::default()));
-    daemon.fabric().serve(
+    twins.parts.fabric().serve(
         SERVICE,
         Arc::new(Desk {
-            daemon: Arc::downgrade(&daemon),
+            twins: Arc::downgrade(&twins),
             board,
             began: Instant::now(),
         }),
     );
-    let mut events = daemon.parts.control.events();
+    let mut events = twins.parts.control.events();
     let rank = Rank {
-        guests: daemon.runs_guests(),
+        guests: twins.runs_guests(),
         started: UnixTime::now(),
     };
-    let mut watch = Watch::new(daemon.me(), InstanceId::random(), rank);
+    let mut watch = Watch::new(twins.parts.me(), InstanceId::random(), rank);
     let (mut soon, mut heard_of) = (0u32, 0);
     loop {
         let wait = if soon > 0 { TELL_SOON } else { TELL_EVERY };
         let _ = tokio::time::timeout(wait, met_somebody(&mut events)).await;
         soon = soon.saturating_sub(1);
-        watch.set_guests(daemon.runs_guests());
-        for other in daemon.tell(&watch).await {
+        watch.set_guests(twins.runs_guests());
+        for other in twins.tell(&watch).await {
             let instance = other.instance();
             match watch.handle(other) {
                 Some(Verdict::Keep(_)) => tracing::warn!(
@@ -100,7 +107,7 @@ pub async fn run(daemon: Arc<Daemon>) {
                     "another machine runs with a copy of this node's state: it has to take an \
                         identity of its own, this one goes on"
                 ),
-                Some(Verdict::GiveWay(_)) => return daemon.give_way(instance).await,
+                Some(Verdict::GiveWay(_)) => return twins.give_way(instance).await,
                 None => {
                     tracing::debug!(%instance, "this node has started more than once, or lives \
                         twice")
@@ -126,7 +133,21 @@ async fn met_somebody(events: &mut Receiver<ControlEvent>) {
     }
 }
 
-impl Daemon {
+impl Twins {
+    pub(crate) fn new(
+        parts: Arc<Parts>,
+        host: Arc<Host>,
+        lifecycle: Arc<Lifecycle>,
+        layout: Layout,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            host,
+            lifecycle,
+            layout,
+        })
+    }
+
     fn runs_guests(&self) -> bool {
         self.host
             .list()
@@ -137,12 +158,13 @@ impl Daemon {
     /// Leaves this instance's statement on the board that its twins use too; gives theirs. One
     /// board, and one question at a time.
     async fn tell(&self, watch: &Watch) -> Vec<Statement> {
-        let place = self.me().ring_addr();
+        let place = self.parts.me().ring_addr();
         let Some(nearest) = self
+            .parts
             .fabric()
             .nearby(place, 2)
             .into_iter()
-            .find(|m| *m != self.me())
+            .find(|m| *m != self.parts.me())
         else {
             return Vec::new();
         };
@@ -171,7 +193,11 @@ impl Daemon {
     ) -> Result<Told, FabricError> {
         let refused = |e: postcard::Error| FabricError::Refused(member, e.to_string());
         let body = postcard::to_allocvec(ask).map_err(refused)?;
-        let answer = self.fabric().call(member, SERVICE, body, limit).await?;
+        let answer = self
+            .parts
+            .fabric()
+            .call(member, SERVICE, body, limit)
+            .await?;
         postcard::from_bytes(&answer).map_err(refused)
     }
 
@@ -197,7 +223,7 @@ impl Daemon {
             tokio::time::sleep(ASK_TIMEOUT).await;
         };
         match succession::plan(&self.layout, &invite, self.parts.certificate.name()) {
-            Ok(()) => self.start_again(),
+            Ok(()) => self.lifecycle.start_again(),
             Err(failure) => {
                 tracing::error!(%failure, "this machine cannot take an identity of its own; its \
                     VMs stay stopped")
@@ -216,7 +242,7 @@ impl Daemon {
             .map(|peer| peer.member)
             .filter(may_admit);
         let mut why = "no member that may admit is known".to_owned();
-        for issuer in issuers.chain(control.issuer().is_some().then(|| self.me())) {
+        for issuer in issuers.chain(control.issuer().is_some().then(|| self.parts.me())) {
             why = match self
                 .ask_twin_desk(issuer, &Ask::Successor, ASK_TIMEOUT)
                 .await
@@ -258,7 +284,7 @@ impl Daemon {
             .into_iter()
             .filter(|peer| peer.connected)
             .flat_map(|peer| peer.addresses);
-        let addresses: Vec<String> = if member == self.me() {
+        let addresses: Vec<String> = if member == self.parts.me() {
             known.collect()
         } else {
             self.parts.control.contact_addrs()
@@ -273,7 +299,7 @@ impl Daemon {
         let invite = Invite::issue(&issuer, &self.parts.network, &addresses, terms)
             .map_err(|e| e.to_string())?;
         tracing::warn!(
-            member = %self.name_of(member), id = %member, invite = %invite.id(),
+            member = %self.parts.name_of(member), id = %member, invite = %invite.id(),
             "a copy of this member's state is invited as a member of its own"
         );
         Ok(invite.to_text())
@@ -308,7 +334,7 @@ impl Daemon {
 
 /// What this node does for others.
 struct Desk {
-    daemon: Weak<Daemon>,
+    twins: Weak<Twins>,
     board: Arc<Mutex<Board>>,
     began: Instant,
 }
@@ -322,8 +348,8 @@ impl Serve for Desk {
                 Told::Others(board.exchange(self.began.elapsed(), from, statement))
             }
             Ask::Successor => {
-                let daemon = self.daemon.upgrade().ok_or("the node is shutting down")?;
-                daemon
+                let twins = self.twins.upgrade().ok_or("the node is shutting down")?;
+                twins
                     .invite_successor(from)
                     .await
                     .map_or_else(Told::No, Told::Invite)

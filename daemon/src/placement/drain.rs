@@ -2,21 +2,21 @@
 //! that was given least so far. A move that fails is tried with other members and then left; the
 //! other VMs go on. Why so: docs/decisions/0033.
 
-use crate::Daemon;
-use crate::http::report::Reporter;
+use super::{manager::Manager, moves};
+use crate::{http::report::Reporter, parts::Parts};
 use futures::{StreamExt, stream};
 use p2pvm_api::{DrainAnswer, DrainItem, DrainStopping, Outcome, VmDrained, VmMoved, VmStayed};
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error,
-    host::{Activity, VmState, VmStatus},
+    host::{Activity, Host, VmState, VmStatus},
     hypervisor::MigrateOptions,
     migrate::{Occasion, RunsOn},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -32,8 +32,10 @@ const TRIES: usize = 3;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The drains of this host: one at a time.
-#[derive(Default)]
-pub struct Drains {
+pub(crate) struct Drains {
+    parts: Arc<Parts>,
+    host: Arc<Host>,
+    manager: Arc<Manager>,
     one: tokio::sync::Mutex<()>,
     stopped: AtomicBool,
 }
@@ -80,12 +82,22 @@ fn in_order(mut vms: Vec<VmStatus>) -> Vec<VmStatus> {
     vms
 }
 
-impl Daemon {
+impl Drains {
+    pub(crate) fn new(parts: Arc<Parts>, host: Arc<Host>, manager: Arc<Manager>) -> Self {
+        Self {
+            parts,
+            host,
+            manager,
+            one: tokio::sync::Mutex::default(),
+            stopped: AtomicBool::default(),
+        }
+    }
+
     /// Moves every VM that runs here elsewhere; what stays is named with the reason. A second call
     /// waits for the first and then moves what is left.
     pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
-        let _one = self.drains.one.lock().await;
-        self.drains.stopped.store(false, Ordering::Release);
+        let _one = self.one.lock().await;
+        self.stopped.store(false, Ordering::Release);
         self.manager.accept(false);
         let places = Mutex::new(Places::default());
         let (mut handled, mut moved, mut stayed) = (BTreeSet::new(), Vec::new(), Vec::new());
@@ -140,7 +152,7 @@ impl Daemon {
             .filter(|vm| vm.state == VmState::Stopped)
             .map(|vm| vm.name)
             .collect();
-        let cancelled = self.drains.stopped.load(Ordering::Acquire);
+        let cancelled = self.stopped.load(Ordering::Acquire);
         if cancelled {
             self.manager.accept(true);
         }
@@ -153,15 +165,15 @@ impl Daemon {
     }
 
     /// Begins no more moves; those that run end as they do.
-    pub fn stop_draining(&self) -> DrainStopping {
-        let stopping = self.drains.one.try_lock().is_err();
-        self.drains.stopped.store(true, Ordering::Release);
+    pub fn stop(&self) -> DrainStopping {
+        let stopping = self.one.try_lock().is_err();
+        self.stopped.store(true, Ordering::Release);
         DrainStopping { stopping }
     }
 
     /// The members that a VM may go to, best first.
     fn places_for(&self, vm: &VmStatus) -> Vec<MemberId> {
-        let connected = self.fabric().connected();
+        let connected = self.parts.fabric().connected();
         let mut known: Vec<MemberId> = self.manager.places_for(vm.definition.vm);
         known.extend(self.manager.by_load());
         known.extend(connected.iter().copied());
@@ -183,7 +195,7 @@ impl Daemon {
             "no other member is connected that could take it".to_owned(),
         );
         while tried.len() < TRIES {
-            if self.drains.stopped.load(Ordering::Acquire) {
+            if self.stopped.load(Ordering::Acquire) {
                 return (
                     name,
                     End::Stays("not begun: the drain was stopped".to_owned()),
@@ -203,11 +215,11 @@ impl Daemon {
                 break;
             };
             tried.push(to);
-            reporter.phase(&format!("{name} to {}", self.name_of(to)));
+            reporter.phase(&format!("{name} to {}", self.parts.name_of(to)));
             let progress = watch::Sender::default();
             self.manager
                 .moves
-                .follow(&name, self.name_of(to), &progress);
+                .follow(&name, self.parts.name_of(to), &progress);
             let occasion = Occasion {
                 cause: "drain",
                 ..Occasion::default()
@@ -218,7 +230,7 @@ impl Daemon {
                 .await
             {
                 Ok(outcome) => {
-                    match self.moved(&outcome) {
+                    match moves::moved(&self.parts, &outcome) {
                         Ok(vm) => return (name, End::Moved(vm)),
                         Err(failure) => why = failure.message,
                     }

@@ -1,7 +1,7 @@
 //! The control API about where VMs run: decisions, and emptying this host.
 
+use super::service::Placement;
 use crate::http::report::streamed;
-use crate::{Daemon, http::Shared};
 use axum::{
     Json, Router,
     extract::State,
@@ -11,22 +11,24 @@ use axum::{
 use p2pvm_api::{Decided, DrainStopping};
 use std::sync::Arc;
 
+type Shared = State<Arc<Placement>>;
+
 /// The routes, for this machine's own root.
-pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
+pub(crate) fn routes(placement: Arc<Placement>) -> Router {
     Router::new()
         .route("/drain", post(drain).delete(stop_draining))
         .route("/decisions", get(decisions))
-        .with_state(daemon)
+        .with_state(placement)
 }
 
-async fn decisions(State(daemon): Shared) -> Json<Vec<Decided>> {
-    Json(daemon.decisions())
+async fn decisions(State(placement): Shared) -> Json<Vec<Decided>> {
+    Json(placement.decisions())
 }
 
-async fn drain(State(daemon): Shared) -> Response {
-    streamed(move |reporter| async move { daemon.drain(&reporter).await })
+async fn drain(State(placement): Shared) -> Response {
+    streamed(move |reporter| async move { placement.drain(&reporter).await })
 }
 
-async fn stop_draining(State(daemon): Shared) -> Json<DrainStopping> {
-    Json(daemon.stop_draining())
+async fn stop_draining(State(placement): Shared) -> Json<DrainStopping> {
+    Json(placement.stop_draining())
 }

@@ -1,9 +1,12 @@
 //! How far the moves of VMs from here are, whoever asked for them: a person or the autonomic
 //! manager. For those who look on.
 
-use crate::vms::service::step_of;
-use p2pvm_api::Moving;
-use p2pvm_vm_manager::hypervisor::Progress;
+use crate::parts::Parts;
+use p2pvm_api::{Failure, Kind, Moving, Outcome, Step, VmMoved};
+use p2pvm_vm_manager::{
+    hypervisor::Progress,
+    migrate::{MigrationOutcome, RunsOn},
+};
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -35,6 +38,84 @@ impl Moves {
             to: to.clone(),
             step: step_of(&step.borrow()),
         })
+    }
+}
+
+/// How far an operation on a VM is.
+pub(crate) fn step_of(progress: &Progress) -> Step {
+    let mut note = String::new();
+    if progress.dirty_rate > 0 {
+        note = format!("dirty {}/s", indicatif::HumanBytes(progress.dirty_rate));
+    }
+    if progress.expected_downtime_ms > 0 {
+        note = format!(
+            "{note} expected downtime {} ms",
+            progress.expected_downtime_ms
+        )
+        .trim_start()
+        .to_owned();
+    }
+    Step {
+        phase: progress.phase.clone(),
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.total_bytes,
+        note,
+    }
+}
+
+/// How a move ended, for the one that asked for it.
+pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMoved> {
+    let report = outcome.report.unwrap_or_default();
+    let traced = outcome
+        .trace
+        .as_ref()
+        .map_or_else(String::new, |trace| format!(" (trace {trace})"));
+    match outcome.runs_on {
+        RunsOn::Target => Ok(VmMoved {
+            downtime_ms: report.downtime_ms,
+            epoch: outcome.epoch.0,
+            from: parts.name_of(outcome.from),
+            host: parts.name_of(outcome.to),
+            migration: outcome.id.clone(),
+            name: outcome.name.clone(),
+            pause_ms: outcome.pause_ms,
+            ram_bytes: report.ram_bytes,
+            total_ms: outcome.total_ms,
+            trace: outcome.trace.clone(),
+        }),
+        RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
+            "cancelled: {} did not move and stays on {}{traced}",
+            outcome.name,
+            parts.name_of(outcome.from)
+        ))),
+        RunsOn::Source if outcome.ended => Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm \
+                    start {0}' starts it{traced}",
+                outcome.name,
+                outcome.failure.as_deref().unwrap_or("its guest ended"),
+                parts.name_of(outcome.from)
+            ),
+        )),
+        RunsOn::Source => Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "{} did not move and still runs on {}: {}{traced}",
+                outcome.name,
+                parts.name_of(outcome.from),
+                outcome.failure.as_deref().unwrap_or("unknown cause")
+            ),
+        )),
+        RunsOn::Undecided => Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "{} is held on both hosts until a majority of its voters answers, then goes \
+                    on by itself on one: {}{traced}",
+                outcome.name,
+                outcome.failure.as_deref().unwrap_or("unknown cause")
+            ),
+        )),
     }
 }
 

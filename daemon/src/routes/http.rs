@@ -1,9 +1,7 @@
 //! The control API about subnet routes: for this machine's root only.
 
-use crate::{
-    Daemon,
-    http::{Answer, Shared},
-};
+use super::subnets::Subnets;
+use crate::http::Answer;
 use axum::{
     Json, Router,
     extract::State,
@@ -14,28 +12,30 @@ use p2pvm_api::{
 };
 use std::sync::Arc;
 
+type Shared = State<Arc<Subnets>>;
+
 /// The routes.
-pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
+pub(crate) fn routes(subnets: Arc<Subnets>) -> Router {
     Router::new()
         .route("/routes", get(list))
         .route("/routes/offer", post(offer))
         .route("/routes/withdraw", post(withdraw))
         .route("/routes/accept", post(accept))
-        .with_state(daemon)
+        .with_state(subnets)
 }
 
-async fn list(State(daemon): Shared) -> Answer<Vec<RouteView>> {
-    Ok(Json(daemon.routes()))
+async fn list(State(subnets): Shared) -> Json<Vec<RouteView>> {
+    Json(subnets.list())
 }
 
-async fn offer(State(daemon): Shared, Json(r): Json<RouteSubnet>) -> Answer<RouteOffered> {
-    daemon.offer_route(&r.subnet).map(Json)
+async fn offer(State(subnets): Shared, Json(r): Json<RouteSubnet>) -> Answer<RouteOffered> {
+    subnets.offer(&r.subnet).map(Json)
 }
 
-async fn withdraw(State(daemon): Shared, Json(r): Json<RouteSubnet>) -> Answer<RouteWithdrawn> {
-    daemon.withdraw_route(&r.subnet).map(Json)
+async fn withdraw(State(subnets): Shared, Json(r): Json<RouteSubnet>) -> Answer<RouteWithdrawn> {
+    subnets.withdraw(&r.subnet).map(Json)
 }
 
-async fn accept(State(daemon): Shared, Json(r): Json<AcceptRoutes>) -> Answer<RoutesAccepted> {
-    daemon.accept_routes(r.on, r.subnet.as_deref()).map(Json)
+async fn accept(State(subnets): Shared, Json(r): Json<AcceptRoutes>) -> Answer<RoutesAccepted> {
+    subnets.accept(r.on, r.subnet.as_deref()).map(Json)
 }

@@ -5,16 +5,12 @@
 //!
 //! Whether a silent host is dead or only cut off from here cannot be told from here; both are said.
 
-use crate::clock;
-use crate::failure::OrFailure;
-use crate::{Daemon, members::ask::BRANCH, parts::Parts};
-use p2pvm_api::VmView;
-use p2pvm_console::{LEFTOVER, ORPHANED, UNREACHABLE};
+use crate::parts::Parts;
 use p2pvm_dht::{Record, StoreError};
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime, VmId};
 use p2pvm_vm_manager::{
-    directory::{Snapshot, VmRecord, vm_key},
-    host::{Host, VmState, VmStatus},
+    directory::{VmRecord, vm_key},
+    host::Host,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -32,13 +28,13 @@ const GRACE: Duration = Duration::from_secs(10);
 /// and not be missed yet.
 const TELLERS: usize = 3;
 /// Hosts that are asked one by one, lest one that is only slow is called dead.
-const MAX_ASKED: usize = 32;
+pub(super) const MAX_ASKED: usize = 32;
 
 /// A VM's record, and when the member that tells of it last saw the VM's host.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Told {
-    record: Record,
-    seen: Option<UnixTime>,
+    pub(super) record: Record,
+    pub(super) seen: Option<UnixTime>,
 }
 
 /// What is told of several VMs, each once: the newest record, and the last time that anybody saw
@@ -215,7 +211,7 @@ impl Absent {
 
     /// Whether a host is still one of this network, as far as is known: in a large one nobody knows
     /// all.
-    fn is_member(&self, host: MemberId) -> bool {
+    pub(super) fn is_member(&self, host: MemberId) -> bool {
         let control = &self.parts.control;
         control.size_estimate().is_some() || control.peers().iter().any(|peer| peer.member == host)
     }
@@ -231,173 +227,10 @@ impl Absent {
     }
 }
 
-/// "14:02 UTC", with the day where it was another.
-fn time_of(seen: UnixTime, now: UnixTime) -> String {
-    let (seen, now) = (clock::shown(seen), clock::shown(now));
-    match (seen.get(..10), seen.get(11..16), now.get(..10)) {
-        (Some(day), Some(time), Some(today)) if day == today => format!("{time} UTC"),
-        (Some(day), Some(time), _) => format!("{day} {time} UTC"),
-        _ => seen,
-    }
-}
-
-/// Why nobody answers for a VM.
-fn sentence(host: &str, seen: Option<UnixTime>, now: UnixTime) -> String {
-    match seen {
-        Some(seen) => format!(
-            "host {host} is dead since {} (last seen), or cut off from here",
-            time_of(seen, now)
-        ),
-        None => format!(
-            "host {host} is dead, or cut off from here: no member remembers when it was seen last"
-        ),
-    }
-}
-
-/// What a person can do about it; a host that is no member any more has no name here.
-fn advice(name: &str, host: Option<&String>, holder: MemberId, snapshots: &[Snapshot]) -> String {
-    let wait = host.map_or_else(String::new, |host| {
-        format!("wait: when {host} is back, {name} is as it was; or ")
-    });
-    let elsewhere =
-        |snapshot: &&Snapshot| snapshot.providers.iter().any(|member| *member != holder);
-    match snapshots.iter().rev().find(elsewhere) {
-        Some(newest) => format!(
-            "{wait}'p2pvm vm restore {name}@{} --force' brings it back here as it was at {}: what \
-                it did since is lost, and the copy \
-             on its host becomes a branch",
-            newest.name,
-            clock::shown(newest.taken)
-        ),
-        None => {
-            let why = if snapshots.is_empty() {
-                "it has no snapshot"
-            } else {
-                "its snapshots are on that host alone"
-            };
-            format!(
-                "{}{why}: nothing can bring it back elsewhere",
-                wait.replace("; or ", "; ")
-            )
-        }
-    }
-}
-
-impl Daemon {
-    /// A VM of a host that is gone, as its record has it.
-    pub(crate) fn absent_view(&self, record: &VmRecord, seen: Option<UnixTime>) -> VmView {
-        let (host, name) = (self.name_of(record.holder), &record.definition.name);
-        let member = self.absent.is_member(record.holder);
-        let (state, note) = match member {
-            true => (UNREACHABLE, sentence(&host, seen, UnixTime::now())),
-            false => (
-                ORPHANED,
-                format!("its host {host} has left the network, or was expelled"),
-            ),
-        };
-        let status = VmStatus {
-            name: name.clone(),
-            state: VmState::Remote,
-            holder: record.holder,
-            epoch: record.epoch,
-            wanted: record.wanted,
-            activity: None,
-            definition: record.definition.clone(),
-            snapshots: record.snapshots.clone(),
-            still: None,
-            note: Some(note),
-        };
-        VmView {
-            state: state.to_owned(),
-            last_seen: seen.map(clock::shown),
-            advice: Some(advice(
-                name,
-                member.then_some(&host),
-                record.holder,
-                &record.snapshots,
-            )),
-            cpu: None,
-            moving: None,
-            ..self.view(&status)
-        }
-    }
-
-    /// The VMs of hosts that are gone, as far as this node knows without asking others.
-    pub(crate) fn absent_here(&self) -> Vec<VmView> {
-        self.absent
-            .here()
-            .iter()
-            .map(|(record, seen)| self.absent_view(record, *seen))
-            .collect()
-    }
-
-    /// Of what members `told`, the VMs whose host is not among those `heard`. A host that is not
-    /// known to be gone is asked itself first, and what it says counts: its VMs come into `vms`.
-    pub(crate) async fn absent_of(
-        &self,
-        told: Vec<Told>,
-        heard: &BTreeSet<MemberId>,
-        vms: &mut Vec<VmView>,
-    ) -> Vec<VmView> {
-        let read = |told: Told| {
-            Some((
-                VmRecord::of(&told.record).filter(|_| told.record.is_authentic())?,
-                told.seen,
-            ))
-        };
-        let unheard =
-            |(vm, _): &(VmRecord, _)| vm.holder != self.me() && !heard.contains(&vm.holder);
-        let missing: Vec<(VmRecord, Option<UnixTime>)> = merged(told)
-            .into_iter()
-            .filter_map(read)
-            .filter(unheard)
-            .collect();
-        let hosts: BTreeSet<MemberId> = missing.iter().map(|(vm, _)| vm.holder).collect();
-        let doubtful = hosts
-            .iter()
-            .filter(|host| self.absent.gone(**host).is_none())
-            .take(MAX_ASKED);
-        let asked =
-            doubtful.map(|host| async move { (*host, self.host.list_of(*host).await.ok()) });
-        let mut there = BTreeSet::new();
-        for (host, theirs) in futures::future::join_all(asked).await {
-            let Some(theirs) = theirs else { continue };
-            there.insert(host);
-            vms.extend(theirs.iter().map(|vm| self.view(vm)));
-        }
-        let held: BTreeSet<&str> = vms
-            .iter()
-            .filter(|vm| vm.state != BRANCH && vm.state != LEFTOVER)
-            .map(|vm| vm.id.as_str())
-            .collect();
-        let missing = missing.iter().filter(|(vm, _)| {
-            !there.contains(&vm.holder) && !held.contains(vm.definition.vm.to_string().as_str())
-        });
-        missing
-            .map(|(vm, seen)| {
-                self.absent_view(vm, (*seen).max(self.absent.gone(vm.holder).flatten()))
-            })
-            .collect()
-    }
-
-    /// A VM of a host that cannot be reached, as its record has it.
-    pub async fn show_absent(&self, name: &str) -> p2pvm_api::Outcome<VmView> {
-        let record = self.host.record(name).await.or_failure()?;
-        Ok(self.absent_view(&record, self.absent.gone(record.holder).flatten()))
-    }
-
-    /// Whether a host is known to be gone.
-    pub fn is_gone(&self, host: MemberId) -> bool {
-        self.absent.gone(host).is_some()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use p2pvm_overlay::identity::KeyPair;
-
-    const NOON: UnixTime = UnixTime(1_795_953_720);
 
     fn member(n: u8) -> MemberId {
         MemberId([n; 32])
@@ -444,43 +277,6 @@ mod tests {
                 .map(|t| (t.record.version, t.seen))
                 .collect::<Vec<_>>(),
             [(3, Some(UnixTime(7)))]
-        );
-    }
-
-    #[test]
-    fn a_death_is_told_with_its_time_and_with_the_day_if_that_was_another() {
-        assert_eq!(
-            sentence("lab3", Some(NOON), NOON.plus(60)),
-            "host lab3 is dead since 12:02 UTC (last seen), or cut off from here"
-        );
-        let later = sentence("lab3", Some(NOON), NOON.plus(86_400));
-        assert!(later.contains("2026-11-29 12:02 UTC"), "{later}");
-        assert!(sentence("lab3", None, NOON).contains("no member remembers"));
-    }
-
-    #[test]
-    fn the_advice_names_a_snapshot_only_if_another_member_has_it() {
-        let snapshot = |name: &str, holders: &[u8]| Snapshot {
-            name: name.into(),
-            checkpoint: p2pvm_snapshot_sync::ManifestId(p2pvm_snapshot_sync::ChunkId([1; 32])),
-            taken: NOON,
-            epoch: p2pvm_overlay::Epoch(1),
-            with_ram: true,
-            durability: p2pvm_vm_manager::vault::Durability::Local,
-            providers: holders.iter().map(|n| member(*n)).collect(),
-        };
-        let of =
-            |snapshots: &[Snapshot]| advice("web", Some(&"lab3".to_owned()), member(3), snapshots);
-        assert!(
-            of(&[snapshot("old", &[3, 4]), snapshot("new", &[3])])
-                .contains("vm restore web@old --force")
-        );
-        assert!(of(&[snapshot("new", &[3])]).contains("on that host alone"));
-        assert!(of(&[]).contains("no snapshot"));
-        assert!(of(&[]).starts_with("wait: when lab3 is back, web is as it was"));
-        assert!(
-            !advice("web", None, member(3), &[]).contains("wait"),
-            "for nobody"
         );
     }
 }

@@ -2,7 +2,7 @@
 //! this host is a finding with its cause; a guest that takes its packets and says nothing is said
 //! as that.
 
-use crate::{Daemon, parts::Parts};
+use crate::parts::Parts;
 use futures::{StreamExt, stream};
 use p2pvm_api::ReachView;
 use p2pvm_host::{Finding, outbound};
@@ -10,10 +10,10 @@ use p2pvm_overlay::{
     VmId,
     plane::{GuestProof, GuestReach},
 };
-use p2pvm_vm_manager::host::{VmState, VmStatus};
+use p2pvm_vm_manager::host::{Host, VmState, VmStatus};
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -52,10 +52,17 @@ struct Asked {
 }
 
 /// Which guests of this host are reached.
-#[derive(Default)]
-pub(crate) struct Guests(Mutex<HashMap<VmId, Guest>>);
+pub(crate) struct Guests {
+    parts: Arc<Parts>,
+    host: Arc<Host>,
+    known: Known,
+}
 
-impl Guests {
+/// What was found of each guest last.
+#[derive(Default)]
+struct Known(Mutex<HashMap<VmId, Guest>>);
+
+impl Known {
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,25 +111,74 @@ impl Guests {
         found
     }
 
-    /// How a guest that runs here is reached.
-    pub fn view(&self, vm: VmId) -> Option<ReachView> {
+    fn view(&self, vm: VmId) -> Option<ReachView> {
         self.lock().get(&vm).map(|guest| guest.view(Instant::now()))
     }
 
-    /// Whether a guest has lately begun not to answer, as one that boots.
-    pub fn is_unsettled(&self) -> bool {
+    fn is_unsettled(&self) -> bool {
         self.lock().values().any(|guest| {
             !matches!(guest.proof.reach, GuestReach::Answers { .. })
                 && guest.since.elapsed() < BOOTS
         })
     }
 
-    /// How many answered when they were asked last.
-    pub fn answering(&self) -> usize {
+    fn answering(&self) -> usize {
         self.lock()
             .values()
             .filter(|guest| matches!(guest.proof.reach, GuestReach::Answers { .. }))
             .count()
+    }
+}
+
+impl Guests {
+    pub(crate) fn new(parts: Arc<Parts>, host: Arc<Host>) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            host,
+            known: Known::default(),
+        })
+    }
+
+    /// How a guest that runs here is reached.
+    pub fn view(&self, vm: VmId) -> Option<ReachView> {
+        self.known.view(vm)
+    }
+
+    /// Whether a guest has lately begun not to answer, as one that boots.
+    pub fn is_unsettled(&self) -> bool {
+        self.known.is_unsettled()
+    }
+
+    /// How many answered when they were asked last.
+    pub fn answering(&self) -> usize {
+        self.known.answering()
+    }
+
+    /// Asks every guest that runs here, and puts what stands in the way on the board.
+    pub(crate) async fn prove(&self) {
+        let running = self
+            .host
+            .list()
+            .into_iter()
+            .filter(|vm| vm.state == VmState::Running && vm.activity.is_none());
+        let ask = |vm: VmStatus| async move {
+            let (proof, rules) = prove(&self.parts, vm.definition.vm).await?;
+            Some(Asked {
+                vm: vm.definition.vm,
+                name: vm.name,
+                proof,
+                rules,
+            })
+        };
+        let asked: Vec<_> = running.map(ask).collect();
+        let round: Vec<_> = stream::iter(asked)
+            .buffer_unordered(AT_A_TIME)
+            .filter_map(futures::future::ready)
+            .collect()
+            .await;
+        self.parts
+            .board
+            .set(AREA, self.known.round(round, Instant::now()));
     }
 }
 
@@ -276,35 +332,6 @@ async fn prove(parts: &Parts, vm: VmId) -> Option<(GuestProof, Vec<(String, Stri
     Some((proof, rules))
 }
 
-impl Daemon {
-    /// Asks every guest that runs here, and puts what stands in the way on the board.
-    pub(crate) async fn prove_guests(&self) {
-        let running = self
-            .host
-            .list()
-            .into_iter()
-            .filter(|vm| vm.state == VmState::Running && vm.activity.is_none());
-        let ask = |vm: VmStatus| async move {
-            let (proof, rules) = prove(&self.parts, vm.definition.vm).await?;
-            Some(Asked {
-                vm: vm.definition.vm,
-                name: vm.name,
-                proof,
-                rules,
-            })
-        };
-        let asked: Vec<_> = running.map(ask).collect();
-        let round: Vec<_> = stream::iter(asked)
-            .buffer_unordered(AT_A_TIME)
-            .filter_map(futures::future::ready)
-            .collect()
-            .await;
-        self.parts
-            .board
-            .set(AREA, self.guests.round(round, Instant::now()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,7 +377,7 @@ mod tests {
         ];
         for before in [None, Some(answers())] {
             for (reach, cause, remedy) in cases.clone() {
-                let guests = Guests::default();
+                let guests = Known::default();
                 if let Some(before) = before.clone() {
                     guests.round(one(before), now);
                 }
@@ -370,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_silent_guest_whose_packets_are_led_elsewhere_is_said_with_the_filter() {
-        let (guests, now) = (Guests::default(), Instant::now());
+        let (guests, now) = (Known::default(), Instant::now());
         let led = || {
             let mut asked = one(GuestReach::Quiet { talks: false });
             asked[0].rules = vec![(
@@ -394,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_guest_without_network_is_no_fault_of_this_host_and_one_that_fell_silent_is_a_warning() {
-        let (guests, now) = (Guests::default(), Instant::now());
+        let (guests, now) = (Known::default(), Instant::now());
         let found = guests.round(one(GuestReach::NotTaken), now);
         assert!(
             found.len() == 1

@@ -1,10 +1,7 @@
 //! The control API about virtual machines.
 
-use crate::http::{forward, report::streamed, traced};
-use crate::{
-    Daemon,
-    http::{Answer, Shared},
-};
+use super::service::Vms;
+use crate::http::{Answer, forward, report::streamed, traced};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, Query, Request, State},
@@ -20,18 +17,20 @@ use p2pvm_api::{
 };
 use std::sync::Arc;
 
-/// A request is small.
+type Shared = State<Arc<Vms>>;
+
+/// How long a request may be. Reason: it names a VM and a few settings.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
 
 /// All VMs of the network, for this machine's own root.
-pub(crate) fn of_cluster(daemon: Arc<Daemon>) -> Router {
+pub(crate) fn of_cluster(vms: Arc<Vms>) -> Router {
     Router::new()
         .route("/cluster/vms", get(cluster_vms))
-        .with_state(daemon)
+        .with_state(vms)
 }
 
 /// What other members may ask as well: virtual machines.
-pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
+pub(crate) fn routes(vms: Arc<Vms>) -> Router {
     let one = Router::new()
         .route("/vms/{name}", get(show).delete(delete))
         .route("/vms/{name}/start", post(start))
@@ -44,14 +43,14 @@ pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
         .route("/vms/{name}/snapshot", post(snapshot))
         .route("/vms/{name}/explain", get(explain))
         .layer(middleware::from_fn_with_state(
-            daemon.clone(),
+            vms.clone(),
             forward::to_holder,
         ));
     let chosen = Router::new()
         .route("/vms", post(create))
         .route("/vms/{name}/restore", post(restore))
         .layer(middleware::from_fn_with_state(
-            daemon.clone(),
+            vms.clone(),
             forward::to_chosen,
         ));
     Router::new()
@@ -59,91 +58,91 @@ pub(crate) fn routes(daemon: Arc<Daemon>) -> Router {
         .merge(one)
         .merge(chosen)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .with_state(daemon)
+        .with_state(vms)
 }
 
-async fn cluster_vms(State(daemon): Shared) -> Answer<ClusterVms> {
-    daemon.cluster_vms().await.map(Json)
+async fn cluster_vms(State(vms): Shared) -> Answer<ClusterVms> {
+    vms.cluster_vms().await.map(Json)
 }
 
-async fn list(State(daemon): Shared) -> Answer<Sorted<Vec<VmView>>> {
-    daemon.list_vms().await.map(Sorted).map(Json)
+async fn list(State(vms): Shared) -> Answer<Sorted<Vec<VmView>>> {
+    vms.list().await.map(Sorted).map(Json)
 }
 
-async fn create(State(daemon): Shared, Json(r): Json<CreateVm>) -> Response {
-    streamed(move |reporter| async move { daemon.create_vm(r, &reporter).await })
+async fn create(State(vms): Shared, Json(r): Json<CreateVm>) -> Response {
+    streamed(move |reporter| async move { vms.create(r, &reporter).await })
 }
 
-async fn show(State(daemon): Shared, Path(name): Path<String>) -> Answer<Sorted<VmView>> {
-    daemon.show_vm(&name).await.map(Sorted).map(Json)
+async fn show(State(vms): Shared, Path(name): Path<String>) -> Answer<Sorted<VmView>> {
+    vms.show(&name).await.map(Sorted).map(Json)
 }
 
 async fn delete(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
     Query(r): Query<Force>,
 ) -> Answer<VmDeleted> {
-    daemon.delete_vm(&name, r.force).await.map(Json)
+    vms.delete(&name, r.force).await.map(Json)
 }
 
-pub(crate) async fn start(State(daemon): Shared, Path(name): Path<String>) -> Response {
-    streamed(move |reporter| async move { daemon.start_vm(&name, &reporter).await })
+pub(crate) async fn start(State(vms): Shared, Path(name): Path<String>) -> Response {
+    streamed(move |reporter| async move { vms.start(&name, &reporter).await })
 }
 
 pub(crate) async fn stop(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
     Query(r): Query<Force>,
 ) -> Response {
-    streamed(move |reporter| async move { daemon.stop_vm(&name, r.force, &reporter).await })
+    streamed(move |reporter| async move { vms.stop(&name, r.force, &reporter).await })
 }
 
 pub(crate) async fn migrate(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
     headers: HeaderMap,
     Json(r): Json<MigrateVm>,
 ) -> Response {
     let within = traced::within(&headers);
-    streamed(move |reporter| async move { daemon.migrate_vm(&name, &r, within, &reporter).await })
+    streamed(move |reporter| async move { vms.migrate(&name, &r, within, &reporter).await })
 }
 
 pub(crate) async fn cancel_migration(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
 ) -> Answer<MoveCancelled> {
-    daemon.cancel_migration(&name).await.map(Json)
+    vms.cancel_migration(&name).await.map(Json)
 }
 
 pub(crate) async fn snapshot(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
     Json(r): Json<SnapshotVm>,
 ) -> Response {
-    streamed(move |reporter| async move { daemon.snapshot_vm(&name, r.name, &reporter).await })
+    streamed(move |reporter| async move { vms.snapshot(&name, r.name, &reporter).await })
 }
 
 pub(crate) async fn restore(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
     Json(r): Json<RestoreVm>,
 ) -> Response {
-    streamed(move |reporter| async move { daemon.restore_vm(&name, &r, &reporter).await })
+    streamed(move |reporter| async move { vms.restore(&name, &r, &reporter).await })
 }
 
 pub(crate) async fn explain(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
 ) -> Answer<Sorted<Vec<Explained>>> {
-    daemon.explain_vm(&name).await.map(Sorted).map(Json)
+    vms.explain(&name).await.map(Sorted).map(Json)
 }
 
 async fn console(
-    State(daemon): Shared,
+    State(vms): Shared,
     Path(name): Path<String>,
     request: Request,
 ) -> Outcome<Response> {
-    let mut guest = daemon.console(&name).await?;
+    let mut guest = vms.console(&name).await?;
     tokio::spawn(async move {
         match hyper::upgrade::on(request).await {
             // Either end hanging up ends the session; that is how a console is left.

@@ -1,27 +1,34 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use crate::Daemon;
-use crate::failure::OrFailure;
-use crate::http::report::Reporter;
+use super::{absent::Absent, guests::Guests, view::durability_text};
+use crate::{
+    addresses::reach::Reach,
+    cluster::ask::Questions,
+    failure::OrFailure,
+    http::report::Reporter,
+    parts::Parts,
+    placement::{
+        manager::Manager,
+        moves::{moved, step_of},
+    },
+};
 use opentelemetry::trace::SpanContext;
 use p2pvm_api::{
-    CreateVm, Decided, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome, RestoreVm,
-    SnapshotTaken, SnapshotView, Step, StillView, VmDeleted, VmMoved, VmView,
+    CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, RestoreVm, SnapshotTaken,
+    VmDeleted, VmMoved, VmView,
 };
-use p2pvm_console::LEFTOVER;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
-    Error, ImageSource, NewVm,
+    Error, ImageSource, NewVm, Traces,
     checkpoint::RestoreOptions,
-    directory::{Snapshot, Wanted},
-    host::{VmState, VmStatus},
+    host::{Host, VmState},
     hypervisor::{MigrateOptions, Progress},
-    migrate::{MigrationOutcome, Occasion, RunsOn},
+    migrate::Occasion,
     vault::Durability,
 };
 use std::{
-    future::Future,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
@@ -31,9 +38,6 @@ const DURABLE_LIMIT: Duration = Duration::from_secs(300);
 
 /// What the name of a copy that lost its VM has in it (`Entry::listed_name`).
 const BRANCH_MARK: &str = "-branch-e";
-
-/// Decisions of all VMs that are shown at most.
-const DECISIONS: usize = 32;
 
 /// Runs `work` and reports its progress.
 async fn watched<T>(
@@ -54,35 +58,6 @@ async fn watched<T>(
     }
 }
 
-pub(crate) fn step_of(progress: &Progress) -> Step {
-    let mut note = String::new();
-    if progress.dirty_rate > 0 {
-        note = format!("dirty {}/s", indicatif::HumanBytes(progress.dirty_rate));
-    }
-    if progress.expected_downtime_ms > 0 {
-        note = format!(
-            "{note} expected downtime {} ms",
-            progress.expected_downtime_ms
-        )
-        .trim_start()
-        .to_owned();
-    }
-    Step {
-        phase: progress.phase.clone(),
-        done_bytes: progress.done_bytes,
-        total_bytes: progress.total_bytes,
-        note,
-    }
-}
-
-fn durability_text(durability: &Durability) -> String {
-    match durability {
-        Durability::Local => "local".to_owned(),
-        Durability::Replicating { done, wanted } => format!("replicating {done} of {wanted}"),
-        Durability::Durable => "durable".to_owned(),
-    }
-}
-
 /// What is said while a guest is waited for.
 fn powering_down(left: Duration) -> String {
     let seconds = left.as_secs_f64().ceil();
@@ -93,83 +68,22 @@ fn powering_down(left: Duration) -> String {
     }
 }
 
-impl Daemon {
-    /// The VMs on this host.
-    pub(crate) fn vms_here(&self) -> Vec<VmView> {
-        self.host.list().iter().map(|vm| self.view(vm)).collect()
-    }
+/// The virtual machines.
+pub(crate) struct Vms {
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) absent: Arc<Absent>,
+    pub(crate) guests: Arc<Guests>,
+    pub(crate) manager: Arc<Manager>,
+    pub(crate) questions: Arc<Questions>,
+    pub(crate) reach: Arc<Reach>,
+    /// What makes spans.
+    pub(crate) traces: Traces,
+}
 
-    pub(crate) fn view(&self, vm: &VmStatus) -> VmView {
-        let state = match vm.state {
-            // It did not run when its VM went on elsewhere: there is nothing to choose between.
-            VmState::Branch if vm.wanted == Wanted::Stopped => LEFTOVER.to_owned(),
-            state => serde_json::to_value(state)
-                .ok()
-                .and_then(|v| v.as_str().map(str::to_owned))
-                .unwrap_or_default(),
-        };
-        let definition = &vm.definition;
-        let reach = self
-            .guests
-            .view(definition.vm)
-            .filter(|_| vm.holder == self.me());
-        let blocked = reach
-            .as_ref()
-            .filter(|reach| reach.state == "blocked")
-            .and_then(|reach| reach.why.as_ref());
-        let cut_off = blocked.map(|why| format!("packets do not reach it: {why}"));
-        VmView {
-            name: vm.name.clone(),
-            id: definition.vm.to_string(),
-            state,
-            host: self.name_of(vm.holder),
-            host_id: vm.holder.to_string(),
-            address: definition.address.v4.to_string(),
-            address_v6: definition.address.v6.to_string(),
-            mac: definition.address.mac.map(|b| format!("{b:02x}")).join(":"),
-            cpus: definition.cpus,
-            memory_mib: definition.memory_mib,
-            image: definition.image.to_string(),
-            epoch: vm.epoch.0,
-            voters: definition.voters.iter().map(|m| self.name_of(*m)).collect(),
-            activity: vm.activity.as_ref().map(ToString::to_string),
-            note: vm
-                .still
-                .as_ref()
-                .map(ToString::to_string)
-                .or_else(|| vm.note.clone())
-                .or(cut_off),
-            still: vm.still.as_ref().map(|still| StillView {
-                why: still.why.to_string(),
-                path: still.path.clone(),
-                free_bytes: still.free_bytes,
-                needed_bytes: still.needed_bytes,
-            }),
-            reach,
-            last_seen: None,
-            advice: None,
-            cpu: self.manager.cpu_of(definition.vm),
-            moving: self.manager.moves.of(&vm.name),
-            snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
-        }
-    }
-
-    fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {
-        let taken = std::time::UNIX_EPOCH + Duration::from_secs(snapshot.taken.0);
-        SnapshotView {
-            name: snapshot.name.clone(),
-            taken: humantime::format_rfc3339_seconds(taken).to_string(),
-            state: durability_text(&snapshot.durability),
-            holders: snapshot
-                .providers
-                .iter()
-                .map(|m| self.name_of(*m))
-                .collect(),
-        }
-    }
-
+impl Vms {
     /// Whether a VM of that name is on this host.
-    pub fn has_vm(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.host.list().iter().any(|vm| vm.name == name)
     }
 
@@ -184,39 +98,13 @@ impl Daemon {
         }
     }
 
-    /// On which member a branch lies: no record names it, so all are asked.
-    async fn has_branch(&self, name: &str) -> Outcome<MemberId> {
-        let all = self.cluster_vms().await?.vms;
-        let found = all
-            .iter()
-            .find(|vm| vm.name == name)
-            .and_then(|vm| vm.host_id.parse().ok());
-        found.ok_or_else(|| {
-            Failure::not_found(format!(
-                "there is no branch '{name}' on a member that answers: see 'p2pvm vm list'"
-            ))
-        })
-    }
-
-    /// All VMs of the network.
-    pub async fn list_vms(&self) -> Outcome<Vec<VmView>> {
-        let found = self.cluster_vms().await?;
-        if !found.silent.is_empty() {
-            tracing::info!(
-                members = found.silent.len(),
-                "members that did not say which VMs they have"
-            );
-        }
-        Ok(found.vms)
-    }
-
     /// One VM.
-    pub async fn show_vm(&self, name: &str) -> Outcome<VmView> {
+    pub async fn show(&self, name: &str) -> Outcome<VmView> {
         Ok(self.view(&self.host.status(name).await.or_failure()?))
     }
 
     /// Defines a VM here.
-    pub async fn create_vm(&self, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
+    pub async fn create(&self, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
         }
@@ -256,13 +144,13 @@ impl Daemon {
     }
 
     /// Starts a VM here.
-    pub async fn start_vm(&self, name: &str, reporter: &Reporter) -> Outcome<VmView> {
+    pub async fn start(&self, name: &str, reporter: &Reporter) -> Outcome<VmView> {
         reporter.phase("starting");
         Ok(self.view(&self.host.start(name).await.or_failure()?))
     }
 
     /// Stops a VM here: its guest is asked to power down, or with `force` ended at once.
-    pub async fn stop_vm(&self, name: &str, force: bool, reporter: &Reporter) -> Outcome<VmView> {
+    pub async fn stop(&self, name: &str, force: bool, reporter: &Reporter) -> Outcome<VmView> {
         if force {
             reporter.phase("ending the guest");
             return Ok(self.view(
@@ -292,7 +180,7 @@ impl Daemon {
 
     /// Deletes a VM here; with `force` also one that runs. Its guest is not asked: nothing of it is
     /// kept.
-    pub async fn delete_vm(&self, name: &str, force: bool) -> Outcome<VmDeleted> {
+    pub async fn delete(&self, name: &str, force: bool) -> Outcome<VmDeleted> {
         let state = self.host.status(name).await.or_failure()?.state;
         if force && matches!(state, VmState::Running | VmState::Paused | VmState::Leaving) {
             self.host
@@ -312,7 +200,7 @@ impl Daemon {
     }
 
     /// Moves a VM from here; `within` is the span of whoever asked.
-    pub async fn migrate_vm(
+    pub async fn migrate(
         &self,
         name: &str,
         r: &MigrateVm,
@@ -320,7 +208,7 @@ impl Daemon {
         reporter: &Reporter,
     ) -> Outcome<VmMoved> {
         let to = match &r.to {
-            Some(text) => self.resolve_member(text).await?,
+            Some(text) => self.parts.resolve_member(text).await?,
             None => self.least_loaded().ok_or_else(|| {
                 Failure::not_found("no other member with room is known yet; name one with --to")
             })?,
@@ -330,9 +218,11 @@ impl Daemon {
             ..MigrateOptions::default()
         };
         let outcome = watched(reporter, async |progress| {
-            self.manager.moves.follow(name, self.name_of(to), &progress);
+            self.manager
+                .moves
+                .follow(name, self.parts.name_of(to), &progress);
             let why = Occasion {
-                called: Some(self.name_of(to)),
+                called: Some(self.parts.name_of(to)),
                 within,
                 ..Occasion::default()
             };
@@ -342,62 +232,7 @@ impl Daemon {
         })
         .await
         .or_failure()?;
-        self.moved(&outcome)
-    }
-
-    pub(crate) fn moved(&self, outcome: &MigrationOutcome) -> Outcome<VmMoved> {
-        let report = outcome.report.unwrap_or_default();
-        let traced = outcome
-            .trace
-            .as_ref()
-            .map_or_else(String::new, |trace| format!(" (trace {trace})"));
-        match outcome.runs_on {
-            RunsOn::Target => Ok(VmMoved {
-                downtime_ms: report.downtime_ms,
-                epoch: outcome.epoch.0,
-                from: self.name_of(outcome.from),
-                host: self.name_of(outcome.to),
-                migration: outcome.id.clone(),
-                name: outcome.name.clone(),
-                pause_ms: outcome.pause_ms,
-                ram_bytes: report.ram_bytes,
-                total_ms: outcome.total_ms,
-                trace: outcome.trace.clone(),
-            }),
-            RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
-                "cancelled: {} did not move and stays on {}{traced}",
-                outcome.name,
-                self.name_of(outcome.from)
-            ))),
-            RunsOn::Source if outcome.ended => Err(Failure::new(
-                Kind::Failed,
-                format!(
-                    "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm \
-                        start {0}' starts it{traced}",
-                    outcome.name,
-                    outcome.failure.as_deref().unwrap_or("its guest ended"),
-                    self.name_of(outcome.from)
-                ),
-            )),
-            RunsOn::Source => Err(Failure::new(
-                Kind::Failed,
-                format!(
-                    "{} did not move and still runs on {}: {}{traced}",
-                    outcome.name,
-                    self.name_of(outcome.from),
-                    outcome.failure.as_deref().unwrap_or("unknown cause")
-                ),
-            )),
-            RunsOn::Undecided => Err(Failure::new(
-                Kind::Failed,
-                format!(
-                    "{} is held on both hosts until a majority of its voters answers, then goes \
-                        on by itself on one: {}{traced}",
-                    outcome.name,
-                    outcome.failure.as_deref().unwrap_or("unknown cause")
-                ),
-            )),
-        }
+        moved(&self.parts, &outcome)
     }
 
     /// Gives a move up that has not switched over yet.
@@ -405,12 +240,12 @@ impl Daemon {
         self.host.cancel_migration(name).await.or_failure()?;
         Ok(MoveCancelled {
             cancelled: name.to_owned(),
-            host: self.name_of(self.me()),
+            host: self.parts.name_of(self.parts.me()),
         })
     }
 
     /// Takes a snapshot and waits until it is durable.
-    pub async fn snapshot_vm(
+    pub async fn snapshot(
         &self,
         name: &str,
         snapshot: Option<String>,
@@ -438,13 +273,13 @@ impl Daemon {
                 }
             }
         };
-        let state = self.in_time(DURABLE_LIMIT, last).await;
+        let state = tokio::time::timeout(DURABLE_LIMIT, last).await.ok();
         let shown = self.snapshot_view(&taken.snapshot);
         Ok(SnapshotTaken {
             checkpoint: taken.snapshot.checkpoint.to_string(),
             holders: state
                 .as_ref()
-                .map(|c| c.providers.iter().map(|m| self.name_of(*m)).collect()),
+                .map(|c| c.providers.iter().map(|m| self.parts.name_of(*m)).collect()),
             name: snapshot,
             pause_ms: taken.pause.as_secs_f64() * 1e3,
             state: state.map_or(shown.state, |c| durability_text(&c.durability)),
@@ -452,17 +287,8 @@ impl Daemon {
         })
     }
 
-    async fn in_time<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        tokio::time::timeout(limit, work).await.ok()
-    }
-
     /// Brings a VM back here.
-    pub async fn restore_vm(
-        &self,
-        name: &str,
-        r: &RestoreVm,
-        reporter: &Reporter,
-    ) -> Outcome<VmView> {
+    pub async fn restore(&self, name: &str, r: &RestoreVm, reporter: &Reporter) -> Outcome<VmView> {
         let snapshot = match &r.snapshot {
             Some(snapshot) => snapshot.clone(),
             None => {
@@ -483,29 +309,24 @@ impl Daemon {
         Ok(self.view(&vm))
     }
 
-    /// What the autonomic manager decided here lately.
-    pub fn decisions(&self) -> Vec<Decided> {
-        self.manager.decisions(DECISIONS)
-    }
-
     /// Why a VM was moved, or was not.
-    pub async fn explain_vm(&self, name: &str) -> Outcome<Vec<Explained>> {
+    pub async fn explain(&self, name: &str) -> Outcome<Vec<Explained>> {
         let vm = self.host.status(name).await.or_failure()?.definition.vm;
         let mut told = self.manager.explain(vm);
         // The decision was taken where the VM was: the members that it may have been on are asked
         // as well.
         for (member, theirs) in self
             .manager
-            .ask_explanations(self.fabric().as_ref(), vm)
+            .ask_explanations(self.parts.fabric().as_ref(), vm)
             .await
         {
             told.extend(theirs.into_iter().map(|mut e| {
-                e.host = self.name_of(member);
+                e.host = self.parts.name_of(member);
                 e
             }));
         }
         for explained in told.iter_mut().filter(|e| e.host.is_empty()) {
-            explained.host = self.name_of(self.me());
+            explained.host = self.parts.name_of(self.parts.me());
         }
         told.sort_by(|a, b| a.at.cmp(&b.at));
         Ok(told)
@@ -515,6 +336,6 @@ impl Daemon {
     fn least_loaded(&self) -> Option<MemberId> {
         self.manager
             .least_loaded()
-            .or_else(|| self.fabric().connected().into_iter().next())
+            .or_else(|| self.parts.fabric().connected().into_iter().next())
     }
 }

@@ -46,7 +46,7 @@ pub async fn open(
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_MESSAGE_BYTES)
         .on_upgrade(move |mut socket| async move {
-            match forward::console(&dashboard.daemon, &name).await {
+            match forward::console(&dashboard.vms, &name).await {
                 Ok(guest) => bridge(socket, guest, switch).await,
                 Err(failure) => {
                     let why = serde_json::to_string(&NoConsole {

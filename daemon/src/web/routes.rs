@@ -1,11 +1,7 @@
 //! The requests that the page may send: this list and no other.
 
-use super::{
-    Dashboard, access, console, files,
-    view::{View, health},
-};
-use crate::machine::sight;
-use crate::{http::forward, vms::http as vms};
+use super::{Dashboard, access, console, files, view::View};
+use crate::{http::forward, machine::sight, node::health::health, vms::http as vms};
 use axum::{
     Json, Router,
     body::Body,
@@ -23,7 +19,7 @@ const MAX_REQUEST_BYTES: usize = 16 << 10;
 
 /// The routes of one listener of the dashboard.
 pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
-    let daemon = dashboard.daemon.clone();
+    let service = dashboard.vms.clone();
     let at_holder = Router::new()
         .route("/vms/{name}/start", post(vms::start))
         .route("/vms/{name}/stop", post(vms::stop))
@@ -34,13 +30,13 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
         .route("/vms/{name}/snapshot", post(vms::snapshot))
         .route("/vms/{name}/explain", get(vms::explain))
         .layer(middleware::from_fn_with_state(
-            daemon.clone(),
+            service.clone(),
             forward::to_holder,
         ));
     let at_chosen = Router::new()
         .route("/vms/{name}/restore", post(vms::restore))
         .layer(middleware::from_fn_with_state(
-            daemon.clone(),
+            service.clone(),
             forward::to_chosen,
         ));
     let own = Router::new()
@@ -50,7 +46,7 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
     let api = Router::new()
         .merge(at_holder)
         .merge(at_chosen)
-        .with_state(daemon)
+        .with_state(service)
         .merge(own)
         .fallback(nothing)
         .layer(middleware::from_fn(bounded))
@@ -79,9 +75,8 @@ async fn bounded(request: Request, next: Next) -> Response {
 
 /// The answer with everything that the page shows.
 async fn view(State(dashboard): State<Arc<Dashboard>>) -> Json<View> {
-    let (vms, members) = tokio::join!(dashboard.vms.latest(), dashboard.sights.latest());
-    let daemon = &dashboard.daemon;
-    let (status, peers) = (daemon.status(), daemon.peers());
+    let (vms, members) = tokio::join!(dashboard.seen_vms.latest(), dashboard.sights.latest());
+    let (status, peers) = (dashboard.node.status(), dashboard.members.peers());
     let (vms, silent) = vms
         .map(|found| (found.vms.clone(), found.silent.clone()))
         .unwrap_or_default();

@@ -87,7 +87,7 @@ impl Dashboard {
     }
 
     async fn serve_network(self: Arc<Self>) {
-        let (mut switch, mut lease) = (self.switch.follow(), self.daemon.lease());
+        let (mut switch, mut lease) = (self.switch.follow(), self.reach.lease());
         loop {
             let on = *switch.borrow_and_update();
             let address = lease.borrow_and_update().as_ref().map(|lease| lease.v4);
@@ -111,9 +111,9 @@ impl Dashboard {
 
     /// Serves on both of this host's addresses, with the same names and one count of connections.
     async fn serve_on(self: &Arc<Self>, v4: Ipv4Addr) {
-        let v6 = self.daemon.overlay_address_v6();
+        let v6 = self.parts.own_v6();
         let names = Hosts::Named {
-            names: self.daemon.host_names(),
+            names: self.parts.host_names(),
             addresses: vec![v4.into(), v6.into()],
             port: self.port,
         };
@@ -141,7 +141,7 @@ impl Dashboard {
             };
             // A rejected connection is closed without an answer.
             let Some(seat) = Some(source.ip())
-                .filter(|ip| self.daemon.in_network(*ip))
+                .filter(|ip| self.parts.in_network(*ip))
                 .and_then(|ip| seats.take(ip))
             else {
                 continue;

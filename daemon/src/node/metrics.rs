@@ -1,9 +1,10 @@
-//! Figures for Prometheus, of this member or of all (a question over the ring, see [`super::ask`]),
-//! in its text format 0.0.4 (<https://prometheus.io/docs/instrumenting/exposition_formats/>). Names
-//! end with their unit; counters begin with the daemon. Every figure carries the member's name, so
-//! that those of all can stand in one page.
+//! Figures for Prometheus in its text format 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>), of this member or of all (a
+//! question over the ring, see [`crate::cluster::ask`]). Names end with their unit; counters begin
+//! with the daemon. Every figure carries the member's name, so that those of all can stand in one
+//! page.
 
-use crate::Daemon;
+use super::service::Node;
 use p2pvm_overlay::{
     MemberId,
     plane::{Path, PathInfo},
@@ -150,7 +151,7 @@ fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
     }
 }
 
-impl Daemon {
+impl Node {
     /// This member's figures.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let status = self.status();
@@ -197,7 +198,7 @@ impl Daemon {
             ),
         ];
         let mut states: BTreeMap<String, u32> = BTreeMap::from([("running".to_owned(), 0)]);
-        for vm in self.vms_here() {
+        for vm in self.vms.vms_here() {
             *states.entry(vm.state).or_default() += 1;
         }
         samples.extend(
@@ -215,7 +216,7 @@ impl Daemon {
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
         samples.extend(links(&self.parts.plane.peers(), |member| {
-            self.name_of(member)
+            self.parts.name_of(member)
         }));
         samples
     }
@@ -223,7 +224,7 @@ impl Daemon {
     /// This member's figures.
     pub fn metrics(&self) -> Metrics {
         Metrics {
-            members: vec![(self.name_of(self.me()), self.samples())],
+            members: vec![(self.parts.name_of(self.parts.me()), self.samples())],
             remarks: Vec::new(),
         }
     }

@@ -1,12 +1,9 @@
-//! How this node is: what the parts of the daemon found wrong with the machine, and the word that
-//! follows from it.
+//! Whether members can be asked, and whether another program leads this machine's packets away.
 
-use crate::Daemon;
-use crate::machine::sight;
-use crate::web::view;
-use p2pvm_api::{FindingView, HealthView, Peer, Status};
+use crate::{members::service::Members, parts::Parts};
+use p2pvm_api::Peer;
 use p2pvm_host::{
-    Finding, Level,
+    Finding, Keeper,
     outbound::{Detour, detour},
     rules::SOCKET_MARK,
 };
@@ -81,78 +78,28 @@ fn led_away(
     ))
 }
 
-impl Daemon {
-    /// Looks whether members can be asked until the daemon ends.
-    pub(crate) async fn watch_control(self: Arc<Self>) {
-        let mut since = None;
-        loop {
-            let (peers, port) = (self.peers(), self.parts.control.listen_port());
-            let ports = (port, self.parts.plane.udp_port());
-            // What goes past a VPN has not been led away by it.
-            let detour = || detour().filter(|_| self.keeper.report().past.is_none());
-            let found = unasked(&peers, port).or_else(|| led_away(&peers, ports, detour));
-            since = found.as_ref().and(since.or_else(|| Some(Instant::now())));
-            let lasts = since.is_some_and(|since: Instant| since.elapsed() >= ANEW);
-            self.parts
-                .board
-                .set(AREA, found.filter(|_| lasts).into_iter().collect());
-            tokio::time::sleep(EVERY).await;
-        }
-    }
-
-    /// What is found wrong with this machine now, by area.
-    pub fn findings(&self) -> Vec<FindingView> {
-        let all = self.parts.board.all().into_iter();
-        all.map(|(area, finding)| FindingView {
-            area: area.to_owned(),
-            level: finding.level,
-            found: finding.found,
-            advice: finding.advice,
-        })
-        .collect()
-    }
-
-    /// Asks all parts to put their own things in order, proves the ways anew and says what is
-    /// settled by that.
-    pub async fn mend(&self) -> Vec<FindingView> {
-        let before = self.findings();
-        let put_back = self.parts.plane.mend().await.into_iter();
-        self.parts.plane.rouse();
-        self.parts.notices.touch();
-        self.prove().await;
-        let after = self.findings();
-        let put_back = put_back.map(|found| FindingView {
-            area: "interface".to_owned(),
-            level: Level::Failed,
-            found,
-            advice: String::new(),
-        });
-        put_back
-            .chain(
-                before
-                    .into_iter()
-                    .filter(|finding| !after.contains(finding)),
-            )
-            .collect()
-    }
-
-    /// The health by the rules of the status screen, as far as this node knows without asking
-    /// others: of VMs those that are here, and those of dead hosts whose records it holds.
-    pub(crate) fn health(&self, status: &Status) -> HealthView {
-        let vms = [self.vms_here(), self.absent_here()].concat();
-        view::health(
-            !sight::local_addresses().is_empty(),
-            status,
-            &self.peers(),
-            &vms,
-            &[],
-        )
+/// Looks whether members can be asked until the daemon ends.
+pub(crate) async fn watch(members: Arc<Members>, parts: Arc<Parts>, keeper: Arc<Keeper>) {
+    let mut since = None;
+    loop {
+        let (peers, port) = (members.peers(), parts.control.listen_port());
+        let ports = (port, parts.plane.udp_port());
+        // What goes past a VPN has not been led away by it.
+        let detour = || detour().filter(|_| keeper.report().past.is_none());
+        let found = unasked(&peers, port).or_else(|| led_away(&peers, ports, detour));
+        since = found.as_ref().and(since.or_else(|| Some(Instant::now())));
+        let lasts = since.is_some_and(|since: Instant| since.elapsed() >= ANEW);
+        parts
+            .board
+            .set(AREA, found.filter(|_| lasts).into_iter().collect());
+        tokio::time::sleep(EVERY).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2pvm_host::Level;
 
     #[test]
     fn members_that_can_be_reached_and_not_asked_are_a_failure_that_names_the_port() {

@@ -1,0 +1,44 @@
+//! What was changed of this machine's name servers, and undoing it.
+
+use p2pvm_api::{Doing, Outcome};
+use p2pvm_host::names::file;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What is to be undone of this machine's name servers, as the journal keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NamesChanged {
+    /// This file names our resolver, as the previous release wrote it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<PathBuf>,
+    /// These lists of name servers have lines of ours.
+    pub files: Vec<PathBuf>,
+    /// By which the lines are known.
+    pub id: String,
+}
+
+/// Undoes it, from whatever process; what remains could not be undone.
+pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
+    let mut failed = Ok(());
+    let mut is_done = |path: &PathBuf, id: &str| match file::take_out(path, id) {
+        Ok(()) => true,
+        Err(error) => {
+            failed = Err(error).doing(format_args!(
+                "taking p2pvm's lines out of {}",
+                path.display()
+            ));
+            false
+        }
+    };
+    names.resolv_conf = names
+        .resolv_conf
+        .take()
+        .filter(|path| !is_done(path, &names.id));
+    let id = names.id.clone();
+    names.files.retain(|path| !is_done(path, &id));
+    if names.files.is_empty() {
+        names.id.clear();
+    }
+    failed
+}

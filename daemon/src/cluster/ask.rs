@@ -1,0 +1,92 @@
+//! Questions to the whole cluster, asked over the ring: every member once, answers gathered on the
+//! way back, branches that did not answer named. No member needs a list of all. What a member
+//! answers is its own view of itself ([`super::answer`]).
+
+use crate::parts::Parts;
+use p2pvm_api::{Failure, Kind, Outcome};
+use p2pvm_overlay::ring::ask::{Answers, AskAll, Dead, Respond};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+/// How long answers may take. Reason: a branch that has not answered by then counts as dead.
+const ASK_LIMIT: Duration = Duration::from_secs(4);
+
+/// What is asked.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Question {
+    /// Who are you?
+    Members,
+    /// Which VMs have you?
+    Vms,
+    /// How busy are you? Answers are added up on the way.
+    Load,
+    /// What are your figures for Prometheus?
+    Metrics,
+    /// Who are you, what are your links, and what did you decide?
+    Sight,
+    /// Which VMs' records have you? Members of an older version do not know the question and say
+    /// nothing.
+    Records,
+}
+
+/// Asks questions, and has them answered here.
+pub(crate) struct Questions {
+    parts: Arc<Parts>,
+    ask: OnceLock<AskAll>,
+}
+
+impl Questions {
+    pub(crate) fn new(parts: Arc<Parts>) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            ask: OnceLock::new(),
+        })
+    }
+
+    /// Begins to answer other members' questions. Later calls change nothing.
+    pub(crate) fn answer(&self, responder: Arc<dyn Respond>) {
+        let _ = self.ask.set(AskAll::start(
+            self.parts.fabric(),
+            self.parts.ring.table(),
+            responder,
+        ));
+    }
+
+    /// Asks all members.
+    pub(crate) async fn ask(&self, question: Question) -> Outcome<Answers> {
+        let failed = |text: String| Failure::new(Kind::Failed, text);
+        let ask = self
+            .ask
+            .get()
+            .ok_or_else(|| failed("the daemon is still starting".into()))?;
+        let body = serde_json::to_vec(&question).map_err(|e| failed(e.to_string()))?;
+        ask.ask(body, ASK_LIMIT)
+            .await
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    /// The members that did not answer, in words.
+    pub(crate) fn silent(&self, dead: &[Dead]) -> Vec<String> {
+        let text = |d: &Dead| {
+            let rest = if d.covered {
+                "others answered for those behind it"
+            } else {
+                "nor those behind it"
+            };
+            format!("{} ({rest})", self.parts.name_of(d.member))
+        };
+        dead.iter().map(text).collect()
+    }
+}
+
+/// The answers that can be read.
+pub(crate) fn read_all<T: DeserializeOwned>(answers: &Answers) -> Vec<T> {
+    answers
+        .items
+        .iter()
+        .filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok())
+        .collect()
+}

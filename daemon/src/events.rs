@@ -1,0 +1,100 @@
+//! What the daemon does when its planes report an event.
+
+use crate::{
+    addresses::{ports::Ports, reach::Reach},
+    lifecycle::Lifecycle,
+    members::expelled,
+    parts::Parts,
+};
+use p2pvm_api::Failure;
+use p2pvm_overlay::{control::ControlEvent, membership::Refusal, plane::PlaneEvent};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+use tokio::sync::{broadcast, mpsc};
+
+/// Follows the packet plane. Addresses that packets want and nobody has told go to `want`.
+pub(crate) async fn follow_plane(
+    (parts, reach, ports): (Arc<Parts>, Arc<Reach>, Arc<Ports>),
+    mut events: mpsc::Receiver<PlaneEvent>,
+    want: mpsc::Sender<IpAddr>,
+) {
+    while let Some(event) = events.recv().await {
+        match event {
+            // A full queue drops the wish; the packet's sender repeats it.
+            PlaneEvent::Unresolved(ip) => drop(want.try_send(ip)),
+            PlaneEvent::GuestFrame { vm, frame } => ports.frame(vm, &frame),
+            PlaneEvent::PathChanged { member, path } => {
+                tracing::info!(
+                    member = %parts.name_of(member),
+                    path = %path.as_ref().map_or("none".to_owned(), |p| parts.path_text(p)),
+                    "path"
+                )
+            }
+            PlaneEvent::StaleEpoch {
+                addr,
+                from,
+                sent,
+                known,
+            } => {
+                tracing::warn!(%addr, from = %parts.name_of(from), %sent, %known, "dropped \
+                    packets of a fenced VM");
+                let reach = reach.clone();
+                tokio::spawn(async move { reach.tell_stale(addr, from, known).await });
+            }
+            PlaneEvent::MovedHint { addr, route } => {
+                tracing::debug!(
+                    %addr, to = %parts.name_of(route.member), epoch = %route.epoch, "moved"
+                )
+            }
+        }
+    }
+}
+
+/// Follows the control plane: which members come and go, and who is revoked.
+pub(crate) async fn follow_control(
+    (parts, reach, lifecycle): (Arc<Parts>, Arc<Reach>, Arc<Lifecycle>),
+    mut events: broadcast::Receiver<ControlEvent>,
+) {
+    loop {
+        match events.recv().await {
+            Ok(ControlEvent::Connected(member)) => {
+                lifecycle.note(|times, ms| times.connected = times.connected.or(Some(ms)));
+                parts.records.membership_changed();
+                let (reach, spread) = (reach.clone(), parts.spread.clone());
+                tokio::spawn(async move { reach.meet(member).await });
+                tokio::spawn(async move {
+                    if let Err(error) = spread.meet(member).await {
+                        tracing::debug!(?member, %error, "notices not exchanged");
+                    }
+                });
+            }
+            Ok(ControlEvent::Disconnected(_)) => parts.records.membership_changed(),
+            Ok(ControlEvent::Revoked(member)) => {
+                tracing::warn!(member = %parts.name_of(member), "revoked");
+                parts.plane.remove_peer(member);
+                parts.notices.touch();
+            }
+            Ok(ControlEvent::ThisNodeRevoked) => {
+                let why = expelled::sentence(&parts.trust, &parts.certificate, &Refusal::Revoked);
+                return lifecycle.expel(Failure::refused(why));
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "events of the control plane were missed")
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Notes when this host got its address, and when the claim of it was through.
+pub(crate) async fn time_address(reach: Arc<Reach>, lifecycle: Arc<Lifecycle>) {
+    // A previous address is there at once, its claim later.
+    let mut claimed = reach.claimed();
+    let millis = |took: Option<Duration>| took.map(|d| d.as_millis() as u64);
+    if reach.lease().wait_for(Option::is_some).await.is_ok() {
+        let claim = millis(*claimed.borrow());
+        lifecycle.note(|times, ms| (times.address, times.claim) = (Some(ms), claim));
+    }
+    if let Ok(took) = claimed.wait_for(Option::is_some).await.map(|took| *took) {
+        lifecycle.note(|times, _| times.claim = millis(took));
+    }
+}

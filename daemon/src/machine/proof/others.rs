@@ -1,0 +1,75 @@
+//! The ways to other members' hosts, and their packets' ways back to here.
+
+use super::{Proofs, back, found::Others, twice};
+use p2pvm_overlay::plane::Unproved;
+use std::{net::IpAddr, time::Duration};
+
+/// Members proved in one round: one while all is well, as a member that does nothing should send
+/// little; others come in the next rounds. More where one does not answer, to tell its trouble from
+/// this host's.
+const MEMBERS: (usize, usize) = (1, 3);
+/// How long packets may take to another host and back.
+pub(super) const MEMBER_LIMIT: Duration = Duration::from_secs(3);
+
+impl Proofs {
+    pub(super) async fn prove_others(&self, round: usize) -> Others {
+        let mut members = self.parts.fabric().connected();
+        // A link that nothing needs is not made for this.
+        members.retain(|member| self.parts.plane.path(*member).is_some());
+        members.sort_unstable();
+        let mut found = Others::default();
+        let Some(own) = self.reach.address().map(IpAddr::V4) else {
+            return found;
+        };
+        let skip = round.checked_rem(members.len()).unwrap_or(0);
+        for (at, member) in members
+            .iter()
+            .cycle()
+            .skip(skip)
+            .take(members.len().min(MEMBERS.1))
+            .copied()
+            .enumerate()
+        {
+            if at >= MEMBERS.0 && found.silent.is_empty() && found.no_way_back.is_empty() {
+                break;
+            }
+            let Some(addr) = self
+                .parts
+                .address_of(member)
+                .and_then(|addr| addr.parse::<IpAddr>().ok())
+            else {
+                continue;
+            };
+            let name = self.parts.name_of(member);
+            if back::may(
+                &self.parts,
+                &self.policies,
+                (self.parts.me(), own),
+                (member, addr),
+            ) {
+                match twice(|| self.parts.plane.prove_member(member, addr, MEMBER_LIMIT)).await {
+                    Ok(_) => found.proved += 1,
+                    Err(Unproved::MemberSilent { .. }) => found
+                        .silent
+                        .push((name.clone(), Unproved::MemberSilent { addr }.to_string())),
+                    // No path at the moment is what 'p2pvm peers' is for; the rest is this host's
+                    // own matter, proved before.
+                    Err(_) => continue,
+                }
+            }
+            if back::may(
+                &self.parts,
+                &self.policies,
+                (member, addr),
+                (self.parts.me(), own),
+            ) {
+                match back::ask(&self.parts, member, own).await {
+                    Some(Ok(())) => found.proved += 1,
+                    Some(Err(why)) => found.no_way_back.push((name, why)),
+                    None => {}
+                }
+            }
+        }
+        found
+    }
+}

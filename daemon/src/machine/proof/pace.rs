@@ -1,0 +1,86 @@
+//! How soon after news of this machine it is proved again.
+
+use std::time::{Duration, Instant};
+
+/// Proofs that follow each other closely when there is news of this machine, and how closely.
+const BURST: u32 = 4;
+const AFTER_NEWS: Duration = Duration::from_millis(200);
+/// After a burst of news there is another proof each time this has passed. Reason: a host on which
+/// containers come and go has news all the time, and a rule among it that cuts this host off is to
+/// show within about two seconds all the same. It costs some packets.
+const EACH: Duration = Duration::from_secs(1);
+
+/// When the next proof after news may be made: a bucket of [`BURST`] proofs, filled up by one in
+/// [`EACH`]. What was found does not count.
+pub(super) struct Pace {
+    tokens: u32,
+    /// Up to when the bucket was filled.
+    filled: Instant,
+    last: Instant,
+}
+
+impl Pace {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            tokens: BURST,
+            filled: now,
+            last: now,
+        }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        while self.tokens < BURST && now.saturating_duration_since(self.filled) >= EACH {
+            (self.tokens, self.filled) = (self.tokens + 1, self.filled + EACH);
+        }
+        if self.tokens >= BURST {
+            self.filled = now;
+        }
+    }
+
+    /// How long from now.
+    pub fn gap(&mut self, now: Instant) -> Duration {
+        self.fill(now);
+        let next = self.last + AFTER_NEWS;
+        let next = if self.tokens > 0 {
+            next
+        } else {
+            next.max(self.filled + EACH)
+        };
+        next.saturating_duration_since(now)
+    }
+
+    /// A proof was made after news.
+    pub fn spend(&mut self, now: Instant) {
+        self.fill(now);
+        (self.tokens, self.last) = (self.tokens.saturating_sub(1), now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    pub fn news_are_heeded_soon_whatever_came_before_and_a_flood_of_them_costs_bounded_work() {
+        let start = Instant::now();
+        let (mut pace, mut now, mut proofs, mut longest) =
+            (Pace::new(start), start, 0, Duration::ZERO);
+        while now < start + Duration::from_secs(600) {
+            let gap = pace.gap(now);
+            (now, longest, proofs) = (now + gap, longest.max(gap), proofs + 1);
+            pace.spend(now);
+        }
+        assert!(longest <= EACH, "{longest:?}");
+        assert!(
+            (600..=600 + BURST + 1).contains(&proofs),
+            "{proofs} in ten minutes"
+        );
+        // A quiet while, and several changes one after the other are heeded at once again.
+        now += EACH * BURST;
+        for _ in 0..BURST {
+            assert!(pace.gap(now) <= AFTER_NEWS);
+            now += AFTER_NEWS;
+            pace.spend(now);
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The members of the network as this one sees them: peers, traffic, pings, traces, this machine's
+//! way to them, and who comes in or is expelled.
+
+use crate::parts::Parts;
+use std::sync::Arc;
+
+/// The members.
+pub(crate) struct Members {
+    pub(super) parts: Arc<Parts>,
+}
+
+impl Members {
+    pub(crate) fn new(parts: Arc<Parts>) -> Arc<Self> {
+        Arc::new(Self { parts })
+    }
+}

@@ -1,0 +1,33 @@
+//! Leaves the network, as far as the running daemon has a part in it.
+
+use super::service::Node;
+use p2pvm_api::{Failure, Outcome};
+use std::time::Duration;
+
+impl Node {
+    /// Leaves the network: what is left to do on disk is the caller's.
+    pub async fn leave(&self, force: bool) -> Outcome<()> {
+        let here: Vec<_> = self.vms.host.list().into_iter().map(|vm| vm.name).collect();
+        if !here.is_empty() && !force {
+            return Err(Failure::refused(format!(
+                "VMs live here ({}): 'p2pvm drain' or delete them first, or lose them with --force",
+                here.join(", ")
+            )));
+        }
+        for name in here {
+            // Its state goes, so there is nothing for a guest to save. One that cannot be stopped
+            // now ends with its state; its record runs out.
+            if let Err(error) = self.vms.host.stop_within(&name, Duration::ZERO).await {
+                tracing::warn!(vm = %name, error = %p2pvm_host::chain(&error), "not stopped \
+                    before leaving");
+            }
+        }
+        if let Err(failure) = self.reach.release().await {
+            tracing::warn!(%failure, "the address is not given back; it runs out by itself");
+        }
+        tracing::info!(dir = %self.layout.dir().display(), "leaving");
+        self.parts.control.farewell().await;
+        self.lifecycle.stop();
+        Ok(())
+    }
+}

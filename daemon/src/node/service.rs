@@ -1,0 +1,20 @@
+//! This node as a whole: what it is, how it is, and its end.
+
+use crate::{
+    addresses::reach::Reach, layout::Layout, lifecycle::Lifecycle, machine::service::Machine,
+    members::service::Members, parts::Parts, traces::Exporter, vms::service::Vms,
+};
+use std::sync::Arc;
+
+/// This node.
+pub(crate) struct Node {
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) reach: Arc<Reach>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) vms: Arc<Vms>,
+    /// Where spans go, if anybody wants them.
+    pub(crate) exporter: Option<Arc<Exporter>>,
+    pub(crate) layout: Layout,
+}

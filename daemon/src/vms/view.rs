@@ -1,0 +1,112 @@
+//! VMs as the control API shows them.
+
+use super::service::Vms;
+use p2pvm_api::{SnapshotView, StillView, VmView};
+use p2pvm_console::LEFTOVER;
+use p2pvm_vm_manager::{
+    directory::{Snapshot, Wanted},
+    host::{VmState, VmStatus},
+    vault::Durability,
+};
+use std::time::Duration;
+
+/// A copy that lost its VM (`VmState::Branch` as it is written).
+pub(super) const BRANCH: &str = "branch";
+
+/// How safe a snapshot is.
+pub(super) fn durability_text(durability: &Durability) -> String {
+    match durability {
+        Durability::Local => "local".to_owned(),
+        Durability::Replicating { done, wanted } => format!("replicating {done} of {wanted}"),
+        Durability::Durable => "durable".to_owned(),
+    }
+}
+
+impl Vms {
+    /// The VMs on this host.
+    pub(crate) fn vms_here(&self) -> Vec<VmView> {
+        self.host.list().iter().map(|vm| self.view(vm)).collect()
+    }
+
+    pub(crate) fn view(&self, vm: &VmStatus) -> VmView {
+        let state = match vm.state {
+            // It did not run when its VM went on elsewhere: there is nothing to choose between.
+            VmState::Branch if vm.wanted == Wanted::Stopped => LEFTOVER.to_owned(),
+            state => serde_json::to_value(state)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
+        };
+        let definition = &vm.definition;
+        let reach = self
+            .guests
+            .view(definition.vm)
+            .filter(|_| vm.holder == self.parts.me());
+        let blocked = reach
+            .as_ref()
+            .filter(|reach| reach.state == "blocked")
+            .and_then(|reach| reach.why.as_ref());
+        let cut_off = blocked.map(|why| format!("packets do not reach it: {why}"));
+        VmView {
+            name: vm.name.clone(),
+            id: definition.vm.to_string(),
+            state,
+            host: self.parts.name_of(vm.holder),
+            host_id: vm.holder.to_string(),
+            address: definition.address.v4.to_string(),
+            address_v6: definition.address.v6.to_string(),
+            mac: definition.address.mac.map(|b| format!("{b:02x}")).join(":"),
+            cpus: definition.cpus,
+            memory_mib: definition.memory_mib,
+            image: definition.image.to_string(),
+            epoch: vm.epoch.0,
+            voters: definition
+                .voters
+                .iter()
+                .map(|m| self.parts.name_of(*m))
+                .collect(),
+            activity: vm.activity.as_ref().map(ToString::to_string),
+            note: vm
+                .still
+                .as_ref()
+                .map(ToString::to_string)
+                .or_else(|| vm.note.clone())
+                .or(cut_off),
+            still: vm.still.as_ref().map(|still| StillView {
+                why: still.why.to_string(),
+                path: still.path.clone(),
+                free_bytes: still.free_bytes,
+                needed_bytes: still.needed_bytes,
+            }),
+            reach,
+            last_seen: None,
+            advice: None,
+            cpu: self.manager.cpu_of(definition.vm),
+            moving: self.manager.moves.of(&vm.name),
+            snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
+        }
+    }
+
+    pub(super) fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {
+        let taken = std::time::UNIX_EPOCH + Duration::from_secs(snapshot.taken.0);
+        SnapshotView {
+            name: snapshot.name.clone(),
+            taken: humantime::format_rfc3339_seconds(taken).to_string(),
+            state: durability_text(&snapshot.durability),
+            holders: snapshot
+                .providers
+                .iter()
+                .map(|m| self.parts.name_of(*m))
+                .collect(),
+        }
+    }
+
+    /// How many VMs run on this host.
+    pub(crate) fn running(&self) -> usize {
+        self.host
+            .list()
+            .iter()
+            .filter(|vm| vm.state == VmState::Running)
+            .count()
+    }
+}
