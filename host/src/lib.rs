@@ -36,7 +36,7 @@ pub mod overlap;
 pub mod owner;
 pub mod passage;
 pub mod plan;
-mod reached;
+pub mod reached;
 pub mod repeated;
 pub mod reserve;
 pub mod routes;

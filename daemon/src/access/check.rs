@@ -2,7 +2,7 @@
 
 use super::service::Access;
 use p2pvm_api::{AclCheck, AclVerdict, Failure, Outcome};
-use p2pvm_dhcp::{NameKind, Named, Subject};
+use p2pvm_dhcp::{NameEntry, NameKind, Subject};
 use p2pvm_host::chain;
 use p2pvm_overlay::{
     MemberId,
@@ -169,7 +169,7 @@ impl Access {
         End::new(party, Some(id))
     }
 
-    async fn end_of_vm(&self, text: &str, name: Option<&str>, named: &Named) -> Outcome<End> {
+    async fn end_of_vm(&self, text: &str, name: Option<&str>, named: &NameEntry) -> Outcome<End> {
         let Subject::Vm(id) = named.subject else {
             return Err(Failure::not_found(format!("'{text}' is no VM")));
         };

@@ -1,7 +1,7 @@
 //! The health of a node in one word, by the same rules as on the status screen.
 
 use p2pvm_api::{HealthView, Peer, Status, VmView};
-use p2pvm_console::{Health, UNREACHABLE, Vitals, lost, troubled, udp_port};
+use p2pvm_console::{Health, UNREACHABLE, Vitals, is_troubled, lost, udp_port};
 use p2pvm_host::Level;
 
 /// The health of the node with this status, of its peers and of the VMs known. `silent` are the
@@ -16,7 +16,7 @@ pub(crate) fn health(
     let (gone, others): (Vec<_>, Vec<_>) = vms.iter().partition(|vm| vm.state == UNREACHABLE);
     let troubled = others
         .into_iter()
-        .filter(|vm| troubled(&vm.state, vm.note.is_some()))
+        .filter(|vm| is_troubled(&vm.state, vm.note.is_some()))
         .map(|vm| vm.name.as_str());
     let vitals = Vitals {
         online,

@@ -22,12 +22,7 @@ use crate::{
 use answers::Answers;
 use judge::{Judge, Offered, Use};
 use p2pvm_api::{Doing, Outcome, RouteView};
-use p2pvm_host::{
-    Keeper, Net, Wanted,
-    links::links,
-    netlink::Netlink,
-    routes::{self, Route},
-};
+use p2pvm_host::{Keeper, Net, Wanted, links::links, netlink::Netlink, reached, routes::Route};
 use p2pvm_overlay::{
     MemberId, UnixTime, durable,
     membership::{
@@ -202,7 +197,7 @@ impl Subnets {
         self.policies.apply();
         let policy = self.policies.standing().map(|(_, policy)| policy);
         let multicast = self.multicast && policy.as_ref().is_none_or(|policy| policy.multicast);
-        let local = self.local_routes(routes::of_machine)?;
+        let local = self.local_routes(reached::reached)?;
         let offers = self.parts.notices.offers();
         let all = self.all_offered(&kept, &offers);
         let judged = self.judge(&kept, (policy.as_deref(), &local), &all);

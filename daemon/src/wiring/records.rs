@@ -18,7 +18,7 @@ use p2pvm_dht::{
 use p2pvm_host::{Board, chain};
 use p2pvm_overlay::{
     Fabric,
-    connect::{ConnectOptions, Connector, Papers},
+    connect::{ConnectOptions, Connector, Credentials},
     notices::{Notices, Spread},
     ring_driver::RingDriver,
     ring_net::RingNet,
@@ -96,7 +96,7 @@ fn connector(config: &Config, planes: &Planes, ring: Arc<RingNet>) -> Arc<Connec
         outside: config.outside(),
         relay: config.relay(),
     };
-    let papers = Papers {
+    let papers = Credentials {
         certificate: planes.certificate.clone(),
         trust: planes.trust.clone(),
     };

@@ -1,10 +1,7 @@
 //! What is said of a LAN that another p2pvm network of this machine accepts too: which of the two
 //! leads there, why, and the command that decides it for good.
 
-use p2pvm_host::{
-    Finding, Net,
-    sharing::{HoldState, SharedLan},
-};
+use p2pvm_host::{Finding, Net, observed::HoldState, sharing::SharedLan};
 use std::path::Path;
 
 /// What is added to, or stands in place of, a used offer's note; none: nobody else accepts it. The
