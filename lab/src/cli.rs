@@ -4,6 +4,7 @@ use crate::{
     chaos, compare, guest_client,
     keeper::{self, Life},
     matrix, netbench,
+    runner::{program_or_this, this_program},
     sites::{Properties, Sites},
     soak,
     testbed::{self, Testbed},
@@ -248,15 +249,6 @@ pub enum TestbedCommand {
         #[arg(long)]
         tied: bool,
     },
-}
-
-/// The executable that was named, or this one.
-pub(crate) fn program_or_this(program: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    program.map_or_else(this_program, Ok)
-}
-
-fn this_program() -> anyhow::Result<PathBuf> {
-    std::env::current_exe().context("cannot find this program's own file")
 }
 
 /// Runs a command. `arguments` are those before it on the command line of this executable:

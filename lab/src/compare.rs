@@ -99,7 +99,7 @@ impl Common {
         if !nix::unistd::geteuid().is_root() {
             bail!("this makes network namespaces: run it as root");
         }
-        crate::cli::program_or_this(self.program.clone())
+        crate::runner::program_or_this(self.program.clone())
     }
 
     /// Prints the results as asked for, and writes the page that holds the table.

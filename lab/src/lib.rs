@@ -17,6 +17,7 @@ pub mod cli;
 pub mod compare;
 mod conntrack;
 pub mod demo;
+mod error;
 pub mod forwarder;
 pub mod guest_client;
 pub mod host_state;

@@ -4,7 +4,13 @@
 //! progress bar belong to the program around them and are passed in. That program also chooses the
 //! exit code: a [`RunError`] says what sort of failure it was.
 
-use std::{any::Any, error::Error, fmt::Display, path::Path};
+use anyhow::Context;
+use std::{
+    any::Any,
+    error::Error,
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 /// What the demo and the bench get from the program that runs them.
 #[derive(Clone, Copy)]
@@ -69,13 +75,22 @@ pub(crate) fn require_root(what: &str) -> Result<(), RunError> {
 
 /// The guest image's absolute path: each command on an emulated host starts in a directory of its
 /// own.
-pub(crate) fn find_image(image: &Path) -> Result<std::path::PathBuf, RunError> {
+pub(crate) fn find_image(image: &Path) -> Result<PathBuf, RunError> {
     std::fs::canonicalize(image).map_err(|e| {
         RunError::NotFound(format!(
             "there is no guest image at {}: {e}; make one with guest-image/build.sh",
             image.display()
         ))
     })
+}
+
+/// The executable that was named, or this one.
+pub(crate) fn program_or_this(program: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    program.map_or_else(this_program, Ok)
+}
+
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
 }
 
 #[cfg(test)]

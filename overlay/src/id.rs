@@ -128,13 +128,6 @@ impl fmt::Display for Epoch {
 pub struct UnixTime(pub u64);
 
 impl UnixTime {
-    /// The network's time ([`NetworkTime`](crate::network_time::NetworkTime)): the wall clock at
-    /// the start of the process until members have said theirs. It does not jump with the wall
-    /// clock.
-    pub fn now() -> Self {
-        crate::network_time::NetworkTime::now()
-    }
-
     /// The wall clock of this machine, however wrong: for people and file names, and where two
     /// clocks must agree.
     pub fn wall() -> Self {

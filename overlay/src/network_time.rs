@@ -299,5 +299,14 @@ pub fn next_number(newest: Option<u64>) -> u64 {
     newest.map_or(now, |newest| now.max(newest.saturating_add(1)))
 }
 
+impl UnixTime {
+    /// The network's time ([`NetworkTime`]): the wall clock at
+    /// the start of the process until members have said theirs. It does not jump with the wall
+    /// clock.
+    pub fn now() -> Self {
+        NetworkTime::now()
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,17 @@
 //! One connection to a member, and the attempts to make one.
 
-use super::{
-    super::address::{is_quic, is_relayed, relay_of},
-    mesh::{FIRST_BACKOFF, LAST_BACKOFF},
-};
+use super::super::address::{is_quic, is_relayed, relay_of};
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use rand::Rng;
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+/// How long before a member is dialled again after the first failed attempt.
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// How long before a member is dialled again at most.
+pub(super) const LAST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// A connection that is there.
 pub(super) struct Link {

@@ -19,7 +19,7 @@ use super::{
         book::Book,
         wire::Contact,
     },
-    link::{Attempt, Link},
+    link::{Attempt, FIRST_BACKOFF, LAST_BACKOFF, Link},
 };
 use crate::id::{MemberId, RingAddr};
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
@@ -45,9 +45,6 @@ const DIRECT_RETRY_HIDDEN: Duration = Duration::from_secs(600);
 const MAX_WANTED_DIALS: usize = 16;
 /// How long before the addresses given at the start are dialled again while nobody is connected.
 const BOOTSTRAP_EVERY: Duration = Duration::from_secs(10);
-/// How long before a member is dialled again: at first, and at most.
-pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-pub(super) const LAST_BACKOFF: Duration = Duration::from_secs(60);
 /// How long the end with the greater id waits for the other to dial when both have just heard of
 /// each other. Reason: two dials make two connections.
 const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
