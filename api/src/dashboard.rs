@@ -85,9 +85,9 @@ mod tests {
             rtt_ms: None,
         };
         let text = serde_json::json!({
-            "member": "somebody \
-                else", "name": "b", "address": null, "nat": "none", "position": "", "neighbours": 1, "cpu": 0.1,
-            "running_vms": 0, "links": vec![link; 500], "decisions": [],
+            "member": "somebody else", "name": "b", "address": null, "nat": "none",
+            "position": "", "neighbours": 1, "cpu": 0.1, "running_vms": 0,
+            "links": vec![link; 500], "decisions": [],
         });
         let told: Sight = serde_json::from_value(text).unwrap();
         let told = told.of("b's id".into());

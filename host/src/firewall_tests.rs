@@ -259,14 +259,8 @@ fn sets_maps_wildcards_and_addresses_are_understood() {
         )
     };
     let source = |right: Value| {
-        json!(
-            {
-                "match": {
-                    "op": "==", "left": { "payload": { "protocol": "ip", "field": "saddr" } },
-                    "right": right
-                }
-            }
-        )
+        let left = json!({ "payload": { "protocol": "ip", "field": "saddr" } });
+        json!({ "match": { "op": "==", "left": left, "right": right } })
     };
     assert!(lets_in(
         json!([name_is("iifname", "@mine"), { "accept": null }])

@@ -304,21 +304,30 @@ mod tests {
     /// A failure, and words of its cause and its remedy.
     type Case = (Step, Option<Errno>, Place, &'static str, &'static str);
 
+    fn root() -> Place {
+        Place {
+            is_root: true,
+            ..Place::default()
+        }
+    }
+
+    fn nodev() -> Place {
+        Place {
+            nodev: Some("/dev".into()),
+            ..root()
+        }
+    }
+
+    fn driver() -> Place {
+        Place {
+            has_driver: true,
+            ..root()
+        }
+    }
+
     fn cases() -> Vec<Case> {
         use Step::{Kind, Make, Missing, Open};
         let plain = Place::default;
-        let root = || Place {
-            is_root: true,
-            ..Place::default()
-        };
-        let nodev = || Place {
-            nodev: Some("/dev".into()),
-            ..root()
-        };
-        let driver = || Place {
-            has_driver: true,
-            ..root()
-        };
         let case = |step, errno, place, cause, remedy| (step, Some(errno), place, cause, remedy);
         let groups = "DeviceAllow=/dev/net/tun rw";
         let mounted = "/dev, which is mounted with nodev";

@@ -1,5 +1,5 @@
-//! What the connector does when this host has moved (see `plane/path/roam.rs`, which notices and has
-//! already tried every known way): it tells the control plane, finds out again how others see it,
+//! What the connector does when this host has moved, which `plane/path/roam.rs` notices, and after
+//! that has tried every known way: it tells the control plane, finds out again how others see it,
 //! and exchanges addresses and a fresh handshake with each member whose link has not shown life
 //! since. A link to a member with a public address is back after one round trip; one between two
 //! NATs as soon as the control plane is. [`super::state::watch`] notices where only the NAT has

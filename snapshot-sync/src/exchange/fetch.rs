@@ -191,8 +191,7 @@ impl Fetch<'_> {
                     idle = Some(batch);
                 }
             }
-            if self.plan.missing() > 0 && !dialled {
-                dialled = true;
+            if self.plan.missing() > 0 && !std::mem::replace(&mut dialled, true) {
                 providers.iter().for_each(|p| self.dial(*p, Duration::ZERO));
             }
             self.ask_providers();
