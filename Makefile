@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-slow static screenshots
+.PHONY: demo test bench bench-net simulate figures fuzz web web-if-npm test-web page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-slow static screenshots
 
 demo: build image
 	$(SUDO) $(BIN) demo --image $(IMAGE)
@@ -19,8 +19,14 @@ page: setup
 	@if command -v npm >/dev/null; then scripts/setup.sh web && $(MAKE) test-web; \
 	else echo "test: npm is not installed: the dashboard's page and its tests are NOT RUN"; fi
 
+# Measurements write their figures here, with all rounds; 'make figures' fills the pages from them (docs/figures/README.md).
+FIGURES_DIR := docs/figures
+
 bench: build image
-	$(SUDO) $(BIN) bench --image $(IMAGE)
+	$(SUDO) $(BIN) bench --image $(IMAGE) --figures $(FIGURES_DIR)
+
+figures:
+	cargo run --locked --quiet -p p2pvm-figures
 
 build: setup
 	cargo build --locked -p p2pvm
@@ -57,17 +63,17 @@ ROUNDS ?= 3
 bench-net: setup
 	scripts/bench-peers.sh
 	cargo build --locked --release -p p2pvm
-	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --out docs/speed.md
-	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
+	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --figures $(FIGURES_DIR)
+	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
 
 # How the ring does at scale and under random faults, in virtual time (docs/scale.md).
 simulate:
-	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --page docs/scale.md
-	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --faults --seeds 0..1000 --page docs/scale.md
+	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --figures $(FIGURES_DIR)
+	cargo run --locked -p p2pvm-tests --bin p2pvm-simulate -- --faults --seeds 0..1000 --figures $(FIGURES_DIR)
 
 # Every wire decoder under the fuzzer for a minute each; cargo installs cargo-fuzz where it is missing (docs/hostile.md).
 fuzz: setup
-	tests/fuzz/run.sh 60
+	P2PVM_FIGURES=$(FIGURES_DIR) tests/fuzz/run.sh 60
 
 # The web dashboard's page, which the next build puts into the program (docs/dashboard.md). Needs Node; nothing else does.
 web:
@@ -95,11 +101,11 @@ test-deb: build image deb-tools
 
 # What takes long beside other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
 # networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four at a time, as
-# they mostly wait: about 25 minutes; SEED=n is another sequence.
+# they mostly wait: about 25 minutes; SEED=n is another sequence. FIGURES=docs/figures keeps what slow_paths and slow_routers measure.
 SEED ?= 1
 test-slow: build image
 	scripts/setup.sh slow
-	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) cargo nextest run --locked --profile slow -p p2pvm
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) $(if $(FIGURES),P2PVM_FIGURES=$(FIGURES)) cargo nextest run --locked --profile slow -p p2pvm
 
 # One file for any Linux of this processor, whatever its C library (docs/operating.md), started in an empty root before it counts as made.
 # 10 to 15 minutes on two processors, as the release build.

@@ -9,7 +9,8 @@ use crate::{
     failure::{Doing, Failure, Kind, Outcome},
 };
 use p2pvm_tests::{
-    Sites,
+    Sites, figures,
+    figures::command_line,
     lab::{Lab, Pinged},
 };
 use serde::Serialize;
@@ -67,6 +68,7 @@ pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
         None => Sites::parse(SITES).doing("the built-in sites file")?,
     };
     let program = std::env::current_exe().doing("finding this program")?;
+    let recorder = args.destination.begin();
     let began = Instant::now();
     let lab = {
         let _progress = Progress::new("building the emulated wide area");
@@ -96,7 +98,13 @@ pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
     let down = lab.down().doing("taking the testbed down");
     outcome?;
     down?;
-    print_figures(&figures, json, began.elapsed())
+    let total = began.elapsed();
+    let whole = figures::Figure::new("whole", "the demo", "s", [total.as_secs_f64()])
+        .aim("≤ 3 min after the build");
+    recorder
+        .record("demo", &command_line(), &[whole])
+        .doing("writing the figures")?;
+    print_figures(&figures, json, total)
 }
 
 fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()> {

@@ -7,7 +7,10 @@ use common::{
     lab, network, refused,
     trouble::{forget, nft, stream},
 };
-use p2pvm_tests::lab::Lab;
+use p2pvm_tests::{
+    figures::{Figure, Recorder},
+    lab::Lab,
+};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -282,6 +285,23 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
             open one for {:.1?}",
         pauses.0, pauses.1
     );
+    let silence = |took: Duration, to: &str| {
+        let what = "longest silence of a TCP stream";
+        Figure::new("silence", what, "s", [took.as_secs_f64()])
+            .of(format!("all UDP of a member dropped at once, to {to}"))
+            .digits(1)
+    };
+    let figures = [
+        silence(pauses.0, "a member behind a NAT"),
+        silence(pauses.1, "an open member"),
+    ];
+    Recorder::from_environment()
+        .record_part(
+            "paths",
+            "cargo nextest run -p p2pvm --test e2e_nat",
+            &figures,
+        )
+        .expect("the figures are written");
     let logs = || {
         format!(
             "{}\n-- office\n{}",

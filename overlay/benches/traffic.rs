@@ -5,15 +5,16 @@
 //! the machine is. Pairs of slices that differ in nothing run beside the others and show what the
 //! measurement can tell.
 //!
-//! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench traffic [--
-//! PAIRS]`. Prints the median of the pairs' ratios on/off, its 95 % confidence interval by order
-//! statistics (no distribution assumed), and the quartiles.
+//! Needs root and iperf3. `cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench
+//! traffic [-- PAIRS]`. Prints the median of the pairs' ratios on/off, its 95 % confidence interval
+//! by order statistics (no distribution assumed), and the quartiles.
 
 #![allow(dead_code, reason = "the tests' world has more than this needs")]
 
 #[path = "../tests/plane/world.rs"]
 mod world;
 
+use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{membership::NetworkPolicy, plane::Directory};
 use std::{
     fmt::Write as _,
@@ -145,6 +146,7 @@ fn main() {
         .skip(1)
         .find_map(|a| a.parse().ok())
         .unwrap_or(300);
+    let recorder = Recorder::from_environment();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -178,6 +180,17 @@ fn main() {
         !bench.a.plane.traffic().flows.is_empty(),
         "the stream was counted"
     );
+    let mut figures = Vec::new();
+    for (seen, (_, name)) in seen.iter().zip(kinds) {
+        let more = seen.iter().map(|(ratio, _)| (ratio - 1.0) * 100.0);
+        let what = "processor time per byte beside none, pair by pair";
+        figures.push(Figure::new("cost", what, "%", more).of(name).digits(2));
+    }
+    let bench = "cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench traffic";
+    let command = format!("{bench} -- {pairs}");
+    recorder
+        .record("counting", &command, &figures)
+        .expect("the figures are written");
     for (seen, (_, name)) in seen.iter().zip(kinds) {
         let mut ratios: Vec<f64> = seen.iter().map(|(ratio, _)| *ratio).collect();
         let mut costs: Vec<f64> = seen.iter().map(|(_, cost)| *cost).collect();

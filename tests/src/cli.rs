@@ -1,7 +1,9 @@
 //! `p2pvm testbed …`: the command line over [`Testbed`].
 
 use crate::{
-    chaos, compare, guest_client,
+    chaos, compare,
+    figures::{Destination, command_line},
+    guest_client,
     keeper::{self, Life},
     matrix, netbench,
     sites::{Properties, Sites},
@@ -12,8 +14,9 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use std::{
     ffi::{OsStr, OsString},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 /// Which testbed a command means.
@@ -178,16 +181,16 @@ pub enum TestbedCommand {
     },
     /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they
     /// are installed
-    #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
+    #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --figures docs/figures")]
     Compare(compare::Options),
     /// Measure how long a member's start takes until it is reached, by the round trip between sites
     #[command(
-        after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --out docs/joins.md"
+        after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --figures docs/figures"
     )]
     Joins(compare::joins::Options),
     /// Measure how fast packets go, beside other overlays and the cable itself
     #[command(
-        after_help = "Example: p2pvm testbed bench-net --rounds 3 --out docs/speed.md\n\
+        after_help = "Example: p2pvm testbed bench-net --rounds 3 --figures docs/figures\n\
         Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before \
         /tmp/p2pvm-old"
     )]
@@ -221,6 +224,9 @@ pub enum TestbedCommand {
         /// The p2pvm executable whose daemon is attacked; by default this program
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
+        /// Where the figures go
+        #[command(flatten)]
+        figures: Destination,
     },
     /// Let random but reproducible things happen to a host while streams, pings and look-ups go on
     #[command(
@@ -230,11 +236,11 @@ pub enum TestbedCommand {
         flushed,device deleted'"
     )]
     Chaos(chaos::Options),
-    /// Try every kind of NAT against every kind with real daemons and write the table
+    /// Try every kind of NAT against every kind with real daemons
     #[command(
         name = "nat-matrix",
-        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --out docs/nat.md\n  p2pvm \
-            testbed nat-matrix --kinds none,symmetric"
+        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --figures docs/figures\n  \
+            p2pvm testbed nat-matrix --kinds none,symmetric"
     )]
     NatMatrix(matrix::Options),
     /// Talk to a guest's counter and report lost and doubled replies
@@ -370,24 +376,10 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             pace,
             seed,
             program,
+            figures,
         } => {
-            let program = program_or_this(program)?;
-            let report = soak::soak(
-                &program,
-                "soak",
-                pace,
-                std::time::Duration::from_secs(seconds),
-                seed,
-            )?;
-            println!("{}", serde_json::to_string_pretty(&report)?);
-            let stood = report.same_daemon
-                && report.panics.is_empty()
-                && report.outcome.worst_amplification <= 3.0;
-            return Ok(if stood {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+            let lasting = Duration::from_secs(seconds);
+            return stand(&program_or_this(program)?, pace, lasting, seed, &figures);
         }
         TestbedCommand::Chaos(options) => {
             let program = program_or_this(options.program.clone())?;
@@ -403,6 +395,27 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
         TestbedCommand::Keep { name, tied } => return Ok(keeper::keep(&name, tied)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Attacks a daemon; fails unless it stands.
+fn stand(
+    program: &Path,
+    pace: u32,
+    lasting: Duration,
+    seed: u64,
+    figures: &Destination,
+) -> anyhow::Result<ExitCode> {
+    let recorder = figures.begin();
+    let report = soak::soak(program, "soak", pace, lasting, seed)?;
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    recorder.record("soak", &command_line(), &report.figures())?;
+    let stood =
+        report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
+    Ok(if stood {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs a command of `p2pvm testbed`.

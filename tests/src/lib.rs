@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod cli;
 pub mod compare;
 mod conntrack;
+pub mod figures;
 pub mod forwarder;
 pub mod guest_client;
 pub mod host_state;

@@ -95,30 +95,46 @@ impl Bench {
                 std::mem::swap(&mut from, &mut to);
             }
         }
+        self.tell(with, without, sent);
+        lab.down().doing("taking the testbed down")
+    }
+
+    /// The figures of both ways; they have a page of their own.
+    fn tell(&mut self, with: Cost, without: Cost, sent: Vec<f64>) {
+        let before = self.recorded.len();
         for (traces, cost) in [("off", without), ("on", with)] {
             self.figure(
+                ("total", traces),
                 format!("traces {traces}: migration at {RTT_MS} ms RTT: total"),
                 "ms",
                 cost.total,
             );
             self.figure(
+                ("downtime", traces),
                 format!("traces {traces}: downtime by QEMU"),
                 "ms",
                 cost.downtime,
             );
             self.figure(
+                ("gap", traces),
                 format!("traces {traces}: longest gap of the TCP client"),
                 "ms",
                 cost.gap,
             );
             self.figure(
+                ("idle", traces),
                 format!("traces {traces}: an idle daemon's processor time"),
                 "ms/s",
                 cost.idle,
             );
         }
-        self.figure("traces on: sent for one migration by both hosts", "B", sent);
-        lab.down().doing("taking the testbed down")
+        self.figure(
+            ("sent", "on"),
+            "traces on: sent for one migration by both hosts",
+            "B",
+            sent,
+        );
+        self.recorded_traces = self.recorded.split_off(before);
     }
 }
 
