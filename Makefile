@@ -23,7 +23,7 @@ page: setup
 FIGURES_DIR := docs/figures
 
 bench: build image
-	$(SUDO) $(BIN) bench --image $(IMAGE) --figures $(FIGURES_DIR)
+	$(SUDO) env P2PVM_FIGURES=$(FIGURES_DIR) $(BIN) bench --image $(IMAGE)
 
 figures:
 	cargo run --locked --quiet -p p2pvm-figures

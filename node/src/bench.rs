@@ -67,7 +67,7 @@ pub fn run(args: &BenchArgs, json: bool) -> Outcome<()> {
         recorded_traces: Vec::new(),
         json,
     };
-    let recorder = args.destination.begin();
+    let recorder = Recorder::from_environment();
     let wanted = |name: &str| args.figures.is_empty() || args.figures.iter().any(|f| f == name);
     let traces = args.figures.iter().any(|figure| figure == "traces");
     if wanted("migration") || wanted("snapshot") || traces {

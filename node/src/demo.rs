@@ -10,7 +10,7 @@ use crate::{
 };
 use p2pvm_tests::{
     Sites, figures,
-    figures::command_line,
+    figures::{Recorder, command_line},
     lab::{Lab, Pinged},
 };
 use serde::Serialize;
@@ -68,7 +68,7 @@ pub fn run(args: &DemoArgs, json: bool) -> Outcome<()> {
         None => Sites::parse(SITES).doing("the built-in sites file")?,
     };
     let program = std::env::current_exe().doing("finding this program")?;
-    let recorder = args.destination.begin();
+    let recorder = Recorder::from_environment();
     let began = Instant::now();
     let lab = {
         let _progress = Progress::new("building the emulated wide area");

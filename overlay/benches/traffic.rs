@@ -141,6 +141,24 @@ impl Bench {
     }
 }
 
+/// Writes the costs, pair by pair, where that is asked for.
+fn record<'a>(
+    recorder: &Recorder,
+    pairs: usize,
+    told: impl Iterator<Item = (&'a Vec<(f64, f64)>, &'a str)>,
+) {
+    let figure = |(seen, name): (&Vec<(f64, f64)>, &str)| {
+        let more = seen.iter().map(|(ratio, _)| (ratio - 1.0) * 100.0);
+        let what = "processor time per byte beside none, pair by pair";
+        Figure::new("cost", what, "%", more).of(name).digits(2)
+    };
+    let figures: Vec<Figure> = told.map(figure).collect();
+    let bench = "cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench traffic";
+    recorder
+        .record("counting", &format!("{bench} -- {pairs}"), &figures)
+        .expect("the figures are written");
+}
+
 fn main() {
     let pairs: usize = std::env::args()
         .skip(1)
@@ -180,17 +198,8 @@ fn main() {
         !bench.a.plane.traffic().flows.is_empty(),
         "the stream was counted"
     );
-    let mut figures = Vec::new();
-    for (seen, (_, name)) in seen.iter().zip(kinds) {
-        let more = seen.iter().map(|(ratio, _)| (ratio - 1.0) * 100.0);
-        let what = "processor time per byte beside none, pair by pair";
-        figures.push(Figure::new("cost", what, "%", more).of(name).digits(2));
-    }
-    let bench = "cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench traffic";
-    let command = format!("{bench} -- {pairs}");
-    recorder
-        .record("counting", &command, &figures)
-        .expect("the figures are written");
+    let told = seen.iter().zip(kinds.map(|(_, name)| name));
+    record(&recorder, pairs, told);
     for (seen, (_, name)) in seen.iter().zip(kinds) {
         let mut ratios: Vec<f64> = seen.iter().map(|(ratio, _)| *ratio).collect();
         let mut costs: Vec<f64> = seen.iter().map(|(_, cost)| *cost).collect();

@@ -522,9 +522,6 @@ pub struct Demo {
     /// Keep the testbed and its logs when something fails
     #[arg(long)]
     pub keep: bool,
-    /// Where the figures go
-    #[command(flatten)]
-    pub destination: p2pvm_tests::figures::Destination,
 }
 
 /// Arguments of `bench`.
@@ -539,9 +536,6 @@ pub struct Bench {
     /// The guest image that guest-image/build.sh made
     #[arg(long, default_value = "target/guest-image/guest.qcow2")]
     pub image: PathBuf,
-    /// Where the figures go
-    #[command(flatten)]
-    pub destination: p2pvm_tests::figures::Destination,
 }
 
 /// Reads a time limit; a plain number counts seconds.

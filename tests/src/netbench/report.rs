@@ -87,7 +87,7 @@ fn pings(results: &[Measured]) -> Vec<Figure> {
     let raw = results
         .iter()
         .find(|row| row.name == Which::Raw.name())
-        .map_or(&[][..], |row| &row.rounds);
+        .map_or(&[][..], |row| row.rounds.as_slice());
     let kinds: [(&str, &str, fn(&Round) -> Option<(f64, f64)>); 2] = [
         ("ping-idle", "round trip on an idle path", |r| r.ping_idle),
         ("ping-loaded", "round trip beside a bulk stream", |r| {
@@ -187,7 +187,7 @@ fn datagrams(results: &[Measured]) -> Vec<Figure> {
 fn beside_others(results: &[Measured]) -> Vec<Figure> {
     let rounds = |which: Which| {
         let row = results.iter().find(|row| row.name == which.name());
-        row.map_or(&[][..], |row| &row.rounds)
+        row.map_or(&[][..], |row| row.rounds.as_slice())
     };
     let own = rounds(Which::P2pvm);
     let ratio = |other: &[Round], of: fn(&Round) -> Option<f64>, times: f64| -> Vec<f64> {
