@@ -341,7 +341,7 @@ mod tests {
             ("{joins/first:unit}", "2 ms"),
             (
                 "| first | {joins/first:row} |",
-                "| first |  | 2 ms (1, 2, 3) | 2026-11-30, `0123456` | `joins` |",
+                "| first | | 2 ms (1, 2, 3) | 2026-11-30, `0123456` | `joins` |",
             ),
         ] {
             assert_eq!(one(template), expected, "{template}");

@@ -364,11 +364,14 @@ mod tests {
 
     #[test]
     fn a_network_gives_every_figure_and_the_aim_for_its_size() {
-        let report = super::super::scale::run(2, 1, 10_000_000, &|_| ());
+        let report = super::super::scale::run(10, 1, 10_000_000, &|_| ());
         let figures = figures(&[report]);
         let found = |name: &str| figures.iter().find(|f| f.name == name);
         let hops = found("hops-mean").unwrap();
-        assert_eq!((hops.of.as_str(), hops.aim.as_deref()), ("2", Some("0.60")));
+        assert_eq!(
+            (hops.of.as_str(), hops.aim.as_deref()),
+            ("10", Some("1.99"))
+        );
         assert_eq!(found("broken").unwrap().value, Amount::from(0.0));
         assert!(found("die-50-near").is_some() && found("idle-bytes-p99").is_some());
     }
