@@ -17,6 +17,7 @@ pub mod cli;
 pub mod compare;
 mod conntrack;
 pub mod demo;
+pub mod figures;
 pub mod forwarder;
 pub mod guest_client;
 pub mod host_state;
