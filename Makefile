@@ -6,8 +6,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate fuzz web web-if-npm test-web page build image setup \
-  lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow static \
+.PHONY: demo test bench bench-net simulate figures fuzz web web-if-npm test-web page build image \
+  setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow static \
   screenshots
 
 demo: build image
@@ -21,8 +21,14 @@ page: setup
 	@if command -v npm >/dev/null; then scripts/setup.sh web && $(MAKE) test-web; \
 	else echo "test: npm is not installed: the dashboard's page and its tests are NOT RUN"; fi
 
+# Measurements write their figures here, with all rounds; 'make figures' fills the pages from them (docs/figures/README.md).
+FIGURES_DIR := docs/figures
+
 bench: build image
-	$(SUDO) $(BIN) bench --image $(IMAGE)
+	$(SUDO) env P2PVM_FIGURES=$(FIGURES_DIR) $(BIN) bench --image $(IMAGE)
+
+figures:
+	cargo run --locked --quiet -p p2pvm-figures
 
 # The example is what makes cargo take the features that the tests' dependencies want (tokio's clock
 # that can be stopped): the tests of any crate, and clippy, then find all that is compiled here.
@@ -61,17 +67,17 @@ ROUNDS ?= 3
 bench-net: setup
 	scripts/bench-peers.sh
 	cargo build --locked --release -p p2pvm
-	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --out docs/speed.md
-	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
+	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --figures $(FIGURES_DIR)
+	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
 
 # Simulates the ring at scale and under random faults, in virtual time (docs/scale.md).
 simulate:
-	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --page docs/scale.md
-	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --faults --seeds 0..1000 --page docs/scale.md
+	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --figures $(FIGURES_DIR)
+	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --faults --seeds 0..1000 --figures $(FIGURES_DIR)
 
 # Fuzzes every wire decoder for a minute; cargo installs cargo-fuzz if it is missing (docs/hostile.md).
 fuzz: setup
-	tests/fuzz/run.sh 60
+	P2PVM_FIGURES=$(FIGURES_DIR) tests/fuzz/run.sh 60
 
 # Builds the web dashboard's page, which the next build puts into the program (docs/dashboard.md). Only this needs Node.
 web:
@@ -102,11 +108,12 @@ test-deb: build image deb-tools test-tools
 
 # Runs the slow tests with other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
 # networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four run at a
-# time, because they mostly wait: about 25 minutes. SEED=n gives another sequence of events.
+# time, because they mostly wait: about 25 minutes. SEED=n gives another sequence of events. FIGURES=docs/figures keeps the measurements
+# of slow_paths and slow_routers.
 SEED ?= 1
 test-slow: build image test-tools
 	scripts/setup.sh slow
-	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) cargo nextest run --locked --profile slow -p p2pvm
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) $(if $(FIGURES),P2PVM_FIGURES=$(FIGURES)) cargo nextest run --locked --profile slow -p p2pvm
 
 # Builds one file for any Linux on this processor with any C library (docs/operating.md), and tests it in an empty root.
 # 10 to 15 minutes on two processors, like the release build.

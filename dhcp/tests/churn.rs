@@ -1,16 +1,15 @@
 //! A hundred members in virtual time of whom a third is replaced in ten minutes, with addresses,
 //! names and records kept by the code that the daemon runs. Figures are printed;
-//! `CHURN_REPORT=<file>` also writes them into sections of that file (run with `--test-threads 1`:
-//! docs/dht.md).
+//! `P2PVM_FIGURES=docs/figures` also writes them there, for docs/dht.md.
 #![allow(missing_docs)]
 
 use p2pvm_dhcp::{Addresses, Error, Lease, Subnet};
 use p2pvm_dht::{Dht, DhtOptions, MemoryStore, Record, Records};
+use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime, fabric::memory::MemoryNet, identity::KeyPair};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::BTreeMap,
-    fmt::Write,
     net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -370,40 +369,51 @@ fn seeds(default: std::ops::Range<u64>) -> Vec<u64> {
     only.map_or_else(|| default.collect(), |seed| vec![seed])
 }
 
-/// Prints a table, and writes it behind what the report file has.
-fn report(title: &str, rows: &[(u64, Figures)]) {
-    let mut page = format!("## {title}\n\n");
-    page += "| seed | lookups | succeeded | wrong | slowest ms | records lost | address with two \
-        holders, longest s | after heal, s | claims repeated | members with an address |\n";
-    page += "|---|---|---|---|---|---|---|---|---|---|\n";
-    for (seed, f) in rows {
-        let success = 100.0 * f64::from(f.lookups - f.failed - f.wrong) / f64::from(f.lookups);
-        let healed = f.healed_after.map_or("-".into(), |s| s.to_string());
-        let (lookups, wrong, slowest, lost, longest) =
-            (f.lookups, f.wrong, f.slowest_ms, f.lost, f.longest_shared);
-        let (claims, holding) = (f.failed_claims, f.holding);
-        let _ = writeln!(
-            page,
-            "| {seed} | {lookups} | {success:.2} % | {wrong} | {slowest} | {lost} of {RECORDS} | \
-                {longest} | {healed} | {claims} | {holding} of {MEMBERS} |"
-        );
-    }
-    println!("{page}");
-    if let Ok(file) = std::env::var("CHURN_REPORT") {
-        let before = std::fs::read_to_string(&file).unwrap_or_default();
-        std::fs::write(&file, with_section(&before, title, &page)).unwrap();
-    }
-}
-
-/// The page with its section of this title replaced or added.
-fn with_section(page: &str, title: &str, section: &str) -> String {
-    let heading = format!("## {title}\n");
-    let (before, old) = page.split_at(page.find(&heading).unwrap_or(page.len()));
-    let after = old
-        .get(2..)
-        .and_then(|old| old.find("\n## ").map(|at| &old[at + 1..]))
-        .unwrap_or_default();
-    format!("{}\n\n{}\n{after}", before.trim_end(), section.trim_end())
+/// Prints the figures, and writes them where that is asked for. `kind` begins their names.
+fn report(kind: &str, rows: &[(u64, Figures)]) {
+    let recorder = Recorder::from_environment();
+    let mut figures = Vec::new();
+    let mut add = |name: &str, what: &str, unit: &str, of: &dyn Fn(&Figures) -> Option<f64>| {
+        figures.extend(rows.iter().filter_map(|(seed, f)| {
+            let name = format!("{kind}-{name}");
+            let figure = Figure::new(&name, what, unit, [of(f)?]).of(seed.to_string());
+            Some(if unit == "%" {
+                figure.digits(2)
+            } else {
+                figure
+            })
+        }));
+    };
+    add("lookups", "lookups", "", &|f| Some(f.lookups.into()));
+    add("succeeded", "lookups that succeeded", "%", &|f| {
+        let right = f.lookups - f.failed - f.wrong;
+        Some(100.0 * f64::from(right) / f64::from(f.lookups))
+    });
+    add("wrong", "wrong answers", "", &|f| Some(f.wrong.into()));
+    add("slowest", "slowest lookup", "ms", &|f| {
+        Some(f.slowest_ms as f64)
+    });
+    add("lost", "records lost", "", &|f| Some(f.lost.into()));
+    add("shared", "address with two holders, longest", "s", &|f| {
+        Some(f.longest_shared.into())
+    });
+    add(
+        "healed",
+        "after heal, each address has one holder",
+        "s",
+        &|f| f.healed_after.map(f64::from),
+    );
+    add("claims", "claims repeated", "", &|f| {
+        Some(f.failed_claims.into())
+    });
+    add("holding", "members with an address", "", &|f| {
+        Some(f.holding as f64)
+    });
+    println!("{}", Recorder::overview(&figures));
+    let command = "cargo test -p p2pvm-dhcp --test churn";
+    recorder
+        .record_part("churn", command, &figures)
+        .expect("the figures are written");
 }
 
 #[test]
@@ -412,7 +422,7 @@ fn with_a_third_of_the_members_replaced_records_are_found_and_addresses_unique()
         .into_iter()
         .map(|seed| (seed, run(seed, None)))
         .collect();
-    report("30 of 100 members replaced in 10 minutes", &rows);
+    report("churn", &rows);
     for (seed, f) in &rows {
         assert!(
             u64::from(f.failed + f.wrong) * 100 <= u64::from(f.lookups),
@@ -437,10 +447,7 @@ fn after_a_partition_of_halves_each_address_has_one_holder_within_a_renewal_and_
         .into_iter()
         .map(|seed| (seed, run(seed, Some((120, 420)))))
         .collect();
-    report(
-        "100 members in two halves from minute 2 to minute 7, with the same churn",
-        &rows,
-    );
+    report("halves", &rows);
     for (seed, f) in &rows {
         assert_eq!(
             (f.wrong, f.lost, f.holding),

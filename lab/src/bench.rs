@@ -5,7 +5,8 @@
 mod traces;
 
 use crate::{
-    Sites, answers,
+    Sites, answers, figures,
+    figures::{Amount, Recorder, command_line},
     lab::Lab,
     runner::{RunError, Runner, Step, find_image, require_root},
 };
@@ -55,6 +56,10 @@ struct Bench<'a> {
     rounds: u32,
     image: PathBuf,
     figures: Vec<Figure>,
+    /// The same for docs/figures.
+    recorded: Vec<figures::Figure>,
+    /// Those of traces, which have a page of their own.
+    recorded_traces: Vec<figures::Figure>,
 }
 
 /// Measures the figures asked for.
@@ -65,7 +70,10 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
         rounds: options.rounds,
         image: options.image.clone(),
         figures: Vec::new(),
+        recorded: Vec::new(),
+        recorded_traces: Vec::new(),
     };
+    let recorder = Recorder::from_environment();
     let is_named = |name: &str| options.figures.iter().any(|figure| figure == name);
     let wanted = |name: &str| options.figures.is_empty() || is_named(name);
     let traces = is_named("traces");
@@ -81,6 +89,7 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
     {
         bench.migration(rtt)?;
     }
+    bench.compare_gaps();
     if wanted("snapshot") {
         bench.snapshot()?;
     }
@@ -93,7 +102,38 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
             serde_json::to_string_pretty(&bench.figures).step("encoding the figures")?
         );
     }
+    for (set, figures) in [("bench", bench.recorded), ("traces", bench.recorded_traces)] {
+        if !figures.is_empty() {
+            recorder
+                .record(set, &command_line(), &figures)
+                .step("writing the figures")?;
+        }
+    }
     Ok(())
+}
+
+/// What docs/SPECIFICATION.md aims at.
+fn aim(name: &str, of: &str) -> Option<&'static str> {
+    Some(match (name, of) {
+        ("join", _) => "≤ 2 s",
+        ("migration-gap", "200") => "< 1 s",
+        ("migration-gap-growth", _) => "≤ 5 times",
+        ("migration-wrong", _) => "0",
+        ("idle-traffic", _) => "≤ 1 kB/s",
+        ("memory", _) => "≤ 50 MB",
+        _ => return None,
+    })
+}
+
+/// The figure as docs/figures has it.
+fn recorded((name, of): (&str, &str), what: &str, unit: &str, rounds: &[f64]) -> figures::Figure {
+    let mut figure = figures::Figure::new(name, what, unit, rounds.iter().copied()).of(of);
+    // As it is printed: small ones with two decimals.
+    let is_small = rounds.iter().all(|v| v.abs() < 10.0);
+    let is_count = unit.is_empty();
+    figure.digits = if is_small && !is_count { 2 } else { 0 };
+    figure.aim = aim(name, of).map(str::to_owned);
+    figure
 }
 
 fn sites(hosts: usize, rtt_ms: f64) -> Result<Sites, RunError> {
@@ -109,8 +149,16 @@ fn number(value: Option<f64>) -> f64 {
 }
 
 impl Bench<'_> {
-    fn figure(&mut self, what: impl Into<String>, unit: &'static str, rounds: Vec<f64>) {
+    /// Prints a figure and keeps it. `key`: its name in docs/figures, and its subject.
+    fn figure(
+        &mut self,
+        key: (&str, &str),
+        what: impl Into<String>,
+        unit: &'static str,
+        rounds: Vec<f64>,
+    ) {
         let what = what.into();
+        self.recorded.push(recorded(key, &what, unit, &rounds));
         if !self.runner.json {
             let mut sorted = rounds.clone();
             sorted.sort_by(f64::total_cmp);
@@ -162,13 +210,24 @@ impl Bench<'_> {
         if join {
             let trips = joined.iter().map(|ms| ms / JOIN_RTT_MS).collect();
             self.figure(
+                ("join", ""),
                 "join: command to first overlay ping at 50 ms RTT",
                 "ms",
                 joined,
             );
-            self.figure("join: the same in round trips", "RTT", trips);
-            self.figure("join: of that, until admitted", "ms", admitted);
-            self.figure("join: address claim", "ms", claims);
+            self.figure(
+                ("join-trips", ""),
+                "join: the same in round trips",
+                "RTT",
+                trips,
+            );
+            self.figure(
+                ("join-admitted", ""),
+                "join: of that, until admitted",
+                "ms",
+                admitted,
+            );
+            self.figure(("join-claim", ""), "join: address claim", "ms", claims);
         }
         if ping {
             self.ping(&lab)?;
@@ -194,9 +253,19 @@ impl Bench<'_> {
             overlay.push(b);
             over.push(b - a);
         }
-        self.figure("ping: raw path, mean of 20", "ms", raw);
-        self.figure("ping: overlay, mean of 20", "ms", overlay);
-        self.figure("ping: overhead of the overlay", "ms", over);
+        self.figure(("ping-raw", ""), "ping: raw path, mean of 20", "ms", raw);
+        self.figure(
+            ("ping-overlay", ""),
+            "ping: overlay, mean of 20",
+            "ms",
+            overlay,
+        );
+        self.figure(
+            ("ping-over", ""),
+            "ping: overhead of the overlay",
+            "ms",
+            over,
+        );
         Ok(())
     }
 
@@ -219,6 +288,7 @@ impl Bench<'_> {
             .map(|(b, a)| (a - b) as f64 / IDLE_SECONDS as f64)
             .collect();
         self.figure(
+            ("idle-traffic", ""),
             format!("idle traffic of each of {hosts} members, sent and received"),
             "B/s",
             rates,
@@ -228,7 +298,12 @@ impl Bench<'_> {
             let status = lab.json(host, &["status"]).step("status")?;
             resident.push(number(answers::resident_bytes(&status)) / 1e6);
         }
-        self.figure("daemon resident memory of each member", "MB", resident);
+        self.figure(
+            ("memory", ""),
+            "daemon resident memory of each member",
+            "MB",
+            resident,
+        );
         Ok(())
     }
 
@@ -277,23 +352,52 @@ impl Bench<'_> {
             bad.push((seen.lost + seen.doubled + seen.counter_gaps) as f64);
             std::mem::swap(&mut from, &mut to);
         }
-        self.figure(format!("migration at {rtt_ms} ms RTT: total"), "ms", total);
+        let of = rtt_ms.to_string();
         self.figure(
+            ("migration-total", &of),
+            format!("migration at {rtt_ms} ms RTT: total"),
+            "ms",
+            total,
+        );
+        self.figure(
+            ("migration-downtime", &of),
             format!("migration at {rtt_ms} ms RTT: downtime by QEMU"),
             "ms",
             downtime,
         );
         self.figure(
+            ("migration-gap", &of),
             format!("migration at {rtt_ms} ms RTT: longest gap of the TCP client"),
             "ms",
             gap,
         );
         self.figure(
+            ("migration-wrong", &of),
             format!("migration at {rtt_ms} ms RTT: replies lost, doubled, out of count"),
             "",
             bad,
         );
         lab.down().step("taking the testbed down")
+    }
+
+    /// The gap at the greatest round trip beside that at the least, round by round.
+    fn compare_gaps(&mut self) {
+        let [least, _, most] = MIGRATION_RTTS_MS.map(|rtt| rtt.to_string());
+        let rounds = |of: &str| {
+            let mut gaps = self.recorded.iter().filter(|f| f.name == "migration-gap");
+            gaps.find(|f| f.of == of)
+                .map_or(Vec::new(), |f| f.rounds.clone())
+        };
+        let ratio = |(far, near): (Amount, Amount)| match (far, near) {
+            (Amount::Number(far), Amount::Number(near)) => Some(far / near),
+            _ => None,
+        };
+        let pairs = rounds(&most).into_iter().zip(rounds(&least));
+        let growth: Vec<f64> = pairs.filter_map(ratio).collect();
+        if !growth.is_empty() {
+            let what = format!("gap of the TCP client at {most} ms RTT beside that at {least} ms");
+            self.figure(("migration-gap-growth", ""), what, "times", growth);
+        }
     }
 
     fn snapshot(&mut self) -> Result<(), RunError> {
@@ -309,8 +413,14 @@ impl Bench<'_> {
             pause.push(number(answers::pause_ms(&taken)));
             durable.push(began.elapsed().as_secs_f64() * 1e3);
         }
-        self.figure("snapshot of a 128 MiB guest: pause", "ms", pause);
         self.figure(
+            ("snapshot-pause", ""),
+            "snapshot of a 128 MiB guest: pause",
+            "ms",
+            pause,
+        );
+        self.figure(
+            ("snapshot-durable", ""),
             "snapshot: command to durable on 2 other members, 50 ms away",
             "ms",
             durable,

@@ -1,7 +1,9 @@
 //! `p2pvm testbed …`: the command line over [`Testbed`].
 
 use crate::{
-    chaos, compare, guest_client,
+    chaos, compare,
+    figures::{Destination, command_line},
+    guest_client,
     keeper::{self, Life},
     matrix, netbench,
     runner::{program_or_this, this_program},
@@ -15,6 +17,7 @@ use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 /// The testbed of a command.
@@ -179,16 +182,16 @@ pub enum TestbedCommand {
     },
     /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they
     /// are installed
-    #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --out docs/peers.md")]
+    #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --figures docs/figures")]
     Compare(compare::Options),
     /// Measure how long a member's start takes until it is reached, by the round trip between sites
     #[command(
-        after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --out docs/joins.md"
+        after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --figures docs/figures"
     )]
     Joins(compare::joins::Options),
     /// Measure how fast packets go, beside other overlays and the cable itself
     #[command(
-        after_help = "Example: p2pvm testbed bench-net --rounds 3 --out docs/speed.md\n\
+        after_help = "Example: p2pvm testbed bench-net --rounds 3 --figures docs/figures\n\
         Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before \
         /tmp/p2pvm-old"
     )]
@@ -221,6 +224,9 @@ pub enum TestbedCommand {
         /// The p2pvm executable whose daemon is attacked; by default this program
         #[arg(long, value_name = "FILE")]
         program: Option<PathBuf>,
+        /// Where the figures go
+        #[command(flatten)]
+        figures: Destination,
     },
     /// Run random but reproducible events on a host while streams, pings and look-ups go on
     #[command(
@@ -230,11 +236,11 @@ pub enum TestbedCommand {
         flushed,device deleted'"
     )]
     Chaos(chaos::Options),
-    /// Try every kind of NAT against every kind with real daemons and write the table
+    /// Try every kind of NAT against every kind with real daemons
     #[command(
         name = "nat-matrix",
-        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --out docs/nat.md\n  p2pvm \
-            testbed nat-matrix --kinds none,symmetric"
+        after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --figures docs/figures\n  \
+            p2pvm testbed nat-matrix --kinds none,symmetric"
     )]
     NatMatrix(matrix::Options),
     /// Talk to a guest's counter and report lost and doubled replies
@@ -293,7 +299,11 @@ pub fn run_as(arguments: &[&OsStr], command: TestbedCommand) -> anyhow::Result<E
             pace,
             seed,
             program,
-        } => return soak(&program_or_this(program)?, seconds, pace, seed),
+            figures,
+        } => {
+            let lasting = Duration::from_secs(seconds);
+            return soak(&program_or_this(program)?, pace, lasting, seed, &figures);
+        }
         TestbedCommand::Chaos(options) => {
             let program = program_or_this(options.program.clone())?;
             return chaos::main(&options, &program);
@@ -369,10 +379,17 @@ fn change_testbed(command: TestbedCommand) -> anyhow::Result<()> {
 }
 
 /// Attacks a daemon and prints the report; fails if the daemon did not stand it.
-fn soak(program: &Path, seconds: u64, pace: u32, seed: u64) -> anyhow::Result<ExitCode> {
-    let lasting = std::time::Duration::from_secs(seconds);
+fn soak(
+    program: &Path,
+    pace: u32,
+    lasting: Duration,
+    seed: u64,
+    figures: &Destination,
+) -> anyhow::Result<ExitCode> {
+    let recorder = figures.begin();
     let report = soak::soak(program, "soak", pace, lasting, seed)?;
     println!("{}", serde_json::to_string_pretty(&report)?);
+    recorder.record("soak", &command_line(), &report.figures())?;
     let stood =
         report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
     Ok(if stood {

@@ -5,13 +5,14 @@
 //! bootstrap, lighthouse or supernode), a second public one, and three behind port-restricted NATs.
 //! Keys and configuration are made beforehand; only starting is timed. The probe is the system's
 //! `ping` to the overlay address, started every 25 ms until one is answered. A program that is not
-//! installed is named in the table and left out.
+//! installed is named with the reason and left out.
 
 pub mod joins;
 mod others;
 mod p2pvm;
 
 use crate::{
+    figures::{Destination, Figure, Recorder, command_line},
     sites::Sites,
     testbed::{self, Testbed},
 };
@@ -21,7 +22,6 @@ use p2pvm_overlay::chain;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
-    fmt::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     thread,
@@ -82,9 +82,8 @@ pub struct Options {
 /// the result goes.
 #[derive(Args, Debug)]
 struct Common {
-    /// Write the table to this file as well
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    figures: Destination,
     /// Print JSON
     #[arg(long = "as-json")]
     json: bool,
@@ -102,22 +101,20 @@ impl Common {
         crate::runner::program_or_this(self.program.clone())
     }
 
-    /// Prints the results as asked for, and writes the page that holds the table.
+    /// Prints the results as asked for, and writes their figures where that was asked for.
     fn report<T: Serialize>(
         &self,
         results: &[T],
-        table: &str,
-        page: impl FnOnce(&str) -> String,
+        recorder: &Recorder,
+        set: &str,
+        figures: &[Figure],
     ) -> anyhow::Result<ExitCode> {
         if self.json {
             println!("{}", serde_json::to_string_pretty(results)?);
         } else {
-            println!("{table}");
+            println!("{}", Recorder::overview(figures));
         }
-        if let Some(out) = &self.out {
-            std::fs::write(out, page(table))
-                .with_context(|| format!("writing {}", out.display()))?;
-        }
+        recorder.record(set, &command_line(), figures)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -166,6 +163,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let program = &options.common.program()?;
     let wanted =
         |name: &str| options.programs.is_empty() || options.programs.iter().any(|p| p == name);
+    let recorder = options.common.figures.begin();
     let mut results = Vec::new();
     for name in [
         "p2pvm",
@@ -215,9 +213,10 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
         results.push(result);
     }
+    let figures = figures(&results);
     options
         .common
-        .report(&results, &table(&results, options.rounds), page)
+        .report(&results, &recorder, "peers", &figures)
 }
 
 fn one_round(program: &Path, overlay: &mut dyn Overlay) -> anyhow::Result<Round> {
@@ -360,78 +359,63 @@ impl Talk {
     }
 }
 
-fn median(values: impl Iterator<Item = Option<f64>>) -> (Option<f64>, Vec<Option<f64>>) {
-    let mut all: Vec<Option<f64>> = values.collect();
-    all.sort_by(|a, b| {
-        a.unwrap_or(f64::INFINITY)
-            .total_cmp(&b.unwrap_or(f64::INFINITY))
-    });
-    (all.get(all.len() / 2).copied().flatten(), all)
-}
-
-fn cell(values: impl Iterator<Item = Option<f64>>, digits: usize) -> String {
-    let (middle, all) = median(values);
-    let show = |v: &Option<f64>| v.map_or("never".into(), |v| format!("{v:.digits$}"));
-    let (Some(first), Some(last)) = (all.first(), all.last()) else {
-        return "–".into();
+fn figures(results: &[Measured]) -> Vec<Figure> {
+    type Of = fn(&Round) -> Option<f64>;
+    let all: [(&str, &str, &str, usize, Of); 5] = [
+        (
+            "first-ping",
+            "start to first ping, both ends behind NATs",
+            "s",
+            2,
+            |r| r.first_ping,
+        ),
+        (
+            "idle",
+            "traffic of an idle host, both ways",
+            "bytes/s",
+            0,
+            |r| Some(r.idle_bytes),
+        ),
+        (
+            "silence",
+            "bootstrap dies: longest silence of a pair that talks",
+            "s",
+            2,
+            |r| r.silence,
+        ),
+        (
+            "new-pair",
+            "bootstrap is dead: first ping of a new pair",
+            "s",
+            2,
+            |r| r.new_pair,
+        ),
+        (
+            "restart",
+            "bootstrap is dead: restart to first ping",
+            "s",
+            2,
+            |r| r.restart,
+        ),
+    ];
+    let words = |name: &str, what: &str, said: &str, of: &Measured| {
+        Figure::new(name, what, "", [said]).of(of.program.as_str())
     };
-    if all.len() == 1 {
-        show(&middle)
-    } else {
-        format!("{} ({}–{})", show(&middle), show(first), show(last))
+    let versions = results.iter().filter(|r| !r.version.is_empty());
+    let mut figures: Vec<Figure> = versions
+        .map(|r| words("version", "version", &r.version, r))
+        .collect();
+    for (name, what, unit, digits, of) in all {
+        let measured = results.iter().filter(|r| !r.rounds.is_empty());
+        figures.extend(measured.map(|r| {
+            Figure::new(name, what, unit, r.rounds.iter().map(of))
+                .of(r.program.as_str())
+                .digits(digits)
+        }));
     }
-}
-
-fn table(results: &[Measured], rounds: u32) -> String {
-    let mut text = String::from(
-        "| program | start to first ping, s | idle, bytes/s | bootstrap dies: longest silence of \
-            a pair that talks, s | … first ping of a new pair, s | … restart to first ping, s \
-            |\n|---|---|---|---|---|---|\n",
-    );
-    for r in results {
-        let name = if r.version.is_empty() {
-            &r.program
-        } else {
-            &r.version
-        };
-        if r.rounds.is_empty() {
-            let _ = writeln!(
-                text,
-                "| {name} | not measured: {} | | | | |",
-                r.failed.as_deref().unwrap_or("no rounds").replace('|', "/")
-            );
-            continue;
-        }
-        let _ = writeln!(
-            text,
-            "| {name} | {} | {} | {} | {} | {} |",
-            cell(r.rounds.iter().map(|x| x.first_ping), 2),
-            cell(r.rounds.iter().map(|x| Some(x.idle_bytes)), 0),
-            cell(r.rounds.iter().map(|x| x.silence), 2),
-            cell(r.rounds.iter().map(|x| x.new_pair), 2),
-            cell(r.rounds.iter().map(|x| x.restart), 2),
-        );
-    }
-    let _ = write!(
-        text,
-        "\nMedian of {rounds} rounds (smallest–largest). Never: not within {} s.",
-        NEVER.as_secs()
-    );
-    text
-}
-
-fn page(table: &str) -> String {
-    format!(
-        "# Beside other overlays\n\nMade by `p2pvm testbed compare --out docs/peers.md`; every \
-            figure comes from that run.\n\n\
-        Five emulated hosts, 40 ms apart (round trip): a public bootstrap that all are told of, a \
-        second public host, and three behind\n\
-        port-restricted NATs. Keys and configuration are in place beforehand; the timed host `a` \
-        starts last and pings `b`; both are behind\n\
-        NATs. Each program runs as its packages install it, with one bootstrap, encryption on, \
-        and NAT traversal and relaying on where it has\n\
-        them. The silence is that of a ping ten times a second between `a` and `b` when the \
-        bootstrap's plug is pulled; the new pair is `a`\n\
-        and `c`, which have not talked before.\n\n{table}\n"
-    )
+    figures.extend(results.iter().filter_map(|r| {
+        let why = r.failed.as_deref()?.replace(['\n', '|'], " ");
+        Some(words("failed", "not measured", &why, r))
+    }));
+    figures
 }

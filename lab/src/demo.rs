@@ -5,7 +5,8 @@
 //! The first failure ends the demo.
 
 use crate::{
-    Sites, answers,
+    Sites, answers, figures,
+    figures::{Recorder, command_line},
     lab::{Lab, Pinged},
     runner::{RunError, Runner, Step, find_image, require_root},
 };
@@ -69,6 +70,7 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
         Some(path) => Sites::load(path).step(path.display())?,
         None => Sites::parse(SITES).step("the built-in sites file")?,
     };
+    let recorder = Recorder::from_environment();
     let began = Instant::now();
     let lab = {
         let building = "building the emulated wide area";
@@ -99,7 +101,13 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
     let down = lab.down().step("taking the testbed down");
     outcome?;
     down?;
-    print_figures(&figures, runner.json, began.elapsed())
+    let total = began.elapsed();
+    let whole = figures::Figure::new("whole", "the demo", "s", [total.as_secs_f64()])
+        .aim("≤ 3 min after the build");
+    recorder
+        .record("demo", &command_line(), &[whole])
+        .step("writing the figures")?;
+    print_figures(&figures, runner.json, total)
 }
 
 fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Result<(), RunError> {

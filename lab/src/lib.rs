@@ -18,6 +18,7 @@ pub mod compare;
 mod conntrack;
 pub mod demo;
 mod error;
+pub mod figures;
 pub mod forwarder;
 pub mod guest_client;
 pub mod host_state;

@@ -2,7 +2,7 @@
 //! emulated wide area.
 //!
 //! Two sites of each kind and one public bootstrap make a network; then each member pings members
-//! of every kind. The table says which path each pair ended on and how long it took to be direct,
+//! of every kind. The figures say which path each pair ended on and how long it took to be direct,
 //! beside what theory allows: the rules of mapping and filtering (RFC 4787, RFC 5128), written down
 //! here apart from the code under test.
 
@@ -10,13 +10,14 @@ mod report;
 
 use crate::{
     answers,
+    figures::{Destination, Recorder, command_line},
     lab::{Lab, LabError, Pinged},
     sites::{Hosts, Ipv6, Nat, Properties, Site, Sites},
 };
 use clap::Args;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Condvar, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -48,9 +49,8 @@ pub struct Options {
     /// Seed of the first round
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the report here (Markdown); printed otherwise
-    #[arg(long)]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    figures: Destination,
 }
 
 /// The NAT or firewall of a site.
@@ -127,35 +127,6 @@ impl Kind {
             Kind::Mapped => "mapped",
             Kind::Blocked => "blocked",
             Kind::Ipv6 => "ipv6",
-        }
-    }
-
-    fn about(self) -> &'static str {
-        match self {
-            Kind::None => "public address, nothing filtered",
-            Kind::Firewall => "public address, a stateful firewall",
-            Kind::FullCone => "endpoint-independent mapping and filtering",
-            Kind::Restricted => "endpoint-independent mapping, address-dependent filtering",
-            Kind::PortRestricted => {
-                "endpoint-independent mapping, address- and port-dependent filtering"
-            }
-            Kind::Preserving => {
-                "Linux masquerading: keeps the inside port, so a lone host is seen like one \
-                    behind a port-restricted cone"
-            }
-            Kind::Sequential => "another mapping for each destination, ports count up",
-            Kind::Symmetric => "another mapping for each destination, ports follow no rule",
-            Kind::Carrier => {
-                "a port-restricted home router behind a carrier's port-restricted NAT (RFC 6598 \
-                    between)"
-            }
-            Kind::Mapped => {
-                "symmetric, but the router maps ports (a real miniupnpd: PCP, NAT-PMP, UPnP)"
-            }
-            Kind::Blocked => "no UDP at all",
-            Kind::Ipv6 => {
-                "IPv6 only, a stateful firewall; all other sites but the bootstrap have IPv4 only"
-            }
         }
     }
 
@@ -259,7 +230,8 @@ pub fn run(options: &Options, program: &Path) -> anyhow::Result<()> {
     } else {
         options.kinds.clone()
     };
-    let mut outcomes = Vec::new();
+    let recorder = options.figures.begin();
+    let mut rounds = Vec::new();
     let mut seen = BTreeMap::new();
     for round in 0..options.rounds {
         eprintln!(
@@ -269,19 +241,17 @@ pub fn run(options: &Options, program: &Path) -> anyhow::Result<()> {
             kinds.len() * 2 + 1
         );
         let (found, natures) = play(&kinds, options.seed + u64::from(round), program)?;
-        outcomes.extend(found);
+        rounds.push(found);
         seen.extend(natures);
     }
-    let text = report::markdown(&kinds, options.rounds, &outcomes, &seen);
-    match &options.out {
-        Some(path) => std::fs::write(path, &text)?,
-        None => println!("{text}"),
-    }
-    let unconnected = outcomes.iter().filter(|o| o.path.is_empty()).count();
+    let figures = report::figures(&kinds, &rounds, &seen);
+    println!("{}", Recorder::overview(&figures));
+    recorder.record("nat", &command_line(), &figures)?;
+    let unconnected = rounds.iter().flatten().filter(|o| o.path.is_empty());
+    let (unconnected, all) = (unconnected.count(), rounds.iter().flatten().count());
     anyhow::ensure!(
         unconnected == 0,
-        "{unconnected} of {} pairs are not connected: see the report",
-        outcomes.len()
+        "{unconnected} of {all} pairs are not connected: see the figures"
     );
     Ok(())
 }

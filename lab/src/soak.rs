@@ -8,6 +8,7 @@
 
 use crate::{
     answers,
+    figures::Figure,
     lab::{Lab, LabError},
     sites::Sites,
     testbed::{self, Testbed},
@@ -99,6 +100,64 @@ pub struct Report {
     pub same_daemon: bool,
     /// Lines of its log that tell of a panic.
     pub panics: Vec<String>,
+}
+
+impl Report {
+    /// As docs/figures has it.
+    pub fn figures(&self) -> Vec<Figure> {
+        let (outcome, mega) = (&self.outcome, 1e6);
+        let sent: u64 = outcome.sent.values().sum();
+        let figure =
+            |name: &str, what: &str, unit: &str, value: f64| Figure::new(name, what, unit, [value]);
+        vec![
+            figure("seconds", "how long", "s", self.seconds),
+            figure("sent", "sent, all kinds", "million", sent as f64 / mega).digits(1),
+            figure("kinds", "kinds", "", outcome.sent.len() as f64),
+            figure(
+                "forged",
+                "with forged sources",
+                "MB",
+                outcome.forged_bytes as f64 / mega,
+            ),
+            figure(
+                "answered",
+                "answered",
+                "MB",
+                outcome.answered_bytes as f64 / mega,
+            )
+            .digits(1),
+            figure(
+                "amplification",
+                "at worst, of what one source had sent",
+                "times",
+                outcome.worst_amplification,
+            )
+            .digits(3)
+            .aim("≤ 3 times"),
+            figure(
+                "memory-before",
+                "before",
+                "MB",
+                self.resident_before as f64 / mega,
+            )
+            .digits(1),
+            figure(
+                "memory-after",
+                "after",
+                "MB",
+                self.resident_after as f64 / mega,
+            )
+            .digits(1),
+            figure(
+                "pings",
+                "pings of another member",
+                "",
+                f64::from(self.pings.1),
+            ),
+            figure("pongs", "of these answered", "", f64::from(self.pings.0)),
+            figure("panics", "panics", "", self.panics.len() as f64).aim("0"),
+        ]
+    }
 }
 
 /// The victim's ports: the control plane's and the packet plane's.

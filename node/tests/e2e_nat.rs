@@ -7,7 +7,10 @@ use common::{
     lab, network, refused,
     trouble::{forget, nft, stream},
 };
-use p2pvm_lab::lab::Lab;
+use p2pvm_lab::{
+    figures::{Figure, Recorder},
+    lab::Lab,
+};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -239,6 +242,28 @@ fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
     lab.down().unwrap();
 }
 
+/// Writes the pauses for docs/nat.md, where that is asked for: to a member behind a NAT, to an open
+/// one.
+fn keep(pauses: (Duration, Duration)) {
+    let silence = |took: Duration, to: &str| {
+        let what = "longest silence of a TCP stream";
+        Figure::new("silence", what, "s", [took.as_secs_f64()])
+            .of(format!("all UDP of a member dropped at once, to {to}"))
+            .digits(1)
+    };
+    let figures = [
+        silence(pauses.0, "a member behind a NAT"),
+        silence(pauses.1, "an open member"),
+    ];
+    Recorder::from_environment()
+        .record_part(
+            "paths",
+            "cargo nextest run -p p2pvm --test e2e_nat",
+            &figures,
+        )
+        .expect("the figures are written");
+}
+
 #[test]
 fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
     // How long QUIC takes to notice by itself is more than ten seconds; a dial, a handshake and the
@@ -282,6 +307,7 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
             open one for {:.1?}",
         pauses.0, pauses.1
     );
+    keep(pauses);
     let logs = || {
         format!(
             "{}\n-- office\n{}",

@@ -1,9 +1,10 @@
 //! The ciphers that a link could use, by the two libraries that have them for this processor:
 //! nanoseconds to seal and to open one datagram, in place and with the tag apart, as
 //! `link::session` does it. Round by round over all of them, so that what else the machine does
-//! falls on all alike; prints medians, and the fastest and slowest round. `cargo bench -p
+//! falls on all alike; prints medians and all rounds. `cargo bench -p
 //! p2pvm-overlay --no-default-features --bench aead`.
 
+use p2pvm_figures::{Figure, Recorder};
 use std::{
     hint::black_box,
     time::{Duration, Instant},
@@ -100,6 +101,7 @@ fn measure(aead: &dyn Aead, size: usize) -> [f64; 2] {
 }
 
 fn main() {
+    let recorder = Recorder::from_environment();
     let ciphers: [(&str, Box<dyn Aead>); 6] = [
         (
             "ring AES-128-GCM",
@@ -137,23 +139,19 @@ fn main() {
             }
         }
     }
-    println!(
-        "| ns a datagram | {} |",
-        SIZES
-            .map(|size| format!("seal {size} | open {size}"))
-            .join(" | ")
-    );
-    println!("|---|{}", "---|".repeat(2 * SIZES.len()));
-    for ((name, _), seen) in ciphers.iter().zip(seen) {
-        let cells = seen.into_iter().flatten().map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            format!(
-                "{:.0} ({:.0}–{:.0})",
-                times[ROUNDS / 2],
-                times[0],
-                times[ROUNDS - 1]
-            )
-        });
-        println!("| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
+    let mut figures = Vec::new();
+    for (n, size) in SIZES.into_iter().enumerate() {
+        for (way, what) in [(0, "seal"), (1, "open")] {
+            for ((name, _), seen) in ciphers.iter().zip(&seen) {
+                let rounds = seen[n][way].iter().copied();
+                let what = (format!("{what}-{size}"), format!("{what} {size} bytes"));
+                figures.push(Figure::new(&what.0, &what.1, "ns", rounds).of(*name));
+            }
+        }
     }
+    println!("{}", Recorder::overview(&figures));
+    let command = "cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench aead";
+    recorder
+        .record("ciphers", command, &figures)
+        .expect("the figures are written");
 }

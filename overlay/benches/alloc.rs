@@ -7,6 +7,7 @@
 #[path = "../tests/plane/world.rs"]
 mod world;
 
+use p2pvm_figures::{Figure, Recorder};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     process::{Command, Stdio},
@@ -88,7 +89,8 @@ async fn main() {
         .ping(b.member, Duration::from_secs(10))
         .await
         .expect("a link");
-    let mut wrong = false;
+    let recorder = Recorder::from_environment();
+    let (mut wrong, mut figures) = (false, Vec::new());
     for (what, arguments, packet) in [
         ("TCP", "", PACKET),
         ("UDP, 1200 bytes", "-u -b 300M -l 1200", 1228),
@@ -103,6 +105,12 @@ async fn main() {
         );
         // The clock, the connector and this measurement allocate now and then; a packet must not.
         wrong |= each > 0.05;
+        let figure = Figure::new("each", "allocations for a packet", "", [each]);
+        figures.push(figure.of(what).digits(5).aim("≤ 0.05"));
     }
+    let command = "cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench alloc";
+    recorder
+        .record("allocations", command, &figures)
+        .expect("the figures are written");
     assert!(!wrong, "packets are allocated for");
 }

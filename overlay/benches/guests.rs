@@ -4,14 +4,14 @@
 //! virtio-net header, without a machine emulator that would be what is measured.
 //!
 //! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench guests [--
-//! ROUNDS]`. Prints Gbit/s and the planes' processor seconds per gigabyte: medians, smallest and
-//! largest.
+//! ROUNDS]`. Prints Gbit/s and the planes' processor seconds per gigabyte: medians and all rounds.
 
 #![allow(dead_code, reason = "the tests' world has more than this needs")]
 
 #[path = "../tests/plane/world.rs"]
 mod world;
 
+use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{Epoch, plane::Route};
 use std::{
     net::IpAddr,
@@ -55,21 +55,24 @@ fn stream(from: &str, to: &str, address: &str) -> (f64, f64) {
     (bytes * 8.0 / f64::from(SECONDS) / 1e9, used / (bytes / 1e9))
 }
 
-fn row(name: &str, mut values: Vec<(f64, f64)>) -> f64 {
-    let mid = values.len() / 2;
-    let mut cells = Vec::new();
-    for pick in [|v: &(f64, f64)| v.0, |v: &(f64, f64)| v.1] {
-        values.sort_by(|a, b| pick(a).total_cmp(&pick(b)));
-        cells.push(format!(
-            "{:.2} ({:.2}–{:.2})",
-            pick(&values[mid]),
-            pick(&values[0]),
-            pick(&values[values.len() - 1])
-        ));
-    }
-    println!("| {name} | {} |", cells.join(" | "));
-    values.sort_by(|a, b| a.0.total_cmp(&b.0));
-    values[mid].0
+/// The figures of both ways, and how they compare round by round.
+fn figures(by_host: &[(f64, f64)], by_guest: &[(f64, f64)]) -> Vec<Figure> {
+    let ways = [("host to host", by_host), ("guest to guest", by_guest)];
+    let rates = ways.map(|(of, rounds)| {
+        let rounds = rounds.iter().map(|(rate, _)| *rate);
+        let figure = Figure::new("stream", "one TCP stream", "Gbit/s", rounds);
+        figure.of(of).digits(2)
+    });
+    let costs = ways.map(|(of, rounds)| {
+        let rounds = rounds.iter().map(|(_, cost)| *cost);
+        let figure = Figure::new("cpu", "both planes' processor time", "s/GB", rounds);
+        figure.of(of).digits(2)
+    });
+    let pairs = by_host.iter().zip(by_guest);
+    let shares = pairs.map(|(host, guest)| guest.0 / host.0 * 100.0);
+    let share = Figure::new("share", "guest to guest, of host to host", "%", shares);
+    let share = share.aim("≥ 80 %");
+    rates.into_iter().chain(costs).chain([share]).collect()
 }
 
 #[tokio::main]
@@ -78,6 +81,7 @@ async fn main() {
         .skip(1)
         .find_map(|a| a.parse().ok())
         .unwrap_or(5);
+    let recorder = Recorder::from_environment();
     let mut world = World::new(Duration::from_millis(1));
     let hosts: [Host; 2] = [world.host(Nat::None), world.host(Nat::None)];
     introduce(&[&hosts[0], &hosts[1]]);
@@ -128,13 +132,11 @@ async fn main() {
             by_guest.push(stream(&guests[0].0, &guests[1].0, &guests[1].1.to_string()));
         }
     });
-    println!("| one TCP stream | Gbit/s | planes' CPU s per GB |\n|---|---|---|");
-    let (host, guest) = (
-        row("host to host", by_host),
-        row("guest to guest", by_guest),
-    );
-    println!(
-        "\nguest to guest is {:.0} % of host to host",
-        guest / host * 100.0
-    );
+    let figures = figures(&by_host, &by_guest);
+    println!("{}", Recorder::overview(&figures));
+    let command =
+        format!("cargo bench -p p2pvm-overlay --no-default-features --bench guests -- {rounds}");
+    recorder
+        .record("guests", &command, &figures)
+        .expect("the figures are written");
 }

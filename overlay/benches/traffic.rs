@@ -5,15 +5,16 @@
 //! the machine is. Pairs of slices that differ in nothing run beside the others and show what the
 //! measurement can tell.
 //!
-//! Needs root and iperf3. `cargo bench -p p2pvm-overlay --no-default-features --bench traffic [--
-//! PAIRS]`. Prints the median of the pairs' ratios on/off, its 95 % confidence interval by order
-//! statistics (no distribution assumed), and the quartiles.
+//! Needs root and iperf3. `cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench
+//! traffic [-- PAIRS]`. Prints the median of the pairs' ratios on/off, its 95 % confidence interval
+//! by order statistics (no distribution assumed), and the quartiles.
 
 #![allow(dead_code, reason = "the tests' world has more than this needs")]
 
 #[path = "../tests/plane/world.rs"]
 mod world;
 
+use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{membership::NetworkPolicy, plane::Directory};
 use std::{
     fmt::Write as _,
@@ -140,11 +141,30 @@ impl Bench {
     }
 }
 
+/// Writes the costs, pair by pair, where that is asked for.
+fn record<'a>(
+    recorder: &Recorder,
+    pairs: usize,
+    told: impl Iterator<Item = (&'a Vec<(f64, f64)>, &'a str)>,
+) {
+    let figure = |(seen, name): (&Vec<(f64, f64)>, &str)| {
+        let more = seen.iter().map(|(ratio, _)| (ratio - 1.0) * 100.0);
+        let what = "processor time per byte beside none, pair by pair";
+        Figure::new("cost", what, "%", more).of(name).digits(2)
+    };
+    let figures: Vec<Figure> = told.map(figure).collect();
+    let bench = "cargo bench --profile dev -p p2pvm-overlay --no-default-features --bench traffic";
+    recorder
+        .record("counting", &format!("{bench} -- {pairs}"), &figures)
+        .expect("the figures are written");
+}
+
 fn main() {
     let pairs: usize = std::env::args()
         .skip(1)
         .find_map(|a| a.parse().ok())
         .unwrap_or(300);
+    let recorder = Recorder::from_environment();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -178,6 +198,8 @@ fn main() {
         !bench.a.plane.traffic().flows.is_empty(),
         "the stream was counted"
     );
+    let told = seen.iter().zip(kinds.map(|(_, name)| name));
+    record(&recorder, pairs, told);
     for (seen, (_, name)) in seen.iter().zip(kinds) {
         let mut ratios: Vec<f64> = seen.iter().map(|(ratio, _)| *ratio).collect();
         let mut costs: Vec<f64> = seen.iter().map(|(_, cost)| *cost).collect();

@@ -2,6 +2,7 @@
 //! of them liars.
 
 use super::*;
+use p2pvm_figures::{Figure, Recorder};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use std::{cmp::Reverse, collections::BTreeSet};
 
@@ -18,6 +19,19 @@ enum Lie {
     Silent,
     /// Name only liars, just before the time is over.
     Delay,
+}
+
+impl Lie {
+    /// As docs/dht.md calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Lie::Omit => "name only liars",
+            Lie::Dead => "name dead members",
+            Lie::Far => "name the farthest",
+            Lie::Silent => "say nothing",
+            Lie::Delay => "name only liars, late",
+        }
+    }
 }
 
 struct World {
@@ -258,10 +272,15 @@ fn among_honest_members_every_lookup_finds_the_nearest() {
 
 #[test]
 fn a_third_of_lying_members_never_has_a_wrong_answer_believed() {
+    let recorder = Recorder::from_environment();
+    let mut figures = Vec::new();
     for lie in [Lie::Omit, Lie::Dead, Lie::Far, Lie::Silent, Lie::Delay] {
+        let mut slowest = Duration::ZERO;
         for (n, seeds) in [(120, 0..12), (600, 20..24)] {
             let t = tally(n, lie, seeds.clone(), 60);
             let all = t.right + t.refused + t.wrong;
+            figures.extend(as_figures(lie, n, &t));
+            slowest = slowest.max(t.slowest);
             println!(
                 "{n} members, a third {lie:?}: of {all} lookups {} right, {} refused, {} wrong; \
                     {:.1} questions each, slowest {:?}",
@@ -277,12 +296,39 @@ fn a_third_of_lying_members_never_has_a_wrong_answer_believed() {
                 "{n} members, {lie:?}: it still works: {t:?}"
             );
         }
+        let slowest = Figure::new("slowest", "slowest lookup", "s", [slowest.as_secs_f64()]);
+        figures.push(slowest.of(lie.name()).digits(1));
     }
+    recorder
+        .record_part("lookups", COMMAND, &figures)
+        .expect("the figures are written");
+}
+
+/// What measures the figures again.
+const COMMAND: &str = "cargo test -p p2pvm-overlay --no-default-features lookup";
+
+/// For docs/dht.md.
+fn as_figures(lie: Lie, members: usize, tally: &Tally) -> Vec<Figure> {
+    let all = tally.right + tally.refused + tally.wrong;
+    let figure = |name: &str, what: &str, value: f64| {
+        Figure::new(&format!("{name}-{members}"), what, "", [value]).of(lie.name())
+    };
+    vec![
+        figure("right", "right answers", tally.right as f64),
+        figure("refused", "refused answers", tally.refused as f64),
+        figure("wrong", "wrong answers believed", tally.wrong as f64),
+        figure(
+            "questions",
+            "questions of a lookup",
+            tally.questions as f64 / all as f64,
+        ),
+    ]
 }
 
 #[test]
 fn whoever_is_shown_only_liars_is_told_so_and_not_led_astray() {
     // Its whole book but for what it learned before is liars: no path can find an honest member.
+    let recorder = Recorder::from_environment();
     let (mut refused, mut believed) = (0, 0);
     for seed in 0..40 {
         let mut world = World::new(seed, 300, Lie::Omit);
@@ -301,6 +347,16 @@ fn whoever_is_shown_only_liars_is_told_so_and_not_led_astray() {
         }
     }
     println!("shown only liars: {refused} refused, {believed} believed");
+    let figure = |name: &str, what: &str, count: i32| {
+        Figure::new(name, what, "", [f64::from(count)]).of("shown only liars")
+    };
+    let figures = [
+        figure("filled-refused", "seeds in which it detects this", refused),
+        figure("filled-believed", "seeds in which it is misled", believed),
+    ];
+    recorder
+        .record_part("lookups", COMMAND, &figures)
+        .expect("the figures are written");
     assert!(
         refused >= 34,
         "the share that the density tells: {refused} of 40"

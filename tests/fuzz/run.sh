@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs every fuzz target for some seconds each (default 60) and prints a row of docs/hostile.md for each. Other arguments: only these
-# targets. Needs Rust and a C++ compiler (apt-get install build-essential); installs cargo-fuzz with cargo if it is not there. What a
-# target finds is kept below tests/fuzz/artifacts, its corpus below tests/fuzz/corpus.
+# targets. With P2PVM_FIGURES=docs/figures the figures go there too. Needs Rust and a C++ compiler (apt-get install build-essential);
+# installs cargo-fuzz with cargo if it is not there. What a target finds is kept below tests/fuzz/artifacts, its corpus below
+# tests/fuzz/corpus.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
@@ -19,6 +20,7 @@ cargo fuzz build "${options[@]}"
 failed=0
 echo "| target | executions | a second | edges reached | findings |"
 echo "|---|---|---|---|---|"
+figures=$(mktemp)
 mapfile -t targets < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else cargo fuzz list --fuzz-dir tests/fuzz; fi)
 for target in "${targets[@]}"; do
   log=$(mktemp)
@@ -27,10 +29,16 @@ for target in "${targets[@]}"; do
   stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }
   edges=$(grep -oE 'cov: [0-9]+' "$log" | tail -1 | cut -d' ' -f2 || true)
   echo "| \`$target\` | $(stat number_of_executed_units) | $(stat average_exec_per_sec) | ${edges:-?} | $found |"
+  printf '%s\t%s\t%s\t\t%s\n' executions "$target" executions "$(stat number_of_executed_units)" \
+    edges "$target" "edges reached" "${edges:-unknown}" findings "$target" findings "$found" >>"$figures"
   if [ "$found" = 1 ]; then
     failed=1
     tail -40 "$log" >&2
   fi
   rm -f "$log"
 done
+if [ -n "${P2PVM_FIGURES:-}" ]; then
+  cargo run --quiet --locked -p p2pvm-figures -- record fuzz "tests/fuzz/run.sh $seconds" <"$figures"
+fi
+rm -f "$figures"
 exit "$failed"

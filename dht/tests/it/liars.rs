@@ -8,6 +8,7 @@ use p2pvm_dht::{
     cell::Cell,
     wire::{Reply, Request, emit, parse},
 };
+use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{Fabric, MemberId, RingAddr, Serve, UnixTime, identity::KeyPair};
 use rand::{Rng, seq::index::sample};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -133,9 +134,13 @@ async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
 
 #[tokio::test(start_paused = true)]
 async fn a_third_of_liars_makes_no_second_owner_and_no_wrong_read() {
+    let recorder = Recorder::from_environment();
+    let mut figures = Vec::new();
     for (lie, name) in [(Lie::Deny, "deny"), (Lie::Claim, "claim")] {
         for seed in 0..4 {
             let [few, many] = third_lies(seed, lie).await;
+            figures.extend(as_figures(&format!("{name}-few"), seed, &few));
+            figures.extend(as_figures(&format!("{name}-many"), seed, &many));
             println!(
                 "liars {name}, seed {seed}: at most two of five lie: {few:?}; three or more: \
                     {many:?}"
@@ -151,6 +156,26 @@ async fn a_third_of_liars_makes_no_second_owner_and_no_wrong_read() {
             );
         }
     }
+    recorder
+        .record_part("liars", "cargo test -p p2pvm-dht --test it liars", &figures)
+        .expect("the figures are written");
+}
+
+/// For docs/dht.md; `kind`: what liars do, and whether few or many of a key's replicas lie.
+fn as_figures(kind: &str, seed: u64, tally: &Tally) -> Vec<Figure> {
+    let all = [
+        ("keys", "keys", tally.keys),
+        ("created", "creates that succeed", tally.created),
+        ("read", "right reads", tally.read),
+        ("wrong", "wrong reads", tally.wrong),
+        ("absent", "false 'absent'", tally.absent),
+        ("two-owners", "second owners", tally.two_owners),
+    ];
+    let figure = |(name, what, count): (&str, &str, u32)| {
+        let name = format!("{kind}-{name}");
+        Figure::new(&name, what, "", [f64::from(count)]).of(seed.to_string())
+    };
+    all.into_iter().map(figure).collect()
 }
 
 #[tokio::test(start_paused = true)]

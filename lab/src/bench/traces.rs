@@ -86,26 +86,46 @@ impl Bench<'_> {
                 std::mem::swap(&mut from, &mut to);
             }
         }
+        let before = self.recorded.len();
         self.show_costs("off", without);
         let sent = std::mem::take(&mut with.sent);
         self.show_costs("on", with);
-        self.figure("traces on: sent for one migration by both hosts", "B", sent);
+        self.figure(
+            ("sent", "on"),
+            "traces on: sent for one migration by both hosts",
+            "B",
+            sent,
+        );
+        // They have a page of their own.
+        self.recorded_traces = self.recorded.split_off(before);
         lab.down().step("taking the testbed down")
     }
 
     fn show_costs(&mut self, traces: &str, cost: Cost) {
         let figures = [
             (
+                "total",
                 format!("migration at {RTT_MS} ms RTT: total"),
                 "ms",
                 cost.total,
             ),
-            ("downtime by QEMU".into(), "ms", cost.downtime),
-            ("longest gap of the TCP client".into(), "ms", cost.gap),
-            ("an idle daemon's processor time".into(), "ms/s", cost.idle),
+            ("downtime", "downtime by QEMU".into(), "ms", cost.downtime),
+            (
+                "gap",
+                "longest gap of the TCP client".into(),
+                "ms",
+                cost.gap,
+            ),
+            (
+                "idle",
+                "an idle daemon's processor time".into(),
+                "ms/s",
+                cost.idle,
+            ),
         ];
-        for (what, unit, rounds) in figures {
-            self.figure(format!("traces {traces}: {what}"), unit, rounds);
+        for (name, what, unit, rounds) in figures {
+            let what = format!("traces {traces}: {what}");
+            self.figure((name, traces), what, unit, rounds);
         }
     }
 }

@@ -5,13 +5,12 @@
 //! behind port-restricted NATs. The path is read from `p2pvm peers` every [`LOOK_EVERY`], so its
 //! time is late by up to that interval and the duration of the command.
 
-use super::{Common, HOSTS, NEVER, Overlay, SITES, cell, first_answer, p2pvm::P2pvm};
-use crate::{answers, keeper::Life, sites::Sites, testbed::Testbed};
+use super::{Common, HOSTS, NEVER, Overlay, SITES, first_answer, p2pvm::P2pvm};
+use crate::{answers, figures::Figure, keeper::Life, sites::Sites, testbed::Testbed};
 use clap::Args;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
-    fmt::Write as _,
     path::Path,
     process::ExitCode,
     thread,
@@ -53,11 +52,13 @@ struct Join {
 /// Measures the joins.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let program = &options.common.program()?;
+    let recorder = options.common.figures.begin();
     let mut joins = Vec::new();
     for rtt_ms in &options.rtt {
         joins.extend(at(program, *rtt_ms, options.rounds)?);
     }
-    options.common.report(&joins, &table(&joins, options), page)
+    let figures = figures(&joins, &options.rtt);
+    options.common.report(&joins, &recorder, "joins", &figures)
 }
 
 fn at(program: &Path, rtt_ms: u32, rounds: u32) -> anyhow::Result<Vec<Join>> {
@@ -127,41 +128,35 @@ fn direct_to(
     Ok(None)
 }
 
-fn table(joins: &[Join], options: &Options) -> String {
-    let mut text = String::from(
-        "| round trip between sites, ms | start to first answered ping, s | start to direct path, \
-            s |\n|---|---|---|\n",
-    );
-    for rtt in &options.rtt {
-        let of = |value: fn(&Join) -> Option<f64>| {
-            cell(joins.iter().filter(|j| j.rtt_ms == *rtt).map(value), 2)
-        };
-        let _ = writeln!(
-            text,
-            "| {rtt} | {} | {} |",
-            of(|j| j.first_ping),
-            of(|j| j.direct)
-        );
+/// The aim at a round trip, where there is one.
+fn aim(name: &str, rtt_ms: u32) -> Option<&'static str> {
+    match (name, rtt_ms) {
+        ("first-ping", 1) => Some("≤ 0.3 s"),
+        ("direct", 100) => Some("≤ 1 s"),
+        _ => None,
     }
-    let _ = write!(
-        text,
-        "\nMedian of {} starts (smallest–largest). Never: not within {} s.",
-        options.rounds,
-        NEVER.as_secs()
-    );
-    text
 }
 
-fn page(table: &str) -> String {
-    format!(
-        "# How long a start takes\n\nMade by `p2pvm testbed joins --out docs/joins.md`; every \
-            figure comes from that run.\n\n\
-        Five emulated hosts: a public bootstrap, a second public host, and three behind \
-        port-restricted NATs. Four are up; the timed one, a\n\
-        member already, starts and pings another behind a NAT, to which it has no link. The time \
-        is that of the command `p2pvm up --detach`\n\
-        and all that follows. The path is asked for every {} ms, so its time is a little late. \
-        docs/decisions/0011 counts the round trips.\n\n{table}\n",
-        LOOK_EVERY.as_millis()
-    )
+fn figures(joins: &[Join], rtts: &[u32]) -> Vec<Figure> {
+    type Of = fn(&Join) -> Option<f64>;
+    let all: [(&str, &str, Of); 2] = [
+        ("first-ping", "start to first answered ping", |j| {
+            j.first_ping
+        }),
+        ("direct", "start to direct path", |j| j.direct),
+    ];
+    let mut figures = Vec::new();
+    for (name, what, of) in all {
+        for rtt in rtts {
+            let rounds = joins.iter().filter(|j| j.rtt_ms == *rtt).map(of);
+            let figure = Figure::new(name, &format!("{what}, by round trip in ms"), "s", rounds)
+                .of(rtt.to_string())
+                .digits(2);
+            figures.push(match aim(name, *rtt) {
+                Some(aim) => figure.aim(aim),
+                None => figure,
+            });
+        }
+    }
+    figures
 }

@@ -1,151 +1,143 @@
-//! The report of `nat-matrix` as Markdown: the table, the exceptions, the figures.
+//! The figures of `nat-matrix`: what became of each pair of kinds, in each round.
 
-use super::{Kind, Outcome, RTT_MS, Theory, theory};
-use std::{collections::BTreeMap, fmt::Write};
+use super::{Kind, Outcome, Theory, theory};
+use crate::figures::Figure;
+use std::collections::BTreeMap;
 
-/// The whole page.
-pub(super) fn markdown(
+/// All of them. `seen`: what the members of each kind say of their NAT.
+pub(super) fn figures(
     kinds: &[Kind],
-    rounds: u32,
-    outcomes: &[Outcome],
+    rounds: &[Vec<Outcome>],
     seen: &BTreeMap<Kind, String>,
-) -> String {
-    let mut text = String::from("# Every NAT against every NAT\n\n");
-    let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
-    let _ = write!(
-        text,
-        "Made by `p2pvm testbed nat-matrix --kinds {} --rounds {rounds} --out docs/nat.md`: real \
-            daemons on the emulated wide area, real\n\
-         NATs (nftables), two sites of each kind and one public bootstrap, {RTT_MS:.0} ms between \
-         any two sites. Pairs are pinged from both\n\
-         sides. Time to direct is from the first exchange of addresses to the selected direct \
-         path, by the daemon's own count.\nBoth ends may begin at once: exchanges within half a \
-         second of each other are one try.\n\n",
-        names.join(",")
-    );
-    figures(&mut text, outcomes);
-    text.push_str(
-        "\n## Paths\n\nD: direct, with the median time to it. R: through another member. S: over \
-            a stream (TCP) of the control plane.\n",
-    );
-    text.push_str(
-        "What differs from theory is marked with **!**. Theory says: direct where both sides' \
-            mappings are known beforehand or one\n",
-    );
-    text.push_str(
-        "side hears any port of the other's address; by guessing a port where one side's NAT \
-            counts; through a relay otherwise.\n\n",
-    );
-    table(&mut text, kinds, outcomes);
-    exceptions(&mut text, outcomes);
-    text.push_str(
-        "\n## Kinds\n\n| kind | what it is | what its members say of it |\n|---|---|---|\n",
-    );
-    for kind in kinds {
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} |",
-            kind.name(),
-            kind.about(),
-            seen.get(kind).map_or("", String::as_str)
-        );
+) -> Vec<Figure> {
+    let mut all = counts(rounds);
+    all.extend(times(rounds));
+    for a in kinds {
+        for b in kinds {
+            all.extend(pair(*a, *b, rounds));
+        }
     }
-    text.push_str(
-        "\nAn IPv6-only site and an IPv4-only one have no common address family and no translator \
-            between them: theory allows no direct\n\
-         path. Only a member with both families can relay for them; here that is the bootstrap.\n",
+    for (number, outcomes) in rounds.iter().enumerate() {
+        let odd = outcomes.iter().filter(|o| !as_theory_says(o));
+        all.extend(odd.map(|outcome| {
+            let (from, to) = (&outcome.from, &outcome.to);
+            Figure::new("differs", "differs from theory", "", [told(outcome)])
+                .of(format!("{from} to {to}, round {}", number + 1))
+        }));
+    }
+    all.extend(kinds.iter().filter_map(|kind| {
+        let said = seen.get(kind)?.as_str();
+        Some(Figure::new("says", "what its members say of it", "", [said]).of(kind.name()))
+    }));
+    all
+}
+
+/// Whether a path needs a punch: between two members without NAT it does not.
+fn is_punched(outcome: &Outcome) -> bool {
+    outcome.kinds != (Kind::None, Kind::None)
+}
+
+fn is_of(outcome: &Outcome, verdict: Theory) -> bool {
+    theory(outcome.kinds.0, outcome.kinds.1) == verdict
+}
+
+/// Pairs of each round that are so.
+fn count(
+    rounds: &[Vec<Outcome>],
+    (name, what): (&str, &str),
+    is_so: impl Fn(&Outcome) -> bool,
+) -> Figure {
+    let of = |outcomes: &Vec<Outcome>| outcomes.iter().filter(|o| is_so(o)).count() as f64;
+    Figure::new(name, what, "", rounds.iter().map(of)).sum()
+}
+
+fn counts(rounds: &[Vec<Outcome>]) -> Vec<Figure> {
+    let first = |o: &Outcome| {
+        o.punch
+            .is_some_and(|(tries, ms)| tries == 1 && ms.is_some())
+    };
+    let punch = |o: &Outcome| is_of(o, Theory::Direct) && is_punched(o) && o.punch.is_some();
+    let guess = |o: &Outcome| is_of(o, Theory::Guess);
+    let connected = ("connected", "pairs connected");
+    let direct = ("direct", "direct where theory allows it");
+    let first_try = (
+        "first-try",
+        "punches that succeed at the first try, where theory allows it",
     );
-    text
+    vec![
+        count(rounds, ("pairs", "pairs"), |_| true),
+        count(rounds, connected, |o| !o.path.is_empty()).aim("100 %"),
+        count(
+            rounds,
+            ("direct-possible", "pairs that theory allows a direct path"),
+            |o| is_of(o, Theory::Direct),
+        ),
+        count(rounds, direct, |o| {
+            is_of(o, Theory::Direct) && o.is_direct()
+        })
+        .aim("100 %"),
+        count(
+            rounds,
+            ("guess-possible", "pairs whose port has to be guessed"),
+            guess,
+        ),
+        count(
+            rounds,
+            ("guess-direct", "direct where a port has to be guessed"),
+            |o| guess(o) && o.is_direct(),
+        ),
+        count(
+            rounds,
+            ("punches", "punches, where theory allows it"),
+            punch,
+        ),
+        count(rounds, first_try, |o| punch(o) && first(o)).aim("≥ 97 %"),
+        count(
+            rounds,
+            ("guess-punches", "punches where a port has to be guessed"),
+            |o| guess(o) && o.punch.is_some(),
+        ),
+        count(
+            rounds,
+            ("guess-first-try", "of these at the first try"),
+            |o| guess(o) && first(o),
+        ),
+    ]
 }
 
-fn median(mut times: Vec<f64>) -> Option<f64> {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied()
-}
-
+/// The value below which a share of them lies.
 fn percentile(mut times: Vec<f64>, share: f64) -> Option<f64> {
     times.sort_by(f64::total_cmp);
-    times
-        .get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)))
-        .copied()
+    let at = (times.len() as f64 * share) as usize;
+    times.get(at.min(times.len().saturating_sub(1))).copied()
 }
 
-fn share(part: usize, whole: usize) -> String {
-    if whole == 0 {
-        "none".into()
-    } else {
-        format!(
-            "{part} of {whole} ({:.1} %)",
-            part as f64 / whole as f64 * 100.0
-        )
-    }
-}
-
-fn figures(text: &mut String, outcomes: &[Outcome]) {
-    let of = |verdict: Theory| {
-        outcomes
-            .iter()
-            .filter(|o| theory(o.kinds.0, o.kinds.1) == verdict)
-            .collect::<Vec<_>>()
+fn times(rounds: &[Vec<Outcome>]) -> Vec<Figure> {
+    type Of = fn(&Outcome) -> Option<f64>;
+    let direct: Of = |o| {
+        let punch = o
+            .punch
+            .filter(|_| is_of(o, Theory::Direct) && is_punched(o));
+        punch.and_then(|(_, ms)| ms)
     };
-    let (direct, guess) = (of(Theory::Direct), of(Theory::Guess));
-    let is_direct = |o: &&&Outcome| o.is_direct();
-    // Two members without NAT need no punch.
-    let punched: Vec<_> = direct
-        .iter()
-        .filter(|o| o.kinds != (Kind::None, Kind::None))
-        .collect();
-    let counted: Vec<_> = punched.iter().filter_map(|o| o.punch).collect();
-    let first = counted
-        .iter()
-        .filter(|(tries, ms)| *tries == 1 && ms.is_some())
-        .count();
-    let guessed: Vec<_> = guess.iter().filter_map(|o| o.punch).collect();
-    let guessed_first = guessed
-        .iter()
-        .filter(|(tries, ms)| *tries == 1 && ms.is_some())
-        .count();
-    let times: Vec<f64> = counted.iter().filter_map(|(_, ms)| *ms).collect();
-    let answers: Vec<f64> = outcomes
-        .iter()
-        .map(|o| o.first_answer_ms)
-        .filter(|ms| !ms.is_nan())
-        .collect();
-    let ms = |value: Option<f64>| value.map_or("none".into(), |ms| format!("{ms:.0} ms"));
-    for (what, value) in [
+    let answer: Of = |o| Some(o.first_answer_ms).filter(|ms| !ms.is_nan());
+    let all: [(&str, &str, Of, f64); 4] = [
+        ("time-median", "time to direct, median", direct, 0.5),
+        ("time-p95", "time to direct, 95 % within", direct, 0.95),
         (
-            "pairs connected",
-            share(
-                outcomes.iter().filter(|o| !o.path.is_empty()).count(),
-                outcomes.len(),
-            ),
+            "answer-median",
+            "first answer, by any path, from the start of the command: median",
+            answer,
+            0.5,
         ),
-        (
-            "direct where theory allows it",
-            share(direct.iter().filter(is_direct).count(), direct.len()),
-        ),
-        (
-            "direct where a port has to be guessed",
-            share(guess.iter().filter(is_direct).count(), guess.len()),
-        ),
-        (
-            "punches that succeed at the first try, where theory allows it",
-            share(first, counted.len()),
-        ),
-        (
-            "the same where a port has to be guessed",
-            share(guessed_first, guessed.len()),
-        ),
-        ("time to direct, median", ms(median(times.clone()))),
-        ("time to direct, 95 % within", ms(percentile(times, 0.95))),
-        (
-            "first answer, by whatever path, from the start of the command: median",
-            ms(median(answers.clone())),
-        ),
-        ("first answer, 95 % within", ms(percentile(answers, 0.95))),
-    ] {
-        let _ = writeln!(text, "- {what}: {value}");
-    }
+        ("answer-p95", "first answer, 95 % within", answer, 0.95),
+    ];
+    let figure = |(name, what, of, share): (&str, &str, Of, f64)| {
+        let each =
+            |outcomes: &Vec<Outcome>| percentile(outcomes.iter().filter_map(of).collect(), share);
+        Figure::new(name, what, "ms", rounds.iter().map(each))
+    };
+    all.into_iter().map(figure).collect()
 }
 
 fn letter(path: &str) -> &'static str {
@@ -165,66 +157,81 @@ fn as_theory_says(outcome: &Outcome) -> bool {
     }
 }
 
-fn table(text: &mut String, kinds: &[Kind], outcomes: &[Outcome]) {
-    let _ = writeln!(
-        text,
-        "| | {} |",
-        kinds
-            .iter()
-            .map(|kind| kind.name())
-            .collect::<Vec<_>>()
-            .join(" | ")
-    );
-    let _ = writeln!(text, "|---|{}", "---|".repeat(kinds.len()));
-    for (row, a) in kinds.iter().enumerate() {
-        let mut cells = vec![String::new(); row];
-        for b in &kinds[row..] {
-            let of: Vec<_> = outcomes.iter().filter(|o| o.kinds == (*a, *b)).collect();
-            let mut letters: Vec<_> = of.iter().map(|o| letter(&o.path)).collect();
-            letters.sort_unstable();
-            letters.dedup();
-            let time = median(
-                of.iter()
-                    .filter_map(|o| o.punch.and_then(|(_, ms)| ms))
-                    .collect(),
-            );
-            let time = time
-                .filter(|_| letters.contains(&"D"))
-                .map_or(String::new(), |ms| format!(" {ms:.0} ms"));
-            let mark = if of.iter().all(|o| as_theory_says(o)) {
-                ""
-            } else {
-                " **!**"
-            };
-            cells.push(format!("{}{time}{mark}", letters.join("/")));
-        }
-        let _ = writeln!(text, "| **{}** | {} |", a.name(), cells.join(" | "));
+/// Path and time to a direct one of a pair of kinds, each as `path-B` and `time-B` of A.
+fn pair(a: Kind, b: Kind, rounds: &[Vec<Outcome>]) -> Vec<Figure> {
+    let outcomes = rounds.iter().flatten().filter(|o| o.kinds == (a, b));
+    let (mut paths, mut times) = (Vec::new(), Vec::new());
+    for outcome in outcomes {
+        let mark = if as_theory_says(outcome) { "" } else { "!" };
+        paths.push(format!("{}{mark}", letter(&outcome.path)));
+        let direct = outcome.punch.filter(|_| outcome.is_direct());
+        times.extend(direct.and_then(|(_, ms)| ms));
     }
+    let paths = Figure::new(&format!("path-{}", b.name()), "path", "", paths);
+    let times = Figure::new(&format!("time-{}", b.name()), "time to direct", "ms", times);
+    let measured = [paths, times].into_iter().filter(|f| !f.rounds.is_empty());
+    measured.map(|figure| figure.of(a.name())).collect()
 }
 
-fn exceptions(text: &mut String, outcomes: &[Outcome]) {
-    let odd: Vec<_> = outcomes.iter().filter(|o| !as_theory_says(o)).collect();
-    if odd.is_empty() {
-        text.push_str("\nNo pair differs from theory.\n");
-        return;
+fn told(outcome: &Outcome) -> String {
+    let path = if outcome.path.is_empty() {
+        "not connected"
+    } else {
+        &outcome.path
+    };
+    let verdict = match theory(outcome.kinds.0, outcome.kinds.1) {
+        Theory::Direct => "direct",
+        Theory::Guess => "direct by a guessed port",
+        Theory::Relay => "not direct",
+        Theory::Stream => "a stream",
+    };
+    format!("{path}; theory: {verdict}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use p2pvm_figures::Amount;
+
+    fn outcome(kinds: (Kind, Kind), path: &str, punch: Option<(u64, Option<f64>)>) -> Outcome {
+        Outcome {
+            kinds,
+            from: format!("{}-a", kinds.0.name()),
+            to: format!("{}-b", kinds.1.name()),
+            path: path.into(),
+            rtt_ms: 40.0,
+            first_answer_ms: 50.0,
+            punch,
+        }
     }
-    text.push_str("\nPairs that differ from theory:\n\n");
-    for outcome in odd {
-        let path = if outcome.path.is_empty() {
-            "not connected"
-        } else {
-            &outcome.path
+
+    #[test]
+    fn rounds_are_counted_apart_and_what_theory_does_not_say_is_marked() {
+        let (cone, sequential) = (Kind::PortRestricted, Kind::Sequential);
+        let direct = outcome((cone, cone), "direct 1.2.3.4:5", Some((1, Some(80.0))));
+        let guessed = outcome((cone, sequential), "relayed via x", Some((3, None)));
+        let rounds = [vec![direct.clone(), guessed], vec![direct]];
+        let figures = figures(&[cone, sequential], &rounds, &BTreeMap::new());
+        let value = |name: &str, of: &str| {
+            let figure = figures.iter().find(|f| f.name == name && f.of == of);
+            figure.map(|f| (f.value.clone(), f.rounds.len()))
         };
-        let verdict = match theory(outcome.kinds.0, outcome.kinds.1) {
-            Theory::Direct => "direct",
-            Theory::Guess => "direct by a guessed port",
-            Theory::Relay => "not direct",
-            Theory::Stream => "a stream",
-        };
-        let _ = writeln!(
-            text,
-            "- {} to {}: {path}; theory: {verdict}",
-            outcome.from, outcome.to
+        assert_eq!(value("pairs", ""), Some((Amount::Number(3.0), 2)));
+        assert_eq!(value("direct", ""), Some((Amount::Number(2.0), 2)));
+        assert_eq!(value("guess-direct", ""), Some((Amount::Number(0.0), 2)));
+        assert_eq!(value("first-try", ""), Some((Amount::Number(2.0), 2)));
+        let of = "port-restricted";
+        assert_eq!(
+            value("path-port-restricted", of),
+            Some(("D".into(), 2)),
+            "{figures:?}"
         );
+        assert_eq!(
+            value("path-symmetric-sequential", of),
+            Some(("R!".into(), 1))
+        );
+        assert_eq!(value("time-symmetric-sequential", of), None);
+        let differs = "port-restricted-a to symmetric-sequential-b, round 1";
+        assert!(value("differs", differs).is_some());
     }
 }

@@ -5,7 +5,7 @@
 //! alike. Each measurement begins with fresh namespaces. Everything runs on this machine: the
 //! senders and receivers, both daemons and the kernel of both hosts share its processors, so ratios
 //! mean more than the figures themselves. A program that is missing or fails is named with the
-//! reason. The page that `--out` writes is made of this run's figures alone.
+//! reason. docs/speed.md shows the figures that `--figures` writes.
 
 mod load;
 mod programs;
@@ -14,6 +14,7 @@ mod stage;
 pub mod tunnel;
 mod usage;
 
+use crate::figures::{Destination, Recorder, command_line};
 use anyhow::{Context, bail};
 use clap::Args;
 use load::{Bulk, Point, WARM_UP, datagrams, pings, rate};
@@ -26,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How long each throughput is measured.
@@ -66,9 +67,8 @@ pub struct Options {
     /// How often each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
-    /// Write the page to this file
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    figures: Destination,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -145,7 +145,7 @@ struct Contender {
 /// Runs the measurements. `arguments`: those before a `testbed` command of this program.
 ///
 /// # Errors
-/// If not run as root, or the page cannot be written. A program that fails is named in the table
+/// If not run as root, or the figures cannot be written. A program that fails is named in the table
 /// instead.
 pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
@@ -166,7 +166,7 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
             rounds: Vec::new(),
         })
         .collect();
-    let began = Instant::now();
+    let recorder = options.figures.begin();
     for round in 1..=options.rounds {
         let lossy = if options.wants(Measure::Loss) {
             all_lossy(&contenders, &own)
@@ -178,15 +178,13 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
             result.add_round(options, contender, &own, lossy);
         }
     }
-    let page = report::page(&results, options, began.elapsed());
+    let figures = report::figures(&results);
     if options.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
-        println!("{page}");
+        println!("{}", Recorder::overview(&figures));
     }
-    if let Some(out) = &options.out {
-        std::fs::write(out, page).with_context(|| format!("writing {}", out.display()))?;
-    }
+    recorder.record("speed", &command_line(), &figures)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,347 +1,277 @@
-//! The page: tables of medians with their spread, the loss curves, and the failures.
+//! The figures of a run: what each program showed, round by round, and how p2pvm stands beside
+//! others.
 
-use super::{FAR_MS, LOSSES, LOSSY_STREAMS, Measure, Measured, Options, Round, programs::Which};
-use clap::ValueEnum;
-use std::{fmt::Write as _, fs, time::Duration};
+use super::{LADDER, LOSSES, Measured, Point, Round, SIZES, programs::Which};
+use crate::figures::Figure;
 
 /// A value of each round, `None` where it was not measured.
 type Of<'a> = &'a dyn Fn(&Round) -> Option<f64>;
 
-fn values(row: &Measured, of: Of<'_>) -> Vec<f64> {
-    let mut values: Vec<f64> = row.rounds.iter().filter_map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(row: &Measured, of: Of<'_>) -> Option<f64> {
-    let values = values(row, of);
-    values.get(values.len() / 2).copied()
-}
-
-fn cell(row: &Measured, of: Of<'_>, digits: usize) -> String {
-    match &values(row, of)[..] {
-        [] => "–".into(),
-        [only] => format!("{only:.digits$}"),
-        all => format!(
-            "{:.digits$} ({:.digits$}–{:.digits$})",
-            all[all.len() / 2],
-            all[0],
-            all[all.len() - 1]
-        ),
+/// All of them; each name with its programs in the order of the run.
+pub(super) fn figures(results: &[Measured]) -> Vec<Figure> {
+    let mut all = Vec::new();
+    let versions = results.iter().filter(|row| !row.version.is_empty());
+    all.extend(versions.map(|row| {
+        Figure::new("version", "version", "", [row.version.as_str()]).of(row.name.as_str())
+    }));
+    all.extend(streams(results));
+    all.extend(pings(results));
+    all.extend(datagrams(results));
+    for (n, percent) in LOSSES.into_iter().enumerate() {
+        all.extend(each(
+            results,
+            &Figure::new(
+                &format!("lossy-{percent}"),
+                &format!("eight TCP streams where {percent} % is lost each way"),
+                "Mbit/s",
+                NONE,
+            )
+            .digits(1),
+            &|round| round.lossy.get(n).copied(),
+        ));
     }
+    all.extend(beside_others(results));
+    all.extend(failures(results));
+    all
 }
 
-/// The most datagrams a second that came through at any rate offered.
+const NONE: [f64; 0] = [];
+
+/// A figure of each program that was measured so.
+fn each(results: &[Measured], figure: &Figure, of: Of<'_>) -> Vec<Figure> {
+    let measured = results.iter().filter_map(|row| {
+        let rounds: Vec<f64> = row.rounds.iter().filter_map(of).collect();
+        let made = Figure::new(&figure.name, &figure.what, &figure.unit, rounds)
+            .of(row.name.as_str())
+            .digits(figure.digits);
+        (!made.rounds.is_empty()).then_some(made)
+    });
+    measured.collect()
+}
+
+fn streams(results: &[Measured]) -> Vec<Figure> {
+    let all: [(&str, &str, &str, usize, Of<'_>); 7] = [
+        ("tcp-1", "one TCP stream", "Gbit/s", 2, &|r| r.tcp_1),
+        ("tcp-8", "eight TCP streams", "Gbit/s", 2, &|r| r.tcp_8),
+        (
+            "tcp-both",
+            "a TCP stream in both directions",
+            "Gbit/s",
+            2,
+            &|r| r.tcp_both,
+        ),
+        ("cpu", "both daemons' processor time", "s/GB", 1, &|r| {
+            r.cpu_per_gb
+        }),
+        ("memory", "resident memory", "MB", 0, &|r| r.resident_mb),
+        (
+            "relayed",
+            "one TCP stream through a third host",
+            "Gbit/s",
+            2,
+            &|r| r.relayed,
+        ),
+        ("relay-cpu", "the relay's processor time", "s/GB", 1, &|r| {
+            r.relay_cpu_per_gb
+        }),
+    ];
+    all.into_iter()
+        .flat_map(|(name, what, unit, digits, of)| {
+            let figure = Figure::new(name, what, unit, NONE).digits(digits);
+            each(results, &figure, of)
+        })
+        .collect()
+}
+
+fn pings(results: &[Measured]) -> Vec<Figure> {
+    let raw = results
+        .iter()
+        .find(|row| row.name == Which::Raw.name())
+        .map_or(&[][..], |row| row.rounds.as_slice());
+    let kinds: [(&str, &str, fn(&Round) -> Option<(f64, f64)>); 2] = [
+        ("ping-idle", "round trip on an idle path", |r| r.ping_idle),
+        ("ping-loaded", "round trip beside a bulk stream", |r| {
+            r.ping_loaded
+        }),
+    ];
+    let mut all = Vec::new();
+    for (name, what, of) in kinds {
+        let figure = |suffix: &str, which: &str| {
+            Figure::new(
+                &format!("{name}{suffix}"),
+                &format!("{what}{which}"),
+                "µs",
+                NONE,
+            )
+        };
+        all.extend(each(results, &figure("", ", median"), &|round| {
+            of(round).map(|p| p.0)
+        }));
+        all.extend(each(results, &figure("-p99", ", p99"), &|round| {
+            of(round).map(|p| p.1)
+        }));
+        let above = figure(
+            "-over",
+            ", median above that of the raw cable in the same round",
+        );
+        for row in results.iter().filter(|row| row.name != Which::Raw.name()) {
+            let rounds: Vec<f64> = row
+                .rounds
+                .iter()
+                .zip(raw)
+                .filter_map(|(here, raw)| Some(of(here)?.0 - of(raw)?.0))
+                .collect();
+            if !rounds.is_empty() {
+                let (name, what) = (&above.name, &above.what);
+                all.push(Figure::new(name, what, "µs", rounds).of(row.name.as_str()));
+            }
+        }
+    }
+    all
+}
+
+fn point(round: &Round, bytes: usize, wanted: f64) -> Option<&Point> {
+    let (_, points) = round.udp.iter().find(|(size, _)| *size == bytes)?;
+    points.iter().find(|point| point.wanted == wanted)
+}
+
+/// The most datagrams a second that came through at any rate offered, in thousands.
 fn best(round: &Round, bytes: usize) -> Option<f64> {
     let (_, points) = round.udp.iter().find(|(size, _)| *size == bytes)?;
-    points
-        .iter()
-        .map(|p| p.received / 1e3)
-        .max_by(f64::total_cmp)
+    let received = points.iter().map(|point| point.received / 1e3);
+    received.max_by(f64::total_cmp)
 }
 
-fn over(row: &Measured, raw: Option<&Measured>, of: Of<'_>) -> String {
-    match (median(row, of), raw.and_then(|raw| median(raw, of))) {
-        (Some(value), Some(raw)) if row.name != "raw veth" => {
-            format!("{} (+{:.0})", cell(row, of, 0), value - raw)
-        }
-        _ => cell(row, of, 0),
-    }
-}
-
-fn title(row: &Measured) -> String {
-    format!("{} {}", row.name, row.version).trim().to_owned()
-}
-
-struct Table {
-    text: String,
-}
-
-impl Table {
-    fn new(columns: &[&str]) -> Self {
-        let rule: String = columns.iter().map(|_| "---|").collect();
-        Self {
-            text: format!("| {} |\n|{rule}\n", columns.join(" | ")),
-        }
-    }
-
-    fn row(&mut self, cells: &[String]) {
-        if cells[1..].iter().any(|cell| cell != "–") {
-            let _ = writeln!(self.text, "| {} |", cells.join(" | "));
-        }
-    }
-}
-
-/// The command that makes this page.
-fn made_by(only: &[Which], measure: &[Measure], rounds: u32) -> String {
-    let only = (!only.is_empty()).then(|| names(only));
-    let make = only
-        .as_ref()
-        .map(|only| format!(" ONLY={only}"))
-        .unwrap_or_default();
-    let only = only
-        .map(|only| format!(" --only {only}"))
-        .unwrap_or_default();
-    let command = format!("p2pvm testbed bench-net --rounds {rounds}{only}");
-    if measure.is_empty() {
-        format!("`make bench-net ROUNDS={rounds}{make}` (`{command} --out docs/speed.md`)")
-    } else {
-        // `make` would also measure what is missing here.
-        format!("`{command} --measure {}`", names(measure))
-    }
-}
-
-fn names<T: ValueEnum>(values: &[T]) -> String {
-    let names: Vec<String> = values
-        .iter()
-        .filter_map(|v| Some(v.to_possible_value()?.get_name().to_owned()))
-        .collect();
-    names.join(",")
-}
-
-/// The tables of medians.
-struct Tables {
-    tcp: Table,
-    ping: Table,
-    loss: Table,
-    udp: Table,
-}
-
-impl Tables {
-    fn new() -> Self {
-        let [loss_1, loss_2] = LOSSES.map(|percent| format!("{percent} %, Mbit/s"));
-        Self {
-            tcp: Table::new(&[
-                "program",
-                "TCP 1 stream, Gbit/s",
-                "8 streams",
-                "both directions",
-                "daemons' CPU s per GB",
-                "resident MB",
-                "relayed, Gbit/s",
-                "relay's CPU s per GB",
-            ]),
-            ping: Table::new(&[
-                "program",
-                "idle: median, µs (over raw)",
-                "p99",
-                "under a bulk stream: median",
-                "p99",
-            ]),
-            loss: Table::new(&["program", &loss_1, &loss_2]),
-            udp: Table::new(&["program", "1 200 bytes, thousand/s", "64 bytes, thousand/s"]),
-        }
-    }
-
-    /// Adds a program's row to each table.
-    fn add(&mut self, row: &Measured, raw: Option<&Measured>) {
-        let name = title(row);
-        self.tcp.row(&[
-            name.clone(),
-            cell(row, &|r| r.tcp_1, 2),
-            cell(row, &|r| r.tcp_8, 2),
-            cell(row, &|r| r.tcp_both, 2),
-            cell(row, &|r| r.cpu_per_gb, 1),
-            cell(row, &|r| r.resident_mb, 0),
-            cell(row, &|r| r.relayed, 2),
-            cell(row, &|r| r.relay_cpu_per_gb, 1),
-        ]);
-        self.ping.row(&[
-            name.clone(),
-            over(row, raw, &|r| r.ping_idle.map(|p| p.0)),
-            cell(row, &|r| r.ping_idle.map(|p| p.1), 0),
-            over(row, raw, &|r| r.ping_loaded.map(|p| p.0)),
-            cell(row, &|r| r.ping_loaded.map(|p| p.1), 0),
-        ]);
-        self.loss.row(&[
-            name.clone(),
-            cell(row, &|r| r.lossy.first().copied(), 1),
-            cell(row, &|r| r.lossy.get(1).copied(), 1),
-        ]);
-        self.udp.row(&[
-            name,
-            cell(row, &|r| best(r, 1200), 0),
-            cell(row, &|r| best(r, 64), 0),
-        ]);
-    }
-}
-
-/// The whole page.
-pub(super) fn page(results: &[Measured], options: &Options, took: Duration) -> String {
-    let rounds = options.rounds;
-    let raw = results.iter().find(|row| row.name == "raw veth");
-    let mut tables = Tables::new();
-    for row in results {
-        tables.add(row, raw);
-    }
-    let Tables {
-        tcp,
-        ping,
-        loss,
-        udp,
-    } = tables;
-    let mut text = format!(
-        "# How fast packets go\n\nMade by {}; every figure comes from that run, which took {:.0} \
-            min. {}\n\n\
-        Two hosts in network namespaces on one veth cable. Senders, receivers, both daemons and \
-        both kernels share the machine's processors.\n\
-        Medians of {rounds} rounds (smallest–largest); each round goes over all programs.\n\n## \
-        TCP\n\n{}\n",
-        made_by(&options.only, &options.measure, rounds),
-        took.as_secs_f64() / 60.0,
-        machine(),
-        tcp.text,
-    );
-    let _ = write!(
-        text,
-        "Relayed: through a third host that joins two cables. Raw: it routes. WireGuard has no \
-            relays: its third host decrypts, routes and encrypts.\n\n\
-        ## Round trips of `ping`\n\n{}\n## UDP\n\nThe most datagrams a second that arrived, \
-        whatever was offered.\n\n{}\n",
-        ping.text, udp.text
-    );
-    text.push_str(&curves(results));
-    let _ = write!(
-        text,
-        "\n## TCP where packets are lost\n\n{LOSSY_STREAMS} streams (CUBIC) together over \
-            {FAR_MS} ms of round trip, that share of packets lost each way.\n\n{}",
-        loss.text
-    );
-    text.push_str(&failures(results));
-    text
-}
-
-/// For each size and rate offered: what arrived and what share was lost, medians.
-fn curves(results: &[Measured]) -> String {
-    let mut text = String::new();
-    let Some(sizes) = results
-        .iter()
-        .flat_map(|row| &row.rounds)
-        .find(|r| !r.udp.is_empty())
-        .map(|r| &r.udp)
-    else {
-        return text;
-    };
-    for (which, (bytes, points)) in sizes.iter().enumerate() {
-        let wanted: Vec<String> = points
-            .iter()
-            .map(|p| format!("{:.0}", p.wanted / 1e3))
-            .collect();
-        let _ = write!(
-            text,
-            "\nLoss curve at {bytes} bytes: thousand/s arrived (share lost of what the sender \
-                could bring in), by thousand/s wanted.\n\n"
+fn datagrams(results: &[Measured]) -> Vec<Figure> {
+    let mut all = Vec::new();
+    for (bytes, ladder) in SIZES.into_iter().zip(LADDER) {
+        let most = Figure::new(
+            &format!("udp-{bytes}"),
+            &format!("most datagrams of {bytes} bytes that arrived"),
+            "thousand/s",
+            NONE,
         );
-        let mut columns = vec!["program"];
-        columns.extend(wanted.iter().map(String::as_str));
-        let mut table = Table::new(&columns);
-        for row in results {
-            let mut cells = vec![title(row)];
-            for step in 0..points.len() {
-                let point = |r: &Round| r.udp.get(which)?.1.get(step).copied();
-                let lost = |r: &Round| {
-                    point(r)
-                        .map(|p| (1.0 - p.received / p.offered.max(1.0)).clamp(0.0, 1.0) * 100.0)
-                };
-                cells.push(
-                    match (
-                        median(row, &|r| point(r).map(|p| p.received / 1e3)),
-                        median(row, &lost),
-                    ) {
-                        (Some(came), Some(lost)) => format!("{came:.0} ({lost:.0} %)"),
-                        _ => "–".into(),
-                    },
+        all.extend(each(results, &most, &|round| best(round, bytes)));
+        for wanted in ladder {
+            let at = format!("at-{:.0}k", wanted / 1e3);
+            let what = format!(
+                "datagrams of {bytes} bytes, {:.0} thousand/s wanted",
+                wanted / 1e3
+            );
+            let figure = |kind: &str, said: &str, unit: &str| {
+                let (name, what) = (
+                    format!("udp-{bytes}-{kind}-{at}"),
+                    format!("{what}: {said}"),
                 );
-            }
-            table.row(&cells);
+                Figure::new(&name, &what, unit, NONE)
+            };
+            all.extend(each(
+                results,
+                &figure("came", "arrived", "thousand/s"),
+                &|round| point(round, bytes, *wanted).map(|p| p.received / 1e3),
+            ));
+            all.extend(each(
+                results,
+                &figure("lost", "lost of what the sender could bring in", "%"),
+                &|round| {
+                    let point = point(round, bytes, *wanted)?;
+                    Some((1.0 - point.received / point.offered.max(1.0)).clamp(0.0, 1.0) * 100.0)
+                },
+            ));
         }
-        text.push_str(&table.text);
     }
-    text
+    all
 }
 
-fn failures(results: &[Measured]) -> String {
-    let mut text = String::new();
-    for row in results {
+/// How p2pvm stands beside others in the same rounds.
+fn beside_others(results: &[Measured]) -> Vec<Figure> {
+    let rounds = |which: Which| {
+        let row = results.iter().find(|row| row.name == which.name());
+        row.map_or(&[][..], |row| row.rounds.as_slice())
+    };
+    let own = rounds(Which::P2pvm);
+    let ratio = |other: &[Round], of: fn(&Round) -> Option<f64>, times: f64| -> Vec<f64> {
+        let pairs = own.iter().zip(other);
+        pairs
+            .filter_map(|(own, other)| Some(of(own)? / of(other)? * times))
+            .collect()
+    };
+    let wireguard = rounds(Which::WireguardGo);
+    let mut all = vec![
+        Figure::new(
+            "tcp-beside-wireguard-go",
+            "one TCP stream beside wireguard-go",
+            "times",
+            ratio(wireguard, |r| r.tcp_1, 1.0),
+        )
+        .digits(1)
+        .aim("≥ 4 times"),
+        Figure::new(
+            "tcp-beside-plain",
+            "one TCP stream beside a forwarder without encryption",
+            "%",
+            ratio(rounds(Which::Plain), |r| r.tcp_1, 100.0),
+        )
+        .aim("≥ 65 %"),
+        Figure::new(
+            "cpu-beside-wireguard-go",
+            "processor time per byte beside wireguard-go",
+            "times",
+            ratio(wireguard, |r| r.cpu_per_gb, 1.0),
+        )
+        .digits(2)
+        .aim("≤ 1/3"),
+    ];
+    let no_peers = [Which::Raw, Which::Plain, Which::P2pvm].map(Which::name);
+    for bytes in SIZES {
+        let of_peers = |n: usize| {
+            let peers = results.iter().filter(|row| {
+                let name = row.name.as_str();
+                !no_peers.contains(&name) && Which::ALL.iter().any(|which| which.name() == name)
+            });
+            let rates = peers.filter_map(|row| best(row.rounds.get(n)?, bytes));
+            rates.max_by(f64::total_cmp)
+        };
+        let ratios: Vec<f64> = own
+            .iter()
+            .enumerate()
+            .filter_map(|(n, round)| Some(best(round, bytes)? / of_peers(n)?))
+            .collect();
+        let (name, what) = (
+            format!("udp-{bytes}-beside-best"),
+            format!("datagrams of {bytes} bytes beside the best other of the round"),
+        );
+        let figure = Figure::new(&name, &what, "times", ratios);
+        all.push(figure.digits(1).aim("≥ 2 times"));
+    }
+    all.retain(|figure| !figure.rounds.is_empty());
+    all
+}
+
+/// What could not be measured, each reason with how often it was met.
+fn failures(results: &[Measured]) -> Vec<Figure> {
+    let failed = results.iter().filter_map(|row| {
         let mut reasons: Vec<&String> = row.rounds.iter().flat_map(|r| &r.failed).collect();
         reasons.sort();
         reasons.dedup();
-        for why in reasons {
-            let times = row.rounds.iter().filter(|r| r.failed.contains(why)).count();
-            let _ = writeln!(
-                text,
-                "- {}, {times} of {} rounds: {}",
-                title(row),
-                row.rounds.len(),
-                why.replace('\n', " ")
-            );
-        }
-    }
-    if text.is_empty() {
-        text
-    } else {
-        format!("\n## Not measured\n\n{text}")
-    }
-}
-
-/// Processors and kernel.
-fn machine() -> String {
-    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    let info = read("/proc/cpuinfo");
-    let model = info
-        .lines()
-        .find_map(|l| l.strip_prefix("model name"))
-        .and_then(|l| l.split_once(':'))
-        .map_or("", |(_, name)| name.trim());
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    format!(
-        "{cpus} processors ({model}), Linux {}.",
-        read("/proc/sys/kernel/osrelease").trim()
-    )
+        let told: Vec<String> = reasons
+            .into_iter()
+            .map(|why| {
+                let times = row.rounds.iter().filter(|r| r.failed.contains(why)).count();
+                let why = why.replace(['\n', '|'], " ");
+                format!("{times} of {} rounds: {why}", row.rounds.len())
+            })
+            .collect();
+        let figure = Figure::new("failed", "not measured", "", [told.join("; ")]);
+        (!told.is_empty()).then(|| figure.of(row.name.as_str()))
+    });
+    failed.collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Point, *};
-    use clap::{Args, Command, FromArgMatches};
-
-    fn options(arguments: &[&str]) -> Options {
-        let command = Options::augment_args(Command::new("bench-net").no_binary_name(true));
-        Options::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
-    }
-
-    #[test]
-    fn the_page_names_the_command_that_makes_it() {
-        let all = page(&[], &options(&[]), Duration::from_secs(60));
-        assert!(
-            all.contains(
-                "Made by `make bench-net ROUNDS=3` (`p2pvm testbed bench-net \
-            --rounds 3 --out docs/speed.md`);"
-            ),
-            "{all}"
-        );
-        let some = page(
-            &[],
-            &options(&["--only", "raw,wireguard-go", "--rounds", "5"]),
-            Duration::from_secs(60),
-        );
-        assert!(
-            some.contains(
-                "`make bench-net ROUNDS=5 ONLY=raw,wireguard-go` (`p2pvm testbed \
-                bench-net --rounds 5 --only raw,wireguard-go"
-            ),
-            "{some}"
-        );
-        let part = page(
-            &[],
-            &options(&["--only", "raw", "--measure", "tcp,ping"]),
-            Duration::from_secs(60),
-        );
-        assert!(
-            part.contains("`p2pvm testbed bench-net --rounds 3 --only raw --measure tcp,ping`"),
-            "{part}"
-        );
-    }
+    use super::*;
+    use p2pvm_figures::Amount;
 
     fn row(name: &str, rounds: Vec<Round>) -> Measured {
         Measured {
@@ -351,45 +281,40 @@ mod tests {
         }
     }
 
+    fn found<'a>(figures: &'a [Figure], name: &str, of: &str) -> Option<&'a Figure> {
+        figures.iter().find(|f| f.name == name && f.of == of)
+    }
+
     #[test]
-    fn the_page_has_medians_with_their_spread_and_names_what_failed() {
+    fn each_program_has_its_rounds_and_what_failed_is_named() {
         let fast = |gbit| Round {
             tcp_1: Some(gbit),
             ping_idle: Some((100.0, 200.0)),
             ..Round::default()
         };
-        let raw = row(
-            "raw veth",
-            vec![Round {
-                ping_idle: Some((40.0, 60.0)),
-                ..Round::default()
-            }],
-        );
-        let absent = row(
-            "tinc",
-            vec![Round {
-                failed: vec!["tincd is not installed".into()],
-                ..Round::default()
-            }],
-        );
-        let page = page(
-            &[
-                raw,
-                row("p2pvm", vec![fast(3.0), fast(1.0), fast(2.0)]),
-                absent,
-            ],
-            &options(&[]),
-            Duration::from_secs(60),
-        );
-        assert!(page.contains("| p2pvm 1.0 | 2.00 (1.00–3.00) |"), "{page}");
-        assert!(page.contains("(+60)"), "over raw: {page}");
-        assert!(
-            page.contains("- tinc 1.0, 1 of 1 rounds: tincd is not installed"),
-            "{page}"
-        );
-        assert!(
-            !page.contains("| tinc"),
-            "a row without a figure is no row: {page}"
+        let cable = Round {
+            ping_idle: Some((40.0, 60.0)),
+            ..Round::default()
+        };
+        let absent = Round {
+            failed: vec!["tincd is not installed".into()],
+            ..Round::default()
+        };
+        let figures = figures(&[
+            row("raw veth", vec![cable; 3]),
+            row("p2pvm", vec![fast(3.0), fast(1.0), fast(2.0)]),
+            row("tinc", vec![absent]),
+        ]);
+        let stream = found(&figures, "tcp-1", "p2pvm").unwrap();
+        assert_eq!(stream.rounds, [3.0, 1.0, 2.0].map(Amount::from));
+        let above = found(&figures, "ping-idle-over", "p2pvm").unwrap();
+        assert_eq!(above.value, Amount::from(60.0));
+        assert!(found(&figures, "ping-idle-over", "raw veth").is_none());
+        assert!(found(&figures, "tcp-1", "tinc").is_none());
+        let failed = found(&figures, "failed", "tinc").unwrap();
+        assert_eq!(
+            failed.value,
+            Amount::from("1 of 1 rounds: tincd is not installed")
         );
     }
 
@@ -411,18 +336,31 @@ mod tests {
             udp: vec![(1200, points)],
             ..Round::default()
         };
-        let page = page(
-            &[row("p2pvm", vec![round])],
-            &options(&[]),
-            Duration::from_secs(1),
-        );
-        assert!(
-            page.contains("| p2pvm 1.0 | 30 (25 %) | 20 (75 %) |"),
-            "{page}"
-        );
-        assert!(
-            page.contains("| p2pvm 1.0 | 30 | – |"),
-            "the most that arrived: {page}"
-        );
+        let figures = figures(&[row("p2pvm", vec![round])]);
+        for (name, value) in [
+            ("udp-1200", 30.0),
+            ("udp-1200-came-at-50k", 30.0),
+            ("udp-1200-lost-at-50k", 25.0),
+            ("udp-1200-lost-at-100k", 75.0),
+        ] {
+            let figure = found(&figures, name, "p2pvm").unwrap();
+            assert_eq!(figure.value, Amount::from(value), "{name}");
+        }
+        assert!(found(&figures, "udp-1200-came-at-200k", "p2pvm").is_none());
+    }
+
+    #[test]
+    fn p2pvm_is_compared_within_each_round() {
+        let stream = |gbit: f64| Round {
+            tcp_1: Some(gbit),
+            ..Round::default()
+        };
+        let figures = figures(&[
+            row("p2pvm", vec![stream(6.0), stream(8.0)]),
+            row("wireguard-go", vec![stream(2.0), stream(4.0)]),
+        ]);
+        let beside = found(&figures, "tcp-beside-wireguard-go", "").unwrap();
+        assert_eq!(beside.rounds, [3.0, 2.0].map(Amount::from));
+        assert!(found(&figures, "tcp-beside-plain", "").is_none());
     }
 }

@@ -6,6 +6,7 @@ use super::{
     report,
     scale::{self, Report},
 };
+use crate::figures::{Destination, Recorder, command_line};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::{
@@ -16,7 +17,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Numbers of members in the report by default.
@@ -29,10 +30,10 @@ const PROGRESS: usize = 100;
 /// The ring in virtual time: thousands of members in one process, everything drawn from a seed.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "Examples:
-  p2pvm simulate --members 10,100,1000,10000 --seed 1 --out docs/plots --page docs/scale.md
+  p2pvm simulate --members 10,100,1000,10000 --seed 1 --out docs/plots --figures docs/figures
   p2pvm simulate --members 1000 --json >1000.json
-  p2pvm simulate --members 10,100 --with 1000.json --out plots --page scale.md
-  p2pvm simulate --faults --seeds 0..1000 --page docs/scale.md
+  p2pvm simulate --members 10,100 --with 1000.json --out plots
+  p2pvm simulate --faults --seeds 0..1000 --figures docs/figures
   p2pvm simulate --faults --seeds 417..418 --json")]
 pub struct Simulate {
     /// Numbers of members, by commas; with --faults a range like 8..48 of which each seed draws
@@ -56,10 +57,8 @@ pub struct Simulate {
     /// Write the plots (SVG) to this directory
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Write the report as a page to this file; with --faults: its section on random faults, at the
-    /// end
-    #[arg(long, value_name = "FILE")]
-    page: Option<PathBuf>,
+    #[command(flatten)]
+    figures: Destination,
     /// Search for schedules of faults that break the ring, instead of measuring
     #[arg(long, conflicts_with = "out")]
     faults: bool,
@@ -85,9 +84,6 @@ pub fn run(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
 
 fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     let mut sizes = parse_sizes(args.members.as_deref().unwrap_or(SIZES))?;
-    if args.page.is_some() && args.out.is_none() {
-        bail!("--page shows plots: say with --out DIR where they are to be");
-    }
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     }
@@ -101,6 +97,7 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
         );
     }
     sizes.retain(|n| reports.iter().all(|r| r.members != *n));
+    let recorder = args.figures.begin();
     // The largest takes the longest and goes first.
     let order: Vec<usize> = sizes.iter().rev().copied().collect();
     let quiet = args.idle.max(10) * SECOND;
@@ -111,15 +108,14 @@ fn measure(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     reports.sort_by_key(|r| r.members);
     if let Some(out) = &args.out {
         write_plots(out, &reports)?;
-        if let Some(page) = &args.page {
-            write_page(args, page, out, &reports)?;
-        }
     }
+    let figures = report::figures(&reports);
     if json {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {
-        print!("{}", report::markdown(&reports));
+        print!("{}", Recorder::overview(&figures));
     }
+    recorder.record("scale", &command_line(), &figures)?;
     for report in reports.iter().filter(|r| !r.broken.is_empty()) {
         eprintln!(
             "broken with {} members: {}",
@@ -161,26 +157,6 @@ fn write_plots(out: &Path, reports: &[Report]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the report; the section that the fault search wrote into the page stays.
-fn write_page(args: &Simulate, page: &Path, out: &Path, reports: &[Report]) -> anyhow::Result<()> {
-    let plots = page
-        .parent()
-        .and_then(|dir| out.strip_prefix(dir).ok())
-        .unwrap_or(out);
-    let files = format!("--out {} --page {}", out.display(), page.display());
-    let all: Vec<String> = reports.iter().map(|r| r.members.to_string()).collect();
-    let command = format!(
-        "p2pvm simulate --members {} --seed {} --idle {} {files}",
-        all.join(","),
-        args.seed,
-        args.idle
-    );
-    let text = report::page(reports, &plots.display().to_string(), &command);
-    let old = std::fs::read_to_string(page).unwrap_or_default();
-    let faults = old.find(report::FAULTS).map_or("", |at| &old[at..]);
-    std::fs::write(page, text + faults).with_context(|| format!("cannot write {}", page.display()))
-}
-
 /// The reports that earlier runs wrote with `--json`.
 fn earlier(files: &[PathBuf]) -> anyhow::Result<Vec<Report>> {
     let mut reports = Vec::new();
@@ -202,32 +178,17 @@ fn search(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     let seeds = range(&args.seeds)
         .with_context(|| format!("--seeds '{}': give a range like 0..1000", args.seeds))?;
     let members = parse_faulty_sizes(args.members.as_deref())?;
+    let recorder = args.figures.begin();
     let began = Instant::now();
     let outcomes = run_seeds(args.threads, &seeds.collect::<Vec<_>>(), &members);
-    let failures: Vec<String> = outcomes
-        .iter()
-        .filter(|o| !o.broken.is_empty())
-        .map(|o| said(o, &members))
-        .collect();
-    let result = summary(&outcomes, failures.len(), began.elapsed());
+    let figures = report::faults(&outcomes, began.elapsed().as_secs_f64());
     if json {
         println!("{}", serde_json::to_string_pretty(&outcomes)?);
     } else {
-        println!("{result}");
+        print!("{}", Recorder::overview(&figures));
     }
-    if let Some(page) = &args.page {
-        let old = std::fs::read_to_string(page).unwrap_or_default();
-        let rest = old
-            .find(report::FAULTS)
-            .map_or(old.as_str(), |at| &old[..at]);
-        let command = format!(
-            "p2pvm simulate --faults --seeds {} --members {}..{}",
-            args.seeds, members.start, members.end
-        );
-        let text = rest.to_owned() + &report::faults(&command, &result, &failures);
-        std::fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
-    }
-    Ok(exit_code(failures.is_empty()))
+    recorder.record("faults", &command_line(), &figures)?;
+    Ok(exit_code(outcomes.iter().all(|o| o.broken.is_empty())))
 }
 
 fn parse_faulty_sizes(text: Option<&str>) -> anyhow::Result<Range<usize>> {
@@ -269,21 +230,6 @@ fn run_seeds(threads: usize, seeds: &[u64], members: &Range<usize>) -> Vec<Outco
         }
         outcome
     })
-}
-
-/// One line on all seeds.
-fn summary(outcomes: &[Outcome], failed: usize, took: Duration) -> String {
-    let healed = scale::Spread::of(outcomes.iter().filter_map(|o| o.healed_after).collect());
-    format!(
-        "{} seeds, {failed} failed; near links right after the last fault: median {:.0} s, p99 \
-            {:.0} s, max {:.0} s; {:.1} million events in {:.0} s",
-        outcomes.len(),
-        healed.median,
-        healed.p99,
-        healed.max,
-        outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6,
-        took.as_secs_f64()
-    )
 }
 
 /// The sentence on a seed that broke the ring, with the command that reproduces it.

@@ -1,9 +1,11 @@
-//! Writes what was measured: a page with tables, and its plots.
+//! The figures of what was measured, and its plots.
 
 use super::{
+    faults::Outcome,
     plot::{Axis, Chart, Look, Series},
-    scale::{Curve, Disaster, Report},
+    scale::{Curve, Disaster, Report, Spread},
 };
+use crate::figures::{Amount, Figure};
 
 /// The aim for hops, as a multiple of log2 of the number of members, with as many far links as
 /// that.
@@ -174,242 +176,234 @@ fn repairs(greatest: &Report) -> [Plot; 2] {
     ]
 }
 
-/// The tables.
-pub fn markdown(reports: &[Report]) -> String {
-    let mut table = Table::new(reports);
-    table.paths();
-    table.joins();
-    table.idle();
-    table.deaths();
-    table.costs();
-    table.text
+/// The figures of some networks.
+pub fn figures(reports: &[Report]) -> Vec<Figure> {
+    let mut all = Figures {
+        reports,
+        figures: Vec::new(),
+    };
+    add_paths(&mut all);
+    add_joins(&mut all);
+    add_idle(&mut all);
+    add_deaths(&mut all);
+    add_costs(&mut all);
+    all.figures
 }
 
-fn seconds(s: Option<f64>) -> String {
-    s.map_or_else(|| "never".to_owned(), |s| format!("{s:.0} s"))
-}
-
-/// A table with a column for each report.
-struct Table<'a> {
+/// Figures by the number of members.
+struct Figures<'a> {
     reports: &'a [Report],
-    text: String,
+    figures: Vec<Figure>,
 }
 
-impl<'a> Table<'a> {
-    fn new(reports: &'a [Report]) -> Self {
-        let heads: String = reports
-            .iter()
-            .map(|r| format!(" {} |", r.members))
-            .collect();
-        let text = format!(
-            "| members |{heads}\n|---|{}\n",
-            "---|".repeat(reports.len())
-        );
-        Self { reports, text }
+impl Figures<'_> {
+    /// A figure of each network; `None` is never.
+    fn add(&mut self, figure: (&str, &str, &str, usize), of: impl Fn(&Report) -> Option<f64>) {
+        self.add_where(figure, |report| Some(of(report).into()));
     }
 
-    fn row(&mut self, name: &str, of: impl Fn(&Report) -> String) {
-        self.text.push_str(&format!("| {name} |"));
+    /// A figure of each network that has it.
+    fn add_where(
+        &mut self,
+        (name, what, unit, digits): (&str, &str, &str, usize),
+        of: impl Fn(&Report) -> Option<Amount>,
+    ) {
         for report in self.reports {
-            self.text.push_str(&format!(" {} |", of(report)));
-        }
-        self.text.push('\n');
-    }
-
-    fn paths(&mut self) {
-        self.row("hops: average", |r| format!("{:.2}", r.hops.mean));
-        self.row("hops: aim, 0.6 · log2 n", |r| {
-            format!("{:.2}", hops_aim(r))
-        });
-        self.row("hops: p99, max", |r| {
-            format!("{:.0}, {:.0}", r.hops.p99, r.hops.max)
-        });
-        self.row("paths that arrive", |r| {
-            format!("{:.2} %", r.arrived * 100.0)
-        });
-        self.row("stretch before shortcuts: median, p99", |r| {
-            format!("{:.2}, {:.1}", r.stretch.median, r.stretch.p99)
-        });
-        self.row("links of a member: mean, p99, max", |r| {
-            let l = &r.links;
-            format!("{:.1}, {:.0}, {:.0}", l.mean, l.p99, l.max)
-        });
-        self.row("links over a relay", |r| {
-            format!("{:.1} %", r.relayed_links * 100.0)
-        });
-    }
-
-    fn joins(&mut self) {
-        self.row("join: median, p99", |r| {
-            format!("{:.0} ms, {:.0} ms", r.join_ms.median, r.join_ms.p99)
-        });
-        self.row(
-            "join in round trips of the joiner's average length: median, p99",
-            |r| {
-                let j = &r.join_round_trips;
-                format!("{:.1}, {:.0}", j.median, j.p99)
-            },
-        );
-        self.row("all near links right after the last arrival", |r| {
-            seconds(r.settled_s)
-        });
-    }
-
-    fn idle(&mut self) {
-        self.row("idle: messages/s sent by a member: mean, p99, max", |r| {
-            let m = &r.idle.messages;
-            format!("{:.2}, {:.2}, {:.2}", m.mean, m.p99, m.max)
-        });
-        self.row("idle: bytes/s sent by a member: mean, p99, max", |r| {
-            let b = &r.idle.bytes;
-            format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
-        });
-        self.row(
-            "idle: the same without what it relays for two others",
-            |r| {
-                let b = &r.idle.own_bytes;
-                format!("{:.0}, {:.0}, {:.0}", b.mean, b.p99, b.max)
-            },
-        );
-        self.row("of the mean: upkeep, routed, linking, relayed", |r| {
-            let i = &r.idle;
-            format!(
-                "{:.0}, {:.0}, {:.0}, {:.0}",
-                i.upkeep_bytes, i.routed_bytes, i.linking_bytes, i.relayed_bytes
-            )
-        });
-        self.row("idle: least share of right near links", |r| {
-            format!("{:.3} %", r.idle_near * 100.0)
-        });
-        self.row("idle: least share of paths that arrive", |r| {
-            format!("{:.2} %", r.idle_lookups * 100.0)
-        });
-        self.row(
-            "idle: least share of lookups that end at the closest member",
-            |r| format!("{:.2} %", r.idle_consistent * 100.0),
-        );
-    }
-
-    fn deaths(&mut self) {
-        let disasters = self.reports.first().map_or(&[][..], |r| &r.disasters);
-        for (i, disaster) in disasters.iter().enumerate() {
-            let died = disaster.share * 100.0;
-            self.row(
-                &format!("{died} % die: near links right, 99.9 % of lookups arrive"),
-                |r| {
-                    r.disasters.get(i).map_or_else(String::new, |d| {
-                        format!("{}, {}", seconds(d.repaired_s), seconds(d.lookups_s))
-                    })
-                },
-            );
-            self.row(
-                &format!("{died} % die: bytes/s of a survivor during repair"),
-                |r| {
-                    r.disasters
-                        .get(i)
-                        .map_or_else(String::new, |d| format!("{:.0}", d.repair_bytes_per_s))
-                },
-            );
+            if let Some(amount) = of(report) {
+                let figure = Figure::new(name, what, unit, [amount]).digits(digits);
+                self.figures.push(figure.of(report.members.to_string()));
+            }
         }
     }
 
-    fn costs(&mut self) {
-        self.row("coordinates: relative error, median", |r| {
-            format!("{:.1} %", r.coordinates.median * 100.0)
+    /// Some of mean, median, p99 and max of a quantity.
+    fn spread(
+        &mut self,
+        (name, what, unit): (&str, &str, &str),
+        which: &[(&str, usize)],
+        of: impl Fn(&Report) -> Spread,
+    ) {
+        for (part, digits) in which {
+            let (name, what) = (format!("{name}-{part}"), format!("{what}: {part}"));
+            self.add((&name, &what, unit, *digits), |report| {
+                let spread = of(report);
+                Some(match *part {
+                    "mean" => spread.mean,
+                    "median" => spread.median,
+                    "p99" => spread.p99,
+                    _ => spread.max,
+                })
+            });
+        }
+    }
+}
+
+fn add_paths(all: &mut Figures<'_>) {
+    let three = [("mean", 2), ("p99", 0), ("max", 0)];
+    all.spread(("hops", "hops", ""), &three, |r| r.hops);
+    for figure in &mut all.figures {
+        let members: f64 = figure.of.parse().unwrap_or(1.0);
+        if figure.name == "hops-mean" {
+            figure.aim = Some(format!("{:.2}", HOPS_AIM * members.log2()));
+        }
+    }
+    all.add(("arrived", "paths that arrive", "%", 2), |r| {
+        Some(r.arrived * 100.0)
+    });
+    let stretch = ("stretch", "stretch before shortcuts", "");
+    all.spread(stretch, &[("median", 2), ("p99", 1)], |r| r.stretch);
+    let links = ("links", "links of a member", "");
+    let three = [("mean", 1), ("p99", 0), ("max", 0)];
+    all.spread(links, &three, |r| r.links);
+    all.add(("links-relayed", "links over a relay", "%", 1), |r| {
+        Some(r.relayed_links * 100.0)
+    });
+    let error = ("coordinates", "relative error of coordinates, %", "%");
+    all.spread(error, &[("median", 1)], |r| Spread {
+        median: r.coordinates.median * 100.0,
+        ..r.coordinates
+    });
+    let size = ("size", "believed log2 n ÷ true log2 n", "");
+    all.spread(size, &[("mean", 2)], |r| r.size_estimate);
+}
+
+fn add_joins(all: &mut Figures<'_>) {
+    let both = [("median", 0), ("p99", 0)];
+    all.spread(("join", "time to join", "ms"), &both, |r| r.join_ms);
+    let trips = (
+        "join-trips",
+        "join in round trips of the joiner's average length",
+        "",
+    );
+    let both = [("median", 1), ("p99", 0)];
+    all.spread(trips, &both, |r| r.join_round_trips);
+    all.add(
+        (
+            "settled",
+            "all near links right after the last arrival",
+            "s",
+            0,
+        ),
+        |r| r.settled_s,
+    );
+}
+
+fn add_idle(all: &mut Figures<'_>) {
+    let three = [("mean", 2), ("p99", 2), ("max", 2)];
+    let messages = ("idle-messages", "idle: messages/s sent by a member", "");
+    all.spread(messages, &three, |r| r.idle.messages);
+    let three = [("mean", 0), ("p99", 0), ("max", 0)];
+    let bytes = ("idle-bytes", "idle: bytes/s sent by a member", "");
+    all.spread(bytes, &three, |r| r.idle.bytes);
+    let own = (
+        "idle-own",
+        "idle: bytes/s without what it relays for two others",
+        "",
+    );
+    all.spread(own, &three, |r| r.idle.own_bytes);
+    type Of = fn(&Report) -> f64;
+    let parts: [(&str, &str, Of); 4] = [
+        ("idle-upkeep", "upkeep", |r| r.idle.upkeep_bytes),
+        ("idle-routed", "routed", |r| r.idle.routed_bytes),
+        ("idle-linking", "linking", |r| r.idle.linking_bytes),
+        ("idle-relayed", "relayed", |r| r.idle.relayed_bytes),
+    ];
+    for (name, part, of) in parts {
+        let what = format!("idle: of the mean of bytes/s, {part}");
+        all.add((name, &what, "", 0), |r| Some(of(r)));
+    }
+    let shares: [(&str, &str, usize, Of); 3] = [
+        ("idle-near", "right near links", 3, |r| r.idle_near),
+        ("idle-paths", "paths that arrive", 2, |r| r.idle_lookups),
+        (
+            "idle-lookups",
+            "lookups that end at the closest member",
+            2,
+            |r| r.idle_consistent,
+        ),
+    ];
+    for (name, what, digits, of) in shares {
+        let what = format!("idle: least share of {what}");
+        all.add((name, &what, "%", digits), |r| Some(of(r) * 100.0));
+    }
+}
+
+fn add_deaths(all: &mut Figures<'_>) {
+    // Of two members one is left after the first disaster, and the others do not happen.
+    let reports = all.reports.iter();
+    let longest = reports.map(|r| &r.disasters[..]).max_by_key(|d| d.len());
+    let shares = longest.unwrap_or_default().iter().map(|d| d.share * 100.0);
+    for (i, died) in shares.enumerate() {
+        let (name, what) = (format!("die-{died}"), format!("{died} % die"));
+        let figure = |part: &str, said: &str| (format!("{name}-{part}"), format!("{what}: {said}"));
+        let (name, what) = figure("near", "near links right");
+        all.add_where((&name, &what, "s", 0), |r| {
+            Some(r.disasters.get(i)?.repaired_s.into())
         });
-        self.row("believed log2 n ÷ true log2 n: mean", |r| {
-            format!("{:.2}", r.size_estimate.mean)
+        let (name, what) = figure("lookups", "99.9 % of lookups arrive");
+        all.add_where((&name, &what, "s", 0), |r| {
+            Some(r.disasters.get(i)?.lookups_s.into())
         });
-        self.row(
-            "broken promises: the invariant at rest, loops, packets out of hops, runaways",
-            |r| r.broken.len().to_string(),
-        );
-        self.row("virtual time, real time, processor time", |r| {
-            format!("{:.0} s, {:.0} s, {:.0} s", r.virtual_s, r.real_s, r.cpu_s)
-        });
-        self.row("memory of the process until then", |r| {
-            format!("{} MiB", r.memory_mib)
-        });
-        self.row("events", |r| {
-            format!("{:.1} million", r.events as f64 / 1e6)
+        let (name, what) = figure("bytes", "bytes/s of a survivor during repair");
+        all.add_where((&name, &what, "", 0), |r| {
+            Some(r.disasters.get(i)?.repair_bytes_per_s.into())
         });
     }
 }
 
-/// The whole page. `plots` is the way from the page to the plots, `command` what made it.
-pub fn page(reports: &[Report], plots: &str, command: &str) -> String {
-    let image = |file: &str, what: &str| format!("![{what}]({plots}/{file})\n");
-    format!(
-        "# The ring at scale\n\n\
-        Made by `{command}`; do not edit. The members are the state machines of \
-        `overlay/src/ring/`, the network between them is simulated\n\
-        in virtual time (`lab/src/sim/`): {cities} cities with intercontinental round trips, a \
-        last mile for each member, one datagram in\n\
-        2 000 lost, delays that reorder, NATs (one pair in six has no direct path and uses a \
-        relay), links that take a call over the\n\
-        ring and a handshake to make. A dead member is noticed by its silence only. Bytes are \
-        those of the ring's packets and 72 for the\n\
-        headers below each. Same command, same figures, but for time and memory, which are those \
-        of the machine, busy or not, that ran it.\n\n\
-        ## The invariant\n\n\
-        Once nobody has come, gone or been cut off for long enough, every living member has \
-        working links with its true neighbours on\n\
-        the ring and has them in its table, a packet to a member arrives there, and a lookup of a \
-        place ends at the living member closest\n\
-        to it, from wherever it starts: this is consistent routing. At no time does a packet \
-        visit a member twice or run out of hops.\n\
-        While the network is idle all of it is looked at every ten seconds (all near links, 1000 \
-        paths, 1000 lookups of random places),\n\
-        after deaths every second; a run in which it does not hold fails.\n\n\
-        ## Figures\n\n{tables}\n\
-        A lookup is a path from a random living member to another, followed in the tables as they \
-        stand at that moment. A near link is right\n\
-        if both ends have it in their table and can open what the other seals; a member must have \
-        two on each side.\n\n\
-        ## Paths\n\n{hops}\n{stretch}\n\
-        The stretch is that of the first packets: traffic moves to a direct path as soon as there \
-        is one.\n\n\
-        ## Idle\n\n{idle}\n{messages}\n\
-        ## Joining\n\n{join}\n\
-        ## Repair\n\n{near}\n{lookups}",
-        cities = super::world::cities(),
-        tables = markdown(reports),
-        hops = image(
-            "hops.svg",
-            "average and p99 of hops against the number of members"
-        ),
-        stretch = image("stretch.svg", "distribution of the stretch"),
-        idle = image("idle.svg", "bytes a member sends in a second"),
-        messages = image("idle-messages.svg", "messages a member sends in a second"),
-        join = image("join.svg", "distribution of the time to join"),
-        near = image("repair-near.svg", "share of correct near links over time"),
-        lookups = image(
-            "repair-lookups.svg",
-            "share of lookups that arrive over time"
-        ),
-    )
+fn add_costs(all: &mut Figures<'_>) {
+    let broken = "broken promises: the invariant at rest, loops, packets out of hops, runaways";
+    all.add(("broken", broken, "", 0), |r| Some(r.broken.len() as f64));
+    all.add(("virtual-time", "virtual time", "s", 0), |r| {
+        Some(r.virtual_s)
+    });
+    all.add(("real-time", "real time", "s", 0), |r| Some(r.real_s));
+    all.add(("cpu-time", "processor time", "s", 0), |r| Some(r.cpu_s));
+    let memory = ("memory", "memory of the process until then", "MiB", 0);
+    all.add(memory, |r| Some(r.memory_mib as f64));
+    all.add(("events", "events", "million", 1), |r| {
+        Some(r.events as f64 / 1e6)
+    });
 }
 
-/// The heading of the section on random faults.
-pub const FAULTS: &str = "\n## Random faults\n";
+/// The figures of a search for faults that took so many seconds.
+pub fn faults(outcomes: &[Outcome], seconds: f64) -> Vec<Figure> {
+    let healed = Spread::of(outcomes.iter().filter_map(|o| o.healed_after).collect());
+    let failed = outcomes.iter().filter(|o| !o.broken.is_empty()).count();
+    let events = outcomes.iter().map(|o| o.events).sum::<u64>() as f64 / 1e6;
+    let after = "near links right after the last fault";
+    let figure =
+        |name: &str, what: &str, unit: &str, value: f64| Figure::new(name, what, unit, [value]);
+    vec![
+        figure("seeds", "seeds", "", outcomes.len() as f64),
+        figure("failed", "seeds that broke the ring", "", failed as f64),
+        figure(
+            "healed-median",
+            &format!("{after}: median"),
+            "s",
+            healed.median,
+        ),
+        figure("healed-p99", &format!("{after}: p99"), "s", healed.p99),
+        figure("healed-max", &format!("{after}: max"), "s", healed.max),
+        figure("events", "events", "million", events).digits(1),
+        figure("real-time", "real time", "s", seconds),
+    ]
+}
 
-/// That section. `command` is what was run, `result` a line on all seeds, `failures` what broke.
-pub fn faults(command: &str, result: &str, failures: &[String]) -> String {
-    let failures: String = failures
-        .iter()
-        .map(|f| format!("\n```text\n{f}\n```\n"))
-        .collect();
-    format!(
-        "{FAULTS}\n\
-        `{command}`: {result}.\n\n\
-        Each seed draws a network of that many members and some of these faults, which overlap: \
-        loss, duplication, reordering, one-way\n\
-        cuts, partitions, crashes with and without return, machines that sleep, arrivals, clocks \
-        that run wrong. Two minutes after the\n\
-        last one the invariant must hold, and go on holding for another minute (six looks: all \
-        near links, 100 paths, 100 lookups);\n\
-        and every member must be in the ring, with an orderly table and a bounded number of \
-        links, and route over none that does not\n\
-        hear it. A seed that fails is printed with the command that runs it again.\n{failures}"
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_network_gives_its_figures_and_the_aim_for_its_size() {
+        let reports = [2, 10].map(|n| super::super::scale::run(n, 1, 10_000_000, &|_| ()));
+        let figures = figures(&reports);
+        let found = |name: &str, of: &str| figures.iter().find(|f| f.name == name && f.of == of);
+        let hops = found("hops-mean", "10").unwrap();
+        assert_eq!(hops.aim.as_deref(), Some("1.99"));
+        assert_eq!(found("broken", "10").unwrap().value, Amount::from(0.0));
+        assert!(found("idle-bytes-p99", "10").is_some() && found("die-50-near", "10").is_some());
+        let dies = ["die-1-near", "die-50-near"].map(|name| found(name, "2").is_some());
+        assert_eq!(dies, [true, false], "one of two members is left");
+    }
 }

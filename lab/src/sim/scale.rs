@@ -203,7 +203,7 @@ pub fn run(members: usize, seed: u64, quiet: Micros, note: &dyn Fn(&str)) -> Rep
     let relayed_links = sim.linked.1 as f64 / sim.linked.0.max(1) as f64;
     let disasters = DISASTERS
         .iter()
-        .map(|share| disaster(&mut sim, *share))
+        .map_while(|share| disaster(&mut sim, *share))
         .collect();
     note(&format!(
         "disasters over, {:.0} s",
@@ -374,12 +374,15 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     (idle, least)
 }
 
-/// Kills a share of the living at once and checks the rest.
-fn disaster(sim: &mut Sim, dead: f64) -> Disaster {
+/// Kills a share of the living at once, at least one, and checks the rest; `None` if nobody would
+/// be left.
+fn disaster(sim: &mut Sim, dead: f64) -> Option<Disaster> {
     let mut living: Vec<u32> = Survey::of(sim).living.into_iter().map(|l| l.1).collect();
+    if living.len() < 2 {
+        return None;
+    }
     living.shuffle(sim.rng());
-    let count =
-        ((living.len() as f64 * dead).round() as usize).clamp(1, living.len().saturating_sub(1));
+    let count = ((living.len() as f64 * dead).round() as usize).clamp(1, living.len() - 1);
     for member in living.drain(..count) {
         sim.crash(member);
     }
@@ -408,7 +411,7 @@ fn disaster(sim: &mut Sim, dead: f64) -> Disaster {
         repaired.unwrap_or_else(|| (LIMIT as f64 / SECOND as f64, sim.total_sent()));
     let repair_bytes_per_s =
         (total.bytes - sent.bytes) as f64 / living.len() as f64 / until.max(1.0);
-    Disaster {
+    Some(Disaster {
         share: dead,
         left: living.len(),
         repaired_s: repaired.map(|r| r.0),
@@ -416,7 +419,7 @@ fn disaster(sim: &mut Sim, dead: f64) -> Disaster {
         near,
         lookups,
         repair_bytes_per_s,
-    }
+    })
 }
 
 fn share((right, all): (u64, u64)) -> f64 {
@@ -424,5 +427,18 @@ fn share((right, all): (u64, u64)) -> f64 {
         1.0
     } else {
         right as f64 / all as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_members_are_simulated_until_one_is_left() {
+        let report = run(2, 1, LOOK, &|_| ());
+        let left: Vec<usize> = report.disasters.iter().map(|d| d.left).collect();
+        assert_eq!(left, [1]);
+        assert_eq!(report.arrived, 1.0);
     }
 }

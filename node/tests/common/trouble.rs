@@ -1,7 +1,10 @@
 //! What routers and providers do to a path, played on the testbed's real NATs while two members
 //! talk, and what became of it.
 
-use p2pvm_lab::lab::Lab;
+use p2pvm_lab::{
+    figures::{Figure, Recorder},
+    lab::Lab,
+};
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
@@ -311,7 +314,31 @@ fn play_case(
         netcheck: said,
     };
     println!("{outcome:?}");
+    keep(&outcome);
     outcome
+}
+
+/// Writes the outcome for docs/nat.md, where that is asked for.
+fn keep(outcome: &Outcome) {
+    let seconds = |took: Duration| Some(took.as_secs_f64());
+    let figure = |name: &str, what: &str, took: Option<f64>| {
+        let figure = Figure::new(name, what, "s", [took]).digits(1);
+        figure.of(outcome.case.as_str())
+    };
+    let direct = outcome.direct.and_then(seconds);
+    let mut figures =
+        vec![figure("direct", "end of the cause to a direct path", direct).aim("≤ 60 s")];
+    figures.extend(outcome.silence.map(|silence| {
+        figure(
+            "silence",
+            "longest silence of a TCP stream",
+            seconds(silence),
+        )
+        .aim("≤ 12 s")
+    }));
+    Recorder::from_environment()
+        .record_part("paths", "make test-slow FIGURES=docs/figures", &figures)
+        .expect("the figures are written");
 }
 
 /// Ends the lab, and fails with all faults and the logs if any outcome has one.

@@ -1,0 +1,26 @@
+//! Where the figures of a measurement go: into `docs/figures`, if that is asked for
+//! (`p2pvm_figures` has the files, docs/figures/README.md the way to a page).
+
+use clap::Args;
+pub use p2pvm_figures::{Amount, Figure, Recorder, command_line};
+use std::path::PathBuf;
+
+/// The directory, for the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Destination {
+    /// Write the figures with all rounds into this directory; 'make figures' then fills the pages
+    #[arg(
+        id = "figures_dir",
+        long = "figures",
+        env = p2pvm_figures::DIRECTORY,
+        value_name = "DIR"
+    )]
+    dir: Option<PathBuf>,
+}
+
+impl Destination {
+    /// Begins a measurement.
+    pub fn begin(&self) -> Recorder {
+        Recorder::begin(self.dir.as_deref())
+    }
+}
