@@ -47,7 +47,7 @@ pub(super) fn run(inner: &Inner) {
     // A handle may outlive this thread; a device that is down carries nothing. It is set down here
     // because this thread is in the device's network namespace.
     lock(&inner.device_wanted).closed = true;
-    let _ = inner.tun.enabled(false);
+    let _ = inner.tun().and_then(|tun| tun.enabled(false));
 }
 
 /// One round over all peers; returns the time until the next.

@@ -29,6 +29,7 @@ use crate::{
     underlay::Underlay,
 };
 use std::{
+    io,
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -39,7 +40,8 @@ pub(super) struct Inner {
     pub me: MemberId,
     pub keys: Arc<Keys>,
     pub udp: Udp,
-    pub tun: SyncDevice,
+    /// Missing in an idle plane.
+    pub device: Option<SyncDevice>,
     pub mtu: u16,
     /// Whether the TUN takes joined UDP datagrams (USO, Linux 6.2).
     pub joins_datagrams: bool,
@@ -84,6 +86,16 @@ impl Inner {
         self.tables.peers.store(Arc::default());
         self.tables.sessions.store(Arc::default());
         self.path_changed.notify_waiters();
+    }
+
+    /// The device.
+    ///
+    /// # Errors
+    /// In an idle plane, which has none.
+    #[inline]
+    pub fn tun(&self) -> io::Result<&SyncDevice> {
+        let none = || io::Error::from(io::ErrorKind::NotConnected);
+        self.device.as_ref().ok_or_else(none)
     }
 
     /// Tells the owner; an owner that does not listen loses events.

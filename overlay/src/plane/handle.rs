@@ -47,6 +47,18 @@ impl Plane {
         Inner::start(config, events).map(|inner| Self(Arc::new(Owner(inner))))
     }
 
+    /// A plane without a TUN device and threads, which needs no privileges and carries no packets:
+    /// for tests of what is built on a plane.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] or [`Error::Thread`].
+    pub fn start_idle(
+        config: PlaneConfig,
+        events: tokio::sync::mpsc::Sender<PlaneEvent>,
+    ) -> Result<Self, Error> {
+        Inner::start_idle(config, events).map(|inner| Self(Arc::new(Owner(inner))))
+    }
+
     pub(super) fn inner(&self) -> &Arc<Inner> {
         &self.0.0
     }

@@ -41,34 +41,51 @@ impl Inner {
         config: PlaneConfig,
         events: mpsc::Sender<PlaneEvent>,
     ) -> Result<Arc<Self>, Error> {
-        let now = Instant::now();
-        let udp = Udp::bind(config.udp_port).map_err(|cause| Error::Bind {
-            port: config.udp_port,
-            cause,
-        })?;
+        let udp = bind(&config)?;
         let failed = |cause| Error::Tun {
             device: config.device.clone(),
             cause,
         };
-        let mark = Mark {
-            network: config.network.clone(),
-            link_port: udp.port(),
-            control_port: config.control_port,
-            misses: None,
-        };
+        let mark = mark(&config, &udp);
         let largest = device::largest_packet(usize::from(config.mtu), OVERHEAD, MAX_BATCH_BYTES);
         let tun = make_device(&config, &mark, largest).map_err(failed)?;
         let name = tun.name().map_err(failed)?;
+        let wanted = WantedDevice::new(name, config.mtu, largest, mark);
+        let inner = Self::new(config, udp, (Some(tun), wanted), events)?;
+        inner.start_threads()?;
+        Ok(inner)
+    }
+
+    /// A plane without a device and threads, which carries no packets.
+    pub fn start_idle(
+        config: PlaneConfig,
+        events: mpsc::Sender<PlaneEvent>,
+    ) -> Result<Arc<Self>, Error> {
+        let udp = bind(&config)?;
+        let mark = mark(&config, &udp);
+        let mut wanted = WantedDevice::new(config.device.clone(), config.mtu, 0, mark);
+        // There is nothing to put back.
+        wanted.closed = true;
+        Self::new(config, udp, (None, wanted), events)
+    }
+
+    fn new(
+        config: PlaneConfig,
+        udp: Udp,
+        (device, wanted): (Option<SyncDevice>, WantedDevice),
+        events: mpsc::Sender<PlaneEvent>,
+    ) -> Result<Arc<Self>, Error> {
+        let now = Instant::now();
         let underlay = Underlay::default();
-        underlay.set_device(&name, &[]);
-        let inner = Arc::new(Self {
+        underlay.set_device(&wanted.name, &[]);
+        Ok(Arc::new(Self {
             me: config.me,
             keys: Arc::new(Keys::new(config.link_secret)),
             udp,
-            joins_datagrams: tun.udp_gso(),
-            tun,
+            joins_datagrams: device.as_ref().is_some_and(|tun| tun.udp_gso()),
+            device,
             mtu: config.mtu,
-            device_wanted: Mutex::new(WantedDevice::new(name, config.mtu, largest, mark)),
+            device_wanted: Mutex::new(wanted),
             access: Access::default(),
             multicast: Multicast::default(),
             tables: Tables::default(),
@@ -88,9 +105,7 @@ impl Inner {
             traffic: Traffic::new(now, config.traffic),
             clock: Waker::default(),
             stop: Stop::new().map_err(Error::Thread)?,
-        });
-        inner.start_threads()?;
-        Ok(inner)
+        }))
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<(), Error> {
@@ -112,6 +127,23 @@ impl Inner {
             }
         }
         Ok(())
+    }
+}
+
+fn bind(config: &PlaneConfig) -> Result<Udp, Error> {
+    Udp::bind(config.udp_port).map_err(|cause| Error::Bind {
+        port: config.udp_port,
+        cause,
+    })
+}
+
+/// The mark of the device of this plane.
+fn mark(config: &PlaneConfig, udp: &Udp) -> Mark {
+    Mark {
+        network: config.network.clone(),
+        link_port: udp.port(),
+        control_port: config.control_port,
+        misses: None,
     }
 }
 

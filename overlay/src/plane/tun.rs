@@ -27,6 +27,7 @@ const MAX_READS: usize = 64;
 const AWAY_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(inner: &Inner) {
+    let Ok(tun) = inner.tun() else { return };
     priority::raise();
     let room = usize::from(inner.mtu);
     let stride = HEAD + room + TAG_LEN;
@@ -36,7 +37,7 @@ pub(crate) fn run(inner: &Inner) {
     let mut scratch = Scratch::default();
     let mut reads = 0;
     while !inner.stop.raised() {
-        match inner.tun.recv(&mut raw) {
+        match tun.recv(&mut raw) {
             Ok(len) => {
                 let Ok(header) = VirtioNetHdr::decode(&raw[..len]) else {
                     continue;
@@ -75,7 +76,7 @@ pub(crate) fn run(inner: &Inner) {
                     reads = 0;
                 }
                 scratch.rest(inner);
-                if !inner.stop.wait_readable(inner.tun.as_fd()) {
+                if !inner.stop.wait_readable(tun.as_fd()) {
                     break;
                 }
             }

@@ -39,7 +39,7 @@ impl Scratch {
         };
         // The virtio-net header stands right before the packet.
         let bytes = &mut buffer[FRONT - VIRTIO_NET_HDR_LEN..];
-        let written = header.encode(bytes).and_then(|()| inner.tun.send(bytes));
+        let written = header.encode(bytes).and_then(|()| inner.tun()?.send(bytes));
         if let Err(error) = written {
             tracing::trace!(%error, "packet not taken by the TUN");
         }

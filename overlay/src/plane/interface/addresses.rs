@@ -85,9 +85,10 @@ impl Inner {
     }
 
     fn add_address(&self, address: &IpAddr, prefix: u8) -> io::Result<()> {
+        let tun = self.tun()?;
         let added = match address {
-            IpAddr::V4(v4) => self.tun.add_address_v4(*v4, prefix),
-            IpAddr::V6(v6) => self.tun.add_address_v6(*v6, prefix),
+            IpAddr::V4(v4) => tun.add_address_v4(*v4, prefix),
+            IpAddr::V6(v6) => tun.add_address_v6(*v6, prefix),
         };
         added.or_else(|error| {
             if error.kind() == io::ErrorKind::AlreadyExists {
@@ -130,7 +131,7 @@ impl Inner {
         let mut wanted = lock(&self.device_wanted);
         let old = std::mem::replace(&mut wanted.addresses, new.clone());
         for (addr, _) in old.iter().filter(|a| !new.contains(a)) {
-            let _ = self.tun.remove_address(*addr);
+            let _ = self.tun().and_then(|tun| tun.remove_address(*addr));
         }
         self.tables.hosts.store(Arc::new(new.clone()));
         self.underlay.set_device(&wanted.name, &new);

@@ -57,7 +57,7 @@ impl Inner {
         let Some(anew) = self.attach_again(wanted, findings) else {
             return;
         };
-        let (Ok(name), Ok(all)) = (self.tun.name(), links()) else {
+        let (Ok(name), Ok(all)) = (self.tun().and_then(|tun| tun.name()), links()) else {
             return;
         };
         // It may be renamed at this moment: the next look finds it.
@@ -81,13 +81,14 @@ impl Inner {
     /// whether that was needed. `None`: it cannot be made.
     fn attach_again(&self, wanted: &WantedDevice, findings: &mut Findings) -> Option<bool> {
         let here = |name: &String| links().map(|links| links.iter().any(|link| link.name == *name));
-        let what = match self.tun.name().map(|name| here(&name)) {
+        let tun = self.tun().ok()?;
+        let what = match tun.name().map(|name| here(&name)) {
             Ok(Ok(true)) => return Some(false),
             Ok(Err(_)) => return None,
             Err(_) => "it was deleted",
             Ok(Ok(false)) => {
                 let what = "it was moved into another network namespace";
-                match moved_device::delete_elsewhere(&self.tun) {
+                match moved_device::delete_elsewhere(tun) {
                     Ok(true) => what,
                     Ok(false) => return None,
                     Err(error) => {
@@ -100,7 +101,7 @@ impl Inner {
         findings
             .note(
                 || what.into(),
-                device::attach(&self.tun, &wanted.name, self.joins_datagrams),
+                device::attach(tun, &wanted.name, self.joins_datagrams),
             )
             .then_some(true)
     }
@@ -144,7 +145,7 @@ impl Inner {
         } else if !link.carrier {
             findings.note(
                 || "it had no carrier".into(),
-                device::set_carrier(&self.tun),
+                self.tun().and_then(device::set_carrier),
             );
         }
     }

@@ -82,7 +82,7 @@ impl Inner {
         while Instant::now() < until && !self.stop.raised() {
             let asked_at = Instant::now();
             for packet in probe.questions(by_all) {
-                self.tun.send(&packet)?;
+                self.tun()?.send(&packet)?;
             }
             by_all = true;
             let again = (asked_at + AGAIN).min(until);
