@@ -5,7 +5,7 @@ import type { Api } from "./api";
 import { bytes } from "./format";
 import { Refused } from "./lines";
 import { share } from "./model";
-import type { Step, Vm } from "./types";
+import type { Step, VmView } from "./types";
 
 /** How an operation ended, in words. */
 export interface Ended {
@@ -61,7 +61,7 @@ export function undone(error: Error): Ended {
 }
 
 /** What a card shows of a running operation, also of one started elsewhere; null: none runs. */
-export function underWay(vm: Vm, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
+export function underWay(vm: VmView, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
   const say = (what: string, step: Step | null) => {
     const amount = step && step.total_bytes > 0 ? `${bytes(step.done_bytes)} of ${bytes(step.total_bytes)}` : "";
     return { what: step?.phase ? `${what}: ${step.phase}` : what, share: share(step), note: [amount, step?.note].filter(Boolean).join(", ") };
