@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: demo test bench bench-net simulate figures fuzz web web-if-npm test-web page build image \
+.PHONY: api demo test bench bench-net simulate figures fuzz web web-if-npm test-web page build image \
   setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow static \
   screenshots
 
@@ -78,6 +78,11 @@ simulate:
 # Fuzzes every wire decoder for a minute; cargo installs cargo-fuzz if it is missing (docs/hostile.md).
 fuzz: setup
 	P2PVM_FIGURES=$(FIGURES_DIR) tests/fuzz/run.sh 60
+
+# Writes the API's document (api/openapi.json) and the page's types (web/src/types.ts) from the types
+# and the table of operations in api/src.
+api:
+	P2PVM_WRITE_API=1 cargo test --locked -p p2pvm-api --lib document
 
 # Builds the web dashboard's page, which the next build puts into the program (docs/dashboard.md). Only this needs Node.
 web:

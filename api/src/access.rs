@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// `p2pvm acl show`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclShow {
     /// The version of the policy that stands; none in a network without one.
     pub version: Option<u64>,
@@ -22,6 +23,7 @@ pub struct AclShow {
 
 /// What `p2pvm acl set` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclSet {
     /// The policy, as its author wrote it.
     pub text: String,
@@ -29,6 +31,7 @@ pub struct AclSet {
 
 /// What `p2pvm acl set` gets. The fields are in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct AclAnswer {
     /// What happens to traffic that no rule is about: "allow" or "deny".
@@ -45,6 +48,7 @@ pub struct AclAnswer {
 
 /// What `p2pvm acl check` asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclCheck {
     /// Who would begin: a member, a VM or an address.
     pub from: String,
@@ -56,6 +60,7 @@ pub struct AclCheck {
 
 /// What `p2pvm acl check` gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclVerdict {
     /// Who would begin, in words.
     pub from: String,

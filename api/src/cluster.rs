@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// One row of `p2pvm peers --all`: a member as it describes itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterMember {
     /// Its id.
     pub member: String,
@@ -26,6 +27,7 @@ pub struct ClusterMember {
 
 /// The load of several members together.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterLoad {
     /// How many.
     pub members: u64,
@@ -48,6 +50,7 @@ impl ClusterLoad {
 
 /// `p2pvm peers --all`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cluster {
     /// Those that answered, this one among them.
     pub members: Vec<ClusterMember>,
@@ -63,6 +66,7 @@ pub struct Cluster {
 
 /// All VMs of the network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterVms {
     /// By name.
     pub vms: Vec<VmView>,

@@ -1,10 +1,11 @@
 //! The web dashboard: its switch, and what each member tells of itself for its page.
 
-use crate::{ClusterMember, Decided};
+use crate::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
 use serde::{Deserialize, Serialize};
 
 /// `p2pvm dashboard`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DashboardView {
     /// Whether it is switched on for the network.
     pub on: bool,
@@ -25,6 +26,7 @@ pub struct DashboardView {
 
 /// What `p2pvm dashboard` asks for.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DashboardChange {
     /// Switch it on or off; none leaves it.
     #[serde(default)]
@@ -41,6 +43,7 @@ pub const MAX_DECISIONS: usize = 6;
 
 /// A link as one of its ends sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Link {
     /// The beginning of the other member's id.
     pub to: String,
@@ -53,6 +56,7 @@ pub struct Link {
 
 /// A member's report about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sight {
     /// Its identity and load.
     #[serde(flatten)]
@@ -71,6 +75,25 @@ impl Sight {
         self.decisions.truncate(MAX_DECISIONS);
         self
     }
+}
+
+/// The page's content as one answer: this node with its health in `p2pvm top`'s words, every member
+/// with the links and decisions that it reports, and the VMs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct View {
+    /// This node.
+    pub status: Status,
+    /// Its health.
+    pub health: HealthView,
+    /// The other members that this node knows.
+    pub peers: Vec<Peer>,
+    /// Every member that answered.
+    pub members: Vec<Sight>,
+    /// The network's VMs.
+    pub vms: Vec<VmView>,
+    /// Members that did not answer which VMs they have.
+    pub silent: Vec<String>,
 }
 
 #[cfg(test)]

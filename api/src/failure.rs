@@ -7,6 +7,7 @@ use std::fmt;
 
 /// The kind of a failure. Its number is the command line's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// The operation was tried and failed.
@@ -41,6 +42,7 @@ impl Kind {
 
 /// A failure with its kind and the sentence that the user reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Failure {
     /// The kind.
     pub kind: Kind,

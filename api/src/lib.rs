@@ -11,11 +11,14 @@ mod access;
 pub mod client;
 mod cluster;
 mod dashboard;
+#[cfg(test)]
+mod document;
 mod failure;
 mod line;
 mod members;
 mod moves;
 mod node;
+pub mod operations;
 mod path;
 mod routes;
 mod sorted;

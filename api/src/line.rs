@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// One line of a streamed answer (newline-delimited JSON).
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Line {
     /// How far it has come.
@@ -19,6 +20,7 @@ pub enum Line {
 
 /// A step of something that takes long.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Step {
     /// What is being done, in a word or two.
     pub phase: String,

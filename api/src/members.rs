@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Whether something is to be done although it destroys something: `p2pvm leave`, `vm stop`, `vm
 /// delete`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Force {
     /// It is.
     #[serde(default)]
@@ -16,6 +17,7 @@ pub struct Force {
 
 /// What `p2pvm ping` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PingRequest {
     /// How many probes.
     pub count: u32,
@@ -27,6 +29,7 @@ pub struct PingRequest {
 
 /// What `p2pvm ping` gets after the last probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PingSummary {
     /// Probes that were answered.
     pub received: u32,
@@ -36,6 +39,7 @@ pub struct PingSummary {
 
 /// What `p2pvm revoke` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RevokeRequest {
     /// A member or an invite, by its id; a member also by its name or address.
     pub what: String,
@@ -43,6 +47,7 @@ pub struct RevokeRequest {
 
 /// What `p2pvm revoke` gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RevokeAnswer {
     /// What the one who revoked it should know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +64,7 @@ pub struct RevokeAnswer {
 
 /// One row of `p2pvm peers`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Peer {
     /// The member's id.
     pub member: String,
@@ -89,6 +95,7 @@ pub struct Peer {
 
 /// One row of `p2pvm traffic`: a pair of addresses, one of them at this node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Traffic {
     /// The address here, of the host or a guest.
     pub local: String,
@@ -114,6 +121,7 @@ pub struct Traffic {
 
 /// One answer to `p2pvm ping`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Pong {
     /// Which probe, from 1.
     pub seq: u32,
@@ -126,6 +134,7 @@ pub struct Pong {
 
 /// A neighbour on the ring.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RingNeighbour {
     /// "near", "far", "shortcut", "leaf", or several joined by "+"; "link" if it only happens to be
     /// linked.
@@ -140,6 +149,7 @@ pub struct RingNeighbour {
 
 /// What `p2pvm invite` asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InviteRequest {
     /// How many machines may join with it.
     pub uses: u32,
@@ -158,6 +168,7 @@ pub struct InviteRequest {
 
 /// What `p2pvm invite` gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InviteAnswer {
     /// The text to hand over.
     pub invite: String,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// What `p2pvm vm migrate` asks for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MigrateVm {
     /// Where to: a name, id or address. None lets this host choose the least loaded peer it knows.
     pub to: Option<String>,
@@ -18,6 +19,7 @@ pub struct MigrateVm {
 
 /// What `p2pvm vm migrate` gets where the VM has moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct VmMoved {
     /// How long the guest stood still by the hypervisor's own figure, milliseconds.
@@ -46,6 +48,7 @@ pub struct VmMoved {
 
 /// What `p2pvm vm migrate --cancel` gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct MoveCancelled {
     /// The name of the VM whose move is given up.
@@ -56,6 +59,7 @@ pub struct MoveCancelled {
 
 /// A VM that a drain left where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmStayed {
     /// Its name.
     pub name: String,
@@ -65,6 +69,7 @@ pub struct VmStayed {
 
 /// What became of a VM in a drain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum VmDrained {
     // Tried first: all fields of the other may be missing.
@@ -76,6 +81,7 @@ pub enum VmDrained {
 
 /// What `p2pvm drain` gets for each VM, as soon as it has moved or is known to stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DrainItem {
     /// VMs that have moved or stay, this one among them.
     pub done: usize,
@@ -87,6 +93,7 @@ pub struct DrainItem {
 
 /// What `p2pvm drain` gets at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct DrainAnswer {
     /// Whether somebody stopped it.
@@ -101,6 +108,7 @@ pub struct DrainAnswer {
 
 /// What Ctrl-C in `p2pvm drain` gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DrainStopping {
     /// Whether a drain was under way.
     pub stopping: bool,

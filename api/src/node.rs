@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// `p2pvm status`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// This member's id.
     pub member: String,
@@ -71,6 +72,7 @@ pub struct Status {
 
 /// The health in one word, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HealthView {
     /// The word, as `p2pvm top` has it.
     pub word: String,
@@ -80,10 +82,12 @@ pub struct HealthView {
 
 /// One thing that is found wrong with this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FindingView {
     /// What part of the machine it concerns: "routes", "names", "path", ...
     pub area: String,
     /// How grave it is.
+    #[cfg_attr(test, schemars(schema_with = "crate::document::level"))]
     pub level: Level,
     /// What was found, with its cause.
     pub found: String,
@@ -93,6 +97,7 @@ pub struct FindingView {
 
 /// What became of tries to reach members directly where at least one side has a NAT or a firewall.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PunchesView {
     /// Begun where the NATs allow it.
     pub tried: u64,
@@ -110,6 +115,7 @@ pub struct PunchesView {
 
 /// One of them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PunchView {
     /// The other member's id.
     pub member: String,
@@ -123,6 +129,7 @@ pub struct PunchView {
 
 /// `p2pvm netcheck`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NetCheckView {
     /// Whether the daemon runs; without it only what this machine itself shows is here.
     pub daemon: bool,
@@ -167,6 +174,7 @@ pub struct NetCheckView {
 
 /// A member, as `netcheck` sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReachableView {
     /// Its name.
     pub name: String,
@@ -182,6 +190,7 @@ pub struct ReachableView {
 
 /// When, after the daemon began, each step of joining was done (milliseconds).
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StartTimes {
     /// First control connection to another member.
     pub connected: Option<u64>,
@@ -193,6 +202,7 @@ pub struct StartTimes {
 
 /// The ring as `p2pvm status` shows it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RingView {
     /// Whether this member has its place and carries packets of others.
     pub joined: bool,
@@ -221,6 +231,7 @@ pub struct RingView {
 
 /// One hop of `p2pvm trace`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TraceHop {
     /// The member's name, or the beginning of its id where that is not known.
     pub name: String,
@@ -235,6 +246,7 @@ pub struct TraceHop {
 
 /// `p2pvm trace`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Traced {
     /// Whether the last hop is the member asked for.
     pub reached: bool,

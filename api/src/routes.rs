@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// One row of `p2pvm route list`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteView {
     /// The subnet.
     pub subnet: String,
@@ -25,6 +26,7 @@ pub struct RouteView {
 
 /// What `p2pvm route offer` and `route withdraw` ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteSubnet {
     /// The subnet, such as 192.168.7.0/24.
     pub subnet: String,
@@ -32,6 +34,7 @@ pub struct RouteSubnet {
 
 /// What `p2pvm route accept` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AcceptRoutes {
     /// Whether subnets of others are to be used here.
     pub on: bool,
@@ -42,6 +45,7 @@ pub struct AcceptRoutes {
 
 /// What `p2pvm route offer` gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteOffered {
     /// Whether others use it, and why not if they do not; none until that is known.
     #[serde(default)]
@@ -52,6 +56,7 @@ pub struct RouteOffered {
 
 /// What `p2pvm route withdraw` gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteWithdrawn {
     /// The subnet that is not offered any more.
     pub withdrawn: String,
@@ -59,6 +64,7 @@ pub struct RouteWithdrawn {
 
 /// What `p2pvm route accept` gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RoutesAccepted {
     /// What was asked for: whether subnets of others are to be used here.
     pub accept: bool,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What `p2pvm vm create` asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CreateVm {
     /// The VM's name.
     pub name: String,
@@ -26,6 +27,7 @@ pub struct CreateVm {
 
 /// What `p2pvm vm restore` asks for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RestoreVm {
     /// The snapshot's name; none for the newest.
     pub snapshot: Option<String>,
@@ -39,6 +41,7 @@ pub struct RestoreVm {
 
 /// What `p2pvm vm snapshot` asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SnapshotVm {
     /// The snapshot's name; none lets the host name it after the time.
     pub name: Option<String>,
@@ -46,6 +49,7 @@ pub struct SnapshotVm {
 
 /// A VM as `vm list` and `vm show` give it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmView {
     /// Its name.
     pub name: String,
@@ -102,6 +106,7 @@ pub struct VmView {
 
 /// How a host reaches a guest of its own through the guest's interface.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReachView {
     /// "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not
     /// now; "never": it has not yet.
@@ -126,6 +131,7 @@ impl VmView {
 
 /// Why a guest stands still, with the room on its host's disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StillView {
     /// In a few words: "host disk full", "host disk error".
     pub why: String,
@@ -139,6 +145,7 @@ pub struct StillView {
 
 /// A move that is under way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Moving {
     /// The name of the member it goes to.
     pub to: String,
@@ -148,6 +155,7 @@ pub struct Moving {
 
 /// A snapshot as `vm show` gives it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SnapshotView {
     /// Its name.
     pub name: String,
@@ -161,6 +169,7 @@ pub struct SnapshotView {
 
 /// What `p2pvm vm snapshot` gets. The fields are in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct SnapshotTaken {
     /// The id of the checkpoint that it is.
@@ -179,6 +188,7 @@ pub struct SnapshotTaken {
 
 /// What `p2pvm vm delete` gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct VmDeleted {
     /// The VM's name.
@@ -187,6 +197,7 @@ pub struct VmDeleted {
 
 /// What the dashboard's page gets instead of a console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NoConsole {
     /// Why there is none.
     pub error: String,
@@ -194,6 +205,7 @@ pub struct NoConsole {
 
 /// One line of `p2pvm explain`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explained {
     /// When (RFC 3339).
     pub at: String,
@@ -208,6 +220,7 @@ pub struct Explained {
 
 /// A decision of the autonomic manager here, of any VM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Decided {
     /// The VM's id: it may live elsewhere by now.
     pub vm: String,

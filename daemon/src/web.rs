@@ -16,7 +16,6 @@ pub(crate) mod http;
 mod routes;
 mod serve;
 mod switch;
-pub mod view;
 
 use crate::{
     addresses::reach::Reach, config::Config, http::server::Services, layout::Layout,

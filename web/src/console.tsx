@@ -4,6 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import type { Terminal } from "@xterm/xterm";
 import type { Api } from "./api";
 import { Dialog } from "./dialogs";
+import type { NoConsole } from "./types";
 
 /** The terminal's size. A serial line has no size of its own, and guests assume this one. */
 const COLUMNS = 80;
@@ -33,7 +34,7 @@ export default function Console({ name, api, close }: { name: string; api: Api; 
       socket.onopen = () => setState("connected");
       socket.onmessage = (message) => {
         if (typeof message.data === "string") {
-          refused = String((JSON.parse(message.data) as { error?: string }).error ?? "");
+          refused = String((JSON.parse(message.data) as Partial<NoConsole>).error ?? "");
           return;
         }
         tries = 0;

@@ -6,7 +6,7 @@ import type { Api } from "./api";
 import { ms, percent, when } from "./format";
 import { rttBetween, restoreOn, runs, targets, type Network } from "./model";
 import type { Doing } from "./operations";
-import type { Explained, Vm } from "./types";
+import type { Explained, VmView } from "./types";
 
 interface DialogProps {
   title: string;
@@ -44,7 +44,7 @@ export function Dialog({ title, close, wide, stays, children }: DialogProps) {
   );
 }
 
-export function Move({ vm, net, to, doing, close }: { vm: Vm; net: Network; to: string | null; doing: Doing; close: () => void }) {
+export function Move({ vm, net, to, doing, close }: { vm: VmView; net: Network; to: string | null; doing: Doing; close: () => void }) {
   const places = targets(net, vm);
   const [chosen, choose] = useState(to ?? places[0]?.id ?? "");
   const name = places.find((m) => m.id === chosen)?.name ?? "";
@@ -84,7 +84,7 @@ export function Move({ vm, net, to, doing, close }: { vm: Vm; net: Network; to: 
   );
 }
 
-export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doing: Doing; close: () => void }) {
+export function Snapshots({ vm, net, doing, close }: { vm: VmView; net: Network; doing: Doing; close: () => void }) {
   const [name, setName] = useState("");
   const [restoring, setRestoring] = useState<string | null>(null);
   const [chosen, setOn] = useState<string | null>(null);
@@ -176,7 +176,7 @@ export function Snapshots({ vm, net, doing, close }: { vm: Vm; net: Network; doi
   );
 }
 
-export function Why({ vm, api, close }: { vm: Vm; api: Api; close: () => void }) {
+export function Why({ vm, api, close }: { vm: VmView; api: Api; close: () => void }) {
   const [told, setTold] = useState<Explained[] | string | null>(null);
   useEffect(() => {
     api.explain(vm.name).then(

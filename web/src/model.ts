@@ -1,7 +1,7 @@
 // Turns the daemon's answer into what the page draws: members and links, each once, and the progress of VMs' moves. Pure functions,
 // tested without a browser.
 
-import type { Decision, Step, View, Vm } from "./types";
+import type { Decided, Step, View, VmView } from "./types";
 
 /** The kind of a path: the word that it begins with. */
 export type Way = "direct" | "relayed" | "ring" | "stream" | "none";
@@ -22,7 +22,7 @@ export interface Member {
   here: boolean;
   /** Whether it answers any member now. */
   heard: boolean;
-  vms: Vm[];
+  vms: VmView[];
 }
 
 /** A link between two members. */
@@ -101,7 +101,7 @@ export function network(view: View): Network {
 }
 
 /** All members' latest decisions, the newest first, with the VM's name if it is known. */
-export function decisions(view: View): Decision[] {
+export function decisions(view: View): Decided[] {
   const names = new Map(view.vms.map((vm) => [vm.id, vm.name]));
   return view.members
     .flatMap((m) => m.decisions.map((d) => ({ ...d, host: d.host || m.name, vm: names.get(d.vm) ?? d.vm.slice(0, 8) })))
@@ -115,7 +115,7 @@ export function share(step: Step | null | undefined): number | null {
 }
 
 /** The possible targets of a VM: every other member that answers, the least loaded first. */
-export function targets(net: Network, vm: Vm): Member[] {
+export function targets(net: Network, vm: VmView): Member[] {
   return net.members
     .filter((m) => m.id !== vm.host_id && m.heard)
     .sort((a, b) => (a.cpu ?? 1) - (b.cpu ?? 1) || a.name.localeCompare(b.name));
@@ -128,18 +128,18 @@ export function rttBetween(net: Network, a: string, b: string): number | null {
 }
 
 /** The default target of a restore: the VM's host if it answers, otherwise a member that has the snapshot. */
-export function restoreOn(net: Network, vm: Vm, holders: string[]): string {
+export function restoreOn(net: Network, vm: VmView, holders: string[]): string {
   const heard = net.members.filter((m) => m.heard);
   const best = heard.find((m) => m.id === vm.host_id) ?? heard.find((m) => holders.includes(m.name)) ?? heard.find((m) => m.here) ?? heard[0];
   return best?.id ?? vm.host_id;
 }
 
 /** Whether a VM's state needs attention; the leftover of a stopped VM does not. */
-export function troubled(vm: Vm): boolean {
+export function troubled(vm: VmView): boolean {
   return !["leftover", "orphaned"].includes(vm.state) && (vm.note != null || !["running", "stopped", "leaving", "arriving"].includes(vm.state));
 }
 
 /** Whether a VM's guest runs, also while it is being moved away. */
-export function runs(vm: Vm): boolean {
+export function runs(vm: VmView): boolean {
   return vm.state === "running" || vm.state === "leaving";
 }

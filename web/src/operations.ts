@@ -5,7 +5,7 @@ import type { Api } from "./api";
 import { bytes } from "./format";
 import { Refused } from "./lines";
 import { share } from "./model";
-import type { Step, Vm } from "./types";
+import type { MigrateVm, RestoreVm, SnapshotTaken, SnapshotVm, Step, VmMoved, VmView } from "./types";
 
 /** How an operation ended, in words. */
 export interface Ended {
@@ -23,29 +23,39 @@ export interface Operation {
   ended: Ended | null;
 }
 
+/** What an operation asks for. */
+export type Body = MigrateVm | RestoreVm | SnapshotVm;
+
 export type Operations = Record<string, Operation>;
 
 export interface Doing {
   operations: Operations;
   /** Begins an operation; at most one a VM. */
-  begin(vm: string, kind: string, what: string, body?: unknown): void;
+  begin(vm: string, kind: string, what: string, body?: Body): void;
   cancel(vm: string): void;
   dismiss(vm: string): void;
 }
 
 /** The message after a successful operation. */
 export function outcome(kind: string, vm: string, done: unknown): string {
-  const d = (done ?? {}) as Record<string, unknown>;
-  const seconds = (ms: unknown) => `${(Number(ms) / 1000).toFixed(1)} s`;
+  const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;
   switch (kind) {
-    case "migrate":
-      return `${vm} runs on ${d.host}: moved in ${seconds(d.total_ms)}, paused for ${d.downtime_ms} ms, ${bytes(Number(d.ram_bytes ?? 0))} of RAM`;
-    case "snapshot":
-      return `snapshot ${d.name} is ${d.state}; the guest was paused for ${Number(d.pause_ms).toFixed(0)} ms`;
-    case "restore":
-      return `${vm} is ${d.state} on ${d.host}`;
+    case "migrate": {
+      const moved = done as VmMoved;
+      // A host of a previous version does not say how much RAM it was.
+      const ram = bytes(moved.ram_bytes ?? 0);
+      return `${vm} runs on ${moved.host}: moved in ${seconds(moved.total_ms)}, paused for ${moved.downtime_ms} ms, ${ram} of RAM`;
+    }
+    case "snapshot": {
+      const taken = done as SnapshotTaken;
+      return `snapshot ${taken.name} is ${taken.state}; the guest was paused for ${taken.pause_ms.toFixed(0)} ms`;
+    }
+    case "restore": {
+      const { state, host } = done as VmView;
+      return `${vm} is ${state} on ${host}`;
+    }
     default:
-      return `${vm} is ${d.state}`;
+      return `${vm} is ${(done as VmView).state}`;
   }
 }
 
@@ -61,7 +71,7 @@ export function undone(error: Error): Ended {
 }
 
 /** What a card shows of a running operation, also of one started elsewhere; null: none runs. */
-export function underWay(vm: Vm, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
+export function underWay(vm: VmView, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
   const say = (what: string, step: Step | null) => {
     const amount = step && step.total_bytes > 0 ? `${bytes(step.done_bytes)} of ${bytes(step.total_bytes)}` : "";
     return { what: step?.phase ? `${what}: ${step.phase}` : what, share: share(step), note: [amount, step?.note].filter(Boolean).join(", ") };
@@ -82,7 +92,7 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
     });
 
   const begin = useCallback(
-    (vm: string, kind: string, what: string, body: unknown = null) => {
+    (vm: string, kind: string, what: string, body: Body | null = null) => {
       if (!api || !mayBegin(kind, busy.current.get(vm)?.kind)) return;
       const mine = { kind };
       busy.current.set(vm, mine);

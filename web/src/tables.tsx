@@ -2,7 +2,7 @@
 
 import { ms, percent, when } from "./format";
 import type { Network } from "./model";
-import type { Decision } from "./types";
+import type { Decided } from "./types";
 
 export function Members({ net, selected, select }: { net: Network; selected: string | null; select: (member: string | null) => void }) {
   const heard = net.members.filter((m) => m.heard).length;
@@ -43,7 +43,7 @@ export function Members({ net, selected, select }: { net: Network; selected: str
   );
 }
 
-export function Decisions({ list }: { list: Decision[] }) {
+export function Decisions({ list }: { list: Decided[] }) {
   return (
     <section class="panel" aria-labelledby="decisions-title">
       <h2 id="decisions-title">Decisions</h2>

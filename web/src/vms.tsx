@@ -3,13 +3,13 @@
 import { percent } from "./format";
 import { runs, troubled } from "./model";
 import { underWay, type Doing, type Operation } from "./operations";
-import type { Vm } from "./types";
+import type { VmView } from "./types";
 
 /** The dialog that a button opens. */
 export type Ask = "migrate" | "console" | "snapshots" | "why";
 
 interface Props {
-  vms: Vm[];
+  vms: VmView[];
   doing: Doing;
   ask: (what: Ask, vm: string) => void;
   take: (vm: string, event: PointerEvent) => void;
@@ -36,7 +36,7 @@ export function Vms({ vms, doing, ask, take }: Props) {
   );
 }
 
-function Card({ vm, operation, doing, ask, take }: { vm: Vm; operation: Operation | undefined } & Omit<Props, "vms">) {
+function Card({ vm, operation, doing, ask, take }: { vm: VmView; operation: Operation | undefined } & Omit<Props, "vms">) {
   const now = underWay(vm, operation);
   const running = runs(vm);
   const held = vm.state === "paused";

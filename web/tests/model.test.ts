@@ -2,23 +2,37 @@ import { describe, expect, it } from "vitest";
 import { Refused } from "../src/lines";
 import { decisions, network, restoreOn, rttBetween, share, targets, troubled, wayOf } from "../src/model";
 import { mayBegin, outcome, underWay, undone } from "../src/operations";
-import type { Sight, View, Vm } from "../src/types";
+import type { Peer, Sight, Status, View, VmView } from "../src/types";
 
 const id = (letter: string) => letter.repeat(64);
 const sight = (letter: string, more: Partial<Sight> = {}): Sight => ({
-  member: id(letter), name: letter, address: `10.1.0.${letter.charCodeAt(0)}`, nat: "none", cpu: 0.2, running_vms: 0, links: [], decisions: [], ...more,
+  member: id(letter), name: letter, address: `10.1.0.${letter.charCodeAt(0)}`, nat: "none", position: "", neighbours: 0, cpu: 0.2, running_vms: 0,
+  links: [], decisions: [], ...more,
 });
-const vm = (more: Partial<Vm> = {}): Vm => ({
-  name: "web", id: id("9"), state: "running", host: "b", host_id: id("b"), address: "10.1.0.9", cpus: 1, memory_mib: 128, epoch: 1,
-  activity: null, note: null, cpu: 0.1, moving: null, snapshots: [], ...more,
+const vm = (more: Partial<VmView> = {}): VmView => ({
+  name: "web", id: id("9"), state: "running", host: "b", host_id: id("b"), address: "10.1.0.9", address_v6: "fd00::9", mac: "",
+  cpus: 1, memory_mib: 128, image: "", epoch: 1, voters: [], activity: null, note: null, reach: null, still: null, cpu: 0.1, moving: null,
+  snapshots: [], ...more,
 });
+const peer = (letter: string, more: Partial<Peer> = {}): Peer => ({
+  member: id(letter), name: letter, address: null, connected: false, linked: false, path: null, rtt_ms: null, sent_bytes: 0, received_bytes: 0,
+  packet_bytes: null, ring: null, ...more,
+});
+const status: Status = {
+  member: id("a"), name: "a", network: "lab", network_id: "", subnet: "10.1.0.0/16", address: "10.1.0.1", address_v6: "fd00::1",
+  reflexive: null, nat: "none", mapped: null, punches: { tried: 0, direct: 0, first_try: 0, hopeless: 0, median_ms: null, list: [] },
+  connected: 1, known: 2, joined_another: false,
+  ring: {
+    joined: true, was_joined: true, position: "", size_estimate: 3, near: 2, far: 0, shortcuts: 0, leaves: 0, repairs: 0, carried: 0,
+    coordinate_error: 0.1,
+  },
+  running_vms: 0, answering_vms: 0, cpu: 0.5, listen: [], up_seconds: 1, start_ms: { connected: null, address: null, claim: null },
+  resident_bytes: 1, version: "0", health: { word: "ok", why: "" }, findings: [],
+};
 const view = (more: Partial<View> = {}): View => ({
-  status: { member: id("a"), name: "a", network: "lab", address: "10.1.0.1", nat: "none", cpu: 0.5, up_seconds: 1, resident_bytes: 1, version: "0" },
-  health: { word: "ok", why: "" },
-  peers: [
-    { member: id("b"), name: "b", address: "10.1.0.2", connected: true, path: "direct 198.18.0.2:4002", rtt_ms: 20 },
-    { member: id("c"), name: "c", address: null, connected: false, path: null, rtt_ms: null },
-  ],
+  status,
+  health: status.health,
+  peers: [peer("b", { address: "10.1.0.2", connected: true, path: "direct 198.18.0.2:4002", rtt_ms: 20 }), peer("c")],
   members: [], vms: [], silent: [], ...more,
 });
 
@@ -57,7 +71,7 @@ it("knows a path by the word it begins with", () => {
 });
 
 it("lists decisions of all members, the newest first, with the VM's name and who decided", () => {
-  const d = (at: string, of: string) => ({ vm: of, at, host: "", text: `at ${at}` });
+  const d = (at: string, of: string) => ({ vm: of, at, host: "", text: `at ${at}`, details: null });
   const told = [sight("b", { decisions: [d("2026-01-01T00:00:01Z", id("9"))] }), sight("d", { decisions: [d("2026-01-01T00:00:02Z", id("8"))] })];
   expect(decisions(view({ members: told, vms: [vm()] })).map((x) => [x.vm, x.host])).toEqual([["88888888", "d"], ["web", "b"]]);
 });
@@ -104,8 +118,7 @@ it("calls what a stopped VM left behind no trouble, and a VM of a dead host one"
 });
 
 it("restores a dead host's VM on a member that is there and has the snapshot", () => {
-  const peer = (letter: string, connected: boolean) => ({ member: id(letter), name: letter, address: null, connected, path: null, rtt_ms: null });
-  const net = network(view({ peers: [peer("b", false), peer("c", true), peer("d", true)] as View["peers"], members: [] }));
+  const net = network(view({ peers: [peer("b"), peer("c", { connected: true }), peer("d", { connected: true })], members: [] }));
   expect(restoreOn(net, vm({ host_id: id("b") }), ["d"])).toBe(id("d"));
   expect(restoreOn(net, vm({ host_id: id("c") }), ["d"])).toBe(id("c"));
 });

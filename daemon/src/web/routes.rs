@@ -1,6 +1,6 @@
 //! The requests that the page may send: this list and no other.
 
-use super::{Dashboard, access, console, files, view::View};
+use super::{Dashboard, access, console, files};
 use crate::{http::forward, machine::sight, node::health::health, vms::http as vms};
 use axum::{
     Json, Router,
@@ -11,7 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use http_body_util::Limited;
-use p2pvm_api::Failure;
+use p2pvm_api::{Failure, View};
 use std::sync::Arc;
 
 /// The longest request body, bytes. Reason: a request names a member or a snapshot.

@@ -1,0 +1,534 @@
+//! Every operation of the control API as one table: how it is asked for, what answers, and who may
+//! ask.
+//!
+//! `api/openapi.json` is written from this table and the types that it names (`make api`). The
+//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own; the dashboard
+//! serves the operations of its page below `/api`.
+
+use crate::*;
+
+/// One operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// How it is asked for.
+    pub method: Method,
+    /// Where; a name in braces stands for one segment, such as a VM's name.
+    pub path: &'static str,
+    /// What may be added to the path.
+    pub query: &'static [Parameter],
+    /// The JSON that the request carries.
+    pub body: Option<Type>,
+    /// The answer to a request that succeeds. Any other is answered by a [`Failure`].
+    pub answer: Answer,
+    /// The callers that may ask.
+    pub askers: &'static [Asker],
+    /// What it does, in a sentence.
+    pub summary: &'static str,
+}
+
+/// The method of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// It only asks, unless it opens a console.
+    Get,
+    /// It begins or changes something.
+    Post,
+    /// It ends something.
+    Delete,
+}
+
+impl Method {
+    /// The word that HTTP has for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+        }
+    }
+}
+
+/// A parameter of a request's query; all of them may be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// The words that it may have; none: it is true or false, and false if it is left out.
+    pub words: &'static [&'static str],
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+/// How a request is answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer {
+    /// One JSON value.
+    Json(Type),
+    /// [`Line`]s, newline-delimited JSON: progress, perhaps several results, then the end.
+    Lines {
+        /// Each of several results.
+        item: Option<Type>,
+        /// The result at the end.
+        done: Type,
+    },
+    /// Figures in Prometheus' text format, or the same as JSON if the query says so.
+    Figures,
+    /// The connection becomes the console's: bytes both ways after an upgrade to `console`, or for
+    /// the page a WebSocket with binary messages. A text message there is a [`NoConsole`].
+    Console,
+}
+
+/// A caller that may ask for an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// This machine's root, over the daemon's unix socket.
+    Root,
+    /// Another member, over a stream of the overlay.
+    Member,
+    /// The dashboard's page, with its token.
+    Page,
+}
+
+impl Asker {
+    /// The caller in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Member => "member",
+            Self::Page => "page",
+        }
+    }
+
+    /// What stands before an operation's path where this caller asks.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Root | Self::Member => "",
+            Self::Page => "/api",
+        }
+    }
+}
+
+/// A type of this crate as the table names it.
+#[derive(Clone, Copy)]
+pub struct Type {
+    name: fn() -> &'static str,
+    #[cfg(test)]
+    pub(crate) schema: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
+}
+
+/// A type that the table can name.
+trait Described {
+    const TYPE: Type;
+}
+
+#[cfg(not(test))]
+impl<T> Described for T {
+    const TYPE: Type = Type {
+        name: std::any::type_name::<T>,
+    };
+}
+
+#[cfg(test)]
+impl<T: schemars::JsonSchema> Described for T {
+    const TYPE: Type = Type {
+        name: std::any::type_name::<T>,
+        schema: schemars::SchemaGenerator::subschema_for::<T>,
+    };
+}
+
+impl std::fmt::Debug for Type {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str((self.name)())
+    }
+}
+
+impl Operation {
+    const fn new(
+        method: Method,
+        path: &'static str,
+        askers: &'static [Asker],
+        answer: Answer,
+        summary: &'static str,
+    ) -> Self {
+        Self {
+            method,
+            path,
+            query: &[],
+            body: None,
+            answer,
+            askers,
+            summary,
+        }
+    }
+
+    const fn body<T: Described>(mut self) -> Self {
+        self.body = Some(T::TYPE);
+        self
+    }
+
+    const fn query(mut self, query: &'static [Parameter]) -> Self {
+        self.query = query;
+        self
+    }
+}
+
+/// Answered by one value.
+const fn json<T: Described>(
+    method: Method,
+    path: &'static str,
+    askers: &'static [Asker],
+    summary: &'static str,
+) -> Operation {
+    Operation::new(method, path, askers, Answer::Json(T::TYPE), summary)
+}
+
+/// Answered by progress and a result.
+const fn lines<Done: Described>(
+    method: Method,
+    path: &'static str,
+    askers: &'static [Asker],
+    summary: &'static str,
+) -> Operation {
+    let answer = Answer::Lines {
+        item: None,
+        done: Done::TYPE,
+    };
+    Operation::new(method, path, askers, answer, summary)
+}
+
+/// Answered by several results and one at the end.
+const fn items<Item: Described, Done: Described>(
+    method: Method,
+    path: &'static str,
+    askers: &'static [Asker],
+    summary: &'static str,
+) -> Operation {
+    let answer = Answer::Lines {
+        item: Some(Item::TYPE),
+        done: Done::TYPE,
+    };
+    Operation::new(method, path, askers, answer, summary)
+}
+
+const ROOT: &[Asker] = &[Asker::Root];
+const PAGE: &[Asker] = &[Asker::Page];
+const WITH_MEMBERS: &[Asker] = &[Asker::Root, Asker::Member];
+const ALL: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page];
+
+const FORCE: &[Parameter] = &[Parameter {
+    name: "force",
+    words: &[],
+    meaning: "Whether it is done although it destroys something.",
+}];
+
+const FIGURES: &[Parameter] = &[
+    Parameter {
+        name: "scope",
+        words: &["node", "cluster"],
+        meaning: "This node, or all members; this node if it is left out.",
+    },
+    Parameter {
+        name: "json",
+        words: &[],
+        meaning: "Whether the answer is JSON.",
+    },
+];
+
+const TRAFFIC: &[Parameter] = &[Parameter {
+    name: "all",
+    words: &[],
+    meaning: "Whether pairs without packets in the last seconds are listed too.",
+}];
+
+/// All operations, by resource.
+pub const OPERATIONS: &[&[Operation]] = &[
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, ROUTES, PLACEMENT, VMS, DASHBOARD,
+];
+
+/// The node itself.
+const NODE: &[Operation] = &[
+    json::<Status>(
+        Method::Get,
+        "/status",
+        ROOT,
+        "Describes this node: address, ring, health, load.",
+    ),
+    Operation::new(
+        Method::Get,
+        "/metrics",
+        ROOT,
+        Answer::Figures,
+        "Lists the figures of this node or of all members.",
+    )
+    .query(FIGURES),
+    json::<()>(
+        Method::Post,
+        "/leave",
+        ROOT,
+        "Leaves the network and ends the daemon.",
+    )
+    .body::<Force>(),
+    json::<()>(Method::Post, "/shutdown", ROOT, "Ends the daemon."),
+];
+
+/// Members.
+const MEMBERS: &[Operation] = &[
+    json::<Vec<Peer>>(
+        Method::Get,
+        "/peers",
+        ROOT,
+        "Lists the other members that this node knows.",
+    ),
+    json::<Vec<Traffic>>(
+        Method::Get,
+        "/traffic",
+        ROOT,
+        "Lists the pairs of addresses that exchange packets through this node.",
+    )
+    .query(TRAFFIC),
+    json::<NetCheckView>(
+        Method::Get,
+        "/netcheck",
+        ROOT,
+        "Examines how other members reach this machine.",
+    ),
+    items::<Pong, PingSummary>(
+        Method::Post,
+        "/ping",
+        ROOT,
+        "Probes a member, or the host of a VM.",
+    )
+    .body::<PingRequest>(),
+    json::<Traced>(
+        Method::Get,
+        "/trace/{member}",
+        ROOT,
+        "Lists the members on the way to a member over the ring.",
+    ),
+    json::<InviteAnswer>(Method::Post, "/invite", ROOT, "Makes an invite.").body::<InviteRequest>(),
+    json::<RevokeAnswer>(
+        Method::Post,
+        "/revoke",
+        ROOT,
+        "Revokes an invite, or expels a member.",
+    )
+    .body::<RevokeRequest>(),
+];
+
+/// All members at once.
+const CLUSTER: &[Operation] = &[
+    json::<Cluster>(
+        Method::Get,
+        "/cluster",
+        ROOT,
+        "Asks all members how they are.",
+    ),
+    json::<ClusterVms>(
+        Method::Get,
+        "/cluster/vms",
+        ROOT,
+        "Asks all members which VMs they have.",
+    ),
+];
+
+/// The machine below the node.
+const MACHINE: &[Operation] = &[
+    json::<Vec<FindingView>>(
+        Method::Get,
+        "/findings",
+        ROOT,
+        "Lists what was found wrong with this machine.",
+    ),
+    json::<Vec<FindingView>>(
+        Method::Post,
+        "/findings",
+        ROOT,
+        "Examines this machine again and lists what is wrong with it.",
+    ),
+    json::<Vec<FindingView>>(
+        Method::Post,
+        "/mend",
+        ROOT,
+        "Repairs what is the daemon's own and lists what that settled.",
+    ),
+];
+
+/// The network's policy.
+const ACCESS: &[Operation] = &[
+    json::<AclShow>(Method::Get, "/acl", ROOT, "Shows the policy in force."),
+    json::<AclAnswer>(
+        Method::Post,
+        "/acl",
+        ROOT,
+        "Signs a new policy and sends it to the members.",
+    )
+    .body::<AclSet>(),
+    json::<AclVerdict>(
+        Method::Post,
+        "/acl/check",
+        ROOT,
+        "Decides whether the policy allows a conversation.",
+    )
+    .body::<AclCheck>(),
+];
+
+/// Subnets beyond hosts.
+const ROUTES: &[Operation] = &[
+    json::<Vec<RouteView>>(
+        Method::Get,
+        "/routes",
+        ROOT,
+        "Lists the subnets that members offer.",
+    ),
+    json::<RouteOffered>(
+        Method::Post,
+        "/routes/offer",
+        ROOT,
+        "Offers a subnet to the other members.",
+    )
+    .body::<RouteSubnet>(),
+    json::<RouteWithdrawn>(
+        Method::Post,
+        "/routes/withdraw",
+        ROOT,
+        "Withdraws the offer of a subnet.",
+    )
+    .body::<RouteSubnet>(),
+    json::<RoutesAccepted>(
+        Method::Post,
+        "/routes/accept",
+        ROOT,
+        "Uses subnets that other members offer, or stops using them.",
+    )
+    .body::<AcceptRoutes>(),
+];
+
+/// Where VMs run.
+const PLACEMENT: &[Operation] = &[
+    json::<Vec<Decided>>(
+        Method::Get,
+        "/decisions",
+        ROOT,
+        "Lists this node's latest decisions about VMs.",
+    ),
+    items::<DrainItem, DrainAnswer>(
+        Method::Post,
+        "/drain",
+        ROOT,
+        "Moves all VMs of this host to other members.",
+    ),
+    json::<DrainStopping>(
+        Method::Delete,
+        "/drain",
+        ROOT,
+        "Stops a drain after the move that is under way.",
+    ),
+];
+
+/// Virtual machines.
+const VMS: &[Operation] = &[
+    json::<Vec<VmView>>(Method::Get, "/vms", WITH_MEMBERS, "Lists the VMs of this host."),
+    lines::<VmView>(
+        Method::Post,
+        "/vms",
+        WITH_MEMBERS,
+        "Creates a VM here or on the member that the request names.",
+    )
+    .body::<CreateVm>(),
+    json::<VmView>(Method::Get, "/vms/{name}", WITH_MEMBERS, "Shows a VM."),
+    json::<VmDeleted>(
+        Method::Delete,
+        "/vms/{name}",
+        WITH_MEMBERS,
+        "Deletes a VM with its snapshots.",
+    )
+    .query(FORCE),
+    lines::<VmView>(Method::Post, "/vms/{name}/start", ALL, "Starts a VM."),
+    lines::<VmView>(
+        Method::Post,
+        "/vms/{name}/stop",
+        ALL,
+        "Stops a VM; with force, without asking its guest.",
+    )
+    .query(FORCE),
+    Operation::new(
+        Method::Get,
+        "/vms/{name}/console",
+        ALL,
+        Answer::Console,
+        "Opens a VM's console.",
+    ),
+    lines::<VmMoved>(
+        Method::Post,
+        "/vms/{name}/migrate",
+        ALL,
+        "Moves a VM to another member.",
+    )
+    .body::<MigrateVm>(),
+    json::<MoveCancelled>(
+        Method::Delete,
+        "/vms/{name}/migrate",
+        ALL,
+        "Gives up the move of a VM.",
+    ),
+    lines::<SnapshotTaken>(
+        Method::Post,
+        "/vms/{name}/snapshot",
+        ALL,
+        "Takes a snapshot of a VM.",
+    )
+    .body::<SnapshotVm>(),
+    lines::<VmView>(
+        Method::Post,
+        "/vms/{name}/restore",
+        ALL,
+        "Sets a VM back to a snapshot, here or on the member that the request names.",
+    )
+    .body::<RestoreVm>(),
+    json::<Vec<Explained>>(
+        Method::Get,
+        "/vms/{name}/explain",
+        ALL,
+        "Lists what was decided about a VM, and why.",
+    ),
+];
+
+/// The dashboard.
+const DASHBOARD: &[Operation] = &[
+    json::<DashboardView>(
+        Method::Get,
+        "/dashboard",
+        ROOT,
+        "Shows whether the dashboard is on, its link and its token.",
+    ),
+    json::<DashboardView>(
+        Method::Post,
+        "/dashboard",
+        ROOT,
+        "Switches the dashboard on or off, or makes a new token.",
+    )
+    .body::<DashboardChange>(),
+    json::<View>(
+        Method::Get,
+        "/view",
+        PAGE,
+        "Describes everything that the page shows.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_operation_is_in_the_table_twice() {
+        let all = OPERATIONS.iter().copied().flatten();
+        let mut seen = BTreeSet::new();
+        for operation in all {
+            let key = (operation.method.word(), operation.path);
+            assert!(seen.insert(key), "{key:?}");
+            assert!(!operation.askers.is_empty(), "{key:?}");
+        }
+    }
+}
