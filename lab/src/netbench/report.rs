@@ -88,7 +88,8 @@ fn pings(results: &[Measured]) -> Vec<Figure> {
         .iter()
         .find(|row| row.name == Which::Raw.name())
         .map_or(&[][..], |row| row.rounds.as_slice());
-    let kinds: [(&str, &str, fn(&Round) -> Option<(f64, f64)>); 2] = [
+    type Ping = fn(&Round) -> Option<(f64, f64)>;
+    let kinds: [(&str, &str, Ping); 2] = [
         ("ping-idle", "round trip on an idle path", |r| r.ping_idle),
         ("ping-loaded", "round trip beside a bulk stream", |r| {
             r.ping_loaded
