@@ -427,7 +427,12 @@ const PLACEMENT: &[Operation] = &[
 
 /// Virtual machines.
 const VMS: &[Operation] = &[
-    json::<Vec<VmView>>(Method::Get, "/vms", WITH_MEMBERS, "Lists the VMs of this host."),
+    json::<Vec<VmView>>(
+        Method::Get,
+        "/vms",
+        WITH_MEMBERS,
+        "Lists the VMs of this host.",
+    ),
     lines::<VmView>(
         Method::Post,
         "/vms",
