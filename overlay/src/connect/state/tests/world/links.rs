@@ -186,11 +186,9 @@ impl World {
         if settling.outcome().is_some() {
             return;
         }
-        // One action at a time: the machine may ask for two relays at once, of which one will do.
         let Some(action) = settling.poll() else {
             return;
         };
-        while settling.poll().is_some() {}
         match action {
             settle::Action::AwaitMapping => {
                 self.after(MAPPING_LIMIT, move |w| {
