@@ -13,10 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A daemon that was killed holds its lock until the kernel has taken it apart.
+/// How long the lock of a killed daemon is waited for. Reason: the kernel releases it in its own
+/// time.
 const DYING: Duration = Duration::from_secs(2);
 
-/// A daemon that works answers within this.
+/// How long a working daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Held while the daemon runs.

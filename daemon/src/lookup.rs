@@ -106,7 +106,7 @@ impl Parts {
         else {
             return Err(unknown);
         };
-        // Anybody may write a name into a record of its own: the certificate says whose it is.
+        // Any member may write a name into a record of its own: the certificate says whose it is.
         match self
             .control
             .find_certificate(member)

@@ -4,7 +4,7 @@
 //!
 //! The watchdog is fed by a question to the daemon's own API, over its own socket: an answer proves
 //! that the runtime turns, that requests are accepted, and that the locks which a status takes are
-//! free. A daemon that hangs is killed and started anew; its guests run on.
+//! free. A daemon that hangs is killed and restarted; its guests run on.
 
 use p2pvm_api::{Status, client::Client};
 use std::{
@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-/// Without a watchdog the line for `systemctl status` is refreshed this often.
+/// How often the line for `systemctl status` is refreshed without a watchdog.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 
 /// The way to the service manager, if there is one.
@@ -58,7 +58,7 @@ impl Notifier {
         Self { socket, watchdog }
     }
 
-    /// Says one thing. Nobody is hurt if it does not arrive.
+    /// Says one thing. It does no harm if it does not arrive.
     pub fn say(&self, what: &str) {
         if let Some((socket, address)) = self.socket.as_deref()
             && let Err(error) = socket.send_to_addr(what.as_bytes(), address)

@@ -21,13 +21,13 @@ use std::{sync::Arc, time::Duration};
 /// with room.
 pub(crate) const MTU: u16 = 1340;
 
-/// A daemon that has just ended or was killed gives its lock back before its port: the kernel takes
-/// it apart in an order of its own.
+/// How long a port or interface in use is waited for. Reason: the kernel may release a killed
+/// daemon's lock before its port.
 pub(crate) const PORT_PATIENCE: Duration = Duration::from_secs(3);
-/// Where it is remembered, until the host boots again, whether its KVM works.
+/// The directory in which the result of the KVM probe is kept until the host boots again.
 pub const HOST_FACTS: &str = "/run/p2pvm";
 
-/// What the daemon's modules share.
+/// What the daemon's services share.
 pub(crate) struct Parts {
     pub(crate) control: Arc<Control>,
     pub(crate) identity: Arc<Identity>,

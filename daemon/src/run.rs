@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::{net::UnixListener, task::JoinSet};
 
-/// Requests under way when the daemon is told to stop have this long.
+/// How long requests under way may take when the daemon is told to stop.
 const CLOSING: Duration = Duration::from_millis(500);
 /// What the command line sets for one run, over what node.toml says.
 #[derive(Clone, Debug, Default)]
@@ -145,7 +145,7 @@ async fn serve(
 
 /// Ends what the daemon does and changed, in the order in which nothing is missed.
 async fn end(layout: &Layout, daemon: &Daemon, tasks: JoinSet<()>) {
-    // While it still answers: nobody is led to a resolver that is not there.
+    // While it still answers, so that no program is led to a resolver that is not there.
     daemon.integration.end().await;
     drop(tasks);
     daemon.parts.connector.close().await;

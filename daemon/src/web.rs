@@ -67,7 +67,7 @@ impl Dashboard {
         let asked = services.vms.clone();
         let seen_vms = Gather::new(VMS_EVERY, move || {
             let vms = asked.clone();
-            async move { vms.cluster_vms().await }
+            async move { vms.of_cluster().await }
         });
         let asked = services.cluster.clone();
         let sights = Gather::new(SIGHTS_EVERY, move || {

@@ -1,14 +1,16 @@
 //! Opens the daemon's parts and services, each after those that it needs, connects them and starts
 //! their tasks. The only file that knows all of them.
 
+#[cfg(test)]
+pub(crate) mod alone;
 mod guests;
 mod network;
 mod planes;
 mod records;
 
 use crate::{
-    access::service::Access,
-    addresses::resolver::Integration,
+    access::{policy::Policies, service::Access},
+    addresses::{reach::Reach, resolver::Integration},
     cluster::{answer::Responder, ask::Questions, service::Cluster},
     config::Config,
     events,
@@ -26,6 +28,7 @@ use crate::{
     node::service::Node,
     parts::Parts,
     placement::{drain::Drains, manager::Manager, service::Placement},
+    routes::subnets::Subnets,
     traces::Exporter,
     vms::{absent::Absent, guests::Guests, service::Vms},
 };
@@ -37,7 +40,7 @@ use p2pvm_host::{Keeper, chain};
 use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 use tokio::{sync::mpsc, task::JoinSet};
 
 /// What the daemon serves, and what it ends at its end.
@@ -84,7 +87,13 @@ pub(crate) async fn open(
         exporter: exporter.clone(),
         traces,
     };
-    let wired = wire(config, &parts, &network, host.clone(), own);
+    let below = Below {
+        policies: network.policies.clone(),
+        subnets: network.subnets.clone(),
+        reach: network.reach.clone(),
+        host: host.clone(),
+    };
+    let wired = wire(config, &parts, below, own);
     let mut tasks = spawn(
         &parts,
         &lifecycle,
@@ -115,6 +124,14 @@ struct Own {
     traces: Traces,
 }
 
+/// What the services stand on beside the shared parts.
+struct Below {
+    policies: Arc<Policies>,
+    subnets: Arc<Subnets>,
+    reach: Arc<Reach>,
+    host: Arc<Host>,
+}
+
 /// The services, and what runs beside them.
 struct Wired {
     services: Services,
@@ -124,21 +141,21 @@ struct Wired {
 }
 
 /// Makes the services, and has them answer questions to the whole cluster.
-fn wire(
-    config: &Config,
-    parts: &Arc<Parts>,
-    network: &Network,
-    host: Arc<Host>,
-    own: Own,
-) -> Wired {
+fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
+    let Below {
+        policies,
+        subnets,
+        reach,
+        host,
+    } = below;
     let manager = Manager::start(parts.clone(), host.clone(), config);
     let absent = Absent::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
     let questions = Questions::new(parts.clone());
     let proofs = Proofs::new(
         parts.clone(),
-        network.policies.clone(),
-        network.reach.clone(),
+        policies.clone(),
+        reach.clone(),
         guests.clone(),
     );
     let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
@@ -151,13 +168,13 @@ fn wire(
         guests,
         manager: manager.clone(),
         questions: questions.clone(),
-        reach: network.reach.clone(),
+        reach: reach.clone(),
         traces: own.traces,
     });
     let node = Arc::new(Node {
         parts: parts.clone(),
         lifecycle: own.lifecycle,
-        reach: network.reach.clone(),
+        reach,
         members: members.clone(),
         machine: machine.clone(),
         vms: vms.clone(),
@@ -165,16 +182,16 @@ fn wire(
         layout: own.layout,
     });
     questions.answer(Responder::new(&node, &vms));
-    let subnets = network.subnets.clone();
-    let offerer = Box::new(move |addr: &std::net::IpAddr| subnets.offerer(addr));
+    let offering = subnets.clone();
+    let offerer = Box::new(move |addr: &IpAddr| offering.offerer(addr));
     let services = Services {
-        access: Access::new(parts.clone(), network.policies.clone(), offerer),
+        access: Access::new(parts.clone(), policies, offerer),
         cluster: Cluster::new(parts.clone(), questions),
         machine,
         members,
         node,
         placement: Placement::new(manager.clone(), drains),
-        subnets: network.subnets.clone(),
+        subnets: subnets,
         vms,
     };
     Wired {

@@ -18,14 +18,14 @@ use std::{
     time::Duration,
 };
 
-/// How often it is looked whether the VMs that rules mention are still who they were.
+/// How often the VMs that rules mention are looked up again.
 const NAMES_EVERY: Duration = Duration::from_secs(60);
 
 /// The policy that is in force here.
 pub struct Policies {
     parts: Arc<Parts>,
     standing: Mutex<Option<(SignedPolicy, Arc<NetworkPolicy>)>>,
-    /// Whether nothing is let in, since nobody has said yet whether there is a policy.
+    /// Whether nothing is let in, since no member has said yet whether there is a policy.
     closed: AtomicBool,
 }
 

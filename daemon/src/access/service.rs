@@ -72,7 +72,7 @@ impl Access {
         })
     }
 
-    /// What the document names and nobody has: most likely misspelt.
+    /// A warning for each name in the document that no member and no VM has.
     async fn unknown_names(&self, policy: &NetworkPolicy) -> Vec<String> {
         let certificates: Vec<_> = self
             .parts

@@ -10,7 +10,7 @@ use p2pvm_dhcp::Lease;
 use p2pvm_overlay::UnixTime;
 use std::path::PathBuf;
 
-/// A lease that ends within this is as good as over: clocks differ, and the claim takes its time.
+/// How long a lease must still last to be used. Reason: clocks differ, and the claim takes time.
 const MARGIN_SECONDS: u64 = 120;
 
 /// Where the lease is kept.
@@ -22,7 +22,7 @@ impl Kept {
         Self(file)
     }
 
-    /// The lease of before, if it lasts.
+    /// The previous lease, if it lasts.
     pub fn read(&self) -> Option<Lease> {
         let bytes = read_if_there(&self.0).ok().flatten()?;
         let lease: Lease = postcard::from_bytes(&bytes).ok()?;

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Unasked advertisements are minutes apart; this is how often it is looked whether one is due.
+/// How often due advertisements are looked for. Reason: unasked ones are minutes apart.
 const TICK: Duration = Duration::from_secs(2);
 
 /// The guests' ports.

@@ -30,25 +30,25 @@ use tokio::sync::{Notify, watch};
 const SERVICE: &str = "route";
 /// The most records in one message.
 const MAX_RECORDS: usize = 512;
-/// An answer to "which addresses are with you" takes one round trip.
+/// How long an answer to "which addresses are with you" may take. Reason: one round trip.
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
-/// An address that nobody holds is not asked for again within this.
+/// How long before an address without a holder is asked for again.
 const NEGATIVE_FOR: Duration = Duration::from_secs(3);
 /// How many lookups of wanted addresses run at a time.
 const MAX_LOOKUPS: usize = 32;
-/// Links that a guest's new host is asked to have ready.
+/// How many links a guest's new host is asked to have ready.
 const MAX_TALKERS: usize = 16;
-/// A fenced host is told again after this.
+/// How long before a fenced host is told again.
 const STALE_EVERY: Duration = Duration::from_secs(5);
-/// Records are held by this many members.
+/// How many members hold a record.
 const REPLICAS: usize = 5;
-/// Members that have not connected by then after the last that did are not waited for.
+/// How long after the last connection further members are waited for.
 const GATHER_QUIET: Duration = Duration::from_millis(700);
-/// A node that reaches nobody claims what it had after this: it may be the last one.
+/// How long before a node without connections claims. Reason: it may be the last member.
 const GATHER_LIMIT: Duration = Duration::from_secs(15);
-/// Right after the start an address that nobody known holds is asked for again after this.
+/// How long before an address without a known holder is asked for again, right after the start.
 const RESOLVE_RETRY: Duration = Duration::from_millis(50);
-/// Between two attempts to claim an address, at first and later.
+/// How long between two attempts to claim an address, at first and later.
 const CLAIM_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How long after a member has connected a held address is checked.
 const CHECK_AFTER_MEETING: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ pub struct Reach {
     parts: Arc<Parts>,
     /// Signed records of the addresses that are with this host now.
     here: Mutex<HashMap<IpAddr, Record>>,
-    /// Addresses that nobody held when last asked.
+    /// Addresses that had no holder when last asked for.
     nobody: Mutex<HashMap<IpAddr, Instant>>,
     lease: watch::Sender<Option<Lease>>,
     /// How long the claim of the address took, once it is through: enough members have agreed since
@@ -540,10 +540,10 @@ impl Reach {
             tokio::select! {
                 ip = wanted.recv() => {
                     let Some(ip) = ip else { return };
-                    let known_nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).is_some_and(
-                        |asked| asked.elapsed() < NEGATIVE_FOR
-                    );
-                    if running.len() < MAX_LOOKUPS && !known_nobody && asked.insert(ip) {
+                    let since = self.nobody.lock().unwrap_or_else(PoisonError::into_inner)
+                        .get(&ip).copied();
+                    let has_none = since.is_some_and(|at| at.elapsed() < NEGATIVE_FOR);
+                    if running.len() < MAX_LOOKUPS && !has_none && asked.insert(ip) {
                         running.push(async move { self.resolve(ip).await; ip });
                     }
                 }

@@ -14,7 +14,7 @@ use p2pvm_host::{
 use p2pvm_overlay::membership::NetworkConfig;
 use std::{fmt::Write as _, io, net::IpAddr, sync::Arc};
 
-/// So much of the network's id is unique on one machine.
+/// How many letters of the network's id are used. Reason: they are unique on one machine.
 const ID_LETTERS: usize = 10;
 
 /// How this host is told about the network's names; without a keeper it is not.
@@ -60,7 +60,7 @@ impl Integration {
         self.0.clone()
     }
 
-    /// Leads nobody to our resolver any more.
+    /// Takes this host's programs away from our resolver.
     pub async fn end(&self) {
         if let Some(keeper) = self.keeper() {
             // It waits for other programs, which end soon or are ended.

@@ -37,7 +37,7 @@ impl Respond for Responder {
         let (node, vms) = (self.node.upgrade()?, self.vms.upgrade()?);
         let answer = match question(asked)? {
             Question::Members => serde_json::to_vec(&node.as_member()),
-            Question::Vms => serde_json::to_vec(&vms.vms_here()),
+            Question::Vms => serde_json::to_vec(&vms.here()),
             Question::Load => serde_json::to_vec(&node.load_here()),
             Question::Metrics => serde_json::to_vec(&node.samples()),
             Question::Sight => serde_json::to_vec(&node.sight()),

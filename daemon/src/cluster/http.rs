@@ -15,3 +15,26 @@ pub(crate) fn routes(cluster: Arc<Cluster>) -> Router {
 async fn members(State(cluster): State<Arc<Cluster>>) -> Answer<p2pvm_api::Cluster> {
     cluster.members().await.map(Json)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_cluster_of_one_is_that_one() {
+        let alone = Alone::start().await;
+        let (status, found) = get(routes(alone.services.cluster.clone()), "/cluster").await;
+        assert_eq!(
+            (
+                status,
+                &found["members"][0]["name"],
+                &found["load"]["members"]
+            ),
+            (StatusCode::OK, &json!("attic"), &json!(1)),
+            "{found}"
+        );
+    }
+}

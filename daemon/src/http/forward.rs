@@ -27,7 +27,7 @@ pub const SERVICE: &str = "api";
 /// Marks a request that has had its hop.
 const FORWARDED: &str = "p2pvm-forwarded";
 
-/// A restore request's bound.
+/// How long a restore request may be.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Sends the request to the VM's holder where that is another member.

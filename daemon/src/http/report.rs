@@ -30,7 +30,7 @@ impl Reporter {
         });
     }
 
-    /// Reports one of several results; fails when nobody reads any more.
+    /// Reports one of several results; fails when the reader is gone.
     pub(crate) async fn item(&self, item: &impl Serialize) -> Outcome<()> {
         let value =
             serde_json::to_value(item).map_err(|e| Failure::new(Kind::Failed, e.to_string()))?;

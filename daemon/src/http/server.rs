@@ -16,7 +16,7 @@ use axum::{
 use p2pvm_api::Failure;
 use std::{sync::Arc, time::Duration};
 
-/// How long a request waits before its answer has begun.
+/// How long a request waits for the beginning of its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(140);
 
 /// The services whose routes are served.

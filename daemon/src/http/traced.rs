@@ -19,7 +19,8 @@ use p2pvm_vm_manager::{
 
 /// The header's name (<https://www.w3.org/TR/trace-context/#traceparent-header>).
 const HEADER: &str = "traceparent";
-/// A line longer than this is no last line of a move's answer.
+/// How long a line may be before it is skipped. Reason: the last line of a move's answer is
+/// shorter.
 const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The span that a request is within, or [`SpanContext::NONE`].

@@ -8,7 +8,7 @@ use p2pvm_host::Finding;
 use p2pvm_overlay::network_time::{NetworkTime, Skew};
 use std::{sync::Arc, time::Duration};
 
-/// How often it is looked at: the members' clocks are asked elsewhere, this is a subtraction.
+/// How often the clocks are compared. Reason: the members are asked elsewhere, this only subtracts.
 const EVERY: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "clock";

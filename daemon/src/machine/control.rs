@@ -12,9 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often it is looked whether members can be asked.
+/// How often this node looks whether members can be asked.
 const EVERY: Duration = Duration::from_secs(2);
-/// Connections are made anew within this, for example after a member has started again.
+/// How long members must be out of reach before it is a finding. Reason: connections are made again
+/// within this, for example after a member has restarted.
 const ANEW: Duration = Duration::from_secs(8);
 /// The board's area.
 const AREA: &str = "control";

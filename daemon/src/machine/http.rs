@@ -32,3 +32,29 @@ async fn examine(State(machine): Shared) -> Json<Vec<FindingView>> {
 async fn mend(State(machine): Shared) -> Json<Vec<FindingView>> {
     Json(machine.mend().await)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_on_the_board_is_told_with_its_area() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.machine.clone());
+        assert_eq!(
+            get(routes(), "/findings").await,
+            (StatusCode::OK, json!([]))
+        );
+        let found = p2pvm_host::Finding::warning("the clock is behind", "set it");
+        alone.services.node.parts.board.set("clock", vec![found]);
+        let (_, findings) = get(routes(), "/findings").await;
+        assert_eq!(
+            (&findings[0]["area"], &findings[0]["advice"]),
+            (&json!("clock"), &json!("set it")),
+            "{findings}"
+        );
+    }
+}

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often it is looked at: both are read from memory.
+/// How often loops and faults are looked at. Reason: both are read from memory.
 const EVERY: Duration = Duration::from_secs(1);
-/// A loop that has not been seen for so long is over.
+/// How long before a loop that is not seen again counts as over.
 const LOOP_LASTS: Duration = Duration::from_secs(60);
 /// The board's area.
 const AREA: &str = "interface";

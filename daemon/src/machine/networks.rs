@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// How often it is looked at.
+/// How often the interfaces are looked at.
 const EVERY: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "networks";
@@ -35,7 +35,7 @@ pub(crate) async fn watch(parts: Arc<Parts>) {
     }
 }
 
-/// Members, by name, to whom packets take a detour for it.
+/// The members, by name, to which packets take a detour because of it.
 fn missed(parts: &Parts) -> Vec<(String, IpAddr)> {
     let is_direct = |member| {
         parts

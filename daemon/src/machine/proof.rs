@@ -23,16 +23,16 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// How often it is proved.
+/// How often the ways are proved.
 const EVERY: Duration = Duration::from_secs(30);
-/// As above while something does not pass, or a guest boots.
+/// How often they are proved while something does not pass, or a guest boots.
 const WHILE_TROUBLED: Duration = Duration::from_secs(5);
-/// Between a proof that failed and the second try that counts.
+/// How long between a failed proof and the second try, which counts.
 const ONCE_MORE: Duration = Duration::from_millis(300);
 /// How long packets may take through this host's own stack. Reason: what the kernel tells of a rule
 /// that cuts this host off is to show within about two seconds, two tries included.
 const HOST_LIMIT: Duration = Duration::from_millis(800);
-/// Members are not asked for the sake of such news more often than this.
+/// How long before news of this machine has members asked again.
 const MEMBERS_AFTER: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "path";

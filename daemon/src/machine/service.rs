@@ -35,8 +35,8 @@ impl Machine {
         self.findings()
     }
 
-    /// Asks all parts to put their own things in order, proves the ways anew and says what is
-    /// settled by that.
+    /// Has all parts put their own things in order, proves the ways again and tells what that
+    /// settled.
     pub async fn mend(&self) -> Vec<FindingView> {
         let before = self.findings();
         let put_back = self.parts.plane.mend().await.into_iter();

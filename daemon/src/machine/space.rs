@@ -9,11 +9,11 @@ use p2pvm_vm_manager::{
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-/// How often it is looked at: a call of the file system.
+/// How often the disk is looked at. Reason: it is one call of the file system.
 const EVERY: Duration = Duration::from_secs(2);
 /// The board's area.
 const AREA: &str = "disk-full";
-/// A disk with less than this is as good as full.
+/// How many free bytes a disk needs before it counts as not full.
 const FULL: u64 = 1 << 20;
 const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what takes it; 'p2pvm vm \
     migrate NAME' moves a VM away with its \

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-/// A slot outlives its invite by this much: clocks differ.
+/// How long a slot outlives its invite. Reason: clocks differ.
 const SLOT_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// The uses counted on this host.

@@ -15,8 +15,8 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Addresses remembered; a network of this program is smaller. More are unknown, which fits no
-/// name.
+/// How many addresses are remembered. Reason: networks of this program are smaller; further
+/// addresses are unknown and fit no name.
 const MAX_ADDRESSES: usize = 1 << 18;
 
 /// Whose each address is.

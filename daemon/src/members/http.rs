@@ -66,3 +66,27 @@ async fn invite(State(members): Shared, Json(r): Json<InviteRequest>) -> Answer<
 async fn revoke(State(members): Shared, Json(r): Json<RevokeRequest>) -> Answer<RevokeAnswer> {
     members.revoke(&r.what).await.map(Json)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get, post};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_that_is_alone_has_no_peers_and_cannot_ping_or_revoke_itself() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.members.clone());
+        assert_eq!(get(routes(), "/peers").await, (StatusCode::OK, json!([])));
+        assert_eq!(get(routes(), "/traffic").await, (StatusCode::OK, json!([])));
+        let ping = json!({"member": "attic", "count": 1, "interval_ms": 1});
+        let (_, said) = post(routes(), "/ping", &ping).await;
+        assert!(said.to_string().contains("attic is this member"), "{said}");
+        let (status, said) = post(routes(), "/revoke", &json!({"what": "attic.lab.p2p"})).await;
+        assert!(
+            status.is_client_error() && said.to_string().contains("cannot revoke itself"),
+            "{status} {said}"
+        );
+    }
+}

@@ -9,17 +9,18 @@ use p2pvm_overlay::{
 };
 use std::time::Duration;
 
-/// Own addresses are known within this, or there are none.
+/// How long this member waits for addresses of its own. Reason: they are known by then, or there
+/// are none.
 const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
-/// What comes with an invite that nobody from elsewhere may be able to use.
+/// The note on an invite that machines at other places may be unable to use.
 const UNREACHABLE: &str = "this machine knows no address at which machines at other places reach \
     it; for machines of this place the invite is \
     good. See 'p2pvm netcheck', or forward the ports on the router and set reachable_at in \
     node.toml";
-/// What comes with a delegate's revocation of somebody whom no member met here can vouch for.
+/// The note on a delegate's revocation of a member whose certificate is not known here.
 const UNMET_REVOKED: &str = "no member asked knows whose id that is; if it is a delegate's, this \
     has no effect: only the founder's machine revokes those";
-/// An invite that outlives its issuer's attention is a hole.
+/// How long an invite may be valid. Reason: one that its issuer has forgotten is a hole.
 const MAX_INVITE_SECONDS: u64 = 366 * 24 * 3600;
 
 /// One address for each host this member can be knocked at: QUIC where there is it; at most two
@@ -94,7 +95,7 @@ impl Members {
         })
     }
 
-    /// Expels a member, with all who hang on it, or cancels an invite.
+    /// Expels a member, with all members that hang on it, or cancels an invite.
     pub async fn revoke(&self, what: &str) -> Outcome<RevokeAnswer> {
         let target = match what.parse() {
             Ok(invite) => Target::Invite(invite),
@@ -120,7 +121,7 @@ impl Members {
             }
             done => done.doing("revoking")?,
         }
-        // Whom nobody here has met may be a delegate, against whom this counts nowhere.
+        // A member not met here may be a delegate, against which this word counts nowhere.
         let unknown = matches!(
             target, Target::Member(member) if !by_root && control.certificate(member).is_none()
         );

@@ -5,11 +5,11 @@ use p2pvm_api::{Peer, Traffic};
 use p2pvm_overlay::plane::{Flow, Path, TRAFFIC_NOISE};
 use std::time::{Duration, Instant};
 
-/// A member that is asked whether it lives has answered within this, or is shown as silent.
+/// How long a silent member may take to answer before it is shown as silent.
 const LOOK_LIMIT: Duration = Duration::from_millis(700);
 
 impl Members {
-    /// [`Daemon::peers`] after what lately said nothing was asked whether it lives.
+    /// [`Members::peers`], after links that were silent lately were probed.
     pub async fn living_peers(&self) -> Vec<Peer> {
         self.parts.plane.look_at_silent(LOOK_LIMIT).await;
         self.peers()
@@ -50,8 +50,8 @@ impl Members {
         peers
     }
 
-    /// Who talks with whom through this node; without `all`, only what is not noise beside the
-    /// largest.
+    /// The traffic between addresses through this node; without `all`, only what is not noise
+    /// beside the largest.
     pub fn traffic(&self, all: bool) -> Vec<Traffic> {
         let matrix = self.parts.plane.traffic();
         let known: Vec<_> = if all {

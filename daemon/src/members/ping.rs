@@ -7,7 +7,7 @@ use p2pvm_dhcp::{NameKind, Subject};
 use p2pvm_overlay::{MemberId, membership::valid_name};
 use std::{net::IpAddr, time::Duration};
 
-/// A probe that is not answered within this is lost.
+/// How long before a probe without an answer counts as lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Members {
@@ -24,7 +24,7 @@ impl Members {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        // One try alone may take longer than anybody waits for a ping.
+        // One try alone may take longer than a user waits for a ping.
         if tokio::time::timeout(PING_TIMEOUT, tries).await.is_ok() {
             return Ok(());
         }

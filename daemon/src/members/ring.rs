@@ -10,11 +10,11 @@ use p2pvm_overlay::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// Neighbours are told to the control plane this often.
+/// How often the control plane is told the neighbours.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
-/// A trace that has not come back by then is lost.
+/// How long before a trace that has not come back counts as lost.
 const TRACE_LIMIT: Duration = Duration::from_secs(5);
-/// Digits of a place that tell neighbours apart by eye.
+/// How many digits of a place are shown. Reason: they tell neighbours apart by eye.
 const SHORT_POSITION: usize = 6;
 
 fn ms(duration: Duration) -> f64 {
@@ -40,7 +40,7 @@ fn role(neighbour: &Neighbour) -> String {
     }
 }
 
-/// Has the control plane stay connected to the ring's neighbours.
+/// Has the control plane stay connected to the ring's neighbours, until the daemon ends.
 pub(crate) async fn follow(parts: Arc<Parts>) {
     loop {
         tokio::time::sleep(FOLLOW_EVERY).await;
@@ -57,7 +57,7 @@ pub(crate) async fn follow(parts: Arc<Parts>) {
 }
 
 impl Members {
-    /// This member's place.
+    /// This member's place on the ring.
     pub(crate) fn ring_view(&self) -> RingView {
         let ring = &self.parts.ring;
         let position = ring.me().position.to_string();
@@ -83,7 +83,7 @@ impl Members {
         }
     }
 
-    /// Who is what on the ring.
+    /// The neighbours on the ring, with their roles.
     pub(crate) fn ring_neighbours(&self) -> HashMap<MemberId, RingNeighbour> {
         let Some(status) = self.parts.ring.status() else {
             return HashMap::new();

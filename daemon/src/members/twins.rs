@@ -5,11 +5,11 @@
 //! ([`Ask::Met`]); this node leaves its statement with the connected member nearest to its place on
 //! the ring, and that one's answer holds what its twins left there.
 //!
-//! Whoever gives way stops its guests first: they are copies of VMs that run with the one that
-//! keeps the identity, and stay on the disk as branches. Then it asks a member that may admit for
-//! an invite for its successor ([`Ask::Successor`]) and starts again, which [`crate::succession`]
-//! completes. docs/decisions/0022-cloned-state.md says why it is made this way and what it does not
-//! do.
+//! The instance that gives way stops its guests first: they are copies of VMs that run with the one
+//! that keeps the identity, and stay on the disk as branches. Then it asks a member that may admit
+//! for an invite for its successor ([`Ask::Successor`]) and starts again, which
+//! [`crate::succession`] completes. docs/decisions/0022-cloned-state.md says why it is made this
+//! way and what it does not do.
 
 mod protocol;
 
@@ -32,22 +32,24 @@ use std::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 const SERVICE: &str = "twin";
-/// One round trip.
+/// How long an answer from the board may take. Reason: it is one round trip.
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
-/// While it is open whether another instance lives.
+/// How often this instance tells its own while it is open whether another one lives.
 const TELL_SOON: Duration = Duration::from_secs(5);
-/// For so many rounds: the other one tells its own every [`TELL_EVERY`], so it has answered by then
-/// or does not live.
+/// For how many rounds. Reason: another instance tells its own every [`TELL_EVERY`], so it has
+/// answered by then or does not live.
 const SOON_ROUNDS: u32 = 12;
-/// Members that connect one after the other are told once.
+/// How long connections are gathered. Reason: members that connect one after the other are told
+/// once.
 const GATHER: Duration = Duration::from_millis(300);
-/// Successors of one member in a day. A template that is started more often wants an invite for
-/// each machine instead.
+/// How many successors one member has in a day. Reason: a template that is started more often needs
+/// an invite for each machine instead.
 const SUCCESSORS_A_DAY: u8 = 4;
 const DAY: Duration = Duration::from_secs(86_400);
-/// A successor joins at once, or asks again.
+/// How long a successor's invite is valid. Reason: a successor joins at once, or asks again.
 const INVITE_SECONDS: u64 = 3600;
-/// Asking for an invite takes a lookup; between two attempts as long again.
+/// How long asking for an invite may take, and how long between two attempts. Reason: it takes a
+/// lookup.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]

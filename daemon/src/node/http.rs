@@ -73,3 +73,33 @@ async fn shutdown(State(node): Shared) -> Json<()> {
     node.lifecycle.stop();
     Json(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get, post};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_tells_its_status_and_figures_and_ends_when_it_is_told_to() {
+        let alone = Alone::start().await;
+        let (node, cluster) = (&alone.services.node, &alone.services.cluster);
+        let (status, said) = get(routes(node.clone()), "/status").await;
+        assert_eq!(
+            (status, &said["name"], &said["network"]),
+            (StatusCode::OK, &json!("attic"), &json!("lab")),
+            "{said}"
+        );
+        let figures = || figures(node.clone(), cluster.clone());
+        let (_, page) = get(figures(), "/metrics").await;
+        assert!(page.to_string().contains("p2pvm_up_seconds"), "{page}");
+        let (status, _) = get(figures(), "/metrics?scope=moon").await;
+        assert!(status.is_client_error(), "{status}");
+        let stopped = alone.lifecycle.stopped();
+        let (status, _) = post(routes(node.clone()), "/shutdown", &json!(null)).await;
+        assert_eq!(status, StatusCode::OK);
+        stopped.await;
+        assert!(!alone.lifecycle.end().unwrap(), "it does not start again");
+    }
+}

@@ -12,7 +12,7 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write};
 
-/// Labels of a sample at most, the member's name not counted; more come from no member of ours.
+/// How many labels a sample may have beside the member's name. Reason: this program sends no more.
 const MAX_LABELS: usize = 8;
 
 /// What a figure means.
@@ -198,7 +198,7 @@ impl Node {
             ),
         ];
         let mut states: BTreeMap<String, u32> = BTreeMap::from([("running".to_owned(), 0)]);
-        for vm in self.vms.vms_here() {
+        for vm in self.vms.here() {
             *states.entry(vm.state).or_default() += 1;
         }
         samples.extend(

@@ -14,7 +14,7 @@ pub(crate) struct Node {
     pub(crate) members: Arc<Members>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) vms: Arc<Vms>,
-    /// Where spans go, if anybody wants them.
+    /// Where spans go, if the settings name a collector.
     pub(crate) exporter: Option<Arc<Exporter>>,
     pub(crate) layout: Layout,
 }

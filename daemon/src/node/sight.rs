@@ -36,7 +36,7 @@ impl Node {
         let links = self.parts.control.peers().into_iter().filter_map(|peer| {
             let link = self.parts.plane.path(peer.member)?;
             let path = match &link.path {
-                // Where exactly is nobody else's business.
+                // The address is for this member alone to know.
                 Path::Direct(_) => "direct".to_owned(),
                 other => self.parts.path_text(other),
             };

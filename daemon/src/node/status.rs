@@ -60,7 +60,7 @@ impl Node {
     /// The health by the rules of the status screen, as far as this node knows without asking
     /// others: of VMs those that are here, and those of dead hosts whose records it holds.
     fn health_of(&self, status: &Status) -> HealthView {
-        let vms = [self.vms.vms_here(), self.vms.absent_here()].concat();
+        let vms = [self.vms.here(), self.vms.gone_here()].concat();
         health(
             !sight::local_addresses().is_empty(),
             status,

@@ -23,12 +23,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// VMs moved at a time. Reason: a move waits for most of its time, for the target and for round
-/// trips; many share one uplink.
+/// How many VMs are moved at a time. Reason: a move waits for most of its time, for the target and
+/// for round trips; many share one uplink.
 const LANES: usize = 2;
-/// Members that one VM is offered to before it stays.
+/// How many members one VM is offered to before it stays.
 const TRIES: usize = 3;
-/// Between two looks at a VM that somebody else is moving.
+/// How long between two looks at a VM that another request is moving.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The drains of this host: one at a time.
@@ -135,7 +135,7 @@ impl Drains {
                     }
                     End::Gone => continue,
                 };
-                // Whoever asked may have gone; the drain goes on.
+                // The caller may have gone; the drain goes on.
                 let _ = reporter
                     .item(&DrainItem {
                         done: moved.len() + stayed.len(),
@@ -246,7 +246,7 @@ impl Drains {
         (name, End::Stays(why))
     }
 
-    /// A VM here, when nobody is moving it any more.
+    /// A VM here, once no request is moving it.
     async fn here_now(&self, name: &str) -> Option<VmStatus> {
         loop {
             let vm = self.host.list().into_iter().find(|vm| vm.name == name)?;

@@ -32,3 +32,27 @@ async fn drain(State(placement): Shared) -> Response {
 async fn stop_draining(State(placement): Shared) -> Json<DrainStopping> {
     Json(placement.stop_draining())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get, post};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_without_vms_is_drained_at_once() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.placement.clone());
+        assert_eq!(
+            get(routes(), "/decisions").await,
+            (StatusCode::OK, json!([]))
+        );
+        let (status, said) = post(routes(), "/drain", &json!(null)).await;
+        assert_eq!(
+            (status, &said["done"]["moved"], &said["done"]["stayed"]),
+            (StatusCode::OK, &json!([]), &json!([])),
+            "{said}"
+        );
+    }
+}

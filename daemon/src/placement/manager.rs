@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 const SERVICE: &str = "load";
 /// The service that answers why a VM was moved.
 const EXPLAIN: &str = "why";
-/// A message that has not arrived by then is as good as lost.
+/// How long before a message that has not arrived counts as lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The manager and what it is fed with.

@@ -1,5 +1,5 @@
-//! How far the moves of VMs from here are, whoever asked for them: a person or the autonomic
-//! manager. For those who look on.
+//! How far the moves of VMs from here are, and how they ended, whether a user or the autonomic
+//! manager asked for them.
 
 use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Moving, Outcome, Step, VmMoved};

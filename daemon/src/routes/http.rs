@@ -39,3 +39,33 @@ async fn withdraw(State(subnets): Shared, Json(r): Json<RouteSubnet>) -> Answer<
 async fn accept(State(subnets): Shared, Json(r): Json<AcceptRoutes>) -> Answer<RoutesAccepted> {
     subnets.accept(r.on, r.subnet.as_deref()).map(Json)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get, post};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_accepted_is_kept_and_the_networks_own_subnet_is_not_offered() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.subnets.clone());
+        assert_eq!(get(routes(), "/routes").await, (StatusCode::OK, json!([])));
+        let own = json!({"subnet": "10.83.7.0/24"});
+        let (status, said) = post(routes(), "/routes/offer", &own).await;
+        assert!(
+            status.is_client_error() && said.to_string().contains("overlaps the network's own"),
+            "{status} {said}"
+        );
+        let accept = json!({"on": true});
+        let (status, said) = post(routes(), "/routes/accept", &accept).await;
+        assert_eq!(
+            (status, &said["accept"], &said["used"]),
+            (StatusCode::OK, &json!(true), &json!(0)),
+            "{said}"
+        );
+        let kept = std::fs::read_to_string(alone.layout.routes()).unwrap();
+        assert!(kept.contains("\"accept\": true"), "{kept}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! An offer is a signed notice that runs out unless it is renewed. It is used if the policy allows
 //! it (`[[route]] subnet, by`) or, in a network without a policy, by members that said `p2pvm route
-//! accept`: a stranger's word moves nobody's traffic ([`judge`]). Of two offers of one subnet the
+//! accept`: a stranger's word moves no traffic ([`judge`]). Of two offers of one subnet the
 //! eldest whose member answers is used ([`answers`]). What the kernel needs for it, routes and
 //! forwarding, is [`p2pvm_host::keeper`]'s part; an offer is published once this host forwards for
 //! it.
@@ -22,7 +22,10 @@ use crate::{
 use answers::Answers;
 use judge::{Judge, Offered, Use};
 use p2pvm_api::{Doing, Outcome, RouteView};
-use p2pvm_host::{Keeper, Net, Wanted, links::links, netlink::Netlink, reached, routes::Route};
+use p2pvm_host::{
+    Finding, Keeper, Net, Wanted, keeper::Report, links::links, netlink::Netlink, reached,
+    routes::Route,
+};
 use p2pvm_overlay::{
     MemberId, UnixTime, durable,
     membership::{
@@ -39,17 +42,20 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// This host's own routes change without anybody telling.
+/// How often this host's own routes are read. Reason: they change without notice.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
-/// Members whose offers are used here are asked this often whether they are there, and answer
-/// within this.
+/// How often members whose offers are used here are probed.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
-/// As above while one does not answer: what is shown then should not lag behind.
+/// How often they are probed while one does not answer. Reason: what is shown should not lag
+/// behind.
 const PROBE_SILENT: Duration = Duration::from_millis(1500);
-/// This host's routes and interfaces may change in bursts: so long is waited for the rest of one.
+/// How long the rest of a burst of changes is waited for. Reason: this host's routes and interfaces
+/// may change in bursts.
 const AFTER_NEWS: Duration = Duration::from_millis(700);
+/// How long before a probe without an answer counts as lost.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
-/// Neither a default route nor half of the internet is a LAN.
+/// The shortest prefix of an offer. Reason: neither a default route nor half of the internet is a
+/// LAN.
 const SHORTEST_PREFIX: u8 = 8;
 
 /// What is kept over a restart.
@@ -76,12 +82,36 @@ struct Published {
     times: usize,
 }
 
+/// What makes the kernel forward for subnets: [`Keeper`], but in tests.
+pub(crate) trait Kernel: Send + Sync {
+    /// What came of the last look.
+    fn report(&self) -> Report;
+    /// Says what is wanted from now on, and waits until that was tried once.
+    fn settle(&self, wanted: Wanted) -> Report;
+    /// Puts findings beside its own on the board.
+    fn add_findings(&self, findings: Vec<Finding>);
+}
+
+impl Kernel for Keeper {
+    fn report(&self) -> Report {
+        Keeper::report(self)
+    }
+
+    fn settle(&self, wanted: Wanted) -> Report {
+        Keeper::settle(self, wanted)
+    }
+
+    fn add_findings(&self, findings: Vec<Finding>) {
+        Keeper::add_findings(self, findings);
+    }
+}
+
 /// The subnets of this node.
 pub struct Subnets {
     parts: Arc<Parts>,
     policies: Arc<Policies>,
     layout: Layout,
-    keeper: Arc<Keeper>,
+    kernel: Arc<dyn Kernel>,
     /// What is wanted of the kernel but for subnets.
     bare: Wanted,
     /// Whether guests here take others' multicast.
@@ -102,12 +132,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Subnets {
-    /// Reads what this node offered before. `keeper` makes what is wanted beside `bare`.
+    /// Reads what this node offered before. `kernel` makes what is wanted beside `bare`.
     pub fn open(
         parts: Arc<Parts>,
         policies: Arc<Policies>,
         layout: &Layout,
-        (keeper, bare): (Arc<Keeper>, Wanted),
+        (kernel, bare): (Arc<dyn Kernel>, Wanted),
         multicast: bool,
     ) -> Outcome<Arc<Self>> {
         let kept = match read_if_there(&layout.routes())? {
@@ -121,7 +151,7 @@ impl Subnets {
             parts,
             policies,
             layout: layout.clone(),
-            keeper,
+            kernel,
             wanted: Mutex::new(bare.clone()),
             bare,
             multicast,
@@ -209,9 +239,9 @@ impl Subnets {
             ..self.bare.clone()
         };
         let report = if *wanted == now {
-            self.keeper.report()
+            self.kernel.report()
         } else {
-            tokio::task::block_in_place(|| self.keeper.settle(now.clone()))
+            tokio::task::block_in_place(|| self.kernel.settle(now.clone()))
         };
         *wanted = now;
         self.show(&judged, &report);

@@ -1,7 +1,7 @@
-//! The VMs of hosts that are dead or cut off. Nobody answers for them; what the network knows of
+//! The VMs of hosts that are dead or cut off. No host answers for them; what the network knows of
 //! them is in their records, which other members hold. Each member looks through its own replica
 //! for VMs whose host is gone (its health follows from that), and tells who asks for all VMs what
-//! it holds. Records are signed by the VMs' own keys: nobody can make another's VM up.
+//! it holds. Records are signed by the VMs' own keys: no member can make up another's VM.
 //!
 //! Whether a silent host is dead or only cut off from here cannot be told from here; both are said.
 
@@ -19,15 +19,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two looks through this node's own records.
+/// How long between two looks through this node's own records.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// A host without a connection is gone after this. Reason: after a start, and after a change of
-/// network, all are for a moment.
+/// How long before a host without a connection counts as gone. Reason: after a start, and after a
+/// change of network, all hosts are without one for a moment.
 const GRACE: Duration = Duration::from_secs(10);
-/// Members nearest to a record's place that tell of it. Reason: the nearest may have died itself
-/// and not be missed yet.
+/// How many members nearest to a record's place tell of it. Reason: the nearest may have died
+/// itself and not be missed yet.
 const TELLERS: usize = 3;
-/// Hosts that are asked one by one, lest one that is only slow is called dead.
+/// How many hosts are asked one by one. Reason: one that is only slow must not be called dead.
 pub(super) const MAX_ASKED: usize = 32;
 
 /// A VM's record, and when the member that tells of it last saw the VM's host.
@@ -37,7 +37,7 @@ pub(crate) struct Told {
     pub(super) seen: Option<UnixTime>,
 }
 
-/// What is told of several VMs, each once: the newest record, and the last time that anybody saw
+/// What is told of several VMs, each once: the newest record, and the last time that a member saw
 /// its host.
 pub(crate) fn merged(told: impl IntoIterator<Item = Told>) -> Vec<Told> {
     let mut newest: BTreeMap<RingAddr, Told> = BTreeMap::new();
@@ -144,7 +144,7 @@ impl Absent {
             .filter(|holder| *holder != me)
             .collect();
         let connected: BTreeSet<MemberId> = self.parts.fabric().connected().into_iter().collect();
-        // In a large network nobody is connected with all.
+        // In a large network no member is connected with all.
         let large = self.parts.control.size_estimate().is_some();
         let asked = hosts
             .iter()
@@ -182,7 +182,7 @@ impl Absent {
         .collect()
     }
 
-    /// All that this node holds, read anew. Reason: who asks may have been told of a record since
+    /// All that this node holds, read again. Reason: the asker may have been told of a record since
     /// the last look, and where a host has just died its neighbours may not be asked in time.
     pub(crate) async fn told_to_self(&self) -> Vec<Told> {
         let held = self.vm_records().await.unwrap_or_default();

@@ -13,7 +13,7 @@ impl Vms {
     /// All VMs of the network, and who did not say which it has. Connected members that the ring
     /// does not reach yet are asked directly; VMs of hosts that do not answer are told by the
     /// records that others hold.
-    pub async fn cluster_vms(&self) -> Outcome<ClusterVms> {
+    pub async fn of_cluster(&self) -> Outcome<ClusterVms> {
         let connected = self.parts.fabric().connected();
         let (answers, told) = tokio::join!(
             self.questions.ask(Question::Vms),
@@ -60,7 +60,7 @@ impl Vms {
 
     /// All VMs of the network.
     pub async fn list(&self) -> Outcome<Vec<VmView>> {
-        let found = self.cluster_vms().await?;
+        let found = self.of_cluster().await?;
         if !found.silent.is_empty() {
             tracing::info!(
                 members = found.silent.len(),
@@ -72,7 +72,7 @@ impl Vms {
 
     /// On which member a branch lies: no record names it, so all are asked.
     pub(super) async fn has_branch(&self, name: &str) -> Outcome<MemberId> {
-        let all = self.cluster_vms().await?.vms;
+        let all = self.of_cluster().await?.vms;
         let found = all
             .iter()
             .find(|vm| vm.name == name)

@@ -26,7 +26,7 @@ fn time_of(seen: UnixTime, now: UnixTime) -> String {
     }
 }
 
-/// Why nobody answers for a VM.
+/// Why no host answers for a VM.
 fn sentence(host: &str, seen: Option<UnixTime>, now: UnixTime) -> String {
     match seen {
         Some(seen) => format!(
@@ -108,7 +108,7 @@ impl Vms {
     }
 
     /// The VMs of hosts that are gone, as far as this node knows without asking others.
-    pub(crate) fn absent_here(&self) -> Vec<VmView> {
+    pub(crate) fn gone_here(&self) -> Vec<VmView> {
         self.absent
             .here()
             .iter()

@@ -20,13 +20,14 @@ use std::{
 /// How long a guest may take to answer. Reason: one that is translated answers in tens of
 /// milliseconds, a busy host in a few hundred.
 const LIMIT: Duration = Duration::from_millis(1200);
-/// Between a question that was not answered and the second try that counts.
+/// How long between a question without an answer and the second try, which counts.
 const ONCE_MORE: Duration = Duration::from_millis(500);
-/// Guests asked at a time.
+/// How many guests are asked at a time.
 const AT_A_TIME: usize = 8;
-/// A guest that does not answer is asked often for so long, as it may just be starting.
+/// How long a guest that does not answer is asked often. Reason: it may just be starting.
 const BOOTS: Duration = Duration::from_secs(180);
-/// A guest that restarts is silent for less.
+/// How long a guest may be silent before it is a finding. Reason: one that restarts is silent for
+/// less.
 const RESTARTS: Duration = Duration::from_secs(60);
 /// The board's area.
 const AREA: &str = "guests";

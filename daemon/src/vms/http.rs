@@ -62,7 +62,7 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
 }
 
 async fn cluster_vms(State(vms): Shared) -> Answer<ClusterVms> {
-    vms.cluster_vms().await.map(Json)
+    vms.of_cluster().await.map(Json)
 }
 
 async fn list(State(vms): Shared) -> Answer<Sorted<Vec<VmView>>> {
@@ -160,4 +160,29 @@ async fn console(
         ],
     )
         .into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get, post};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_vm_that_no_member_has_is_not_found() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.vms.clone());
+        assert_eq!(get(routes(), "/vms").await, (StatusCode::OK, json!([])));
+        let (status, said) = get(routes(), "/vms/web").await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
+        assert!(said.to_string().contains("there is no VM 'web'"), "{said}");
+        let elsewhere = json!({"name": "web", "image": "/no/image", "on": "cellar"});
+        let (status, said) = post(routes(), "/vms", &elsewhere).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
+        assert!(
+            said.to_string().contains("no member 'cellar' is known"),
+            "{said}"
+        );
+    }
 }

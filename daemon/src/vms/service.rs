@@ -33,10 +33,10 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// A snapshot that is not durable by then is reported as it is; copying goes on.
+/// How long a snapshot may take to be durable before it is reported as it is; copying goes on.
 const DURABLE_LIMIT: Duration = Duration::from_secs(300);
 
-/// What the name of a copy that lost its VM has in it (`Entry::listed_name`).
+/// The mark in the name of a copy that lost its VM (`Entry::listed_name`).
 const BRANCH_MARK: &str = "-branch-e";
 
 /// Runs `work` and reports its progress.
@@ -199,7 +199,7 @@ impl Vms {
         self.host.console(name).await.or_failure()
     }
 
-    /// Moves a VM from here; `within` is the span of whoever asked.
+    /// Moves a VM from here; `within` is the caller's span.
     pub async fn migrate(
         &self,
         name: &str,
@@ -235,7 +235,7 @@ impl Vms {
         moved(&self.parts, &outcome)
     }
 
-    /// Gives a move up that has not switched over yet.
+    /// Cancels a move that has not switched over yet.
     pub async fn cancel_migration(&self, name: &str) -> Outcome<MoveCancelled> {
         self.host.cancel_migration(name).await.or_failure()?;
         Ok(MoveCancelled {

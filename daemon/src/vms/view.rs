@@ -24,7 +24,7 @@ pub(super) fn durability_text(durability: &Durability) -> String {
 
 impl Vms {
     /// The VMs on this host.
-    pub(crate) fn vms_here(&self) -> Vec<VmView> {
+    pub(crate) fn here(&self) -> Vec<VmView> {
         self.host.list().iter().map(|vm| self.view(vm)).collect()
     }
 

@@ -22,3 +22,26 @@ async fn change(
 ) -> Outcome<Json<DashboardView>> {
     dashboard.change(&wanted).map(Json)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, get, post};
+    use hyper::StatusCode;
+    use serde_json::json;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_dashboard_is_off_until_it_is_switched_on() {
+        let alone = Alone::start().await;
+        let dashboard = Dashboard::open(&alone.services, &alone.layout, &alone.config).unwrap();
+        let routes = || routes(dashboard.clone());
+        let (status, shown) = get(routes(), "/dashboard").await;
+        assert_eq!(
+            (status, &shown["on"]),
+            (StatusCode::OK, &json!(false)),
+            "{shown}"
+        );
+        let (_, changed) = post(routes(), "/dashboard", &json!({"on": true})).await;
+        assert_eq!(changed["on"], true, "{changed}");
+    }
+}

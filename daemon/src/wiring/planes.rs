@@ -99,7 +99,7 @@ pub(super) async fn open(
     Ok((planes, events, clocks))
 }
 
-/// The settings of the control plane. Nobody is admitted before the records are open.
+/// The settings of the control plane. No joiner is admitted before the records are open.
 fn control_config(
     layout: &Layout,
     config: &Config,
@@ -143,8 +143,8 @@ async fn start_control(
     })
 }
 
-/// Waits until the interface of a daemon that is just ending is gone; anybody else's is a reason
-/// not to start.
+/// Waits until the interface of a daemon that is just ending is gone; another program's interface
+/// is a reason not to start.
 async fn free_device(name: &str, network: &NetworkConfig) -> Outcome<()> {
     let began = Instant::now();
     loop {

@@ -15,16 +15,17 @@ use tokio::sync::Semaphore;
 
 /// The service by which a member asks another for the way back.
 const SERVICE: &str = "prove";
-/// An answer takes two proofs and a round trip.
+/// How long an answer may take. Reason: it takes two proofs and a round trip.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
-/// An asker is served again after this; more askers than this are not remembered, but refused.
+/// How long before an asker is served again, and how many askers are remembered before further ones
+/// are refused.
 const ASKER_EVERY: Duration = Duration::from_secs(5);
 const MAX_ASKERS: usize = 1024;
-/// Proofs made for others at a time.
+/// How many proofs for others run at a time.
 const FOR_OTHERS: usize = 4;
 /// The version of the question and the answer.
 const VERSION: u8 = 1;
-/// What is believed of another's reason at most, bytes.
+/// How many characters of another member's reason are shown.
 const MAX_WHY: usize = 300;
 
 #[derive(Serialize, Deserialize)]
@@ -122,7 +123,7 @@ impl Serve for Answers {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let (question, _later): (Question, _) =
             postcard::take_from_bytes(&body).map_err(|_| "this is no question".to_owned())?;
-        // Only the asker's own addresses: nobody makes this host knock at a third one.
+        // Only the asker's own addresses, so that no asker makes this host send to a third one.
         let routes = self.parts.plane.routes();
         if !routes
             .iter()

@@ -4,9 +4,9 @@ use super::{Proofs, back, found::Others, twice};
 use p2pvm_overlay::plane::Unproved;
 use std::{net::IpAddr, time::Duration};
 
-/// Members proved in one round: one while all is well, as a member that does nothing should send
-/// little; others come in the next rounds. More where one does not answer, to tell its trouble from
-/// this host's.
+/// How many members are proved in one round: while all is well, and where one does not answer.
+/// Reason: an idle member should send little, and the others come in the next rounds; several tell
+/// one member's trouble from this host's.
 const MEMBERS: (usize, usize) = (1, 3);
 /// How long packets may take to another host and back.
 pub(super) const MEMBER_LIMIT: Duration = Duration::from_secs(3);

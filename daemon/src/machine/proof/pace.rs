@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// Proofs that follow each other closely when there is news of this machine, and how closely.
+/// How many proofs may follow each other closely after news of this machine, and how closely.
 const BURST: u32 = 4;
 const AFTER_NEWS: Duration = Duration::from_millis(200);
-/// After a burst of news there is another proof each time this has passed. Reason: a host on which
-/// containers come and go has news all the time, and a rule among it that cuts this host off is to
-/// show within about two seconds all the same. It costs some packets.
+/// How long between proofs after a burst of news. Reason: a host on which containers come and go
+/// has news all the time, and a rule that cuts this host off must still show within about two
+/// seconds. It costs some packets.
 const EACH: Duration = Duration::from_secs(1);
 
 /// When the next proof after news may be made: a bucket of [`BURST`] proofs, filled up by one in

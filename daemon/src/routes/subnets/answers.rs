@@ -5,9 +5,9 @@
 use p2pvm_overlay::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Probes in a row without an answer after which a member counts as silent.
+/// How many probes in a row without an answer before a member counts as silent.
 const GONE_AFTER: u32 = 2;
-/// Answers in a row after which a silent one counts again.
+/// How many answers in a row before a silent member counts again.
 const BACK_AFTER: u32 = 3;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Answers(BTreeMap<MemberId, Row>);
 
 impl Answers {
     /// Takes the result of one round of probes; members that were not probed are forgotten. True if
-    /// somebody fell silent, answered again or came back.
+    /// a member fell silent, answered again or came back.
     pub fn round(&mut self, results: &[(MemberId, bool)]) -> bool {
         let before = (self.silent(), self.recovering());
         self.0

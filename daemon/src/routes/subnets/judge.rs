@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, fmt};
 pub(super) enum Use {
     /// Packets for it go there, but for a part that this host reaches by itself.
     Used(Option<Cidr>),
-    /// Packets for it go there for want of anybody who answers.
+    /// Packets for it go there, although that member does not answer: no other one does.
     Silent,
     Own,
     NotAccepted,

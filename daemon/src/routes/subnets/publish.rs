@@ -9,16 +9,17 @@ use p2pvm_overlay::{
 };
 use std::time::{Duration, Instant};
 
-/// An offer that is not renewed is forgotten after this: its host is gone.
+/// How long before an offer that is not renewed is forgotten. Reason: its host is gone.
 const OFFER_SECONDS: u64 = 1800;
-/// What is news is said again after these: a member that was just connecting may have missed it.
-/// Then three chances to be heard within the time above.
+/// How long before an offer is told again: the first time, the second, then always. Reason: a
+/// member that was just connecting may have missed it; then it has three chances to be heard in
+/// time.
 const RENEW_AFTER: [Duration; 3] = [
     Duration::from_secs(4),
     Duration::from_secs(30),
     Duration::from_secs(600),
 ];
-/// The last word to the others, when the daemon ends.
+/// How long the last word to the others may take when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(700);
 
 impl Subnets {

@@ -54,7 +54,7 @@ impl Subnets {
             Ok(())
         })?;
         if let Some(why) = self
-            .keeper
+            .kernel
             .report()
             .forwarding
             .filter(|_| !before.offers.contains(&subnet))

@@ -77,7 +77,7 @@ impl Subnets {
                 )
             });
         let shared = beside::findings(&report.shared, self.layout.dir());
-        self.keeper.add_findings(silent.chain(shared).collect());
+        self.kernel.add_findings(silent.chain(shared).collect());
     }
 
     /// The member through which an address of an offered subnet is reached.

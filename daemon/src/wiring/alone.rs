@@ -1,0 +1,235 @@
+//! The services of a member that is alone in a network of its own, made without privileges: an idle
+//! packet plane, the control plane on loopback, the records on a temporary disk, and a hypervisor
+//! that starts nothing. For tests of the routes.
+
+use super::{Below, Own, planes::Planes, records, wire};
+use crate::{
+    access::policy::Policies,
+    addresses::{kept::Kept, ports::Ports, reach::Reach},
+    config::Config,
+    http::server::Services,
+    layout::Layout,
+    lifecycle::Lifecycle,
+    members::admission::NotYet,
+    membership::{self, Membership},
+    parts::{MTU, Parts},
+    routes::subnets::{Kernel, Subnets},
+};
+use async_trait::async_trait;
+use axum::{Router, body::Body, http::Request};
+use http_body_util::BodyExt;
+use hyper::{StatusCode, service::Service};
+use hyper_util::service::TowerToHyperService;
+use p2pvm_dhcp::Resolver;
+use p2pvm_dht::votes::Votes;
+use p2pvm_host::{Finding, Wanted, keeper::Report};
+use p2pvm_overlay::{
+    control::{Control, ControlConfig},
+    membership::Trust,
+    plane::{Plane, PlaneConfig},
+    ring_driver::RingDriver,
+};
+use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
+use p2pvm_vm_manager::{
+    Error, Traces,
+    host::{self, Host, HostOptions},
+    hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
+    vault::ChunkVault,
+};
+use serde_json::Value;
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Instant};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+/// A kernel that does what it is told.
+struct Obedient;
+
+impl Kernel for Obedient {
+    fn report(&self) -> Report {
+        Report::default()
+    }
+
+    fn settle(&self, _wanted: Wanted) -> Report {
+        Report::default()
+    }
+
+    fn add_findings(&self, _findings: Vec<Finding>) {}
+}
+
+/// A hypervisor that starts nothing.
+struct NoGuests;
+
+fn none<T>() -> Result<T, Error> {
+    Err(Error::Hypervisor {
+        step: "starting",
+        detail: "there is no hypervisor".to_owned(),
+    })
+}
+
+#[async_trait]
+impl Hypervisor for NoGuests {
+    async fn accel(&self) -> Result<Accel, Error> {
+        none()
+    }
+    async fn create_disk(&self, _: &Path, _: &Path, _: Option<u64>) -> Result<(), Error> {
+        none()
+    }
+    async fn rebase_disk(&self, _: &Path, _: &Path) -> Result<(), Error> {
+        none()
+    }
+    async fn check_image(&self, _: &Path) -> Result<u64, Error> {
+        none()
+    }
+    async fn virtual_size(&self, _: &Path) -> Result<u64, Error> {
+        none()
+    }
+    async fn launch(&self, _: &MachineSpec, _: Start) -> Result<Arc<dyn Machine>, Error> {
+        none()
+    }
+    async fn adopt(&self, _: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
+        Ok(None)
+    }
+}
+
+/// A member that is alone.
+pub(crate) struct Alone {
+    pub services: Services,
+    pub lifecycle: Arc<Lifecycle>,
+    pub layout: Layout,
+    pub config: Config,
+    _ring: RingDriver,
+    _dir: TempDir,
+}
+
+impl Alone {
+    /// The founder of the network "lab", called "attic".
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        membership::found(&layout, ("lab", Some("10.83.0.0/16")), ("attic", &[]), true).unwrap();
+        let membership = membership::load(&layout).unwrap();
+        let config = Config {
+            upnp: false,
+            ..Config::default()
+        };
+        let planes = planes(&layout, membership).await;
+        let (parts, ring) = records::open(&layout, &config, planes).unwrap();
+        let policies = Policies::start(parts.clone(), true);
+        let kernel = (Arc::new(Obedient) as Arc<dyn Kernel>, Wanted::default());
+        let subnets =
+            Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
+        let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
+        let lifecycle = Lifecycle::new(Instant::now());
+        let below = Below {
+            policies,
+            subnets,
+            host: host(&layout, &parts, &reach).await,
+            reach,
+        };
+        let own = Own {
+            lifecycle: lifecycle.clone(),
+            layout: layout.clone(),
+            exporter: None,
+            traces: Traces::default(),
+        };
+        Self {
+            services: wire(&config, &parts, below, own).services,
+            lifecycle,
+            layout,
+            config,
+            _ring: ring,
+            _dir: dir,
+        }
+    }
+}
+
+async fn planes(layout: &Layout, membership: Membership) -> Planes {
+    let Membership {
+        network,
+        certificate,
+        identity,
+        root,
+        ..
+    } = membership;
+    let settings = PlaneConfig {
+        me: identity.member_id(),
+        link_secret: identity.link_secret(),
+        udp_port: 0,
+        device: "none".to_owned(),
+        mtu: MTU,
+        traffic: true,
+        network: network.id.to_string(),
+        control_port: 0,
+    };
+    let plane = Plane::start_idle(settings, mpsc::channel(8).0).unwrap();
+    let identity = Arc::new(identity);
+    let trust = Arc::new(Trust::load(network.id, &layout.revocations()).unwrap());
+    let control = Control::start(ControlConfig {
+        listen_on: vec![Ipv4Addr::LOCALHOST.into()],
+        issuer_key: root,
+        underlay: plane.underlay(),
+        ..ControlConfig::new(
+            identity.clone(),
+            certificate.clone(),
+            network.clone(),
+            trust.clone(),
+            layout.dir().to_owned(),
+            Arc::new(NotYet),
+        )
+    })
+    .await
+    .unwrap();
+    Planes {
+        identity,
+        certificate,
+        network,
+        trust,
+        plane,
+        control,
+        founder: true,
+        has_bootstrap: false,
+    }
+}
+
+async fn host(layout: &Layout, parts: &Arc<Parts>, reach: &Arc<Reach>) -> Arc<Host> {
+    let chunks = ChunkStore::open(layout.chunks()).unwrap();
+    let exchange = Exchange::start(parts.fabric(), chunks, ExchangeOptions::default());
+    let images = Images::open(exchange.clone(), layout.images()).unwrap();
+    let resolver = Resolver::new(&parts.domain(), parts.addresses.subnet()).unwrap();
+    let host_parts = host::Parts {
+        fabric: parts.fabric(),
+        records: parts.records.clone(),
+        ballot: Arc::new(Votes::new(parts.fabric())),
+        vault: ChunkVault::new(exchange, Arc::new(images)),
+        hypervisor: Arc::new(NoGuests),
+        port: Ports::new(parts.clone(), reach.clone(), resolver),
+        traces: Traces::default(),
+    };
+    Host::open(host_parts, HostOptions::default(), layout.dir())
+        .await
+        .unwrap()
+}
+
+async fn send(router: Router, request: Request<Body>) -> (StatusCode, Value) {
+    let answer = TowerToHyperService::new(router)
+        .call(request)
+        .await
+        .unwrap();
+    let status = answer.status();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    // What is no JSON is told as the text that it is.
+    let value = serde_json::from_slice(&body)
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
+    (status, value)
+}
+
+/// Asks a router.
+pub(crate) async fn get(router: Router, path: &str) -> (StatusCode, Value) {
+    send(router, Request::get(path).body(Body::empty()).unwrap()).await
+}
+
+/// Asks a router to do something.
+pub(crate) async fn post(router: Router, path: &str, body: &Value) -> (StatusCode, Value) {
+    let request = Request::post(path).header("content-type", "application/json");
+    send(router, request.body(Body::from(body.to_string())).unwrap()).await
+}
