@@ -9,10 +9,9 @@ use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 
 const ABOUT: &str = "HTTP with JSON. The daemon serves the operations of `root` on its unix \
-    socket, \
-    those of `member` on a stream of the overlay to members of the network, and those of `page`, \
-    below `/api`, to the dashboard's page. `x-askers` names the callers of each. A request that \
-    fails is answered by a Failure. A reader ignores fields that it does not know.";
+    socket, those of `member` on a stream of the overlay to members of the network, and those of \
+    `page`, below `/api`, to the dashboard's page. `x-askers` names the callers of each. A request \
+    that fails is answered by a Failure. A reader ignores fields that it does not know.";
 
 /// The document.
 pub fn text() -> String {
