@@ -4,7 +4,10 @@
 use super::page::Page;
 use crate::args::Cli;
 use clap::{Parser, error::ErrorKind};
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// A mention may leave out what follows: `p2pvm vm ...`.
 const INCOMPLETE: [ErrorKind; 6] = [
@@ -102,6 +105,10 @@ pub fn unknown_commands(page: &Page) -> Vec<String> {
         .collect()
 }
 
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 /// All sources of the program as one text, without the breaks that a long string has.
 fn sources() -> String {
     fn add(dir: &Path, text: &mut String) {
@@ -114,7 +121,6 @@ fn sources() -> String {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut text = String::new();
     for part in [
         "host",
@@ -125,9 +131,11 @@ fn sources() -> String {
         "vm-manager",
         "autonomic",
         "console",
+        "api",
+        "daemon",
         "node",
     ] {
-        add(&root.join(part).join("src"), &mut text);
+        add(&root().join(part).join("src"), &mut text);
     }
     let breaks = regex::Regex::new(r"\\\n\s*").expect("the pattern is sound");
     breaks.replace_all(&text, "").replace("\\\"", "\"")
@@ -138,8 +146,7 @@ fn sources() -> String {
 pub fn metrics_that_differ(page: &Page) -> Vec<String> {
     let name = regex::Regex::new(r"p2pvm_[a-z_]+[a-z]").expect("the pattern is sound");
     let source =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/daemon/metrics.rs"))
-            .expect("the metrics' source");
+        fs::read_to_string(root().join("daemon/src/node/metrics.rs")).expect("the metrics' source");
     let families = regex::Regex::new(r#"(?:gauge|counter)\(\s*"(p2pvm_[a-z_]+)""#)
         .expect("the pattern is sound");
     let exported: std::collections::BTreeSet<String> = families
