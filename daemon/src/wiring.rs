@@ -191,7 +191,7 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
         members,
         node,
         placement: Placement::new(manager.clone(), drains),
-        subnets: subnets,
+        subnets,
         vms,
     };
     Wired {
