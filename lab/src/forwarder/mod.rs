@@ -38,6 +38,8 @@ use tun_rs::{SyncDevice, VIRTIO_NET_HDR_LEN};
 const BUFFER_BYTES: usize = VIRTIO_NET_HDR_LEN + 65536;
 /// How many packets are read from one router before packets that are due are sent.
 const READ_BATCH: usize = 32;
+/// How many packets may wait in one router (the kernel's `TUN_READQ_SIZE`).
+const ROUTER_QUEUE: usize = 500;
 /// How many requests may wait for the forwarder.
 const REQUESTS: usize = 16;
 
@@ -238,10 +240,13 @@ impl Core {
             drop(fds);
             for (site, ready) in ready.iter().enumerate() {
                 if *ready {
-                    self.read_router(site);
+                    self.read_router(site, READ_BATCH);
                 }
             }
             if woken {
+                // A packet that came while the routers were being polled was sent before the
+                // request and meets the link as it was.
+                (0..self.devices.len()).for_each(|site| self.read_router(site, ROUTER_QUEUE));
                 let _ = wake.read();
                 while let Ok(request) = requests.try_recv() {
                     if !self.serve(request) {
@@ -321,10 +326,10 @@ impl Core {
         }
     }
 
-    /// Takes a batch from a router and puts each packet on its link.
-    fn read_router(&mut self, site: usize) {
+    /// Takes up to `most` packets from a router and puts each on its link.
+    fn read_router(&mut self, site: usize, most: usize) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        for _ in 0..READ_BATCH {
+        for _ in 0..most {
             let Ok(length) = unistd::read(&self.devices[site], &mut scratch) else {
                 break;
             };
