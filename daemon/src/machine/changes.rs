@@ -72,7 +72,7 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     let mut held = match journal.hold() {
         Ok(held) => held,
         Err(error) => {
-            return tracing::warn!(%error, "what was changed on this machine is not undone");
+            return tracing::warn!(%error, "cannot open the journal: the changes of this machine are not undone");
         }
     };
     if held.entries.is_empty() || !may() {
@@ -91,7 +91,7 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
         }
     }
     if let Err(error) = held.save() {
-        tracing::warn!(%error, "not noted that the changes are undone");
+        tracing::warn!(%error, "cannot remove undone changes from the journal");
     }
 }
 

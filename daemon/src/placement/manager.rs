@@ -82,11 +82,11 @@ impl Manager {
         manager
             .parts
             .fabric()
-            .serve(SERVICE, Arc::new(Ear(manager.clone())));
+            .serve(SERVICE, Arc::new(PlacementService(manager.clone())));
         manager
             .parts
             .fabric()
-            .serve(EXPLAIN, Arc::new(Witness(manager.clone())));
+            .serve(EXPLAIN, Arc::new(ExplainService(manager.clone())));
         manager
     }
 
@@ -418,10 +418,10 @@ impl Guests {
     }
 }
 
-struct Ear(Arc<Manager>);
+struct PlacementService(Arc<Manager>);
 
 #[async_trait]
-impl Serve for Ear {
+impl Serve for PlacementService {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let message = Message::decode(&body).map_err(|e| e.to_string())?;
         self.0.tell([Input::Received(from, message)]);
@@ -429,10 +429,10 @@ impl Serve for Ear {
     }
 }
 
-struct Witness(Arc<Manager>);
+struct ExplainService(Arc<Manager>);
 
 #[async_trait]
-impl Serve for Witness {
+impl Serve for ExplainService {
     async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let vm = VmId(body.try_into().map_err(|_| "not a VM's id".to_owned())?);
         serde_json::to_vec(&self.0.explain(vm)).map_err(|e| e.to_string())

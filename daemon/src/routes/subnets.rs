@@ -60,7 +60,7 @@ const SHORTEST_PREFIX: u8 = 8;
 
 /// What is kept over a restart.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Kept {
+struct SavedRoutes {
     #[serde(default)]
     offers: Vec<Cidr>,
     #[serde(default)]
@@ -116,7 +116,7 @@ pub struct Subnets {
     bare: Wanted,
     /// Whether guests here take others' multicast.
     multicast: bool,
-    kept: Mutex<Kept>,
+    kept: Mutex<SavedRoutes>,
     views: Mutex<Vec<RouteView>>,
     answers: Mutex<Answers>,
     /// What the kernel was told last; held while it is told.
@@ -141,7 +141,7 @@ impl Subnets {
         multicast: bool,
     ) -> Outcome<Arc<Self>> {
         let kept = match read_if_there(&layout.routes())? {
-            None => Kept::default(),
+            None => SavedRoutes::default(),
             Some(bytes) => serde_json::from_slice(&bytes).doing(format_args!(
                 "{} is damaged: remove it",
                 layout.routes().display()
@@ -260,7 +260,7 @@ impl Subnets {
     }
 
     /// The offers of all members, this one's first.
-    fn all_offered(&self, kept: &Kept, offers: &[Offer]) -> Vec<Offered> {
+    fn all_offered(&self, kept: &SavedRoutes, offers: &[Offer]) -> Vec<Offered> {
         let me = self.parts.me();
         let mine = kept
             .offers
@@ -280,7 +280,7 @@ impl Subnets {
     /// What is done with each offer here.
     fn judge<'a>(
         &self,
-        kept: &Kept,
+        kept: &SavedRoutes,
         (policy, local): (Option<&NetworkPolicy>, &[Cidr]),
         all: &'a [Offered],
     ) -> Vec<(&'a Offered, Use)> {
@@ -350,7 +350,7 @@ impl Subnets {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Kept) -> Outcome<()>) -> Outcome<()> {
+    fn change(&self, change: impl FnOnce(&mut SavedRoutes) -> Outcome<()>) -> Outcome<()> {
         {
             let mut kept = lock(&self.kept);
             let mut new = kept.clone();

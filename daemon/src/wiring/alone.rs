@@ -5,7 +5,7 @@
 use super::{Below, Own, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
-    addresses::{kept::Kept, ports::Ports, reach::Reach},
+    addresses::{kept::SavedLease, ports::Ports, reach::Reach},
     config::Config,
     http::server::Services,
     layout::Layout,
@@ -118,7 +118,7 @@ impl Alone {
         let kernel = (Arc::new(Obedient) as Arc<dyn Kernel>, Wanted::default());
         let subnets =
             Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
-        let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
+        let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
         let lifecycle = Lifecycle::new(Instant::now());
         let below = Below {
             policies,

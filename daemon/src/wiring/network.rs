@@ -3,7 +3,7 @@
 
 use crate::{
     access::policy::Policies,
-    addresses::{kept::Kept, ports::Ports, reach::Reach, resolver::Integration},
+    addresses::{kept::SavedLease, ports::Ports, reach::Reach, resolver::Integration},
     config::Config,
     layout::Layout,
     machine::changes,
@@ -55,7 +55,7 @@ pub(super) fn open(
         resolver.upstream(),
         parts.board.clone(),
     )?;
-    let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
+    let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
     Ok(Network {
         policies,
