@@ -1,5 +1,5 @@
-//! Opens what the network changes on this machine: access rules, the kernel's settings, subnet
-//! routes, names and this host's address.
+//! Opens the parts that change this machine for the network: access rules, the kernel's settings,
+//! subnet routes, names and this host's address.
 
 use crate::{
     access::policy::Policies,
@@ -68,7 +68,7 @@ pub(super) fn open(
     })
 }
 
-/// What is wanted of this machine's kernel for the network, before any subnet is offered or
+/// The settings of this machine's kernel wanted for the network, before any subnet is offered or
 /// accepted.
 fn wanted(parts: &Parts, config: &Config) -> Wanted {
     let port = |address: &String| {
