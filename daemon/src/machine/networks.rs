@@ -21,7 +21,7 @@ use std::{
 const EVERY: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "networks";
-const REMEDY: &str = "one of the two networks needs another subnet: found it anew with 'p2pvm \
+const REMEDY: &str = "one of the two networks needs another subnet: found it again with 'p2pvm \
     init --subnet', or leave it on this machine";
 
 /// Checks until the daemon ends.

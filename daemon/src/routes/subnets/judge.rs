@@ -48,13 +48,13 @@ impl fmt::Display for Use {
             Self::Own => f.write_str("offered by this member"),
             Self::NotAccepted => f.write_str(
                 "not used: the network has no policy, and 'p2pvm \
-                route accept' was not said here",
+                route accept' was not given here",
             ),
-            Self::SwitchedOff => f.write_str("not used: 'p2pvm route accept --off' was said here"),
+            Self::SwitchedOff => f.write_str("not used: 'p2pvm route accept --off' was given here"),
             Self::Refused(subnet) => write!(
                 f,
                 "not used: 'p2pvm route accept --off {subnet}' was \
-                said here"
+                given here"
             ),
             Self::NotAllowed => f.write_str(
                 "not used: the policy does not allow this member to \
