@@ -530,7 +530,10 @@ impl Thread {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot open the journal: the changes of this machine are not undone")
+                tracing::warn!(
+                    %error,
+                    "cannot open the journal: the changes of this machine are not undone"
+                );
             }
         }
     }

@@ -71,7 +71,10 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     let mut held = match journal.hold() {
         Ok(held) => held,
         Err(error) => {
-            return tracing::warn!(%error, "cannot open the journal: the changes of this machine are not undone");
+            return tracing::warn!(
+                %error,
+                "cannot open the journal: the changes of this machine are not undone"
+            );
         }
     };
     if held.entries.is_empty() || !may() {

@@ -121,7 +121,8 @@ impl Meter {
         }
     }
 
-    /// user + nice + system + irq + softirq + steal of the first line of /proc/stat (proc(5)).
+    /// The sum of user, nice, system, irq, softirq and steal in the first line of /proc/stat
+    /// (proc(5)).
     fn machine(&self) -> Duration {
         let text = fs::read_to_string("/proc/stat").unwrap_or_default();
         let fields: Vec<u32> = text
@@ -155,7 +156,8 @@ impl Meter {
             .collect()
     }
 
-    /// utime + stime of /proc/PID/stat; the name before them may hold blanks and brackets.
+    /// The sum of utime and stime in /proc/PID/stat; the name before them may contain blanks and
+    /// brackets.
     fn process(&self, pid: u32) -> Option<Duration> {
         let text =
             fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
