@@ -1,7 +1,6 @@
-//! The network's policy: what stands, what is signed, and what it does to a conversation.
+//! The network's policy: the present one, setting it, and its decision about a conversation.
 //!
-//! The policy itself travels as the text that its author wrote. What the text means is
-//! `p2pvm_overlay::membership::policy`'s.
+//! The policy itself is sent as its author's text. `p2pvm_overlay::membership::policy` parses it.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,19 +8,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclShow {
-    /// The version of the policy that stands; none in a network without one.
+    /// The version of the policy; none in a network without one.
     pub version: Option<u64>,
-    /// What its author wrote.
+    /// The text as its author wrote it.
     pub text: Option<String>,
-    /// "root", or the delegate who signed it.
+    /// "root", or the delegate that signed it.
     pub signed_by: Option<String>,
     /// When it was signed (RFC 3339).
     pub signed_at: Option<String>,
-    /// Packets that it has kept out of this host and its guests since the daemon started.
+    /// How many packets it has kept out of this host and its guests since the daemon started.
     pub denied_here: u64,
 }
 
-/// What `p2pvm acl set` asks for.
+/// The request of `p2pvm acl set`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclSet {
@@ -29,46 +28,46 @@ pub struct AclSet {
     pub text: String,
 }
 
-/// What `p2pvm acl set` gets. The fields are in alphabetical order.
+/// The answer to `p2pvm acl set`. The fields are in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct AclAnswer {
-    /// What happens to traffic that no rule is about: "allow" or "deny".
+    /// The decision about traffic that no rule matches: "allow" or "deny".
     pub default: String,
     /// How many rules it has.
     pub rules: usize,
-    /// Connected members that were told.
+    /// How many connected members received it.
     pub told: usize,
-    /// Its version, one more than that of the policy before.
+    /// Its version, one more than the previous policy's.
     pub version: u64,
-    /// What it names and nobody has: most likely misspelt.
+    /// Names in it that no member, group or VM has: most likely misspelt.
     pub warnings: Vec<String>,
 }
 
-/// What `p2pvm acl check` asks.
+/// The request of `p2pvm acl check`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclCheck {
-    /// Who would begin: a member, a VM or an address.
+    /// The sender: a member, a VM or an address.
     pub from: String,
-    /// To whom.
+    /// The receiver: a member, a VM or an address.
     pub to: String,
-    /// With what, such as tcp/22.
+    /// The traffic, such as tcp/22.
     pub traffic: String,
 }
 
-/// What `p2pvm acl check` gets.
+/// The answer to `p2pvm acl check`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AclVerdict {
-    /// Who would begin, in words.
+    /// The sender in words.
     pub from: String,
-    /// To whom, in words.
+    /// The receiver in words.
     pub to: String,
-    /// With what.
+    /// The traffic.
     pub traffic: String,
-    /// Whether it is let through.
+    /// Whether it is allowed.
     pub allowed: bool,
     /// The rule that decides, from 1; none if it is the default, or there is no policy.
     pub rule: Option<usize>,
@@ -76,9 +75,9 @@ pub struct AclVerdict {
     pub line: Option<usize>,
     /// The policy's version.
     pub version: Option<u64>,
-    /// What decides, in words.
+    /// The rule or default that decides, in words.
     pub why: String,
-    /// What the receiver does, in words.
+    /// The receiver's action, in words.
     pub effect: String,
 }
 

@@ -32,7 +32,7 @@ pub enum Event<I> {
     Item(I),
 }
 
-/// Said where an answer is not what this version of the program expects.
+/// The step of a failure to parse an answer.
 const NOT_UNDERSTOOD: &str = "understanding the daemon's answer (is it of the same version?)";
 
 impl Client {

@@ -1,4 +1,4 @@
-//! All members at once: questions that go over the ring and whose answers are gathered.
+//! All members at once: questions over the ring, with the collected answers.
 
 use crate::VmView;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct ClusterMember {
     pub name: String,
     /// Its address, once claimed.
     pub address: Option<String>,
-    /// What kind of NAT it sits behind.
+    /// The NAT or firewall in front of it.
     pub nat: String,
     /// Its place on the ring.
     pub position: String,
@@ -29,7 +29,7 @@ pub struct ClusterMember {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterLoad {
-    /// How many.
+    /// How many members.
     pub members: u64,
     /// The sum of the loads of their processors, each 0 to 1.
     pub cpu_sum: f64,
@@ -38,7 +38,7 @@ pub struct ClusterLoad {
 }
 
 impl ClusterLoad {
-    /// Both together.
+    /// The sum of both.
     pub fn plus(&self, other: &Self) -> Self {
         Self {
             members: self.members + other.members,
@@ -52,15 +52,15 @@ impl ClusterLoad {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cluster {
-    /// Those that answered, this one among them.
+    /// The members that answered, this one among them.
     pub members: Vec<ClusterMember>,
     /// Their load, added up on the way back.
     pub load: ClusterLoad,
-    /// Members that were asked and answered.
+    /// How many members answered.
     pub asked: u64,
-    /// Levels that the question went down.
+    /// How many levels the question went down.
     pub depth: u8,
-    /// Who did not answer.
+    /// The members that did not answer.
     pub silent: Vec<String>,
 }
 
@@ -70,6 +70,6 @@ pub struct Cluster {
 pub struct ClusterVms {
     /// By name.
     pub vms: Vec<VmView>,
-    /// Members that did not say which they have.
+    /// Members that did not report their VMs.
     pub silent: Vec<String>,
 }

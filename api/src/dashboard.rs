@@ -1,4 +1,4 @@
-//! The web dashboard: its switch, and what each member tells of itself for its page.
+//! The web dashboard: its switch, and each member's report for its page.
 
 use crate::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
 use serde::{Deserialize, Serialize};
@@ -12,26 +12,26 @@ pub struct DashboardView {
     /// The link that opens it from any member, with the token; none while it is off or this node
     /// has no address.
     pub url: Option<String>,
-    /// Why it is not there although it is on.
+    /// Why it is not served although it is on.
     pub trouble: Option<String>,
-    /// The token that each request shows.
+    /// The token that each request must carry.
     pub token: String,
     /// Its port on this host's address in the network.
     pub port: u16,
-    /// The unix socket that has it always.
+    /// The unix socket that always serves it.
     pub socket: String,
     /// Whether the page was built into this program.
     pub has_page: bool,
 }
 
-/// What `p2pvm dashboard` asks for.
+/// The request of `p2pvm dashboard`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DashboardChange {
-    /// Switch it on or off; none leaves it.
+    /// Whether to switch it on or off; none leaves it.
     #[serde(default)]
     pub on: Option<bool>,
-    /// Make a new token.
+    /// Whether to make a new token.
     #[serde(default)]
     pub new_token: bool,
 }

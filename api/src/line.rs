@@ -1,4 +1,4 @@
-//! What takes long is answered in lines: progress, one of several results, the end.
+//! The lines of a streamed answer: progress, one of several results, the end.
 
 use crate::Failure;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Line {
-    /// How far it has come.
+    /// Progress.
     Progress(Step),
     /// One of several results, such as one pong.
     Item(serde_json::Value),
@@ -18,11 +18,11 @@ pub enum Line {
     Error(Failure),
 }
 
-/// A step of something that takes long.
+/// A step of a long operation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Step {
-    /// What is being done, in a word or two.
+    /// The phase, in a word or two.
     pub phase: String,
     /// Bytes done in this phase.
     #[serde(default)]
@@ -30,7 +30,7 @@ pub struct Step {
     /// Bytes known to be needed, 0 if unknown.
     #[serde(default)]
     pub total_bytes: u64,
-    /// More to show beside the bar: dirty rate, expected downtime.
+    /// Further figures to show beside the bar: dirty rate, expected downtime.
     #[serde(default)]
     pub note: String,
 }

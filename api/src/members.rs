@@ -1,33 +1,31 @@
-//! Members: who they are, inviting, probing and expelling them, and leaving.
+//! Members: listing, inviting, probing and expelling them, and leaving.
 //!
-//! `p2pvm leave` and `p2pvm down` are answered by null, that is `()`: they have succeeded or
-//! failed, and there is nothing else to say.
+//! `p2pvm leave` and `p2pvm down` are answered by null, that is `()`, or by a failure.
 
 use serde::{Deserialize, Serialize};
 
-/// Whether something is to be done although it destroys something: `p2pvm leave`, `vm stop`, `vm
-/// delete`.
+/// Whether to go on although something is destroyed: `p2pvm leave`, `vm stop`, `vm delete`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Force {
-    /// It is.
+    /// Whether to go on.
     #[serde(default)]
     pub force: bool,
 }
 
-/// What `p2pvm ping` asks for.
+/// The request of `p2pvm ping`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PingRequest {
     /// How many probes.
     pub count: u32,
-    /// From one to the next, milliseconds.
+    /// The interval between probes, milliseconds.
     pub interval_ms: u64,
-    /// Whom: a member, or a VM, whose host is probed.
+    /// The target: a member, or a VM, whose host is probed.
     pub member: String,
 }
 
-/// What `p2pvm ping` gets after the last probe.
+/// The answer to `p2pvm ping` after the last probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PingSummary {
@@ -37,7 +35,7 @@ pub struct PingSummary {
     pub sent: u32,
 }
 
-/// What `p2pvm revoke` asks for.
+/// The request of `p2pvm revoke`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RevokeRequest {
@@ -45,19 +43,19 @@ pub struct RevokeRequest {
     pub what: String,
 }
 
-/// What `p2pvm revoke` gets.
+/// The answer to `p2pvm revoke`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RevokeAnswer {
-    /// What the one who revoked it should know.
+    /// A note for the person who revoked it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// What is revoked, as it was named in the request.
+    /// The member or invite revoked, as named in the request.
     pub revoked: String,
-    /// Connected members that were told.
+    /// How many connected members received the revocation.
     #[serde(default)]
     pub told: usize,
-    /// The names of the other members that fall with it, as far as they are known.
+    /// The names of the other members that are revoked with it, as far as known.
     #[serde(default)]
     pub with: Vec<String>,
 }
@@ -88,7 +86,7 @@ pub struct Peer {
     /// The largest IP packet that the path carries whole.
     #[serde(default)]
     pub packet_bytes: Option<usize>,
-    /// What it is to this node on the ring, if it is a neighbour there.
+    /// Its role on the ring for this node, if it is a neighbour there.
     #[serde(default)]
     pub ring: Option<RingNeighbour>,
 }
@@ -99,11 +97,11 @@ pub struct Peer {
 pub struct Traffic {
     /// The address here, of the host or a guest.
     pub local: String,
-    /// The address it talks with.
+    /// The other address.
     pub remote: String,
-    /// The id of the member behind that.
+    /// The id of the member that has the other address.
     pub member: String,
-    /// Its name.
+    /// That member's name.
     pub name: String,
     /// The path to it, if there is a link.
     pub path: Option<String>,
@@ -123,12 +121,12 @@ pub struct Traffic {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Pong {
-    /// Which probe, from 1.
+    /// The number of the probe, from 1.
     pub seq: u32,
     /// Round trip, milliseconds; none if lost.
     pub rtt_ms: Option<f64>,
-    /// How the answer came: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2 hops"
-    /// or "stream".
+    /// The path of the answer: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2
+    /// hops" or "stream".
     pub path: String,
 }
 
@@ -147,7 +145,7 @@ pub struct RingNeighbour {
     pub error: Option<f32>,
 }
 
-/// What `p2pvm invite` asks for.
+/// The request of `p2pvm invite`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InviteRequest {
@@ -155,18 +153,18 @@ pub struct InviteRequest {
     pub uses: u32,
     /// Seconds until it expires.
     pub expires_seconds: u64,
-    /// Whether those who join with it may invite others.
+    /// Whether the members that join with it may invite others.
     pub delegate: bool,
-    /// The groups that those who join with it are in.
+    /// The groups of the members that join with it.
     #[serde(default)]
     pub groups: Vec<String>,
-    /// Name this member's QUIC address at each of its hosts only, so that the text is short enough
-    /// for a QR code.
+    /// Whether to include only this member's QUIC address at each of its hosts, so that the text is
+    /// short enough for a QR code.
     #[serde(default)]
     pub short: bool,
 }
 
-/// What `p2pvm invite` gets.
+/// The answer to `p2pvm invite`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InviteAnswer {
@@ -174,7 +172,7 @@ pub struct InviteAnswer {
     pub invite: String,
     /// Its id, by which it can be revoked.
     pub id: String,
-    /// What the one who hands it over should know.
+    /// A note for the person who hands it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

@@ -1,30 +1,31 @@
-//! Virtual machines that go elsewhere: one that is moved, and all of a host that is drained.
+//! Moving virtual machines: one of them, or all of a host that is drained.
 //!
-//! A move is answered by its figures, or it has failed; a drain names each VM with its figures or
-//! with the reason why it stays. The host that moves a VM may be of another version than the member
-//! that was asked. Fields of answers are in alphabetical order.
+//! A move is answered by its figures or a failure; a drain reports each VM with its figures or the
+//! reason why it stays. The host that moves a VM may have another version than the member that was
+//! asked. Fields of answers are in alphabetical order.
 
 use serde::{Deserialize, Serialize};
 
-/// What `p2pvm vm migrate` asks for.
+/// The request of `p2pvm vm migrate`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MigrateVm {
-    /// Where to: a name, id or address. None lets this host choose the least loaded peer it knows.
+    /// The target: a name, id or address. None lets this host choose the least loaded peer it
+    /// knows.
     pub to: Option<String>,
-    /// Allow post-copy.
+    /// Whether post-copy is allowed.
     #[serde(default)]
     pub post_copy: bool,
 }
 
-/// What `p2pvm vm migrate` gets where the VM has moved.
+/// The answer to `p2pvm vm migrate` if the VM has moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct VmMoved {
-    /// How long the guest stood still by the hypervisor's own figure, milliseconds.
+    /// How long the guest was paused by the hypervisor's own figure, milliseconds.
     pub downtime_ms: u64,
-    /// The epoch it is held in now.
+    /// The epoch of its present holding.
     pub epoch: u64,
     /// The name of the member that it was on.
     pub from: String,
@@ -34,8 +35,8 @@ pub struct VmMoved {
     pub migration: String,
     /// The VM's name.
     pub name: String,
-    /// From the guest's pause to the target's word that it runs there, milliseconds: an upper bound
-    /// of the stop.
+    /// From the guest's pause to the target's report that it runs there, milliseconds: an upper
+    /// bound of the downtime.
     pub pause_ms: Option<u64>,
     /// RAM transferred, bytes.
     pub ram_bytes: u64,
@@ -46,7 +47,7 @@ pub struct VmMoved {
     pub trace: Option<String>,
 }
 
-/// What `p2pvm vm migrate --cancel` gets.
+/// The answer to `p2pvm vm migrate --cancel`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
@@ -67,7 +68,7 @@ pub struct VmStayed {
     pub why: String,
 }
 
-/// What became of a VM in a drain.
+/// The result of a drain for one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
@@ -79,7 +80,7 @@ pub enum VmDrained {
     Moved(VmMoved),
 }
 
-/// What `p2pvm drain` gets for each VM, as soon as it has moved or is known to stay.
+/// A result of `p2pvm drain`: one VM, as soon as it has moved or is known to stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DrainItem {
@@ -87,16 +88,16 @@ pub struct DrainItem {
     pub done: usize,
     /// VMs that the drain has found so far.
     pub of: usize,
-    /// This one.
+    /// The VM.
     pub vm: VmDrained,
 }
 
-/// What `p2pvm drain` gets at its end.
+/// The answer at the end of `p2pvm drain`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct DrainAnswer {
-    /// Whether somebody stopped it.
+    /// Whether it was stopped on request.
     pub cancelled: bool,
     /// VMs that have moved.
     pub moved: Vec<VmMoved>,
@@ -106,7 +107,7 @@ pub struct DrainAnswer {
     pub stopped: Vec<String>,
 }
 
-/// What Ctrl-C in `p2pvm drain` gets.
+/// The answer to Ctrl-C in `p2pvm drain`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DrainStopping {

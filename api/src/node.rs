@@ -1,4 +1,4 @@
-//! The node itself: its status and health, its way to the others, its place on the ring.
+//! The node itself: its status and health, its connectivity, its place on the ring.
 
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
@@ -15,20 +15,20 @@ pub struct Status {
     pub network: String,
     /// The network's id.
     pub network_id: String,
-    /// Addresses are drawn from here.
+    /// The subnet of the network's addresses.
     pub subnet: String,
     /// This host's address, once claimed.
     pub address: Option<String>,
     /// Its IPv6 address, derived from its key.
     pub address_v6: String,
-    /// How others see this node's packet port.
+    /// The address at which others see this node's packet port.
     pub reflexive: Option<String>,
-    /// What kind of NAT it sits behind.
+    /// The NAT or firewall in front of it.
     pub nat: String,
     /// The port that the router maps to this node, if it does.
     #[serde(default)]
     pub mapped: Option<String>,
-    /// What became of tries to reach members directly.
+    /// The results of tries to reach members directly.
     #[serde(default)]
     pub punches: PunchesView,
     /// Members with a live control connection.
@@ -36,20 +36,20 @@ pub struct Status {
     /// The other members that it knows.
     #[serde(default)]
     pub known: usize,
-    /// Whether this member was told of others when it joined; the founder was not.
+    /// Whether this member received contacts of others when it joined; the founder did not.
     #[serde(default)]
     pub joined_another: bool,
-    /// How this member stands on the ring.
+    /// The state of this member on the ring.
     #[serde(default)]
     pub ring: RingView,
     /// Virtual machines running here.
     pub running_vms: usize,
-    /// Those of them whose guests answered through their interfaces when they were asked last.
+    /// How many of them had a guest that answered through its interface when last asked.
     #[serde(default)]
     pub answering_vms: usize,
     /// Load of this host's processors, 0 to 1.
     pub cpu: f64,
-    /// Where the daemon listens for members.
+    /// The addresses on which the daemon listens for members.
     pub listen: Vec<String>,
     /// Seconds since the daemon started.
     pub up_seconds: u64,
@@ -59,10 +59,10 @@ pub struct Status {
     pub resident_bytes: u64,
     /// The program's version.
     pub version: String,
-    /// How this node is, in one word, and why.
+    /// The health of this node in one word, and the reason.
     #[serde(default)]
     pub health: HealthView,
-    /// What is found wrong with this machine.
+    /// The findings about this machine.
     #[serde(default)]
     pub findings: Vec<FindingView>,
     /// Why there is no address yet, as far as the daemon knows.
@@ -70,60 +70,60 @@ pub struct Status {
     pub address_wanting: Option<String>,
 }
 
-/// The health in one word, and why.
+/// The health in one word, and the reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HealthView {
     /// The word, as `p2pvm top` has it.
     pub word: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// One thing that is found wrong with this machine.
+/// A finding about this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FindingView {
-    /// What part of the machine it concerns: "routes", "names", "path", ...
+    /// The part of the machine that it is about: "routes", "names", "path", ...
     pub area: String,
     /// How grave it is.
     #[cfg_attr(test, schemars(schema_with = "crate::document::level"))]
     pub level: Level,
-    /// What was found, with its cause.
+    /// The fault, with its cause.
     pub found: String,
-    /// What to do about it; empty if nothing is to be done.
+    /// The remedy; empty if nothing is to be done.
     pub advice: String,
 }
 
-/// What became of tries to reach members directly where at least one side has a NAT or a firewall.
+/// The results of tries to reach members directly if at least one side has a NAT or a firewall.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PunchesView {
-    /// Begun where the NATs allow it.
+    /// How many were begun where the NATs allow it.
     pub tried: u64,
-    /// Of these, came through.
+    /// How many of these succeeded.
     pub direct: u64,
-    /// Of these, came through at the first try.
+    /// How many of these succeeded at the first try.
     pub first_try: u64,
-    /// Begun although the NATs, as far as they are known, do not allow it.
+    /// How many were begun although the NATs, as far as known, do not allow it.
     pub hopeless: u64,
-    /// Median time to a direct path of those listed, milliseconds.
+    /// The median time to a direct path of those listed, milliseconds.
     pub median_ms: Option<f64>,
-    /// The newest.
+    /// The newest tries.
     pub list: Vec<PunchView>,
 }
 
-/// One of them.
+/// One try to reach a member directly.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PunchView {
     /// The other member's id.
     pub member: String,
-    /// How often addresses were exchanged and tried.
+    /// How many times addresses were exchanged and tried.
     pub tries: u32,
-    /// From the first try to the direct path, milliseconds; none: not yet.
+    /// From the first try to the direct path, milliseconds; none if there is none yet.
     pub direct_ms: Option<f64>,
-    /// Whether the two NATs, as far as they are known, allow a direct path.
+    /// Whether the two NATs, as far as known, allow a direct path.
     pub allowed: bool,
 }
 
@@ -131,22 +131,22 @@ pub struct PunchView {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NetCheckView {
-    /// Whether the daemon runs; without it only what this machine itself shows is here.
+    /// Whether the daemon runs; without it only this machine's own data are here.
     pub daemon: bool,
-    /// What kind of NAT this machine sits behind.
+    /// The NAT or firewall in front of this machine.
     pub nat: Option<String>,
-    /// How public ports are given out (RFC 4787).
+    /// How the NAT assigns public ports (RFC 4787).
     pub mapping: Option<String>,
-    /// What is let in (RFC 4787).
+    /// Which packets the NAT lets in (RFC 4787).
     pub filtering: Option<String>,
-    /// How others see the packet port.
+    /// The address at which others see the packet port.
     pub reflexive: Option<String>,
     /// The UDP port of the packet plane.
     pub udp_port: Option<u16>,
-    /// A second port, while members are written to from it because nothing comes back to the first.
+    /// The second port, while members are written to from it because the first one gets no answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second_port: Option<u16>,
-    /// The port that the router maps to this node, and how it was asked.
+    /// The port that the router maps to this node, and the protocol that asked for it.
     pub mapped: Option<String>,
     /// The router of the default route.
     pub router: Option<String>,
@@ -162,13 +162,13 @@ pub struct NetCheckView {
     pub addresses: Vec<String>,
     /// Whether it has a public IPv6 address.
     pub ipv6: bool,
-    /// What stands before that.
+    /// The firewall in front of it.
     pub ipv6_nat: Option<String>,
-    /// Members this node is connected with.
+    /// Members that this node is connected to.
     pub members: Vec<ReachableView>,
-    /// Members that pass on packets of ours now.
+    /// Members that relay packets of ours now.
     pub relays: Vec<String>,
-    /// What became of tries to reach members directly.
+    /// The results of tries to reach members directly.
     pub punches: PunchesView,
 }
 
@@ -178,9 +178,9 @@ pub struct NetCheckView {
 pub struct ReachableView {
     /// Its name.
     pub name: String,
-    /// What stands before it, if it said so.
+    /// The NAT or firewall in front of it, if it said so.
     pub nat: Option<String>,
-    /// Whether a direct path is possible by what is known of both NATs.
+    /// Whether a direct path is possible, by what is known of both NATs.
     pub may_be_direct: Option<bool>,
     /// The packet path, if there is a link.
     pub path: Option<String>,
@@ -211,21 +211,21 @@ pub struct RingView {
     pub was_joined: bool,
     /// Its place, 16 hexadecimal digits.
     pub position: String,
-    /// Members in the network, estimated from their spacing.
+    /// The estimated number of members in the network.
     pub size_estimate: f64,
     /// Nearest neighbours.
     pub near: usize,
-    /// Neighbours drawn by the distance law.
+    /// Far neighbours, drawn by the distance law.
     pub far: usize,
-    /// Neighbours for much traffic.
+    /// Neighbours by shortcut, for much traffic.
     pub shortcuts: usize,
     /// Neighbours that have not joined yet.
     pub leaves: usize,
     /// Near neighbours replaced or found since the start.
     pub repairs: u64,
-    /// Packets of other pairs handed on.
+    /// How many packets of other members this one has passed on.
     pub carried: u64,
-    /// Expected relative error of this member's network coordinate: 0.1 means 10 % off.
+    /// The expected relative error of this member's network coordinate: 0.1 means 10 % off.
     pub coordinate_error: f32,
 }
 
@@ -233,14 +233,14 @@ pub struct RingView {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TraceHop {
-    /// The member's name, or the beginning of its id where that is not known.
+    /// The member's name, or the beginning of its id if the name is unknown.
     pub name: String,
-    /// The first digits of its place on the ring; empty where the member is not known.
+    /// The first digits of its place on the ring; empty if the member is unknown.
     pub position: String,
-    /// The round trip between it and the hop before, milliseconds.
+    /// The round trip between it and the previous hop, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// What the hop is to this node on the ring: as [`RingNeighbour::role`]; empty for those
-    /// further on.
+    /// The hop's role on the ring for this node, as [`RingNeighbour::role`]; empty for hops further
+    /// on.
     pub edge: String,
 }
 
@@ -252,8 +252,8 @@ pub struct Traced {
     pub reached: bool,
     /// The members on the way, the first one after this node.
     pub hops: Vec<TraceHop>,
-    /// From the sending of the question to the answer, milliseconds.
+    /// From the question to the answer, milliseconds.
     pub round_trip_ms: f64,
-    /// The predicted round trip of the direct way, milliseconds, if it is known.
+    /// The predicted round trip of the direct path, milliseconds, if known.
     pub direct_ms: Option<f64>,
 }

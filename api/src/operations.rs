@@ -1,5 +1,5 @@
-//! Every operation of the control API as one table: how it is asked for, what answers, and who may
-//! ask.
+//! Every operation of the control API as one table: its request, its answer, and its allowed
+//! callers.
 //!
 //! `api/openapi.json` is written from this table and the types that it names (`make api`). The
 //! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own; the dashboard
@@ -10,17 +10,17 @@ use crate::*;
 /// One operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// How it is asked for.
+    /// Its method.
     pub method: Method,
-    /// Where; a name in braces stands for one segment, such as a VM's name.
+    /// Its path; a name in braces stands for one segment, such as a VM's name.
     pub path: &'static str,
-    /// What may be added to the path.
+    /// Its query parameters.
     pub query: &'static [Parameter],
     /// The JSON that the request carries.
     pub body: Option<Type>,
-    /// The answer to a request that succeeds. Any other is answered by a [`Failure`].
+    /// The answer to a successful request. Any other gets a [`Failure`].
     pub answer: Answer,
-    /// The callers that may ask.
+    /// The allowed callers.
     pub askers: &'static [Asker],
     /// What it does, in a sentence.
     pub summary: &'static str,
@@ -29,16 +29,16 @@ pub struct Operation {
 /// The method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// It only asks, unless it opens a console.
+    /// Reads, unless it opens a console.
     Get,
-    /// It begins or changes something.
+    /// Starts or changes something.
     Post,
-    /// It ends something.
+    /// Ends something.
     Delete,
 }
 
 impl Method {
-    /// The word that HTTP has for it.
+    /// Its name in HTTP.
     pub fn word(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -48,18 +48,18 @@ impl Method {
     }
 }
 
-/// A parameter of a request's query; all of them may be left out.
+/// A parameter of a request's query; all of them are optional.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
     /// Its name.
     pub name: &'static str,
-    /// The words that it may have; none: it is true or false, and false if it is left out.
+    /// Its allowed words; none if it is true or false, with false as the default.
     pub words: &'static [&'static str],
-    /// What it means.
+    /// Its meaning.
     pub meaning: &'static str,
 }
 
-/// How a request is answered.
+/// The form of an answer.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer {
     /// One JSON value.
@@ -78,7 +78,7 @@ pub enum Answer {
     Console,
 }
 
-/// A caller that may ask for an operation.
+/// A caller of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
     /// This machine's root, over the daemon's unix socket.
@@ -99,7 +99,7 @@ impl Asker {
         }
     }
 
-    /// What stands before an operation's path where this caller asks.
+    /// The prefix of an operation's path for this caller.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Root | Self::Member => "",

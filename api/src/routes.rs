@@ -1,7 +1,7 @@
-//! Subnets beyond hosts: what is offered, withdrawn and used.
+//! Subnet routes: offers, withdrawals and their use.
 //!
-//! The list shows every offer and what is done with it here; a change is answered by what was
-//! changed. Fields of answers to changes are in alphabetical order.
+//! The list shows every offer and its use here; a change is answered by its result. Fields of
+//! answers to changes are in alphabetical order.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,16 +15,16 @@ pub struct RouteView {
     pub by: String,
     /// Its id.
     pub member: String,
-    /// Whether packets for it go there from here.
+    /// Whether this host sends packets for it there.
     pub used: bool,
-    /// Why, or why not.
+    /// The reason why it is used or not.
     pub note: String,
-    /// Whether it is used if no better offer of the same subnet is there.
+    /// Whether it would be used without a better offer of the same subnet.
     #[serde(default)]
     pub may_be_used: bool,
 }
 
-/// What `p2pvm route offer` and `route withdraw` ask for.
+/// The request of `p2pvm route offer` and `route withdraw`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteSubnet {
@@ -32,18 +32,18 @@ pub struct RouteSubnet {
     pub subnet: String,
 }
 
-/// What `p2pvm route accept` asks for.
+/// The request of `p2pvm route accept`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AcceptRoutes {
-    /// Whether subnets of others are to be used here.
+    /// Whether to use others' subnets here.
     pub on: bool,
-    /// The one subnet that it concerns; none for all.
+    /// The one subnet that this is about; none for all.
     #[serde(default)]
     pub subnet: Option<String>,
 }
 
-/// What `p2pvm route offer` gets.
+/// The answer to `p2pvm route offer`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteOffered {
@@ -54,21 +54,21 @@ pub struct RouteOffered {
     pub offered: String,
 }
 
-/// What `p2pvm route withdraw` gets.
+/// The answer to `p2pvm route withdraw`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RouteWithdrawn {
-    /// The subnet that is not offered any more.
+    /// The subnet that is no longer offered.
     pub withdrawn: String,
 }
 
-/// What `p2pvm route accept` gets.
+/// The answer to `p2pvm route accept`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RoutesAccepted {
-    /// What was asked for: whether subnets of others are to be used here.
+    /// Whether others' subnets are used here, as requested.
     pub accept: bool,
-    /// Offers of others that are used here now.
+    /// How many offers of others are used here now.
     #[serde(default)]
     pub used: usize,
 }

@@ -1,16 +1,15 @@
-//! Virtual machines: what is asked of them, how they are, and what was decided about them. Where
-//! they go is beside it, in `moves`.
+//! Virtual machines: requests, states, and decisions about them. Moves are in `moves`.
 
 use super::Step;
 use serde::{Deserialize, Serialize};
 
-/// What `p2pvm vm create` asks for.
+/// The request of `p2pvm vm create`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CreateVm {
     /// The VM's name.
     pub name: String,
-    /// A file on the host that is to have the VM, or an image id.
+    /// A file on the VM's host, or an image id.
     pub image: String,
     /// Virtual processors.
     pub cpus: u32,
@@ -20,18 +19,18 @@ pub struct CreateVm {
     pub disk_bytes: Option<u64>,
     /// Whether to start it at once.
     pub start: bool,
-    /// The member to define it on: a name, id or address. None is the member that was asked.
+    /// The member to create it on: a name, id or address. None is the member that was asked.
     #[serde(default)]
     pub on: Option<String>,
 }
 
-/// What `p2pvm vm restore` asks for.
+/// The request of `p2pvm vm restore`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RestoreVm {
     /// The snapshot's name; none for the newest.
     pub snapshot: Option<String>,
-    /// Take the VM over from a host that cannot be asked.
+    /// Whether to take the VM over from a host that cannot be asked.
     #[serde(default)]
     pub force: bool,
     /// The member to restore it on: a name, id or address. None is the member that was asked.
@@ -39,7 +38,7 @@ pub struct RestoreVm {
     pub on: Option<String>,
 }
 
-/// What `p2pvm vm snapshot` asks for.
+/// The request of `p2pvm vm snapshot`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SnapshotVm {
@@ -47,7 +46,7 @@ pub struct SnapshotVm {
     pub name: Option<String>,
 }
 
-/// A VM as `vm list` and `vm show` give it.
+/// A VM as `vm list` and `vm show` print it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmView {
@@ -55,9 +54,9 @@ pub struct VmView {
     pub name: String,
     /// Its id.
     pub id: String,
-    /// What it is doing, in a word.
+    /// Its state in a word.
     pub state: String,
-    /// The name of the member that has it.
+    /// The name of the member that holds it.
     pub host: String,
     /// The id of that member.
     pub host_id: String,
@@ -73,45 +72,45 @@ pub struct VmView {
     pub memory_mib: u64,
     /// The image below its disk.
     pub image: String,
-    /// The epoch it is held in.
+    /// The epoch of its present holding.
     pub epoch: u64,
     /// The members whose majority decides who may run it.
     pub voters: Vec<String>,
-    /// What is being done with it.
+    /// The operation on it now.
     pub activity: Option<String>,
-    /// Why it is in a state nobody asked for.
+    /// Why it is in a state that its user did not ask for.
     pub note: Option<String>,
-    /// Whether its guest is reached through its interface, as its host found last; nothing where it
-    /// does not run.
+    /// Whether its guest answers through its interface, as its host last found; missing if it does
+    /// not run.
     #[serde(default)]
     pub reach: Option<ReachView>,
-    /// Why its guest stands still though nobody asked for it, if it does.
+    /// Why its guest is paused without a request, if it is.
     #[serde(default)]
     pub still: Option<StillView>,
-    /// When its host, which does not answer any more, was seen last (RFC 3339).
+    /// When its host, which no longer answers, was last seen (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<String>,
-    /// What a person can do about a VM whose host does not answer.
+    /// The remedy for a VM whose host does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
-    /// Processors it keeps busy, as its host measured last.
+    /// How many processors it keeps busy, as its host last measured.
     #[serde(default)]
     pub cpu: Option<f64>,
-    /// How far its move to another member is, if it is being moved.
+    /// The progress of its move to another member, if it is being moved.
     #[serde(default)]
     pub moving: Option<Moving>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
 }
 
-/// How a host reaches a guest of its own through the guest's interface.
+/// The reachability of a guest from its own host, through the guest's interface.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReachView {
-    /// "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not
-    /// now; "never": it has not yet.
+    /// "answers"; "blocked": its host drops packets for it; "silent": it has answered before and
+    /// does not now; "never": it has not answered yet.
     pub state: String,
-    /// For how long it has been so, seconds.
+    /// How long this has been its state, seconds.
     pub seconds: u64,
     /// How long its answer took, milliseconds.
     pub rtt_ms: Option<f64>,
@@ -120,7 +119,7 @@ pub struct ReachView {
 }
 
 impl VmView {
-    /// Its state in words: a guest that stands still has the reason with it.
+    /// Its state in words, with the reason if the guest is paused.
     pub fn state_text(&self) -> String {
         match &self.still {
             Some(still) => format!("{}: {}", self.state, still.why),
@@ -129,7 +128,7 @@ impl VmView {
     }
 }
 
-/// Why a guest stands still, with the room on its host's disk.
+/// Why a guest is paused, with the room on its host's disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StillView {
@@ -147,13 +146,13 @@ pub struct StillView {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Moving {
-    /// The name of the member it goes to.
+    /// The name of the target.
     pub to: String,
-    /// How far it is.
+    /// Its progress.
     pub step: Step,
 }
 
-/// A snapshot as `vm show` gives it.
+/// A snapshot as `vm show` prints it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SnapshotView {
@@ -167,18 +166,18 @@ pub struct SnapshotView {
     pub holders: Vec<String>,
 }
 
-/// What `p2pvm vm snapshot` gets. The fields are in alphabetical order.
+/// The answer to `p2pvm vm snapshot`. The fields are in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct SnapshotTaken {
-    /// The id of the checkpoint that it is.
+    /// The id of its checkpoint.
     pub checkpoint: String,
-    /// The members that hold all of it; none where that was not known in time.
+    /// The members that hold all of it; none if that was not known in time.
     pub holders: Option<Vec<String>>,
     /// Its name.
     pub name: String,
-    /// How long the guest stood still, milliseconds.
+    /// How long the guest was paused, milliseconds.
     pub pause_ms: f64,
     /// As [`SnapshotView::state`].
     pub state: String,
@@ -186,7 +185,7 @@ pub struct SnapshotTaken {
     pub taken: String,
 }
 
-/// What `p2pvm vm delete` gets.
+/// The answer to `p2pvm vm delete`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
@@ -195,11 +194,11 @@ pub struct VmDeleted {
     pub deleted: String,
 }
 
-/// What the dashboard's page gets instead of a console.
+/// The message that the dashboard's page gets instead of a console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NoConsole {
-    /// Why there is none.
+    /// The reason why there is no console.
     pub error: String,
 }
 
@@ -209,12 +208,11 @@ pub struct NoConsole {
 pub struct Explained {
     /// When (RFC 3339).
     pub at: String,
-    /// The member that decided; empty for the one that was asked, until it is shown.
+    /// The member that decided; empty for the member that was asked, until it is shown.
     pub host: String,
-    /// What was decided and why.
+    /// The decision and its reason.
     pub text: String,
-    /// The figures behind it, as the deciding member's version has them: shown, and read by no
-    /// program of ours.
+    /// The figures behind it, in the form of the deciding member's version; for people only.
     pub details: serde_json::Value,
 }
 
@@ -222,9 +220,9 @@ pub struct Explained {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Decided {
-    /// The VM's id: it may live elsewhere by now.
+    /// The VM's id; the VM may be elsewhere by now.
     pub vm: String,
-    /// What was decided and why.
+    /// The decision and its reason.
     #[serde(flatten)]
     pub explained: Explained,
 }

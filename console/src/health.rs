@@ -78,7 +78,7 @@ pub struct Vitals<'a> {
     pub control_port: Option<u16>,
     /// Why there is no address yet, if known.
     pub wanting: Option<&'a str>,
-    /// What does not work on this machine, each a sentence with its cause.
+    /// The faults of this machine, each a sentence with its cause.
     pub failing: Vec<&'a str>,
     /// How many things work less well than they could.
     pub warnings: usize,

@@ -1,4 +1,4 @@
-//! What a key does on each screen.
+//! The meaning of a key on each screen.
 
 use crate::model::{JoinPhase, Model, Power, Screen};
 
@@ -39,7 +39,7 @@ pub enum Key {
     Interrupt,
 }
 
-/// What the terminal's owner has to carry out.
+/// An action that the terminal's owner carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// End the screen.
@@ -62,7 +62,7 @@ pub enum Action {
 }
 
 impl Model {
-    /// What a key means now.
+    /// The present meaning of a key.
     pub fn press(&mut self, key: Key) -> Option<Action> {
         if key == Key::Interrupt && !self.options.console {
             return Some(Action::Quit);

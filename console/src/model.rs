@@ -1,11 +1,11 @@
-//! What the screen shows, and what its user is doing.
+//! The screen's content, and its user's actions.
 
 use crate::{
     Theme,
     health::{Health, UNREACHABLE, Vitals, is_troubled, lost},
 };
 
-/// What is known of the daemon.
+/// The state of the daemon.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DaemonState {
     /// The machine belongs to no network.
@@ -31,7 +31,7 @@ pub struct Node {
     pub address_v6: String,
     /// Its address as others see it.
     pub seen_as: Option<String>,
-    /// What kind of NAT it sits behind.
+    /// The NAT or firewall in front of it.
     pub nat: String,
     /// Load of the host's processors, 0 to 1.
     pub cpu: f64,
@@ -49,7 +49,7 @@ pub struct Node {
     pub control_port: Option<u16>,
     /// Why there is no address yet, if known.
     pub wanting: Option<String>,
-    /// What does not work on this machine, each a sentence with its cause.
+    /// The faults of this machine, each a sentence with its cause.
     pub failing: Vec<String>,
     /// How many things work less well than they could.
     pub warnings: usize,
@@ -130,7 +130,7 @@ pub struct Invitation {
     pub terms: String,
 }
 
-/// What the user may do here.
+/// The actions that the user may take here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Whether this is the machine's own console, which does not end and may reboot the machine or
@@ -174,12 +174,12 @@ pub enum Screen {
     },
     /// The invite; page 0 is its text, others are QR codes.
     Invite {
-        /// Which page.
+        /// The page.
         page: usize,
     },
     /// An invite is asked for.
     Join {
-        /// What has been typed.
+        /// The text typed so far.
         input: String,
         /// The result of the last try.
         answer: Option<String>,
@@ -210,7 +210,7 @@ pub struct Model {
     pub vms: Vec<Vm>,
     /// Members that did not answer.
     pub silent: Vec<String>,
-    /// What was decided lately, the newest first.
+    /// The last decisions, the newest first.
     pub decisions: Vec<Decision>,
     /// The invite, once there is one.
     pub invitation: Option<Result<Invitation, String>>,
@@ -226,9 +226,9 @@ pub struct Model {
     pub screen: Screen,
     /// The first member shown.
     pub scroll: usize,
-    /// What may be done here.
+    /// The actions that may be taken here.
     pub options: Options,
-    /// What the terminal shows.
+    /// The terminal's abilities.
     pub theme: Theme,
     /// The terminal's size, columns and rows.
     pub size: (u16, u16),

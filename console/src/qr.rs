@@ -9,9 +9,9 @@ use qrcode::{Color, EcLevel, QrCode};
 
 /// The quiet zone that the standard asks for, modules.
 const QUIET: usize = 4;
-/// What every reader of today copes with, modules: taken where the screen is too small.
+/// The quiet zone on a small screen, modules: every reader of today accepts it.
 const QUIET_SMALL: usize = 2;
-/// More parts than this nobody scans.
+/// How many parts a code has at most. Reason: nobody scans more.
 const MAX_PARTS: usize = 6;
 
 /// One code, ready to be drawn.

@@ -1,5 +1,5 @@
-//! Addresses and names in the network: resolving them, claiming this host's, guests' ports, and how
-//! this host's programs are led to the resolver.
+//! Addresses and names in the network: resolving them, claiming this host's, guests' ports, and
+//! pointing this host's programs to the resolver.
 
 pub(crate) mod changed;
 pub(crate) mod kept;

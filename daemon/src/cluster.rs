@@ -1,4 +1,4 @@
-//! The whole cluster: questions to all members, what this one answers, and what came of them.
+//! The whole cluster: questions to all members, this member's answers, and the collected results.
 
 pub(crate) mod answer;
 pub(crate) mod ask;

@@ -11,7 +11,8 @@ use p2pvm_overlay::{control::ControlEvent, membership::Refusal, plane::PlaneEven
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{broadcast, mpsc};
 
-/// Follows the packet plane. Addresses that packets want and no member has told go to `want`.
+/// Follows the packet plane. Addresses that packets go to and no member has announced are sent to
+/// `want`.
 pub(crate) async fn follow_plane(
     (parts, reach, ports): (Arc<Parts>, Arc<Reach>, Arc<Ports>),
     mut events: mpsc::Receiver<PlaneEvent>,

@@ -1,9 +1,10 @@
 //! The guardian: a small process that at once undoes a killed daemon's changes to this machine.
 //!
-//! It holds one end of a pipe and waits: a byte is the daemon's goodbye, the pipe's end without a
-//! byte is the daemon's death. It has a session of its own and none of the daemon's descriptors, so
-//! it outlives a kill of the daemon and a Ctrl-C in its terminal, and holds neither ports nor lock.
-//! The next daemon may be faster: the process that gets the state directory's lock undoes.
+//! It holds one end of a pipe and waits: a byte means that the daemon ends properly, the pipe's end
+//! without a byte that it was killed. It has a session of its own and none of the daemon's
+//! descriptors, so that it outlives a kill of the daemon and a Ctrl-C in its terminal, and holds
+//! neither ports nor lock. If the next daemon is faster, that one undoes the changes: the holder of
+//! the state directory's lock does.
 
 use crate::{layout::Layout, lock, machine::changes};
 use nix::sys::signal::{SigHandler, Signal, signal};

@@ -1,4 +1,4 @@
-//! When the daemon began, how far its start has come, and how it is told to end.
+//! The start of the daemon, its progress, and the order to end.
 
 use p2pvm_api::{Failure, Outcome, StartTimes};
 use std::{
@@ -42,7 +42,7 @@ impl Lifecycle {
         *self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a step of the start; `set` is given the milliseconds since the beginning.
+    /// Notes a step of the start; `set` gets the milliseconds since the beginning.
     pub(crate) fn note(&self, set: impl FnOnce(&mut StartTimes, u64)) {
         let elapsed = self.uptime().as_millis() as u64;
         set(

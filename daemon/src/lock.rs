@@ -13,8 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the lock of a killed daemon is waited for. Reason: the kernel releases it in its own
-/// time.
+/// How long to wait for the lock of a killed daemon. Reason: the kernel releases it with a delay.
 const DYING: Duration = Duration::from_secs(2);
 
 /// How long a working daemon may take to answer.
@@ -48,7 +47,7 @@ impl DaemonLock {
             }
         };
         let write = |file: &mut File| {
-            // Over what is there, so that it needs no room on a full disk.
+            // Written over the old content, so that it needs no room on a full disk.
             let line = format!("{}\n", std::process::id());
             file.rewind()?;
             file.write_all(line.as_bytes())?;
@@ -59,7 +58,7 @@ impl DaemonLock {
     }
 }
 
-/// What a second daemon is told.
+/// The message to a second daemon.
 fn taken(layout: &Layout) -> Failure {
     let dir = layout.dir().display();
     if (is_held_still(layout) || !answers(layout))
@@ -75,7 +74,7 @@ fn taken(layout: &Layout) -> Failure {
     ))
 }
 
-/// Whether the daemon says anything on its socket in time, or has not opened it yet.
+/// Whether the daemon answers on its socket in time, or has not opened it yet.
 fn answers(layout: &Layout) -> bool {
     let (socket, (tell, told)) = (layout.socket(), mpsc::channel());
     // A connection to a socket whose queue is full waits without a limit: the thread then ends with
@@ -114,13 +113,13 @@ pub fn holder(layout: &Layout) -> Option<u32> {
     }
 }
 
-/// Whether a process has not ended, or still holds what it had: its leader may be dead while
-/// another thread waits for a disk.
+/// Whether a process has not ended, or still holds resources: its leader may be dead while another
+/// thread waits for a disk.
 pub fn lives(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    // In a container's directory the number is of another process here.
+    // In a directory shared with a container the number may be another process here.
     let name = |stat: &str| {
         stat.split_once(" (")
             .and_then(|(_, rest)| rest.rsplit_once(')'))
@@ -134,13 +133,13 @@ pub fn lives(pid: u32) -> bool {
     !is_dead(&stat) || threads() > 1
 }
 
-/// Whether proc_pid_stat(5) says that the process waits for its parent only, or not even for it.
+/// Whether proc_pid_stat(5) says that the process is a zombie or dead.
 fn is_dead(stat: &str) -> bool {
     matches!(state_of(stat), Some('Z' | 'X' | 'x') | None)
 }
 
-/// What hinders this directory's daemon from answering, with the remedy, if one runs. To be asked
-/// when it has not answered.
+/// The reason why this directory's daemon does not answer, with the remedy, if one runs. To be
+/// called when it has not answered.
 pub fn silence(layout: &Layout) -> Option<(String, String)> {
     let pid = holder(layout)?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -167,8 +166,8 @@ pub fn is_held_still(layout: &Layout) -> bool {
     stat.is_some_and(|stat| is_stopped(&stat))
 }
 
-/// Whether the process of that number here has the directory's lock open: in a container the number
-/// is of another one.
+/// Whether the process with that id here has the directory's lock open. In a container the id is
+/// that of another process.
 pub fn is_process_here(layout: &Layout, pid: u32) -> bool {
     let Ok(lock) = std::fs::metadata(layout.lock()) else {
         return false;
@@ -182,12 +181,12 @@ pub fn is_process_here(layout: &Layout, pid: u32) -> bool {
         .any(same)
 }
 
-/// By a process's line in /proc (proc_pid_stat(5)): a signal or a debugger holds it.
+/// Whether a signal or a debugger holds the process, by its line in /proc (proc_pid_stat(5)).
 fn is_stopped(stat: &str) -> bool {
     matches!(state_of(stat), Some('T' | 't'))
 }
 
-/// The letter of the process's state; the name before it may hold anything, brackets too.
+/// The letter of the process's state; the name before it may contain anything, brackets too.
 fn state_of(stat: &str) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }

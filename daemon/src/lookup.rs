@@ -1,5 +1,5 @@
-//! Members by what people call them, and names for members and paths: what every service needs to
-//! read a request and to put an answer into words.
+//! Finds members by name, id or address, and gives names to members and paths, for requests and
+//! answers of all services.
 
 use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Outcome};
@@ -14,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a lookup of a name or an address may take. Reason: the members asked answer within
-/// this, or do not answer now.
+/// How long a lookup of a name or an address may take. Reason: members that answer later do not
+/// answer now.
 pub(crate) const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 
 impl Parts {
@@ -41,8 +41,7 @@ impl Parts {
         }
     }
 
-    /// The path of a link in words: what does not answer is called silent, not by the path that it
-    /// was.
+    /// The path of a link in words; a path without answers is called silent.
     pub(crate) fn link_text(&self, link: &PathInfo) -> String {
         let path = self.path_text(&link.path);
         let silence = link.silent(Instant::now());
@@ -106,7 +105,7 @@ impl Parts {
         else {
             return Err(unknown);
         };
-        // Any member may write a name into a record of its own: the certificate says whose it is.
+        // Any member may write a name into a record of its own: the certificate has the real one.
         match self
             .control
             .find_certificate(member)

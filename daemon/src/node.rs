@@ -1,5 +1,5 @@
-//! This node: its status and health in one answer, its figures, what it tells others of itself, and
-//! how it leaves or ends.
+//! This node: its status and health in one answer, its figures, its description for others, and its
+//! leave and end.
 
 pub(crate) mod health;
 pub(crate) mod http;

@@ -1,10 +1,10 @@
-//! Tells the service manager how the daemon is (sd_notify(3)): READY=1 once the API answers,
-//! STATUS= in a line, WATCHDOG=1 as long as the daemon really works. Without `NOTIFY_SOCKET`
-//! nothing is said.
+//! Reports the daemon's state to the service manager (sd_notify(3)): READY=1 once the API answers,
+//! STATUS= in a line, WATCHDOG=1 as long as the daemon really works. Without `NOTIFY_SOCKET` it
+//! sends nothing.
 //!
-//! The watchdog is fed by a question to the daemon's own API, over its own socket: an answer proves
-//! that the runtime turns, that requests are accepted, and that the locks which a status takes are
-//! free. A daemon that hangs is killed and restarted; its guests run on.
+//! The watchdog is fed by a request to the daemon's own API, over its own socket: an answer proves
+//! that the runtime works, that requests are accepted, and that the locks of a status are free. A
+//! daemon that hangs is killed and restarted; its guests run on.
 
 use p2pvm_api::{Status, client::Client};
 use std::{
@@ -33,7 +33,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// As the environment says; `WATCHDOG_PID` names the process it is meant for.
+    /// From the environment; `WATCHDOG_PID` names the process it is meant for.
     pub fn from_env() -> Self {
         let mine =
             std::env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
@@ -58,7 +58,7 @@ impl Notifier {
         Self { socket, watchdog }
     }
 
-    /// Says one thing. It does no harm if it does not arrive.
+    /// Sends one message. It does no harm if it is lost.
     pub fn say(&self, what: &str) {
         if let Some((socket, address)) = self.socket.as_deref()
             && let Err(error) = socket.send_to_addr(what.as_bytes(), address)
@@ -68,11 +68,11 @@ impl Notifier {
     }
 }
 
-/// Keeps telling until the handle is dropped.
+/// Reports until the handle is dropped.
 pub fn keep_telling(told: Notifier, api: PathBuf) -> Telling {
     let task = told.socket.is_some().then(|| {
         tokio::spawn(async move {
-            // Twice as often as asked, as sd_watchdog_enabled(3) recommends.
+            // Twice as often as required, as sd_watchdog_enabled(3) recommends.
             let every = told.watchdog.map_or(STATUS_EVERY, |limit| limit / 2);
             let mut ready = false;
             let mut silent = p2pvm_host::Repeated::new();
@@ -109,7 +109,7 @@ async fn ask(api: &std::path::Path) -> Option<Status> {
 fn line(status: &Status) -> String {
     let address = status.address.as_deref().unwrap_or("no address yet");
     let health = match status.health.word.as_str() {
-        // Alone and joining say themselves in what follows.
+        // The health of a node that is alone or joining says so itself.
         word @ ("degraded" | "offline") => format!("{word}: {}; ", status.health.why),
         _ => String::new(),
     };
@@ -119,7 +119,7 @@ fn line(status: &Status) -> String {
     )
 }
 
-/// Ends the telling when it is dropped.
+/// Ends the reports when it is dropped.
 pub struct Telling(Option<tokio::task::JoinHandle<()>>);
 
 impl Drop for Telling {

@@ -1,5 +1,5 @@
-//! What the services share: this member's identity, its control and packet planes, the network's
-//! records, and the constants of all of them.
+//! The parts that the services share: this member's identity, its control and packet planes, the
+//! network's records, and common constants.
 
 use crate::members::book::Book;
 use p2pvm_dhcp::{Addresses, Names};
@@ -17,17 +17,17 @@ use p2pvm_overlay::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// The packet plane's MTU: an IPv6 minimum path less our headers still carries it, and 1500 does
-/// with room.
+/// The packet plane's MTU. Reason: a path with IPv6's minimum MTU still carries it with our
+/// headers, and one of 1500 does easily.
 pub(crate) const MTU: u16 = 1340;
 
-/// How long a port or interface in use is waited for. Reason: the kernel may release a killed
+/// How long to wait for a port or interface in use. Reason: the kernel may release a killed
 /// daemon's lock before its port.
 pub(crate) const PORT_PATIENCE: Duration = Duration::from_secs(3);
 /// The directory in which the result of the KVM probe is kept until the host boots again.
 pub const HOST_FACTS: &str = "/run/p2pvm";
 
-/// What the daemon's services share.
+/// The parts that the daemon's services share.
 pub(crate) struct Parts {
     pub(crate) control: Arc<Control>,
     pub(crate) identity: Arc<Identity>,
@@ -37,17 +37,17 @@ pub(crate) struct Parts {
     pub(crate) records: Arc<Dht>,
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) connector: Arc<Connector>,
-    /// Whose each address is.
+    /// The owner of each address.
     pub(crate) book: Arc<Book>,
-    /// The same names as `addresses`, remembered for a while.
+    /// The names of `addresses`, cached.
     pub(crate) names: Arc<dyn Names>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) spread: Arc<Spread>,
     pub(crate) trust: Arc<Trust>,
     pub(crate) ring: Arc<RingNet>,
-    /// What is found wrong with this machine.
+    /// The findings about this machine.
     pub(crate) board: Board,
-    /// Whether this node was told of others when it joined.
+    /// Whether this node received contacts of others when it joined.
     pub(crate) has_bootstrap: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The daemon from its start to its end: what it needs before anything is changed on this machine,
-//! the serving of its control API, and the order in which it ends.
+//! The daemon from its start to its end: the checks before it changes anything on this machine,
+//! serving its control API, and the order in which it ends.
 
 use crate::{
     config::Config,
@@ -27,7 +27,7 @@ use tokio::{net::UnixListener, task::JoinSet};
 
 /// How long requests under way may take when the daemon is told to stop.
 const CLOSING: Duration = Duration::from_millis(500);
-/// What the command line sets for one run, over what node.toml says.
+/// Settings from the command line for one run, which override node.toml's.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// The control plane's port.
@@ -52,18 +52,18 @@ pub fn run(layout: &Layout, set: &Overrides) -> Outcome<()> {
     config.link_port = set.link_port.unwrap_or(config.link_port);
     config.accel = set.accel.clone().unwrap_or(config.accel);
     let lock = lock::DaemonLock::take(layout)?;
-    // The control plane goes on without a port that it does not get, and would be reached by
-    // nobody. Not a refusal: tried again later it may be free.
+    // The control plane would go on without a port that it does not get, and no member would reach
+    // it. Not a refusal: later the port may be free.
     preflight::free_ports(config.port, config.link_port)
         .map_err(|failure| Failure::new(Kind::Failed, failure.message))?;
-    // Before anything is changed or opened: it is to have none of it.
+    // Before anything is changed or opened, which the guardian must not inherit.
     let guardian = Guardian::start(layout)?;
-    // What this node has to write for others is written on a full disk too.
+    // This node's records for others must be written on a full disk too.
     let reserve = reserve::keep(&layout.reserve());
     let filter = tracing_subscriber::EnvFilter::try_from_env("P2PVM_LOG")
         .unwrap_or_else(|_| "info,libp2p=warn,libp2p_kad=error".into());
-    // A log whose disk is full loses lines; it must not end the daemon, as a complaint about that
-    // on the same file would.
+    // A log on a full disk loses lines; it must not end the daemon, as an error message to the same
+    // file would.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
@@ -85,8 +85,8 @@ pub fn run(layout: &Layout, set: &Overrides) -> Outcome<()> {
         serve(layout, config, membership::load(layout)?, began).await
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    // After a failure the guardian undoes what may be left, when the last thread of this process
-    // has gone.
+    // After a failure the guardian undoes what is left, when the last thread of this process has
+    // ended.
     let again = outcome?;
     guardian.goodbye();
     if !again {
@@ -117,7 +117,7 @@ async fn serve(
     tracing::info!(member = %daemon.parts.me(), network = %daemon.parts.network.name, "up");
     let told = Notifier::from_env();
     let _telling = notify::keep_telling(told.clone(), layout.socket());
-    // One signal ends the serving of new requests, and what is being answered a moment later.
+    // One signal ends the serving of new requests, and a moment later the answers under way.
     let signals = daemon.lifecycle.clone();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .doing("listening for signals")?;
@@ -143,9 +143,9 @@ async fn serve(
     daemon.lifecycle.end()
 }
 
-/// Ends what the daemon does and changed, in the order in which nothing is missed.
+/// Ends the daemon's tasks and undoes its changes, in an order in which nothing is missed.
 async fn end(layout: &Layout, daemon: &Daemon, tasks: JoinSet<()>) {
-    // While it still answers, so that no program is led to a resolver that is not there.
+    // While it still answers, so that no program is pointed to a resolver that is gone.
     daemon.integration.end().await;
     drop(tasks);
     daemon.parts.connector.close().await;
@@ -155,24 +155,24 @@ async fn end(layout: &Layout, daemon: &Daemon, tasks: JoinSet<()>) {
         exporter.close().await;
     }
     let keeper = daemon.keeper.clone();
-    // It waits for other programs (nft), which end soon or are ended.
+    // It waits for other programs (nft), which end soon or are killed.
     let _ = tokio::task::spawn_blocking(move || keeper.close()).await;
     changes::undo(layout);
     daemon.parts.plane.shutdown();
     daemon.parts.control.shutdown().await;
-    // The socket goes with the daemon, so that the next command says that none runs.
+    // The socket is removed with the daemon, so that the next command says that none runs.
     let _ = std::fs::remove_file(layout.socket());
     let _ = std::fs::remove_file(layout.dashboard_socket());
 }
 
-/// A way to a socket whose path may be longer than an address holds.
+/// A usable path to a socket whose own path may be longer than an address holds.
 fn within(path: &Path) -> Outcome<SocketPath> {
     SocketPath::to(path).doing(format_args!("opening the directory of {}", path.display()))
 }
 
 fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let path = layout.socket();
-    // Ours alone by the lock: a socket that is there is a dead daemon's.
+    // The lock makes this daemon the only one, so an existing socket is a dead daemon's.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(within(&path)?.path())
         .doing(format_args!("opening {}", path.display()))?;

@@ -43,7 +43,7 @@ use planes::Events;
 use std::{net::IpAddr, sync::Arc};
 use tokio::{sync::mpsc, task::JoinSet};
 
-/// What the daemon serves, and what it ends at its end.
+/// The daemon's services and parts, until its end.
 pub(crate) struct Daemon {
     pub parts: Arc<Parts>,
     pub lifecycle: Arc<Lifecycle>,
@@ -63,13 +63,13 @@ pub(crate) async fn open(
     membership: Membership,
     lifecycle: Arc<Lifecycle>,
 ) -> Outcome<(Daemon, JoinSet<()>)> {
-    // What a killed daemon left is put back before anything is changed again.
+    // Changes of a killed daemon are undone before anything is changed again.
     changes::undo(layout);
     let (planes, events, clocks) = planes::open(layout, config, membership).await?;
     let founder = planes.founder;
     let (parts, ring) = records::open(layout, config, planes)?;
     let network = network::open(layout, config, &parts, founder)?;
-    // Everything that answers members is in place before VMs are taken up, so that none waits for
+    // Everything that answers members is ready before VMs are taken up, so that none waits for
     // another.
     let chunks = Chunks::open(layout, &parts)?;
     let store = chunks.store.clone();
@@ -116,7 +116,7 @@ pub(crate) async fn open(
     Ok((daemon, tasks))
 }
 
-/// What belongs to this run of the daemon.
+/// The state of this run of the daemon.
 struct Own {
     lifecycle: Arc<Lifecycle>,
     layout: Layout,
@@ -124,7 +124,7 @@ struct Own {
     traces: Traces,
 }
 
-/// What the services stand on beside the shared parts.
+/// The parts below the services, beside the shared ones.
 struct Below {
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
@@ -132,7 +132,7 @@ struct Below {
     host: Arc<Host>,
 }
 
-/// The services, and what runs beside them.
+/// The services, and the tasks beside them.
 struct Wired {
     services: Services,
     absent: Arc<Absent>,
@@ -140,7 +140,7 @@ struct Wired {
     proofs: Arc<Proofs>,
 }
 
-/// Makes the services, and has them answer questions to the whole cluster.
+/// Makes the services, and lets them answer questions to the whole cluster.
 fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
     let Below {
         policies,

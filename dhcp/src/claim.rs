@@ -90,7 +90,7 @@ impl Addresses {
         self
     }
 
-    /// Another lease time than [`LEASE_TTL`].
+    /// Sets another lease time than [`LEASE_TTL`].
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
@@ -223,7 +223,7 @@ impl Addresses {
     /// Drops a subject from the lease cache, because it is held elsewhere now.
     pub async fn forget(&self, subject: Subject) {
         let cache = self.cache.clone();
-        // A failed join means that the runtime ends: then the cache is stale, which it may be.
+        // The join fails only when the runtime ends; a stale cache does no harm.
         let _ = tokio::task::spawn_blocking(move || cache.remove(&subject.owner())).await;
     }
 
@@ -324,7 +324,8 @@ impl Addresses {
     }
 
     /// The signed records that `holder` holds a VM's addresses in `epoch`, as [`Self::move_vm`]
-    /// writes them, for telling members directly. They are as good as the DHT's own.
+    /// writes them, for sending to members directly. A member verifies them as it verifies the
+    /// DHT's own.
     pub fn records_of(
         &self,
         vm_keys: &KeyPair,

@@ -1,8 +1,8 @@
 //! Addresses and names out of the DHT, and the answers on a guest's port.
 //!
-//! [`Addresses`] claims, renews and resolves addresses and names; [`Responder`] is what a guest
-//! sees of the network's edge (DHCP, ARP, neighbour discovery); [`Resolver`] answers DNS. None
-//! keeps a truth of its own: that is in the DHT, and only the last leases are cached.
+//! [`Addresses`] claims, renews and resolves addresses and names; [`Responder`] answers a guest at
+//! the network's edge (DHCP, ARP, neighbour discovery); [`Resolver`] answers DNS. The DHT has the
+//! truth; only the last leases are cached here.
 
 mod cache;
 mod claim;

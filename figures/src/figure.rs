@@ -7,13 +7,13 @@ use std::cmp::Ordering;
 /// Reason: more than any page shows, and a file stays readable.
 const KEPT_DECIMALS: i32 = 6;
 
-/// What one round showed.
+/// The result of one round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Amount {
     /// A number, in the figure's unit.
     Number(f64),
-    /// What is no number: a version, a path.
+    /// A value that is no number: a version, a path.
     Words(String),
     /// It did not happen within the limit of the measurement.
     Never,
@@ -89,7 +89,7 @@ impl Summary {
         *self == Self::Median
     }
 
-    /// The value of some rounds; none where there are none.
+    /// The value of some rounds; `None` without rounds.
     fn of(self, rounds: &[Amount]) -> Option<Amount> {
         let words = |amount: &Amount| matches!(amount, Amount::Words(_));
         let mut sorted = rounds.to_vec();
@@ -120,19 +120,19 @@ impl Summary {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
-    /// What pages call it by: lower case, digits, `-`.
+    /// Its name for pages: lower case, digits, `-`.
     pub name: String,
     /// Of what it was measured, where one name has several: a program, a size, a seed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub of: String,
-    /// What it is, in words.
+    /// Its description.
     pub what: String,
     /// Unit of value and rounds; empty for a count, a ratio, words.
     pub unit: String,
-    /// What it aims at.
+    /// Its target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aim: Option<String>,
-    /// What follows from the rounds.
+    /// The summary of the rounds.
     pub value: Amount,
     /// Every round, in the order in which they were measured.
     pub rounds: Vec<Amount>,
@@ -222,7 +222,7 @@ impl Figure {
         }
     }
 
-    /// What is wrong with it, as a figure of a run that was measured or transcribed.
+    /// The fault of it, as a figure of a run that was measured or transcribed.
     pub(crate) fn fault(&self, transcribed: bool) -> Option<String> {
         let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if self.name.is_empty() || !self.name.chars().all(named) {

@@ -23,7 +23,7 @@ pub use set::{Run, Set, Sets};
 
 use std::path::PathBuf;
 
-/// What is wrong with a file of figures, or with a page.
+/// The fault of a file of figures, or of a page.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory cannot be read or written.
@@ -55,7 +55,7 @@ pub enum Error {
     Block {
         /// Line of the page, from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What a run was measured on: the day, the commit, the machine, and what else ran on it.
+//! The circumstances of a run: the day, the commit, the machine, and its other load.
 
 use std::{
     collections::BTreeMap,
@@ -98,7 +98,7 @@ pub(crate) fn description() -> String {
 /// Shares of a processor by the name of a program, in percent.
 pub(crate) type Busy = BTreeMap<String, f64>;
 
-/// What other programs use now; takes a second.
+/// The use by other programs now; takes a second.
 pub(crate) fn busy() -> Busy {
     let before = ticks();
     thread::sleep(WATCHED);

@@ -21,7 +21,7 @@ pub struct Run {
     pub commit: String,
     /// Processors and kernel.
     pub machine: String,
-    /// What else ran on the machine.
+    /// The other load of the machine.
     pub beside: String,
     /// Whether the figures were copied from a page that was older than these files. Such figures
     /// may lack their rounds, until they are measured again.
@@ -154,7 +154,7 @@ impl Set {
         unused.map(|run| format!("no figure is of run {run}"))
     }
 
-    /// The figures called so.
+    /// The figures of that name.
     pub fn called(&self, name: &str) -> impl Iterator<Item = &Figure> {
         self.figures
             .iter()
@@ -255,7 +255,7 @@ impl Sets {
         Ok(Self(sets))
     }
 
-    /// The set called so.
+    /// The set of that name.
     pub fn get(&self, name: &str) -> Option<&Set> {
         self.0.get(name)
     }

@@ -9,7 +9,7 @@
 
 use crate::{Amount, Figure, Run, Set, Sets};
 
-/// What is shown of a figure.
+/// The part of a figure that is shown.
 #[derive(Clone, Copy, PartialEq)]
 enum Style {
     /// The value without its unit.
@@ -106,7 +106,7 @@ fn pieces(line: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// What fills the places of a block.
+/// The values for the places of a block.
 pub(crate) struct Filler<'a> {
     pub sets: &'a Sets,
     /// The set of places that name none.
@@ -200,7 +200,7 @@ impl Filler<'_> {
         let of = place.of.or(line_of.filter(|_| place.set.is_none()));
         let mut found: Vec<&Figure> = set.called(place.name).collect();
         if found.is_empty() && !place.may_lack {
-            return Err("no figure is called so".into());
+            return Err("there is no figure of that name".into());
         }
         if let Some(of) = of {
             found.retain(|figure| figure.of == of);
@@ -211,7 +211,7 @@ impl Filler<'_> {
             // Not all were measured of everything.
             [] if place.of.is_none() => Ok("–".into()),
             [] => Err("it was not measured of that".into()),
-            _ => Err("it was measured of several: say of which".into()),
+            _ => Err("several have that figure: name the one".into()),
         }
     }
 }

@@ -27,8 +27,8 @@ fn change(index: u32, make: impl FnOnce(&mut LinkMessage)) -> io::Result<()> {
     Netlink::open()?.change(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Renames an interface. Before Linux 6.2 one that is up is set down for it, and loses its IPv6
-/// addresses.
+/// Renames an interface. Before Linux 6.2 an interface that is up is set down first and loses its
+/// IPv6 addresses.
 ///
 /// # Errors
 /// The kernel's error, such as that another interface has the name.

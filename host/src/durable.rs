@@ -1,12 +1,12 @@
 //! Small files that survive a crash: a new file is written, flushed and renamed over the old one,
-//! so that after a power cut the whole old or the whole new content is there. All crates write by
-//! this the files that they replace as a whole; logs are not.
+//! so that after a power cut the whole old or the whole new content is there. All crates use it for
+//! the files that they replace as a whole, but not for logs.
 
 use crate::reserve::{self, directory_of};
 use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
-/// Replaces `path` by `content`, durable on return. A new file gets the `mode`. The caller sees to
-/// it that a file has one writer at a time.
+/// Replaces `path` by `content`, durable on return. A new file gets the `mode`. The caller ensures
+/// that each file has one writer at a time.
 ///
 /// # Errors
 /// The file system's error; the old content stays. On a full disk the [reserve](crate::reserve) is

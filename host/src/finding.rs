@@ -152,7 +152,7 @@ impl Board {
             .push(tell);
     }
 
-    /// Tells that this machine has changed, so that earlier proofs may no longer hold.
+    /// Reports that this machine has changed, so that earlier proofs may no longer hold.
     pub fn stir(&self) {
         self.0
             .on_news

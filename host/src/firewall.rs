@@ -38,9 +38,9 @@ pub struct Packet {
 /// The ports of a packet, as far as they are known.
 #[derive(Clone, Debug, Default)]
 pub struct Ports {
-    /// Its source's.
+    /// The source port.
     pub source: Option<u16>,
-    /// Its destination's.
+    /// The destination port.
     pub destination: Option<u16>,
 }
 

@@ -1,14 +1,14 @@
-//! Which process holds a port, as far as this one may see: from the kernel's tables of sockets and
-//! the descriptors in /proc.
+//! Finds the process that holds a port, from the kernel's tables of sockets and the descriptors in
+//! /proc, as far as this process may see them.
 
 use std::{fs, path::Path};
 
-/// Who holds something.
+/// The process that holds a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// Its process id.
     pub pid: u32,
-    /// What it is called.
+    /// Its name.
     pub name: String,
 }
 
@@ -18,7 +18,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// The process that has bound this port; `None` if nobody has, or it may not be seen.
+/// The process that has bound this port; `None` if no process has, or this one may not see it.
 pub fn holder(protocol: &str, port: u16) -> Option<Holder> {
     let tables = [
         format!("/proc/net/{protocol}"),

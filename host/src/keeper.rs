@@ -4,7 +4,7 @@
 //! It wakes when the kernel reports a change (rtnetlink's links, addresses, routes, rules, settings
 //! of interfaces; any change of nftables), when it is asked, and every [`LOOK_EVERY`] in case a
 //! message was lost. A look ends in the steps of [`crate::plan::plan`], each of which is noted in
-//! the journal before it is made. A step that fails is retried, more and more seldom.
+//! the journal before it is made. A failed step is retried, after twice the wait each time.
 
 mod report;
 mod watch;
@@ -342,10 +342,11 @@ impl Thread {
             }
             match self.step(&step, seen) {
                 Ok(()) => {
-                    // A passage that another program keeps removing is opened more and more seldom.
+                    // A passage that another program keeps removing is opened after ever longer
+                    // waits.
                     let again = matches!(step, Step::Open(_)) && self.settled;
                     if again {
-                        self.postpone(&step, "somebody removes it again and again".into());
+                        self.postpone(&step, "another program removes it again and again".into());
                     } else {
                         self.failing.remove(&what_of(&step));
                     }
@@ -525,10 +526,15 @@ impl Thread {
                     tracing::warn!("{}", chain(&error));
                 }
                 if let Err(error) = held.save() {
-                    tracing::warn!(%error, "not noted that the changes are undone");
+                    tracing::warn!(%error, "cannot remove undone changes from the journal");
                 }
             }
-            Err(error) => tracing::warn!(%error, "what was changed on this machine is not undone"),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "cannot open the journal: the changes of this machine are not undone"
+                );
+            }
         }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
     Ok(ruleset)
 }
 
-/// Has nft apply a text, as one transaction.
+/// Applies a text with nft, as one transaction.
 pub(crate) fn nft(doing: &str, text: &str) -> Result<(), Error> {
     run("nft", &["-f", "-"], text)
         .map(drop)

@@ -41,7 +41,7 @@ pub(crate) struct RulesCache {
 }
 
 impl RulesCache {
-    /// Has the next look list them again.
+    /// Makes the next look list them again.
     pub fn forget(&mut self) {
         self.listed = None;
     }
@@ -169,7 +169,7 @@ impl Reading {
         })
     }
 
-    /// What of it [`crate::plan`] wants to know; the rest of the answer is empty.
+    /// The part of [`Observed`] that comes from rtnetlink; the rest is empty.
     fn observed(&self, wanted: &Wanted) -> Observed {
         let nets =
             |routes: &mut dyn Iterator<Item = &Route>| routes.map(|route| route.net).collect();
@@ -183,7 +183,7 @@ impl Reading {
                 .filter_map(|link| link.mark().map(|mark| (link.name.clone(), mark)))
                 .collect(),
             rules: self.rules.ours.clone(),
-            // Whatever leads packets to such a VPN must come later.
+            // p2pvm's rules must come before the one that leads packets to such a VPN.
             rules_base: match self.carried {
                 Some(_) => self.rules.base.min(self.rules.first),
                 None => self.rules.base,
@@ -209,7 +209,7 @@ fn own<'a>(links: &'a [Link], wanted: &Wanted) -> Option<&'a Link> {
     links.iter().find(|link| link.name == wanted.device)
 }
 
-/// Looks.
+/// Looks at the machine.
 pub(crate) fn look(
     wanted: &Wanted,
     entries: &Entries,

@@ -1,9 +1,9 @@
-//! The numbers by which p2pvm's own sockets, rules and routes are known in the kernel, and the one
-//! by which it knows default routes.
+//! The numbers that mark p2pvm's own sockets, rules and routes in the kernel, and the longest
+//! prefix of a default route.
 
 /// The mark of p2pvm's own sockets (SO_MARK): "p2pv".
 pub const SOCKET_MARK: u32 = 0x7032_7076;
-/// The protocol number of p2pvm's rules and routes (RTPROT_*, of which 112 is nobody's): "p".
+/// The protocol number of p2pvm's rules and routes (RTPROT_*; no other program uses 112): "p".
 pub const PROTOCOL: u8 = 112;
 /// The protocol number of an accepted route whose router does not answer: "q".
 /// Reason: another network of this machine reads it.

@@ -73,11 +73,11 @@ pub struct Observed {
     pub switched_by_others: BTreeSet<String>,
     /// The network's own nftables table.
     pub table: TableState,
-    /// Passages that other firewalls would have to give and can be given by p2pvm.
+    /// Passages that p2pvm can open, and without which other firewalls drop packets.
     pub passages: BTreeSet<Passage>,
-    /// Passages of this network's that are there.
+    /// This network's passages that are open.
     pub passages_there: BTreeSet<Passage>,
-    /// Those of them that have to be given anew: they do not help where they stand, or somebody has
-    /// saved and loaded them.
+    /// Those of them that have to be opened again: their place does not help, or another program
+    /// has saved and loaded them.
     pub passages_stale: BTreeSet<Passage>,
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 /// Addresses that nobody has (RFC 5737), and one more in case those are filtered. Packets to them
-/// take the way of packets to the internet. None is sent.
+/// would take the way of packets to the internet. No packet is sent to them.
 const SOMEWHERE: [Ipv4Addr; 3] = [
     Ipv4Addr::new(192, 0, 2, 1),
     Ipv4Addr::new(198, 51, 100, 1),
@@ -111,7 +111,7 @@ pub(crate) fn carried_by(index: u32, links: &[Link]) -> Option<CarriedVpn> {
     }
     let servers = servers(&wg(&by, "allowed-ips")?, &wg(&by, "endpoints")?);
     let mark = mark(&wg(&by, "fwmark")?);
-    // By the way that its own packets take.
+    // The look-up has the VPN's mark, because its own packets do.
     let leads_in =
         |ip: &IpAddr| device::way_of_marked(ip, mark).is_ok_and(|way| way == Some(index));
     let server = servers.into_iter().find(leads_in)?;

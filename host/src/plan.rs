@@ -240,8 +240,8 @@ pub fn rules_without(
     steps
 }
 
-/// Makes the rules around first and the tables last, so that no own socket ever meets a table, and
-/// removes them in the reverse order.
+/// Makes the rules that lead own sockets around the tables first and those of the tables last, so
+/// that no own socket ever meets a table. Removes them in the reverse order.
 fn change_rules(present: &[PlacedRule], rules: &BTreeSet<Rule>, base: u32, steps: &mut Vec<Step>) {
     let wanted: BTreeSet<PlacedRule> = rules
         .iter()

@@ -1,5 +1,5 @@
-//! Runs another program (nft, iptables-legacy, firewall-cmd) with a time limit; its words become
-//! the error.
+//! Runs another program (nft, iptables-legacy, firewall-cmd) with a time limit; what it prints to
+//! standard error becomes the error.
 
 use std::{
     io::{self, Read, Write},

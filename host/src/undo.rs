@@ -1,5 +1,5 @@
-//! Undoes what the journal says p2pvm changed in the kernel, in any process of the same network
-//! namespace.
+//! Undoes what p2pvm changed in the kernel, as the journal has it, in any process of the same
+//! network namespace.
 
 use crate::{
     error::Error,

@@ -62,7 +62,7 @@ struct Demo {
     image: PathBuf,
 }
 
-/// Runs it. What fails on the way is reported with the end of each host's log.
+/// Runs it. A failed step is reported with the end of each host's log.
 pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
     require_root("demo")?;
     let image = find_image(&options.image)?;

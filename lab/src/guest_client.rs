@@ -43,7 +43,7 @@ pub struct Options {
     pub connect_seconds: f64,
 }
 
-/// What was seen so far.
+/// The answers so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// Milliseconds since the connection was made.
@@ -139,7 +139,7 @@ impl Tally {
         self.report.replies == self.report.sent
     }
 
-    /// What was seen until `now`.
+    /// The answers until `now`.
     pub fn report(&self, now: Duration) -> Report {
         Report {
             at_ms: ms(now),

@@ -49,8 +49,8 @@ pub struct HostState {
     sections: BTreeMap<&'static str, Vec<String>>,
 }
 
-/// What differs between two states, as lines that begin with `-` (only before) or `+` (only after);
-/// empty if nothing does.
+/// The differences of two states, as lines that begin with `-` (only before) or `+` (only after);
+/// empty if they are equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference(pub Vec<String>);
 

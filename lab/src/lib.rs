@@ -1,4 +1,4 @@
-//! What drives p2pvm from outside: the emulated wide area (`p2pvm testbed`), and what runs on it.
+//! Drives p2pvm from outside: the emulated wide area (`p2pvm testbed`), and the runs on it.
 //!
 //! A testbed is hosts in network namespaces, a router namespace with a real NAT per site, and one
 //! userspace core that every packet between two sites goes through ([`forwarder`]): it delays,

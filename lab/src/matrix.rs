@@ -92,7 +92,7 @@ fn usual() -> Vec<Kind> {
         .collect()
 }
 
-/// Which packets a site's border lets in.
+/// The packets that a site's border lets in.
 #[derive(Clone, Copy, PartialEq)]
 enum Hears {
     Everybody,

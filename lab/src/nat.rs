@@ -4,12 +4,12 @@
 //! *Mapping.* The public port is a hash of what it may depend on: of the inside address and port
 //! for a cone (so it is the same towards everybody), of both ends for a symmetric NAT (so each
 //! destination sees another). Seeded, hence the same at each run. A symmetric NAT may instead keep
-//! the inside port where it can, or count. *Filtering.* Port-restricted and symmetric need no rule:
-//! conntrack lets back only what answers. A restricted cone remembers per public port whom it was
-//! used to write to, a full cone only that it was used; what passes is translated back by a map
-//! learnt from outgoing packets. Everything else that comes in is dropped before conntrack confirms
-//! it, so that it cannot spoil a later mapping. A mapping lives 120 s after the last outgoing
-//! packet (RFC 4787 REQ-5). There is no hairpinning, as in most home routers.
+//! the inside port if it can, or count. *Filtering.* Port-restricted and symmetric need no rule:
+//! conntrack lets back answers only. A restricted cone remembers for each public port the addresses
+//! that it wrote to, a full cone only that it was used; packets that pass are translated back by a
+//! map learnt from outgoing packets. All other incoming packets are dropped before conntrack
+//! confirms them, so that they cannot spoil a later mapping. A mapping lives 120 s after the last
+//! outgoing packet (RFC 4787 REQ-5). There is no hairpinning, as in most home routers.
 //!
 //! A site's firewall lets in what answers, of either family (RFC 6092). Ports that `miniupnpd` maps
 //! are let in where its chains say so.

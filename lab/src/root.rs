@@ -21,7 +21,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What a host's root is made of.
+/// The parts of a host's root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootPlan {
     /// The lower layer, which several hosts read and none writes.

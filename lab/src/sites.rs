@@ -43,7 +43,7 @@ const MAX_HOSTS_PER_SITE: usize = 200;
 /// lines.
 const MTUS: (u16, u16, u16) = (576, 1280, 1500);
 
-/// What a site's router does to UDP, in the words of RFC 3489; RFC 4787's are given beside them.
+/// How a site's router handles UDP, in the words of RFC 3489; RFC 4787's are given beside them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Nat {

@@ -64,7 +64,7 @@ pub struct Plan {
     pub pace: u32,
     /// How long.
     pub lasting: Duration,
-    /// What is sent follows from this.
+    /// The seed of the packets.
     pub seed: u64,
 }
 

@@ -1,19 +1,18 @@
-//! Gets a link up to a member when the first packet or ping wants one, and keeps it on the best
-//! path.
+//! Makes a link to a member when its first packet or ping needs one, and keeps it on the best path.
 //!
-//! One call over the control plane carries both sides' addresses and the whole handshake, so that
-//! after one round trip the session stands and sealed probes go to all addresses at once from both
-//! sides (simultaneous open; ICE's idea, RFC 8445, with the handshake folded in). Where no direct
-//! path answers in time, a member that both can reach passes the sealed datagrams on; where UDP
-//! does not get through at all, they go over a stream of the control plane. What is not direct is
-//! tried again directly: less often after a while, but within half a minute for as long as the link
-//! is used, and at once when there is news.
+//! One call over the control plane carries both sides' addresses and the whole handshake. After one
+//! round trip the session stands, and both sides send sealed probes to all addresses at once
+//! (simultaneous open; ICE's idea, RFC 8445, with the handshake folded in). If no direct path
+//! answers in time, a member that both can reach relays the sealed datagrams; if UDP does not get
+//! through at all, they go over a stream of the control plane. A direct path is then tried again:
+//! less and less often, but at least every half minute while the link is used, and at once if
+//! something has changed.
 //!
-//! To a member with no control connection the same exchange goes over the ring (`over_ring`), which
-//! is then the first path: the first packet leaves after one round trip over the ring, while
-//! everything else is still being tried.
+//! To a member without a control connection the same exchange goes over the ring (`over_ring`),
+//! which is then the first path: the first packet leaves after one round trip over the ring, while
+//! the other paths are still being tried.
 //!
-//! `state` knows and decides, without IO; the other files are its driver.
+//! `state` decides, without IO; the other files are its driver.
 
 mod dial;
 mod escape;
@@ -59,7 +58,8 @@ use tokio::task::JoinSet;
 pub const SERVICE: &str = "link";
 /// The fabric service whose streams carry datagrams where UDP does not.
 pub const STREAM_SERVICE: &str = "link-stream";
-/// How long a router may take to take a mapping back. One that does not keeps it until it runs out.
+/// How long a router may take to remove a mapping. A router that does not answer keeps it until it
+/// expires.
 const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
 
 /// What a connector may use.
@@ -69,10 +69,10 @@ pub struct ConnectOptions {
     pub stun: bool,
     /// Ask the router for a port mapping by PCP, NAT-PMP or UPnP.
     pub upnp: bool,
-    /// Where others reach this node's plane, as the person says that made the router forward its
-    /// port.
+    /// Where others reach this node's plane, if a person has set up a port forwarding on the
+    /// router.
     pub outside: Option<SocketAddr>,
-    /// What this node passes on for others.
+    /// What this node relays for others.
     pub relay: RelayOffer,
 }
 
@@ -94,13 +94,13 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Serves other members' connectors and looks after the plane's wishes. Must be called within a
-    /// tokio runtime.
+    /// Serves other members' connectors and makes the links that the plane asks for. Must be called
+    /// within a tokio runtime.
     pub fn start(plane: Plane, fabric: Arc<dyn Fabric>, options: ConnectOptions) -> Arc<Self> {
         Self::begin(plane, fabric, options, None)
     }
 
-    /// As [`Connector::start`], and meets members over the ring too, showing these credentials.
+    /// As [`Connector::start`], and meets members over the ring too, with these credentials.
     pub fn start_with_ring(
         plane: Plane,
         fabric: Arc<dyn Fabric>,
@@ -153,8 +153,8 @@ impl Connector {
         dial::ensure(&self.shared, member, dial::Reach::Any).await
     }
 
-    /// As [`Connector::ensure`], for a path that does not itself rest on the ring. `via`: where
-    /// nothing else leads to the member, it is called over the ring through this neighbour.
+    /// As [`Connector::ensure`], for a path that does not itself rest on the ring. `via` is the
+    /// neighbour through which the member is called over the ring if nothing else leads to it.
     ///
     /// # Errors
     /// As [`Connector::ensure`].
@@ -200,19 +200,19 @@ impl Connector {
             .collect()
     }
 
-    /// What stands between us and the others.
+    /// The kind of NAT or firewall in front of this node.
     pub fn nat_kind(&self) -> NatKind {
         self.shared.state().nat.kind
     }
 
-    /// What became of tries to reach members directly.
+    /// The results of tries to reach members directly.
     pub fn punches(&self) -> Punches {
         self.shared.note_punches();
         self.shared.state().punches.summary()
     }
 
-    /// Where a member, or this node, stands by round trips: as the ring's neighbour says, or as it
-    /// said when it was last met.
+    /// A member's network coordinate, or this node's: from the neighbour on the ring, or from the
+    /// last meeting.
     pub fn coordinate(&self, member: MemberId) -> Option<Coordinate> {
         if member == self.shared.fabric.me() {
             self.shared.here()
@@ -221,8 +221,8 @@ impl Connector {
         }
     }
 
-    /// Takes the port mapping back from the router, which otherwise keeps it until it runs out. To
-    /// be called at the end.
+    /// Removes the port mapping from the router, which otherwise keeps it until it expires. To be
+    /// called at the end.
     pub async fn close(&self) {
         if self.shared.options.upnp {
             self.shared.closing.notify_one();

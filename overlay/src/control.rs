@@ -2,11 +2,11 @@
 //! other members where neither end can be dialled), with membership proved before anything is
 //! served.
 //!
-//! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it
+//! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above use it
 //! as a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until
 //! then, `streams` opens raw streams, `requests` makes requests of them, `driver` keeps the
-//! connections, `book` remembers where members are, `find` asks others for the members that it does
-//! not have. [`names`] looks hosts up by their names.
+//! connections, `book` stores where members are, `find` looks up the others. [`names`] resolves
+//! host names.
 
 mod address;
 mod book;
@@ -51,14 +51,14 @@ use std::{
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use wire::{Contact, GOSSIP_SERVICE, Gossip};
 
-/// How many streams are served at the same time. More wait, in a queue of [`INCOMING`].
+/// How many streams are served at a time. Further ones wait, in a queue of [`INCOMING`].
 const SERVED_AT_ONCE: usize = 512;
 const INCOMING: usize = 256;
-/// How long a member that leaves waits for the others to hear of it.
+/// How long a member that leaves waits for others to receive that.
 const FAREWELL: Duration = Duration::from_secs(1);
 const PEER_CACHE: &str = "peers.json";
-/// The ring has about 2·2 near and log2 n far neighbours and some shortcuts: 64 is beyond any
-/// network of ours.
+/// How many ring neighbours count. Reason: a ring has about 2·2 near and log2 n far neighbours and
+/// some shortcuts; no network of ours has more.
 pub const MAX_RING_NEIGHBOURS: usize = 64;
 
 /// Why a control host did not start.
@@ -83,33 +83,33 @@ pub enum ControlError {
     NoRightOverDelegates(MemberId),
 }
 
-/// What happens on the control plane.
+/// An event on the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlEvent {
     /// A member has its first proved connection.
     Connected(MemberId),
-    /// A member has lost its last.
+    /// A member has lost its last one.
     Disconnected(MemberId),
     /// A member was revoked.
     Revoked(MemberId),
-    /// This node was revoked: nobody talks to it any more.
+    /// This node was revoked: no member talks to it any more.
     ThisNodeRevoked,
 }
 
-/// What is known of a member.
+/// A member, as far as known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Who.
+    /// Its id.
     pub member: MemberId,
     /// Its host name.
     pub name: String,
     /// Whether there is a connection now.
     pub connected: bool,
-    /// The multiaddresses that it gives.
+    /// The multiaddresses that it publishes.
     pub addresses: Vec<String>,
     /// The relay that the best connection leads through, if it is not direct.
     pub relayed: Option<MemberId>,
-    /// The round-trip time when last measured.
+    /// The last measured round-trip time.
     pub rtt: Option<Duration>,
 }
 
@@ -124,7 +124,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens, connects to the members known and keeps connected.
+    /// Listens, connects to the known members and keeps connected.
     ///
     /// # Errors
     /// If this node is no member, or no socket can be opened.
@@ -164,7 +164,7 @@ impl Control {
             config.full_mesh,
             config.underlay,
         ));
-        door.set_household(shared.clone());
+        door.set_backend(shared.clone());
         let known = (parse(&config.bootstrap), parse(&config.public_addresses));
         let driver = Driver::new(
             swarm,
@@ -195,7 +195,7 @@ impl Control {
         }))
     }
 
-    /// What happens from now on. A slow reader misses the oldest.
+    /// The events from now on. A slow reader misses the oldest.
     pub fn events(&self) -> broadcast::Receiver<ControlEvent> {
         self.shared.events.subscribe()
     }
@@ -238,7 +238,7 @@ impl Control {
             .find_map(port)
     }
 
-    /// The multiaddresses, with `/p2p/`, that this node tells others: what an invite should name.
+    /// The multiaddresses, with `/p2p/`, that this node publishes, for an invite.
     pub fn contact_addrs(&self) -> Vec<String> {
         let peer = address::peer_of(self.shared.me);
         let contact = self.shared.door.contact();
@@ -251,17 +251,16 @@ impl Control {
             .collect()
     }
 
-    /// Waits until the router has been asked to let others in, where it is to be asked:
-    /// [`Control::contact_addrs`] then has the address that it gave. A router that does not answer
-    /// takes a few seconds.
+    /// Waits until the router has been asked for a port mapping, if it is to be asked:
+    /// [`Control::contact_addrs`] then has the outside address. A router that does not answer takes
+    /// a few seconds.
     pub async fn asked_router(&self) {
         if let Some(way_in) = &self.way_in {
             way_in.settled().await;
         }
     }
 
-    /// Whether another site can be expected to reach this node at one of the addresses that it
-    /// tells.
+    /// Whether another site can be expected to reach this node at one of its published addresses.
     pub fn is_reachable(&self) -> bool {
         self.shared
             .door
@@ -269,8 +268,8 @@ impl Control {
             .is_some_and(|contact| contact.public)
     }
 
-    /// How many members the network has, as the last lookups let guess; `None` in a small one,
-    /// where all are known.
+    /// The number of members, estimated by the last lookups; `None` in a small network, where all
+    /// are known.
     pub fn size_estimate(&self) -> Option<f64> {
         let density = self
             .shared
@@ -294,7 +293,7 @@ impl Control {
         }
     }
 
-    /// A member's certificate, asked of others if it has not been seen.
+    /// A member's certificate; other members are asked for it if it has not been seen.
     pub async fn find_certificate(&self, member: MemberId) -> Option<Certificate> {
         if self.certificate(member).is_none() {
             self.shared.search(member).await;
@@ -302,7 +301,7 @@ impl Control {
         self.certificate(member)
     }
 
-    /// Who signs invites and revocations here, if this node may.
+    /// The issuer of invites and revocations, if this node may issue any.
     pub fn issuer(&self) -> Option<Issuer<'_>> {
         match &self.root {
             Some(root) => Some(Issuer::root(root)),
@@ -314,12 +313,11 @@ impl Control {
         }
     }
 
-    /// Revokes a member or an invite, here and, by gossip, everywhere. Where nobody can show the
-    /// member's certificate, the others judge when they see it.
+    /// Revokes a member or an invite, here and, by gossip, everywhere. If no member has the revoked
+    /// member's certificate, others judge when they see it.
     ///
     /// # Errors
-    /// [`ControlError::NoRight`] or [`ControlError::NoRightOverDelegates`]: the others would not
-    /// heed it.
+    /// [`ControlError::NoRight`] or [`ControlError::NoRightOverDelegates`]: others would ignore it.
     pub async fn revoke(&self, target: Target) -> Result<(), ControlError> {
         let issuer = self.issuer().ok_or(ControlError::NoRight)?;
         if let Target::Member(member) = target
@@ -344,15 +342,13 @@ impl Control {
             .map_err(|_| ControlError::Host("it has shut down".into()))
     }
 
-    /// Replaces the counter of invites' uses, when what it counts with has started later than the
-    /// host.
+    /// Replaces the counter of invites' uses, for a counter that starts later than the host.
     pub fn set_admission(&self, admission: Arc<dyn Admission>) {
         self.shared.door.set_admission(admission);
     }
 
-    /// Says who this node's neighbours on the ring are, near and far: in a network beyond the full
-    /// mesh its connections follow them. Replaces what was said before; at most
-    /// [`MAX_RING_NEIGHBOURS`] count.
+    /// Sets this node's neighbours on the ring, near and far: in a network beyond the full mesh its
+    /// connections follow them. Replaces the previous ones; at most [`MAX_RING_NEIGHBOURS`] count.
     pub fn set_ring_neighbours(&self, mut neighbours: Vec<MemberId>) {
         neighbours.retain(|m| *m != self.shared.me);
         neighbours.truncate(MAX_RING_NEIGHBOURS);
@@ -363,7 +359,8 @@ impl Control {
             .unwrap_or_else(PoisonError::into_inner) = neighbours;
     }
 
-    /// Tells all connected members that this one leaves the network: they show it no more.
+    /// Tells all connected members that this one leaves the network, so that they no longer list
+    /// it.
     pub async fn farewell(&self) {
         let (told, contact) = oneshot::channel();
         if self
@@ -386,7 +383,7 @@ impl Control {
             self.shared
                 .call(member, GOSSIP_SERVICE, body.clone(), FAREWELL)
         });
-        // Who does not hear it hears it from the others.
+        // A member that does not receive it gets it from the others.
         futures::future::join_all(telling).await;
     }
 
@@ -415,7 +412,7 @@ impl Drop for Control {
     }
 }
 
-/// Its contact tells no addresses yet: they are not known.
+/// Its contact has no addresses yet, because they are not known.
 fn door_of(config: &ControlConfig, issuer_key: Option<KeyPair>) -> Door {
     let certificate = config.certificate.clone();
     let contact = Contact::sign(&config.identity, certificate, Vec::new(), false, 0);

@@ -1,9 +1,9 @@
-//! Network coordinates: where a member stands in a space in which distance predicts round-trip
-//! time, learnt from the round trips that a member measures anyway. Vivaldi with height vectors
-//! (Dabek, Cox, Kaashoek, Morris: "Vivaldi: A Decentralized Network Coordinate System", SIGCOMM
-//! 2004): every sample is a spring between two members, pulled by a timestep that adapts to how
-//! sure both are (§3.4); the height is the way from a member to the core of the internet, which all
-//! of its packets go (§5.4).
+//! Network coordinates: a member's position in a space in which distance predicts round-trip time,
+//! learnt from the round trips that a member measures anyway. Vivaldi with height vectors (Dabek,
+//! Cox, Kaashoek, Morris: "Vivaldi: A Decentralized Network Coordinate System", SIGCOMM 2004):
+//! every sample is a spring between two members, pulled by a timestep that adapts to how certain
+//! both are (§3.4); the height is the way from a member to the core of the internet, which all of
+//! its packets take (§5.4).
 //!
 //! Three things are added for a network that has liars and runs for months. The pull of one sample
 //! is bounded by a multiple of the usual one (Huber 1964), so that one neighbour cannot throw a
@@ -12,55 +12,57 @@
 //! coordinate is whole microseconds, so that there is no NaN, and what lies outside of [`MAX_AXIS`]
 //! and [`MAX_HEIGHT`] is refused while decoding.
 //!
-//! It does not smooth the round trips of a link (callers hand in what they trust) and does not say
-//! who is near: compare estimates.
+//! It does not smooth the round trips of a link (callers filter them) and does not rank members:
+//! compare estimates.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Axes beside the height. Dabek et al. found two enough and three slightly better between
-/// continents.
+/// How many axes there are besides the height. Reason: Dabek et al. found two enough and three
+/// slightly better between continents.
 const AXES: usize = 3;
-/// Farthest that a coordinate may be from the origin on one axis. The longest terrestrial round
+/// How far a coordinate may be from the origin on one axis. Reason: the longest terrestrial round
 /// trips are 400 ms, geostationary ones 700 ms.
 pub const MAX_AXIS: Duration = Duration::from_secs(3);
-/// Greatest height: a very bad last mile.
+/// How large a height may be: that of a very bad last mile.
 pub const MAX_HEIGHT: Duration = Duration::from_secs(3);
-/// Round trips longer than this are queues or sleep, not distance.
+/// How long a round trip may be to count. Reason: longer ones are queues or sleep, not distance.
 pub const MAX_RTT: Duration = Duration::from_secs(5);
-/// Shorter round trips count as this: below it, timers are measured and not the network, and
-/// relative errors mean nothing.
+/// How long a round trip counts at least. Reason: shorter ones measure timers and not the network,
+/// and their relative errors mean nothing.
 const MIN_RTT_MS: f64 = 0.1;
-/// A height of nothing would never grow, as the pull on the height is in proportion to it.
+/// How small a height may be. Reason: a height of zero would never grow, because the pull on the
+/// height is in proportion to it.
 const MIN_HEIGHT_MS: f64 = 0.05;
-/// Share of the spring's length that one sample moves a member of average certainty (c_c of §3.4,
-/// value of §4.2).
+/// The share of the spring's length that one sample moves a member of average certainty (c_c of
+/// §3.4, value of §4.2).
 const STEP: f64 = 0.25;
-/// Weight of one sample in the error estimate (c_e of §3.4, value of §4.2).
+/// The weight of one sample in the error estimate (c_e of §3.4, value of §4.2).
 const ERROR_STEP: f64 = 0.25;
-/// Greatest error: a member that knows nothing.
+/// The greatest error: that of a member without samples.
 const MAX_ERROR: f64 = 1.5;
-/// Estimates that are expected to be off by as much as they say are no estimates.
+/// The error from which an estimate counts as unknown. Reason: it is expected to be off by its own
+/// value.
 const UNKNOWN_ERROR: f32 = 1.0;
-/// Least error that is believed of another member: who claims to be perfect does not get the whole
-/// say.
+/// The least error that another member is credited with. Reason: a member that claims to be perfect
+/// would decide alone.
 const MIN_ERROR: f64 = 0.02;
-/// A sample pulls at most this many times as strongly as samples usually do.
+/// How many times as strong as the usual pull the pull of one sample may be.
 const MAX_PULL: f64 = 3.0;
-/// No sample pulls more strongly than this.
+/// How strong the pull of one sample may be at most.
 const HARDEST_PULL_MS: f64 = 250.0;
-/// The usual pull is never taken to be less than this, so that a member at rest still follows a
-/// change of route.
+/// How weak the usual pull counts at least. Reason: a member at rest must still follow a change of
+/// route.
 const SOFTEST_PULL_MS: f64 = 2.0;
-/// Weight of one sample in the usual pull: a few dozen samples (a minute or two of keepalives) make
-/// a new habit.
+/// The weight of one sample in the usual pull. Reason: a few dozen samples (a minute or two of
+/// keepalives) then change it.
 const PULL_STEP: f64 = 1.0 / 32.0;
-/// Distance from the origin at which gravity moves a member 1 ms a sample; it falls with the square
-/// of the distance.
+/// The distance from the origin at which gravity moves a member 1 ms a sample; the pull falls with
+/// the square of the distance.
 const GRAVITY_MS: f64 = 1000.0;
 
-/// A place in the coordinate space, as members tell it to each other: 8 to 22 bytes on the wire.
+/// A position in the coordinate space, as members send it: 8 to 22 bytes on the wire.
 ///
 /// ```
 /// # use p2pvm_overlay::coordinates::{Coordinate, Vivaldi};
@@ -84,7 +86,7 @@ pub struct Coordinate {
     error: u16,
 }
 
-/// A coordinate as decoded, before it is believed.
+/// A coordinate as decoded, before its bounds are checked.
 #[derive(Serialize, Deserialize)]
 struct Wire([i32; AXES], u32, u16);
 
@@ -122,12 +124,12 @@ impl Coordinate {
         Duration::from_secs_f64(Point::from(self).distance(&Point::from(other)) / 1e3)
     }
 
-    /// Expected relative error of its estimates: 0.1 means 10 % off.
+    /// The expected relative error of its estimates: 0.1 means 10 % off.
     pub fn error(&self) -> f32 {
         f32::from(self.error) / 1e3
     }
 
-    /// Whether its estimates say anything: a member that has just come knows nothing yet.
+    /// Whether its estimates are of use: a new member has no samples yet.
     pub fn is_known(&self) -> bool {
         self.error() < UNKNOWN_ERROR
     }
@@ -163,19 +165,19 @@ fn length(v: &[f64; AXES]) -> f64 {
     v.iter().map(|axis| axis * axis).sum::<f64>().sqrt()
 }
 
-/// A member's own coordinate and how it learns.
+/// A member's own coordinate, and its state of learning.
 #[derive(Clone, Debug)]
 pub struct Vivaldi {
     here: Point,
     error: f64,
-    /// Average strength of the pull of a sample, in milliseconds.
+    /// The average strength of a sample's pull, in milliseconds.
     usual_pull: f64,
     rng: StdRng,
 }
 
 impl Vivaldi {
-    /// At the origin and sure of nothing. `seed` chooses the direction in which it leaves a
-    /// neighbour that stands at the same point.
+    /// At the origin, without certainty. `seed` selects the direction in which it leaves a
+    /// neighbour at the same point.
     pub fn new(seed: u64) -> Self {
         Self {
             here: Point {
@@ -215,7 +217,7 @@ impl Vivaldi {
     }
 
     /// Moves by `step` ms away from `there` (towards it if negative), along the height as well
-    /// (§5.4), then feels gravity.
+    /// (§5.4), then applies gravity.
     fn step(&mut self, there: &Point, distance: f64, step: f64) {
         let mut away = self.here.minus(there);
         let apart = length(&away);
@@ -241,7 +243,7 @@ impl Vivaldi {
         self.here.height = self.here.height.clamp(MIN_HEIGHT_MS, height_bound);
     }
 
-    /// What to tell others.
+    /// The coordinate to send to others.
     pub fn mine(&self) -> Coordinate {
         // Bounded by `step` and `observe`: the conversions below lose only fractions.
         Coordinate {
@@ -251,7 +253,8 @@ impl Vivaldi {
         }
     }
 
-    /// Expected relative error of its estimates: 0.1 means 10 % off; 1.5 that nothing is known.
+    /// The expected relative error of its estimates: 0.1 means 10 % off; 1.5 means that nothing is
+    /// known.
     pub fn error(&self) -> f32 {
         self.error as f32
     }

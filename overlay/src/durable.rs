@@ -1,13 +1,13 @@
-//! Files that a crash does not spoil ([`p2pvm_host::durable`]), and how to write them where other
-//! tasks must not wait for a disk that takes seconds for it.
+//! Files that survive a crash ([`p2pvm_host::durable`]), written without blocking other tasks when
+//! the disk takes seconds.
 
 pub use p2pvm_host::durable::*;
 
 use std::{io, path::Path, sync::Mutex};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// Does what may take as long as the disk likes; a runtime with several threads hands the other
-/// tasks of this one to another.
+/// Runs blocking disk work; on a runtime with several threads, another thread takes over the other
+/// tasks of this one.
 pub fn apart<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
@@ -15,16 +15,17 @@ pub fn apart<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// A file that is rewritten as a whole: one writer at a time, each with what is newest when its
+/// A file that is rewritten as a whole: one writer at a time, each with the newest content when its
 /// turn comes.
 #[derive(Default)]
 pub struct Rewritten(Mutex<()>);
 
 impl Rewritten {
-    /// Writes what `newest` gives, [`apart`]. When it returns, that or something newer is on disk.
+    /// Writes the result of `newest`, [`apart`]. When it returns, that or something newer is on
+    /// disk.
     ///
     /// # Errors
-    /// What the file system says; the old content is there still.
+    /// The file system's error; the old content stays.
     pub fn write(
         &self,
         path: &Path,

@@ -1,9 +1,9 @@
-//! What the crates above ask of the control plane, as traits: lookups, requests and streams between
+//! The control plane as the crates above use it, as traits: lookups, requests and streams between
 //! members whose membership has been proved. `control::Control` implements them over libp2p;
 //! [`memory::MemoryNet`] implements them inside one process for tests and simulations.
 //!
 //! A service is a short name ("dht", "chunk"): one handler a name answers its requests, one
-//! acceptor a name takes its streams. Bodies are bounded by [`MAX_BODY_BYTES`]; what is larger goes
+//! acceptor a name takes its streams. Bodies are bounded by [`MAX_BODY_BYTES`]; larger content goes
 //! by stream.
 
 use crate::{
@@ -22,7 +22,7 @@ pub mod memory;
 /// The largest request or response body: a chunk of 1 MiB and its frame fit.
 pub const MAX_BODY_BYTES: usize = 2 << 20;
 
-/// Why a lookup, a request or a stream came to nothing.
+/// Why a lookup, a request or a stream failed.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FabricError {
     /// No connection to the member could be made, directly or through a relay.
@@ -37,7 +37,7 @@ pub enum FabricError {
     /// The service has no handler or acceptor there.
     #[error("{} does not offer '{}'", .0.short(), .1)]
     NoSuchService(MemberId, String),
-    /// Who is closest to a place could not be told for sure.
+    /// It is not certain which members are closest to a place.
     #[error("the members closest to a place cannot be told")]
     NotFound(#[source] crate::lookup::LookupError),
     /// The body is larger than [`MAX_BODY_BYTES`].
@@ -48,14 +48,14 @@ pub enum FabricError {
     Closed,
 }
 
-/// Whether a member's control connection lives, as [`Fabric::sound`] finds.
+/// The result of [`Fabric::sound`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
     /// It answers.
     Answers,
-    /// It did not answer and another that was made beside it does: it has taken its place.
+    /// It did not answer, and another connection made beside it has replaced it.
     Replaced,
-    /// Nothing answers, or nothing can be told.
+    /// Nothing answers, or the state is unknown.
     Silent,
 }
 
@@ -73,7 +73,7 @@ pub trait Serve: Send + Sync + 'static {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String>;
 }
 
-/// The control plane as the crates above see it.
+/// The interface of the control plane for the crates above.
 #[async_trait]
 pub trait Fabric: Send + Sync + 'static {
     /// This node.
@@ -85,30 +85,30 @@ pub trait Fabric: Send + Sync + 'static {
     /// A member's link key, once its certificate has been seen on a connection.
     fn link_key(&self, member: MemberId) -> Option<LinkKey>;
 
-    /// The round trip to a connected member that anybody can reach directly; `None` for others, or
-    /// if not measured.
+    /// The round trip to a connected member that all members can reach directly; `None` for others,
+    /// or if not measured.
     fn rtt_of_open(&self, _member: MemberId) -> Option<Duration> {
         None
     }
 
-    /// This host has changed its addresses, or slept: connections may be dead without anybody
+    /// This host has changed its addresses, or slept: connections may be dead without either end
     /// having noticed.
     fn roamed(&self) {}
 
-    /// Packets to a connected member are not answered: asks whether its control connection lives,
-    /// and where that does not answer either makes another beside it, over TCP, without waiting for
+    /// Packets to a connected member are not answered: asks its control connection for a sign of
+    /// life. If none comes, it makes another connection beside it, over TCP, without waiting for
     /// the first to be given up.
     async fn sound(&self, _member: MemberId) -> Life {
         Life::Silent
     }
 
-    /// Up to `n` live members closest to `place`, nearest first, this node among them where it
-    /// belongs.
+    /// Up to `n` live members closest to `place`, nearest first, this node among them if it is one
+    /// of them.
     async fn closest(&self, place: RingAddr, n: usize) -> Result<Vec<MemberId>, FabricError>;
 
-    /// The up to `n` members closest to `place` among this node and those it is connected to: what
-    /// [`Fabric::closest`] finds, but for members just met or far from here, without a word to
-    /// anybody.
+    /// The up to `n` members closest to `place` among this node and those it is connected to. That
+    /// is the result of [`Fabric::closest`], except for new members and for places far from here,
+    /// and it sends nothing.
     fn nearby(&self, place: RingAddr, n: usize) -> Vec<MemberId> {
         let mut members = self.connected();
         members.push(self.me());
@@ -117,7 +117,7 @@ pub trait Fabric: Send + Sync + 'static {
         members
     }
 
-    /// Sends a request and waits for its answer, dialling if need be. A call to this node itself is
+    /// Sends a request and waits for its answer, dialling if needed. A call to this node itself is
     /// answered locally.
     async fn call(
         &self,

@@ -1,7 +1,6 @@
-//! The identifiers that every crate shares, each a type of its own so that none is taken for
-//! another.
+//! The identifiers that every crate shares, each a separate type, so that they cannot be confused.
 //!
-//! A member *is* its ed25519 public key: whoever proves the key is the member, and no registry maps
+//! A member *is* its ed25519 public key: the holder of the key is the member, and no registry maps
 //! one to the other. Text forms are lower-case base32 without padding, which survives DNS, shells
 //! and being read aloud.
 
@@ -9,7 +8,7 @@ use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// A text that is no identifier of the kind asked for.
+/// The text is no identifier of this kind.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{text}' is not {kind}: expected 52 letters and digits of base32")]
 pub struct ParseIdError {
@@ -101,8 +100,8 @@ impl MemberId {
     }
 }
 
-/// The generation of a VM's holder. It grows by one whenever the right to run the VM changes hands;
-/// peers drop what a smaller epoch sends (the overlay is the fence).
+/// The generation of a VM's holder. It is incremented whenever the right to run the VM changes
+/// hands; peers drop packets of an older epoch (the overlay is the fence).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
@@ -128,7 +127,7 @@ impl fmt::Display for Epoch {
 pub struct UnixTime(pub u64);
 
 impl UnixTime {
-    /// The wall clock of this machine, however wrong: for people and file names, and where two
+    /// The wall clock of this machine, right or wrong: for people and file names, and where two
     /// clocks must agree.
     pub fn wall() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -2,8 +2,8 @@
 //! Noise handshake uses. The link key is random and bound to the identity by a signature in the
 //! member's certificate; neither is derived from the other, so that losing one does not lose both.
 //!
-//! Every signature covers a domain string first, so that what is signed for one purpose can never
-//! be replayed for another.
+//! Every signature covers a domain string first, so that a signature for one purpose can never be
+//! replayed for another.
 
 use crate::{
     durable::write_atomically,
@@ -106,7 +106,7 @@ impl Identity {
     /// with mode 0600.
     ///
     /// # Errors
-    /// What the file system says, or `InvalidData` for a file of another length: it is never
+    /// The file system's error, or `InvalidData` for a file of another length, which is never
     /// overwritten.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
         match fs::read(path).map(Zeroizing::new) {
@@ -141,7 +141,7 @@ impl Identity {
         }
     }
 
-    /// Who this node is.
+    /// This node's id.
     pub fn member_id(&self) -> MemberId {
         MemberId(self.signing.public())
     }

@@ -1,5 +1,5 @@
-//! Who is a member and how bytes reach one: identity, membership, NAT traversal, encrypted links,
-//! the IP packet plane and the libp2p control host. Knows no VM's inside and no DHT record.
+//! Membership, and the delivery of bytes to members: identity, NAT traversal, encrypted links, the
+//! IP packet plane and the libp2p control host. Knows neither VMs' content nor DHT records.
 
 pub mod connect;
 #[cfg(feature = "control")]

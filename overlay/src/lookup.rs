@@ -1,19 +1,19 @@
 //! Finds the members nearest to a place: an iterative lookup (Kademlia, Maymounkov and Mazières
-//! 2002, §2.3) over disjoint paths (S/Kademlia, Baumgart and Mies 2007, §4.4). No clock and no
-//! network in it.
+//! 2002, §2.3) over disjoint paths (S/Kademlia, Baumgart and Mies 2007, §4.4). Without clock and
+//! network.
 //!
-//! Each path asks the nearest members it knows for nearer ones; no member is asked by two paths,
-//! and what a member names is used by its path alone. The answer is the union of what the paths
-//! found. Members named come with signed contacts that the caller has verified, so liars can leave
-//! members out, delay, and name dead or far ones, but invent none.
+//! Each path asks the nearest members it knows for nearer ones. No member is asked by two paths,
+//! and the members that an answer names are used by its path alone. The result is the union of the
+//! paths' results. Members are named with signed contacts that the caller has verified, so that
+//! liars can leave members out, delay, and name dead or far ones, but not invent any.
 //!
-//! Promised: everyone in the answer is a member and has answered in this lookup. One path that
-//! meets an honest member near the place at its end is enough for the answer to be right, since
-//! members know all their neighbourhood. A lookup fails rather than answers where fewer than two
-//! paths came to an end, and where the members named around the place lie more than [`SPARSE`]
-//! times sparser than elsewhere ([`Density`], the routing failure test of Castro et al. 2002,
-//! §5.2): so it looks where only liars, a third of all, were named. Not promised: to tell a place
-//! that liars have made theirs by joining with thousands of keys.
+//! Promised: every member in the result is a member and has answered in this lookup. One path whose
+//! last member is honest and near the place is enough for a right result, since members know all
+//! their neighbourhood. A lookup fails rather than returns a result if fewer than two paths came to
+//! an end, or if the members named around the place lie more than [`SPARSE`] times sparser than
+//! elsewhere ([`Density`], the routing failure test of Castro et al. 2002, §5.2), as if only liars,
+//! a third of all, were named. Not promised: to detect a place that liars have taken over by
+//! joining with thousands of keys.
 
 use crate::id::{MemberId, RingAddr};
 use std::{
@@ -21,39 +21,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many members one answer names: what is more is not read.
+/// How many members of one answer are read.
 pub const NAMED: usize = 16;
-/// A place whose members lie so many times sparser than the average is not believed: of honest ones
-/// 3 in 10 000 do (a sum of 16 exponential distances beyond twice its mean), of those with only a
-/// third of the members 93 in 100.
+/// How many times sparser than the average a place may be. Reason: of honest places 3 in 10 000 are
+/// sparser (a sum of 16 exponential distances beyond twice its mean), of those with only a third of
+/// the members 93 in 100.
 pub const SPARSE: f64 = 2.0;
-/// Lookups whose density is remembered, and how many it takes for a verdict.
+/// How many lookups' densities are kept, and how many it takes for a verdict.
 const DENSITIES: usize = 64;
 const ENOUGH_DENSITIES: usize = 8;
-/// Members that one path remembers, nearest first: enough for all of four answers.
+/// How many members a path remembers, nearest first: enough for all of four answers.
 const SEEN: usize = 64;
 
-/// What bounds a lookup.
+/// The limits of a lookup.
 #[derive(Clone, Copy, Debug)]
 pub struct LookupOptions {
-    /// How many members are looked for.
+    /// How many members are wanted.
     pub wanted: usize,
-    /// A path ends when so many of the nearest it knows have answered. More than are wanted: else a
-    /// path that has met one liar would not look behind the liars it names.
+    /// How many of the nearest members that a path knows must have answered before it ends. Reason:
+    /// with no more than are wanted, a path that has met one liar would not look behind the liars
+    /// it names.
     pub window: usize,
-    /// Disjoint paths. With a third of all members lying, three paths of two or three hops hardly
-    /// ever all fall to them.
+    /// How many disjoint paths there are. Reason: with a third of all members lying, liars hardly
+    /// ever take over all of three paths of two or three hops.
     pub paths: usize,
-    /// Questions under way in one path.
+    /// How many questions are under way in one path.
     pub at_once: usize,
-    /// A member that takes longer no longer counts among those, but may still answer: the dead cost
-    /// little time.
+    /// How long before a question no longer counts among those. Its answer is still read; the dead
+    /// thus cost little time.
     pub slow_after: Duration,
-    /// A member that takes longer is dead.
+    /// How long before a member counts as dead.
     pub ask_timeout: Duration,
-    /// The whole lookup ends by then.
+    /// How long the whole lookup may take.
     pub give_up_after: Duration,
-    /// Questions that one path may ask.
+    /// How many questions one path may ask.
     pub max_asked: usize,
 }
 
@@ -78,18 +79,18 @@ impl Default for LookupOptions {
 /// Why a lookup has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// Nobody to begin with.
+    /// There is no member to begin with.
     #[error("no other member is known")]
     Alone,
-    /// Fewer paths came to an end than must agree.
+    /// Fewer paths ended than must agree.
     #[error(
         "only {ended} of {paths} search paths came to an end: members do not answer, or name \
             members that do not"
     )]
     Unfinished {
-        /// How many did.
+        /// How many ended.
         ended: usize,
-        /// Of how many.
+        /// How many there were.
         paths: usize,
     },
     /// The members named around the place are too few.
@@ -115,8 +116,8 @@ struct Path {
     asked: usize,
 }
 
-/// A lookup in progress: ask whom [`Lookup::poll`] names, say what came of it, until
-/// [`Lookup::outcome`].
+/// A lookup in progress: ask the member that [`Lookup::poll`] returns, report the answer, until
+/// [`Lookup::outcome`] has one.
 #[derive(Debug)]
 pub struct Lookup {
     me: MemberId,
@@ -124,7 +125,7 @@ pub struct Lookup {
     options: LookupOptions,
     began: Instant,
     paths: Vec<Path>,
-    /// Whom any path has asked, and which.
+    /// The members asked, and the path that asked each.
     asked: HashMap<MemberId, (usize, State)>,
 }
 
@@ -158,8 +159,8 @@ impl Lookup {
         }
     }
 
-    /// Whom to ask next, for up to [`NAMED`] members near the place; `None` until something happens
-    /// or the time of [`Lookup::wake_at`] has come.
+    /// The next member to ask for up to [`NAMED`] members near the place; `None` until an answer
+    /// comes or the time of [`Lookup::wake_at`].
     pub fn poll(&mut self, now: Instant) -> Option<MemberId> {
         for (_, state) in self.asked.values_mut() {
             if matches!(state, State::Asked(at) if now >= *at + self.options.ask_timeout) {
@@ -202,7 +203,7 @@ impl Lookup {
             .copied()
     }
 
-    /// A member answered with these members, whose contacts are verified.
+    /// Takes a member's answer: these members, whose contacts are verified.
     pub fn answered(&mut self, from: MemberId, named: &[MemberId]) {
         let Some((path, state)) = self.asked.get_mut(&from) else {
             return;
@@ -220,14 +221,14 @@ impl Lookup {
         }
     }
 
-    /// A member does not answer.
+    /// Notes that a member does not answer.
     pub fn failed(&mut self, from: MemberId) {
         if let Some((_, state @ State::Asked(_))) = self.asked.get_mut(&from) {
             *state = State::Dead;
         }
     }
 
-    /// When to call [`Lookup::poll`] again if nothing happens before.
+    /// When to call [`Lookup::poll`] again if no answer comes before.
     pub fn wake_at(&self, now: Instant) -> Instant {
         let waits = self.asked.values().filter_map(|(_, state)| match state {
             State::Asked(at) => [
@@ -251,7 +252,7 @@ impl Lookup {
             && front.all(|m| matches!(self.asked.get(&m), Some((_, State::Answered))))
     }
 
-    /// Whether a path can go no further.
+    /// Whether a path has no member left to ask.
     fn is_stuck(&self, path: usize) -> bool {
         let waiting = |m: MemberId| matches!(self.asked.get(&m), Some((_, State::Asked(_))));
         let may_ask = self.paths[path].asked < self.options.max_asked;
@@ -260,7 +261,7 @@ impl Lookup {
             .any(|m| waiting(m) || (may_ask && !self.asked.contains_key(&m)))
     }
 
-    /// The outcome, once it is certain: the nearest of those who answered, nearest first, at most
+    /// The outcome, once it is certain: the nearest members that answered, nearest first, at most
     /// as many as wanted.
     pub fn outcome(
         &self,
@@ -317,7 +318,7 @@ fn share(distance: &Distance) -> f64 {
     u64::from_be_bytes(head) as f64 / 2f64.powi(64)
 }
 
-/// How far apart members lie, as recent lookups found: their places are hashes, so it is the same
+/// The density of members, as recent lookups found it. Places are hashes, so it is the same
 /// everywhere.
 #[derive(Clone, Debug, Default)]
 pub struct Density {
@@ -325,8 +326,8 @@ pub struct Density {
 }
 
 impl Density {
-    /// Takes the spread that a lookup found, believed or not: what liars do at a few places does
-    /// not move the mean much.
+    /// Takes the spread that a lookup found, believed or not: liars at a few places do not move the
+    /// mean much.
     pub fn learn(&mut self, spread: f64) {
         self.spreads.push_back(spread);
         if self.spreads.len() > DENSITIES {
@@ -340,7 +341,7 @@ impl Density {
         (n >= ENOUGH_DENSITIES).then(|| self.spreads.iter().sum::<f64>() / n as f64)
     }
 
-    /// The number of members that the spreads speak for.
+    /// The estimated number of members, by the mean spread.
     pub fn members(&self) -> Option<f64> {
         self.mean().map(|mean| NAMED as f64 / mean)
     }

@@ -1,14 +1,14 @@
-//! Who may take part: networks, certificates, invites and revocations, all signed, all verifiable
-//! offline by anybody who knows the network's root key.
+//! Membership: networks, certificates, invites and revocations, all signed, and verifiable offline
+//! with the network's root key.
 //!
 //! The root is the network: its public key is the [`NetworkId`](crate::NetworkId). It certifies
 //! members itself or through delegates (one level: root → delegate → member). An invite is a signed
-//! promise to admit whoever presents it, a given number of times until a given time. A revocation
-//! is signed like a certificate and spreads by gossip; it is never taken back: who was cut off
-//! comes back with a new identity.
+//! promise to admit its bearer, a given number of times until a given time. A revocation is signed
+//! like a certificate and spreads by gossip. It is never withdrawn: a revoked machine returns with
+//! a new identity.
 //!
-//! Nothing here does IO but [`Trust::load`] and its kin; counting an invite's uses is an
-//! [`Admission`]'s task, because it takes the agreement of the other members.
+//! Only [`Trust::load`] and its like do IO here. An [`Admission`] counts an invite's uses, because
+//! that takes the agreement of the other members.
 
 mod certificate;
 mod cidr;
@@ -37,11 +37,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Why a proof of membership, an invite or a request to join is turned down. It travels to the one
-/// turned down, so each reason says what a person can do about it.
+/// Why a proof of membership, an invite or a request to join is refused. It is sent to the refused
+/// side, so each reason says what a person can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// Its time is over.
+    /// It has expired.
     #[error("it has expired: ask for a new one")]
     Expired,
     /// The invite has admitted as many members as it may.
@@ -59,7 +59,7 @@ pub enum Refusal {
     /// The text or message is no invite at all, or an incomplete one.
     #[error("this is not an invite: it may have been cut off when it was copied")]
     NotAnInvite,
-    /// Whoever issued it has no right to.
+    /// Its issuer has no right to issue it.
     #[error("its issuer may not admit members")]
     UnknownIssuer,
     /// Another member has the name already.
@@ -71,7 +71,7 @@ pub enum Refusal {
     /// The certificate is somebody else's.
     #[error("the certificate belongs to another key")]
     NotYours,
-    /// The member asked can neither admit nor pass the request on to one who can.
+    /// The member asked can neither admit nor pass the request on to one that can.
     #[error(
         "this member cannot admit anyone and reaches nobody who can: try another bootstrap address"
     )]
@@ -82,13 +82,13 @@ pub enum Refusal {
     /// A group's name cannot be one, or there are too many.
     #[error("groups are up to 16 names of lower-case letters, digits and inner hyphens")]
     BadGroup,
-    /// A document for the network says what it cannot, for this reason.
+    /// A document for the network is invalid, for this reason.
     #[error("{0}")]
     BadDocument(String),
 }
 
 /// Decides whether a valid invite may be used (once more) by `joiner`. The signature, the expiry
-/// and revocations have been checked before; what is left is counting, which must be durable and
+/// and revocations have been checked before; only the count is left, which must be durable and
 /// agreed.
 #[async_trait]
 pub trait Admission: Send + Sync + 'static {

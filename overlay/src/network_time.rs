@@ -1,11 +1,11 @@
-//! What time it is in the network, whatever this machine's wall clock says.
+//! The network's time, independent of this machine's wall clock.
 //!
 //! A wall clock may be years wrong, and may jump while the daemon runs: a machine without a battery
 //! starts in 1970 until NTP has answered, a person sets the date. Records, leases and certificates
-//! carry absolute times, so two members whose clocks differ would not agree on what has ended. Here
-//! time passes by `CLOCK_BOOTTIME`, which neither jumps nor stands still while the machine sleeps;
-//! what is added to it is the wall clock of the start until members have said what theirs shows
-//! ([`Exchange`]), and from then on what most of them say ([`judge`]).
+//! carry absolute times, so two members whose clocks differ would not agree on what has expired.
+//! Here time passes by `CLOCK_BOOTTIME`, which neither jumps nor stops while the machine sleeps. To
+//! it an offset is added: the wall clock at the start, until members have reported their clocks
+//! ([`Exchange`]), and from then on what most of them report ([`judge`]).
 //!
 //! One process is one member, so there is one clock ([`NetworkTime::of_process`]); tests make their
 //! own.
@@ -29,14 +29,14 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Smaller differences are left alone: records live for minutes, and a clock that is set often is
-/// none.
+/// How many milliseconds the time must be wrong to be set. Reason: records live for minutes, and a
+/// clock that is set often is useless.
 const WORTH_SETTING_MS: i64 = 1000;
-/// What a member said is believed this long.
+/// How long a member's report is believed.
 const HEARD_FOR_MS: i64 = 15 * 60 * 1000;
-/// A wall clock that jumped is followed after this where no member can say whether it is right.
+/// How long before a wall clock that jumped is followed if no member can say whether it is right.
 const ALONE_FOR_MS: i64 = 60 * 1000;
-/// Members whose clocks are kept.
+/// How many members' reports are kept.
 const MAX_HEARD: usize = 64;
 
 /// The two clocks of a machine, in milliseconds.
@@ -49,7 +49,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// What they show now.
+    /// The present values.
     pub fn now() -> Self {
         let boot = clock_gettime(ClockId::CLOCK_BOOTTIME)
             .map(Duration::from)
@@ -75,9 +75,9 @@ fn wall_ms() -> i64 {
 /// How far this machine's wall clock is from the network's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Skew {
-    /// Milliseconds that it is ahead; negative: behind.
+    /// How many milliseconds it is ahead; negative if behind.
     pub ahead_ms: i64,
-    /// Members that have said what their clocks show.
+    /// How many members have reported their clocks.
     pub members: usize,
 }
 
@@ -102,24 +102,24 @@ impl fmt::Display for Skew {
 #[derive(Default)]
 struct State {
     heard: HashMap<MemberId, (i64, Heard)>,
-    /// No plausible clock shows less: something was signed then.
+    /// The latest time at which something known was signed: no right clock shows less.
     floor_ms: Option<i64>,
-    /// The wall clock left the network's time, and nobody else has said anything, since then.
+    /// Since when the wall clock differs from the network's time without any report of a member.
     strayed: Option<i64>,
 }
 
-/// A member's idea of the network's time.
+/// This member's view of the network's time.
 pub struct NetworkTime {
-    /// What is to be added to the time since the machine started.
+    /// The offset to the time since the machine started.
     offset_ms: AtomicI64,
-    /// The same at the start, which stays.
+    /// The offset at the start, which stays.
     first_ms: i64,
     state: Mutex<State>,
     steps: watch::Sender<u64>,
 }
 
 impl NetworkTime {
-    /// Begins with what the wall clock shows.
+    /// Starts with the wall clock.
     pub fn new(reading: Reading) -> Self {
         let offset = reading.wall_ms - reading.boot_ms;
         Self {
@@ -130,7 +130,7 @@ impl NetworkTime {
         }
     }
 
-    /// This process's.
+    /// This process's clock.
     pub fn of_process() -> &'static Self {
         static CLOCK: OnceLock<NetworkTime> = OnceLock::new();
         CLOCK.get_or_init(|| Self::new(Reading::now()))
@@ -152,24 +152,23 @@ impl NetworkTime {
             .saturating_add(self.offset_ms.load(Ordering::Relaxed))
     }
 
-    /// The time at the start and what has passed since: it never jumps, whatever members say.
+    /// The time at the start plus the time since: it never jumps, whatever members report.
     fn steady_ms_at(&self, reading: Reading) -> i64 {
         reading.boot_ms.saturating_add(self.first_ms)
     }
 
-    /// Told whenever the time was set anew.
+    /// Notified whenever the time was set.
     pub fn steps(&self) -> watch::Receiver<u64> {
         self.steps.subscribe()
     }
 
-    /// How often the time was set anew so far: what was signed before with a time in it is to be
-    /// signed again.
+    /// How many times the time was set: a signature with an earlier time in it must then be
+    /// renewed.
     pub fn times_set(&self) -> u64 {
         *self.steps.borrow()
     }
 
-    /// No clock that shows less than `signed` is right, as far as this member knows: something of
-    /// that time is known here.
+    /// Notes a signature of the time `signed`: no clock that shows less is right.
     pub fn note_signed(&self, signed: UnixTime) {
         let signed = i64::try_from(signed.0)
             .unwrap_or(i64::MAX)
@@ -178,9 +177,9 @@ impl NetworkTime {
         state.floor_ms = Some(state.floor_ms.map_or(signed, |floor| floor.max(signed)));
     }
 
-    /// A member said what its clocks show, now: its wall clock and the network's time by it, from
-    /// how many clocks.
-    pub fn hear(&self, from: MemberId, said: Said, reading: Reading) {
+    /// Takes a member's report, made now: its wall clock, and its view of the network's time with
+    /// the number of clocks behind it.
+    pub fn hear(&self, from: MemberId, said: ClockReport, reading: Reading) {
         let heard = Heard {
             wall_offset_ms: said.wall_ms.saturating_sub(reading.boot_ms),
             net_offset_ms: said.net_ms.saturating_sub(reading.boot_ms),
@@ -198,23 +197,22 @@ impl NetworkTime {
         self.settle(reading);
     }
 
-    /// What this member tells others.
-    pub fn say(&self, reading: Reading) -> Said {
+    /// This member's own report.
+    pub fn say(&self, reading: Reading) -> ClockReport {
         let clocks = self.state().heard.len() + 1;
-        Said {
+        ClockReport {
             wall_ms: reading.wall_ms,
             net_ms: self.millis_at(reading),
             clocks: u16::try_from(clocks).unwrap_or(u16::MAX),
         }
     }
 
-    /// Which members said something lately.
+    /// The members with a recent report.
     fn heard_from(&self) -> Vec<MemberId> {
         self.state().heard.keys().copied().collect()
     }
 
-    /// Sets the time to what the clocks known now say, if that differs by much; to be called now
-    /// and then.
+    /// Sets the time by the clocks known now, if it differs by much; to be called now and then.
     pub fn settle(&self, reading: Reading) {
         let own = reading.wall_ms - reading.boot_ms;
         let (now, set) = {
@@ -256,12 +254,12 @@ impl NetworkTime {
         }
     }
 
-    /// How far the wall clock is from the network's time, once a member has said its own.
+    /// How far the wall clock is from the network's time, once a member has reported its own.
     pub fn skew(&self) -> Option<Skew> {
         self.skew_at(Reading::now())
     }
 
-    /// The same for a reading.
+    /// As [`Self::skew`], for a reading.
     pub fn skew_at(&self, reading: Reading) -> Option<Skew> {
         let members = self.state().heard.len();
         (members > 0).then(|| Skew {
@@ -271,38 +269,37 @@ impl NetworkTime {
     }
 }
 
-/// What a member says of its clocks.
+/// A member's report of its clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Said {
+pub struct ClockReport {
     /// Its wall clock, milliseconds since 1970.
     pub wall_ms: i64,
-    /// The network's time as it knows it.
+    /// Its view of the network's time.
     pub net_ms: i64,
-    /// From how many clocks it knows that, its own among them.
+    /// How many clocks that is based on, its own among them.
     pub clocks: u16,
 }
 
-/// Milliseconds that grow from call to call within this process and do not jump: the wall clock of
-/// the start and the time since.
+/// Milliseconds that never decrease or jump within this process: the wall clock at the start plus
+/// the time since.
 pub fn steady_millis() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = u64::try_from(NetworkTime::of_process().steady_ms_at(Reading::now())).unwrap_or(0);
     LAST.fetch_max(now, Ordering::Relaxed).max(now)
 }
 
-/// A number for something that replaces `newest`, the newest of its kind that is known anywhere:
-/// the network's time in milliseconds, or one more than that number where a clock that was ahead
-/// once has made it larger (as OSPF does with an own advertisement that comes back newer than the
-/// last one sent, RFC 2328 §13.4).
+/// A number for a statement that replaces `newest`, the newest of its kind known anywhere: the
+/// network's time in milliseconds, or `newest` plus one if a clock that was ahead has made that
+/// larger (as OSPF does with an own advertisement that comes back newer than the last one sent, RFC
+/// 2328 §13.4).
 pub fn next_number(newest: Option<u64>) -> u64 {
     let now = u64::try_from(NetworkTime::of_process().millis_at(Reading::now())).unwrap_or(0);
     newest.map_or(now, |newest| now.max(newest.saturating_add(1)))
 }
 
 impl UnixTime {
-    /// The network's time ([`NetworkTime`]): the wall clock at
-    /// the start of the process until members have said theirs. It does not jump with the wall
-    /// clock.
+    /// The network's time ([`NetworkTime`]): the wall clock at the start of the process until
+    /// members have reported theirs. It does not jump with the wall clock.
     pub fn now() -> Self {
         NetworkTime::now()
     }

@@ -1,6 +1,6 @@
 //! Keeps the notices of the network ([`Notice`]) and spreads them as revocations are spread: two
-//! members that connect compare a digest and exchange what differs, and each tells what is new to
-//! it to all it is connected to.
+//! members that connect compare a digest and exchange their notices if it differs, and each sends
+//! new ones to all members it is connected to.
 //!
 //! The board is a set in which each issuer has one place per kind and the newer notice wins, so
 //! members that have exchanged theirs agree, in whatever order they learned them. It is bounded,
@@ -27,18 +27,19 @@ use std::{
 use tokio::sync::watch;
 
 const SERVICE: &str = "notice";
-/// Issuers of policies kept: the root and a few delegates. With the longest texts they fit one
-/// message.
+/// How many issuers' policies are kept: the root's and a few delegates'. Reason: with the longest
+/// texts they fit one message.
 const MAX_POLICIES: usize = 16;
-/// Members that offer something: a message with all of them stays below
+/// How many members' offers are kept. Reason: a message with all of them stays below
 /// [`crate::fabric::MAX_BODY_BYTES`].
 const MAX_OFFERS: usize = 1024;
-/// A notice is a few kilobytes; who does not take it by then asks again when it connects.
+/// How long to wait for a member to take a notice. Reason: it is a few kilobytes, and a member that
+/// does not take it asks when it connects again.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a member is asked or told at most: one that has just started anew may be called over
-/// the connection of before.
+/// How many times a member is called. Reason: the first call to a member that has just restarted
+/// may use the previous connection.
 const CALLS: u32 = 3;
-/// An offer that says it ends later than that is not believed to.
+/// How long an offer may last. Reason: one that claims a later end is not believed.
 const MAX_OFFER_SECONDS: u64 = 86_400;
 
 /// The notices that this node knows.
@@ -52,7 +53,7 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Knows none and keeps them in memory only.
+    /// Without notices, and in memory only.
     pub fn new(trust: Arc<Trust>) -> Self {
         let (changed, _) = watch::channel(0);
         Self {
@@ -65,10 +66,10 @@ impl Notices {
         }
     }
 
-    /// Reads those kept in `file`, which may be missing, and keeps new ones there.
+    /// Loads those in `file`, which may be missing, and stores new ones there.
     ///
     /// # Errors
-    /// What the file system says, or `InvalidData` for a file that is no list of notices.
+    /// The file system's error, or `InvalidData` for a file that is no list of notices.
     pub fn load(trust: Arc<Trust>, file: &Path) -> io::Result<Self> {
         let (kept, heard): (Vec<Notice>, bool) = match fs::read(file) {
             Ok(raw) => {
@@ -100,11 +101,11 @@ impl Notices {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a notice, on disk before it returns. `Ok(false)` if a newer or the same one of its
+    /// Adds a notice, on disk before it returns. `Ok(false)` if a newer or the same one of its
     /// issuer is known.
     ///
     /// # Errors
-    /// Why it is not valid. A full disk does not hinder its effect, only its keeping, and is
+    /// The reason why it is not valid. On a full disk it takes effect but is not stored, which is
     /// logged.
     pub fn add(&self, notice: Notice) -> Result<bool, Refusal> {
         let now = UnixTime::now();
@@ -153,13 +154,13 @@ impl Notices {
         }
     }
 
-    /// Whether this node has ever compared its notices with those of another member: before that an
-    /// absent policy means nothing.
+    /// Whether this node has ever compared its notices with another member's. Before that a missing
+    /// policy means nothing.
     pub fn heard(&self) -> bool {
         self.heard.load(Ordering::Acquire)
     }
 
-    /// Notes that a member's notices have been heard; kept on disk.
+    /// Notes that a member's notices have arrived; stored on disk.
     fn hear(&self) {
         if !self.heard.swap(true, Ordering::AcqRel) {
             self.keep();
@@ -167,17 +168,17 @@ impl Notices {
         }
     }
 
-    /// Says that what stands may be another now, as after a revocation.
+    /// Reports that other notices may count now, as after a revocation.
     pub fn touch(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// Told whenever the notices have changed.
+    /// Notified whenever the notices have changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// The policy that stands, if the network has one.
+    /// The policy that counts, if the network has one.
     pub fn policy(&self) -> Option<SignedPolicy> {
         let known = self.read();
         let policies = known.values().filter_map(|n| {
@@ -192,7 +193,7 @@ impl Notices {
         standing.max_by_key(|p| p.rank()).map(|p| (**p).clone())
     }
 
-    /// The offers that stand, in the order of their members.
+    /// The offers that count, in the order of their members.
     pub fn offers(&self) -> Vec<Offer> {
         let now = UnixTime::now();
         let known = self.read();
@@ -209,14 +210,14 @@ impl Notices {
             .collect()
     }
 
-    /// The number of a member's newest offer known, also if it is over.
+    /// The number of a member's newest known offer, also if it has expired.
     pub fn offer_number(&self, member: MemberId) -> Option<u64> {
         self.read()
             .get(&(1, Some(member)))
             .map(|notice| notice.order().0)
     }
 
-    /// All notices known that are not over.
+    /// All known notices that have not expired.
     pub fn all(&self) -> Vec<Notice> {
         let now = UnixTime::now();
         self.read()
@@ -226,7 +227,7 @@ impl Notices {
             .collect()
     }
 
-    /// A hash of what [`Notices::all`] gives: members with the same digest need not exchange it.
+    /// A hash of [`Notices::all`]: members with the same digest need not exchange them.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 digest of the known notices");
         for notice in self.all() {
@@ -239,13 +240,13 @@ impl Notices {
 
 #[derive(Serialize, Deserialize)]
 enum Say {
-    /// This is the digest of what I know: answer with what you know if yours is another.
+    /// My digest: answer with your notices if yours differs.
     Digest([u8; 32]),
-    /// These I know.
+    /// My notices.
     Have(Vec<Notice>),
 }
 
-/// Reads what a member says of notices, for the fuzzer. True if it is that.
+/// Parses a member's message about notices, for the fuzzer. True if it is one.
 #[cfg(fuzzing)]
 pub fn parse(body: &[u8]) -> bool {
     postcard::from_bytes::<Say>(body).is_ok()
@@ -258,7 +259,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Begins to answer members. [`Spread::meet`] is to be called for each that connects.
+    /// Starts to answer members. [`Spread::meet`] is to be called for each that connects.
     pub fn start(fabric: Arc<dyn Fabric>, notices: Arc<Notices>) -> Arc<Self> {
         let spread = Arc::new(Self { fabric, notices });
         let answers = Answers(Arc::downgrade(&spread));
@@ -266,7 +267,8 @@ impl Spread {
         spread
     }
 
-    /// Takes a notice of this node's own and tells all connected members; how many there were.
+    /// Adds a notice of this node's own and sends it to all connected members. Returns how many
+    /// there are.
     ///
     /// # Errors
     /// As [`Notices::add`].
@@ -275,8 +277,8 @@ impl Spread {
         Ok(self.tell_all(None, vec![notice]))
     }
 
-    /// The same, and waits until those who are connected have it: for what is said last before this
-    /// node ends.
+    /// As [`Spread::publish`], and waits until the connected members have it: for the last notice
+    /// before this node ends.
     ///
     /// # Errors
     /// As [`Notices::add`].
@@ -290,7 +292,7 @@ impl Spread {
             .connected()
             .into_iter()
             .map(|m| self.fabric.call(m, SERVICE, body.clone(), limit));
-        // Who cannot be told in time forgets the offer when it runs out.
+        // A member that is not reached in time forgets the offer when it expires.
         let _ = futures::future::join_all(told).await;
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! Asks the router for a port mapping: by PCP (RFC 6887) or its forerunner NAT-PMP (RFC 6886),
-//! which are one datagram each way, else by UPnP (Internet Gateway Device). A mapping is renewed at
-//! half of its life, and taken back at the end.
+//! Asks the router for a port mapping: by PCP (RFC 6887) or its predecessor NAT-PMP (RFC 6886),
+//! which are one datagram each way, else by UPnP (Internet Gateway Device). A mapping is renewed
+//! after half of its lifetime, and removed at the end.
 //!
-//! PCP and NAT-PMP are spoken by the crate `crab_nat`, UPnP by `igd-next`; here is only which is
-//! asked for what, and where the router is. What a router offers can be asked without mapping
-//! anything: [`offers`].
+//! The crate `crab_nat` implements PCP and NAT-PMP, `igd-next` UPnP; this module chooses between
+//! them and finds the router. The router's abilities can be queried without mapping anything:
+//! [`offers`].
 
 use crab_nat::{
     InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp,
@@ -21,11 +21,11 @@ use std::{
 };
 use tokio::net::UdpSocket;
 
-/// How long a mapping is asked for; renewed at half of it.
+/// The requested lifetime of a mapping; renewed after half of it.
 pub const LEASE: Duration = Duration::from_secs(3600);
-/// A router that offers UPnP answers a multicast in its own network at once.
+/// How long to wait for a UPnP router. Reason: it answers a multicast in its own network at once.
 const SEARCH: Duration = Duration::from_secs(3);
-/// The router is one hop away: three tries within a second and a half.
+/// The timeouts for the router, which is one hop away: three tries within a second and a half.
 const TRIES: TimeoutConfig = TimeoutConfig {
     initial_timeout: Duration::from_millis(200),
     max_retries: 2,
@@ -34,7 +34,7 @@ const TRIES: TimeoutConfig = TimeoutConfig {
 /// Where the kernel lists IPv4 routes (proc_pid_net(5)).
 const ROUTES: &str = "/proc/net/route";
 
-/// What a mapping was made with.
+/// The protocol of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
@@ -56,7 +56,7 @@ impl std::fmt::Display for Protocol {
     }
 }
 
-enum Held {
+enum ActiveMapping {
     /// PCP or NAT-PMP.
     Control(PortMapping),
     Upnp(Box<Gateway<Tokio>>, SocketAddr),
@@ -65,37 +65,39 @@ enum Held {
 /// A port mapping on the router.
 pub struct Mapping {
     external: SocketAddr,
-    held: Held,
+    held: ActiveMapping,
 }
 
 impl Mapping {
-    /// Where others reach the port.
+    /// The address by which others reach the port.
     pub fn external(&self) -> SocketAddr {
         self.external
     }
 
-    /// What it was made with.
+    /// The protocol that made it.
     pub fn protocol(&self) -> Protocol {
         match &self.held {
-            Held::Control(mapping) if matches!(mapping.mapping_type(), PortMappingType::NatPmp) => {
+            ActiveMapping::Control(mapping)
+                if matches!(mapping.mapping_type(), PortMappingType::NatPmp) =>
+            {
                 Protocol::NatPmp
             }
-            Held::Control(_) => Protocol::Pcp,
-            Held::Upnp(..) => Protocol::Upnp,
+            ActiveMapping::Control(_) => Protocol::Pcp,
+            ActiveMapping::Upnp(..) => Protocol::Upnp,
         }
     }
 
-    /// Asks for the same again; `None` if the router does not give it any more.
+    /// Renews the mapping; `None` if the router refuses.
     pub async fn renew(mut self) -> Option<Self> {
         match &mut self.held {
-            Held::Control(mapping) => {
+            ActiveMapping::Control(mapping) => {
                 mapping.renew().await.ok()?;
                 self.external.set_port(mapping.external_port().get());
                 if let PortMappingType::Pcp { external_ip, .. } = mapping.mapping_type() {
                     self.external.set_ip(external_ip.to_canonical());
                 }
             }
-            Held::Upnp(gateway, local) => {
+            ActiveMapping::Upnp(gateway, local) => {
                 let port = self.external.port();
                 gateway
                     .add_port(PortMappingProtocol::UDP, port, *local, lease(), "p2pvm")
@@ -107,16 +109,16 @@ impl Mapping {
         Some(self)
     }
 
-    /// Takes it back; what cannot be taken back runs out.
+    /// Removes the mapping; if that fails, it expires.
     pub async fn release(self) {
         let (external, protocol) = (self.external, self.protocol());
         let failed = match self.held {
-            Held::Control(mapping) => mapping
+            ActiveMapping::Control(mapping) => mapping
                 .try_drop()
                 .await
                 .err()
                 .map(|(error, _)| error.to_string()),
-            Held::Upnp(gateway, _) => gateway
+            ActiveMapping::Upnp(gateway, _) => gateway
                 .remove_port(PortMappingProtocol::UDP, external.port())
                 .await
                 .err()
@@ -132,8 +134,8 @@ fn lease() -> u32 {
     u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Maps a UDP port of this host, outside at the same port if that is free; `None` where no router
-/// offers it.
+/// Maps a UDP port of this host, outside at the same port if that is free; `None` if no router maps
+/// it.
 pub async fn map(local: &[IpAddr], port: u16) -> Option<Mapping> {
     let port = NonZeroU16::new(port)?;
     if let Some((router, ours)) =
@@ -171,7 +173,7 @@ async fn by_control(router: Ipv4Addr, ours: Ipv4Addr, port: NonZeroU16) -> Optio
     };
     Some(Mapping {
         external: SocketAddr::new(ip, mapping.external_port().get()),
-        held: Held::Control(mapping),
+        held: ActiveMapping::Control(mapping),
     })
 }
 
@@ -192,7 +194,7 @@ async fn by_upnp(local: &[IpAddr], port: u16) -> Option<Mapping> {
         .await;
     let external = match same {
         Ok(()) => SocketAddr::new(gateway.get_external_ip().await.ok()?, port),
-        // Another host of the site has it, as when two members live there.
+        // Another host of the site has the port, such as a second member there.
         Err(_) => {
             let any = gateway
                 .get_any_address(PortMappingProtocol::UDP, ours, lease(), "p2pvm")
@@ -203,7 +205,7 @@ async fn by_upnp(local: &[IpAddr], port: u16) -> Option<Mapping> {
     };
     Some(Mapping {
         external,
-        held: Held::Upnp(Box::new(gateway), ours),
+        held: ActiveMapping::Upnp(Box::new(gateway), ours),
     })
 }
 
@@ -237,7 +239,7 @@ fn parse_routes(text: &str) -> Option<Ipv4Addr> {
     })
 }
 
-/// What the router offers.
+/// The abilities of the router.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Offers {
     /// The router of the default route.
@@ -248,12 +250,12 @@ pub struct Offers {
     pub nat_pmp: bool,
     /// Whether it speaks UPnP.
     pub upnp: bool,
-    /// The outside address that it claims to have.
+    /// The outside address that it claims.
     pub outside: Option<IpAddr>,
 }
 
-/// Asks what the router offers, without mapping anything. Takes up to three seconds where it offers
-/// nothing.
+/// Queries the router's abilities, without mapping anything. Takes up to three seconds if there are
+/// none.
 pub async fn offers(local: &[IpAddr]) -> Offers {
     let router = default_router();
     let ours = router.and_then(|router| closest(local, router));
@@ -287,8 +289,7 @@ pub async fn offers(local: &[IpAddr]) -> Offers {
     }
 }
 
-/// The PCP version that we speak, and the opcode of an announcement, which changes nothing (RFC
-/// 6887 §14.1).
+/// Our PCP version, and the opcode of an announcement, which changes nothing (RFC 6887 §14.1).
 const PCP_VERSION: u8 = 2;
 const PCP_ANNOUNCE: u8 = 0;
 /// Marks an answer (RFC 6887 §7.2).

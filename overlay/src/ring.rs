@@ -1,23 +1,22 @@
 //! The ring: every member reaches every other over few edges, and no member knows all.
 //!
-//! A member stands on a ring of 2^64 positions at a hash of its key. It keeps edges to the
-//! [`NEAR_EACH_SIDE`] members nearest on each side, which alone make routing correct, far ones
-//! drawn by the harmonic law, which make it short, and shortcuts to whom it talks much (Brunet:
-//! Boykin et al. 2006; Symphony: Manku et al. 2003; Kleinberg 2000). Packets are routed greedily
-//! ([`table`]); what they carry is sealed end to end.
+//! A member stands on a ring of 2^64 positions at a hash of its key. It keeps three kinds of edges:
+//! to the [`NEAR_EACH_SIDE`] members nearest on each side, which alone make routing correct; far
+//! ones drawn by the harmonic law, which make it short; and shortcuts to members with much traffic
+//! (Brunet: Boykin et al. 2006; Symphony: Manku et al. 2003; Kleinberg 2000). Packets are routed
+//! greedily ([`table`]); their content is sealed end to end.
 //!
-//! **The invariant**, once nobody has come, gone or been cut off for long enough: every live
+//! **The invariant**, once no member has come, gone or been cut off for long enough: every live
 //! member's near edges are its true nearest live members on both sides, and for every place all
 //! live members route a closest-packet to the same member, the closest of all. While members come
-//! and go it may fail for a while, never silently for good: neighbours compare what they know
-//! whenever it changes and with every keepalive ([`near`]), and each member now and then asks for
-//! the member closest to itself along a random edge ([`seek`]), which finds what comparing
-//! neighbours cannot: a second ring. A joiner carries packets only after it has its place, so that
-//! joins make no hole.
+//! and go it may fail for a while, never silently for good. Neighbours compare their lists whenever
+//! they change and with every keepalive ([`near`]). Each member now and then also asks for the
+//! member closest to itself along a random edge ([`seek`]), which finds what neighbours cannot: a
+//! second ring. A joiner carries packets only once it has its place, so that joins make no hole.
 //!
-//! A state machine without clock, socket or randomness of its own: the driver says what happened
-//! ([`Input`]), and does what it is told ([`Output`]). Nothing that a peer says is believed of a
-//! third member until a link with that member stands; links prove who is who.
+//! A state machine without clock, socket or randomness of its own: the driver passes events in
+//! ([`Input`]) and carries out the results ([`Output`]). A peer's statement about a third member is
+//! not believed until a link with that member stands; links prove identities.
 
 mod api;
 pub mod ask;
@@ -57,9 +56,9 @@ use std::{
     time::Instant,
 };
 
-/// Near neighbours on each side. Two keep the ring whole when one dies; the third keeps it whole
-/// while the first repair is under way, and with what their lists say a member knows nine on each
-/// side.
+/// How many near neighbours a member has on each side. Reason: two keep the ring whole when one
+/// dies, the third while the first repair is under way. With their lists a member knows nine on
+/// each side.
 pub const NEAR_EACH_SIDE: usize = 3;
 /// A member's part of the ring.
 pub struct Ring {
@@ -77,19 +76,19 @@ pub struct Ring {
     far: far::Far,
     shortcuts: shortcut::Shortcuts,
     repairs: u64,
-    /// Neighbours, their roles or what they know changed since the last plan.
+    /// Whether neighbours, their roles or their lists have changed since the last plan.
     changed: bool,
-    /// What we want of an edge changed: the other end is to be told although no time for anything
-    /// has come.
+    /// Whether our wishes for an edge have changed, so that the other end must be told before the
+    /// next timeout.
     hurry: bool,
-    /// When something is due.
+    /// When the next timeout is due.
     wake: Option<Instant>,
     table: Arc<Table>,
     outputs: VecDeque<Output>,
 }
 
 impl Ring {
-    /// A member that has no neighbour yet. What is random is drawn from `seed`.
+    /// A member without neighbours. Random values are drawn from `seed`.
     pub fn new(me: MemberId, options: RingOptions, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         Self {
@@ -115,7 +114,7 @@ impl Ring {
         }
     }
 
-    /// Takes in what happened. Then ask [`Ring::poll`] until it has nothing more.
+    /// Takes an event. The caller then calls [`Ring::poll`] until it returns `None`.
     pub fn handle(&mut self, now: Instant, input: Input<'_>) {
         match input {
             Input::Linked { member, rtt } => self.linked(now, member, rtt),
@@ -130,8 +129,7 @@ impl Ring {
         if self.changed || self.hurry {
             self.settle(now);
         } else if self.wake.is_some_and(|at| at <= now) {
-            // Most times that were waited for have been put off since: a neighbour that asked us
-            // need not be asked.
+            // Most timeouts have been delayed since: a neighbour that asked us need not be asked.
             self.wake = self.next_wake();
             if self.wake.is_some_and(|at| at <= now) {
                 self.settle(now);
@@ -139,27 +137,27 @@ impl Ring {
         }
     }
 
-    /// What is to be done next.
+    /// The next thing to do.
     pub fn poll(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// When to say [`Input::Tick`] at the latest.
+    /// When to pass in [`Input::Tick`] at the latest.
     pub fn wake_at(&self) -> Option<Instant> {
         self.wake
     }
 
-    /// The routing table of now.
+    /// The present routing table.
     pub fn table(&self) -> Arc<Table> {
         self.table.clone()
     }
 
-    /// Where we are in the coordinate space.
+    /// Our network coordinate.
     pub fn coordinate(&self) -> Coordinate {
         self.vivaldi.mine()
     }
 
-    /// The state of now.
+    /// The present state.
     pub fn status(&self) -> RingStatus {
         let either = |e: &Edge, role| e.mine.has(role) || e.theirs.has(role);
         let mut neighbours: Vec<Neighbour> = (self.edges.values().filter(|e| e.heard))
@@ -187,7 +185,7 @@ impl Ring {
         }
     }
 
-    /// Everything that may be due; cheap when nothing is.
+    /// Does everything that is due; cheap when nothing is.
     fn settle(&mut self, now: Instant) {
         self.keep_alive(now);
         self.expire(now);
@@ -206,7 +204,7 @@ impl Ring {
             self.renew_table();
         }
         self.hurry = false;
-        // Something above may have lost or gained a neighbour: plan again at once rather than at
+        // The steps above may have lost or gained a neighbour: plan again at once rather than at
         // the next input.
         self.wake = if self.changed {
             Some(now)
@@ -255,14 +253,14 @@ impl Ring {
         }
     }
 
-    /// Where a member stands, without hashing its id again if it is a neighbour.
+    /// A member's position, without hashing its id again if it is a neighbour.
     fn place_of(&self, member: &MemberId) -> Position {
         self.edges
             .get(member)
             .map_or_else(|| Position::of(member), |e| e.node.position)
     }
 
-    /// Says something to a neighbour over the edge between us.
+    /// Sends a message to a neighbour over our edge.
     fn send(&mut self, member: MemberId, message: &Message) {
         let header = Header::new(Kind::Control, self.me.position, self.place_of(&member));
         self.outputs.push_back(Output::Send {
@@ -274,10 +272,10 @@ impl Ring {
         });
     }
 
-    /// Takes in what a neighbour handed over: ours, or on its way to others.
+    /// Takes a packet from a neighbour: for us, or on its way to others.
     fn received(&mut self, now: Instant, from: MemberId, mut packet: Packet) {
         let header = packet.header;
-        // What we sent never comes back to us by routing: greedy paths have no loop.
+        // Our own packets never come back to us by routing: greedy paths have no loop.
         if header.from == self.me.position {
             return;
         }
@@ -315,8 +313,8 @@ impl Ring {
             Message::Found { nonce, members } => return self.found(now, nonce, members),
             _ => {}
         }
-        // The rest is between neighbours: said by the one who handed it over, whom the link has
-        // proved.
+        // The other messages are between neighbours: the sender is the neighbour, whose identity
+        // the link has proved.
         if header.from != self.place_of(&from) {
             return;
         }
@@ -340,7 +338,7 @@ impl Ring {
     fn reply(&mut self, to: &Header, kind: Kind, body: Vec<u8>) {
         let header = to.reply(kind, self.me.position);
         let packet = Packet { header, body };
-        // To a leaf of our own the way is the edge; to others the ring.
+        // A leaf of our own is reached over its edge, other members over the ring.
         let next = if header.to == self.me.position {
             self.table.route(&header)
         } else {

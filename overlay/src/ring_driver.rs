@@ -1,10 +1,10 @@
-//! Runs the ring: owns its state machine, tells it which links stand, what neighbours handed over
-//! and what time it is, and does what it asks. Its edges are links of the packet plane; its packets
-//! travel in their sealed frames (`plane/path/ring.rs`).
+//! Runs the ring: owns its state machine, passes it links, packets and the time, and carries out
+//! its outputs. Its edges are links of the packet plane; its packets travel in their sealed frames
+//! (`plane/path/ring.rs`).
 //!
-//! Who may be met from outside of the ring (a seed) is what the control plane is connected with:
-//! one of them when this member is alone, and one that does not answer over the ring when it
-//! should, which is how two rings find each other after a partition has healed.
+//! Members to meet from outside of the ring (seeds) are taken from the control plane's connections:
+//! any of them if this member is alone, and one that should answer over the ring and does not. So
+//! two rings find each other after a partition has healed.
 
 use crate::{
     connect::Connector,
@@ -20,24 +20,23 @@ use std::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-/// Links that appeared or went are noticed at the latest after this; a change of path is noticed at
-/// once.
+/// How long before a link that came or went is noticed. A change of path is noticed at once.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
-/// What others see of the ring, and how much traffic there is, is brought up to date this often.
+/// How long before the published state of the ring and the rates of traffic are updated.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
-/// Traffic is looked at this often: the matrix averages over as long.
+/// How long before traffic is measured again: the matrix averages over as long.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(4);
-/// A member that has just started looks this often for somebody to meet.
+/// How long before a member that has just started looks for a seed again.
 const FIRST_SEED_EVERY: Duration = Duration::from_millis(20);
-/// A member that is alone tries another seed after this.
+/// How long before a member that is alone tries another seed.
 const SEED_EVERY: Duration = Duration::from_secs(2);
-/// A random member of the control plane is asked over the ring this often, in case that there are
-/// two rings.
+/// How long before another member of the control plane, drawn at random, is asked over the ring.
+/// Reason: there may be two rings.
 const PROVE_EVERY: Duration = Duration::from_secs(60);
-/// A member that has just connected has this long to take its place before it is asked over the
+/// How long a member that has just connected has to take its place before it is asked over the
 /// ring.
 const SETTLE: Duration = Duration::from_secs(3);
-/// Newly connected members that wait to be asked.
+/// How many newly connected members wait to be asked.
 const MAX_UNPROVED: usize = 64;
 
 /// A running ring; dropping it ends it, and this member leaves its place.
@@ -96,19 +95,19 @@ struct Driver {
     net: Arc<RingNet>,
     connector: Arc<Connector>,
     fabric: Arc<dyn Fabric>,
-    /// Links that the ring knows of and has not let go.
+    /// Links that the ring has been told of and has not released.
     edges: HashSet<MemberId>,
-    /// Links that there were at the last look.
+    /// Links at the last look.
     links: BTreeSet<MemberId>,
-    /// Links that are being made.
+    /// Links in the making.
     asked: HashSet<MemberId>,
     connected: HashSet<MemberId>,
-    /// Members that have connected and are to be asked over the ring, and from when on.
+    /// Newly connected members to ask over the ring, each with the earliest time.
     unproved: VecDeque<(Instant, MemberId)>,
-    /// When traffic was last looked at.
+    /// When traffic was last measured.
     traffic_at: Instant,
     seed_at: Instant,
-    /// Somebody has been tried since the start.
+    /// Whether a seed has been tried since the start.
     seeded: bool,
     prove_at: Instant,
     outcomes: mpsc::Sender<Outcome>,
@@ -169,7 +168,7 @@ impl Driver {
             Outcome::Link(member) => {
                 self.asked.remove(&member);
                 self.look_at_links();
-                // It was there already, or is gone again.
+                // The member was in the ring already, or is gone again.
                 self.report(member);
             }
             Outcome::NoLink(member) => {
@@ -184,7 +183,7 @@ impl Driver {
         }
     }
 
-    /// Tells the ring of a link that stands, or that it does not.
+    /// Reports to the ring whether the link stands.
     fn report(&mut self, member: MemberId) {
         let now = Instant::now();
         let plane = self.net.plane();
@@ -199,7 +198,7 @@ impl Driver {
         }
     }
 
-    /// Links that came and went since the last look.
+    /// Reports links that came or went since the last look.
     fn look_at_links(&mut self) {
         let links = self.net.plane().possible_edges();
         let (came, went): (Vec<_>, Vec<_>) = (
@@ -265,7 +264,7 @@ impl Driver {
                     Outcome::NoLink(member)
                 }
             };
-            // A driver that has ended asks nobody any more.
+            // A driver that has ended makes no links.
             let _ = outcomes.send(outcome).await;
         });
     }
@@ -279,7 +278,8 @@ impl Driver {
         }
     }
 
-    /// Who talks with whom, and where they are: what shortcuts are made by.
+    /// Passes the ring the traffic with each member and their coordinates, which shortcuts depend
+    /// on.
     fn measure(&mut self, now: Instant) {
         let rates = self.net.plane().traffic().by_member();
         let places: Vec<_> = rates
@@ -301,7 +301,8 @@ impl Driver {
         } else {
             let new = connected.iter().filter(|m| !self.connected.contains(m));
             for member in new.take(MAX_UNPROVED.saturating_sub(self.unproved.len())) {
-                // Not all at the same time: a bootstrap that comes back meets everyone at once.
+                // Not all at the same time: a bootstrap that returns would meet every member at
+                // once.
                 self.unproved
                     .push_back((now + SETTLE.mul_f64(rand::random_range(1.0..2.0)), *member));
             }
@@ -322,8 +323,8 @@ impl Driver {
         self.connected = connected;
     }
 
-    /// Meets one of the members that are connected, if there are any: rather one that everybody can
-    /// reach, to which a link needs no knowledge of our own NAT.
+    /// Meets one of the connected members, if there are any: preferably one that every member can
+    /// reach, because a link to it does not depend on our own NAT.
     fn seed(&mut self, now: Instant, connected: &HashSet<MemberId>) {
         let open: HashSet<MemberId> = connected
             .iter()

@@ -1,10 +1,10 @@
-//! The ring as the rest of the daemon holds it: calls to members that only the ring leads to,
-//! traces, and how the ring stands.
+//! The ring's interface for the rest of the daemon: calls to members that only the ring reaches,
+//! traces, and the ring's state.
 //!
-//! A call is one packet there and one back, each small enough for one datagram, sent again while
-//! nothing comes back; the far end keeps its last answers, and knows which it is still working on,
-//! so that a repetition has no second effect. Nothing in a packet proves who sent it: what is asked
-//! and answered proves itself (`connect/over_ring.rs`).
+//! A call is one packet there and one back, each small enough for one datagram, repeated until an
+//! answer comes. The far end keeps its last answers and the calls in progress, so that a repetition
+//! has no second effect. Nothing in a packet proves the sender: requests and answers prove
+//! themselves (`connect/over_ring.rs`).
 
 use crate::{
     plane::Plane,
@@ -25,32 +25,34 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// A call is sent again after these pauses: a ring under repair loses packets for a moment.
+/// How long to wait before each repetition of a call. Reason: a ring under repair loses packets for
+/// a moment.
 const REPEAT_MS: [u64; 3] = [350, 600, 900];
-/// Calls under way at once.
+/// How many calls are under way at once.
 const MAX_CALLS: usize = 1024;
-/// Answers kept in case that their call comes again, so that a repetition has no second effect.
+/// How many answers are kept. Reason: a repeated call gets the same answer and has no second
+/// effect.
 const KEPT_ANSWERS: usize = 128;
-/// Calls that are worked on at once; more are not answered, and come again.
+/// How many calls of others are worked on at once; further ones get no answer and are repeated.
 const MAX_PENDING: usize = 32;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Answers calls that come over the ring.
+/// Answers calls that arrive over the ring.
 pub(crate) trait Answers: Send + Sync {
-    /// What to answer to a call, if anything. Nothing proves who asks.
+    /// The answer to a call, if there is one. The sender is not proved.
     fn answer(&self, asked: &Header, body: &[u8]) -> BoxFuture<'static, Option<Vec<u8>>>;
 }
 
-/// Who asked, and under which id.
+/// The sender of a call, and the call's id.
 type Asked = (Position, u64);
 
 /// The last calls and their answers.
 #[derive(Default)]
 struct Answered {
-    /// Nothing is answered yet while a call is worked on.
+    /// `None` while the call is worked on.
     calls: VecDeque<(Asked, Option<Vec<u8>>)>,
 }
 
@@ -61,7 +63,7 @@ enum Todo {
     Work,
     /// It was answered before: the same again.
     Repeat(Vec<u8>),
-    /// It is worked on already, or too many others are.
+    /// It is worked on, or too many others are.
     Nothing,
 }
 
@@ -86,7 +88,7 @@ impl Answered {
         Todo::Work
     }
 
-    /// A call to which there is no answer may come again.
+    /// Stores the answer. A call without an answer may come again.
     fn answered(&mut self, asked: Asked, answer: Option<&[u8]>) {
         match answer {
             Some(bytes) => self
@@ -99,7 +101,7 @@ impl Answered {
     }
 }
 
-/// The ring as others in the daemon see it.
+/// The ring's interface for the rest of the daemon.
 pub struct RingNet {
     plane: Plane,
     me: Node,
@@ -134,22 +136,22 @@ impl RingNet {
         self.me
     }
 
-    /// The routing table, always the newest: what questions to all members are divided by.
+    /// The routing table, always the newest, by which questions to all members are divided.
     pub fn table(&self) -> Arc<ArcSwap<Table>> {
         self.plane.ring_table()
     }
 
-    /// How the ring stood a moment ago; `None` until it runs.
+    /// The ring's last published state; `None` until it runs.
     pub fn status(&self) -> Option<Arc<RingStatus>> {
         self.status.load_full()
     }
 
-    /// Packets of other pairs that this member has handed on.
+    /// How many packets of other members this one has passed on.
     pub fn carried(&self) -> u64 {
         self.plane.ring_packets_carried()
     }
 
-    /// Calls that nobody answered.
+    /// How many calls had no answer.
     pub fn lost_calls(&self) -> u64 {
         self.lost_calls.load(Ordering::Relaxed)
     }
@@ -163,7 +165,7 @@ impl RingNet {
         let _ = self.answers.set(answers);
     }
 
-    /// Gives a packet of our own to the neighbour that takes it on. `via`: to this one in any case,
+    /// Gives a packet of our own to the next neighbour. `via` sends it through this neighbour,
     /// which also takes the answer.
     pub(crate) fn originate(
         &self,
@@ -180,8 +182,8 @@ impl RingNet {
             .send_to_ring_neighbour(&first, &Packet { header, body })
     }
 
-    /// Asks the member at `to` and waits for its answer at most `limit`. `via`: through this
-    /// neighbour, as its leaf.
+    /// Calls the member at `to` and waits for its answer at most `limit`. `via` sends it through
+    /// this neighbour, as its leaf.
     pub async fn call(
         &self,
         to: Position,
@@ -192,7 +194,8 @@ impl RingNet {
         self.exchange(Kind::Call, to, via, body, limit).await
     }
 
-    /// Follows the ring to `to`; what the members on the way said, also where the path ends before.
+    /// Traces the path to `to`. The report has the members on the way, also if the path ends
+    /// before.
     pub async fn trace(&self, to: Position, limit: Duration) -> Option<Report> {
         let answer = self
             .exchange(Kind::Trace, to, None, Vec::new(), limit)
@@ -200,8 +203,8 @@ impl RingNet {
         trace::parse_report(&[&[0; 8][..], &answer].concat())
     }
 
-    /// Sends a packet that begins with an id, again while nothing comes back, and waits for what
-    /// comes back under this id.
+    /// Sends a packet that begins with an id, repeats it while no answer comes, and waits for the
+    /// answer with this id.
     async fn exchange(
         &self,
         kind: Kind,
@@ -256,7 +259,7 @@ impl RingNet {
         let Some(answers) = self.answers.get() else {
             return;
         };
-        // The lock goes before anything is sent.
+        // The lock is released before anything is sent.
         let todo = lock(&self.answered).asked(asked);
         match todo {
             Todo::Work => {}

@@ -1,5 +1,5 @@
-//! STUN binding requests and answers (RFC 8489), by which a member learns the address that its
-//! packets wear outside its NAT. Every member answers on its plane's UDP port; there is no server.
+//! STUN binding requests and answers (RFC 8489), by which a member learns the outside address of
+//! its packets. Every member answers on its plane's UDP port; there is no server.
 
 use std::net::SocketAddr;
 use stun_rs::{
@@ -9,10 +9,10 @@ use stun_rs::{
     methods::BINDING,
 };
 
-/// Names a request and its answer.
+/// The id of a request and its answer.
 pub type TransactionId = [u8; 12];
 
-/// The longest message that is looked at; a binding request has 28 bytes, an answer 52.
+/// How many bytes a message has at most; a binding request has 28, an answer 52.
 const MAX_LEN: usize = 548;
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
@@ -71,13 +71,13 @@ pub fn answer(request: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
     encode(&answer)
 }
 
-/// A transaction that nobody else has.
+/// A new transaction id.
 pub fn new_transaction() -> TransactionId {
     rand::random()
 }
 
-/// An answer to a request that was never sent: what a member sends on behalf of another, so that
-/// `to` learns whom its NAT lets in (RFC 5780's CHANGE-REQUEST, with members for a server's two
+/// An answer to a request that was never sent: a member sends it on behalf of another, so that `to`
+/// learns which packets its NAT lets in (RFC 5780's CHANGE-REQUEST, with members for a server's two
 /// addresses).
 pub fn unasked(id: TransactionId, to: SocketAddr) -> Option<Vec<u8>> {
     let answer = StunMessageBuilder::new(BINDING, MessageClass::SuccessResponse)
@@ -88,7 +88,7 @@ pub fn unasked(id: TransactionId, to: SocketAddr) -> Option<Vec<u8>> {
     encode(&answer)
 }
 
-/// What an answer says: which request it belongs to, and our address as its sender saw it.
+/// The request that an answer belongs to, and our address as its sender saw it.
 pub fn mapped(answer: &[u8]) -> Option<(TransactionId, SocketAddr)> {
     let message = decode(answer)?;
     if message.method() != BINDING || message.class() != MessageClass::SuccessResponse {

@@ -1,11 +1,11 @@
-//! The networks of this machine as far as they may carry our datagrams, and those that must not:
-//! what lies behind an interface of p2pvm's own, of whichever network, is reached through a tunnel,
-//! and no tunnel may be built through a tunnel. Two networks on the same two machines would
-//! otherwise carry each other in circles.
+//! Tells the networks of this machine that may carry our datagrams from those that must not:
+//! addresses behind an interface of p2pvm's own, of any network, are reached through a tunnel, and
+//! no tunnel may be built through a tunnel. Two networks on the same two machines would otherwise
+//! carry each other in circles.
 //!
-//! Which interfaces are p2pvm's is read from their marks ([`p2pvm_host::links::Mark`]), so that
-//! daemons need not know each other. [`Underlay`] holds a snapshot, which the packet plane renews
-//! when the kernel says that something changed.
+//! p2pvm's interfaces are known by their marks ([`p2pvm_host::links::Mark`]), so that daemons need
+//! not know each other. [`Underlay`] holds a snapshot, which the packet plane renews when the
+//! kernel reports a change.
 
 use crate::plane::packet::{is_site_local, is_unicast};
 use arc_swap::ArcSwap;
@@ -19,8 +19,8 @@ use std::{
 
 pub use p2pvm_host::rules::SOCKET_MARK;
 
-/// Marks a socket with [`SOCKET_MARK`]. Without CAP_NET_ADMIN it stays unmarked: rules that look at
-/// its port still find it.
+/// Marks a socket with [`SOCKET_MARK`]. Without CAP_NET_ADMIN it stays unmarked: rules by port
+/// still match it.
 pub fn mark(socket: &impl AsFd) {
     if let Err(error) = setsockopt(socket, sockopt::Mark, &SOCKET_MARK) {
         tracing::debug!(%error, "a socket is not marked");
@@ -89,8 +89,8 @@ pub struct View {
 }
 
 impl View {
-    /// What these interfaces make of it. `device` is one of p2pvm's even without its mark, and
-    /// `given` the addresses it is to have.
+    /// A view of these interfaces. `device` is one of p2pvm's even without its mark, and `given`
+    /// the addresses that it will have.
     fn of(links: &[Link], device: Option<&str>, given: &[(IpAddr, u8)]) -> Self {
         let mut view = Self::default();
         view.tunnels
@@ -135,9 +135,8 @@ impl View {
         view
     }
 
-    /// Whether `ip` lies behind an interface of p2pvm's: then no datagram of ours may go there or
-    /// be believed from there. A longer prefix of another interface's goes before, as it does in
-    /// the kernel.
+    /// Whether `ip` is behind an interface of p2pvm's: then no datagram of ours may go there or be
+    /// believed from there. A longer prefix of another interface has precedence, as in the kernel.
     pub fn is_inside(&self, ip: &IpAddr) -> bool {
         if self.tunnels.is_empty() {
             return false;
@@ -147,8 +146,8 @@ impl View {
             .is_some_and(|tunnel| longest(&self.others, &ip).is_none_or(|other| other <= tunnel))
     }
 
-    /// Whether nobody connects by `ip`: it lies behind an interface of p2pvm's, or is that
-    /// interface's own, as its link-local one.
+    /// Whether no member can be reached by `ip`: it is behind an interface of p2pvm's, or is that
+    /// interface's own, such as its link-local one.
     pub fn is_of_a_tunnel(&self, ip: &IpAddr) -> bool {
         self.inner.contains(ip) || self.is_inside(ip)
     }
@@ -158,9 +157,9 @@ impl View {
         self.devices.iter().any(|name| name == device)
     }
 
-    /// Whether an IP packet that this machine sent into a tunnel is a datagram or segment of a
-    /// tunnel itself; where it goes. `second`: a UDP port of the caller's that no mark tells of.
-    /// Looks at a few bytes, as it is asked of every read.
+    /// The destination of an IP packet that this machine sent into a tunnel, if the packet is a
+    /// tunnel's own datagram or segment. `second` is a UDP port of the caller's that no mark has.
+    /// Reads only a few bytes, because it is called for every packet.
     #[inline]
     pub fn loops(&self, packet: &[u8], second: Option<u16>) -> Option<SocketAddr> {
         let (protocol, transport) = match packet.first()? >> 4 {
@@ -181,11 +180,11 @@ impl View {
         self.own_sent(packet, u16::from_be_bytes([header[2], header[3]]))
     }
 
-    /// The rest of [`View::loops`], for the few packets whose port is one of ours: what this
+    /// The rest of [`View::loops`], for the few packets with one of our ports: a packet that this
     /// machine forwards is another's.
     #[cold]
     fn own_sent(&self, packet: &[u8], port: u16) -> Option<SocketAddr> {
-        // The port of a fragment that is not the first is none.
+        // Only the first fragment has a port.
         if packet[0] >> 4 == 4 && u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0 {
             return None;
         }
@@ -196,7 +195,7 @@ impl View {
     }
 }
 
-/// The interface of the daemon that asks, and the addresses that it is to have.
+/// The interface of the calling daemon, and the addresses that it will have.
 #[derive(Debug, Default)]
 struct Own {
     device: Option<String>,
@@ -214,15 +213,15 @@ struct Known {
 pub struct Underlay(Arc<Known>);
 
 impl Underlay {
-    /// Looks at the interfaces of the calling thread's network namespace. Where the kernel does not
-    /// tell, nothing is known.
+    /// Looks at the interfaces of the calling thread's network namespace. If the kernel gives an
+    /// error, the view is empty.
     pub fn look() -> Self {
         let underlay = Self::default();
         underlay.renew();
         underlay
     }
 
-    /// Says which interface is the caller's own, and which addresses it is to have.
+    /// Sets the caller's own interface, and the addresses that it will have.
     pub(crate) fn set_device(&self, device: &str, addresses: &[(IpAddr, u8)]) {
         let own = Own {
             device: Some(device.to_owned()),
@@ -232,8 +231,8 @@ impl Underlay {
         self.renew();
     }
 
-    /// Looks again, in the calling thread's network namespace; whether anything is other than
-    /// before.
+    /// Looks again, in the calling thread's network namespace. Returns whether anything has
+    /// changed.
     pub fn renew(&self) -> bool {
         match links() {
             Ok(links) => self.renew_from(&links),
@@ -244,7 +243,7 @@ impl Underlay {
         }
     }
 
-    /// As [`Underlay::renew`], from what has just been read.
+    /// As [`Underlay::renew`], from links just read.
     pub(crate) fn renew_from(&self, links: &[Link]) -> bool {
         let view = {
             let own = self.0.own.lock().unwrap_or_else(PoisonError::into_inner);

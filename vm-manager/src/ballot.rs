@@ -23,7 +23,7 @@ pub enum Ground {
 pub struct Newest {
     /// The epoch.
     pub epoch: Epoch,
-    /// To whom it was promised.
+    /// The member that it was promised to.
     pub holder: MemberId,
     /// Whether any voter of that majority holds it confirmed.
     pub confirmed: bool,
@@ -37,7 +37,7 @@ pub enum BallotError {
     Refused {
         /// The newest epoch promised.
         newest: Epoch,
-        /// To whom.
+        /// The member that it was given to.
         holder: MemberId,
     },
     /// Too few voters answered.

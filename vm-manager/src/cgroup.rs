@@ -100,7 +100,7 @@ fn create(dir: &Path, limits: &Limits) -> Option<File> {
         .ok()
 }
 
-/// Files of both layouts; those that a hierarchy does not have are passed over.
+/// Files of both layouts; those that a hierarchy does not have are skipped.
 fn settings(limits: &Limits) -> Vec<(&'static str, String)> {
     let bytes = (limits.memory_mib + limits.memory_mib / 4 + OVERHEAD_MIB) << 20;
     let quota = (u64::from(limits.cpus) + 1) * PERIOD_US;

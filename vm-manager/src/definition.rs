@@ -12,7 +12,7 @@ use std::{
 };
 use zeroize::Zeroize;
 
-/// Where a guest is reached; the same on every host that ever runs it.
+/// A guest's addresses; the same on every host that runs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestAddress {
     /// Its address in the network's subnet.
@@ -23,7 +23,7 @@ pub struct GuestAddress {
     pub v6: Ipv6Addr,
     /// Its Ethernet address, derived from the VM's id.
     pub mac: [u8; 6],
-    /// The MTU it is told.
+    /// Its MTU.
     pub mtu: u16,
 }
 
@@ -60,16 +60,16 @@ pub enum ImageSource {
     Stored(ManifestId),
 }
 
-/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a slip
-/// of the hand shows at once.
+/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a
+/// typing error is noticed at once.
 const MAX_DISK_BYTES: u64 = 16 << 40;
 
-/// What a user says of a VM to be made.
+/// A user's request for a new VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewVm {
     /// Its name: a DNS label.
     pub name: String,
-    /// What is on its disk.
+    /// The content of its disk.
     pub image: ImageSource,
     /// Virtual processors, at least one.
     pub cpus: u32,

@@ -25,7 +25,7 @@ pub struct Snapshot {
     pub checkpoint: ManifestId,
     /// When it was taken.
     pub taken: UnixTime,
-    /// In which epoch of the VM.
+    /// The VM's epoch at that time.
     pub epoch: Epoch,
     /// Whether the guest's memory is in it (it ran), or only its disk.
     pub with_ram: bool,
@@ -45,14 +45,14 @@ pub enum Wanted {
     Stopped,
 }
 
-/// What the network knows of a VM.
+/// A VM as the network knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
     /// The VM.
     pub definition: Definition,
-    /// Which member has it.
+    /// The member that holds it.
     pub holder: MemberId,
-    /// In which epoch.
+    /// The epoch of that holding.
     pub epoch: Epoch,
     /// Whether it is meant to run.
     pub wanted: Wanted,
@@ -124,7 +124,7 @@ impl Directory {
         }
     }
 
-    /// Which VM has a name.
+    /// The VM that has a name.
     ///
     /// # Errors
     /// [`Error::Agreement`] if too few members answer.

@@ -19,12 +19,12 @@ pub enum Error {
         /// How to get it.
         hint: &'static str,
     },
-    /// The file system said no.
+    /// The file system failed.
     #[error("{step}: {path}")]
     Io {
         /// What was being done.
         step: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,

@@ -224,7 +224,7 @@ async fn a_stop_that_comes_too_late_says_where_the_vm_is() {
     strike.2.send(false).unwrap();
     assert_eq!(moving.await.unwrap().unwrap().runs_on, RunsOn::Target);
     let late = stopping.await.unwrap().unwrap_err().to_string();
-    assert!(late.contains("gone over to lyon"), "{late}");
+    assert!(late.contains("just moved to lyon"), "{late}");
     assert_eq!(lab.world.running(vm), [lab.me(1)]);
 }
 

@@ -1,4 +1,4 @@
-//! `p2pvm acl check`: what the policy does to a conversation, and why.
+//! `p2pvm acl check`: the policy's decision about a conversation, and its reason.
 
 use super::service::Access;
 use p2pvm_api::{AclCheck, AclVerdict, Failure, Outcome};
@@ -14,7 +14,7 @@ use p2pvm_overlay::{
 };
 use std::net::IpAddr;
 
-/// One end of a question, with the words for it.
+/// One end of a conversation, with its name for people.
 struct End {
     party: Party,
     text: String,
@@ -40,7 +40,7 @@ fn unavailable(text: &str, error: &p2pvm_dhcp::Error) -> Failure {
 }
 
 impl Access {
-    /// What the policy does to a conversation, and why.
+    /// The policy's decision about a conversation, and its reason.
     pub async fn check(&self, question: &AclCheck) -> Outcome<AclVerdict> {
         let traffic: Traffic = question.traffic.parse().map_err(Failure::usage)?;
         let (from, to) = (
@@ -101,7 +101,7 @@ impl Access {
         })
     }
 
-    /// The end that a question names: an address, a member or a VM.
+    /// Resolves one end of a question: an address, a member or a VM.
     async fn end(&self, text: &str) -> Outcome<End> {
         if let Ok(addr) = text.parse::<IpAddr>() {
             return self.end_at(text, addr).await;
@@ -181,7 +181,7 @@ impl Access {
             .await
             .map_err(|e| unavailable(text, &e))?
             .map(|h| h.member);
-        // The name record says whose the name is: that is what receivers go by too.
+        // The owner of the name's record has the name: receivers go by that too.
         let party = Party {
             addr,
             who: Who::Vm {

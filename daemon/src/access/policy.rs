@@ -1,5 +1,5 @@
-//! Puts the network's policy that stands in force. Enforcing is the packet plane's part, deciding
-//! the document's, spreading the notices'.
+//! Puts the network's present policy into force. The packet plane enforces it, the document decides
+//! it, the notices spread it.
 
 use crate::parts::Parts;
 use p2pvm_overlay::{
@@ -18,21 +18,21 @@ use std::{
     time::Duration,
 };
 
-/// How often the VMs that rules mention are looked up again.
+/// How long before the VMs named in rules are looked up again.
 const NAMES_EVERY: Duration = Duration::from_secs(60);
 
 /// The policy that is in force here.
 pub struct Policies {
     parts: Arc<Parts>,
     standing: Mutex<Option<(SignedPolicy, Arc<NetworkPolicy>)>>,
-    /// Whether nothing is let in, since no member has said yet whether there is a policy.
+    /// Whether all packets are refused because no member has said yet whether there is a policy.
     closed: AtomicBool,
 }
 
 impl Policies {
-    /// Puts the policy that was known when the daemon last ran in force, before anything arrives. A
-    /// member that has not heard of any lets nothing in until it has met another; a founder, which
-    /// would know, does not wait.
+    /// Puts the policy of the last run into force before any packet arrives. A member that knows of
+    /// none refuses all packets until it has met another member; a founder, which would know it,
+    /// does not wait.
     pub fn start(parts: Arc<Parts>, founder: bool) -> Arc<Self> {
         let closed = !founder && !parts.notices.heard();
         if closed {
@@ -47,7 +47,7 @@ impl Policies {
         policies
     }
 
-    /// The policy that stands.
+    /// The present policy.
     pub fn standing(&self) -> Option<(SignedPolicy, Arc<NetworkPolicy>)> {
         self.standing
             .lock()
@@ -64,7 +64,7 @@ impl Policies {
             .is_none_or(|(_, policy)| policy.decide(from, to, echo).action == Action::Allow)
     }
 
-    /// Puts the policy that stands in force; whether it is another than before.
+    /// Puts the present policy into force. Returns whether it has changed.
     pub(crate) fn apply(&self) -> bool {
         let signed = self.parts.notices.policy();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ impl Policies {
         true
     }
 
-    /// The VMs that its rules mention, by name.
+    /// The names of the VMs in its rules.
     pub(super) fn mentioned(&self) -> BTreeSet<String> {
         let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         standing
@@ -102,7 +102,7 @@ impl Policies {
             .collect()
     }
 
-    /// Follows what the members tell, until the daemon ends.
+    /// Follows the members' notices, until the daemon ends.
     pub async fn run(&self) {
         let mut changes = self.parts.notices.changes();
         loop {

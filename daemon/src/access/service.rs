@@ -10,7 +10,7 @@ use p2pvm_overlay::{
 };
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-/// Tells through which member an address of an offered subnet is reached.
+/// Finds the member through which an address of an offered subnet is reached.
 pub(crate) type Offerer = Box<dyn Fn(&IpAddr) -> Option<MemberId> + Send + Sync>;
 
 /// The access rules of the network.
@@ -29,7 +29,7 @@ impl Access {
         })
     }
 
-    /// Signs a policy and tells everybody.
+    /// Signs a policy and sends it to all members.
     pub async fn set(&self, text: &str) -> Outcome<AclAnswer> {
         let issuer = self.parts.issuer()?;
         let policy = NetworkPolicy::parse(text)
@@ -56,7 +56,7 @@ impl Access {
             .spread
             .publish(Notice::Policy(Box::new(signed)))
             .map_err(refused)?;
-        // In force here when this returns.
+        // It is in force here when this returns.
         self.policies.apply();
         self.parts
             .book
@@ -123,7 +123,7 @@ impl Access {
         warnings.into_iter().collect()
     }
 
-    /// The policy that stands here.
+    /// The present policy.
     pub fn show(&self) -> AclShow {
         let standing = self.policies.standing();
         AclShow {

@@ -1,24 +1,24 @@
-//! What was changed of this machine's name servers, and undoing it.
+//! What p2pvm changed in this machine's lists of name servers, and undoing it.
 
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_host::names::file;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What is to be undone of this machine's name servers, as the journal keeps it.
+/// The changes to undo, as the journal keeps them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NamesChanged {
-    /// This file names our resolver, as the previous release wrote it.
+    /// The file that names our resolver, as the previous release wrote it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolv_conf: Option<PathBuf>,
-    /// These lists of name servers have lines of ours.
+    /// The lists of name servers with lines of ours.
     pub files: Vec<PathBuf>,
-    /// By which the lines are known.
+    /// The id that marks our lines.
     pub id: String,
 }
 
-/// Undoes it, from whatever process; what remains could not be undone.
+/// Undoes the changes, in any process. What could not be undone stays in `names`.
 pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
     let mut failed = Ok(());
     let mut is_done = |path: &PathBuf, id: &str| match file::take_out(path, id) {

@@ -1,9 +1,9 @@
-//! The lease that this host held last, so that a restart has its address at once and not only when
-//! enough members are connected to claim it anew.
+//! The last lease of this host, kept in a file: after a restart the host has its address at once,
+//! not only when enough members are connected to claim it again.
 //!
-//! As long as the lease lasts, the network's records name this member as the holder: nobody else is
-//! given the address. The claim follows all the same and decides; what it finds takes the place of
-//! what was kept. A lost file costs the wait.
+//! While the lease lasts, the network's records name this member as the holder, so that no other
+//! member gets the address. The host still claims it, and the result of the claim replaces the
+//! saved lease. If the file is lost, a restart waits for the claim.
 
 use crate::layout::{read_if_there, write_atomically};
 use p2pvm_dhcp::Lease;
@@ -13,23 +13,22 @@ use std::path::PathBuf;
 /// How long a lease must still last to be used. Reason: clocks differ, and the claim takes time.
 const MARGIN_SECONDS: u64 = 120;
 
-/// Where the lease is kept.
-pub struct Kept(PathBuf);
+/// The file with the last lease.
+pub struct SavedLease(PathBuf);
 
-impl Kept {
-    /// In this file.
+impl SavedLease {
     pub fn new(file: PathBuf) -> Self {
         Self(file)
     }
 
-    /// The previous lease, if it lasts.
+    /// The saved lease, if it lasts long enough.
     pub fn read(&self) -> Option<Lease> {
         let bytes = read_if_there(&self.0).ok().flatten()?;
         let lease: Lease = postcard::from_bytes(&bytes).ok()?;
         (lease.expires > UnixTime::now().plus(MARGIN_SECONDS)).then_some(lease)
     }
 
-    /// Remembers a lease that was claimed or renewed.
+    /// Saves a lease that was claimed or renewed.
     pub async fn set(&self, lease: &Lease) {
         let Ok(bytes) = postcard::to_allocvec(lease) else {
             return;
@@ -43,9 +42,9 @@ impl Kept {
         }
     }
 
-    /// Forgets it, because it was given back or lost.
+    /// Deletes the file, because the lease was released or lost.
     pub fn forget(&self) {
-        // One that is not there is forgotten already.
+        // A missing file is no failure.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -76,7 +75,7 @@ mod tests {
     #[tokio::test]
     async fn a_lease_is_taken_up_again_as_long_as_it_lasts() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::new(dir.path().join("lease"));
+        let kept = SavedLease::new(dir.path().join("lease"));
         assert_eq!(kept.read(), None);
         let lasting = lease(UnixTime::now().plus(1800));
         kept.set(&lasting).await;

@@ -5,7 +5,7 @@
 //! What members tell each other are the signed address records themselves, the same that the DHT
 //! keeps: a record proves that its owner says so, and the epoch in it says which of two is newer.
 
-use crate::{addresses::kept::Kept, parts::Parts};
+use crate::{addresses::kept::SavedLease, parts::Parts};
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_api::{Doing, Outcome};
@@ -86,12 +86,12 @@ pub struct Reach {
     wanting: Mutex<Option<String>>,
     /// A member has connected.
     met: Notify,
-    kept: Kept,
+    kept: SavedLease,
 }
 
 impl Reach {
     /// Begins to answer members. [`Reach::run`] does the rest.
-    pub fn start(parts: Arc<Parts>, kept: Kept) -> Arc<Self> {
+    pub fn start(parts: Arc<Parts>, kept: SavedLease) -> Arc<Self> {
         let reach = Arc::new(Self {
             parts,
             here: Mutex::default(),

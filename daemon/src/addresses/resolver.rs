@@ -1,7 +1,7 @@
-//! Lets this host's programs find the network's names: what [`p2pvm_host::names`] has to know of
-//! this network, and what it changes on this machine, for the journal. Everything is undone when
-//! the daemon ends; after a kill by its guardian, by the next daemon, or by `p2pvm down`
-//! ([`super::changes`]).
+//! Lets this host's programs find the network's names: gives [`p2pvm_host::names`] the settings of
+//! this network, and notes in the journal what it changes on this machine. The daemon undoes the
+//! changes when it ends; after a kill its guardian does, or the next daemon, or `p2pvm down`
+//! ([`super::changed`]).
 
 use super::changed::NamesChanged;
 use crate::{config::Config, layout::Layout, machine::changes};
@@ -17,12 +17,12 @@ use std::{fmt::Write as _, io, net::IpAddr, sync::Arc};
 /// How many letters of the network's id are used. Reason: they are unique on one machine.
 const ID_LETTERS: usize = 10;
 
-/// How this host is told about the network's names; without a keeper it is not.
+/// Points this host's programs to the resolver; without a keeper it does nothing.
 pub struct Integration(Option<Arc<Keeper>>);
 
 impl Integration {
-    /// Begins to look after this host's lists of name servers, where the settings want it. Nothing
-    /// is changed yet.
+    /// Starts to watch this host's lists of name servers, if the settings ask for it. It changes
+    /// nothing yet.
     pub fn start(
         layout: &Layout,
         config: &Config,
@@ -55,15 +55,15 @@ impl Integration {
         Ok(Self(Some(Arc::new(keeper))))
     }
 
-    /// What leads programs to our resolver.
+    /// The keeper, which points programs to our resolver.
     pub fn keeper(&self) -> Option<Arc<Keeper>> {
         self.0.clone()
     }
 
-    /// Takes this host's programs away from our resolver.
+    /// Removes our resolver from this host's lists of name servers.
     pub async fn end(&self) {
         if let Some(keeper) = self.keeper() {
-            // It waits for other programs, which end soon or are ended.
+            // The keeper waits for other programs, which end soon or are killed.
             let _ = tokio::task::spawn_blocking(move || keeper.end()).await;
         }
     }
@@ -86,14 +86,14 @@ fn settings(config: &Config, network: &NetworkConfig) -> Settings {
     }
 }
 
-/// The zones that are ours: the network's domain, and the reverse zones of its addresses.
+/// The zones of the network: its domain, and the reverse zones of its addresses.
 fn domains(network: &NetworkConfig) -> Vec<String> {
     let mut domains = vec![format!("{}.p2p", network.name)];
     let (first, bits) = (
         network.subnet.addr.octets(),
         usize::from(network.subnet.prefix),
     );
-    // A zone ends at an octet: a prefix that does not needs several.
+    // A reverse zone ends at a whole octet: a prefix that does not needs several zones.
     let (whole, spare) = (bits.div_ceil(8), (8 - bits % 8) % 8);
     for n in 0..1u16 << spare {
         let mut zone = String::new();

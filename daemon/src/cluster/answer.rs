@@ -1,4 +1,4 @@
-//! What this member answers to questions to the whole cluster, and how two answers become one.
+//! This member's answers to questions to the whole cluster, and how two answers are combined.
 
 use super::ask::Question;
 use crate::{
@@ -19,7 +19,7 @@ pub(crate) struct Responder {
 }
 
 impl Responder {
-    /// The services are held weakly: they ask through what holds the responder.
+    /// The services are held weakly, because they ask through the owner of the responder.
     pub(crate) fn new(node: &Arc<Node>, vms: &Arc<Vms>) -> Arc<Self> {
         Arc::new(Self {
             node: Arc::downgrade(node),
@@ -57,7 +57,7 @@ impl Respond for Responder {
                     .ok()?
                     .into_iter()
                     .flatten();
-                // What would be too long for one answer stays two, and is counted if it does not
+                // Two answers that are too long for one stay two, and are counted if they do not
                 // fit.
                 return postcard::to_allocvec(&merged(all))
                     .ok()

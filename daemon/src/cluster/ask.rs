@@ -1,6 +1,6 @@
-//! Questions to the whole cluster, asked over the ring: every member once, answers gathered on the
-//! way back, branches that did not answer named. No member needs a list of all. What a member
-//! answers is its own view of itself ([`super::answer`]).
+//! Questions to the whole cluster over the ring: every member is asked once, answers are collected
+//! on the way back, branches without an answer are reported. No member needs a list of all. A
+//! member's answer is its own view of itself ([`super::answer`]).
 
 use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Outcome};
@@ -11,28 +11,28 @@ use std::{
     time::Duration,
 };
 
-/// How long answers may take. Reason: a branch that has not answered by then counts as dead.
+/// How long to wait for answers. Reason: a branch without one by then counts as dead.
 const ASK_LIMIT: Duration = Duration::from_secs(4);
 
-/// What is asked.
+/// A question.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Question {
-    /// Who are you?
+    /// The member's description of itself.
     Members,
-    /// Which VMs have you?
+    /// The member's VMs.
     Vms,
-    /// How busy are you? Answers are added up on the way.
+    /// The member's load. Answers are added up on the way.
     Load,
-    /// What are your figures for Prometheus?
+    /// The member's figures for Prometheus.
     Metrics,
-    /// Who are you, what are your links, and what did you decide?
+    /// The member's description, links and decisions.
     Sight,
-    /// Which VMs' records have you? Members of an older version do not know the question and say
-    /// nothing.
+    /// The VM records that the member holds. Previous releases do not know the question and do not
+    /// answer.
     Records,
 }
 
-/// Asks questions, and has them answered here.
+/// Asks questions, and answers those of others.
 pub(crate) struct Questions {
     parts: Arc<Parts>,
     ask: OnceLock<AskAll>,
@@ -46,7 +46,7 @@ impl Questions {
         })
     }
 
-    /// Begins to answer other members' questions. Later calls change nothing.
+    /// Starts to answer other members' questions. Later calls change nothing.
     pub(crate) fn answer(&self, responder: Arc<dyn Respond>) {
         let _ = self.ask.set(AskAll::start(
             self.parts.fabric(),
@@ -82,7 +82,7 @@ impl Questions {
     }
 }
 
-/// The answers that can be read.
+/// The answers that can be decoded.
 pub(crate) fn read_all<T: DeserializeOwned>(answers: &Answers) -> Vec<T> {
     answers
         .items

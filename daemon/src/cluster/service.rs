@@ -41,7 +41,7 @@ impl Cluster {
         })
     }
 
-    /// All members with their links and decisions, each as it tells them.
+    /// All members with their links and decisions, as they describe them.
     pub async fn sights(&self) -> Outcome<Vec<Sight>> {
         let answers = self.questions.ask(Question::Sight).await?;
         let read = |(member, bytes): &(MemberId, Vec<u8>)| {
@@ -54,7 +54,7 @@ impl Cluster {
         Ok(answers.items.iter().filter_map(read).collect())
     }
 
-    /// Everybody's figures, and who did not answer.
+    /// All members' figures, and the members that did not answer.
     pub async fn metrics(&self) -> Outcome<Metrics> {
         let answers = self.questions.ask(Question::Metrics).await?;
         let mut remarks: Vec<String> = self

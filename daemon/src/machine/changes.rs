@@ -1,7 +1,7 @@
-//! What is to be undone on this machine, as the program keeps it: the journal of the kernel's
-//! changes ([`p2pvm_host::journal`]) with what the part for names changed beside them. Each change
-//! is written down before it is made, so that whoever comes next (this daemon at its end, its
-//! guardian after a kill, the next daemon, or `p2pvm down`) can put things back.
+//! The changes to undo on this machine: the journal of the kernel's changes
+//! ([`p2pvm_host::journal`]), with the changes of name servers beside them. Each change is written
+//! down before it is made, so that it can be undone by this daemon at its end, its guardian after a
+//! kill, the next daemon, or `p2pvm down`.
 
 use crate::{
     addresses::changed::{self, NamesChanged},
@@ -19,8 +19,7 @@ pub fn journal(layout: &Layout) -> Journal {
     Journal::at(layout.undo())
 }
 
-/// What the part for names has written down; words of another version that it does not know count
-/// as none.
+/// The changes of name servers in the journal; those of an unknown version count as none.
 fn names(entries: &Entries) -> NamesChanged {
     let mut names: NamesChanged = match &entries.names {
         serde_json::Value::Null => NamesChanged::default(),
@@ -44,7 +43,7 @@ fn set_names(entries: &mut Entries, names: &NamesChanged) -> serde_json::Result<
     Ok(())
 }
 
-/// Writes down what is about to be changed of this machine's name servers.
+/// Notes a change of this machine's name servers before it is made.
 pub fn note_names(layout: &Layout, change: impl FnOnce(&mut NamesChanged)) -> Outcome<()> {
     let mut failed = None;
     journal(layout)
@@ -62,8 +61,8 @@ pub fn note_names(layout: &Layout, change: impl FnOnce(&mut NamesChanged)) -> Ou
         .doing("writing down what is to be undone")
 }
 
-/// Puts everything back that is written down. What cannot be put back is logged and stays written
-/// down. `may` is asked once nobody else can write: false leaves everything as it is.
+/// Undoes everything in the journal. A change that cannot be undone is logged and stays there.
+/// `may` is called once no other process can write: false leaves everything as it is.
 pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     if !layout.undo().exists() {
         return;
@@ -72,7 +71,10 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
     let mut held = match journal.hold() {
         Ok(held) => held,
         Err(error) => {
-            return tracing::warn!(%error, "what was changed on this machine is not undone");
+            return tracing::warn!(
+                %error,
+                "cannot open the journal: the changes of this machine are not undone"
+            );
         }
     };
     if held.entries.is_empty() || !may() {
@@ -87,23 +89,23 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
             tracing::warn!(%failure, "the list of name servers still names ours");
         }
         if let Err(error) = set_names(&mut held.entries, &changed) {
-            tracing::warn!(%error, "not noted which names are undone");
+            tracing::warn!(%error, "cannot remove undone names from the journal");
         }
     }
     if let Err(error) = held.save() {
-        tracing::warn!(%error, "not noted that the changes are undone");
+        tracing::warn!(%error, "cannot remove undone changes from the journal");
     }
 }
 
-/// Puts everything back that is written down, and removes what somebody has saved of it and loaded
-/// again since it was undone.
+/// Undoes everything in the journal, and removes rules of ours that another program has saved and
+/// loaded again since.
 pub fn undo(layout: &Layout) {
     undo_if(layout, || true);
     remove_revived();
 }
 
-/// Removes firewall rules of networks that are not here: somebody saved them with his own and
-/// loaded them again. How many.
+/// Removes firewall rules of networks that are not here: another program saved them with its own
+/// and loaded them again. Returns how many.
 pub fn remove_revived() -> usize {
     match kernel::remove_revived() {
         Ok(0) => 0,

@@ -1,6 +1,6 @@
-//! Puts on the board how far this machine's clock is from the members'. What runs here does not
-//! depend on it; people, logs and programs beside p2pvm do, and so does what this machine signs
-//! before it has met anybody.
+//! Reports on the board how far this machine's clock is from the members'. The daemon does not
+//! depend on it; people, logs and other programs do, and so do signatures that this machine makes
+//! before it has met a member.
 
 use crate::clock;
 use crate::parts::Parts;
@@ -8,12 +8,13 @@ use p2pvm_host::Finding;
 use p2pvm_overlay::network_time::{NetworkTime, Skew};
 use std::{sync::Arc, time::Duration};
 
-/// How often the clocks are compared. Reason: the members are asked elsewhere, this only subtracts.
+/// How long before the clocks are compared again. Reason: the members are asked elsewhere, this
+/// only subtracts.
 const EVERY: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "clock";
 
-/// Looks until the daemon ends.
+/// Compares until the daemon ends.
 pub async fn watch(parts: Arc<Parts>) {
     let mut said = None;
     loop {
@@ -28,7 +29,7 @@ pub async fn watch(parts: Arc<Parts>) {
     }
 }
 
-/// What is to be said of a difference.
+/// The finding for a difference.
 fn finding(skew: Skew) -> Option<Finding> {
     let by = Duration::from_millis(skew.ahead_ms.unsigned_abs());
     if by < clock::TOLERANCE {
@@ -43,12 +44,12 @@ fn finding(skew: Skew) -> Option<Finding> {
         1 => "that of the one member asked; one of the two is wrong".to_owned(),
         members => format!("the members' (of {members})"),
     };
-    // Minutes are enough: seconds would be another finding at each look where a clock runs fast.
+    // Minutes are enough: with seconds each look would be another finding if a clock runs fast.
     let found = format!(
         "this machine's clock is {} {side} {of}",
         clock::span(Duration::from_secs((by.as_secs() + 30) / 60 * 60))
     );
-    // Nothing here fails by it: the network's time is the members'.
+    // Nothing here fails because of it: the network's time is the members'.
     Some(Finding::warning(found, clock::SET))
 }
 

@@ -1,4 +1,4 @@
-//! Whether members can be asked, and whether another program leads this machine's packets away.
+//! Detects that members cannot be asked, and that another program redirects this machine's packets.
 
 use crate::{members::service::Members, parts::Parts};
 use p2pvm_api::Peer;
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often this node looks whether members can be asked.
+/// How long before this node checks again whether members can be asked.
 const EVERY: Duration = Duration::from_secs(2);
 /// How long members must be out of reach before it is a finding. Reason: connections are made again
 /// within this, for example after a member has restarted.
@@ -20,7 +20,7 @@ const ANEW: Duration = Duration::from_secs(8);
 /// The board's area.
 const AREA: &str = "control";
 
-/// Members to whom packets go and none of whom can be asked anything.
+/// The finding that packets reach members but none of them can be asked.
 fn unasked(peers: &[Peer], port: Option<u16>) -> Option<Finding> {
     let linked = peers.iter().filter(|peer| peer.linked).count();
     if linked == 0 || peers.iter().any(|peer| peer.connected) {
@@ -43,9 +43,9 @@ fn unasked(peers: &[Peer], port: Option<u16>) -> Option<Finding> {
     Some(Finding::failed(found, advice))
 }
 
-/// No member is reached while another program, such as a VPN, leads this machine's packets: what it
-/// does with them cannot be seen from here, and if it sends them through this network, each carries
-/// the other.
+/// The finding that no member is reached while another program, such as a VPN, redirects this
+/// machine's packets. Their further way cannot be seen from here, and if the VPN sends them through
+/// this network, each carries the other.
 fn led_away(
     peers: &[Peer],
     ports: (Option<u16>, u16),
@@ -79,13 +79,13 @@ fn led_away(
     ))
 }
 
-/// Looks whether members can be asked until the daemon ends.
+/// Checks until the daemon ends.
 pub(crate) async fn watch(members: Arc<Members>, parts: Arc<Parts>, keeper: Arc<Keeper>) {
     let mut since = None;
     loop {
         let (peers, port) = (members.peers(), parts.control.listen_port());
         let ports = (port, parts.plane.udp_port());
-        // What goes past a VPN has not been led away by it.
+        // Packets that go past a VPN are not redirected by it.
         let detour = || detour().filter(|_| keeper.report().past.is_none());
         let found = unasked(&peers, port).or_else(|| led_away(&peers, ports, detour));
         since = found.as_ref().and(since.or_else(|| Some(Instant::now())));

@@ -23,12 +23,12 @@ async fn findings(State(machine): Shared) -> Json<Vec<FindingView>> {
     Json(machine.findings())
 }
 
-/// The same after everything has been looked at again.
+/// The findings, after a new look at everything.
 async fn examine(State(machine): Shared) -> Json<Vec<FindingView>> {
     Json(machine.examine().await)
 }
 
-/// Puts in order what is the daemon's own; answers what that settled.
+/// Repairs the daemon's own settings; answers with the findings that are settled.
 async fn mend(State(machine): Shared) -> Json<Vec<FindingView>> {
     Json(machine.mend().await)
 }

@@ -1,5 +1,5 @@
-//! Puts on the board what is wrong with this host's interface, or with a guest's, and cannot be put
-//! back; and that something leads the tunnel's own packets into the tunnel.
+//! Reports on the board the faults of this host's interface, or of a guest's, that cannot be
+//! repaired, and routes that lead the tunnel's own packets into the tunnel.
 
 use crate::{machine::proof, parts::Parts};
 use p2pvm_host::Finding;
@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often loops and faults are looked at. Reason: both are read from memory.
+/// How long before loops and faults are checked again. Reason: both are read from memory.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long before a loop that is not seen again counts as over.
+/// How long before a loop that does not recur counts as over.
 const LOOP_LASTS: Duration = Duration::from_secs(60);
 /// The board's area.
 const AREA: &str = "interface";
 
-/// Looks until the daemon ends.
+/// Checks until the daemon ends.
 pub async fn watch(parts: Arc<Parts>) {
     loop {
         let (_, last) = parts.plane.loops();
@@ -60,7 +60,7 @@ fn findings(
     found
 }
 
-/// What is led past the device. The way of IPv4 is proved by packets, and said by [`proof`].
+/// The packets that bypass the device. [`proof`] reports those of IPv4, which it proves by packets.
 fn past_the_device(ways: &[Unproved]) -> impl Iterator<Item = Finding> {
     let is_v6 = |way: &&Unproved| matches!(way, Unproved::Elsewhere { addr, .. } if addr.is_ipv6());
     ways.iter().filter(is_v6).filter_map(proof::own_trouble)

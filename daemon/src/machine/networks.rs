@@ -1,8 +1,8 @@
-//! Other p2pvm networks of this machine that are in the way: one whose subnet holds the real
-//! address of a member of this network, and the other way round. Nothing is sent through the
-//! other's tunnel, so packets take a detour until the subnets are apart.
+//! Detects other p2pvm networks of this machine that are in the way: one whose subnet contains the
+//! real address of a member of this network, and the other way round. Nothing is sent through the
+//! other's tunnel, so packets take a detour until the subnets differ.
 //!
-//! The other network's daemon is told by the mark of this one's interface
+//! The other network's daemon reads this from the mark of this one's interface
 //! ([`p2pvm_host::links::Mark`]).
 
 use crate::parts::Parts;
@@ -17,14 +17,14 @@ use std::{
     time::Duration,
 };
 
-/// How often the interfaces are looked at.
+/// How long before the interfaces are checked again.
 const EVERY: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "networks";
-const REMEDY: &str = "one of the two networks needs another subnet: found it anew with 'p2pvm \
+const REMEDY: &str = "one of the two networks needs another subnet: found it again with 'p2pvm \
     init --subnet', or leave it on this machine";
 
-/// Looks until the daemon ends.
+/// Checks until the daemon ends.
 pub(crate) async fn watch(parts: Arc<Parts>) {
     loop {
         let links = tokio::task::block_in_place(links).unwrap_or_default();

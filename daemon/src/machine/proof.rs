@@ -1,10 +1,10 @@
 //! Proves that packets pass, from stack to stack: into this host's own stack through its interface,
-//! to other members' hosts, and, by their word, from there back to here. A link that answers pings
-//! proves none of that, and health says no more than is proved.
+//! to other members' hosts, and, by their report, from there back to here. A link that answers
+//! pings proves none of that, and the health claims no more than is proved.
 //!
-//! The way back is proved by a member asked over the control plane (service `prove`, versioned, a
-//! few bytes): it proves its way to an address that it knows to be the asker's, at most once in a
-//! while for each asker.
+//! For the way back this node asks a member over the control plane (service `prove`, versioned, a
+//! few bytes). That member proves its way to an address that it knows to be the asker's, at most
+//! once in a while for each asker.
 
 mod back;
 mod found;
@@ -23,22 +23,22 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// How often the ways are proved.
+/// How long before the ways are proved again.
 const EVERY: Duration = Duration::from_secs(30);
-/// How often they are proved while something does not pass, or a guest boots.
+/// How long before they are proved again while something does not pass, or a guest boots.
 const WHILE_TROUBLED: Duration = Duration::from_secs(5);
-/// How long between a failed proof and the second try, which counts.
+/// How long between a failed proof and the second try, whose result counts.
 const ONCE_MORE: Duration = Duration::from_millis(300);
-/// How long packets may take through this host's own stack. Reason: what the kernel tells of a rule
-/// that cuts this host off is to show within about two seconds, two tries included.
+/// How long packets may take through this host's own stack. Reason: a rule that cuts this host off
+/// must be reported within about two seconds after the kernel's message, two tries included.
 const HOST_LIMIT: Duration = Duration::from_millis(800);
-/// How long before news of this machine has members asked again.
+/// How long before members are asked again after news of this machine.
 const MEMBERS_AFTER: Duration = Duration::from_secs(5);
 /// The board's area.
 const AREA: &str = "path";
 
-/// The proofs of this daemon: of this host, its guests and the ways to others each one at a time,
-/// so that a guest or member that keeps silent holds up no proof of this host.
+/// The proofs of this daemon. Those of this host, of its guests and of the ways to others run one
+/// at a time each, so that a silent guest or member delays no proof of this host.
 pub(crate) struct Proofs {
     parts: Arc<Parts>,
     policies: Arc<Policies>,
@@ -46,21 +46,21 @@ pub(crate) struct Proofs {
     guests: Arc<Guests>,
     proving_host: tokio::sync::Mutex<()>,
     proving_guests: tokio::sync::Mutex<()>,
-    /// Holds the number of the round.
+    /// The number of the round.
     proving_members: tokio::sync::Mutex<usize>,
     seen: Mutex<Seen>,
-    /// This host was proved after news: so may the others be.
+    /// This host was proved after news: the others may be proved now.
     due: Notify,
 }
 
-/// What is proved after news of this machine.
+/// The part that is proved after news of this machine.
 #[derive(Clone, Copy)]
 enum Own {
     Host,
     Guests,
 }
 
-/// What was found last.
+/// The last results.
 #[derive(Default)]
 struct Seen {
     host: Option<Unproved>,
@@ -106,7 +106,7 @@ impl Proofs {
         );
     }
 
-    /// Proves what is this host's own now and then, and soon after news.
+    /// Proves this host's own part now and then, and soon after news.
     async fn keep(&self, what: Own, news: &Notify) {
         let mut pace = Pace::new(Instant::now());
         loop {
@@ -143,7 +143,7 @@ impl Proofs {
         if settled { EVERY } else { WHILE_TROUBLED }
     }
 
-    /// Proves all ways now, and puts what does not pass on the board.
+    /// Proves all ways now, and reports on the board those that do not pass.
     pub async fn prove(&self) {
         tokio::join!(self.prove_host(), self.prove_guests_alone());
         self.prove_members().await;
@@ -156,7 +156,7 @@ impl Proofs {
             .err();
         self.found(|seen| {
             if unproved.is_some() {
-                // Known now: what members say of it adds nothing.
+                // The cause is known: members' reports add nothing.
                 seen.others = Others::default();
             }
             seen.host = unproved;
@@ -186,9 +186,9 @@ impl Proofs {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what was found, and puts it on the board.
+    /// Stores a result, and reports it on the board.
     fn found(&self, note: impl FnOnce(&mut Seen)) {
-        // Held to the end, so that an older finding does not come after a newer one.
+        // Held to the end, so that an older result does not replace a newer one.
         let mut seen = self.seen();
         note(&mut seen);
         self.parts
@@ -203,7 +203,7 @@ async fn heeded(news: &Notify, gap: Duration) {
     news.notified().await;
 }
 
-/// A busy machine misses one deadline; what is broken misses two.
+/// Tries twice: a busy machine misses one deadline, a broken way misses two.
 async fn twice<F: Future<Output = Result<Proof, Unproved>>>(
     prove: impl Fn() -> F,
 ) -> Result<Proof, Unproved> {

@@ -1,4 +1,4 @@
-//! This machine as the control API asks: what is found wrong with it, and putting it in order.
+//! This machine for the control API: the findings about it, and repairing it.
 
 use super::proof::Proofs;
 use crate::parts::Parts;
@@ -17,7 +17,7 @@ impl Machine {
         Arc::new(Self { parts, proofs })
     }
 
-    /// What is found wrong with this machine now, by area.
+    /// The present findings about this machine, by area.
     pub fn findings(&self) -> Vec<FindingView> {
         let all = self.parts.board.all().into_iter();
         all.map(|(area, finding)| FindingView {
@@ -29,14 +29,14 @@ impl Machine {
         .collect()
     }
 
-    /// The same after all ways were proved again.
+    /// The findings, after all ways were proved again.
     pub async fn examine(&self) -> Vec<FindingView> {
         self.proofs.prove().await;
         self.findings()
     }
 
-    /// Has all parts put their own things in order, proves the ways again and tells what that
-    /// settled.
+    /// Makes all parts repair their own settings, proves the ways again, and returns the findings
+    /// that are settled.
     pub async fn mend(&self) -> Vec<FindingView> {
         let before = self.findings();
         let put_back = self.parts.plane.mend().await.into_iter();

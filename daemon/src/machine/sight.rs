@@ -1,11 +1,11 @@
-//! What this machine and its router show of its network by themselves, without any member.
+//! The network of this machine and its router, as they show it without any member.
 
 use p2pvm_api::NetCheckView;
 use p2pvm_overlay::portmap::Offers;
 pub use p2pvm_overlay::underlay::local_addresses;
 use std::net::IpAddr;
 
-/// The part of the page that needs no daemon.
+/// The part of the report that needs no daemon.
 pub fn of_machine(local: &[IpAddr], router: &Offers) -> NetCheckView {
     NetCheckView {
         router: router.router.map(|ip| ip.to_string()),

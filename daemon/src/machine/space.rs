@@ -1,5 +1,5 @@
-//! Puts on the board that this host's disk is full, with the VMs that stand still for it; keeps the
-//! reserve that records are written from then.
+//! Reports on the board that this host's disk is full, with the VMs that are paused because of it;
+//! refills the reserve from which records are then written.
 
 use crate::parts::Parts;
 use p2pvm_host::{Finding, reserve};
@@ -9,7 +9,7 @@ use p2pvm_vm_manager::{
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-/// How often the disk is looked at. Reason: it is one call of the file system.
+/// How long before the disk is checked again. Reason: it is one call of the file system.
 const EVERY: Duration = Duration::from_secs(2);
 /// The board's area.
 const AREA: &str = "disk-full";
@@ -19,7 +19,7 @@ const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what take
     migrate NAME' moves a VM away with its \
     memory, 'p2pvm vm delete NAME' removes one that is stopped";
 
-/// Looks until the daemon ends.
+/// Checks until the daemon ends.
 pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, dir: PathBuf) {
     let mut said: Option<Full> = None;
     loop {
@@ -28,8 +28,8 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, dir: PathBuf) {
                 let kept = reserve::refill().unwrap_or(0);
                 let spent = reserve::wanted().saturating_sub(kept);
                 let now = Full::of(&host.list(), room.free, spent, &dir.display().to_string());
-                // The figures change from look to look; a change worth a line changes who stands
-                // still.
+                // The figures change from look to look; only another set of paused VMs is worth a
+                // log line.
                 if now.as_ref().map(Full::sameness) != said.as_ref().map(Full::sameness) {
                     parts
                         .board
@@ -49,7 +49,7 @@ struct Full {
     path: String,
     free: u64,
     needed: u64,
-    /// VMs that stand still because of it.
+    /// VMs that are paused because of it.
     still: Vec<String>,
     /// Bytes of the reserve that are used up.
     spent: u64,
@@ -76,7 +76,7 @@ impl Full {
         })
     }
 
-    /// What makes it another finding.
+    /// The parts whose change makes it another finding.
     fn sameness(&self) -> (&str, &[String], bool) {
         (&self.path, &self.still, self.spent > 0)
     }

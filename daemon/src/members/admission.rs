@@ -1,7 +1,7 @@
 //! Counts the uses of invites. Each use is a slot record in the DHT that `create` gives to one
-//! joiner only, so that members who admit at the same time agree; and a line in a log on this
-//! host's disk, flushed before the joiner hears of it, so that a crash of all replicas forgets no
-//! use counted here.
+//! joiner only, so that members that admit at the same time agree. It is also a line in a log on
+//! this host's disk, flushed before the joiner gets its answer, so that a crash of all replicas
+//! loses no use counted here.
 
 use async_trait::async_trait;
 use p2pvm_api::{Doing, Outcome};
@@ -33,8 +33,8 @@ struct Counted {
 }
 
 impl Counted {
-    /// Reads the log; a last line that a crash cut short counts nothing, since its joiner was never
-    /// answered.
+    /// Reads the log. An incomplete last line, after a crash, does not count, since its joiner got
+    /// no answer.
     fn open(path: &Path) -> Outcome<Self> {
         let doing = format!("reading {}", path.display());
         let mut file = OpenOptions::new()
@@ -93,7 +93,7 @@ fn undecided(cause: impl std::error::Error) -> Refusal {
 }
 
 impl SlotAdmission {
-    /// Counts on, with what the log at `path` says.
+    /// Continues with the uses in the log at `path`.
     pub fn open(
         records: Arc<dyn Records>,
         addresses: Arc<Addresses>,
@@ -113,8 +113,8 @@ impl SlotAdmission {
         for i in 0..invite.uses() {
             // Joiners begin at different slots, so that many at once seldom meet.
             let slot = (u64::from(first) + u64::from(i)) % u64::from(invite.uses());
-            // A key of its own for each slot: nobody, this host included, can give a taken slot to
-            // another.
+            // Each slot has a key of its own, so that nobody, this host included, can give a taken
+            // slot to another.
             let owner = KeyPair::generate();
             match self
                 .records
@@ -153,7 +153,7 @@ impl Admission for SlotAdmission {
             Some((used, false)) if used >= invite.uses() as usize => return Err(Refusal::UsedUp),
             known => known.is_some_and(|(_, counted)| counted),
         };
-        // Who asks again may ask for another name: a machine that left and was renamed.
+        // A joiner that asks again may ask for another name: a machine that left and was renamed.
         let slot = async {
             if counted {
                 Ok(())
@@ -182,7 +182,7 @@ impl Admission for SlotAdmission {
     }
 }
 
-/// Stands in for the moment between the control plane's start and the DHT's.
+/// The admission between the control plane's start and the DHT's.
 pub struct NotYet;
 
 #[async_trait]

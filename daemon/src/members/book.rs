@@ -1,10 +1,9 @@
-//! Knows whose each address is, for the access rules: what the signed address records say, what
-//! certificates say of members, and which VM really holds the name that a rule mentions.
+//! The owner of each address, for the access rules: from the signed address records, the members'
+//! certificates, and the records of the VM names that rules mention.
 //!
 //! An address record carries a name that its signer wrote. For a member the certificate's name and
-//! groups are taken instead. A VM may call itself anything there, so its name counts only if the
-//! DHT's record of that name, which has one owner, belongs to it; names that no rule mentions are
-//! not looked up.
+//! groups are used instead. A VM may write any name, so its name counts only if the DHT's record of
+//! that name, which has one owner, belongs to it. Names that no rule mentions are not looked up.
 
 use p2pvm_dhcp::{Addresses, Holder, NameKind, Subject};
 use p2pvm_overlay::{MemberId, VmId, control::Control, membership::policy::Who, plane::Directory};
@@ -19,18 +18,18 @@ use tokio::sync::Notify;
 /// addresses are unknown and fit no name.
 const MAX_ADDRESSES: usize = 1 << 18;
 
-/// Whose each address is.
+/// The owner of each address.
 pub struct Book {
     control: Arc<Control>,
     owners: RwLock<HashMap<IpAddr, Subject>>,
-    /// VMs that were found to hold a name that a rule mentions.
+    /// VMs that were found to own a name that a rule mentions.
     names: RwLock<HashMap<VmId, String>>,
     mentioned: RwLock<BTreeSet<String>>,
     doubt: Notify,
 }
 
 impl Book {
-    /// An empty book; `control` knows the certificates.
+    /// An empty book; `control` has the certificates.
     pub fn new(control: Arc<Control>) -> Arc<Self> {
         Arc::new(Self {
             control,
@@ -41,7 +40,7 @@ impl Book {
         })
     }
 
-    /// Notes what a signed record says of an address.
+    /// Stores the holder in a signed record of an address.
     pub fn learn(&self, ip: IpAddr, holder: &Holder) {
         self.note(ip, holder.subject());
         if let Some(vm) = holder.vm
@@ -61,7 +60,7 @@ impl Book {
         }
     }
 
-    /// Notes whose an address is.
+    /// Stores the owner of an address.
     pub fn note(&self, ip: IpAddr, owner: Subject) {
         let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
         if owners.len() < MAX_ADDRESSES || owners.contains_key(&ip) {
@@ -69,14 +68,14 @@ impl Book {
         }
     }
 
-    /// Told when a VM appeared under a name that a rule mentions and that is not known to be its
+    /// Notified when a VM appeared under a name that a rule mentions and that it is not known to
     /// own.
     pub async fn doubted(&self) {
         self.doubt.notified().await;
     }
 
-    /// Finds out which VMs hold the names that the rules mention. A name that cannot be looked up
-    /// now keeps its VM.
+    /// Looks up which VMs own the names that the rules mention. A name that cannot be looked up now
+    /// keeps its VM.
     pub async fn find_names(&self, mentioned: BTreeSet<String>, addresses: &Addresses) {
         *self
             .mentioned

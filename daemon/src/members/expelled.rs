@@ -1,4 +1,4 @@
-//! Why this node is a member no longer: by whose word, since when, and what to do.
+//! Why this node is no longer a member: who revoked it, since when, and what to do.
 
 use crate::clock;
 use p2pvm_overlay::{
@@ -8,7 +8,7 @@ use p2pvm_overlay::{
 
 const FORGET: &str = "'p2pvm leave --force' forgets it; a new invite lets a new identity in";
 
-/// The sentence for a certificate that `why` turned down.
+/// The sentence for a certificate that was refused because of `why`.
 pub(crate) fn sentence(trust: &Trust, own: &Certificate, why: &Refusal) -> String {
     match why {
         Refusal::Revoked => revoked(trust, own),
@@ -33,7 +33,7 @@ fn revoked(trust: &Trust, own: &Certificate) -> String {
         Target::Member(member) if own.hangs_on(member) => Some((member, word)),
         _ => None,
     });
-    // The word about this node itself says more than one about another from which it hangs.
+    // The revocation of this node itself says more than that of a member that it depends on.
     let Some((member, word)) = hits.min_by_key(|(member, _)| *member != own.member()) else {
         return format!("this node's membership has been revoked: {FORGET}");
     };

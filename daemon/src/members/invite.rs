@@ -1,4 +1,4 @@
-//! Who comes into the network and who is expelled from it: invites and revocations.
+//! Invites and revocations.
 
 use super::service::Members;
 use p2pvm_api::{Doing, Failure, InviteAnswer, InviteRequest, Outcome, RevokeAnswer};
@@ -9,8 +9,8 @@ use p2pvm_overlay::{
 };
 use std::time::Duration;
 
-/// How long this member waits for addresses of its own. Reason: they are known by then, or there
-/// are none.
+/// How long to wait for this member's own addresses. Reason: they are known by then, or there are
+/// none.
 const ADDRESSES_LIMIT: Duration = Duration::from_secs(5);
 /// The note on an invite that machines at other places may be unable to use.
 const UNREACHABLE: &str = "this machine knows no address at which machines at other places reach \
@@ -20,10 +20,10 @@ const UNREACHABLE: &str = "this machine knows no address at which machines at ot
 /// The note on a delegate's revocation of a member whose certificate is not known here.
 const UNMET_REVOKED: &str = "no member asked knows whose id that is; if it is a delegate's, this \
     has no effect: only the founder's machine revokes those";
-/// How long an invite may be valid. Reason: one that its issuer has forgotten is a hole.
+/// How long an invite may be valid. Reason: one that its issuer has forgotten is a security hole.
 const MAX_INVITE_SECONDS: u64 = 366 * 24 * 3600;
 
-/// One address for each host this member can be knocked at: QUIC where there is it; at most two
+/// One address for each host by which this member can be dialled: QUIC if there is one; at most two
 /// hosts, IPv4 first.
 fn shortest(addresses: Vec<String>) -> Vec<String> {
     let quic: Vec<String> = addresses
@@ -40,11 +40,12 @@ fn shortest(addresses: Vec<String>) -> Vec<String> {
 }
 
 impl Members {
-    /// Where others can knock; right after the start it takes a moment until that is known.
+    /// The addresses by which others can dial this member; right after the start they take a
+    /// moment.
     async fn contact_addresses(&self) -> Outcome<Vec<String>> {
         let began = std::time::Instant::now();
-        // A router that is slow to answer does not hold an invite up for long: it may be for the
-        // next room.
+        // A router that is slow to answer does not delay an invite for long: the invite may be for
+        // the next room.
         let _ = tokio::time::timeout(ADDRESSES_LIMIT, self.parts.control.asked_router()).await;
         loop {
             let addresses = self.parts.control.contact_addrs();
@@ -95,7 +96,7 @@ impl Members {
         })
     }
 
-    /// Expels a member, with all members that hang on it, or cancels an invite.
+    /// Expels a member, with all members that depend on it, or cancels an invite.
     pub async fn revoke(&self, what: &str) -> Outcome<RevokeAnswer> {
         let target = match what.parse() {
             Ok(invite) => Target::Invite(invite),
@@ -121,7 +122,7 @@ impl Members {
             }
             done => done.doing("revoking")?,
         }
-        // A member not met here may be a delegate, against which this word counts nowhere.
+        // A member not met here may be a delegate, whom this member cannot revoke.
         let unknown = matches!(
             target, Target::Member(member) if !by_root && control.certificate(member).is_none()
         );
@@ -134,7 +135,7 @@ impl Members {
         })
     }
 
-    /// The names of the other members that fall when `member` is revoked, as far as they are known
+    /// The names of the other members that are revoked with `member`, as far as they are known
     /// here.
     fn fall_with(&self, member: MemberId) -> Vec<String> {
         let control = &self.parts.control;

@@ -1,11 +1,11 @@
-//! `p2pvm netcheck`: the overlay's page on this machine's way to the others, with names for ids.
+//! `p2pvm netcheck`: the overlay's report of this machine's connectivity, with names for ids.
 
 use super::service::Members;
 use crate::machine::sight;
 use p2pvm_api::{NetCheckView, PunchView, PunchesView, ReachableView};
 use p2pvm_overlay::connect::Punches;
 
-/// The counts as the API gives them.
+/// The counts in the API's form.
 pub fn punches(punches: &Punches) -> PunchesView {
     let view = |p: &p2pvm_overlay::connect::Punch| PunchView {
         member: p.member.to_string(),

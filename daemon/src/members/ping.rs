@@ -37,8 +37,7 @@ impl Members {
         )))
     }
 
-    /// The member that a ping to `text` goes to, and what `text` is there if it is a VM and not the
-    /// member itself.
+    /// The member that a ping to `text` goes to, and the name of the VM if `text` is one.
     async fn ping_target(&self, text: &str) -> Outcome<(MemberId, Option<String>)> {
         let failure = match self.parts.resolve_member(text).await {
             Err(failure) if failure.kind == Kind::NotFound => failure,

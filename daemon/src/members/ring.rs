@@ -1,5 +1,5 @@
-//! What the control API says of the ring, and what the daemon does with its state: the control
-//! plane's connections follow the ring's neighbours in a network that is too large for a full mesh.
+//! The ring in the control API, and the use of its state: in a network that is too large for a full
+//! mesh, the control plane's connections follow the ring's neighbours.
 
 use super::service::Members;
 use crate::parts::Parts;
@@ -10,7 +10,7 @@ use p2pvm_overlay::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// How often the control plane is told the neighbours.
+/// How long before the control plane gets the neighbours again.
 const FOLLOW_EVERY: Duration = Duration::from_secs(2);
 /// How long before a trace that has not come back counts as lost.
 const TRACE_LIMIT: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ fn role(neighbour: &Neighbour) -> String {
     }
 }
 
-/// Has the control plane stay connected to the ring's neighbours, until the daemon ends.
+/// Keeps the control plane connected to the ring's neighbours, until the daemon ends.
 pub(crate) async fn follow(parts: Arc<Parts>) {
     loop {
         tokio::time::sleep(FOLLOW_EVERY).await;
@@ -103,7 +103,7 @@ impl Members {
             .collect()
     }
 
-    /// Follows the ring to a member.
+    /// Traces the path over the ring to a member.
     pub async fn trace(&self, text: &str) -> Outcome<Traced> {
         let member = self.parts.resolve_member(text).await?;
         if member == self.parts.me() {

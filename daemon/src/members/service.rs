@@ -1,5 +1,5 @@
 //! The members of the network as this one sees them: peers, traffic, pings, traces, this machine's
-//! way to them, and who comes in or is expelled.
+//! connectivity, invites and revocations.
 
 use crate::parts::Parts;
 use std::sync::Arc;

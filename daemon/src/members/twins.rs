@@ -1,15 +1,15 @@
-//! A copy of this node's state that runs elsewhere: noticing it, and giving way to it where that is
-//! ours to do.
+//! Detects a second machine that runs with a copy of this node's state, and gives the identity up
+//! to it if `protocol` decides so.
 //!
-//! `protocol` decides; here is what it decides about. Every member keeps a board for others
-//! ([`Ask::Met`]); this node leaves its statement with the connected member nearest to its place on
-//! the ring, and that one's answer holds what its twins left there.
+//! Every member keeps a board for other members ([`Ask::Met`]). This node leaves its statement with
+//! the connected member nearest to its own place on the ring; the answer holds the statements that
+//! its twins left there.
 //!
-//! The instance that gives way stops its guests first: they are copies of VMs that run with the one
-//! that keeps the identity, and stay on the disk as branches. Then it asks a member that may admit
-//! for an invite for its successor ([`Ask::Successor`]) and starts again, which
-//! [`crate::succession`] completes. docs/decisions/0022-cloned-state.md says why it is made this
-//! way and what it does not do.
+//! The instance that gives way first stops its guests: they are copies of VMs that also run at the
+//! twin that keeps the identity. Their disks stay as branches. Then it asks a member with the right
+//! to admit for an invite for its successor ([`Ask::Successor`]) and restarts, which
+//! [`crate::succession`] completes. docs/decisions/0022-cloned-state.md has the reasons for this
+//! protocol and its limits.
 
 mod protocol;
 
@@ -32,45 +32,44 @@ use std::{
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 const SERVICE: &str = "twin";
-/// How long an answer from the board may take. Reason: it is one round trip.
+/// How long to wait for the board's answer. Reason: it takes one round trip.
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often this instance tells its own while it is open whether another one lives.
+/// How often this instance sends its statement while it is unknown whether another one lives.
 const TELL_SOON: Duration = Duration::from_secs(5);
-/// For how many rounds. Reason: another instance tells its own every [`TELL_EVERY`], so it has
-/// answered by then or does not live.
+/// How many rounds this takes at most. Reason: another instance sends its own statement every
+/// [`TELL_EVERY`], so after these it has answered or does not live.
 const SOON_ROUNDS: u32 = 12;
-/// How long connections are gathered. Reason: members that connect one after the other are told
-/// once.
+/// How long to wait for further connections after one. Reason: members that connect in one burst
+/// cause one statement.
 const GATHER: Duration = Duration::from_millis(300);
-/// How many successors one member has in a day. Reason: a template that is started more often needs
-/// an invite for each machine instead.
+/// How many successors one member gets a day. Reason: a template that is started more often needs
+/// an invite for each machine.
 const SUCCESSORS_A_DAY: u8 = 4;
 const DAY: Duration = Duration::from_secs(86_400);
 /// How long a successor's invite is valid. Reason: a successor joins at once, or asks again.
 const INVITE_SECONDS: u64 = 3600;
-/// How long asking for an invite may take, and how long between two attempts. Reason: it takes a
-/// lookup.
+/// How long to wait for an invite, and between two attempts. Reason: the issuer makes a DHT lookup.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]
 enum Ask {
-    /// Keep this for the sender's twins, and give what they left.
+    /// Store this statement for the sender's twins, and return theirs.
     Met(Statement),
-    /// An invite for whom the sender becomes.
+    /// Issue an invite for the member that the sender becomes.
     Successor,
 }
 
 #[derive(Serialize, Deserialize)]
-enum Told {
-    /// What other instances of the asker left.
+enum Reply {
+    /// The statements that the sender's twins left.
     Others(Vec<Statement>),
     /// The text of an invite.
     Invite(String),
-    /// No invite, and why.
+    /// The reason why there is no invite.
     No(String),
 }
 
-/// What finding twins needs, and giving way to one.
+/// Detects twins of this node and gives way to them.
 pub(crate) struct Twins {
     parts: Arc<Parts>,
     host: Arc<Host>,
@@ -78,7 +77,7 @@ pub(crate) struct Twins {
     layout: Layout,
 }
 
-/// Begins to serve other members and to look for twins; runs as long as the daemon does.
+/// Serves other members and looks for twins, as long as the daemon runs.
 pub(crate) async fn run(twins: Arc<Twins>) {
     let board = Arc::new(Mutex::new(Board::default()));
     twins.parts.fabric().serve(
@@ -122,7 +121,7 @@ pub(crate) async fn run(twins: Arc<Twins>) {
     }
 }
 
-/// Waits until a member has connected, and those that connect with it.
+/// Waits until a member has connected, and a moment longer for others.
 async fn met_somebody(events: &mut Receiver<ControlEvent>) {
     loop {
         match events.recv().await {
@@ -157,8 +156,8 @@ impl Twins {
             .any(|vm| matches!(vm.state, VmState::Running | VmState::Leaving))
     }
 
-    /// Leaves this instance's statement on the board that its twins use too; gives theirs. One
-    /// board, and one question at a time.
+    /// Leaves this instance's statement on the board that its twins use too, and returns theirs.
+    /// Asks one board, one question at a time.
     async fn tell(&self, watch: &Watch) -> Vec<Statement> {
         let place = self.parts.me().ring_addr();
         let Some(nearest) = self
@@ -178,7 +177,7 @@ impl Twins {
             )
             .await
         {
-            Ok(Told::Others(others)) => others,
+            Ok(Reply::Others(others)) => others,
             Ok(_) => Vec::new(),
             Err(error) => {
                 tracing::debug!(%error, "twins not asked for");
@@ -192,7 +191,7 @@ impl Twins {
         member: MemberId,
         ask: &Ask,
         limit: Duration,
-    ) -> Result<Told, FabricError> {
+    ) -> Result<Reply, FabricError> {
         let refused = |e: postcard::Error| FabricError::Refused(member, e.to_string());
         let body = postcard::to_allocvec(ask).map_err(refused)?;
         let answer = self
@@ -203,7 +202,7 @@ impl Twins {
         postcard::from_bytes(&answer).map_err(refused)
     }
 
-    /// The identity is another machine's from now on.
+    /// Gives the identity up to another machine and becomes a member of its own.
     async fn give_way(self: Arc<Self>, to: InstanceId) {
         tracing::error!(
             instance = %to,
@@ -233,8 +232,8 @@ impl Twins {
         }
     }
 
-    /// Asks those who may admit, this node last: if it has the network's key, so has the one that
-    /// it gives way to.
+    /// Asks the members with the right to admit, this node last. Reason: if this node has the
+    /// network's key, its twin has it too.
     async fn ask_for_successor(&self) -> Result<String, String> {
         let control = &self.parts.control;
         let may_admit = |m: &MemberId| control.certificate(*m).is_some_and(|c| c.rights().admit);
@@ -249,18 +248,18 @@ impl Twins {
                 .ask_twin_desk(issuer, &Ask::Successor, ASK_TIMEOUT)
                 .await
             {
-                Ok(Told::Invite(invite)) => return Ok(invite),
-                Ok(Told::No(why)) => why,
-                Ok(Told::Others(_)) => "an answer to another question".to_owned(),
+                Ok(Reply::Invite(invite)) => return Ok(invite),
+                Ok(Reply::No(why)) => why,
+                Ok(Reply::Others(_)) => "an answer to another question".to_owned(),
                 Err(error) => error.to_string(),
             };
         }
         Err(why)
     }
 
-    /// An invite for the member that a copy of `member` becomes: one use, in the same groups,
-    /// without the right to admit. Its certificate will say whose copy it is, so that it falls if
-    /// that one is revoked.
+    /// Issues an invite for the member that a copy of `member` becomes: one use, the same groups,
+    /// no right to admit. The new certificate names the original member, so that revoking that one
+    /// revokes the copy.
     async fn invite_successor(&self, member: MemberId) -> Result<String, String> {
         let issuer = self
             .parts
@@ -307,7 +306,7 @@ impl Twins {
         Ok(invite.to_text())
     }
 
-    /// Counts the successors of a member, the same at every issuer: a record for each that only one
+    /// Counts the successors of a member, across all issuers: each is a record that only one issuer
     /// can create.
     async fn take_turn(&self, member: MemberId) -> Result<(), String> {
         for turn in 0..SUCCESSORS_A_DAY {
@@ -315,7 +314,8 @@ impl Twins {
                 "p2pvm 2026 successor of a member",
                 &[&member.0[..], &[turn]].concat(),
             );
-            // A key of its own for each: nobody, this host included, can free a taken turn.
+            // Each record has a key of its own, so that nobody, this host included, can free a
+            // taken turn.
             match self
                 .parts
                 .records()
@@ -334,7 +334,7 @@ impl Twins {
     }
 }
 
-/// What this node does for others.
+/// Answers other members: the board, and invites for successors.
 struct Desk {
     twins: Weak<Twins>,
     board: Arc<Mutex<Board>>,
@@ -347,14 +347,14 @@ impl Serve for Desk {
         let answer = match postcard::from_bytes(&body).map_err(|e| e.to_string())? {
             Ask::Met(statement) => {
                 let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-                Told::Others(board.exchange(self.began.elapsed(), from, statement))
+                Reply::Others(board.exchange(self.began.elapsed(), from, statement))
             }
             Ask::Successor => {
                 let twins = self.twins.upgrade().ok_or("the node is shutting down")?;
                 twins
                     .invite_successor(from)
                     .await
-                    .map_or_else(Told::No, Told::Invite)
+                    .map_or_else(Reply::No, Reply::Invite)
             }
         };
         postcard::to_allocvec(&answer).map_err(|e| e.to_string())

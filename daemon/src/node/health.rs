@@ -4,8 +4,8 @@ use p2pvm_api::{HealthView, Peer, Status, VmView};
 use p2pvm_console::{Health, UNREACHABLE, Vitals, is_troubled, lost, udp_port};
 use p2pvm_host::Level;
 
-/// The health of the node with this status, of its peers and of the VMs known. `silent` are the
-/// members that did not say which VMs they have.
+/// The health of the node with this status, of its peers and of the known VMs. `silent` are the
+/// members that did not report their VMs.
 pub(crate) fn health(
     online: bool,
     status: &Status,

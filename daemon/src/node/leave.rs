@@ -1,11 +1,11 @@
-//! Leaves the network, as far as the running daemon has a part in it.
+//! Leaves the network: the part of the running daemon.
 
 use super::service::Node;
 use p2pvm_api::{Failure, Outcome};
 use std::time::Duration;
 
 impl Node {
-    /// Leaves the network: what is left to do on disk is the caller's.
+    /// Leaves the network; the caller removes the files.
     pub async fn leave(&self, force: bool) -> Outcome<()> {
         let here: Vec<_> = self.vms.host.list().into_iter().map(|vm| vm.name).collect();
         if !here.is_empty() && !force {
@@ -15,8 +15,8 @@ impl Node {
             )));
         }
         for name in here {
-            // Its state goes, so there is nothing for a guest to save. One that cannot be stopped
-            // now ends with its state; its record runs out.
+            // Its state is deleted, so a guest has nothing to save. A guest that cannot be stopped
+            // now ends when its state is deleted; its record expires.
             if let Err(error) = self.vms.host.stop_within(&name, Duration::ZERO).await {
                 tracing::warn!(vm = %name, error = %p2pvm_host::chain(&error), "not stopped \
                     before leaving");

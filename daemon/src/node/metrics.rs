@@ -1,8 +1,7 @@
 //! Figures for Prometheus in its text format 0.0.4
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>), of this member or of all (a
-//! question over the ring, see [`crate::cluster::ask`]). Names end with their unit; counters begin
-//! with the daemon. Every figure carries the member's name, so that those of all can stand in one
-//! page.
+//! question over the ring, see [`crate::cluster::ask`]). Names end with their unit; counters start
+//! with the daemon. Every figure carries the member's name, so that one page can have those of all.
 
 use super::service::Node;
 use p2pvm_overlay::{
@@ -12,10 +11,10 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write};
 
-/// How many labels a sample may have beside the member's name. Reason: this program sends no more.
+/// How many labels a sample may have beside the member's name. Reason: this program writes no more.
 const MAX_LABELS: usize = 8;
 
-/// What a figure means.
+/// The meaning of a figure.
 struct Family {
     name: &'static str,
     counter: bool,
@@ -134,9 +133,9 @@ pub struct Sample {
 /// The figures of one member or several.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Metrics {
-    /// By the member's name.
+    /// The figures by the member's name.
     pub members: Vec<(String, Vec<Sample>)>,
-    /// Who is missing.
+    /// The members that are missing.
     pub remarks: Vec<String>,
 }
 
@@ -264,8 +263,8 @@ fn links(peers: &[(MemberId, PathInfo)], name: impl Fn(MemberId) -> String) -> V
     samples
 }
 
-/// Whether a name is one that Prometheus reads: what another member says is not copied into the
-/// page unseen.
+/// Whether Prometheus accepts a name. Reason: another member's text is not copied into the page
+/// unchecked.
 fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.as_bytes()[0].is_ascii_digit()
@@ -280,8 +279,8 @@ fn escaped(value: &str) -> String {
 }
 
 impl Metrics {
-    /// As Prometheus reads them. Each family stands together, as the format asks; remarks are
-    /// comments at the end. What is of no family known here is left out.
+    /// The figures in Prometheus' format, each family together, as the format asks; remarks are
+    /// comments at the end. Figures of unknown families are left out.
     pub fn page(&self) -> String {
         let mut lines: BTreeMap<usize, String> = BTreeMap::new();
         for (member, s) in self

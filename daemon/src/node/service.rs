@@ -1,4 +1,4 @@
-//! This node as a whole: what it is, how it is, and its end.
+//! This node as a whole: its status, its health and its end.
 
 use crate::{
     addresses::reach::Reach, layout::Layout, lifecycle::Lifecycle, machine::service::Machine,

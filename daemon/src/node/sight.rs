@@ -1,4 +1,4 @@
-//! This member as it tells of itself to others.
+//! This member's description of itself for others.
 
 use super::service::Node;
 use p2pvm_api::{ClusterLoad, ClusterMember, Link, MAX_DECISIONS, MAX_LINKS, Sight};
@@ -21,7 +21,7 @@ impl Node {
         }
     }
 
-    /// How busy this member is.
+    /// The load of this member.
     pub(crate) fn load_here(&self) -> ClusterLoad {
         ClusterLoad {
             members: 1,
@@ -30,13 +30,13 @@ impl Node {
         }
     }
 
-    /// This member as it tells of itself: the links that carry something, the nearest first, and
-    /// its newest decisions.
+    /// This member's description of itself: the links in use, the nearest first, and its newest
+    /// decisions.
     pub(crate) fn sight(&self) -> Sight {
         let links = self.parts.control.peers().into_iter().filter_map(|peer| {
             let link = self.parts.plane.path(peer.member)?;
             let path = match &link.path {
-                // The address is for this member alone to know.
+                // The address is only for this member.
                 Path::Direct(_) => "direct".to_owned(),
                 other => self.parts.path_text(other),
             };
@@ -55,7 +55,7 @@ impl Node {
         links.truncate(MAX_LINKS);
         let mut decisions = self.vms.manager.decisions(MAX_DECISIONS);
         for decision in &mut decisions {
-            // The sentence has what a person reads.
+            // The sentence has the parts that a person reads.
             decision.explained.details = serde_json::Value::Null;
         }
         Sight {

@@ -1,4 +1,4 @@
-//! `p2pvm status`: this node and how it is.
+//! `p2pvm status`: this node and its health.
 
 use super::{health::health, service::Node};
 use crate::{machine::sight, members::netcheck, placement::load};
@@ -57,8 +57,8 @@ impl Node {
         status
     }
 
-    /// The health by the rules of the status screen, as far as this node knows without asking
-    /// others: of VMs those that are here, and those of dead hosts whose records it holds.
+    /// The health by the rules of the status screen, as far as this node knows it without asking
+    /// others: of the VMs here, and of those of dead hosts whose records it holds.
     fn health_of(&self, status: &Status) -> HealthView {
         let vms = [self.vms.here(), self.vms.gone_here()].concat();
         health(

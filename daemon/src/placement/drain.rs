@@ -1,6 +1,6 @@
 //! Moves the VMs of this host elsewhere: a few at a time, the smallest first, each to the member
-//! that was given least so far. A move that fails is tried with other members and then left; the
-//! other VMs go on. Why so: docs/decisions/0033.
+//! that has been given least so far. A failed move is tried with other members and then skipped;
+//! the other VMs go on. docs/decisions/0033 has the reasons.
 
 use super::{manager::Manager, moves};
 use crate::{http::report::Reporter, parts::Parts};
@@ -23,12 +23,12 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How many VMs are moved at a time. Reason: a move waits for most of its time, for the target and
-/// for round trips; many share one uplink.
+/// How many VMs are moved at a time. Reason: a move spends most of its time waiting for the target
+/// and for round trips, and several share one uplink.
 const LANES: usize = 2;
 /// How many members one VM is offered to before it stays.
 const TRIES: usize = 3;
-/// How long between two looks at a VM that another request is moving.
+/// How long before a VM that another request is moving is checked again.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The drains of this host: one at a time.
@@ -40,16 +40,16 @@ pub(crate) struct Drains {
     stopped: AtomicBool,
 }
 
-/// Where VMs go.
+/// The targets of the VMs.
 #[derive(Default)]
 struct Places {
-    /// MiB that each member was given by this drain, or is about to be.
+    /// How many MiB each member has been given by this drain, or is about to be given.
     given: BTreeMap<MemberId, u64>,
 }
 
 impl Places {
-    /// The member for a VM of so many MiB: of `known`, best first, the one that was given least;
-    /// none that was `tried`.
+    /// The member for a VM of `mib` MiB: of `known`, best first, the one that has been given least;
+    /// none of `tried`.
     fn choose(&mut self, known: &[MemberId], tried: &[MemberId], mib: u64) -> Option<MemberId> {
         let free = known.iter().filter(|member| !tried.contains(member));
         let best = free
@@ -59,7 +59,7 @@ impl Places {
         Some(best)
     }
 
-    /// The VM did not go there.
+    /// Takes the VM back from a member that it did not move to.
     fn give_back(&mut self, member: MemberId, mib: u64) {
         if let Some(given) = self.given.get_mut(&member) {
             *given = given.saturating_sub(mib);
@@ -67,16 +67,16 @@ impl Places {
     }
 }
 
-/// What became of one VM.
+/// The result for one VM.
 enum End {
     Moved(VmMoved),
-    /// Why it stays.
+    /// The reason why it stays.
     Stays(String),
     /// It went without this drain.
     Gone,
 }
 
-/// The order in which VMs go: who has a deadline has most of them away soonest.
+/// The order of the VMs. Reason: with a deadline, most of them are away soonest.
 fn in_order(mut vms: Vec<VmStatus>) -> Vec<VmStatus> {
     vms.sort_by(|a, b| (a.definition.memory_mib, &a.name).cmp(&(b.definition.memory_mib, &b.name)));
     vms
@@ -93,8 +93,8 @@ impl Drains {
         }
     }
 
-    /// Moves every VM that runs here elsewhere; what stays is named with the reason. A second call
-    /// waits for the first and then moves what is left.
+    /// Moves every VM that runs here elsewhere; a VM that stays is reported with the reason. A
+    /// second call waits for the first and then moves the rest.
     pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
         let _one = self.one.lock().await;
         self.stopped.store(false, Ordering::Release);
@@ -164,7 +164,7 @@ impl Drains {
         })
     }
 
-    /// Begins no more moves; those that run end as they do.
+    /// Starts no more moves; those under way run to their end.
     pub fn stop(&self) -> DrainStopping {
         let stopping = self.one.try_lock().is_err();
         self.stopped.store(true, Ordering::Release);

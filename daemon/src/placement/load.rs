@@ -1,7 +1,6 @@
-//! How busy this host is, from /proc. On a machine of its own that is the whole machine; where the
-//! daemon runs in a network namespace that is not the machine's (an emulated host), only the
-//! processes of that namespace and its guests count, so that emulated hosts on one machine each
-//! have a load of their own.
+//! The load of this host, from /proc. If the daemon runs in the machine's own network namespace,
+//! that is the whole machine's. Otherwise (an emulated host) only the processes of its namespace
+//! and its guests count, so that emulated hosts on one machine each have a load of their own.
 
 use std::{
     collections::HashMap,
@@ -39,7 +38,7 @@ pub struct Load {
     pub cpus: f64,
     /// Memory in use, MiB.
     pub memory_used_mib: u64,
-    /// Memory there is, MiB.
+    /// All memory, MiB.
     pub memory_total_mib: u64,
 }
 
@@ -78,7 +77,7 @@ impl Meter {
     }
 
     /// Measures since the last call. The first call measures nothing yet. `guests` is how many
-    /// processors the guests keep busy: they live in namespaces of their own, so that an emulated
+    /// processors the guests keep busy: they are in namespaces of their own, so that an emulated
     /// host's processes do not include them.
     pub fn sample(&mut self, guests: f64) -> Load {
         let now = Instant::now();
@@ -122,7 +121,8 @@ impl Meter {
         }
     }
 
-    /// user + nice + system + irq + softirq + steal of the first line of /proc/stat (proc(5)).
+    /// The sum of user, nice, system, irq, softirq and steal in the first line of /proc/stat
+    /// (proc(5)).
     fn machine(&self) -> Duration {
         let text = fs::read_to_string("/proc/stat").unwrap_or_default();
         let fields: Vec<u32> = text
@@ -156,7 +156,8 @@ impl Meter {
             .collect()
     }
 
-    /// utime + stime of /proc/PID/stat; the name before them may hold blanks and brackets.
+    /// The sum of utime and stime in /proc/PID/stat; the name before them may contain blanks and
+    /// brackets.
     fn process(&self, pid: u32) -> Option<Duration> {
         let text =
             fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;

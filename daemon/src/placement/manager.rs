@@ -1,5 +1,6 @@
-//! Feeds the autonomic manager: measures this host and its guests, carries its gossip and offers,
-//! and starts the migrations that it and the chosen peer have agreed on. Decides nothing itself.
+//! The driver of the autonomic manager: measures this host and its guests, carries its gossip and
+//! offers, and starts the migrations that it and the chosen peer have agreed on. Decides nothing
+//! itself.
 
 use crate::config::Config;
 use crate::{parts::Parts, placement::load::Meter, placement::moves::Moves};
@@ -33,7 +34,7 @@ const EXPLAIN: &str = "why";
 /// How long before a message that has not arrived counts as lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The manager and what it is fed with.
+/// The manager and its inputs.
 pub struct Manager {
     parts: Arc<Parts>,
     host: Arc<Host>,
@@ -44,19 +45,19 @@ pub struct Manager {
     cpus: u32,
     /// The last measured load, as the bits of an f64.
     cpu: AtomicU64,
-    /// Processors that each guest here keeps busy, as measured last.
+    /// How many processors each guest here keeps busy, as last measured.
     guests: Mutex<HashMap<VmId, f64>>,
     /// Moves from here that are under way.
     pub moves: Moves,
 }
 
-/// Ages of loads and rests are measured by it, so it must not jump with the wall clock.
+/// The ages of loads and rests are measured by it, so it must not jump with the wall clock.
 fn now() -> Millis {
     Millis(p2pvm_overlay::network_time::steady_millis())
 }
 
 impl Manager {
-    /// Begins to answer peers. [`Manager::run`] does the rest.
+    /// Starts to answer peers. [`Manager::run`] does the rest.
     pub fn start(parts: Arc<Parts>, host: Arc<Host>, config: &Config) -> Arc<Self> {
         let (outputs, waiting) = mpsc::channel(256);
         let mut placement = config.placement.clone();
@@ -82,11 +83,11 @@ impl Manager {
         manager
             .parts
             .fabric()
-            .serve(SERVICE, Arc::new(Ear(manager.clone())));
+            .serve(SERVICE, Arc::new(PlacementService(manager.clone())));
         manager
             .parts
             .fabric()
-            .serve(EXPLAIN, Arc::new(Witness(manager.clone())));
+            .serve(EXPLAIN, Arc::new(ExplainService(manager.clone())));
         manager
     }
 
@@ -94,7 +95,7 @@ impl Manager {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the machine something and passes on what it wants.
+    /// Passes inputs to the manager and carries out its outputs.
     fn tell(&self, inputs: impl IntoIterator<Item = Input>) {
         let wanted: Vec<Output> = {
             let mut machine = self.lock();
@@ -104,7 +105,7 @@ impl Manager {
             std::iter::from_fn(|| machine.poll()).collect()
         };
         for output in wanted {
-            // Gossip and offers may get lost; a move that is not begun is offered again.
+            // Gossip and offers may get lost; a move that does not start is offered again.
             if self.outputs.try_send(output).is_err() {
                 tracing::warn!("the autonomic manager asks for more than is carried out");
             }
@@ -177,7 +178,7 @@ impl Manager {
         }
     }
 
-    /// Whom the guests talk with, by the packet plane's matrix, and where that is.
+    /// The members that the guests talk with, by the packet plane's matrix, and their coordinates.
     fn note_traffic(&self, vms: &mut [VmLoad]) {
         let traffic = self.parts.plane.traffic();
         let guests: HashMap<VmId, [IpAddr; 2]> = self
@@ -273,7 +274,7 @@ impl Manager {
         f64::from_bits(self.cpu.load(Ordering::Relaxed))
     }
 
-    /// Processors that a guest here keeps busy, as measured last.
+    /// How many processors a guest here keeps busy, as last measured.
     pub fn cpu_of(&self, vm: VmId) -> Option<f64> {
         self.guests
             .lock()
@@ -309,18 +310,18 @@ impl Manager {
             .collect()
     }
 
-    /// Whether VMs are taken in from now on: not where this host is being drained.
+    /// Sets whether VMs are accepted: not while this host is being drained.
     pub fn accept(&self, accept: bool) {
         self.tell([Input::Draining(!accept)]);
     }
 
-    /// What was decided here about a VM.
+    /// The decisions of this member about a VM.
     pub fn explain(&self, vm: VmId) -> Vec<Explained> {
         let told = self.lock().explain(vm);
         told.iter().map(|e| self.explained(e)).collect()
     }
 
-    /// What was decided here lately, of all VMs, the newest first.
+    /// The last decisions of this member about all VMs, the newest first.
     pub fn decisions(&self, most: usize) -> Vec<Decided> {
         let mut told = self.lock().explanations();
         told.sort_by_key(|e| std::cmp::Reverse(e.at));
@@ -359,7 +360,7 @@ impl Manager {
         }
     }
 
-    /// What connected members decided about a VM.
+    /// The decisions of connected members about a VM.
     pub async fn ask_explanations(
         &self,
         fabric: &dyn Fabric,
@@ -418,10 +419,10 @@ impl Guests {
     }
 }
 
-struct Ear(Arc<Manager>);
+struct PlacementService(Arc<Manager>);
 
 #[async_trait]
-impl Serve for Ear {
+impl Serve for PlacementService {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let message = Message::decode(&body).map_err(|e| e.to_string())?;
         self.0.tell([Input::Received(from, message)]);
@@ -429,10 +430,10 @@ impl Serve for Ear {
     }
 }
 
-struct Witness(Arc<Manager>);
+struct ExplainService(Arc<Manager>);
 
 #[async_trait]
-impl Serve for Witness {
+impl Serve for ExplainService {
     async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let vm = VmId(body.try_into().map_err(|_| "not a VM's id".to_owned())?);
         serde_json::to_vec(&self.0.explain(vm)).map_err(|e| e.to_string())

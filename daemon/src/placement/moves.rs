@@ -1,5 +1,5 @@
-//! How far the moves of VMs from here are, and how they ended, whether a user or the autonomic
-//! manager asked for them.
+//! The progress of VMs' moves from here, and their results, whether a user or the autonomic manager
+//! asked for them.
 
 use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Moving, Outcome, Step, VmMoved};
@@ -28,7 +28,7 @@ impl Moves {
             .or_insert_with(|| (to, progress.subscribe()));
     }
 
-    /// How far the VM's move is, if it is being moved.
+    /// The progress of the VM's move, if it is being moved.
     pub fn of(&self, vm: &str) -> Option<Moving> {
         let moves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (to, step) = moves
@@ -41,7 +41,7 @@ impl Moves {
     }
 }
 
-/// How far an operation on a VM is.
+/// The progress of an operation on a VM.
 pub(crate) fn step_of(progress: &Progress) -> Step {
     let mut note = String::new();
     if progress.dirty_rate > 0 {
@@ -63,7 +63,7 @@ pub(crate) fn step_of(progress: &Progress) -> Step {
     }
 }
 
-/// How a move ended, for the one that asked for it.
+/// The result of a move, for its caller.
 pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMoved> {
     let report = outcome.report.unwrap_or_default();
     let traced = outcome

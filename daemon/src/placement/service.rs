@@ -1,4 +1,4 @@
-//! Where VMs run, as the control API asks: decisions, and emptying this host.
+//! The placement of VMs for the control API: decisions, and draining this host.
 
 use super::{drain::Drains, manager::Manager};
 use crate::http::report::Reporter;
@@ -19,7 +19,7 @@ impl Placement {
         Arc::new(Self { manager, drains })
     }
 
-    /// What the autonomic manager decided here lately.
+    /// The last decisions of the autonomic manager here.
     pub fn decisions(&self) -> Vec<Decided> {
         self.manager.decisions(DECISIONS)
     }
@@ -29,7 +29,7 @@ impl Placement {
         self.drains.drain(reporter).await
     }
 
-    /// Begins no more moves of a drain.
+    /// Starts no more moves of a drain.
     pub fn stop_draining(&self) -> DrainStopping {
         self.drains.stop()
     }

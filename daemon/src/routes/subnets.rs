@@ -1,11 +1,10 @@
 //! Subnet routes: this member's offers of its LAN, and the use of others' offers.
 //!
-//! An offer is a signed notice that runs out unless it is renewed. It is used if the policy allows
-//! it (`[[route]] subnet, by`) or, in a network without a policy, by members that said `p2pvm route
-//! accept`: a stranger's word moves no traffic ([`judge`]). Of two offers of one subnet the
-//! eldest whose member answers is used ([`answers`]). What the kernel needs for it, routes and
-//! forwarding, is [`p2pvm_host::keeper`]'s part; an offer is published once this host forwards for
-//! it.
+//! An offer is a signed notice that expires unless it is renewed. It is used if the policy allows
+//! it (`[[route]] subnet, by`) or, in a network without a policy, by members with `p2pvm route
+//! accept`: otherwise any member could redirect traffic ([`judge`]). Of two offers of one subnet
+//! the oldest whose member answers is used ([`answers`]). [`p2pvm_host::keeper`] makes the kernel's
+//! routes and forwarding; an offer is published once this host forwards for it.
 
 mod answers;
 mod beside;
@@ -42,14 +41,14 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// How often this host's own routes are read. Reason: they change without notice.
+/// How long before this host's own routes are read again. Reason: they change without notice.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
-/// How often members whose offers are used here are probed.
+/// How long before members whose offers are used here are probed again.
 const PROBE_EVERY: Duration = Duration::from_secs(4);
-/// How often they are probed while one does not answer. Reason: what is shown should not lag
-/// behind.
+/// How long before they are probed again while one does not answer. Reason: the state shown should
+/// be recent.
 const PROBE_SILENT: Duration = Duration::from_millis(1500);
-/// How long the rest of a burst of changes is waited for. Reason: this host's routes and interfaces
+/// How long to wait for the rest of a burst of changes. Reason: this host's routes and interfaces
 /// may change in bursts.
 const AFTER_NEWS: Duration = Duration::from_millis(700);
 /// How long before a probe without an answer counts as lost.
@@ -58,37 +57,37 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// LAN.
 const SHORTEST_PREFIX: u8 = 8;
 
-/// What is kept over a restart.
+/// The state that outlives a restart.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Kept {
+struct SavedRoutes {
     #[serde(default)]
     offers: Vec<Cidr>,
     #[serde(default)]
     since: u64,
-    /// `None`: as the policy says, and no use without one.
+    /// `None`: as the policy says, and not without one.
     #[serde(default)]
     accept: Option<bool>,
-    /// Subnets that are not used here whatever is accepted.
+    /// Subnets that are never used here.
     #[serde(default)]
     refused: Vec<Cidr>,
 }
 
-/// What was told the others last.
+/// The last published offer.
 struct Published {
     at: Instant,
     subnets: Vec<Cidr>,
     multicast: bool,
-    /// How often it has been said again.
+    /// How many times it has been repeated.
     times: usize,
 }
 
-/// What makes the kernel forward for subnets: [`Keeper`], but in tests.
+/// The kernel's forwarding for subnets: [`Keeper`], except in tests.
 pub(crate) trait Kernel: Send + Sync {
-    /// What came of the last look.
+    /// The result of the last look.
     fn report(&self) -> Report;
-    /// Says what is wanted from now on, and waits until that was tried once.
+    /// Sets what is wanted, and waits until it was tried once.
     fn settle(&self, wanted: Wanted) -> Report;
-    /// Puts findings beside its own on the board.
+    /// Adds findings to its own on the board.
     fn add_findings(&self, findings: Vec<Finding>);
 }
 
@@ -112,18 +111,18 @@ pub struct Subnets {
     policies: Arc<Policies>,
     layout: Layout,
     kernel: Arc<dyn Kernel>,
-    /// What is wanted of the kernel but for subnets.
+    /// Wanted of the kernel, except for subnets.
     bare: Wanted,
-    /// Whether guests here take others' multicast.
+    /// Whether guests here receive others' multicast.
     multicast: bool,
-    kept: Mutex<Kept>,
+    kept: Mutex<SavedRoutes>,
     views: Mutex<Vec<RouteView>>,
     answers: Mutex<Answers>,
-    /// What the kernel was told last; held while it is told.
+    /// What the kernel was last asked for; locked while it is asked.
     wanted: Mutex<Wanted>,
     published: Mutex<Option<Published>>,
-    /// The number of the newest offer made here, and how often the network's time had been set by
-    /// then.
+    /// The number of this member's newest offer, and how many times the network's time had been set
+    /// by then.
     told: Mutex<(Option<u64>, u64)>,
 }
 
@@ -132,7 +131,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Subnets {
-    /// Reads what this node offered before. `kernel` makes what is wanted beside `bare`.
+    /// Loads this node's previous offers. `kernel` makes the settings wanted beside `bare`.
     pub fn open(
         parts: Arc<Parts>,
         policies: Arc<Policies>,
@@ -141,7 +140,7 @@ impl Subnets {
         multicast: bool,
     ) -> Outcome<Arc<Self>> {
         let kept = match read_if_there(&layout.routes())? {
-            None => Kept::default(),
+            None => SavedRoutes::default(),
             Some(bytes) => serde_json::from_slice(&bytes).doing(format_args!(
                 "{} is damaged: remove it",
                 layout.routes().display()
@@ -169,7 +168,7 @@ impl Subnets {
             .expect("a founded subnet has no host bits")
     }
 
-    /// The routes that `read` finds, but for those into this network.
+    /// The routes that `read` returns, except those into this network.
     fn local_routes(
         &self,
         read: impl FnOnce(&mut Netlink) -> io::Result<Vec<Route>>,
@@ -189,7 +188,7 @@ impl Subnets {
             .collect())
     }
 
-    /// Follows offers, policy, this host's routes and who answers until the daemon ends.
+    /// Follows offers, policy, this host's routes and the members' answers until the daemon ends.
     pub async fn run(&self) {
         let mut changes = self.parts.notices.changes();
         let mut probed = Instant::now();
@@ -219,9 +218,9 @@ impl Subnets {
         }
     }
 
-    /// Brings the notices, the packet plane and the kernel into line.
+    /// Adjusts the notices, the packet plane and the kernel to the present state.
     fn settle(&self) -> Outcome<()> {
-        // One at a time: what the kernel is told last is what was judged last.
+        // One at a time: the kernel must get the newest judgement last.
         let mut wanted = lock(&self.wanted);
         let kept = lock(&self.kept).clone();
         self.policies.apply();
@@ -245,8 +244,8 @@ impl Subnets {
         };
         *wanted = now;
         self.show(&judged, &report);
-        // What this host does not forward is not offered: others would send packets here for
-        // nothing.
+        // A subnet that this host does not forward into is not offered: others would send packets
+        // here for nothing.
         let is_own = |subnet: &Cidr| {
             judged
                 .iter()
@@ -260,7 +259,7 @@ impl Subnets {
     }
 
     /// The offers of all members, this one's first.
-    fn all_offered(&self, kept: &Kept, offers: &[Offer]) -> Vec<Offered> {
+    fn all_offered(&self, kept: &SavedRoutes, offers: &[Offer]) -> Vec<Offered> {
         let me = self.parts.me();
         let mine = kept
             .offers
@@ -277,10 +276,10 @@ impl Subnets {
         mine.chain(theirs).collect()
     }
 
-    /// What is done with each offer here.
+    /// The use of each offer here.
     fn judge<'a>(
         &self,
-        kept: &Kept,
+        kept: &SavedRoutes,
         (policy, local): (Option<&NetworkPolicy>, &[Cidr]),
         all: &'a [Offered],
     ) -> Vec<(&'a Offered, Use)> {
@@ -303,8 +302,8 @@ impl Subnets {
             .collect()
     }
 
-    /// Has the packet plane send packets for the subnets to the members that offer them, and
-    /// multicast to those that take it.
+    /// Makes the packet plane send packets for the subnets to the members that offer them, and
+    /// multicast to those that receive it.
     fn tell_plane(&self, judged: &[(&Offered, Use)], offers: &[Offer], multicast: bool) {
         let me = self.parts.me();
         let own = judged.iter().filter(|(_, done)| *done == Use::Own);
@@ -322,8 +321,8 @@ impl Subnets {
         self.parts.plane.set_multicast(multicast.then_some(takers));
     }
 
-    /// Asks the members whose offers could be used here whether they are there; returns when that
-    /// changed something, or never.
+    /// Probes the members whose offers could be used here; returns when the result changed
+    /// something, or never.
     async fn probe(&self, mut next: Instant) {
         loop {
             tokio::time::sleep_until(next.into()).await;
@@ -350,7 +349,7 @@ impl Subnets {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Kept) -> Outcome<()>) -> Outcome<()> {
+    fn change(&self, change: impl FnOnce(&mut SavedRoutes) -> Outcome<()>) -> Outcome<()> {
         {
             let mut kept = lock(&self.kept);
             let mut new = kept.clone();

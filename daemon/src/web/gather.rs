@@ -15,12 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The age from which an answer is stale, so that a page waits for a new one.
 const STALE: Duration = Duration::from_secs(15);
 
-type Told<T> = Option<(Instant, Arc<T>)>;
+type LatestAnswer<T> = Option<(Instant, Arc<T>)>;
 
 /// A query that is kept answered while a page is open.
 pub struct Gather<T> {
     looked: watch::Sender<Option<Instant>>,
-    told: watch::Receiver<Told<T>>,
+    told: watch::Receiver<LatestAnswer<T>>,
     task: JoinHandle<()>,
 }
 

@@ -5,7 +5,7 @@
 use super::{Below, Own, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
-    addresses::{kept::Kept, ports::Ports, reach::Reach},
+    addresses::{kept::SavedLease, ports::Ports, reach::Reach},
     config::Config,
     http::server::Services,
     layout::Layout,
@@ -41,7 +41,7 @@ use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-/// A kernel that does what it is told.
+/// A kernel that accepts everything.
 struct Obedient;
 
 impl Kernel for Obedient {
@@ -118,7 +118,7 @@ impl Alone {
         let kernel = (Arc::new(Obedient) as Arc<dyn Kernel>, Wanted::default());
         let subnets =
             Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
-        let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
+        let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
         let lifecycle = Lifecycle::new(Instant::now());
         let below = Below {
             policies,
@@ -217,18 +217,18 @@ async fn send(router: Router, request: Request<Body>) -> (StatusCode, Value) {
         .unwrap();
     let status = answer.status();
     let body = answer.into_body().collect().await.unwrap().to_bytes();
-    // What is no JSON is told as the text that it is.
+    // A body that is no JSON becomes a string.
     let value = serde_json::from_slice(&body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
     (status, value)
 }
 
-/// Asks a router.
+/// Sends a GET request to a router.
 pub(crate) async fn get(router: Router, path: &str) -> (StatusCode, Value) {
     send(router, Request::get(path).body(Body::empty()).unwrap()).await
 }
 
-/// Asks a router to do something.
+/// Sends a POST request to a router.
 pub(crate) async fn post(router: Router, path: &str, body: &Value) -> (StatusCode, Value) {
     let request = Request::post(path).header("content-type", "application/json");
     send(router, request.body(Body::from(body.to_string())).unwrap()).await

@@ -1,4 +1,4 @@
-//! Opens what runs VMs: chunks, images, the hypervisor and the host that takes the VMs up.
+//! Opens the parts that run VMs: chunks, images, the hypervisor and the host that takes the VMs up.
 
 use crate::{
     addresses::{ports::Ports, reach::Reach},
@@ -19,7 +19,7 @@ use p2pvm_vm_manager::{
 };
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-/// How often unused chunks are looked for, and how old they are when they are removed.
+/// How long before unused chunks are removed again, and how old they are then.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 
@@ -43,7 +43,7 @@ impl Chunks {
     }
 }
 
-/// Opens the host, and takes the VMs up that were here when the daemon last ended.
+/// Opens the host, and takes up the VMs of the daemon's last run.
 pub(super) async fn open(
     layout: &Layout,
     config: &Config,
@@ -65,7 +65,7 @@ pub(super) async fn open(
         .doing("taking up the VMs")
 }
 
-/// Has the host told of addresses here whose packets others drop.
+/// Reports to the host addresses here whose packets other members drop.
 pub(super) fn heed_fences(reach: &Reach, host: &Arc<Host>) {
     let fenced = Arc::downgrade(host);
     reach.on_stale(Box::new(move |addr, known| {
@@ -80,7 +80,7 @@ pub(super) fn heed_fences(reach: &Reach, host: &Arc<Host>) {
     }));
 }
 
-/// What members are called, as far as this one knows.
+/// The names of members, as far as this one knows them.
 pub(super) fn naming(
     parts: &Arc<Parts>,
 ) -> impl Fn(MemberId) -> Option<String> + Send + Sync + 'static {
@@ -94,7 +94,7 @@ pub(super) fn naming(
     }
 }
 
-/// Removes chunks that nothing refers to any more, now and then.
+/// Removes unreferenced chunks now and then.
 pub(super) async fn collect(chunks: ChunkStore) {
     loop {
         tokio::time::sleep(COLLECT_EVERY).await;

@@ -1,9 +1,9 @@
-//! Opens what the network changes on this machine: access rules, the kernel's settings, subnet
-//! routes, names and this host's address.
+//! Opens the parts that change this machine for the network: access rules, the kernel's settings,
+//! subnet routes, names and this host's address.
 
 use crate::{
     access::policy::Policies,
-    addresses::{kept::Kept, ports::Ports, reach::Reach, resolver::Integration},
+    addresses::{kept::SavedLease, ports::Ports, reach::Reach, resolver::Integration},
     config::Config,
     layout::Layout,
     machine::changes,
@@ -55,7 +55,7 @@ pub(super) fn open(
         resolver.upstream(),
         parts.board.clone(),
     )?;
-    let reach = Reach::start(parts.clone(), Kept::new(layout.lease()));
+    let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
     let ports = Ports::new(parts.clone(), reach.clone(), resolver.clone());
     Ok(Network {
         policies,
@@ -68,7 +68,7 @@ pub(super) fn open(
     })
 }
 
-/// What is wanted of this machine's kernel for the network, before any subnet is offered or
+/// The settings of this machine's kernel wanted for the network, before any subnet is offered or
 /// accepted.
 fn wanted(parts: &Parts, config: &Config) -> Wanted {
     let port = |address: &String| {

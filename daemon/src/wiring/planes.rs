@@ -33,17 +33,17 @@ pub(super) struct Planes {
     pub control: Arc<Control>,
     /// Whether this machine founded the network.
     pub founder: bool,
-    /// Whether this node was told of others when it joined.
+    /// Whether this node received contacts of others when it joined.
     pub has_bootstrap: bool,
 }
 
-/// What the planes report.
+/// The planes' reports.
 pub(super) struct Events {
     pub plane: mpsc::Receiver<PlaneEvent>,
     pub control: broadcast::Receiver<ControlEvent>,
 }
 
-/// Opens them; the exchange of clocks lasts as long as what is returned for it.
+/// Opens them. The exchange of clocks lasts as long as the value returned for it.
 pub(super) async fn open(
     layout: &Layout,
     config: &Config,
@@ -132,7 +132,7 @@ async fn start_control(
     certificate: &Certificate,
 ) -> Outcome<Arc<Control>> {
     Control::start(settings).await.map_err(|e| match e {
-        // Starting again changes nothing: the exit code says so to the service manager.
+        // Restarting changes nothing: the exit code says so to the service manager.
         ControlError::NotAMember(why) => {
             Failure::refused(expelled::sentence(trust, certificate, &why))
         }
@@ -143,7 +143,7 @@ async fn start_control(
     })
 }
 
-/// Waits until the interface of a daemon that is just ending is gone; another program's interface
+/// Waits until the interface of a daemon that is just ending is gone. Another program's interface
 /// is a reason not to start.
 async fn free_device(name: &str, network: &NetworkConfig) -> Outcome<()> {
     let began = Instant::now();
@@ -204,7 +204,8 @@ async fn start_plane(
     }
 }
 
-/// Writes the control plane's port into the interface's mark once it is known: any was asked for.
+/// Writes the control plane's port into the interface's mark once it is known, because it may be
+/// any.
 async fn tell_control_port(control: Arc<Control>, plane: Plane) {
     for _ in 0..100 {
         if let Some(port) = control.listen_port() {

@@ -1,5 +1,5 @@
-//! Opens the network's records and the ways to members, and makes of all that the parts that the
-//! services share.
+//! Opens the network's records and the access to members, and makes the parts that the services
+//! share.
 
 use super::planes::Planes;
 use crate::{
@@ -25,7 +25,7 @@ use p2pvm_overlay::{
 };
 use std::sync::Arc;
 
-/// Opens the parts. The place on the ring is kept as long as the driver that is returned.
+/// Opens the parts. The place on the ring is kept as long as the returned driver.
 pub(super) fn open(
     layout: &Layout,
     config: &Config,
@@ -104,8 +104,8 @@ fn connector(config: &Config, planes: &Planes, ring: Arc<RingNet>) -> Arc<Connec
     Connector::start_with_ring(planes.plane.clone(), fabric, options, ring, papers)
 }
 
-/// The node's tables; in memory where the disk has no room to open them: the peers hold the
-/// records.
+/// The node's tables; in memory if the disk has no room to open them, because peers hold the
+/// records too.
 fn tables(layout: &Layout) -> Outcome<Arc<dyn Store>> {
     match SledStore::open(&layout.tables()) {
         Ok(store) => Ok(Arc::new(store)),

@@ -57,7 +57,7 @@ type Key = (Vec<u8>, Carrier);
 type Running = HashMap<Key, watch::Receiver<Option<Answer>>>;
 type Servers = Vec<SocketAddr>;
 
-/// The servers that other questions go to, and which of them are dead. Clones share it.
+/// The servers for names outside the network, and which of them are dead. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Upstream(Arc<Shared>);
 

@@ -42,7 +42,7 @@ const DHCP_SERVER_PORT: u16 = 67;
 /// How long a query is at most: one name with EDNS options, with a margin.
 const MAX_DNS_QUERY_BYTES: usize = 1232;
 
-/// What the guest at one port is told.
+/// The settings of one port, as the guest gets them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortConfig {
     /// The guest's MAC; frames from any other are not answered.
@@ -146,7 +146,7 @@ impl Responder {
         }
     }
 
-    /// What the guest is told.
+    /// The settings that the guest gets.
     pub fn config(&self) -> &PortConfig {
         &self.config
     }

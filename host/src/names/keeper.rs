@@ -40,7 +40,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a failure lasts before it is on the board.
 /// Reason: programs ask twice too.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long before systemd-resolved is told again if it does not know our names.
+/// How long before systemd-resolved is configured again if it does not know our names.
 const TELL_AGAIN: Duration = Duration::from_secs(6);
 /// How many times a minute another program may rewrite the list of name servers before it is
 /// corrected with growing delay.
@@ -150,7 +150,7 @@ struct KeeperThread {
     watch: Watch,
     /// The file with our lines, and whether our server is the only one there.
     edited: Option<(PathBuf, bool)>,
-    /// The server that systemd-resolved was told, its socket's inode, and when.
+    /// The server that systemd-resolved was given, its socket's inode, and when.
     said: Option<(SocketAddr, u64, Instant)>,
     /// When another program removed our lines.
     rewrites: VecDeque<Instant>,
@@ -338,7 +338,7 @@ impl KeeperThread {
         }
     }
 
-    /// Tells systemd-resolved, if it is alive and has not been told.
+    /// Configures systemd-resolved, if it is alive and that has not been done.
     fn tell(&mut self, wanted: &Wanted, scene: &Scene) -> io::Result<()> {
         let Some(link) = wanted.link.filter(|_| scene.resolved == Resolved::Alive) else {
             self.said = None;
@@ -470,7 +470,7 @@ impl KeeperThread {
             && let Err(error) = scene::run("resolvectl", &["revert", &self.settings.device])
         {
             // It forgets a removed interface, but not at once.
-            tracing::debug!(%error, "systemd-resolved was not told");
+            tracing::debug!(%error, "systemd-resolved keeps our settings until it notices");
         }
         self.unproved = None;
         self.board.set(AREA, Vec::new());

@@ -46,7 +46,7 @@ pub(super) struct Question<'a> {
     pub scene: &'a Scene,
     /// The list of name servers as it is.
     pub text: &'a [u8],
-    /// Why systemd-resolved could not be told.
+    /// Why systemd-resolved could not be configured.
     pub untold: Option<io::Error>,
     pub unwritten: Option<WriteFailure>,
     /// Whether another program keeps rewriting the list.
@@ -110,17 +110,17 @@ fn by_resolved(question: &Question<'_>) -> Option<Finding> {
     };
     let (cause, advice) = match &question.untold {
         Some(error) if error.kind() == io::ErrorKind::NotFound => (
-            "resolvectl, by which it is told, is not there".to_owned(),
+            "resolvectl, which configures it, is not installed".to_owned(),
             "install resolvectl, which belongs to systemd-resolved".to_owned(),
         ),
         Some(error) => (
-            format!("it could not be told: {error}"),
+            format!("it could not be configured: {error}"),
             "'resolvectl status' shows whether it can be reached".to_owned(),
         ),
         None => (
-            format!("it was told, and says: {why}"),
+            format!("it is configured, and answers: {why}"),
             format!(
-                "'resolvectl status {}' shows what it was told",
+                "'resolvectl status {}' shows its configuration",
                 question.settings.device
             ),
         ),
@@ -140,9 +140,9 @@ fn wrong(server: &NameServer, name: &str, address: Ipv4Addr) -> Option<String> {
         Ok(answer) if answer.addresses.contains(&address) => None,
         Ok(answer) => Some(match answer.code {
             0 => "it has another address for it".into(),
-            2 => "it cannot tell just now".into(),
+            2 => "it failed to look the name up".into(),
             3 => "it says that there is no such name".into(),
-            5 => "it refuses to tell".into(),
+            5 => "it refuses the question".into(),
             code => format!("it answers with code {code}"),
         }),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
@@ -321,7 +321,7 @@ impl Outside {
                 }
             });
         if let Err(error) = asking {
-            tracing::debug!(%error, "not asked whether other names resolve");
+            tracing::debug!(%error, "cannot check whether other names resolve");
         }
     }
 }

@@ -192,7 +192,7 @@ pub fn run(program: &str, arguments: &[&str]) -> io::Result<()> {
     ))
 }
 
-/// Tells systemd-resolved to ask `server` through `device`, for these domains only.
+/// Makes systemd-resolved ask `server` through `device`, for these domains only.
 ///
 /// # Errors
 /// `resolvectl` failed.
@@ -207,7 +207,7 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
     // for these settings does neither.
     for setting in ["dnssec", "dnsovertls"] {
         if let Err(error) = run("resolvectl", &[setting, device, "no"]) {
-            tracing::debug!(%error, setting, "systemd-resolved was not told");
+            tracing::debug!(%error, setting, "systemd-resolved does not take a setting");
         }
     }
     Ok(())

@@ -177,7 +177,8 @@ fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) 
         };
         let inward = Packet {
             iif: uplink.clone(),
-            // Answers: dropping what others begin is usual, and members get around it.
+            // Answers only: firewalls usually drop packets of new flows, and members get around
+            // that.
             established: true,
             udp: Some(Ports {
                 source: None,

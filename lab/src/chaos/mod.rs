@@ -68,7 +68,7 @@ pub struct Options {
 pub struct Step {
     /// Its number, from 1.
     pub number: usize,
-    /// What happens.
+    /// The event.
     pub event: &'static Event,
     /// The pause before it.
     pub pause: Duration,
@@ -94,7 +94,7 @@ impl From<testbed::Error> for Failed {
     }
 }
 
-/// What became of one step.
+/// The result of one step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// Its number.
@@ -103,7 +103,7 @@ pub struct Outcome {
     pub event: &'static str,
     /// Seconds from the cause's end until each flow was back, by name.
     pub back: Vec<(String, f64)>,
-    /// What was not back in time.
+    /// Parts that were not back in time.
     pub missing: Vec<String>,
 }
 
@@ -119,7 +119,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The seed that gave the sequence.
@@ -128,7 +128,7 @@ pub struct Report {
     pub image: Option<PathBuf>,
     /// Each step.
     pub steps: Vec<Outcome>,
-    /// What p2pvm left on the host.
+    /// Leftovers of p2pvm on the host.
     pub left: Vec<String>,
     /// Lines that the daemon logged as warnings or errors.
     pub warnings: usize,

@@ -128,7 +128,7 @@ fn direct_to(
     Ok(None)
 }
 
-/// The aim at a round trip, where there is one.
+/// The aim at a round trip, if there is one.
 fn aim(name: &str, rtt_ms: u32) -> Option<&'static str> {
     match (name, rtt_ms) {
         ("first-ping", 1) => Some("≤ 0.3 s"),

@@ -19,7 +19,7 @@ pub(super) const LONGEST_BURST: Duration = Duration::from_millis(3);
 /// How many bytes may be in flight on a link before it drops packets.
 const MOST_IN_FLIGHT_BYTES: usize = 64 << 20;
 
-/// What happened on a link so far, counted in packets as they would be on a wire.
+/// Counts of a link, in packets as they would be on a wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Packets that arrived or are on their way.
@@ -67,7 +67,7 @@ pub struct Wire {
     pub shape: Shape,
     /// Whether it drops everything.
     pub cut: bool,
-    /// What happened so far.
+    /// The counts so far.
     pub counters: Counters,
     random: ChaCha8Rng,
     free_at: Duration,

@@ -142,7 +142,7 @@ impl Forwarder {
         })
     }
 
-    /// What went over each link, `[from][to]`.
+    /// The counts of each link, `[from][to]`.
     pub fn report(&self) -> Result<Vec<Vec<Counters>>, Error> {
         self.ask_and_wait(Request::Report)
     }

@@ -62,7 +62,7 @@ impl Flow {
         }
     }
 
-    /// What it is called.
+    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -175,7 +175,7 @@ impl Flow {
         Ok(flow)
     }
 
-    /// What it saw so far.
+    /// Its observations so far.
     pub fn seen(&self) -> Seen {
         self.seen
             .lock()

@@ -4,7 +4,7 @@ use super::{Kind, Outcome, Theory, theory};
 use crate::figures::Figure;
 use std::collections::BTreeMap;
 
-/// All of them. `seen`: what the members of each kind say of their NAT.
+/// All of them. `seen` has the NAT that the members of each kind report.
 pub(super) fn figures(
     kinds: &[Kind],
     rounds: &[Vec<Outcome>],

@@ -90,7 +90,7 @@ pub struct Options {
     easytier: Option<PathBuf>,
 }
 
-/// What is measured.
+/// The measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Measure {
     /// TCP: one stream, eight, both directions
@@ -124,7 +124,7 @@ struct Round {
     relayed: Option<f64>,
     /// Processor seconds of the relay for each 10⁹ bytes.
     relay_cpu_per_gb: Option<f64>,
-    /// What could not be measured, and why.
+    /// The measurements that failed, and why.
     failed: Vec<String>,
 }
 

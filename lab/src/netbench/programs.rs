@@ -22,7 +22,7 @@ use wireguard::wireguard;
 /// How long a device or control socket may take to appear before its program counts as failed.
 const APPEAR: Duration = Duration::from_secs(10);
 
-/// What can be measured, in the order of the table.
+/// The measurements, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Which {
     /// The cable alone
@@ -65,7 +65,7 @@ impl Which {
         Self::N2n,
     ];
 
-    /// What the table calls it.
+    /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw veth",

@@ -249,7 +249,7 @@ fn beside_others(results: &[Measured]) -> Vec<Figure> {
     all
 }
 
-/// What could not be measured, each reason with how often it was met.
+/// The measurements that failed: each reason with its count.
 fn failures(results: &[Measured]) -> Vec<Figure> {
     let failed = results.iter().filter_map(|row| {
         let mut reasons: Vec<&String> = row.rounds.iter().flat_map(|r| &r.failed).collect();

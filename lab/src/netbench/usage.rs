@@ -1,4 +1,4 @@
-//! What the daemons cost: processor time and resident memory, from /proc.
+//! The cost of the daemons: processor time and resident memory, from /proc.
 
 use std::fs;
 

@@ -73,7 +73,7 @@ pub struct Simulate {
 /// Runs it; `json` prints the results as JSON.
 ///
 /// # Errors
-/// What is wrong with the arguments, or which file could not be written.
+/// An error of the arguments, or the file that could not be written.
 pub fn run(args: &Simulate, json: bool) -> anyhow::Result<ExitCode> {
     if args.faults {
         search(args, json)

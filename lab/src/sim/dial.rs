@@ -26,12 +26,12 @@ const ATTEMPT: Micros = 2 * SECOND;
 const FRESH: Micros = 10 * SECOND;
 /// The share of punches that fail at first although both NATs allow them.
 const PUNCH_FAILS: f64 = 0.03;
-/// Bytes of a call or an answer: an id, and the candidates of one side, three IPv4, two IPv6
-/// addresses and a key;
+/// How many bytes a call or its answer has: an id, and the candidates of one side, three IPv4, two
+/// IPv6 addresses and a key.
 const CALL: usize = 148;
-/// or the question whether a member is reachable.
+/// How many bytes the question has whether a member is reachable.
 const PROOF: usize = 10;
-/// Bytes of the handshake's messages (WireGuard's).
+/// How many bytes the handshake's messages have (WireGuard's).
 const INITIATION: usize = 148;
 const RESPONSE: usize = 92;
 const CONFIRMATION: usize = 32;

@@ -38,7 +38,7 @@ const RESTLESS: u32 = 1_000;
 /// How many broken promises are kept as text; the others are only counted.
 const REMARKS: usize = 20;
 
-/// What happens at a time.
+/// An event.
 pub(super) enum Event {
     /// A member starts.
     Start { member: u32 },
@@ -437,7 +437,7 @@ impl Sim {
         self.members[member as usize].node.position
     }
 
-    /// What all members sent, of each kind.
+    /// The sums of all members, of each kind.
     pub fn sent(&self) -> Vec<Sent> {
         self.members.iter().map(|m| m.sent).collect()
     }

@@ -15,7 +15,7 @@ pub(super) struct Flight {
     pub cargo: Cargo,
 }
 
-/// What is in a datagram.
+/// The content of a datagram.
 #[derive(Clone)]
 pub(super) enum Cargo {
     /// A packet of the ring, the session it is sealed with, and the members that forwarded it.

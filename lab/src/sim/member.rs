@@ -116,7 +116,7 @@ impl Tally {
 
 /// A member, alive or not.
 pub struct Member {
-    /// Who and where on the ring.
+    /// Its id and position on the ring.
     pub node: Node,
     /// Where in the world.
     pub home: Home,
@@ -138,7 +138,7 @@ pub struct Member {
     pub started: Micros,
     /// When it joined the ring in this life.
     pub joined: Option<Micros>,
-    /// What it sent in all its lives.
+    /// The sums over all its lives.
     pub sent: Sent,
     /// Members whose address it has on disk: the bootstraps first.
     pub known: Vec<u32>,

@@ -98,7 +98,7 @@ pub struct Chart {
     pub x: Axis,
     /// The vertical axis.
     pub y: Axis,
-    /// What is drawn.
+    /// The curves.
     pub series: Vec<Series>,
 }
 

@@ -1,11 +1,11 @@
-//! What `testbed status` shows: hosts with their addresses, and what the links carried.
+//! The answer of `testbed status`: hosts with their addresses, and the links' counts.
 
 use super::{Error, Testbed};
 use crate::{forwarder::Counters, namespace};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv6Addr};
 
-/// What `testbed status` shows.
+/// The answer of `testbed status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// Name of the testbed.
@@ -41,7 +41,7 @@ pub struct LinkStatus {
     pub from: String,
     /// Site it goes to.
     pub to: String,
-    /// What happened on it.
+    /// Its counts.
     pub counters: Counters,
 }
 

@@ -76,7 +76,7 @@ impl fmt::Display for Source {
 
 /// The content of the places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundInvite {
     /// The invite and its place; `None` if all places are empty.
     pub invite: Option<(Source, String)>,
     /// This machine's name, if a place gives one.
@@ -85,14 +85,14 @@ pub struct Found {
 
 /// A place with unusable content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bad {
+pub struct BadSource {
     /// The place.
     pub source: Source,
     /// What is wrong with its content.
     pub why: String,
 }
 
-impl fmt::Display for Bad {
+impl fmt::Display for BadSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.source, self.why)
     }
@@ -101,17 +101,17 @@ impl fmt::Display for Bad {
 /// Reads the places in order.
 ///
 /// # Errors
-/// [`Bad`] for the first place with content, if that is not a valid invite at `now`.
-pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
+/// [`BadSource`] for the first place with content, if that is not a valid invite at `now`.
+pub fn find(places: &Places, now: UnixTime) -> Result<FoundInvite, BadSource> {
     let cmdline = read(&places.cmdline)
-        .map_err(|why| Bad {
+        .map_err(|why| BadSource {
             source: Source::CommandLine,
             why,
         })?
         .unwrap_or_default();
     let mut name = word(&cmdline, NAME);
     let mut offers: Vec<(Source, String)> = Vec::new();
-    let typed = read(&places.typed).map_err(|why| Bad {
+    let typed = read(&places.typed).map_err(|why| BadSource {
         source: Source::Typed,
         why,
     })?;
@@ -142,15 +142,15 @@ pub fn find(places: &Places, now: UnixTime) -> Result<Found, Bad> {
     // An invalid name must not keep a machine out of its network.
     let name = name.filter(|name| is_name(NameKind::Host, name));
     let Some((source, text)) = offers.into_iter().next() else {
-        return Ok(Found { invite: None, name });
+        return Ok(FoundInvite { invite: None, name });
     };
     let text = text.trim().to_owned();
     match Invite::parse(&text).and_then(|invite| invite.check(now)) {
-        Ok(()) => Ok(Found {
+        Ok(()) => Ok(FoundInvite {
             invite: Some((source, text)),
             name,
         }),
-        Err(refusal) => Err(Bad {
+        Err(refusal) => Err(BadSource {
             source,
             why: membership::refused(refusal).message,
         }),
@@ -177,9 +177,9 @@ pub fn word(cmdline: &str, key: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn volume(label: &str, root: &Path) -> Result<Found, Bad> {
+fn volume(label: &str, root: &Path) -> Result<FoundInvite, BadSource> {
     let file = |name: &'static str| {
-        read(&root.join(name)).map_err(|why| Bad {
+        read(&root.join(name)).map_err(|why| BadSource {
             source: Source::Volume(label.to_owned(), name),
             why,
         })
@@ -194,7 +194,7 @@ fn volume(label: &str, root: &Path) -> Result<Found, Bad> {
         (None, Some(text)) => Some((Source::Volume(label.to_owned(), "user-data"), text)),
         (None, None) => None,
     };
-    Ok(Found { invite, name })
+    Ok(FoundInvite { invite, name })
 }
 
 /// The value of `name: value`, at the top level or in the block below `section:`. This is the part
@@ -226,8 +226,8 @@ fn key(text: &str, section: &str, name: &str) -> Option<String> {
     None
 }
 
-fn medium(path: &Path) -> Result<Option<(Source, String)>, Bad> {
-    let bad = |why: String| Bad {
+fn medium(path: &Path) -> Result<Option<(Source, String)>, BadSource> {
+    let bad = |why: String| BadSource {
         source: Source::Medium,
         why,
     };
@@ -327,7 +327,7 @@ pub mod tests {
             fs::write(self.dir.path().join(name), bytes).unwrap();
         }
 
-        fn find(&self) -> Result<Found, Bad> {
+        fn find(&self) -> Result<FoundInvite, BadSource> {
             find(&self.places, UnixTime::now())
         }
     }
@@ -376,11 +376,11 @@ pub mod tests {
         machine.write("serial", "VMware-56 4d 1c\n");
         assert_eq!(
             machine.find(),
-            Ok(Found::default()),
+            Ok(FoundInvite::default()),
             "an ordinary serial is no invite"
         );
         machine.remove("serial");
-        assert_eq!(machine.find(), Ok(Found::default()));
+        assert_eq!(machine.find(), Ok(FoundInvite::default()));
     }
 
     #[test]

@@ -228,7 +228,7 @@ fn ended(status: ExitStatus, said: &str) -> Failure {
     )
 }
 
-/// What was added to a log after its first `written` bytes.
+/// The lines added to a log after its first `written` bytes.
 fn said_since(log: &Path, written: u64) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     String::from_utf8_lossy(

@@ -238,7 +238,7 @@ pub(super) fn guests(status: &Status) -> Option<Check> {
     (status.running_vms > 0 && !told).then(|| check("guests", Fine, found(), ""))
 }
 
-/// What keeps programs from a network's names, if no daemon runs that would report it.
+/// The finding that programs do not find a network's names, if no daemon runs that would report it.
 pub(super) fn of_machine(found: Finding) -> Check {
     check("names", Warning, found.found, found.advice)
 }

@@ -27,7 +27,7 @@ pub struct Check {
     pub check: String,
     /// The result.
     pub level: Level,
-    /// What was found.
+    /// The findings.
     pub found: String,
     /// The remedy; empty if none is needed.
     pub advice: String,

@@ -206,7 +206,7 @@ pub(super) fn memory_mib() -> u64 {
         >> 10
 }
 
-/// What UDP needs on this machine.
+/// UDP's needs on this machine.
 #[derive(Debug)]
 pub struct Udp {
     /// Addresses on networks.

@@ -62,12 +62,12 @@ impl Seen {
 }
 
 /// The members' answers about their VMs.
-pub struct Told {
+pub struct VmAnswers {
     vms: ClusterVms,
     decisions: Vec<Decided>,
 }
 
-impl Told {
+impl VmAnswers {
     /// Puts it into the model, if the daemon still answers.
     pub fn put_into(self, model: &mut Model) {
         if model.node().is_none() {
@@ -129,7 +129,7 @@ async fn run_node(
 async fn run_vms(layout: &Layout, tell: &mpsc::Sender<News>, mut up: watch::Receiver<bool>) {
     while up.wait_for(|up| *up).await.is_ok() && !tell.is_closed() {
         if let Some(told) = look_for_vms(layout, VMS_PATIENCE).await
-            && tell.send(News::Told(Box::new(told))).await.is_err()
+            && tell.send(News::Vms(Box::new(told))).await.is_err()
         {
             return;
         }
@@ -186,11 +186,11 @@ fn away(layout: &Layout) -> String {
 
 /// Polls the network's VMs and the decisions about them once; `None` if nobody answers, such as
 /// before the ring is joined.
-async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<Told> {
+async fn look_for_vms(layout: &Layout, limit: Duration) -> Option<VmAnswers> {
     let ask = async {
         let mut client = Client::connect(&layout.socket()).await.ok()?;
         let vms = client.get::<ClusterVms>("/cluster/vms").await.ok()?;
-        Some(Told {
+        Some(VmAnswers {
             vms,
             decisions: client.get("/decisions").await.unwrap_or_default(),
         })

@@ -35,7 +35,7 @@ enum News {
     /// The daemon's answers, for the model.
     Seen(Box<feed::Seen>),
     /// The members' answers about their VMs.
-    Told(Box<feed::Told>),
+    Vms(Box<feed::VmAnswers>),
     /// The daemon's last lines.
     Logs(Vec<String>),
     /// An invite, or why there is none.
@@ -132,7 +132,7 @@ fn take(model: &mut Model, news: News) -> Option<Action> {
     match news {
         News::Key(key) => return model.press(key),
         News::Seen(seen) => seen.put_into(model),
-        News::Told(told) => told.put_into(model),
+        News::Vms(told) => told.put_into(model),
         News::Logs(lines) => model.logs = lines,
         News::Invite(invite) => model.invitation = Some(invite),
         News::AskLeave(network) => model.ask_to_leave(&network),

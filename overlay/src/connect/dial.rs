@@ -2,7 +2,7 @@
 
 use super::{
     SERVICE, Shared, escape, examine,
-    message::{self, Answer, Request, Whereabouts},
+    message::{self, Answer, Reachability, Request},
     nat, over_ring, relays,
     state::{
         links::Link,
@@ -29,19 +29,19 @@ pub(crate) use super::state::settle::{PATIENCE, Reach};
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// How long one dial may take: meeting, relays and a stream.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
-/// How long before the ring is tried as well as a control connection, which may be dead.
+/// How long before the ring is tried beside a control connection. Reason: that may be dead.
 const HEDGE: Duration = Duration::from_millis(1200);
-/// How long before it is looked again whether there is a ring.
+/// How long before it is checked again whether there is a ring.
 const RING_GLANCE: Duration = Duration::from_millis(20);
-/// How long, in milliseconds, between questions to a member that does not serve this yet. Reason:
+/// How long, in milliseconds, before a member that does not serve this yet is asked again. Reason:
 /// it may have just started.
 const STARTING_MS: [u64; 3] = [100, 200, 400];
 /// How many links are made at once.
 const MAX_DIALS: usize = 32;
-/// How long before the links are looked at again.
+/// How long before the links are checked again.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Looks after the members to which the plane wants paths.
+/// Makes links to the members that the plane wants paths to.
 pub(crate) async fn wishes(shared: Arc<Shared>) {
     let Some(mut wanted) = shared.plane.take_wanted() else {
         return;
@@ -54,7 +54,7 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
         let shared = shared.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            // The ring carries already: what is wanted is something better.
+            // The ring carries already; a better path is wanted.
             let over_ring = current(&shared, member, Reach::Any) == Some(Path::Ring);
             let reach = if over_ring { Reach::Edge } else { Reach::Any };
             if over_ring
@@ -73,7 +73,7 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
     }
 }
 
-/// A path to the member that will do.
+/// A path to the member that satisfies `reach`.
 pub(crate) async fn ensure(
     shared: &Arc<Shared>,
     member: MemberId,
@@ -82,7 +82,7 @@ pub(crate) async fn ensure(
     ensure_by(shared, member, reach, None).await
 }
 
-/// The same, calling the member over the ring through our neighbour `via` where need be.
+/// As [`ensure`], calling the member over the ring through our neighbour `via` if needed.
 pub(crate) async fn ensure_by(
     shared: &Arc<Shared>,
     member: MemberId,
@@ -98,8 +98,8 @@ pub(crate) async fn ensure_by(
     let _turn = tokio::select! {
         biased;
         turn = shared.turns.of(member) => turn,
-        // Somebody else's dial may hang on a connection that is dead while the link has come up
-        // otherwise.
+        // Another task's dial may wait for a dead connection while the link has come up in another
+        // way.
         path = selected(
             shared, member, reach, DIAL_LIMIT
         ) => return path.ok_or(Error::NoPath(member)),
@@ -118,7 +118,7 @@ pub(crate) fn current(shared: &Shared, member: MemberId, reach: Reach) -> Option
     reach.served_by(shared.plane.usable_path(member))
 }
 
-/// Waits until a path that will do is selected.
+/// Waits until a path that satisfies `reach` is selected.
 pub(crate) async fn selected(
     shared: &Shared,
     member: MemberId,
@@ -137,14 +137,14 @@ pub(crate) async fn selected(
     }
 }
 
-/// Exchanges whereabouts and handshake, starts the direct probes; what the member said, and how
-/// long the call took. Over a control connection if there is one, else over the ring, where the
-/// control plane would have to dial first; each makes up for the other.
+/// Exchanges reachability and handshake and starts the direct probes. Returns the member's
+/// reachability and the duration of the call. It uses the control connection if there is one, else
+/// the ring, because the control plane would have to dial first; each is the fallback of the other.
 pub(crate) async fn meet(
     shared: &Arc<Shared>,
     member: MemberId,
     via: Option<Position>,
-) -> Result<(Whereabouts, Duration), Error> {
+) -> Result<(Reachability, Duration), Error> {
     let Some(ring) = shared.ring.as_ref() else {
         return meet_by_control(shared, member).await;
     };
@@ -152,8 +152,7 @@ pub(crate) async fn meet(
         let connected = shared.fabric.connected().contains(&member);
         tokio::select! {
             met = meet_by_control(shared, member) => return met,
-            // Right after the start an edge of the ring is there before a dial through relays is
-            // over.
+            // Right after the start an edge of the ring is ready before a dial through relays is.
             () = stands(ring), if !connected => {}
         }
     }
@@ -170,9 +169,9 @@ pub(crate) async fn meet(
     examine::look_at_the_counter(shared).await;
     let asked = Instant::now();
     match over_ring::meet(shared, ring, member, via).await {
-        Ok(whereabouts) => {
-            shared.met(member, &whereabouts);
-            Ok((whereabouts, asked.elapsed()))
+        Ok(reachability) => {
+            shared.met(member, &reachability);
+            Ok((reachability, asked.elapsed()))
         }
         Err(error) => {
             tracing::debug!(?member, %error, "not over the ring");
@@ -181,7 +180,7 @@ pub(crate) async fn meet(
     }
 }
 
-/// [`meet`] for a punch whose ports have to be guessed anew.
+/// [`meet`] for a punch whose ports have to be guessed again.
 pub(crate) fn meet_again(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         if let Err(error) = meet(&shared, member, None).await {
@@ -199,7 +198,7 @@ async fn stands(ring: &over_ring::OverRing) {
 async fn meet_by_control(
     shared: &Arc<Shared>,
     member: MemberId,
-) -> Result<(Whereabouts, Duration), Error> {
+) -> Result<(Reachability, Duration), Error> {
     let key = match shared.fabric.link_key(member) {
         Some(key) => key,
         None => {
@@ -214,20 +213,20 @@ async fn meet_by_control(
     let answer = ask(
         shared,
         member,
-        Request::Link(shared.whereabouts(), handshake),
+        Request::Link(shared.reachability(), handshake),
         CALL_LIMIT,
     )
     .await?;
-    let Answer::Linked(whereabouts, handshake) = answer else {
+    let Answer::Linked(reachability, handshake) = answer else {
         return Err(Error::Handshake(member, "answered something else".into()));
     };
     let took = asked.elapsed();
     shared.plane.finish_link(member, &handshake)?;
-    shared.met(member, &whereabouts);
+    shared.met(member, &reachability);
     if shared.plane.has_ring_neighbours() {
         shared.plane.try_paths(member, [Path::Ring]);
     }
-    Ok((whereabouts, took))
+    Ok((reachability, took))
 }
 
 pub(crate) async fn ask(
@@ -261,42 +260,43 @@ async fn dial(
     reach: Reach,
     via: Option<Position>,
 ) -> Result<Path, Error> {
-    // Whoever stands open is reached whatever our own NAT is.
+    // An open member is reachable whatever our own NAT is.
     if shared.fabric.rtt_of_open(member).is_none() {
         nat::settle(shared, Duration::from_millis(600)).await;
     }
-    // What once worked may work again, also while the control plane is away.
+    // A path that worked once may work again, also while the control plane is down.
     shared.plane.try_remembered(member);
     shared.state().retries.hold_off(member, Instant::now());
-    let (whereabouts, took) = meet(shared, member, via).await?;
+    let (reachability, took) = meet(shared, member, via).await?;
     if reach == Reach::Any && current(shared, member, reach) == Some(Path::Ring) {
-        // The first packet goes at once; the rest is found behind it.
-        tokio::spawn(settle_behind(shared.clone(), member, whereabouts, took));
+        // The first packet goes at once; the better path is found meanwhile.
+        tokio::spawn(settle_behind(shared.clone(), member, reachability, took));
         return Ok(Path::Ring);
     }
-    settle_path(shared, member, reach, (&whereabouts, took)).await
+    settle_path(shared, member, reach, (&reachability, took)).await
 }
 
 /// [`settle_path`] while the ring carries already.
 fn settle_behind(
     shared: Arc<Shared>,
     member: MemberId,
-    whereabouts: Whereabouts,
+    reachability: Reachability,
     took: Duration,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
-        if let Err(error) = settle_path(&shared, member, Reach::Edge, (&whereabouts, took)).await {
+        if let Err(error) = settle_path(&shared, member, Reach::Edge, (&reachability, took)).await {
             tracing::debug!(?member, %error, "it stays on the ring");
         }
     })
 }
 
-/// Brings the link to the best path. `met`: what the member said, and how long it took.
+/// Brings the link to the best path. `met` has the member's reachability and the duration of the
+/// call.
 async fn settle_path(
     shared: &Arc<Shared>,
     member: MemberId,
     reach: Reach,
-    met: (&Whereabouts, Duration),
+    met: (&Reachability, Duration),
 ) -> Result<Path, Error> {
     let settling = {
         let (host, state) = (shared.host(), shared.state());
@@ -306,11 +306,11 @@ async fn settle_path(
     settle_by(shared, member, met.0, settling).await
 }
 
-/// Finds a relay and takes it into use.
+/// Finds a relay and starts to use it.
 async fn find_relay(
     shared: &Arc<Shared>,
     member: MemberId,
-    theirs: &Whereabouts,
+    theirs: &Reachability,
 ) -> Result<Path, Error> {
     let settling = Settling::by_relay(theirs.clone());
     settle_by(shared, member, theirs, settling).await
@@ -319,12 +319,11 @@ async fn find_relay(
 async fn settle_by(
     shared: &Arc<Shared>,
     member: MemberId,
-    theirs: &Whereabouts,
+    theirs: &Reachability,
     mut settling: Settling,
 ) -> Result<Path, Error> {
     let mut failure = Error::NoPath(member);
-    // What is left of it at the end goes on: a relay that is still being tried becomes the spare
-    // one.
+    // Unfinished tries go on: a relay that is still being tried becomes the spare one.
     let mut doing = FuturesUnordered::new();
     loop {
         while let Some(action) = settling.poll() {
@@ -352,16 +351,16 @@ async fn settle_by(
     }
 }
 
-/// Does what the settling asks for; what it is to be told.
+/// Does what the settling asks for, and returns the event to report to it.
 async fn act(
     shared: &Arc<Shared>,
     member: MemberId,
-    theirs: &Whereabouts,
+    theirs: &Reachability,
     action: Action,
 ) -> Result<Option<Input>, Error> {
     Ok(match action {
         Action::AwaitMapping => {
-            // The direct probes begin only then.
+            // The direct probes start only then.
             shared.mapping_known().await;
             Some(Input::MappingKnown)
         }
@@ -374,7 +373,7 @@ async fn act(
             Some(Input::Relays(relays.collect()))
         }
         Action::TryRelay(relay) => {
-            // As a task of its own it outlives this dial.
+            // A task of its own outlives this dial.
             let tried = tokio::spawn(relays::via(shared.clone(), member, relay)).await;
             Some(Input::Relayed(tried.ok().and_then(Result::ok)))
         }
@@ -389,7 +388,7 @@ async fn act(
     })
 }
 
-/// Looks after the links that stand, each second.
+/// Maintains the links that stand, each second.
 pub(crate) async fn tend(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(TICK).await;

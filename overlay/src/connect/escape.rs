@@ -1,8 +1,8 @@
-//! Ways out of a black hole: what a router has once decided about a flow stays for as long as
-//! packets keep the flow alive, and ours do (see [`crate::plane`]'s second port). Where a direct
-//! path should be possible and several tries found none, every other try is made from another port;
-//! where nobody at all answers the first port and somebody answers the second, all is written from
-//! there, and the first one is kept silent until the router has forgotten its flows.
+//! Ways out of a black hole: a router keeps its decision about a flow for as long as packets keep
+//! the flow alive, and ours do (see [`crate::plane`]'s second port). If a direct path should be
+//! possible and several tries found none, every other try is made from a second port. If no member
+//! answers the first port and one answers the second, everything is sent from the second, and the
+//! first is kept silent until the router has forgotten its flows.
 
 use super::{Shared, state::Input};
 use crate::id::MemberId;
@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long one look from the second port may take.
+/// How long one check from the second port may take.
 const LOOK_LIMIT: Duration = Duration::from_millis(1200);
 
-/// Decides whether the member's try with this number is made from the second port, and looks how
-/// that is seen from outside.
+/// Decides whether the member's try with this number is made from the second port, and finds that
+/// port's outside address.
 pub(crate) async fn prepare(shared: &Shared, member: MemberId, number: u32, is_hopeless: bool) {
     let second = shared
         .state()
@@ -25,7 +25,7 @@ pub(crate) async fn prepare(shared: &Shared, member: MemberId, number: u32, is_h
     }
 }
 
-/// Looks how the second port is seen from outside. Whether anybody answered there.
+/// Finds the outside address of the second port. Returns whether a member answered there.
 async fn look(shared: &Shared) -> bool {
     let connected = shared.fabric.connected();
     let server = shared.state().open_member(&connected);
@@ -37,8 +37,8 @@ async fn look(shared: &Shared) -> bool {
     seen.is_some()
 }
 
-/// Whether somebody answers the second port while nobody answers the first: then all is written
-/// from there.
+/// Whether a member answers the second port while none answers the first: then everything is sent
+/// from the second.
 pub(crate) async fn from_silence(shared: &Arc<Shared>) -> bool {
     let answers = look(shared).await;
     if answers {

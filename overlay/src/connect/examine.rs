@@ -1,5 +1,5 @@
-//! Knocks and STUN answers for the examination of a NAT ([`super::state::examine`]): what this node
-//! asks of others, and what it does for them.
+//! Knocks and STUN answers for the examination of a NAT ([`super::state::examine`]): the requests
+//! of this node, and its answers to others'.
 
 use super::{
     Shared,
@@ -16,10 +16,10 @@ use tokio::net::UdpSocket;
 
 /// How long a request to a member over the control plane may take.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
-/// How long a knock is waited for after the answer over the control plane, which takes as long on
-/// its way.
+/// How long to wait for a knock after the answer over the control plane. Reason: both take the same
+/// time.
 const KNOCK_LATE: Duration = Duration::from_millis(400);
-/// How many times a knock is sent: one may be lost.
+/// How many times a knock is sent. Reason: one may be lost.
 const KNOCKS: u32 = 2;
 /// How long a port opened for another member stays open, and how many requests it answers.
 const PORT_LIFE: Duration = Duration::from_secs(4);
@@ -28,8 +28,8 @@ const PORT_ANSWERS: u32 = 8;
 /// member that starts asks for two.
 pub(crate) const MAX_PORTS: usize = 64;
 
-/// Has a member knock, from its usual port or from one of its own; whether it was heard, and what
-/// the member said.
+/// Makes a member knock, from its usual port or from one of its own. Returns whether the knock
+/// arrived, and the member's answer.
 pub(crate) async fn knocked(
     shared: &Shared,
     member: MemberId,
@@ -64,8 +64,8 @@ pub(crate) async fn knocked(
     (heard, answer)
 }
 
-/// Behind a NAT that counts: sees which port was given last, so that guesses are fresh.
-/// Elsewhere nothing.
+/// Finds the last port that a counting NAT gave, so that guesses are fresh. Does nothing behind
+/// other NATs.
 pub(crate) async fn look_at_the_counter(shared: &Shared) {
     let helper = shared.state().counter_helper();
     let Some((helper, server)) = helper else {
@@ -76,8 +76,8 @@ pub(crate) async fn look_at_the_counter(shared: &Shared) {
     }
 }
 
-/// At which address a port of `helper` sees us to which nothing was ever sent: only a destination
-/// that is new to a NAT shows whether it maps by destination, and where its counter stands.
+/// The address at which a port of `helper` that we never wrote to sees us. Reason: only a
+/// destination that is new to a NAT shows whether it maps by destination, and where its counter is.
 pub(crate) async fn mapped_anew(
     shared: &Shared,
     helper: MemberId,
@@ -157,7 +157,7 @@ pub(crate) async fn knock_elsewhere(
                 return;
             };
             if let Some(answer) = stun::answer(&buf[..len], from) {
-                // Lost like any datagram if it cannot be sent.
+                // If sending fails, it is lost like any datagram.
                 let _ = socket.send_to(&answer, from).await;
             }
         }

@@ -1,65 +1,65 @@
-//! What two connectors say to each other, over the control plane's service "link" or as a call over
-//! the ring: a version byte, then postcard. Over the ring nothing proves who speaks, and everything
-//! fits into one datagram: whereabouts travel sealed in the handshake itself, with the sender's
-//! certificate, and neighbours are left out as far as need be.
+//! The messages of two connectors, over the control plane's service "link" or as a call over the
+//! ring: a version byte, then postcard. Over the ring nothing proves the sender, and everything has
+//! to fit into one datagram: the reachability travels sealed in the handshake itself, with the
+//! sender's certificate, and neighbours are left out as needed.
 
 use crate::{coordinates::Coordinate, id::MemberId, membership::Certificate, stun::TransactionId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeSet, net::SocketAddr};
 
 const VERSION: u8 = 3;
-/// Addresses that a member may offer; the rest is not looked at.
+/// How many addresses a member may offer; further ones are ignored.
 pub const MAX_CANDIDATES: usize = 16;
-/// Neighbours that a member may name.
+/// How many neighbours a member may name.
 pub const MAX_NEIGHBOURS: usize = 64;
-/// Nothing in this protocol is longer.
+/// How many bytes a message has at most.
 const MAX_BYTES: usize = 16 << 10;
 
-/// How a member came to know an address of its own.
+/// How a member learned an address of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CandidateKind {
-    /// It stands on one of its interfaces.
+    /// It is on one of its interfaces.
     Local,
     /// Another member saw it (STUN).
     Reflexive,
-    /// The router was asked to map it (UPnP, PCP, NAT-PMP).
+    /// The router mapped it on request (UPnP, PCP, NAT-PMP).
     Mapped,
-    /// A NAT that counts is expected to give it to one of the next mappings.
+    /// A counting NAT is expected to give it to one of the next mappings.
     Predicted,
 }
 
 /// An address at which a member's plane may be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Candidate {
-    /// Whence it is known.
+    /// How the member learned it.
     pub kind: CandidateKind,
     /// UDP address and port.
     pub addr: SocketAddr,
 }
 
-/// What stands between a member and the others, as far as it can tell.
+/// The NAT or firewall in front of a member, as far as the member can tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NatKind {
     /// Not found out yet.
     #[default]
     Unknown,
-    /// Nothing: its own address is what others see.
+    /// No NAT: others see its own address.
     Open,
     /// A NAT that gives one mapping for all destinations (RFC 4787: endpoint-independent) and, as
-    /// far as known, lets in only the very addresses and ports that were written to.
+    /// far as known, lets in only packets from the addresses and ports that it wrote to.
     Cone,
     /// A NAT that gives each destination another mapping.
     Symmetric,
     /// UDP does not get through.
     Blocked,
-    /// Like a cone, but lets in everybody once a mapping is there.
+    /// Like a cone, but lets in packets from anywhere once a mapping exists.
     FullCone,
-    /// Like a cone, but lets in every port of an address that was written to.
+    /// Like a cone, but lets in packets from every port of an address that it wrote to.
     AddressCone,
-    /// No NAT, but a firewall that lets in only the very addresses and ports that were written to.
+    /// No NAT, but a firewall that lets in only packets from the addresses and ports that it wrote
+    /// to.
     Firewalled,
-    /// A NAT that gives each destination another mapping, whose ports count up: the next can be
-    /// guessed.
+    /// A NAT that gives each destination another mapping with the next port, which can be guessed.
     Counting,
 }
 
@@ -80,12 +80,12 @@ impl std::fmt::Display for NatKind {
 }
 
 impl NatKind {
-    /// Whether all destinations see it at one address, which can be told to others beforehand.
+    /// Whether all destinations see the member at one address, which others can be told beforehand.
     pub fn keeps_its_address(self) -> bool {
         !matches!(self, Self::Symmetric | Self::Counting | Self::Blocked)
     }
 
-    /// Whether it hears every port of a host that it has written to, or everybody.
+    /// Whether packets from every port of a host that it wrote to come in, or from anywhere.
     pub fn hears_every_port(self) -> bool {
         matches!(
             self,
@@ -94,11 +94,10 @@ impl NatKind {
     }
 
     /// Whether two members behind these may reach each other directly when both write at once (RFC
-    /// 5128 §3.3, RFC 4787). Unknown: worth a try.
+    /// 5128 §3.3, RFC 4787). With an unknown kind it is worth a try.
     ///
-    /// Both at an address known beforehand: always. One of them elsewhere than expected: the other
-    /// must hear it from any port, or the port must have been guessed. Neither: only if both are
-    /// guessed.
+    /// If both keep their address: always. If one does not: the other must accept packets from any
+    /// port, or the port must be guessed. If neither does: only if both ports are guessed.
     pub fn may_punch(self, other: Self) -> bool {
         if [self, other].contains(&Self::Blocked) {
             return false;
@@ -112,24 +111,24 @@ impl NatKind {
     }
 }
 
-/// Where a member can be reached, and through whom.
+/// How to reach a member: its addresses, its NAT, and the members that may relay to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Whereabouts {
+pub struct Reachability {
     /// Its addresses.
     pub candidates: Vec<Candidate>,
-    /// What stands before it.
+    /// The NAT or firewall in front of it.
     pub nat: NatKind,
-    /// Members it is connected with, and the round trip of the direct link in milliseconds where
-    /// there is one.
+    /// Members that it is connected to, each with the round trip of the direct link in
+    /// milliseconds, if there is one.
     pub neighbours: Vec<(MemberId, Option<u32>)>,
-    /// Whether it passes on datagrams of others.
+    /// Whether it relays datagrams of others.
     pub relay: bool,
-    /// Where it stands by round trips, once it knows.
+    /// Its network coordinate, once it has one.
     pub coordinate: Option<Coordinate>,
 }
 
-impl Whereabouts {
-    /// Whether the member is reached otherwise than it was, guesses aside.
+impl Reachability {
+    /// Whether the member's NAT or addresses have changed; guessed addresses do not count.
     pub fn differs(&self, later: &Self) -> bool {
         let told = |of: &Self| -> BTreeSet<SocketAddr> {
             of.candidates
@@ -145,90 +144,92 @@ impl Whereabouts {
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Where are you?
+    /// Send me your reachability.
     Where,
-    /// Let us link: my whereabouts, and the first message of a handshake.
-    Link(Whereabouts, Vec<u8>),
-    /// Send this STUN answer, which I did not ask for, to me at this address, from your usual port:
+    /// Make a link: my reachability, and the first message of a handshake.
+    Link(Reachability, Vec<u8>),
+    /// Send me this STUN answer, which I did not ask for, at this address, from your usual port:
     /// does my NAT let it in?
     Knock(SocketAddr, TransactionId),
-    /// The same from a port of its own, at which STUN requests are then answered for a while.
+    /// As [`Request::Knock`], from a new port, at which STUN requests are then answered for a
+    /// while.
     KnockElsewhere(SocketAddr, TransactionId),
-    /// Have a link to this member, I want to send through you.
+    /// Make a link to this member: I want to send through you.
     Relay(MemberId),
 }
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
-    /// Here I am.
-    Here(Whereabouts),
-    /// My whereabouts, and the second message of the handshake.
-    Linked(Whereabouts, Vec<u8>),
-    /// It is sent.
+    /// My reachability.
+    Here(Reachability),
+    /// My reachability, and the second message of the handshake.
+    Linked(Reachability, Vec<u8>),
+    /// The knock is sent.
     Knocked,
-    /// It is sent, from this port.
+    /// The knock is sent, from this port.
     KnockedFrom(u16),
-    /// The link is there; its round trip in milliseconds.
+    /// The link to the member stands; its round trip in milliseconds.
     Relaying(u32),
 }
 
 /// A request over the ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RingRequest {
-    /// Are you there?
+    /// Do you live?
     Alive,
-    /// Who are you? To be asked before a link to a member whose certificate is not known.
+    /// Send me your certificate. To be asked before a link to a member whose certificate is
+    /// unknown.
     Who,
-    /// Let us link: the first message of a handshake, with a sealed [`Introduction`].
+    /// Make a link: the first message of a handshake, with a sealed [`Introduction`].
     Link(Vec<u8>),
 }
 
 /// An answer over the ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RingAnswer {
-    /// I am.
+    /// I live.
     Alive,
     /// This is my certificate.
     Me(Box<Certificate>),
-    /// The second message of the handshake, with my sealed [`Whereabouts`].
+    /// The second message of the handshake, with my sealed [`Reachability`].
     Linked(Vec<u8>),
-    /// I will not.
+    /// I refuse.
     Refused,
 }
 
-/// What a member says of itself to one that may never have heard of it.
+/// The statement of a member to another that may not know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Introduction {
     /// Its proof of membership, with the link key of the handshake.
     pub certificate: Certificate,
-    /// Where it is.
-    pub whereabouts: Whereabouts,
+    /// How to reach it.
+    pub reachability: Reachability,
 }
 
-/// Encodes what `message` makes of `whereabouts`, leaving out its last neighbours, then its last
-/// addresses, until it has at most `limit` bytes.
+/// Encodes `message` of `reachability`, dropping its last neighbours, then its last addresses,
+/// until the result has at most `limit` bytes.
 pub fn encode_within<T: Serialize>(
     limit: usize,
-    mut whereabouts: Whereabouts,
-    message: impl Fn(Whereabouts) -> T,
+    mut reachability: Reachability,
+    message: impl Fn(Reachability) -> T,
 ) -> Vec<u8> {
     loop {
-        let bytes = encode(&message(whereabouts.clone()));
+        let bytes = encode(&message(reachability.clone()));
         if bytes.len() <= limit
-            || (whereabouts.neighbours.pop().is_none() && whereabouts.candidates.pop().is_none())
+            || (reachability.neighbours.pop().is_none() && reachability.candidates.pop().is_none())
         {
             return bytes;
         }
     }
 }
 
-/// Bytes of a message.
+/// The bytes of a message.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     postcard::to_extend(message, vec![VERSION]).unwrap_or_default()
 }
 
-/// Reads a message; `None` for another version or nonsense. Never panics.
+/// Parses a message; `None` for another version or invalid bytes. Never panics.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     match bytes.split_first() {
         Some((&VERSION, rest)) if rest.len() <= MAX_BYTES => postcard::from_bytes(rest).ok(),
@@ -243,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_message_survives_the_wire_and_another_version_is_refused() {
-        let here = Whereabouts {
+        let here = Reachability {
             candidates: vec![Candidate {
                 kind: CandidateKind::Reflexive,
                 addr: ([192, 0, 2, 1], 7).into(),
@@ -296,12 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn whereabouts_are_cut_to_what_a_datagram_holds_neighbours_first() {
+    fn reachability_is_cut_to_what_a_datagram_holds_neighbours_first() {
         let candidate = |port| Candidate {
             kind: CandidateKind::Local,
             addr: ([192, 0, 2, 1], port).into(),
         };
-        let here = Whereabouts {
+        let here = Reachability {
             candidates: (1..=16).map(candidate).collect(),
             nat: NatKind::Open,
             neighbours: (0..64)
@@ -311,7 +312,7 @@ mod tests {
             coordinate: None,
         };
         let bytes = encode_within(700, here.clone(), |w| w);
-        let cut: Whereabouts = decode(&bytes).unwrap();
+        let cut: Reachability = decode(&bytes).unwrap();
         assert!(bytes.len() <= 700 && bytes.len() > 640, "{}", bytes.len());
         assert_eq!(cut.candidates, here.candidates);
         assert_eq!(cut.neighbours, here.neighbours[..cut.neighbours.len()]);

@@ -1,9 +1,9 @@
-//! What the connector does when this host has moved, which `plane/path/roam.rs` notices, and after
-//! that has tried every known way: it tells the control plane, finds out again how others see it,
-//! and exchanges addresses and a fresh handshake with each member whose link has not shown life
-//! since. A link to a member with a public address is back after one round trip; one between two
-//! NATs as soon as the control plane is. [`super::state::watch`] notices where only the NAT has
-//! changed.
+//! Restores links after this host has moved. `plane/path/roam.rs` notices the move and first tries
+//! every known path. Then the connector reports the move to the control plane, finds out again how
+//! others see this node, and exchanges addresses and a fresh handshake with each member whose link
+//! has shown no life since. A link to a member with a public address is back after one round trip;
+//! one between two NATs as soon as the control plane is. If only the NAT has changed,
+//! [`super::state::watch`] notices.
 
 use super::{
     Shared,
@@ -19,20 +19,20 @@ use std::{
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
-/// How long before another way is made to a member whose known ways have not answered.
+/// How long before another path is made to a member whose known paths have not answered.
 const PATIENCE: Duration = Duration::from_millis(600);
-/// How long between two tries with one member, while the control plane finds back as well.
+/// How long before a member is tried again, while the control plane recovers as well.
 const RETRY: Duration = Duration::from_millis(400);
-/// How long a link is tried to be brought back. Later it is made again when somebody wants it.
+/// How long a link is tried. Later it is made again when it is needed.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long one exchange with a member may take: the next may find a new connection.
+/// How long one exchange with a member may take. Reason: the next may find a new connection.
 const MEET_LIMIT: Duration = Duration::from_millis(2000);
-/// How long a link may have carried nothing to be brought back. Others are when they are wanted.
+/// How long a link may have been idle to be restored. Others are restored when they are needed.
 const IN_USE: Duration = Duration::from_secs(150);
-/// How many links are brought back, the most recently used first, and how many at a time.
+/// How many links are restored, the most recently used first, and how many at a time.
 const MAX_LINKS: usize = 64;
 const AT_ONCE: usize = 8;
-/// How long before links are looked through again for data that is not answered.
+/// How long before the links are checked again for unanswered data.
 const GLANCE_EVERY: Duration = Duration::from_millis(500);
 /// How long one look at the NAT's outside address may take.
 const LOOK_LIMIT: Duration = Duration::from_millis(1200);
@@ -76,7 +76,7 @@ async fn glance(shared: &Shared, watch: &Watch) -> Input {
     }
 }
 
-/// How the member at `server` sees the port that is written from.
+/// The address at which the member at `server` sees the port that we send from.
 async fn look(shared: &Shared, server: SocketAddr, second: bool) -> Option<SocketAddr> {
     if second {
         shared.plane.stun_from_second_port(server, LOOK_LIMIT).await
@@ -93,7 +93,7 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
         shared.handle(super::state::Input::Moved);
         shared.learn_again.notify_waiters();
         shared.fabric.roamed();
-        // A change that follows at once begins this anew; the tasks of the first find it done.
+        // Another change restarts this; the tasks of the first change notice that.
         tokio::spawn(bring_back(shared.clone(), since));
     }
 }
@@ -114,7 +114,7 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
         tasks.spawn(async move {
             while !shared.plane.has_recovered(member, since)
                 && since.elapsed() < LIMIT
-                // After another move the task of that move sees to the links.
+                // After another move that move's task restores the links.
                 && !shared.plane.has_moved_since(since)
             {
                 let Ok(turn) = room.acquire().await else {
@@ -123,7 +123,7 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
                 let met = tokio::time::timeout(MEET_LIMIT, dial::meet(&shared, member, None)).await;
                 drop(turn);
                 if matches!(met, Ok(Ok(_))) {
-                    // Direct ways are being tried; where none answers, relays and streams are.
+                    // Direct paths are being tried; if none answers, relays and streams are.
                     if dial::selected(&shared, member, Reach::Any, PATIENCE)
                         .await
                         .is_none()

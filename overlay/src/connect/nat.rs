@@ -1,5 +1,5 @@
-//! Runs the survey of what stands before this node ([`super::state::survey`]): carries its
-//! questions, and tells it what came back.
+//! Runs the survey of the NAT in front of this node ([`super::state::survey`]): sends its questions
+//! and returns the answers to it.
 
 use super::{
     Shared,
@@ -19,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a member may take to say where it is: one that lives answers over the control plane
-/// within this.
+/// How long a member may take to send its reachability. Reason: a member that lives answers over
+/// the control plane within this.
 const WHERE_LIMIT: Duration = Duration::from_secs(3);
 /// How long one STUN exchange may take.
 pub(crate) const STUN_LIMIT: Duration = Duration::from_millis(1200);
@@ -38,7 +38,7 @@ fn gets_through(shared: &Shared) -> bool {
 pub(crate) async fn learn(shared: Arc<Shared>) {
     let mut survey = Survey::new(Instant::now());
     let mut doing: FuturesUnordered<BoxFuture<'static, Option<Input>>> = FuturesUnordered::new();
-    // A call that comes while an answer is being taken is not lost.
+    // A call that arrives while an answer is being processed is not lost.
     let again = shared.learn_again.notified();
     tokio::pin!(again);
     again.as_mut().enable();
@@ -78,14 +78,14 @@ fn tell(shared: &Arc<Shared>, survey: &mut Survey, input: Input) {
     shared.act();
 }
 
-/// Does what the survey asks for; what it is to be told.
+/// Does what the survey asks for, and returns the event to report to it.
 fn act(shared: Arc<Shared>, action: Action) -> BoxFuture<'static, Option<Input>> {
     async move {
         Some(match action {
             Action::AskWhere(member) => {
                 let said = ask(&shared, member, Request::Where, WHERE_LIMIT).await;
                 let statement = match said {
-                    Ok(Answer::Here(whereabouts)) => Some(shared.statement(&whereabouts)),
+                    Ok(Answer::Here(reachability)) => Some(shared.statement(&reachability)),
                     _ => None,
                 };
                 Input::Where(member, statement)
@@ -125,8 +125,8 @@ fn act(shared: Arc<Shared>, action: Action) -> BoxFuture<'static, Option<Input>>
     .boxed()
 }
 
-/// Waits, right after the start, until the first round told something: behind a NAT, an address
-/// learned now saves a failed try. A node with a public address of its own does not wait.
+/// Waits, right after the start, until the first round has a result. Reason: behind a NAT, an
+/// address learned now saves a failed try. A node with a public address of its own does not wait.
 pub(crate) async fn settle(shared: &Shared, limit: Duration) {
     let told = shared.learned.notified();
     let unknown = shared.state().nat.kind == NatKind::Unknown;

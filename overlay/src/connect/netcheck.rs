@@ -1,5 +1,4 @@
-//! What this machine's way to the others is like, on one page: for an operator that asks why a path
-//! is not direct.
+//! A report of this machine's connectivity, for an operator that asks why a path is not direct.
 
 use super::{
     Connector, NatKind, Punches, Shared,
@@ -16,23 +15,23 @@ use std::{
     time::Duration,
 };
 
-/// How long a member that is asked whether it lives may take to answer.
+/// How long a member may take to answer whether it lives.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
-/// The page.
+/// The report.
 #[derive(Clone, Debug)]
 pub struct NetCheck {
-    /// What stands between this node and the others, by IPv4 where it has that.
+    /// The NAT or firewall in front of this node, by IPv4 if it has that.
     pub nat: NatKind,
-    /// How public ports are given out (RFC 4787 §4.1).
+    /// How the NAT assigns public ports (RFC 4787 §4.1).
     pub mapping: &'static str,
-    /// What is let in (RFC 4787 §5).
+    /// Which packets it lets in (RFC 4787 §5).
     pub filtering: &'static str,
-    /// What stands before its IPv6 addresses, if it has public ones.
+    /// The firewall in front of its IPv6 addresses, if it has public ones.
     pub nat6: Option<NatKind>,
     /// Our address as others see it, where a NAT changes it.
     pub reflexive: Option<SocketAddr>,
-    /// The port mapping that is held, and what it was made with.
+    /// The port mapping that is held, and the protocol that made it.
     pub mapped: Option<(SocketAddr, Protocol)>,
     /// What the router offers.
     pub router: Offers,
@@ -44,21 +43,21 @@ pub struct NetCheck {
     pub second_port: Option<u16>,
     /// The members this node is connected with.
     pub members: Vec<Reachable>,
-    /// Members that pass on packets of ours now.
+    /// Members that relay packets of ours now.
     pub relays: Vec<MemberId>,
-    /// What became of tries to reach members directly.
+    /// The results of tries to reach members directly.
     pub punches: Punches,
 }
 
 /// A member, seen from here.
 #[derive(Clone, Debug)]
 pub struct Reachable {
-    /// Which one.
+    /// The member.
     pub member: MemberId,
-    /// What stands before it, if it said so.
+    /// The NAT or firewall in front of it, if it said so.
     pub nat: Option<NatKind>,
-    /// Whether a direct path is possible by what is known of both; none: nothing is known of it
-    /// yet.
+    /// Whether a direct path is possible, by what is known of both NATs; `None` if nothing is known
+    /// of its NAT yet.
     pub may_be_direct: Option<bool>,
     /// The link, if there is one.
     pub link: Option<PathInfo>,
@@ -88,12 +87,12 @@ fn filtering(kind: NatKind, found: Filtering) -> &'static str {
 }
 
 impl Connector {
-    /// Looks at everything. Takes up to three seconds where the router answers nothing.
+    /// Makes the report. Takes up to three seconds if the router does not answer.
     pub async fn netcheck(&self) -> NetCheck {
         let shared = &self.shared;
         let local = shared.plane.local_addresses();
-        // A member that has said nothing lately is asked whether it lives, so that the page is true
-        // when it is read.
+        // A member that has sent nothing lately is asked whether it lives, so that the report is
+        // true when it is read.
         let (router, ()) = tokio::join!(
             portmap::offers(&local),
             shared.plane.look_at_silent(LOOK_LIMIT)
@@ -133,7 +132,7 @@ fn found_filtering(state: &State) -> Filtering {
     }
 }
 
-/// The members that packets go through.
+/// The members that relay packets.
 fn relays(links: &[(MemberId, PathInfo)]) -> Vec<MemberId> {
     let relay = |(_, info): &(MemberId, PathInfo)| match info.path {
         Path::Relayed(relay) => Some(relay),

@@ -1,16 +1,16 @@
-//! Meeting a member over the ring: no control connection, no name service, nothing but neighbours
-//! that pass packets on.
+//! Meeting a member over the ring: no control connection, no name service, only neighbours that
+//! pass packets on.
 //!
-//! One call carries a Noise handshake with both sides' whereabouts sealed in it; when its answer is
-//! back the session stands, the ring is its first path, and direct probes go out at once. The
-//! caller shows its certificate inside the handshake, so that the far end, which may never have
-//! heard of it, can prove membership before it answers; the far end proves itself by the link key
-//! of its certificate, which is asked for first where it is not known. Forwarders see who speaks
-//! with whom and nothing else.
+//! One call carries a Noise handshake with both sides' reachability sealed in it. When its answer
+//! is back, the session stands, the ring is its first path, and direct probes are sent at once. The
+//! caller shows its certificate inside the handshake, so that the far end, which may not know it,
+//! can verify the membership before it answers. The far end proves itself by the link key of its
+//! certificate, which the caller asks for first if it does not have it. Forwarders see which two
+//! members talk and nothing else.
 
 use super::{
     Shared, examine,
-    message::{self, Introduction, RingAnswer, RingRequest, Whereabouts},
+    message::{self, Introduction, Reachability, RingAnswer, RingRequest},
 };
 use crate::{
     id::MemberId,
@@ -32,15 +32,16 @@ const CALL_LIMIT: Duration = Duration::from_millis(2500);
 /// How many certificates of members met over the ring are kept: some 500 bytes each.
 const MAX_MET: usize = 4096;
 
-/// What a node shows to members that do not know it, and what it judges them by.
+/// The certificate that a node shows to members that do not know it, and the trust by which it
+/// judges theirs.
 pub struct Credentials {
     /// This node's certificate.
     pub certificate: Certificate,
-    /// Whom it trusts.
+    /// The authorities and revocations that it judges others by.
     pub trust: Arc<Trust>,
 }
 
-/// The connector's way over the ring.
+/// The connector's access to the ring.
 pub(crate) struct OverRing {
     pub net: Arc<RingNet>,
     credentials: Credentials,
@@ -63,7 +64,7 @@ impl OverRing {
     fn remember(&self, certificate: Certificate) {
         let mut met = self.met();
         if met.len() >= MAX_MET && !met.contains_key(&certificate.member()) {
-            // Any other can be asked for again.
+            // Any other certificate can be asked for again.
             let spare = met.keys().next().copied();
             spare.map(|member| met.remove(&member));
         }
@@ -138,20 +139,20 @@ async fn key_of(
     }
 }
 
-/// Exchanges whereabouts and handshake over the ring; afterwards the session stands and the ring
+/// Exchanges reachability and handshake over the ring. Afterwards the session stands, and the ring
 /// carries it.
 pub(crate) async fn meet(
     shared: &Shared,
     ring: &OverRing,
     member: MemberId,
     via: Option<Position>,
-) -> Result<Whereabouts, Error> {
+) -> Result<Reachability, Error> {
     let key = key_of(shared, ring, member, via).await?;
-    let introduce = |whereabouts| Introduction {
+    let introduce = |reachability| Introduction {
         certificate: ring.credentials.certificate.clone(),
-        whereabouts,
+        reachability,
     };
-    let extra = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), introduce);
+    let extra = message::encode_within(MAX_EXTRA_LEN, shared.reachability(), introduce);
     let handshake = shared.plane.open_link(member, key, &extra)?;
     let failed = |reason: &str| Error::Handshake(member, reason.to_owned());
     match ask(ring, member, via, RingRequest::Link(handshake)).await? {
@@ -164,7 +165,7 @@ pub(crate) async fn meet(
     }
 }
 
-/// Answers a call that came over the ring. `None`: with nothing, as to any nonsense.
+/// Answers a call that came over the ring; `None` for an invalid one.
 pub(crate) async fn answer(
     shared: &Arc<Shared>,
     ring: &OverRing,
@@ -188,7 +189,7 @@ async fn accept(
     let opened = shared.plane.read_link(handshake).ok()?;
     let Introduction {
         certificate,
-        whereabouts,
+        reachability,
     } = message::decode(&opened.extra)?;
     let member = certificate.member();
     if Position::of(&member) != asked.from || certificate.link_key() != opened.peer {
@@ -201,13 +202,13 @@ async fn accept(
     ring.remember(certificate);
     shared.state().retries.hold_off(member, Instant::now());
     examine::look_at_the_counter(shared).await;
-    let ours = message::encode_within(MAX_EXTRA_LEN, shared.whereabouts(), |w| w);
+    let ours = message::encode_within(MAX_EXTRA_LEN, shared.reachability(), |w| w);
     match shared
         .plane
         .accept_over_ring(member, opened, asked.agent, &ours)
     {
         Ok(answer) => {
-            shared.met(member, &whereabouts);
+            shared.met(member, &reachability);
             Some(RingAnswer::Linked(answer))
         }
         Err(error) => {

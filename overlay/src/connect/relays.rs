@@ -1,12 +1,12 @@
-//! Takes relays into use. Two are tried at a time: the first that answers is used, the other stays
-//! warm beside it (the plane's paths measure it now and then), so that a relay that dies is
-//! replaced at once. A clearly better one, looked for now and then, takes over; the paths' own
-//! hysteresis decides. Which ones are tried: [`super::state::relays`].
+//! Adds relays to a link. Two are tried at a time: the first that answers is used, the other is the
+//! spare (the plane's paths measure it now and then), so that a dead relay is replaced at once. A
+//! clearly better relay, looked for now and then, replaces the one in use; the paths' own
+//! hysteresis decides that. [`super::state::relays`] selects the relays to try.
 
 use super::{
     Shared,
     dial::{CALL_LIMIT, PATIENCE, Reach, ask, ensure, selected},
-    message::{Answer, Request, Whereabouts},
+    message::{Answer, Reachability, Request},
     state::{
         Input,
         relays::{Neighbours, another},
@@ -22,15 +22,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a member may take to have a link to another, for which it may have to dial.
+/// How long a member may take to make a link to another. Reason: it may have to dial.
 const RELAY_LIMIT: Duration = Duration::from_secs(6);
 
-/// The members through which `member` may be reached, best first, with the round trip to expect in
+/// The members that may relay to `member`, best first, each with the expected round trip in
 /// milliseconds.
 pub(super) fn ranked(
     shared: &Shared,
     member: MemberId,
-    theirs: &Whereabouts,
+    theirs: &Reachability,
 ) -> Vec<(MemberId, Option<u64>)> {
     let (direct, connected) = (shared.direct_neighbours(), shared.fabric.connected());
     let ring = shared.ring_status();
@@ -45,7 +45,7 @@ pub(super) fn ranked(
         .relays_to(Instant::now(), member, theirs, &ours)
 }
 
-/// Has `relay` pass our datagrams on to `member`.
+/// Makes `relay` relay our datagrams to `member`.
 pub(super) fn via(
     shared: Arc<Shared>,
     member: MemberId,
@@ -57,7 +57,7 @@ pub(super) fn via(
             ask(&shared, relay, Request::Relay(member), RELAY_LIMIT)
         );
         if ours? == Path::Stream {
-            // Our own stream to the member is no worse than one to a relay.
+            // Our own stream to the member is as good as one to a relay.
             return Err(Error::NoPath(member));
         }
         if let Err(error) = theirs {
@@ -88,7 +88,7 @@ pub(super) fn review(
         shared.remember(member, &theirs);
         let ranked = ranked(&shared, member, &theirs);
         if let Some(next) = another(&ranked, &relays, rtt) {
-            // The paths measure it and take it if it is better; a failure was noted.
+            // The paths measure it and use it if it is better; a failure was noted.
             let _ = via(shared, member, next).await;
         }
     }

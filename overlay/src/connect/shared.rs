@@ -1,9 +1,9 @@
-//! What the tasks of the connector share, and what they do for its state: carry out its actions,
-//! tell it of this host, answer other members.
+//! The state shared by the connector's tasks, and its driver: carries out its actions, passes it
+//! this host's state, answers other members.
 
 use super::{
     ConnectOptions, SERVICE, dial, examine,
-    message::{self, Answer, Candidate, MAX_NEIGHBOURS, NatKind, Request, Whereabouts},
+    message::{self, Answer, Candidate, MAX_NEIGHBOURS, NatKind, Reachability, Request},
     nat,
     over_ring::{self, OverRing},
     relays, silence,
@@ -26,7 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long punches wait for what the NAT does. Reason: nobody may be there that can tell.
+/// How long a punch waits until the NAT's mapping is known. Reason: no member may be there that can
+/// tell.
 const MAPPING_LIMIT: Duration = Duration::from_millis(1000);
 
 /// See the module.
@@ -37,16 +38,16 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     pub turns: turns::Turns,
     pub ring: Option<OverRing>,
-    /// The survey has learned something.
+    /// Wakes when the survey has learned something.
     pub learned: tokio::sync::Notify,
-    /// Rings when the node is to let go of its port mapping, and when it has.
+    /// Wakes when the node has to release its port mapping, and when that is done.
     pub closing: tokio::sync::Notify,
     pub closed: tokio::sync::Notify,
     /// Ports that are open for other members' STUN requests.
     pub ports: Arc<tokio::sync::Semaphore>,
-    /// What others see of this host may be another.
+    /// Wakes when others may see this host at another address.
     pub learn_again: tokio::sync::Notify,
-    /// A member whose link stood makes it again: something between the two has changed.
+    /// Wakes when a member makes a standing link again: the path between the two has changed.
     pub doubted: tokio::sync::Notify,
 }
 
@@ -114,7 +115,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the state what has happened, and does what it asks for.
+    /// Passes an event to the state, and does what it then asks for.
     pub fn handle(self: &Arc<Self>, input: Input<'_>) {
         self.state().handle(Instant::now(), input);
         self.act();
@@ -187,14 +188,14 @@ impl Shared {
         );
     }
 
-    /// Tries the member's addresses directly: it has been met.
-    pub fn met(self: &Arc<Self>, member: MemberId, whereabouts: &Whereabouts) {
+    /// Tries the addresses of a member that was met.
+    pub fn met(self: &Arc<Self>, member: MemberId, reachability: &Reachability) {
         let plane = &self.plane;
         self.handle(Input::Met {
             member,
             host: &self.host(),
-            statement: self.statement(whereabouts),
-            told: &whereabouts.candidates,
+            statement: self.statement(reachability),
+            told: &reachability.candidates,
             link: LinkNow {
                 is_direct: self.is_direct(member),
                 carries: &|way| plane.carries(member, Path::Direct(*way)),
@@ -202,21 +203,21 @@ impl Shared {
         });
     }
 
-    /// Keeps what a member says of itself.
-    pub fn remember(self: &Arc<Self>, member: MemberId, whereabouts: &Whereabouts) {
-        self.handle(Input::Heard(member, self.statement(whereabouts)));
+    /// Stores what a member says of itself.
+    pub fn remember(self: &Arc<Self>, member: MemberId, reachability: &Reachability) {
+        self.handle(Input::Heard(member, self.statement(reachability)));
     }
 
-    /// What a member says of itself without the addresses that lead through tunnels of this
-    /// machine: another network of both.
-    pub fn statement(&self, whereabouts: &Whereabouts) -> Statement {
-        let mut whereabouts = whereabouts.clone();
+    /// A member's reachability without the addresses that lead through tunnels of this machine,
+    /// because both are in another network too.
+    pub fn statement(&self, reachability: &Reachability) -> Statement {
+        let mut reachability = reachability.clone();
         let is_hidden = |c: &Candidate| self.plane.is_inside_tunnel(&c.addr.ip());
-        let hidden = whereabouts.candidates.iter().find(|c| is_hidden(c));
+        let hidden = reachability.candidates.iter().find(|c| is_hidden(c));
         let hidden = hidden.map(|c| c.addr.ip());
-        whereabouts.candidates.retain(|c| !is_hidden(c));
+        reachability.candidates.retain(|c| !is_hidden(c));
         Statement {
-            whereabouts,
+            reachability,
             hidden,
         }
     }
@@ -236,8 +237,8 @@ impl Shared {
         self.state().candidates(Instant::now(), &host)
     }
 
-    /// What we tell others of ourselves.
-    pub fn whereabouts(&self) -> Whereabouts {
+    /// This node's own reachability.
+    pub fn reachability(&self) -> Reachability {
         let direct: HashMap<MemberId, u32> = self.direct_neighbours();
         let mut neighbours: Vec<_> = self
             .fabric
@@ -248,7 +249,7 @@ impl Shared {
         neighbours.sort_by_key(|(_, rtt)| rtt.unwrap_or(u32::MAX));
         neighbours.truncate(MAX_NEIGHBOURS);
         let (nat, relay) = (self.state().nat.kind, self.plane.is_willing_to_relay());
-        Whereabouts {
+        Reachability {
             candidates: self.candidates(),
             nat,
             neighbours,
@@ -257,7 +258,7 @@ impl Shared {
         }
     }
 
-    /// Where we stand by round trips, as soon as that says anything.
+    /// Our network coordinate, once it is known well enough.
     pub fn here(&self) -> Option<Coordinate> {
         Some(self.ring_status()?.coordinate).filter(Coordinate::is_known)
     }
@@ -266,7 +267,7 @@ impl Shared {
         self.ring.as_ref()?.net.status()
     }
 
-    /// Where a member stands by round trips.
+    /// A member's network coordinate.
     pub fn place(&self, member: MemberId) -> Option<Coordinate> {
         let on_ring = place_on_ring(&self.ring_status(), &member);
         self.state().place(&member, on_ring)
@@ -297,7 +298,7 @@ impl Shared {
     }
 
     /// Whether a direct path to the member is possible, as far as both sides' NATs are known.
-    pub fn may_reach(&self, theirs: &Whereabouts) -> bool {
+    pub fn may_reach(&self, theirs: &Reachability) -> bool {
         let host = self.host();
         self.state().may_reach(Instant::now(), &host, theirs)
     }
@@ -315,8 +316,8 @@ impl Shared {
         self.state().note_punches(Instant::now(), links);
     }
 
-    /// Waits until it is known whether the NAT gives each destination another mapping. A node that
-    /// never finds out waits once.
+    /// Waits until it is known whether the NAT gives each destination another mapping. If that
+    /// cannot be found out, the node waits once only.
     pub async fn mapping_known(&self) {
         let until = tokio::time::Instant::now() + MAPPING_LIMIT;
         loop {
@@ -334,10 +335,10 @@ impl Shared {
 
     async fn answer(self: &Arc<Self>, from: MemberId, request: Request) -> Result<Answer, String> {
         match request {
-            Request::Where => Ok(Answer::Here(self.whereabouts())),
+            Request::Where => Ok(Answer::Here(self.reachability())),
             Request::Knock(to, id) => examine::knock(self, to, id),
             Request::KnockElsewhere(to, id) => examine::knock_elsewhere(self, to, id).await,
-            Request::Link(whereabouts, handshake) => {
+            Request::Link(reachability, handshake) => {
                 if self.is_direct(from) {
                     self.doubted.notify_one();
                 }
@@ -351,8 +352,8 @@ impl Shared {
                     .plane
                     .accept_link(from, key, &handshake)
                     .map_err(|e| e.to_string())?;
-                self.met(from, &whereabouts);
-                Ok(Answer::Linked(self.whereabouts(), answer))
+                self.met(from, &reachability);
+                Ok(Answer::Linked(self.reachability(), answer))
             }
             Request::Relay(_) if !self.plane.is_willing_to_relay() => {
                 Err("this member does not relay".into())
@@ -375,7 +376,7 @@ impl Shared {
     }
 }
 
-/// Where a neighbour on the ring stands by round trips.
+/// The network coordinate of a neighbour on the ring.
 pub(super) fn place_on_ring(
     ring: &Option<Arc<RingStatus>>,
     member: &MemberId,
@@ -387,11 +388,11 @@ pub(super) fn place_on_ring(
         .coordinate
 }
 
-/// A punch that waits for what the NAT does.
+/// Delays a punch until the NAT's mapping is known.
 fn punch_later(
     shared: Arc<Shared>,
     member: MemberId,
-    theirs: Whereabouts,
+    theirs: Reachability,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         shared.mapping_known().await;

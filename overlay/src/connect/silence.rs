@@ -1,9 +1,8 @@
-//! A path in use that falls silent is bridged at once: over a stream of the control plane, which
-//! takes another over TCP where its own connection is silent too
-//! ([`Fabric::sound`](crate::fabric::Fabric::sound)). A firewall that drops all UDP from one moment
-//! on then costs a few seconds, not QUIC's idle timeout and a dial. The stream is a stopgap:
-//! whatever else answers takes over, and a better path is sought as for any link that is not
-//! direct.
+//! A path in use that falls silent is replaced at once by a stream of the control plane, which uses
+//! another over TCP if its own connection is silent too
+//! ([`Fabric::sound`](crate::fabric::Fabric::sound)). A firewall that starts to drop all UDP then
+//! costs a few seconds, not QUIC's idle timeout and a dial. The stream is a stopgap: any other path
+//! that answers replaces it, and a better path is looked for as for any link that is not direct.
 
 use super::{Shared, state::Input, stream};
 use crate::{fabric::Life, id::MemberId};
@@ -23,7 +22,7 @@ pub(crate) async fn heed(shared: Arc<Shared>) {
     }
 }
 
-/// Carries on over a stream, unless the path turns out to live.
+/// Carries the link over a stream, unless the path turns out to live.
 pub(crate) fn bridge(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'static, ()> {
     async move {
         let began = Instant::now();
@@ -34,12 +33,12 @@ pub(crate) fn bridge(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'static
             ms = began.elapsed().as_millis() as u64,
             "a path fell silent"
         );
-        // Where QUIC fell silent and TCP did not, UDP may be blocked: that is found out now, not at
-        // the next look.
+        // If QUIC fell silent and TCP did not, UDP may be blocked: that is examined now, not at the
+        // next round.
         if life == Life::Replaced {
             shared.learn_again.notify_waiters();
         }
-        // Another stream may have been opened from the far end, or the path have been replaced.
+        // The far end may have opened another stream, or the path may have been replaced.
         if life == Life::Silent
             || !shared.plane.is_silent(member)
             || shared.plane.try_stream(member)

@@ -1,11 +1,10 @@
-//! What the connector knows, and what it decides by that: a state machine without socket, clock or
-//! task, as the ring's and the paths' are.
+//! The connector's knowledge and decisions: a state machine without socket, clock or task, as the
+//! ring's and the paths' are.
 //!
-//! [`State::handle`] takes what has happened, [`State::poll`] returns what is to be done. Longer
-//! conversations are machines of their own that read and write this state: [`survey`] finds out
-//! what stands before this node, [`settle`] brings a link to the best path, [`watch`] notices that
-//! a NAT has changed. The driver, the other files of `connect`, carries requests and datagrams and
-//! waits.
+//! [`State::handle`] takes events, [`State::poll`] returns actions. Longer conversations are
+//! machines of their own that read and write this state: [`survey`] finds out the kind of NAT,
+//! [`settle`] brings a link to the best path, [`watch`] notices that a NAT has changed. The driver,
+//! the other files of `connect`, carries requests and datagrams and waits.
 
 pub(crate) mod examine;
 pub(crate) mod links;
@@ -20,7 +19,7 @@ pub(crate) mod watch;
 
 use super::{
     ConnectOptions,
-    message::{Candidate, CandidateKind, MAX_CANDIDATES, NatKind, Whereabouts},
+    message::{Candidate, CandidateKind, MAX_CANDIDATES, NatKind, Reachability},
 };
 use crate::id::MemberId;
 use nat::Nat;
@@ -30,12 +29,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the address of the second port as others saw it is believed.
+/// How long the outside address of the second port is believed.
 pub(crate) const LOOK_LIFE: Duration = Duration::from_secs(180);
-/// How long before a NAT that counts has given its next ports to others.
+/// How long before a counting NAT has given its next ports to others.
 const COUNTER_LIFE: Duration = Duration::from_secs(5);
 
-/// This host as it is now.
+/// The present state of this host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Host {
     /// Its addresses.
@@ -53,16 +52,16 @@ impl Host {
     }
 }
 
-/// What a member says of itself, as far as this host can use it.
+/// What a member says of itself, reduced to what this host can use.
 #[derive(Clone, Debug)]
 pub(crate) struct Statement {
-    /// Without the addresses that lie in another network of this machine.
-    pub whereabouts: Whereabouts,
+    /// Without the addresses inside another network of this machine.
+    pub reachability: Reachability,
     /// One of the addresses left out.
     pub hidden: Option<IpAddr>,
 }
 
-/// What has happened.
+/// An event.
 pub(crate) enum Input<'a> {
     /// A second has passed.
     Tick {
@@ -70,58 +69,58 @@ pub(crate) enum Input<'a> {
         links: &'a [links::Link],
         connected: &'a [MemberId],
     },
-    /// A member has said where it is.
+    /// A member has sent its reachability.
     Heard(MemberId, Statement),
-    /// Addresses have been exchanged with a member: they are to be tried.
+    /// Addresses have been exchanged with a member and can be tried.
     Met {
         member: MemberId,
         host: &'a Host,
         statement: Statement,
-        /// All its addresses, as it told them.
+        /// All its addresses, as it gave them.
         told: &'a [Candidate],
         link: reach::LinkNow<'a>,
     },
-    /// A punch that waited for what the NAT does is due.
+    /// A punch that waited for the NAT's mapping is due.
     PunchDue {
         member: MemberId,
         host: &'a Host,
-        theirs: Whereabouts,
+        theirs: Reachability,
         is_direct: bool,
     },
-    /// The path in use to a member has fallen silent; whether a control connection leads to it.
+    /// The path in use to a member has fallen silent; whether there is a control connection to it.
     Silent {
         member: MemberId,
         is_connected: bool,
     },
-    /// A member would not relay.
+    /// A member has refused to relay.
     RelayRefused(MemberId),
     /// This host has moved.
     Moved,
-    /// The first port is alive, or another router stands before this host.
+    /// The first port works, or another router is in front of this host.
     FirstPortAlive,
-    /// Nobody answers the first port, and somebody answers the second.
+    /// No member answers the first port, and one answers the second.
     FirstPortDead,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Keep the NAT mappings of a link alive, or leave that to the other end.
     KeepAlive(MemberId, bool),
-    /// Try to get a link off its path. `number`: which try this is, beginning with 1.
+    /// Try to get a link off its path. `number` counts the tries, from 1.
     Improve {
         member: MemberId,
         path: crate::plane::Path,
         number: u32,
         is_hopeless: bool,
     },
-    /// Look for a spare relay, or a better one than the member's link has.
+    /// Look for a spare relay, or a better one than the link has.
     ReviewRelays {
         member: MemberId,
         relays: Vec<MemberId>,
         rtt: Option<Duration>,
     },
-    /// Write to these addresses of members from the second port, or from the first again.
+    /// Send to these addresses of members from the second port, or from the first again.
     WriteFrom {
         second: bool,
         addresses: Vec<SocketAddr>,
@@ -132,35 +131,35 @@ pub(crate) enum Action {
         guessed: Vec<SocketAddr>,
         told: Vec<SocketAddr>,
     },
-    /// Wait until it is known what the NAT does, then say [`Input::PunchDue`], or meet the member
-    /// again where ports have to be guessed.
-    PunchLater(MemberId, Whereabouts),
-    /// Carry on over a stream while the path in use is silent.
+    /// Wait until the NAT's mapping is known, then pass in [`Input::PunchDue`], or meet the member
+    /// again if ports have to be guessed.
+    PunchLater(MemberId, Reachability),
+    /// Carry the link over a stream while the path in use is silent.
     Bridge(MemberId),
-    /// Everything is written from the second port from now on.
+    /// From now on everything is sent from the second port.
     AllFromSecondPort,
-    /// The first port is written from again.
+    /// The first port is used again.
     SilenceFirstPort(bool),
     /// Links and connections made before are dead: the outside address has changed.
     MappingChanged,
 }
 
-/// See the module.
+/// The connector's knowledge.
 pub(crate) struct State {
     pub me: MemberId,
     pub options: ConnectOptions,
     pub nat: Nat,
     pub punches: punches::Log,
     /// What members said of themselves, and when.
-    pub known: HashMap<MemberId, (Instant, Whereabouts)>,
+    pub known: HashMap<MemberId, (Instant, Reachability)>,
     /// Addresses of members that lie in another network of this machine.
     pub hidden: HashMap<MemberId, IpAddr>,
     pub retries: retries::Retries,
-    /// Members that are written to from the second port, where their addresses are public.
+    /// Members whose public addresses are written to from the second port.
     pub aside: HashSet<MemberId>,
-    /// The second port as others see it, and when that was looked at.
+    /// The outside address of the second port, and when it was found.
     pub reflexive_aside: Option<(SocketAddr, Instant)>,
-    /// Nothing that leaves the first port is answered, and what leaves the second is.
+    /// Whether packets from the first port get no answer and those from the second do.
     pub first_port_dead: bool,
     pub relays: relays::Relays,
     upkeep: links::Upkeep,
@@ -186,7 +185,7 @@ impl State {
         }
     }
 
-    /// Takes what has happened.
+    /// Takes an event.
     pub fn handle(&mut self, now: Instant, input: Input<'_>) {
         match input {
             Input::Tick {
@@ -219,7 +218,7 @@ impl State {
         }
     }
 
-    /// What is to be done next.
+    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -229,14 +228,14 @@ impl State {
             Some(ip) => drop(self.hidden.insert(member, ip)),
             None => drop(self.hidden.remove(&member)),
         }
-        let said = statement.whereabouts;
+        let said = statement.reachability;
         let before = self.known.insert(member, (now, said.clone()));
         if before.is_some_and(|(_, before)| before.differs(&said)) {
             self.retries.begin_anew(member, now + retries::FIRST);
         }
     }
 
-    /// This host has moved: what others saw of it is another.
+    /// This host has moved: its outside address is another.
     fn moved(&mut self) {
         self.nat.forget();
         self.retries.clear();
@@ -259,9 +258,9 @@ impl State {
         }
     }
 
-    /// Whether the router lets everybody through to us at `addr`, asked by us or told by a person.
-    /// A member that sees us there wrote to us there, or the router says so to all: it shows
-    /// nothing of how the NAT maps and filters otherwise.
+    /// Whether the router lets all packets to `addr` through to us, on our request or by a person's
+    /// setting. Such an address says nothing about how the NAT maps and filters otherwise: a member
+    /// that sees us there wrote to us there, or the router shows it to all.
     pub fn is_let_through(&self, addr: SocketAddr) -> bool {
         [self.nat.mapped_last, self.options.outside].contains(&Some(addr))
     }
@@ -299,7 +298,7 @@ impl State {
             .filter_map(|m| self.known.get(m))
             .map(|(_, w)| w)
             .filter(|w| nat::seems_open(w));
-        // An address of the member's own LAN, which it tells as well, would be asked in vain.
+        // An address in the member's own LAN, which it also gives, would not answer.
         open.flat_map(|w| &w.candidates)
             .find(|c| nat::is_public_own(c) && c.addr.is_ipv4())
             .map(|c| c.addr)

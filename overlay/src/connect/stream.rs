@@ -1,6 +1,6 @@
-//! Datagrams over a stream of the control plane, for sites that let no UDP through: each behind its
-//! length in two bytes. The datagrams are sealed end to end as everywhere; a full stream drops
-//! them, as a full queue of a router would.
+//! Datagrams over a stream of the control plane, for sites that let no UDP through: each after its
+//! length in two bytes. The datagrams are sealed end to end as always; a full stream drops them, as
+//! a full queue of a router would.
 
 use super::{STREAM_SERVICE, Shared, dial::CALL_LIMIT};
 use crate::{fabric::BoxStream, id::MemberId, plane::Error};
@@ -10,7 +10,8 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Datagrams that wait for the stream: some 100 ms at 15 Mbit/s; more would only be delay.
+/// How many datagrams wait for the stream. Reason: these are some 100 ms at 15 Mbit/s; more would
+/// only be delay.
 const QUEUE: usize = 128;
 /// The longest datagram of a plane.
 const MAX_DATAGRAM: usize = 2048;
@@ -25,8 +26,8 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
 
 /// Opens a stream and carries datagrams over it from now on.
 pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), Error> {
-    // A control connection that is dead and not known to be takes what is opened on it and says
-    // nothing.
+    // A control connection that is dead without being known as such accepts new streams and never
+    // answers.
     let opened = tokio::time::timeout(
         CALL_LIMIT,
         shared.fabric.open_stream(member, STREAM_SERVICE),
@@ -38,8 +39,8 @@ pub(crate) async fn open(shared: &Arc<Shared>, member: MemberId) -> Result<(), E
 }
 
 /// Carries datagrams both ways. Both ends may open a stream at the same moment, and each writes to
-/// the one that it came by last: one that is not written to any more is read from until the far end
-/// has no use for it either.
+/// the one that it received from last. A stream that is no longer written to is read until the far
+/// end closes it.
 async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
     let (reader, writer) = tokio::io::split(stream);
     let (sender, receiver) = mpsc::channel(QUEUE);
@@ -60,7 +61,7 @@ async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
     attached.close();
 }
 
-/// The length of the next datagram; none where the far end writes no more.
+/// The length of the next datagram; `None` if the far end writes no more.
 async fn length(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<usize>> {
     let mut length = [0; 2];
     if reader.read(&mut length[..1]).await? == 0 {
@@ -77,7 +78,7 @@ async fn send(
     let mut writer = BufWriter::with_capacity(64 << 10, writer);
     while let Some(datagram) = datagrams.recv().await {
         let mut next = Some(datagram);
-        // Everything that waits goes with one flush.
+        // Everything that waits is sent with one flush.
         while let Some(datagram) = next {
             let len = u16::try_from(datagram.len()).map_err(|_| io::ErrorKind::InvalidData)?;
             writer.write_u16(len).await?;

@@ -1,6 +1,6 @@
-//! One dial to a member at a time: who comes second waits and finds the link of the first. What is
-//! kept for a member goes with the last who has its turn or waits for it, whether the dial came to
-//! its end or was given up in between.
+//! One dial to a member at a time: the second caller waits and finds the first one's link. The
+//! entry of a member is removed with the last caller that has its turn or waits, whether the dial
+//! ended or was dropped.
 
 use crate::id::MemberId;
 use std::{
@@ -11,13 +11,13 @@ use tokio::sync::OwnedMutexGuard;
 
 type Door = Arc<tokio::sync::Mutex<()>>;
 
-/// Whose turn it is, for each member that is being dialled.
+/// The locks of the members that are being dialled.
 #[derive(Default)]
 pub(crate) struct Turns {
     doors: Mutex<HashMap<MemberId, Door>>,
 }
 
-/// The right to dial the member; the next one's turn comes when it is dropped.
+/// The right to dial the member; dropping it gives the next caller its turn.
 pub(crate) struct Turn<'a> {
     turns: &'a Turns,
     member: MemberId,
@@ -31,7 +31,7 @@ impl Turns {
 
     /// Waits for the turn.
     pub async fn of(&self, member: MemberId) -> Turn<'_> {
-        // Made before the wait, so that a wait given up is tidied after too.
+        // Made before the wait, so that a dropped wait is cleaned up too.
         let mut turn = Turn {
             turns: self,
             member,

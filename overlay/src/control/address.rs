@@ -1,4 +1,4 @@
-//! Multiaddresses and peer ids, and which of them are worth telling others.
+//! Multiaddresses and peer ids, and which addresses are worth publishing.
 
 use crate::{
     id::MemberId, membership::NetworkConfig, plane::packet::is_site_local, underlay::View,
@@ -28,7 +28,7 @@ pub fn is_relayed(address: &Multiaddr) -> bool {
     address.iter().any(|p| p == Protocol::P2pCircuit)
 }
 
-/// Whether it is QUIC, which notices a dead peer by itself.
+/// Whether it is QUIC, which detects a dead peer by itself.
 pub fn is_quic(address: &Multiaddr) -> bool {
     !is_relayed(address) && address.iter().any(|p| p == Protocol::QuicV1)
 }
@@ -55,7 +55,7 @@ pub fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<PeerId>) {
     }
 }
 
-/// One dial for each member that the addresses name, so that each ends in one connection, over the
+/// One dial for each member in the addresses, so that each results in one connection, over the
 /// transport that works first.
 pub fn dials(addresses: &[Multiaddr]) -> Vec<DialOpts> {
     let mut of_peer: BTreeMap<PeerId, Vec<Multiaddr>> = BTreeMap::new();
@@ -100,9 +100,9 @@ pub fn is_public(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether it may be told and dialled: no address inside the overlay itself or another network of
-/// this machine, which would carry the overlay's own connections in circles, and none that means
-/// another machine on each machine.
+/// Whether it may be published and dialled: not inside the overlay itself or another network of
+/// this machine, which would carry the overlay's own connections in circles, and not an address
+/// that is another machine on each link, such as a link-local one.
 pub fn is_usable(address: &Multiaddr, network: &NetworkConfig, view: &View) -> bool {
     if ip_of(address).is_some_and(|ip| view.is_inside(&ip)) {
         return false;
@@ -126,7 +126,7 @@ pub fn is_usable(address: &Multiaddr, network: &NetworkConfig, view: &View) -> b
     }
 }
 
-/// Whether it is of this machine only.
+/// Whether only this machine reaches it.
 pub fn is_loopback(address: &Multiaddr) -> bool {
     ip_of(address).is_some_and(|ip| ip.is_loopback())
 }

@@ -1,10 +1,9 @@
-//! The address book: the newest contact of the members that this node has a use for, kept in a file
-//! so that it finds back into its network when the member it first joined through is gone.
+//! The address book: the newest contact of each member that this node uses, kept in a file so that
+//! the node finds its network again when the member it first joined through is gone.
 //!
-//! In a small network that is everyone. In a large one nobody keeps a list of all: the book holds
-//! at most [`MAX_BOOK`] members and drops what is beyond the nearest, a few of each doubling of the
-//! distance (Kademlia's buckets), those used last and a random sample. Who is wanted and not in it
-//! is found by a lookup.
+//! In a small network the book holds every member. In a large one it holds at most [`MAX_BOOK`]:
+//! the nearest, a few of each doubling of the distance (Kademlia's buckets), those used last and a
+//! random sample. Any other member is found by a lookup.
 
 use super::wire::{Contact, MAX_CONTACTS};
 use crate::{
@@ -19,29 +18,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The most members kept, but for those with a connection: some 100 kB. Beyond it the book shrinks
-/// to the classes below, about 150 members in a network of 10 000.
+/// How many members the book holds, besides those with a connection: some 100 kB. A longer book is
+/// trimmed to the classes below, about 150 members in a network of 10 000.
 pub const MAX_BOOK: usize = 192;
-/// The nearest: whom a lookup of a place near this node's should hear of.
+/// How many of the nearest members are kept. Reason: a lookup of a place near this node asks for
+/// them.
 const NEAR_KEPT: usize = 24;
-/// Of each doubling of the distance: one dead of four leaves the way open.
+/// How many of each doubling of the distance are kept. Reason: if one of four is dead, the others
+/// still lead on.
 const BUCKET_KEPT: usize = 4;
-/// Those talked to or found last.
+/// How many of the members used last are kept.
 const USED_KEPT: usize = 48;
-/// Others, at random: a way back when everyone near is gone.
+/// How many others are kept, at random. Reason: they lead back when all near members are gone.
 const SAMPLE_KEPT: usize = 16;
-/// Of those that could not be reached.
+/// How many of the members that could not be reached are kept.
 const FAILING_KEPT: usize = 16;
-/// After so many dials in vain a member is not named to others any more.
+/// How many failed dials before a member is no longer named to others.
 const FAILING: u32 = 2;
-/// Members out of reach that are tried in each round.
+/// How many unreachable members are dialled in each round.
 const LOST_TRIED: usize = 3;
-/// Contacts near its place that a member that knows few is told.
+/// How many contacts near its place a member with few contacts is told.
 const TOLD_NEAR: usize = 16;
 
-/// One entry of the file. What a person wants to read is in plain text beside the signed contact.
+/// One entry of the file: the signed contact, and what a person wants to read in plain text.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct SavedContact {
     member: String,
     name: String,
     addresses: Vec<String>,
@@ -50,26 +51,26 @@ struct Kept {
 
 struct Entry {
     contact: Contact,
-    /// Dials in a row that came to nothing.
+    /// How many dials in a row have failed.
     failures: u32,
-    /// When it was last talked to or found, as a count of such events.
+    /// When the member was last connected or found, as a count of such events.
     used: u64,
 }
 
 impl Entry {
-    /// Whether it makes sense to ask it, or to name it to others: it has not left, and was not
-    /// dialled in vain.
+    /// Whether to ask the member or to name it to others: it has not left the network, and its last
+    /// dials did not fail.
     fn may_answer(&self) -> bool {
         self.failures < FAILING && !self.contact.is_farewell()
     }
 }
 
-/// See the module.
+/// The contacts, and which of them to keep.
 pub struct Book {
     me: MemberId,
     bound: usize,
     contacts: BTreeMap<MemberId, Entry>,
-    /// Whom to keep whatever comes: the connected and the ring's neighbours.
+    /// Members that are never dropped: those with a connection and the ring's neighbours.
     pinned: BTreeSet<MemberId>,
     clock: u64,
     file: PathBuf,
@@ -77,9 +78,9 @@ pub struct Book {
 }
 
 impl Book {
-    /// Reads the file. It is a cache: what is missing, damaged or no longer trusted is left out.
+    /// Reads the file. It is a cache: missing, damaged or no longer trusted entries are skipped.
     pub fn load(file: &Path, trust: &Trust, me: MemberId, full_mesh: usize) -> Self {
-        let kept: Vec<Kept> = fs::read(file)
+        let kept: Vec<SavedContact> = fs::read(file)
             .ok()
             .and_then(|raw| serde_json::from_slice(&raw).ok())
             .unwrap_or_default();
@@ -105,16 +106,16 @@ impl Book {
         book
     }
 
-    /// The file and what is to be in it, if that is not what was given last.
+    /// The file and its new content, if the book has changed since the last call.
     pub fn changed(&mut self) -> Option<(PathBuf, Vec<u8>)> {
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
-        let kept: Vec<Kept> = self
+        let kept: Vec<SavedContact> = self
             .contacts
             .values()
             .map(|entry| &entry.contact)
-            .map(|c| Kept {
+            .map(|c| SavedContact {
                 member: c.member().to_string(),
                 name: c.certificate.name().to_owned(),
                 addresses: c.addresses.clone(),
@@ -127,13 +128,13 @@ impl Book {
         ))
     }
 
-    /// What was given last has not reached the disk: it is given again.
+    /// Makes the next [`Self::changed`] return the content again, because writing it failed.
     pub fn unsaved(&mut self) {
         self.dirty = true;
     }
 
-    /// Takes a contact if it is valid and newer than what is known. What the book has no room for
-    /// any more is dropped.
+    /// Adds a contact if it is valid and newer than the one known. Returns whether the book keeps
+    /// it; a book that is full is trimmed.
     pub fn insert(&mut self, contact: Contact, trust: &Trust) -> bool {
         let used = self
             .contacts
@@ -142,7 +143,8 @@ impl Book {
         self.take(contact, trust, used)
     }
 
-    /// Takes a contact that a lookup found and is about to use: it counts as just used.
+    /// As [`Self::insert`], for a contact that a lookup found and is about to use: it counts as
+    /// just used.
     pub fn insert_found(&mut self, contact: Contact, trust: &Trust) -> bool {
         self.clock += 1;
         self.take(contact, trust, self.clock)
@@ -169,9 +171,9 @@ impl Book {
         self.contacts.contains_key(&member)
     }
 
-    /// Keeps, of the members that can be reached, the nearest, some of each doubling of the
-    /// distance, those used last and a random sample; of those that cannot, a few to find back to
-    /// after a partition.
+    /// Drops all but these members: of the reachable ones the nearest, some of each doubling of the
+    /// distance, those used last and a random sample; of the others a few, so that they are found
+    /// again after a partition.
     fn trim(&mut self) {
         let place = self.me.ring_addr();
         let (alive, failing): (Vec<_>, Vec<_>) =
@@ -204,8 +206,8 @@ impl Book {
             .retain(|member, _| keep.contains(member) || self.pinned.contains(member));
     }
 
-    /// A random sample that is another for each node and stays the same while nobody comes or goes:
-    /// the smallest hashes.
+    /// A random sample, by the smallest hashes: different for each node, and the same as long as
+    /// the members are.
     fn sample(&self, of: impl Iterator<Item = MemberId>, n: usize) -> Vec<MemberId> {
         let mut hashed: Vec<([u8; 32], MemberId)> = of
             .map(|m| {
@@ -222,12 +224,12 @@ impl Book {
         hashed.into_iter().take(n).map(|(_, m)| m).collect()
     }
 
-    /// Says whom to keep whatever comes. The caller bounds their number.
+    /// Sets the members that are never dropped. The caller bounds their number.
     pub fn pin(&mut self, members: BTreeSet<MemberId>) {
         self.pinned = members;
     }
 
-    /// A member has been talked to: it is there.
+    /// Notes that a member has answered.
     pub fn alive(&mut self, member: MemberId) {
         self.clock += 1;
         if let Some(entry) = self.contacts.get_mut(&member) {
@@ -235,7 +237,7 @@ impl Book {
         }
     }
 
-    /// A member could not be reached where it says it is.
+    /// Notes that a dial to a member failed.
     pub fn failed(&mut self, member: MemberId) {
         if let Some(entry) = self.contacts.get_mut(&member) {
             entry.failures = entry.failures.saturating_add(1);
@@ -247,8 +249,8 @@ impl Book {
         self.contacts.remove(&member);
     }
 
-    /// Forgets whom the network no longer trusts; gives those that have been revoked, or fell with
-    /// another.
+    /// Drops the members that the network no longer trusts. Returns those that were revoked,
+    /// themselves or with another.
     pub fn retain_trusted(&mut self, trust: &Trust) -> Vec<MemberId> {
         let (before, mut fallen) = (self.contacts.len(), Vec::new());
         self.contacts.retain(|member, e| {
@@ -275,7 +277,7 @@ impl Book {
         self.contacts.len()
     }
 
-    /// The members nearest to `place` that have not left and are not known to be out of reach.
+    /// The members nearest to `place` that have not left and whose last dials did not fail.
     pub fn nearest(&self, place: &RingAddr, n: usize) -> Vec<&Contact> {
         let alive = self.contacts.iter().filter(|(_, e)| e.may_answer());
         let mut near: Vec<([u8; 32], &Contact)> = alive
@@ -288,12 +290,12 @@ impl Book {
             .collect()
     }
 
-    /// Whom a node of a large network keeps connections to: the `near` nearest, `far` others, one
-    /// in each doubling of the distance; and some of those that could not be reached, others in
-    /// each `round`, lest a partition lasts.
+    /// The members that a node of a large network keeps connections to: the `near` nearest, and
+    /// `far` others, one in each doubling of the distance. Also some unreachable ones, different in
+    /// each `round`. Reason: otherwise a partition would last.
     pub fn worth_connecting(&self, near: usize, far: usize, round: u64) -> Vec<MemberId> {
         let place = self.me.ring_addr();
-        // Who has left is to be found nowhere, and dials by itself when it comes back.
+        // A member that has left cannot be found; it dials by itself when it returns.
         let others = self
             .contacts
             .iter()
@@ -308,7 +310,7 @@ impl Book {
         let mut wanted: Vec<MemberId> = by_distance.into_iter().map(|(_, m)| m).collect();
         let mut doublings: BTreeMap<u32, MemberId> = BTreeMap::new();
         for (distance, member) in rest {
-            // The one this node has kept in its sample is as good as any, and stays.
+            // The first one is as good as any, and stays the same from round to round.
             doublings.entry(doubling(&distance)).or_insert(member);
         }
         wanted.extend(doublings.into_values().take(far));
@@ -325,7 +327,8 @@ impl Book {
         wanted
     }
 
-    /// Contacts to tell a member that knows few: those near its place and a sample of the others.
+    /// Contacts to send to a member with few contacts: those near its place and a sample of the
+    /// others.
     pub fn to_tell(&self, place: &RingAddr) -> Vec<Contact> {
         let mut members: BTreeSet<MemberId> = self
             .nearest(place, TOLD_NEAR)
@@ -339,7 +342,7 @@ impl Book {
             .collect()
     }
 
-    /// A hash of who is known how recently.
+    /// A hash of the known members and their contacts' `seq`.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 digest of the known contacts");
         for (member, entry) in &self.contacts {
@@ -350,8 +353,8 @@ impl Book {
     }
 }
 
-/// How many leading bits two places share, by their distance: the number of the doubling that they
-/// are apart.
+/// How many leading bits two places share, by their distance: the doubling of the distance that
+/// separates them.
 fn doubling(distance: &[u8; 32]) -> u32 {
     u64::from_be_bytes(distance[..8].try_into().unwrap_or_default()).leading_zeros()
 }

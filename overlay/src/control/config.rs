@@ -1,4 +1,4 @@
-//! What a control host is started with.
+//! The configuration of a control host.
 
 use super::FULL_MESH;
 use crate::{
@@ -16,7 +16,7 @@ use std::{
 /// How long an unneeded connection of a large network stays open, unless configured otherwise.
 const UNUSED_AFTER: Duration = Duration::from_secs(60);
 
-/// What a control host needs to know.
+/// The configuration of a control host.
 pub struct ControlConfig {
     /// This node's keys.
     pub identity: Arc<Identity>,
@@ -24,20 +24,20 @@ pub struct ControlConfig {
     pub certificate: Certificate,
     /// Its network.
     pub network: NetworkConfig,
-    /// Whom it trusts. [`Trust::load`] it from a file in `state_dir` so that revocations survive.
+    /// The authorities and revocations by which it judges others. [`Trust::load`] it from a file in
+    /// `state_dir` so that revocations survive.
     pub trust: Arc<Trust>,
     /// The port for QUIC (UDP) and TCP; 0 takes any.
     pub listen_port: u16,
     /// The addresses to listen on: all by default; none for a node that only dials.
     pub listen_on: Vec<IpAddr>,
-    /// Multiaddresses, without `/p2p/`, at which others are known to reach this node: a forwarded
-    /// port.
+    /// Multiaddresses, without `/p2p/`, of a port forwarding to this node.
     pub public_addresses: Vec<String>,
-    /// Ask the router to let others in at the port, where this node has no public IPv4 address.
+    /// Whether to ask the router for a port mapping, if this node has no public IPv4 address.
     pub map_port: bool,
-    /// Where the peer cache is kept (`peers.json`).
+    /// The directory of the peer cache (`peers.json`).
     pub state_dir: PathBuf,
-    /// Multiaddresses of members to begin with; the peer cache is used as well.
+    /// Multiaddresses of members to dial first; the peer cache is used as well.
     pub bootstrap: Vec<String>,
     /// The network's root key, on the machine that has it. A delegate issues with its identity.
     pub issuer_key: Option<KeyPair>,
@@ -49,13 +49,13 @@ pub struct ControlConfig {
     /// How long a connection in a network beyond the full mesh may be unneeded and unused before
     /// the end that made it closes it.
     pub unused_after: Duration,
-    /// Which addresses lie behind tunnels of this machine: they are not told, dialled or answered
+    /// The addresses behind tunnels of this machine: they are not published, dialled or answered
     /// ([`crate::plane::Plane::underlay`]).
     pub underlay: Underlay,
 }
 
 impl ControlConfig {
-    /// A configuration that listens everywhere on any port and knows nobody.
+    /// A configuration that listens everywhere on any port and knows no member.
     pub fn new(
         identity: Arc<Identity>,
         certificate: Certificate,

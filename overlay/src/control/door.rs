@@ -1,5 +1,5 @@
-//! The proof of membership on a new connection. libp2p has proved the other end's key; this proves
-//! that the key is a member's, or makes it one.
+//! The proof of membership on a new connection. libp2p has proved the other end's key; this
+//! exchange proves that the key is a member's, or makes it one.
 //!
 //! The dialler says [`Hello`], the listener [`Reply`]s, the dialler confirms with one byte. So the
 //! dialler may use the connection after one round trip and the listener after one and a half, and
@@ -27,36 +27,38 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// How long a certificate lasts. Long, because a revocation and not its end is what cuts a member
-/// off.
+/// How long a certificate lasts. Reason: a revocation cuts a member off, not the end of its
+/// certificate.
 const CERTIFICATE_SECONDS: u64 = 10 * 365 * 86_400;
-/// Requests to join that are decided at the same time; each may ask other members.
+/// How many requests to join are decided at a time. Reason: each may ask other members.
 const ADMISSIONS_AT_ONCE: usize = 16;
-/// An admission asks the DHT and may be passed on: several round trips.
+/// How long an admission may take. Reason: it asks the DHT and may be passed on, which takes
+/// several round trips.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The time of a member that refused comes right behind the refusal; members of before send none.
+/// How long to wait for the clock of a member that refused, which follows the refusal. Previous
+/// releases send none.
 const BY_CLOCK_WAIT: Duration = Duration::from_millis(300);
 
-/// Why a connection was not let through.
+/// Why a connection was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
-    /// This node turned the other down.
+    /// This node refused the other.
     #[error("turned the other down")]
     Refused(#[source] Refusal),
-    /// The other turned this node down, with the revocations that say so and the time by its clock,
-    /// if it said that.
+    /// The other refused this node, with the revocations behind that and its clock, if it sent
+    /// them.
     #[error("was turned down: {}{}", .0, by_clock(.0, .2.as_ref()))]
     TurnedDown(Refusal, Vec<Revocation>, Option<UnixTime>),
     /// The connection broke, or the other speaks something else.
     #[error("the proof of membership broke off")]
     Io(#[from] io::Error),
-    /// Nothing came in time.
+    /// No message came in time.
     #[error("no proof of membership came in time")]
     TimedOut,
 }
 
-/// A refusal for time's sake, with both clocks.
+/// Explains a refusal because of time by both clocks.
 fn by_clock(refusal: &Refusal, theirs: Option<&UnixTime>) -> String {
     match theirs {
         Some(theirs) if *refusal == Refusal::Expired => {
@@ -70,24 +72,24 @@ fn by_clock(refusal: &Refusal, theirs: Option<&UnixTime>) -> String {
     }
 }
 
-/// What the exchange has brought to light.
+/// The result of the exchange.
 #[derive(Debug)]
 pub struct Proved {
-    /// Who the other is and where it can be reached.
+    /// The other's contact: its certificate and addresses.
     pub contact: Contact,
     /// The digest of the revocations that the other knows.
     pub revocations: [u8; 32],
     /// The digest of the contacts that the other knows.
     pub contacts: [u8; 32],
-    /// How many they are.
+    /// How many contacts the other knows.
     pub known: u32,
-    /// The round-trip time as the exchange saw it.
+    /// The round-trip time that the exchange measured.
     pub rtt: Option<Duration>,
-    /// What a joiner was given.
+    /// What a joiner received.
     pub admitted: Option<Box<Admitted>>,
 }
 
-/// A joiner's gain.
+/// What a joiner receives.
 #[derive(Clone, Debug)]
 pub struct Admitted {
     pub certificate: Certificate,
@@ -95,14 +97,14 @@ pub struct Admitted {
     pub contacts: Vec<Contact>,
 }
 
-/// What the door asks of the control host behind it.
+/// The part of the control host that the door needs.
 #[async_trait]
-pub trait Household: Send + Sync + 'static {
-    /// The contacts that a newcomer should know.
+pub trait DoorBackend: Send + Sync + 'static {
+    /// The contacts to give to a newcomer.
     fn contacts(&self, newcomer: MemberId) -> Vec<Contact>;
-    /// A hash of the contacts known, and how many they are.
+    /// A hash of the known contacts, and their number.
     fn contacts_digest(&self) -> ([u8; 32], u32);
-    /// Passes a request on to a member that may admit.
+    /// Passes a request on to a member with the right to admit.
     async fn pass_on(
         &self,
         joiner: MemberId,
@@ -110,7 +112,7 @@ pub trait Household: Send + Sync + 'static {
     ) -> Result<Certificate, Refusal>;
 }
 
-/// All that is needed in order to prove and to judge.
+/// The credentials and the trust for proving and judging membership.
 pub struct Door {
     me: MemberId,
     pub network: NetworkConfig,
@@ -120,7 +122,7 @@ pub struct Door {
     issuer_key: Option<KeyPair>,
     identity: Option<Arc<Identity>>,
     admission: ArcSwap<Option<Arc<dyn Admission>>>,
-    household: std::sync::OnceLock<Arc<dyn Household>>,
+    backend: std::sync::OnceLock<Arc<dyn DoorBackend>>,
     admissions: Semaphore,
 }
 
@@ -143,12 +145,12 @@ impl Door {
             issuer_key,
             identity: Some(identity),
             admission: ArcSwap::from_pointee(Some(admission)),
-            household: std::sync::OnceLock::new(),
+            backend: std::sync::OnceLock::new(),
             admissions: Semaphore::new(ADMISSIONS_AT_ONCE),
         }
     }
 
-    /// A joiner's door: it lets nobody in, and asks to be let in.
+    /// A joiner's door: it admits no peer, and asks to be admitted.
     pub fn of_joiner(
         me: MemberId,
         network: NetworkConfig,
@@ -164,14 +166,14 @@ impl Door {
             issuer_key: None,
             identity: None,
             admission: ArcSwap::from_pointee(None),
-            household: std::sync::OnceLock::new(),
+            backend: std::sync::OnceLock::new(),
             admissions: Semaphore::new(0),
         }
     }
 
-    /// Names who answers for the members known.
-    pub fn set_household(&self, household: Arc<dyn Household>) {
-        let _ = self.household.set(household);
+    /// Sets the control host that answers for the known members.
+    pub fn set_backend(&self, backend: Arc<dyn DoorBackend>) {
+        let _ = self.backend.set(backend);
     }
 
     /// Replaces the counter of invites' uses.
@@ -179,12 +181,12 @@ impl Door {
         self.admission.store(Arc::new(Some(admission)));
     }
 
-    /// Replaces what this node shows of itself.
+    /// Replaces the contact that this node shows.
     pub fn set_contact(&self, contact: Contact) {
         self.contact.store(Some(Arc::new(contact)));
     }
 
-    /// What this node shows of itself.
+    /// The contact that this node shows.
     pub fn contact(&self) -> Option<Arc<Contact>> {
         self.contact.load_full()
     }
@@ -192,7 +194,7 @@ impl Door {
     fn presentation(&self) -> Option<Box<Presentation>> {
         let contact = self.contact.load_full()?;
         let (contacts, known) = self
-            .household
+            .backend
             .get()
             .map_or(([0; 32], 0), |h| h.contacts_digest());
         Some(Box::new(Presentation {
@@ -295,7 +297,8 @@ impl Door {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> Result<Proved, DoorError> {
         let hello = read_value(stream, MAX_HELLO_BYTES).await?;
-        // Whose revocation says why this one is turned down: its own, or that of one it hangs on.
+        // The revocation behind the refusal: the other's own, or that of a member that it depends
+        // on.
         let mut concerned = vec![peer];
         match &hello {
             Hello::Prove(shown) => {
@@ -349,9 +352,9 @@ impl Door {
                     },
                 )
                 .await?;
-                // Members of before do not read it: what they leave unread hurts nobody.
+                // Previous releases do not read it, which does no harm.
                 let _ = write_value(stream, &ByClock::now()).await;
-                // Waits for the other to hang up, so that the reason arrives before the connection
+                // Waits for the other to close, so that the reason arrives before the connection
                 // ends.
                 let _ = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0])).await;
                 Err(DoorError::Refused(refusal))
@@ -375,11 +378,11 @@ impl Door {
         let certificate = decided
             .map_err(|_| Refusal::Undecided("the other members did not answer in time".into()))??;
         let contacts = self
-            .household
+            .backend
             .get()
             .map(|h| h.contacts(joiner))
             .unwrap_or_default();
-        // Its addresses follow by gossip, signed with the certificate that it has only now.
+        // Its addresses follow by gossip, signed with the certificate that it has just received.
         let contact = Contact::unsigned(certificate.clone());
         let proved = Proved {
             contact,
@@ -406,11 +409,11 @@ impl Door {
         joiner: MemberId,
         request: &AdmitRequest,
     ) -> Result<Certificate, Refusal> {
-        // Judged here too: what cannot be admitted is turned away without troubling anybody.
+        // Judged here too: a request without a chance is refused without asking other members.
         self.trust.check_invite(&request.invite, UnixTime::now())?;
         match self.certify(joiner, request).await {
             Err(Refusal::CannotAdmit) => {
-                self.household
+                self.backend
                     .get()
                     .ok_or(Refusal::CannotAdmit)?
                     .pass_on(joiner, request)
@@ -423,8 +426,7 @@ impl Door {
     /// Admits `joiner` by this node's own right.
     ///
     /// # Errors
-    /// [`Refusal::CannotAdmit`] if it has none, or what stands against the invite, the joiner or
-    /// its name.
+    /// [`Refusal::CannotAdmit`] if it has none, or the fault of the invite, the joiner or its name.
     pub async fn certify(
         &self,
         joiner: MemberId,
@@ -460,7 +462,7 @@ impl Door {
             granted,
             lasts,
         )?;
-        // A revoked member does not come back with a new invite and its old key.
+        // A revoked member does not return with a new invite and its old key.
         self.trust.verify(&certificate)?;
         let admission = self.admission.load_full();
         let admission = admission.as_ref().as_ref().ok_or(Refusal::CannotAdmit)?;

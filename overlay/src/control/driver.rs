@@ -1,9 +1,8 @@
-//! The task that owns the swarm: it keeps the connections that the network needs, dials for the
-//! callers that wait, spreads contacts and revocations, and reserves circuits where this node
-//! cannot be dialled.
+//! The task that owns the swarm: it keeps the connections that the network needs, dials for waiting
+//! callers, spreads contacts and revocations, and reserves circuits if this node cannot be dialled.
 //!
-//! In a network of fewer members than `ControlConfig::full_mesh` everyone stays connected to
-//! everyone; in a larger one to its neighbours on the ring, near and far, and to the members it
+//! In a network of fewer members than `ControlConfig::full_mesh` every member stays connected to
+//! every other; in a larger one to its neighbours on the ring, near and far, and to the members it
 //! talks to. `mesh` decides that, `dial` does it.
 
 mod beside;
@@ -34,14 +33,14 @@ use std::{
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
-/// How many members a network has before not every member keeps a connection to every other,
-/// unless configured otherwise.
+/// How many members a network has before not every member keeps a connection to every other, unless
+/// configured otherwise.
 pub const FULL_MESH: usize = 24;
 const TICK: Duration = Duration::from_millis(500);
-/// How many members may be looked up at the same time for callers. A caller beyond that is told
-/// that its member cannot be reached.
+/// How many members may be looked up at a time for callers. A further caller gets the error that
+/// its member cannot be reached.
 const MAX_SEARCHES: usize = 64;
-/// How long news about this node's own addresses is gathered before it is told.
+/// How long changes of this node's addresses are gathered before they are published.
 const PUBLISH_DELAY: Duration = Duration::from_millis(400);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -51,7 +50,7 @@ const FAREWELL: Duration = Duration::from_millis(300);
 /// by itself (RFC 9000, 10.2).
 const FLUSH: Duration = Duration::from_millis(30);
 
-/// See the module.
+/// The task and its state.
 pub struct Driver {
     swarm: Swarm<Host>,
     shared: Arc<Shared>,
@@ -62,22 +61,22 @@ pub struct Driver {
     public_addresses: Vec<Multiaddr>,
     mesh: Mesh,
     waiting: HashMap<MemberId, Vec<Waiter>>,
-    /// Members whose contact is being looked up, and those that may be.
+    /// Members whose contact is being looked up, and members that may be looked up.
     searching: HashSet<MemberId>,
     may_search: HashSet<MemberId>,
     reservations: BTreeMap<PeerId, ListenerId>,
     publish_at: Option<Instant>,
     published: (Vec<String>, bool),
-    /// This member has said farewell.
+    /// Whether this member has left the network.
     has_left: bool,
     saving: saving::Saving,
-    /// A contact of ours that came back is newer than the last one told: a clock of ours was ahead
-    /// once. The next is newer still.
+    /// The sequence number of a contact of ours that came back and is newer than the last published
+    /// one: our clock was ahead once. The next one exceeds it.
     overtaken: Option<u64>,
     started: Instant,
     cuts: Vec<(Instant, PeerId)>,
     checked_at: Instant,
-    /// Connections that are asked whether they live, by member.
+    /// Connections that were asked for a sign of life, by member.
     doubts: HashMap<MemberId, beside::Doubt>,
 }
 
@@ -118,7 +117,7 @@ impl Driver {
         }
     }
 
-    /// Runs until told to shut down.
+    /// Runs until [`Command::Shutdown`].
     pub async fn run(mut self) {
         for address in self.public_addresses.clone() {
             self.swarm.add_external_address(address);
@@ -146,8 +145,8 @@ impl Driver {
         }
     }
 
-    /// Closes every connection and lets the other ends hear of it. Reason: one that is not told
-    /// takes this node for connected until its idle timeout, and does not dial it when it is back.
+    /// Closes every connection and lets the other ends receive that. Reason: otherwise they take
+    /// this node for connected until their idle timeout, and do not dial it when it is back.
     async fn part_with_all(&mut self) {
         for peer in self.mesh.peers().copied().collect::<Vec<_>>() {
             let _ = self.swarm.disconnect_peer_id(peer);
@@ -158,7 +157,7 @@ impl Driver {
             }
         };
         let _ = tokio::time::timeout(FAREWELL, closed).await;
-        // What is closed is still to be sent.
+        // The closing packets are still to be sent.
         tokio::time::sleep(FLUSH).await;
     }
 
@@ -193,7 +192,7 @@ impl Driver {
             Command::Roamed => self.on_roamed(now),
             Command::Mapped { old, new, done } => {
                 self.on_mapped(old, new);
-                // Who asked may have been ended.
+                // The caller may have ended.
                 let _ = done.send(());
             }
             Command::Farewell(told) => drop(told.send(self.farewell())),
@@ -201,7 +200,7 @@ impl Driver {
         }
     }
 
-    // --- What time brings
+    // --- Timeouts
 
     fn on_tick(&mut self, now: Instant) {
         if self.publish_at.is_some_and(|at| at <= now) {
@@ -218,11 +217,12 @@ impl Driver {
         self.reserve(now);
         self.end_doubts(now);
         self.tick_mesh(now);
-        // Only if it changed: a node that is killed a second after it joined finds its way back.
+        // Only if it changed: so a node that is killed a second after it joined still finds its
+        // network.
         self.save_book();
         if now.duration_since(self.checked_at) > Duration::from_secs(60) {
             self.checked_at = now;
-            self.cut_untrusted(); // Certificates also end by time.
+            self.cut_untrusted(); // Certificates also expire.
         }
     }
 }

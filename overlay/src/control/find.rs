@@ -1,6 +1,6 @@
-//! Lookups over the control plane: asks members for whom they know near a place, takes only what is
-//! signed, and lets [`crate::lookup`] decide. Answers name members and the `seq` of their contacts;
-//! the contacts themselves are asked for only where they are news here.
+//! Lookups over the control plane: asks members which members they know near a place, accepts
+//! signed contacts only, and leaves the decision to [`crate::lookup`]. An answer has ids and the
+//! `seq` of their contacts; only contacts that are newer than ours are then fetched.
 
 use super::{
     shared::Shared,
@@ -18,18 +18,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Members that a lookup begins with, the nearest known: eight for each path.
+/// How many members a lookup starts with, the nearest known: eight for each path.
 const SEEDS: usize = 24;
-/// How long what a lookup found is used again: an address or a VM is often asked for several times
-/// in a row.
+/// How long the result of a lookup is reused. Reason: callers often ask for the same address or VM
+/// several times in a row.
 const FOUND_LASTS: Duration = Duration::from_secs(5);
-/// Places whose members are remembered.
+/// How many places have a stored result.
 const MAX_FOUND: usize = 256;
 
-/// A place, and how many were wanted there; when they were found, and who.
+/// The results by place and number of members wanted: when they were found, and the members.
 type Findings = HashMap<(RingAddr, usize), (Instant, Vec<MemberId>)>;
 
-/// What recent lookups found.
+/// The results of recent lookups.
 #[derive(Default)]
 pub struct Found(Mutex<Findings>);
 
@@ -52,7 +52,7 @@ impl Found {
         }
     }
 
-    /// Forgets the places where a member that is gone was found.
+    /// Drops the results that name a member that has gone.
     pub fn left(&self, member: MemberId) {
         self.0
             .lock()
@@ -60,7 +60,7 @@ impl Found {
             .retain(|_, (_, members)| !members.contains(&member));
     }
 
-    /// Forgets the places where a member that came belongs.
+    /// Drops the results that a new member belongs to.
     pub fn came(&self, member: MemberId) {
         let addr = member.ring_addr();
         let stays = |place: &RingAddr, n: usize, members: &[MemberId]| {
@@ -76,8 +76,8 @@ impl Found {
 }
 
 impl Shared {
-    /// The `n` live members closest to `place`, this node among them, as a lookup or a recent one
-    /// found them.
+    /// The `n` live members closest to `place`, this node among them, by a lookup or the stored
+    /// result of one.
     pub async fn closest_by_lookup(
         &self,
         place: RingAddr,
@@ -103,7 +103,7 @@ impl Shared {
         Ok(members)
     }
 
-    /// Finds the newest contact of a member. True if it is newer than what was known.
+    /// Looks up a member's newest contact. Returns whether it is newer than the one known.
     pub async fn search(&self, member: MemberId) -> bool {
         let seq = || {
             self.book
@@ -121,15 +121,15 @@ impl Shared {
         seq() > before
     }
 
-    /// Looks a place up for the book's and the density's sake, whatever was found there just now.
+    /// Looks a place up to refresh the book and the density, without using a stored result.
     pub async fn refresh(&self, place: RingAddr) -> Result<(), LookupError> {
         self.look_up(place, LookupOptions::default(), || false)
             .await
             .map(drop)
     }
 
-    /// Runs a lookup until its outcome is certain or `enough` says so of the book, which is then up
-    /// to date.
+    /// Runs a lookup until its outcome is certain or `enough` is true of the book, which has by
+    /// then all contacts found.
     async fn look_up(
         &self,
         place: RingAddr,
@@ -182,8 +182,8 @@ impl Shared {
         }
     }
 
-    /// Whom a member knows near the place; `None` if it does not answer. All named are members:
-    /// their contacts are in the book or have been verified.
+    /// The members that `member` knows near the place; `None` if it does not answer. Each is proved
+    /// to be a member: its contact is in the book or has been verified.
     async fn ask(
         &self,
         member: MemberId,

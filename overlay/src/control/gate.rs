@@ -1,8 +1,8 @@
 //! [`Gated`]: a behaviour that takes part in a connection only once both ends have proved membership.
 //!
-//! Until then the connection's handler offers one protocol, the proof's, denies every other inbound
-//! stream by not offering it, and holds what the inner handlers want to send. Proof is per
-//! connection: a peer that restarted proves itself anew.
+//! Until then the connection's handler offers one protocol, the proof's, refuses every other
+//! inbound stream by not offering its protocol, and holds back what the inner handlers send. The
+//! proof is per connection: a peer that restarted proves itself again.
 
 use super::{
     address::member_of,
@@ -38,10 +38,11 @@ use std::{
     time::Duration,
 };
 
-/// A connection that has proved nothing by then is closed: an admission may ask other members.
+/// How long before a connection without proof is closed. Reason: an admission may ask other
+/// members.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What comes out of a [`Gated`] behaviour.
+/// An event of a [`Gated`] behaviour.
 #[derive(Debug)]
 pub enum GateEvent<E> {
     /// Both ends of a connection are members now.
@@ -50,15 +51,15 @@ pub enum GateEvent<E> {
         connection: ConnectionId,
         proved: Box<Proved>,
     },
-    /// A connection was not let through; it is being closed.
+    /// A connection was refused; it is being closed.
     Failed { peer: PeerId, error: DoorError },
-    /// The inner behaviour's.
+    /// An event of the inner behaviour.
     Inner(E),
 }
 
-/// See the module.
+/// A behaviour behind a door.
 pub struct Gated<B: NetworkBehaviour> {
-    /// What is behind the gate.
+    /// The behaviour behind the gate.
     pub inner: B,
     door: Arc<Door>,
     events: VecDeque<ToSwarm<GateEvent<B::ToSwarm>, THandlerInEvent<B>>>,
@@ -143,7 +144,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         let inner = self
             .inner
             .handle_established_outbound_connection(id, peer, address, role, port_use)?;
-        // In a simultaneous open both ends dial; the one that plays the listener answers.
+        // In a simultaneous open both ends dial; the one in the listener's role answers.
         Ok(self.handler(inner, peer, role == Endpoint::Dialer))
     }
 
@@ -194,7 +195,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
     }
 }
 
-/// What a [`GatedHandler`] reports.
+/// An event of a [`GatedHandler`].
 pub enum FromHandler<E> {
     Proved(Box<Proved>),
     Failed(DoorError),
@@ -226,7 +227,7 @@ pub struct GatedHandler<H> {
 
 impl<H> GatedHandler<H> {
     fn begin(&mut self, mut stream: Stream) {
-        // One exchange a connection, by the dialler: a second stream is dropped.
+        // One exchange a connection, started by the dialler: a second stream is dropped.
         if self.open || self.failed || self.exchange.is_some() {
             return;
         }
@@ -403,7 +404,7 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
     }
 }
 
-/// The error of an inner protocol, where it is one.
+/// The error of an inner protocol, if it is one.
 fn inner_error<E>(error: StreamUpgradeError<Option<E>>) -> StreamUpgradeError<E> {
     match error {
         StreamUpgradeError::Timeout => StreamUpgradeError::Timeout,
@@ -476,7 +477,7 @@ impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
     }
 }
 
-/// What an outbound stream is for.
+/// The purpose of an outbound stream.
 pub enum GateOutbound<U> {
     Member,
     Inner(U),

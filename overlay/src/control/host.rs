@@ -1,5 +1,5 @@
-//! The libp2p swarm: transports, and the behaviours behind the gate, with every periodic chatter
-//! that libp2p has turned off or down. What is left of idle traffic is QUIC's keepalive.
+//! The libp2p swarm: transports, and the behaviours behind the gate, with all periodic traffic of
+//! libp2p off or reduced. The remaining idle traffic is QUIC's keepalive.
 
 use super::{
     door::Door,
@@ -22,19 +22,23 @@ use libp2p::{
 use std::{io, num::NonZeroU8, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
-/// A silent QUIC connection is probed this often. Each node has its own interval between these:
-/// what one end hears puts its own probe off, so that with unlike intervals one end asks and the
-/// other answers, two packets of about 70 bytes; with equal ones both ask at the same moment, four
-/// packets each time. A NAT keeps a mapping for 30 s and more (RFC 4787 §4.3).
+/// How long before a silent QUIC connection is probed, in milliseconds; each node has its own
+/// interval in this range. Reason: a probe from one end delays the other's. With unlike intervals
+/// one end asks and the other answers, two packets of about 70 bytes; with equal ones both ask at
+/// the same moment, four packets each time. A NAT keeps a mapping for 30 s and more (RFC 4787
+/// §4.3).
 const QUIC_KEEPALIVE_MS: std::ops::Range<u64> = 3500..5000;
-/// A QUIC peer that is silent this long is dead: two probes at least may be lost.
+/// How long a QUIC peer is silent before it counts as dead. Reason: at least two probes may be
+/// lost.
 const QUIC_DEAD_AFTER_MS: u32 = 11_000;
-/// Identify is asked once at the beginning; afterwards changes are pushed.
+/// How long before libp2p's identify asks again. Reason: it asks at the beginning, and changes are
+/// pushed.
 const IDENTIFY_INTERVAL: Duration = Duration::from_secs(6 * 3600);
-/// A circuit may carry a whole migration where no direct connection can be had.
+/// How long a circuit may last. Reason: it may carry a whole migration if no direct connection is
+/// possible.
 const CIRCUIT_LASTS: Duration = Duration::from_secs(24 * 3600);
 
-/// What is behind the gate.
+/// The behaviour behind the gate.
 #[derive(NetworkBehaviour)]
 pub struct Inside {
     pub streams: Streams,
@@ -62,7 +66,7 @@ fn relay_config() -> relay::Config {
         max_circuits_per_peer: 64,
         max_circuit_duration: CIRCUIT_LASTS,
         max_circuit_bytes: 0,
-        // Only members get this far, and a site with many has one address.
+        // Only members get this far, and all members of one site have one address.
         reservation_rate_limiters: Vec::new(),
         circuit_src_rate_limiters: Vec::new(),
         ..relay::Config::default()
@@ -79,8 +83,9 @@ fn inside(
         .with_agent_version(concat!("p2pvm/", env!("CARGO_PKG_VERSION")).into())
         .with_interval(IDENTIFY_INTERVAL)
         .with_cache_size(0);
-    // Always on: whom to ask follows from contacts. In libp2p-relay 0.22 a change of the status,
-    // which follows the external addresses otherwise, panics the task of every relayed connection.
+    // Always on: which member to ask follows from contacts. In libp2p-relay 0.22 a change of the
+    // status, which follows the external addresses otherwise, panics the task of every relayed
+    // connection.
     let mut relay = relay::Behaviour::new(me, relay_config());
     relay.set_status(Some(relay::Status::Enable));
     Inside {
@@ -102,13 +107,13 @@ fn keepalive(me: PeerId) -> Duration {
     Duration::from_millis(QUIC_KEEPALIVE_MS.start + spread * part / u64::from(u16::MAX))
 }
 
-/// A connection of its own to each remote peer.
+/// A separate connection to each remote peer.
 pub type Connection = (PeerId, StreamMuxerBox);
 
-/// Lets no dial succeed that reached another peer than the address names. The swarm checks that
-/// too, but of the one connection only that was made first: then a stranger that answers at one
-/// address, as where two homes number their machines alike, ends the whole dial, with the address
-/// that would have led there.
+/// Fails a dial that reached another peer than the address names. The swarm checks that too, but
+/// only for the first connection made: if two homes number their machines alike, a stranger that
+/// answers at one address ends the whole dial, including the address that would have reached the
+/// peer.
 fn only_whom_it_names(
     connection: Connection,
     end: ConnectedPoint,
@@ -152,7 +157,7 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
 /// Streams that others open go to `incoming`.
 ///
 /// # Errors
-/// What the transports say, as text.
+/// The transports' error, as text.
 pub fn build(
     key: identity::Keypair,
     door: Arc<Door>,
@@ -174,7 +179,7 @@ pub fn build(
         .map_err(|e| p2pvm_host::chain(&e))?;
     let swarm = builder.with_swarm_config(|config| {
         config
-            // The driver closes what is superfluous.
+            // The driver closes superfluous connections.
             .with_idle_connection_timeout(Duration::from_secs(365 * 86_400))
             // The first data goes along with the protocol's name: one round trip less for every
             // stream.

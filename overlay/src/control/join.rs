@@ -1,8 +1,8 @@
 //! Becoming a member: one connection, one question.
 //!
 //! Round trips until the certificate is here: one for the QUIC handshake, one for the admission
-//! itself (the stream's protocol is negotiated along with it), plus what the admitting member needs
-//! in order to count the invite's use.
+//! itself (the stream's protocol is negotiated along with it), plus those of the admitting member
+//! to count the invite's use.
 
 use super::{
     address::{dials, ip_of, member_of},
@@ -26,10 +26,10 @@ use libp2p::{
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
-/// Dialling, and waiting for a decision.
+/// How long joining may take: dialling, and the decision.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10).saturating_add(ADMISSION_TIMEOUT);
 
-/// What a new member starts with.
+/// The initial state of a new member.
 #[derive(Clone, Debug)]
 pub struct Joined {
     /// Its certificate.
@@ -73,11 +73,11 @@ pub enum JoinError {
     Host(String),
 }
 
-/// Presents `invite` at the addresses in it and in `knock_at` and returns what the network gives.
+/// Presents `invite` at the addresses in it and in `knock_at`, and returns the network's answer.
 /// Asking again with the same identity after a lost answer costs no second use of the invite.
 ///
 /// # Errors
-/// The refusal with its reason, or that nobody was reached.
+/// The refusal with its reason, or that no member was reached.
 pub async fn join(
     identity: &Identity,
     invite: &Invite,
@@ -177,7 +177,7 @@ async fn knock(
         .map_err(|_| JoinError::TimedOut(JOIN_TIMEOUT))?
 }
 
-/// Follows the dials until one member has decided, or all are in vain.
+/// Follows the dials until one member has decided, or all have failed.
 async fn decide(
     swarm: &mut Swarm<host::Host>,
     mut dialling: HashSet<ConnectionId>,
@@ -196,7 +196,7 @@ async fn decide(
                 tracing::debug!(member = ?member_of(&peer), "knocking \
                     failed: {}", p2pvm_host::chain(&error));
                 match error {
-                    // This one cannot, cannot now, or is of another network; another may.
+                    // This member cannot decide, or is of another network; another may.
                     DoorError::TurnedDown(
                         why
                         @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork),

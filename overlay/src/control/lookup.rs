@@ -1,7 +1,7 @@
-//! Dials addresses with names in them (`/dns/home.example.org/...`): the name is looked up when it
-//! is dialled, by the servers that the machine has at that moment ([`super::names`]). libp2p's own
-//! transport for names reads the machine's list of servers once and keeps it, and a machine moves
-//! between networks.
+//! Dials addresses with names in them (`/dns/home.example.org/...`): the name is looked up at each
+//! dial, by the machine's present name servers ([`super::names`]). libp2p's own transport for names
+//! reads the machine's list of servers once and keeps it, although a machine moves between
+//! networks.
 
 use super::{host::Connection, names};
 use futures::{FutureExt, future::BoxFuture};
@@ -18,7 +18,7 @@ use std::{
     task::{Context, Poll},
 };
 
-/// A name has at most so many addresses that are tried.
+/// How many addresses of a name are tried.
 const MAX_ADDRESSES: usize = 16;
 
 type Inner = Boxed<Connection>;
@@ -27,7 +27,7 @@ type Inner = Boxed<Connection>;
 pub struct Lookup(Arc<Mutex<Inner>>);
 
 impl Lookup {
-    /// For both of these transports.
+    /// A lookup before both of these transports.
     pub fn before(one: Inner, other: Inner) -> Self {
         let both = one.or_transport(other).map(|either, _| either.into_inner());
         Self(Arc::new(Mutex::new(both.boxed())))
@@ -38,7 +38,7 @@ impl Lookup {
     }
 }
 
-/// Which addresses are wanted for a name.
+/// The address families that are wanted for a name.
 type Wanted = fn(&IpAddr) -> bool;
 
 /// The name in an address, its place, and whether addresses of a family are wanted for it.

@@ -1,11 +1,11 @@
-//! A way in through the home router. As long as this node has no public IPv4 address, its QUIC port
-//! is mapped on the router ([`crate::portmap`]: PCP, NAT-PMP, UPnP) and the outside address stands
-//! first among those that it tells others and puts into invites.
+//! A port mapping on the home router for the control plane. As long as this node has no public IPv4
+//! address, its QUIC port is mapped on the router ([`crate::portmap`]: PCP, NAT-PMP, UPnP), and the
+//! outside address is the first of those that it publishes and puts into invites.
 //!
-//! Without it nobody gets into a network whose members all stand behind such routers: the ports of
-//! the packet plane are found out with the help of members, and a joiner has none yet. A mapping
-//! with an outside address that is not public, as behind a carrier's NAT, leads nowhere and is not
-//! told.
+//! Reason: without it no machine could join a network whose members are all behind such routers.
+//! The ports of the packet plane are found out with the help of members, and a joiner has none yet.
+//! A mapping with an outside address that is not public, as behind a carrier's NAT, is not
+//! published.
 
 use super::{
     address::{ip_of, is_loopback, is_public, is_quic},
@@ -20,17 +20,18 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot, watch};
 
-/// Where no router maps a port, it is asked again after this.
+/// How long before a router that did not map the port is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
-/// How often it is looked whether this node's own addresses have changed.
+/// How long before this node's own addresses are checked for changes again.
 const LOOK: Duration = Duration::from_secs(2);
-/// The first of these looks: right after the start the sockets are not open yet. Twice as late each
-/// time, up to the above.
+/// How long before the first such check, doubled each time up to [`LOOK`]. Reason: right after the
+/// start the sockets are not open yet.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
-/// A router that does not answer at the end keeps the mapping until it runs out.
+/// How long to wait for the router at the end. A router that does not answer keeps the mapping
+/// until it expires.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// The keeper's strings.
+/// The control of the task that keeps the mapping.
 pub struct WayIn {
     settled: watch::Sender<bool>,
     closing: Notify,
@@ -48,17 +49,17 @@ impl WayIn {
 
     /// Waits until the router has been asked once, or need not be.
     pub async fn settled(&self) {
-        // The sender is ours and lives as long.
+        // This node holds the sender as long.
         let _ = self.settled.subscribe().wait_for(|done| *done).await;
     }
 
-    /// Takes the mapping back.
+    /// Removes the mapping.
     pub async fn close(&self) {
         self.closing.notify_one();
         let _ = tokio::time::timeout(CLOSE_LIMIT, self.closed.notified()).await;
     }
 
-    /// Keeps a mapping as long as one is of use.
+    /// Keeps a mapping as long as it is of use.
     pub async fn keep(self: Arc<Self>, shared: Arc<Shared>) {
         let mut held = None;
         tokio::select! {
@@ -169,7 +170,7 @@ fn own_addresses(shared: &Shared) -> Own {
     own
 }
 
-/// A mapped QUIC port as others dial it.
+/// The multiaddress of a mapped QUIC port.
 pub fn multiaddr(outside: SocketAddr) -> Multiaddr {
     Multiaddr::from(outside.ip())
         .with(Protocol::Udp(outside.port()))

@@ -1,10 +1,10 @@
-//! TCP whose dials carry the mark of p2pvm's own sockets from their first packet on
-//! ([`crate::underlay::mark`]). A dial that cannot leave from the listening port, as to an address
-//! that is connected already, leaves from any: policy rules that look at ports do not know it, and
-//! without the mark it would take an accepted route, into the tunnel that it is to carry.
+//! TCP whose dials carry the mark of p2pvm's own sockets from their first packet
+//! ([`crate::underlay::mark`]). A dial that cannot leave from the listening port, because that port
+//! is already connected to the address, leaves from another: policy rules by port do not match it,
+//! and without the mark it would take an accepted route, into the tunnel that it is to carry.
 //!
-//! libp2p's transport connects before it shows the socket to anybody, so that only listening is
-//! left to it. Which port a dial leaves from is decided as there.
+//! libp2p's transport connects before it gives access to the socket, so that it is used only for
+//! listening. The port of a dial is selected as libp2p does.
 
 use crate::underlay;
 use futures::{FutureExt, future::BoxFuture};
@@ -24,13 +24,13 @@ use std::{
 };
 use tokio::net::TcpSocket;
 
-/// See the module.
+/// The transport.
 pub struct Marked {
     inner: tcp::tokio::Transport,
     listening: HashSet<(ListenerId, SocketAddr)>,
 }
 
-/// The end of a TCP address that names nothing beyond it but a peer.
+/// The socket address of a TCP address that has nothing after it but a peer.
 fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip: IpAddr = match parts.next()? {
@@ -67,7 +67,7 @@ fn socket(to: &SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpSocket> {
 
 async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let connected = match socket(&to, from)?.connect(to).await {
-        // A connection of the same two ends is there.
+        // There is a connection with the same two ends.
         Err(e) if from.is_some() && e.kind() == io::ErrorKind::AddrNotAvailable => {
             socket(&to, None)?.connect(to).await
         }
@@ -77,7 +77,7 @@ async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStre
 }
 
 impl Marked {
-    /// Listens and dials with these settings.
+    /// A transport that listens and dials with these settings.
     pub fn new(config: tcp::Config) -> Self {
         Self {
             inner: tcp::tokio::Transport::new(config),
@@ -85,8 +85,7 @@ impl Marked {
         }
     }
 
-    /// Where a dial to `to` leaves from, if it is to leave from the port at which others are let
-    /// in.
+    /// The local address of a dial to `to`, if it is to leave from the listening port.
     fn listening_port(&self, to: &SocketAddr) -> Option<SocketAddr> {
         let fits = |own: &SocketAddr| {
             own.is_ipv4() == to.is_ipv4() && own.ip().is_loopback() == to.ip().is_loopback()

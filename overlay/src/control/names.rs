@@ -1,10 +1,10 @@
-//! Which addresses a host's name has: by `/etc/hosts` and the name servers of `/etc/resolv.conf`,
-//! and by nothing else.
+//! Resolves host names by `/etc/hosts` and the name servers of `/etc/resolv.conf`, and by nothing
+//! else.
 //!
-//! The C library is not asked. Its `getaddrinfo` loads what the host's `/etc/nsswitch.conf` names
-//! at run time, and a program that is linked statically does not survive that where the host has
-//! another C library (`docs/decisions/0027-static-program.md`). So names that only such modules
-//! know (mDNS) are not found, in any of our programs alike.
+//! The C library is not asked. Its `getaddrinfo` loads modules named in the host's
+//! `/etc/nsswitch.conf` at run time, and a statically linked program crashes on them if the host
+//! has another C library (`docs/decisions/0027-static-program.md`). So names known only to such
+//! modules (mDNS) are not found, in all of our programs alike.
 
 use hickory_resolver::{
     TokioResolver,
@@ -20,14 +20,14 @@ use std::{
 };
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// A server that has not answered by then is asked again, or another is: a datagram may be lost.
+/// How long before a server is asked again, or another one is. Reason: a datagram may be lost.
 const TRY: Duration = Duration::from_secs(2);
-/// So long programs wait for a name (resolv.conf(5), `timeout`).
+/// How long a look-up may take. Reason: programs wait as long (resolv.conf(5), `timeout`).
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The host's name servers but for p2pvm's own resolvers, which would only ask the others. Without
-/// any the one on this host is asked (resolv.conf(5)): that there is none is no reason to do
-/// without the members, whose addresses are known.
+/// The host's name servers, except p2pvm's own resolvers, which would only ask the others. Without
+/// any, the one on this host is asked (resolv.conf(5)): a missing list is no failure, because
+/// members' addresses may be known.
 fn servers() -> (ResolverConfig, ResolverOpts) {
     let text = fs::read(RESOLV_CONF).unwrap_or_else(|error| {
         tracing::debug!(%error, "no list of name servers");
@@ -53,11 +53,11 @@ fn servers() -> (ResolverConfig, ResolverOpts) {
     )
 }
 
-/// The addresses of `host`, which is a name or an address. The host's files are read each time:
-/// they change where a machine moves.
+/// The addresses of `host`, which is a name or an address. The host's files are read each time,
+/// because they change when a machine moves.
 ///
 /// # Errors
-/// Why none was found, as text.
+/// The reason why none was found, as text.
 pub async fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     if let Ok(address) = host.parse() {
         return Ok(vec![address]);

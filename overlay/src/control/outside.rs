@@ -1,11 +1,12 @@
 //! A transport that keeps the control plane out of the tunnels of this machine: it dials no address
-//! behind one, lets nobody in who comes from there, and does not say that it listens there. Names
-//! are resolved above it, so that this holds for all addresses whoever gave them: invites,
-//! contacts, hole punching.
+//! behind one, refuses connections from there, and does not publish listening addresses there.
+//! Names are resolved above it, so that this holds for all addresses, from invites, contacts or
+//! hole punching.
 //!
-//! A dial by QUIC leaves from the listening port, which the policy rules know, or, to see whether a
-//! stranger is let through somewhere, from another: that one can neither be known nor marked (the
-//! QUIC library makes the socket), so that it is not made where a route leads it into a tunnel.
+//! A dial by QUIC leaves from the listening port, which the policy rules match; only a check
+//! whether a stranger's packets come in leaves from another. That port can neither be matched nor
+//! marked (the QUIC library makes the socket), so no such dial is made if a route leads it into a
+//! tunnel.
 
 use super::address::ip_of;
 use crate::underlay::Underlay;
@@ -30,11 +31,11 @@ use std::{
 
 type Connection = (PeerId, StreamMuxerBox);
 
-/// See the module.
+/// The transport.
 pub struct Outside {
     inner: Boxed<Connection>,
     underlay: Underlay,
-    /// Addresses that were not told.
+    /// Addresses that were not published.
     hidden: HashSet<(ListenerId, Multiaddr)>,
     /// Whether dials from other ports than the listening one carry no mark.
     unmarked: bool,
@@ -54,7 +55,7 @@ impl Outside {
         }
     }
 
-    /// For a transport whose sockets carry no mark.
+    /// Marks a transport whose sockets carry no mark.
     pub fn unmarked(self) -> Self {
         Self {
             unmarked: true,
@@ -62,7 +63,7 @@ impl Outside {
         }
     }
 
-    /// Whether a dial would leave by an accepted route.
+    /// Whether a dial would take an accepted route.
     fn takes_a_route_inside(&self, address: &Multiaddr, options: &DialOpts) -> bool {
         let Some(ip) = ip_of(address).filter(|_| self.unmarked) else {
             return false;
@@ -139,7 +140,7 @@ impl Transport for Outside {
                 } => {
                     self.listening
                         .extend(ip_of(listen_addr).map(|ip| (*listener_id, ip)));
-                    // It may be on an interface that has only just been made.
+                    // It may be on an interface that was only just made.
                     self.underlay.renew();
                     if self.is_inside(listen_addr) {
                         self.hidden.insert((*listener_id, listen_addr.clone()));
@@ -152,7 +153,7 @@ impl Transport for Outside {
                 } if self.hidden.remove(&(*listener_id, listen_addr.clone())) => {
                     continue;
                 }
-                // Dropped: it ends there.
+                // Dropping it ends it.
                 TransportEvent::Incoming { send_back_addr, .. }
                     if self.is_inside(send_back_addr) =>
                 {

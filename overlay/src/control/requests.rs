@@ -1,5 +1,5 @@
-//! Requests and streams between members, over what the driver opens: what this node asks of others,
-//! and what it serves them. A stream begins with its kind and the name of its service.
+//! Requests and streams between members, over the driver's connections: this node's requests to
+//! others, and its services. A stream begins with its kind and the name of its service.
 
 use super::{
     shared::{Command, Shared},
@@ -28,9 +28,9 @@ use tokio::{
 };
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
-/// How long opening a stream may take, with the connection attempt, through relays if need be.
+/// How long opening a stream may take, with the connection attempt, through relays if needed.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long the opener of a stream may take to say what it wants.
+/// How long the opener of a stream may take to send its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const KIND_CALL: u8 = 0;
 const KIND_STREAM: u8 = 1;
@@ -53,7 +53,7 @@ impl Shared {
         match tokio::time::timeout(OPEN_TIMEOUT, answer).await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(_)) if self.commands.is_closed() => Err(FabricError::Closed),
-            // The connection ended between the asking and the opening.
+            // The connection ended between the request and the opening.
             Ok(Err(_)) => Ok(Err(NoStream::Broken)),
             Err(_) => Err(FabricError::Unreachable(member)),
         }
@@ -82,8 +82,8 @@ impl Shared {
         self.exchange(to, service, body, timeout, true).await
     }
 
-    /// The same with a member whose contact is known: what a lookup asks must not begin another
-    /// lookup.
+    /// As [`Self::call`], for a member whose contact is known: a lookup's own requests must not
+    /// start another lookup.
     pub async fn call_known(
         &self,
         to: MemberId,
@@ -176,8 +176,7 @@ impl Shared {
 
     /// Serves one stream that a member opened.
     pub async fn serve_stream(&self, from: MemberId, carried: Carried) -> io::Result<()> {
-        // A connection outlives the news of its member's revocation by a moment: nothing is served
-        // in it.
+        // A connection outlives the revocation of its member by a moment: nothing is served on it.
         if self
             .certificate(from)
             .is_none_or(|c| self.door.trust.verify(&c).is_err())
@@ -287,7 +286,7 @@ impl Shared {
 }
 
 fn header(kind: u8, service: &str) -> Vec<u8> {
-    // Names of services are short constants of ours.
+    // Our services have short constant names.
     let name = &service.as_bytes()[..service.len().min(255)];
     [&[kind, name.len() as u8], name].concat()
 }

@@ -1,11 +1,11 @@
-//! What the driver, the tasks of streams and the callers share: the services, the address book, the
-//! members that are connected.
+//! The state that the driver, the streams' tasks and the callers share: the services, the address
+//! book, the connected members.
 
 use super::{
     ControlEvent, PeerStatus,
     address::is_usable,
     book::Book,
-    door::{Door, Household},
+    door::{Door, DoorBackend},
     find::Found,
     streams::Waiter,
     wire::{ADMIT_SERVICE, AdmitRequest, Contact, Gossip, decode},
@@ -28,9 +28,9 @@ use std::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-/// What the driver is asked to do.
+/// A command for the driver.
 pub enum Command {
-    /// Open a raw stream, dialling if need be, and looking the member up if so said.
+    /// Open a raw stream, dialling if needed, and looking the member up if requested.
     Open {
         member: MemberId,
         waiter: Waiter,
@@ -38,7 +38,7 @@ pub enum Command {
     },
     /// A search for a member's contact is over; whether it brought news.
     Searched(MemberId, bool),
-    /// Take what a member said.
+    /// Take a member's gossip.
     Gossip(MemberId, Gossip),
     /// Take a revocation that this node signed.
     Revoke(Box<Revocation>),
@@ -49,23 +49,23 @@ pub enum Command {
     Dead(MemberId),
     /// A probe found this connection to a member dead.
     DeadLink(ConnectionId),
-    /// Packets to a member are not answered: look whether its connection lives, and make another
-    /// beside it if not.
+    /// Packets to a member are not answered: ask its connection for a sign of life, and make
+    /// another beside it if none comes.
     Sound(MemberId, Option<oneshot::Sender<Life>>),
-    /// A connection to a member has answered such a question, or has not so far.
+    /// A connection to a member has shown life, or has not so far.
     Sounded(MemberId, ConnectionId, bool),
-    /// This host has moved: look which connections still live and dial anew at once.
+    /// This host has moved: find out which connections still live, and dial again at once.
     Roamed,
-    /// The router lets others in at `new`, and not at `old` any more.
+    /// The router maps the port to `new`, and no longer to `old`.
     Mapped {
         old: Option<SocketAddr>,
         new: Option<SocketAddr>,
-        /// Answered when members can be told.
+        /// The answer comes when members can be told.
         done: oneshot::Sender<()>,
     },
-    /// This member leaves the network: its last contact, which says that it is to be found nowhere.
+    /// This member leaves the network: its last contact has no addresses.
     Farewell(oneshot::Sender<Contact>),
-    /// Say goodbye and end.
+    /// Close all connections and end.
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -76,26 +76,26 @@ pub struct Online {
     pub rtt: Option<Duration>,
 }
 
-/// See the module.
+/// The shared state.
 pub struct Shared {
     pub me: MemberId,
     pub door: Arc<Door>,
     pub book: RwLock<Book>,
     pub online: RwLock<BTreeMap<MemberId, Online>>,
-    /// Certificates of the connected, for those whose contact is yet to come.
+    /// Certificates of connected members whose contact has not come yet.
     pub certificates: RwLock<HashMap<MemberId, Certificate>>,
     pub listening: RwLock<Vec<String>>,
     pub events: broadcast::Sender<ControlEvent>,
     pub commands: mpsc::Sender<Command>,
     /// How many members the network has before not every member stays connected to every other.
     pub full_mesh: usize,
-    /// Which addresses lie behind tunnels of this machine.
+    /// The addresses behind tunnels of this machine.
     pub underlay: Underlay,
     /// The members that the ring wants connected in a larger network.
     pub ring_neighbours: RwLock<Vec<MemberId>>,
-    /// How far apart members lie, as lookups learn it.
+    /// The density of members, as lookups learn it.
     pub density: Mutex<Density>,
-    /// What lookups have just found.
+    /// The results of recent lookups.
     pub found: Found,
     /// Connections that have been established since the start.
     #[cfg(test)]
@@ -134,7 +134,7 @@ impl Shared {
         }
     }
 
-    /// Whether an address may be told and dialled.
+    /// Whether an address may be published and dialled.
     pub fn is_usable(&self, address: &Multiaddr) -> bool {
         is_usable(address, &self.door.network, &self.underlay.view())
     }
@@ -204,8 +204,8 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
-        // A member that has left says so in its last contact, which stays in the book so that no
-        // older one takes its place.
+        // The last contact of a member that has left stays in the book, so that no older one
+        // replaces it.
         let there = book
             .iter()
             .filter(|contact| !contact.is_farewell())
@@ -237,8 +237,8 @@ impl Shared {
         members.into_iter().map(status).collect()
     }
 
-    /// The round trip to a member that says it is public and that this node has a direct connection
-    /// with.
+    /// The round trip to a member that says it is public and that this node is directly connected
+    /// to.
     pub fn rtt_of_open(&self, member: MemberId) -> Option<Duration> {
         let public = self
             .book
@@ -282,7 +282,7 @@ impl Shared {
 }
 
 #[async_trait]
-impl Household for Shared {
+impl DoorBackend for Shared {
     fn contacts(&self, newcomer: MemberId) -> Vec<Contact> {
         self.book
             .read()
@@ -306,7 +306,7 @@ impl Household for Shared {
         let mut verdict = Refusal::CannotAdmit;
         let mut issuers = self.connected();
         if self.is_large() {
-            // There an issuer may be known and not connected.
+            // In a large network an issuer may be known and not connected.
             let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
             let others: Vec<MemberId> = book
                 .iter()

@@ -42,10 +42,10 @@ pub enum NoStream {
     Unreachable,
 }
 
-/// Whoever waits for a stream.
+/// The caller that waits for a stream.
 pub type Waiter = oneshot::Sender<Result<Carried, NoStream>>;
 
-/// See the module.
+/// The behaviour that opens and accepts streams.
 pub struct Streams {
     incoming: mpsc::Sender<(PeerId, Carried)>,
     tokens: HashMap<ConnectionId, Arc<()>>,
@@ -54,7 +54,7 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Streams opened by others go to `incoming`; what it has no room for is dropped.
+    /// Streams opened by others go to `incoming`; if that is full they are dropped.
     pub fn new(incoming: mpsc::Sender<(PeerId, Carried)>) -> Self {
         Self {
             incoming,
@@ -72,7 +72,7 @@ impl Streams {
         }
     }
 
-    /// How many streams a connection carries now. One that is being opened counts.
+    /// How many streams a connection carries now, those being opened included.
     pub fn in_use(&self, connection: ConnectionId) -> usize {
         // One clone is here and one in the handler.
         self.tokens
@@ -156,7 +156,7 @@ impl NetworkBehaviour for Streams {
     }
 }
 
-/// A stream asked for.
+/// A requested stream.
 #[derive(Debug)]
 pub struct Wanted(Waiter, Arc<()>);
 

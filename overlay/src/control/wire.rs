@@ -1,5 +1,5 @@
-//! What members say to each other on the control plane's streams, and the framing of it: a length
-//! in four bytes, big endian, then postcard. Every read is bounded before it allocates.
+//! The messages on the control plane's streams, and their framing: a length in four bytes, big
+//! endian, then postcard. Every read is bounded before it allocates.
 
 use crate::{
     id::{MemberId, UnixTime},
@@ -18,42 +18,43 @@ pub const STREAM_PROTOCOL: &str = "/p2pvm/stream/1";
 pub const GOSSIP_SERVICE: &str = "~gossip";
 /// The service by which a member that cannot admit passes a request on to one that can.
 pub const ADMIT_SERVICE: &str = "~admit";
-/// The service that names the members nearest to a place that a member knows of, with the `seq` of
-/// their contacts: a tenth of the contacts themselves, most of which the asker has.
+/// The service that names the members nearest to a place that a member knows, with the `seq` of
+/// their contacts. Reason: that takes a tenth of the contacts themselves, most of which the asker
+/// has.
 pub const NEAREST_SERVICE: &str = "~nearest";
-/// The service that gives the contacts of up to [`crate::lookup::NAMED`] members.
+/// The service that sends the contacts of up to [`crate::lookup::NAMED`] members.
 pub const CONTACTS_SERVICE: &str = "~contacts";
-/// The service that asks whether the other has no use for the connection either: who agrees opens
-/// nothing more on it.
+/// The service that asks whether the other end does not need the connection either; if it agrees it
+/// opens nothing more on it.
 pub const PART_SERVICE: &str = "~part";
-/// The service that answers with nothing: a probe of connections that have no keepalive of their
+/// The service that returns an empty answer: a probe of connections without a keepalive of their
 /// own.
 pub const PROBE_SERVICE: &str = "~probe";
 
-/// What a stranger may send at most: an invite with a delegate's certificate and 16 addresses fits
-/// many times.
+/// How many bytes a stranger may send: an invite with a delegate's certificate and 16 addresses
+/// fits many times.
 pub const MAX_HELLO_BYTES: usize = 32 << 10;
-/// What a member may answer at most: contacts and revocations of a large network.
+/// How many bytes a member may answer: the contacts and revocations of a large network.
 pub const MAX_REPLY_BYTES: usize = 1 << 20;
-/// Addresses kept of one member.
+/// How many addresses of one member are kept.
 pub const MAX_ADDRESSES: usize = 24;
 const MAX_ADDRESS_BYTES: usize = 256;
-/// Contacts in one message: more than a full mesh has members, so that a newcomer learns that the
-/// network is larger.
+/// How many contacts a message has at most. Reason: more than a full mesh has members, so that a
+/// newcomer learns that the network is larger.
 pub const MAX_CONTACTS: usize = 64;
 
 const CONTACT_DOMAIN: &str = "p2pvm contact 1";
 
-/// A member's signed word on where it can be reached, with its certificate.
+/// A member's signed statement of its addresses, with its certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contact {
-    /// Who it is.
+    /// Its certificate.
     pub certificate: Certificate,
     /// Multiaddresses without the trailing `/p2p/`, circuits among them.
     pub addresses: Vec<String>,
     /// Whether others have dialled it from outside: it can relay.
     pub public: bool,
-    /// Milliseconds since 1970 when it was signed: the newer one wins.
+    /// When it was signed, in milliseconds since 1970; the newest one counts.
     pub seq: u64,
     signature: Signature,
 }
@@ -77,8 +78,8 @@ impl Contact {
         }
     }
 
-    /// A contact without addresses that nobody but this node believes: it stands for a member just
-    /// admitted until its own arrives.
+    /// A contact without addresses and signature, which only this node accepts: it stands for a
+    /// member just admitted until its own arrives.
     pub fn unsigned(certificate: Certificate) -> Self {
         let signature = KeyPair::from_seed(&[0; 32]).sign(CONTACT_DOMAIN, &[]);
         Self {
@@ -94,13 +95,13 @@ impl Contact {
         postcard::to_stdvec(&(addresses, public, seq)).unwrap_or_default()
     }
 
-    /// Whether it is a member's last word, that it has left: signed, and with no address at all.
-    /// Members of before read it as one who cannot be dialled.
+    /// Whether it says that its member has left: signed, and without addresses. Previous releases
+    /// read it as that of a member that cannot be dialled.
     pub fn is_farewell(&self) -> bool {
         self.seq > 0 && self.addresses.is_empty()
     }
 
-    /// Whose contact it is.
+    /// The member.
     pub fn member(&self) -> MemberId {
         self.certificate.member()
     }
@@ -123,7 +124,7 @@ impl Contact {
     }
 }
 
-/// A request to become a member. Who asks is known from the connection.
+/// A request to become a member. The connection proves the sender.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AdmitRequest {
     pub invite: Invite,
@@ -131,24 +132,24 @@ pub struct AdmitRequest {
     pub link_key: LinkKey,
 }
 
-/// What a member shows of itself.
+/// A member's introduction of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Presentation {
     pub contact: Contact,
-    /// [`Trust::digest`]: the sets are exchanged if the digests differ.
+    /// [`Trust::digest`]: the revocations are exchanged if the digests differ.
     pub revocations: [u8; 32],
-    /// The same of the contacts known.
+    /// The digest of the known contacts.
     pub contacts: [u8; 32],
-    /// How many contacts are known: who knows few is told more.
+    /// How many contacts are known: a member with few contacts is sent more.
     pub known: u32,
 }
 
-/// The dialler's first word.
+/// The dialler's first message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Hello {
     /// "I am a member."
     Prove(Box<Presentation>),
-    /// "I would be one."
+    /// "I want to become one."
     Admit(Box<AdmitRequest>),
 }
 
@@ -157,55 +158,53 @@ pub enum Hello {
 pub enum Reply {
     /// "So am I." The dialler confirms with one byte once it has checked that.
     Welcome(Box<Presentation>),
-    /// "Now you are." With all that a new member needs.
+    /// "Now you are one": everything that a new member needs.
     Admitted {
         certificate: Box<Certificate>,
         presentation: Box<Presentation>,
         revocations: Vec<Revocation>,
         contacts: Vec<Contact>,
     },
-    /// "No", and the revocations that say so, if that is why.
+    /// "No", with the revocations that are the reason, if there are any.
     Refused {
         refusal: Refusal,
         proof: Vec<Revocation>,
     },
 }
 
-/// What the refusing side says behind a [`Reply::Refused`], in a frame of its own: members of
-/// before send none and read none.
+/// The frame after a [`Reply::Refused`]. Previous releases neither send nor read it.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct ByClock {
-    /// Its time, milliseconds since 1970: a refusal for time's sake may be for want of a right
-    /// clock.
+    /// Its time, milliseconds since 1970: a refusal because of time may come from a wrong clock.
     pub unix_ms: u64,
 }
 
-/// A [`ByClock`] of this and later versions, which may append to it.
+/// How many bytes a [`ByClock`] has at most. Reason: later versions may append to it.
 pub const MAX_BY_CLOCK_BYTES: usize = 256;
 
 impl ByClock {
-    /// This machine's.
+    /// This machine's time.
     pub fn now() -> Self {
         Self {
             unix_ms: UnixTime::wall().0.saturating_mul(1000),
         }
     }
 
-    /// Reads one; what a later version appended is passed over.
+    /// Parses one; bytes that a later version appended are ignored.
     pub fn read(body: &[u8]) -> Option<UnixTime> {
         let (told, _later): (Self, _) = postcard::take_from_bytes(body).ok()?;
         Some(UnixTime(told.unix_ms / 1000))
     }
 }
 
-/// What spreads from member to member.
+/// Gossip: statements that spread from member to member.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Gossip {
     pub contacts: Vec<Contact>,
     pub revocations: Vec<Revocation>,
 }
 
-/// How a stream's opener is answered.
+/// The answer to a stream's opener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
@@ -229,7 +228,7 @@ pub fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Reads how a stream begins: what it is for, and the name of a service.
+/// Reads a stream's header: its kind, and the name of a service.
 pub async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, String)> {
     let mut start = [0; 2];
     stream.read_exact(&mut start).await?;
@@ -240,7 +239,7 @@ pub async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u
         .map_err(|_| invalid("a service's name is no text"))
 }
 
-/// Writes `body` behind its length and flushes.
+/// Writes `body` after its length and flushes.
 pub async fn write_bytes(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) -> io::Result<()> {
     let length = u32::try_from(body.len()).map_err(|_| invalid("too long for a frame"))?;
     stream.write_all(&length.to_be_bytes()).await?;
@@ -248,7 +247,7 @@ pub async fn write_bytes(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) ->
     stream.flush().await
 }
 
-/// Reads what [`write_bytes`] wrote, of `max` bytes at most.
+/// Reads a body from [`write_bytes`], of `max` bytes at most.
 pub async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await?;
@@ -256,7 +255,7 @@ pub async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io
     if length > max {
         return Err(invalid("a frame is longer than allowed"));
     }
-    // Grows with what arrives, so that a claimed length alone costs no memory.
+    // Grows with the bytes that arrive, so that a claimed length alone costs no memory.
     let mut body = Vec::with_capacity(length.min(64 << 10));
     stream.take(length as u64).read_to_end(&mut body).await?;
     if body.len() == length {

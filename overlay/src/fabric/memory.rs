@@ -1,5 +1,5 @@
-//! A [`Fabric`] of members inside one process, with delay, cuts and deaths: what unit tests and
-//! simulations of the crates above run on. Time is tokio's, so a paused clock makes it virtual.
+//! A [`Fabric`] of members inside one process, with delay, cuts and deaths, for unit tests and
+//! simulations of the crates above. Time is tokio's, so a paused clock makes it virtual.
 
 use super::{BoxStream, Fabric, FabricError, Serve};
 use crate::{
@@ -37,7 +37,7 @@ struct Node {
     dead: Option<Instant>,
 }
 
-/// The network that the members of a test share.
+/// The network of a test's members.
 #[derive(Clone, Default)]
 pub struct MemoryNet(Arc<Mutex<Shared>>);
 

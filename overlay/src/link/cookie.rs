@@ -1,7 +1,7 @@
 //! The MACs of handshake messages and the cookies that prove an address under load (WireGuard paper
-//! §5.3, §5.4.4, §5.4.7). mac1 shows that the sender knows whom it talks to; mac2, keyed by a
-//! cookie bound to the sender's address, is asked for only while handshakes come faster than they
-//! are worth answering.
+//! §5.3, §5.4.4, §5.4.7). mac1 shows that the sender knows the receiver's key. mac2, keyed by a
+//! cookie bound to the sender's address, is required only while handshakes come faster than they
+//! can be answered.
 
 use super::{
     Refused,
@@ -13,13 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A cookie and the secret behind it live this long (WireGuard's COOKIE_REFRESH_TIME).
+/// How long a cookie and the secret behind it live (WireGuard's COOKIE_REFRESH_TIME).
 pub const COOKIE_LIFE: Duration = Duration::from_secs(120);
-/// Initiations a second above which a cookie is asked for: one costs two X25519, 100 µs or so, thus
-/// 2 % of a core.
+/// How many initiations a second are answered without a cookie. Reason: one costs two X25519, 100
+/// µs or so, so that these take 2 % of a core.
 pub const CALM_HANDSHAKES_PER_SECOND: u32 = 200;
 
-/// What a responder gives out; the initiator keys mac2 with it.
+/// A responder's cookie; the initiator keys mac2 with it.
 pub type Cookie = [u8; MAC_LEN];
 
 fn first_16(hash: blake3::Hash) -> [u8; MAC_LEN] {
@@ -71,8 +71,7 @@ pub fn mac1_of(message: &[u8]) -> Option<[u8; MAC_LEN]> {
 
 /// Whether a message's mac1 is right for the member with public key `me`.
 pub fn mac1_verifies(message: &[u8], me: &[u8; 32]) -> bool {
-    // A MAC that anyone who knows the public key can make: no secret leaks by an early-out
-    // comparison.
+    // Anyone who knows the public key can make this MAC: an early-out comparison leaks no secret.
     mac1_of(message).is_some_and(|mac| mac1(me, &message[..message.len() - 2 * MAC_LEN]) == mac)
 }
 
@@ -114,7 +113,7 @@ impl Doorman {
         }
     }
 
-    /// Counts an initiation; true while they come too fast to answer those that show no cookie.
+    /// Counts an initiation; true while they come too fast to answer those without a cookie.
     pub fn overloaded(&mut self, now: Instant) -> bool {
         if now.saturating_duration_since(self.second) >= Duration::from_secs(1) {
             (self.second, self.in_second) = (now, 0);

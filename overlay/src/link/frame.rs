@@ -1,12 +1,12 @@
-//! What a sealed data datagram carries: one frame with a 12-byte header (kind, flags, two more
+//! The content of a sealed data datagram: one frame with a 12-byte header (kind, flags, two more
 //! bytes, one 8-byte word) and the kind's payload. The word is the two epochs of an IP packet, a
-//! ping's token, whom a forwarded datagram is for, or the place on the ring to which a routed
-//! packet goes. Only the last uses the two bytes, for the hops left and its version.
+//! ping's token, the receiver of a forwarded datagram, or the position on the ring to which a
+//! routed packet goes. Only the last uses the two bytes, for the hops left and its version.
 
 use crate::id::{Epoch, MemberId};
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Bytes before a frame's payload.
+/// How many bytes precede a frame's payload.
 pub const FRAME_HEADER_LEN: usize = 12;
 
 const IP: u8 = 1;
@@ -17,13 +17,13 @@ const FORWARD: u8 = 5;
 const MOVED: u8 = 6;
 const RING: u8 = 7;
 const PIECE: u8 = 16;
-/// Flag of an IP frame: passed on by the host that held the destination before.
+/// Flag of an IP frame: passed on by the host that held the destination previously.
 const PASSED_ON: u8 = 1;
-/// Flag of a forward frame: the word names where it came from, not where it goes.
+/// Flag of a forward frame: the word names the sender, not the receiver.
 const FROM: u8 = 1;
 
-/// Bit of a path's ping token: the sender's addresses have changed, the far end does best to answer
-/// this way from now on.
+/// Bit of a path's ping token: the sender's addresses have changed, and the far end should answer
+/// by this path from now on.
 pub const ROAMED: u64 = 1 << 62;
 
 /// The first bytes of a member's id: enough for a relay to tell its peers apart. The far end proves
@@ -50,53 +50,53 @@ pub enum Frame {
         from_epoch: u32,
         /// The epoch under which it believes the destination to be held.
         to_epoch: u32,
-        /// Passed on by the destination's former host.
+        /// Passed on by the destination's previous host.
         passed_on: bool,
     },
-    /// Answer with a pong of this token, on the path this came by.
+    /// Answer with a pong of this token, on the path of this ping.
     Ping(u64),
     /// Answers a ping.
     Pong(u64),
-    /// Nothing, but sealed: confirms a session or keeps a NAT's mapping.
+    /// Empty, but sealed: confirms a session or keeps a NAT's mapping.
     Keepalive,
-    /// A datagram of another pair's link follows: pass it on to this member.
+    /// A datagram of another pair's link follows: relay it to this member.
     ForwardTo(ShortId),
     /// A datagram of another pair's link follows: this member sent it.
     ForwardFrom(ShortId),
-    /// A packet that goes from neighbour to neighbour over the ring follows; its own header is
-    /// [`crate::ring::wire`]'s matter.
+    /// A packet from neighbour to neighbour over the ring follows, with a header of its own
+    /// ([`crate::ring::wire`]).
     Ring {
         /// Its kind and which optional fields it has.
         flags: u8,
-        /// How often it may still be handed on.
+        /// How many hops it may still take.
         hops: u8,
         /// The version of the packet.
         version: u8,
-        /// Where on the ring it goes.
+        /// Its destination on the ring.
         to: u64,
     },
-    /// A part of a frame that did not fit follows.
+    /// A part of a frame that did not fit into one datagram follows.
     Piece {
-        /// Which frame, among those under way.
+        /// The number of the frame.
         id: u32,
-        /// Which part.
+        /// The number of the part.
         index: u8,
-        /// Of how many.
+        /// How many parts there are.
         count: u8,
     },
     /// This address is now held elsewhere.
     Moved {
         /// The address.
         addr: IpAddr,
-        /// Who holds it now.
+        /// Its present holder.
         member: MemberId,
-        /// Since which epoch.
+        /// The epoch of that holding.
         epoch: Epoch,
     },
 }
 
 impl Frame {
-    /// Reads the header, and the whole of a `Moved`. `None` for what we do not know. Never panics.
+    /// Parses the header, and the whole of a `Moved`. `None` for unknown kinds. Never panics.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let word: [u8; 8] = bytes.get(4..FRAME_HEADER_LEN)?.try_into().ok()?;
         let (high, low) = (
@@ -179,8 +179,7 @@ impl Frame {
         out[4..FRAME_HEADER_LEN].copy_from_slice(&word);
     }
 
-    /// Whether a frame that begins with this byte carries what members have to say to each other,
-    /// not what keeps the link.
+    /// Whether a frame with this first byte carries data of members, rather than keeping the link.
     pub fn is_data(kind: Option<&u8>) -> bool {
         matches!(kind, Some(&IP | &PIECE))
     }

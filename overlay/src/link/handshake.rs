@@ -1,8 +1,8 @@
 //! Noise IK (Perrin, rev. 34, §7.5) by `snow`: the initiator knows the responder's key beforehand,
 //! both are authenticated after one round trip, and the initiator's key is hidden from the wire.
 //! The payloads agree on the cipher and carry the timestamp that stops a replayed initiation from
-//! disturbing a live link (WireGuard paper §5.1). Behind them either side may put something of its
-//! own, sealed with them: what two members tell each other that have only the ring between them.
+//! disturbing a live link (WireGuard paper §5.1). Either side may append content of its own, sealed
+//! with them: the statements of two members that have only the ring between them.
 
 use super::{
     Refused,
@@ -50,9 +50,9 @@ impl Keys {
     }
 }
 
-/// Nanoseconds since 1970 by the clock of this process's start and the time since, as in an
-/// initiation. Each is larger than the one before: a wall clock that is set back must not make the
-/// far end take our initiations for replays.
+/// Nanoseconds since 1970, as in an initiation: the clock at this process's start plus the time
+/// since. Each value is larger than the previous one. Reason: if the wall clock is set back, the
+/// far end must not take our initiations for replays.
 pub fn timestamp() -> u128 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = crate::network_time::steady_millis().saturating_mul(1_000_000);
@@ -102,8 +102,8 @@ pub(crate) fn open(
 }
 
 impl Pending {
-    /// Reads Noise message 2: the session, and what came sealed with it. One that is refused
-    /// changes nothing: another may come.
+    /// Reads Noise message 2. Returns the session and the content sealed with it. A message that is
+    /// refused changes nothing: another may come.
     pub(crate) fn finish(
         &mut self,
         now: Instant,
@@ -178,7 +178,7 @@ pub struct Opened {
     pub peer: LinkKey,
     /// The initiator's clock in nanoseconds.
     pub timestamp: u128,
-    /// What the initiator said besides.
+    /// The content that the initiator sealed with it.
     pub extra: Vec<u8>,
 }
 

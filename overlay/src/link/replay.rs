@@ -2,7 +2,7 @@
 //! moving ahead costs one store for each 64 counters and no shift.
 
 const WORDS: usize = 32;
-/// How far behind the newest counter an older one is still accepted: one word of the ring is always
+/// How far a counter may be behind the newest and is still accepted: one word of the ring is always
 /// being cleared. Two full GSO batches reordered against each other fit many times over.
 pub const WINDOW: u64 = (WORDS as u64 - 1) * 64;
 
@@ -24,8 +24,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Whether `counter` may still come: neither seen nor too old. Changes nothing, for use before
-    /// the tag is verified.
+    /// Whether `counter` is still acceptable: neither seen nor too old. Changes nothing, for use
+    /// before the tag is verified.
     pub fn may_come(&self, counter: u64) -> bool {
         if counter >= self.next {
             return counter < u64::MAX;

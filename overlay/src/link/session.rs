@@ -27,23 +27,23 @@ use std::{
     time::Instant,
 };
 
-/// Bytes that a link adds to an IP packet, outer IP and UDP headers not counted.
+/// How many bytes a link adds to an IP packet, outer IP and UDP headers not counted.
 pub const OVERHEAD: usize = HEADER_LEN + FRAME_HEADER_LEN + TAG_LEN;
-/// A session stops sealing here, far before a counter could wrap (WireGuard's REJECT_AFTER_MESSAGES
-/// is the same in spirit).
+/// The counter at which a session stops sealing, far before it could wrap (similar to WireGuard's
+/// REJECT_AFTER_MESSAGES).
 const LAST_COUNTER: u64 = 1 << 60;
 
 /// The AEAD of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cipher {
-    /// Where both CPUs have AES instructions: about twice as fast there.
+    /// For two CPUs with AES instructions: about twice as fast there.
     Aes256Gcm,
-    /// Anywhere else.
+    /// For all others.
     ChaCha20Poly1305,
 }
 
 impl Cipher {
-    /// The best this CPU does in hardware.
+    /// The fastest cipher of this CPU in hardware.
     pub fn preferred() -> Self {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("aes")
@@ -97,7 +97,7 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
-/// What a session is made of.
+/// The keys and parameters of a new session.
 pub(crate) struct Parts<'a> {
     pub local: u32,
     pub remote: u32,
@@ -108,8 +108,8 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Session {
-    /// A link that carried data within this time is worth rekeying; another opens again when it is
-    /// needed.
+    /// How recently a link must have carried data to be rekeyed. Another link opens again when it
+    /// is needed.
     pub const ACTIVE: std::time::Duration = std::time::Duration::from_secs(300);
 
     pub(crate) fn new(parts: Parts<'_>, now: Instant) -> Self {
@@ -147,13 +147,13 @@ impl Session {
         self.created
     }
 
-    /// Marks the far end as proved to hold the keys; true the first time.
+    /// Notes the proof that the far end holds the keys; true the first time.
     pub fn confirm(&self) -> bool {
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
     }
 
-    /// Seals the `plain` bytes that stand at `buf[HEADER_LEN..]` and writes header and tag around
-    /// them. Returns the datagram's length; `None` once the session has sealed all it may.
+    /// Seals the `plain` bytes at `buf[HEADER_LEN..]` and writes header and tag around them.
+    /// Returns the datagram's length; `None` if the session may not seal any more.
     ///
     /// `buf` must have room for `HEADER_LEN + plain + TAG_LEN` bytes.
     pub fn seal(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
@@ -169,8 +169,8 @@ impl Session {
     }
 
     /// Like [`Session::seal`], for a forward frame around a datagram that is sealed for its own
-    /// end: sealed again is only what the relay reads, and that datagram's header. What it seals,
-    /// nobody need seal or open once more on the way.
+    /// end: only the part that the relay reads, and that datagram's header, are sealed again. The
+    /// rest need not be sealed or opened once more on the way.
     pub fn seal_envelope(&self, buf: &mut [u8], plain: usize) -> Option<usize> {
         let counter = self.next_counter()?;
         write_envelope_header(buf, self.remote, counter);
@@ -193,8 +193,7 @@ impl Session {
     /// Opens an envelope in place and returns its forward frame, the datagram inside included.
     ///
     /// # Errors
-    /// As [`Session::open`]. That the rest of the datagram inside is what was sent shows only where
-    /// that is opened.
+    /// As [`Session::open`]. The rest of the datagram inside is verified only where that is opened.
     pub fn open_envelope<'a>(
         &self,
         datagram: &'a mut [u8],

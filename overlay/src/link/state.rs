@@ -1,7 +1,6 @@
 //! The life of one link: when to shake hands, which session to send with, when keys die. Timers
-//! follow WireGuard (paper §6); either side may open a handshake, and the newest confirmed session
-//! is the one that seals, so that rekeying loses nothing: the old session still opens what was
-//! under way.
+//! follow WireGuard (paper §6). Either side may open a handshake, and the newest confirmed session
+//! seals, so that rekeying loses nothing: the old session still opens datagrams under way.
 
 use super::{
     Refused,
@@ -17,37 +16,37 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The initiator of a session replaces it at this age.
+/// How old a session is when its initiator replaces it.
 pub const REKEY_AFTER: Duration = Duration::from_secs(120);
-/// The responder steps in at this age if the initiator has not (REJECT_AFTER less a handshake's
+/// How old it is when the responder does, if the initiator has not (REJECT_AFTER less a handshake's
 /// tries).
 pub const RESPONDER_REKEY_AFTER: Duration = Duration::from_secs(165);
-/// No session lives longer.
+/// How long a session lives at most.
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
-/// An unanswered handshake message is sent again, new, after this time.
+/// How long before an unanswered handshake is sent again, with new keys.
 pub const REKEY_TIMEOUT: Duration = Duration::from_secs(2);
-/// A handshake that the control plane carries is forgotten after this time.
+/// How long before a handshake carried by the control plane is forgotten.
 pub const CARRIED_LIMIT: Duration = Duration::from_secs(12);
-/// A handshake that was never answered is given up after this time.
+/// How long before an unanswered handshake is given up.
 pub const REKEY_ATTEMPT: Duration = Duration::from_secs(20);
-/// Sessions kept for receiving. When both sides rekey at once each has two new and two old ones,
-/// all with datagrams under way; the rest is room for handshakes that the control plane carried
-/// meanwhile. Age ends them long before.
+/// How many sessions are kept for receiving. Reason: when both sides rekey at once each has two new
+/// and two old ones, all with datagrams under way; the rest is for handshakes that the control
+/// plane carried meanwhile. They expire long before.
 const KEPT_SESSIONS: usize = 8;
-/// Handshakes under way that others carry: over the ring and over the control plane at once, and
-/// each asked for anew.
+/// How many handshakes carried otherwise are under way. Reason: over the ring and over the control
+/// plane at once, and each repeated.
 const MAX_CARRIED: usize = 4;
 
-/// What the driver has to do.
+/// An action for the driver.
 #[derive(Debug)]
 pub enum Output {
     /// Send this handshake message on the current path.
     Transmit(Vec<u8>),
     /// Deliver datagrams for this session's index to it from now on.
     Install(Arc<Session>),
-    /// Seal with this session from now on (`None`: with none).
+    /// Seal with this session from now on (`None`: with no session).
     SendWith(Option<Arc<Session>>),
-    /// This index is gone.
+    /// This index is no longer used.
     Retire(u32),
     /// No answer for [`REKEY_ATTEMPT`]: the path is dead.
     GaveUp,
@@ -70,8 +69,8 @@ pub struct Link {
     keys: Arc<Keys>,
     peer: LinkKey,
     opening: Option<Opening>,
-    /// Those that somebody else carries, who knows when to try again; oldest first. None of them
-    /// ends another: whichever is answered makes a session.
+    /// Handshakes that the control plane or the ring carries and repeats; oldest first. None of
+    /// them ends another: the one that is answered makes a session.
     carried: VecDeque<Opening>,
     /// When the first unanswered handshake of this attempt was sent.
     attempt: Option<Instant>,
@@ -120,9 +119,9 @@ impl Link {
         Ok(message)
     }
 
-    /// As [`Link::open`], for a message that somebody else carries, such as the control plane or
-    /// the ring: it is not sent again by itself, and that it stays unanswered says nothing about
-    /// the path in use. `extra` travels sealed in it.
+    /// As [`Link::open`], for a message carried otherwise, such as by the control plane or the
+    /// ring. It is not sent again by itself, and a missing answer says nothing about the path in
+    /// use. `extra` travels sealed in it.
     ///
     /// # Errors
     /// As [`Link::open`], and for more than [`wire::MAX_EXTRA_LEN`] bytes.
@@ -175,9 +174,9 @@ impl Link {
             .any(|o| o.waits_for(index))
     }
 
-    /// Takes the response to [`Link::open`]'s message; the new session seals from now on, and the
-    /// driver sends something at once so that the far end may use it too. Returns what came sealed
-    /// in the message besides.
+    /// Takes the response to [`Link::open`]'s message. The new session seals from now on, and the
+    /// driver sends something at once so that the far end may use it too. Returns the content
+    /// sealed in the message.
     ///
     /// # Errors
     /// Why the message was refused; the handshake stays open.
@@ -232,7 +231,7 @@ impl Link {
     }
 
     /// Answers an initiation that [`Opened::read`] read, under `index`, with `extra` sealed in the
-    /// answer. `fresh`: it came over an authenticated, replay-free channel, so that the session may
+    /// answer. `fresh`: it came over an authenticated, replay-free channel. The session may then
     /// seal before the far end has used it, and the timestamp need not be newer (the far end's
     /// clock may have been set back), unless a newer one has just come another way: then the far
     /// end has forgotten this one.
@@ -270,9 +269,8 @@ impl Link {
         Ok(message)
     }
 
-    /// Seals with the session under `index` from now on if there is none to seal with: an
-    /// initiation that was not proved fresh may cost a live session nothing, but where there is
-    /// none there is nothing to lose.
+    /// Seals with the session under `index` from now on if there is no other. Reason: an initiation
+    /// that was not proved fresh must not replace a live session, but without one it does no harm.
     pub fn seal_if_none(&mut self, index: u32) {
         if self.sending().is_none()
             && let Some(session) = self
@@ -299,8 +297,8 @@ impl Link {
         }
     }
 
-    /// What is due at `now`; `active` says whether the link carried data lately, `index` is used if
-    /// a handshake must open.
+    /// Does what is due at `now`. `active` says whether the link carried data lately; `index` is
+    /// used if a handshake must open.
     pub fn tick(&mut self, now: Instant, active: bool, index: u32) {
         let age = |s: &Session| now.saturating_duration_since(s.created());
         let dead: Vec<u32> = self

@@ -1,6 +1,6 @@
 //! A key that is overwritten when it is dropped. `ring` keeps expanded keys as plain memory and
-//! does not; this holds the only lasting copy of one. What the compiler moved over the stack on the
-//! way here is out of reach.
+//! does not overwrite them; this holds the only lasting copy of one. Copies that the compiler made
+//! on the stack cannot be reached.
 
 use ring::aead::LessSafeKey;
 use std::{

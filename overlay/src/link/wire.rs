@@ -13,7 +13,7 @@
 
 use super::{Refused, frame::FRAME_HEADER_LEN};
 
-/// Bytes before the sealed frame of a data datagram.
+/// How many bytes precede the sealed frame of a data datagram.
 pub const HEADER_LEN: usize = 16;
 /// Bytes of AEAD tag after the sealed frame.
 pub const TAG_LEN: usize = 16;
@@ -21,9 +21,8 @@ pub const TAG_LEN: usize = 16;
 pub const MAC_LEN: usize = 16;
 /// Bytes of salt in a cookie reply.
 pub const SALT_LEN: usize = 32;
-/// The most bytes that a handshake message may carry sealed beside its own payload: what members
-/// tell each other when the message goes over the ring, where nothing else proves who said it.
-/// Leaves a message well below one datagram.
+/// How many bytes a handshake message may carry sealed beside its own payload. Reason: over the
+/// ring nothing else proves the sender of such content. The message stays well below one datagram.
 pub const MAX_EXTRA_LEN: usize = 1100;
 /// Noise IK message 1: ephemeral, sealed static, sealed payload.
 pub const NOISE_1_LEN: usize = 32 + 48 + INITIATION_PAYLOAD_LEN + TAG_LEN;
@@ -45,18 +44,18 @@ const RESPONSE: u8 = 0x82;
 const COOKIE: u8 = 0x83;
 const DATA: u8 = 0x84;
 pub(super) const ENVELOPE: u8 = 0x85;
-/// Bytes of an envelope that are sealed: whom the datagram inside is for, and its header, which
-/// would name its session.
+/// How many bytes of an envelope are sealed: the receiver of the datagram inside, and its header,
+/// which would name its session.
 pub(super) const ENVELOPE_SEALED_LEN: usize = FRAME_HEADER_LEN + HEADER_LEN;
 /// An envelope holds a data datagram, of which more than the sealed part is left.
 const ENVELOPE_LEAST_LEN: usize = HEADER_LEN + ENVELOPE_SEALED_LEN + 2 * TAG_LEN;
 
-/// A datagram taken apart; nothing in it is verified yet.
+/// A parsed datagram; nothing in it is verified yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Datagram<'a> {
     /// Opens a handshake.
     Initiation {
-        /// The index under which the sender wants to be answered.
+        /// The index for the answer.
         sender: u32,
         /// Noise message 1.
         noise: &'a [u8],
@@ -70,7 +69,7 @@ pub enum Datagram<'a> {
         /// Noise message 2.
         noise: &'a [u8],
     },
-    /// Answers an initiation under load: come again with this.
+    /// Answers an initiation under load: repeat it with this cookie.
     Cookie {
         /// The index from the initiation.
         receiver: u32,
@@ -86,7 +85,7 @@ pub enum Datagram<'a> {
         /// The nonce.
         counter: u64,
     },
-    /// A datagram that is sealed already, on its way through a relay.
+    /// A sealed datagram on its way through a relay.
     Envelope {
         /// The receiver's index of the session.
         receiver: u32,
@@ -112,7 +111,7 @@ pub fn is_ours(bytes: &[u8]) -> bool {
         .is_some_and(|kind| (INITIATION..=ENVELOPE).contains(kind))
 }
 
-/// Takes a datagram apart. Never panics; checks lengths only.
+/// Parses a datagram. Never panics; checks lengths only.
 pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
     match (bytes.first(), bytes.len()) {
         (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => Ok(Datagram::Data {

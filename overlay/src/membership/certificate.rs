@@ -1,5 +1,5 @@
-//! A member's certificate: the root's or a delegate's word that a key is a member, under which
-//! name, with which link key and which rights.
+//! A member's certificate: the root's or a delegate's statement that a key is a member, with its
+//! name, link key and rights.
 
 use super::{Groups, NetworkConfig, Refusal, groups::Grant};
 use crate::{
@@ -26,7 +26,7 @@ pub fn valid_name(name: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// What a member may do beyond taking part.
+/// The rights of a member beyond taking part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rights {
     /// Issue invites, admit members and revoke them: a delegate. Only the root grants this.
@@ -45,7 +45,7 @@ struct Body {
     issuer: [u8; 32],
 }
 
-/// A proof of membership, useful only to whoever also proves the key it names.
+/// A proof of membership, of use only to the holder of the key in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
     body: Body,
@@ -54,7 +54,7 @@ pub struct Certificate {
     delegate: Option<Box<(Body, Signature)>>,
 }
 
-/// Whoever can sign for a network: the root, or a delegate with its certificate.
+/// An issuer for a network: the root, or a delegate with its certificate.
 pub struct Issuer<'a> {
     keys: &'a KeyPair,
     certificate: Option<&'a Certificate>,
@@ -86,8 +86,8 @@ impl<'a> Issuer<'a> {
         self.certificate.is_none()
     }
 
-    /// Whether its word that the bearer of `certificate` is no member any more counts with the
-    /// others.
+    /// Whether other members accept its statement that the bearer of `certificate` is no longer a
+    /// member.
     pub fn may_expel(&self, certificate: &Certificate) -> bool {
         self.is_root() || certificate.falls_to_delegates()
     }
@@ -111,7 +111,7 @@ impl<'a> Issuer<'a> {
         self.certify_in(network, who, name, (rights, Groups::default()), lasts)
     }
 
-    /// Certifies a member of `network` with its rights and groups, from and until the times given.
+    /// Certifies a member of `network` with its rights and groups, between the given times.
     ///
     /// # Errors
     /// [`Refusal::BadName`]; [`Refusal::UnknownIssuer`] if these keys have no right to, as when a
@@ -154,7 +154,8 @@ impl<'a> Issuer<'a> {
             signature,
             delegate,
         };
-        // What nobody would accept is not handed out: the chain is checked as others will check it.
+        // No certificate is issued that others would refuse: the chain is checked as they will
+        // check it.
         certificate
             .verify_signatures(network.id, issued)
             .map(|()| certificate)
@@ -204,27 +205,26 @@ impl Certificate {
         self.body.expires
     }
 
-    /// The delegate who signed it, or `None` if the root did.
+    /// The delegate that signed it, or `None` if the root did.
     pub fn delegate(&self) -> Option<MemberId> {
         self.delegate.as_ref().map(|d| d.0.member)
     }
 
-    /// Whether it falls when `member` is revoked: it is that one's, signed by it, or of one that
-    /// grew out of its copied state.
+    /// Whether it is revoked with `member`: it is that member's own, signed by that member, or that
+    /// of a machine that came out of that member's copied state.
     pub fn hangs_on(&self, member: MemberId) -> bool {
         self.member() == member
             || self.delegate() == Some(member)
             || self.groups().copied_from().any(|origin| origin == member)
     }
 
-    /// Whether a delegate's word expels its bearer: against another delegate only the root's
-    /// counts.
+    /// Whether a delegate may expel its bearer: only the root may expel another delegate.
     pub fn falls_to_delegates(&self) -> bool {
         !self.rights().admit
     }
 
-    /// Whether the signatures lead to the root of `network` and hold at `now`. Revocations are
-    /// [`Trust`](super::Trust)'s to know.
+    /// Whether the signatures lead to the root of `network` and hold at `now`.
+    /// [`Trust`](super::Trust) knows the revocations.
     ///
     /// # Errors
     /// The first of: other network, unknown issuer, tampered, expired.

@@ -1,14 +1,13 @@
-//! Groups of members: what access rules speak of. A member's groups are part of its certificate, so
-//! that every receiver judges by what an issuer signed and not by what a sender says of itself.
+//! Groups of members, for access rules. A member's groups are part of its certificate, so that
+//! every receiver judges by an issuer's signature and not by the sender's own word.
 //!
-//! Certificates and invites that were signed before there were groups stay what they were, byte for
-//! byte: the byte that said whether a member may admit others (0 or 1) has a second bit which says
-//! that groups follow.
+//! Certificates and invites signed before there were groups stay valid, byte for byte: in the byte
+//! that says whether a member may admit others (0 or 1) a second bit says that groups follow.
 //!
-//! One name is no group but a mark: `copy-of-` and an id. The certificate of a member that grew out
-//! of the copied state of another names that one, and those that it grew out of in turn, so that
-//! all fall when one of them is revoked (docs/decisions/0022-cloned-state.md). Members that do not
-//! know the mark take it for a group that no rule speaks of.
+//! One name is no group but a mark: `copy-of-` and an id. The certificate of a machine that came
+//! out of another member's copied state names that member, and those before it in turn, so that all
+//! are revoked together (docs/decisions/0022-cloned-state.md). Members that do not know the mark
+//! take it for a group that no rule names.
 
 use super::{Refusal, valid_name};
 use crate::id::MemberId;
@@ -20,9 +19,9 @@ use serde::{
 };
 use std::fmt;
 
-/// Groups of one member: more than a person would give, few enough for a certificate.
+/// How many groups a member may be in: more than a person would give, few enough for a certificate.
 const MAX_GROUPS: usize = 16;
-/// Before the id of a member, 52 letters and digits, it makes a label of 60.
+/// The prefix of the mark; with the id of a member, 52 letters and digits, it makes a label of 60.
 const COPY_OF: &str = "copy-of-";
 const ADMIT: u8 = 1;
 const HAS_GROUPS: u8 = 2;
@@ -47,7 +46,7 @@ impl Groups {
         Ok(Self(names))
     }
 
-    /// Whether there is none.
+    /// Whether there are no groups.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -59,7 +58,7 @@ impl Groups {
             .is_ok()
     }
 
-    /// The same with the mark of who grows out of `member`'s copied state.
+    /// The groups, with the mark of a machine that comes out of `member`'s copied state.
     ///
     /// # Errors
     /// [`Refusal::BadGroup`] if there is no room for it.
@@ -71,7 +70,7 @@ impl Groups {
         Self::new(self.0.iter().cloned().chain([mark]))
     }
 
-    /// The members out of whose copied states this one grew.
+    /// The members whose copied states this member came out of.
     pub fn copied_from(&self) -> impl Iterator<Item = MemberId> {
         let marks = self.iter().filter_map(|name| name.strip_prefix(COPY_OF));
         marks.filter_map(|id| {
@@ -94,7 +93,7 @@ impl Groups {
 impl<'de> Deserialize<'de> for Groups {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let read = Vec::<String>::deserialize(deserializer)?;
-        // One encoding for one set: what was signed encodes again to the same bytes.
+        // One encoding for one set: a signed set encodes again to the same bytes.
         let groups = Self::new(read.iter().cloned()).map_err(D::Error::custom)?;
         if groups.0 == read {
             Ok(groups)
@@ -111,7 +110,7 @@ pub(super) struct Grant {
     pub groups: Groups,
 }
 
-/// The same where people read it, as in the cache of peers.
+/// The form for people, as in the cache of peers.
 #[derive(Serialize, Deserialize)]
 struct Readable {
     admit: bool,

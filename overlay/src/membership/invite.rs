@@ -1,8 +1,8 @@
-//! An invite: one line of text that is all a machine needs in order to join.
+//! An invite: one line of text, which is all a machine needs in order to join.
 //!
-//! It holds the network's facts, addresses to knock at, and the issuer's signed promise. The text
-//! is `p2pvm1` and base32 of a version byte's worth of postcard: letters and digits only, so that a
-//! double click selects it whole and no shell or chat alters it. Case does not matter.
+//! It holds the network's facts, addresses to dial, and the issuer's signed promise. The text is
+//! `p2pvm1` and base32 of a version byte and postcard: letters and digits only, so that a double
+//! click selects it whole and no shell or chat alters it. Case does not matter.
 
 use super::{
     Certificate, Groups, Issuer, NetworkConfig, Refusal, certificate::bytes, groups::Grant,
@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 const DOMAIN: &str = "p2pvm invite 1";
 const PREFIX: &str = "p2pvm1";
-/// Above any invite with [`MAX_BOOTSTRAP`] addresses and a delegate's certificate; bounds what is
-/// parsed.
+/// How many bytes a text has at most. Reason: any invite with [`MAX_BOOTSTRAP`] addresses and a
+/// delegate's certificate is shorter.
 const MAX_TEXT_BYTES: usize = 8 << 10;
 const MAX_BOOTSTRAP: usize = 16;
 
-/// An invite's random id: what is counted and revoked.
+/// An invite's random id, by which it is counted and revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InviteId(pub [u8; 16]);
 
@@ -41,7 +41,7 @@ impl std::str::FromStr for InviteId {
     }
 }
 
-/// What an issuer promises.
+/// An issuer's promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "Terms", from = "Terms")]
 pub struct InviteTerms {
@@ -49,13 +49,13 @@ pub struct InviteTerms {
     pub uses: u32,
     /// When it ends.
     pub expires: UnixTime,
-    /// Whether those who join become delegates. Only the root can promise this.
+    /// Whether the members that join become delegates. Only the root can promise this.
     pub delegate: bool,
-    /// The groups that those who join are in.
+    /// The groups of the members that join.
     pub groups: Groups,
 }
 
-/// The terms as they are written: those of invites from before there were groups read the same.
+/// The terms on the wire: those of invites from before there were groups read the same.
 #[derive(Serialize, Deserialize)]
 struct Terms {
     uses: u32,
@@ -104,8 +104,8 @@ pub struct Invite {
 }
 
 impl Invite {
-    /// Signs an invite that knocks at `bootstrap` (multiaddresses with `/p2p/`; at most 16 are
-    /// kept).
+    /// Signs an invite with the addresses `bootstrap` to dial (multiaddresses with `/p2p/`; at most
+    /// 16 are kept).
     ///
     /// # Errors
     /// [`Refusal::UnknownIssuer`] if a delegate would promise delegates.
@@ -139,7 +139,7 @@ impl Invite {
         )
     }
 
-    /// Reads the text form; white space around and inside it is ignored, as mail adds it.
+    /// Parses the text form; white space around and inside it, as mail adds it, is ignored.
     ///
     /// # Errors
     /// [`Refusal::NotAnInvite`], or [`Refusal::Tampered`] if it reads well but a signature does not
@@ -167,7 +167,8 @@ impl Invite {
         Ok(invite)
     }
 
-    /// Whether the issuer, who may, signed exactly this. Says nothing of time, use and revocation.
+    /// Whether an issuer with the right to do so signed exactly this. Time, uses and revocation are
+    /// not checked.
     ///
     /// # Errors
     /// [`Refusal::Tampered`], [`Refusal::UnknownIssuer`], [`Refusal::OtherNetwork`] for a chain of
@@ -178,7 +179,7 @@ impl Invite {
         let signer = match &body.issuer {
             None => body.network.id.0,
             Some(issuer) => {
-                // A delegate's certificate that has ended ends its invites, but as `Expired`, by
+                // An expired certificate of a delegate ends its invites, but as `Expired`, by
                 // `check`.
                 issuer.verify_signatures(body.network.id, issuer.issued())?;
                 if !issuer.rights().admit || body.terms.delegate {
@@ -192,7 +193,7 @@ impl Invite {
             .ok_or(Refusal::Tampered)
     }
 
-    /// Whether it is signed and not over at `now`.
+    /// Whether it is signed and has not expired at `now`.
     ///
     /// # Errors
     /// As [`Invite::verify`], or [`Refusal::Expired`].
@@ -210,12 +211,12 @@ impl Invite {
         }
     }
 
-    /// The network that it leads into.
+    /// The network that it admits to.
     pub fn network(&self) -> &NetworkConfig {
         &self.body.network
     }
 
-    /// Multiaddresses of members to knock at.
+    /// Multiaddresses of members to dial.
     pub fn bootstrap(&self) -> &[String] {
         &self.body.bootstrap
     }
@@ -230,19 +231,18 @@ impl Invite {
         self.body.terms.uses
     }
 
-    /// What it promises.
+    /// Its terms.
     pub fn terms(&self) -> &InviteTerms {
         &self.body.terms
     }
 
-    /// The delegate who issued it, or `None` if the root did.
+    /// The delegate that issued it, or `None` if the root did.
     pub fn delegate(&self) -> Option<MemberId> {
         self.body.issuer.as_ref().map(Certificate::member)
     }
 
-    /// The same invite with other addresses to knock at: for a joiner who was told one by hand. The
-    /// signature does not cover a replacement, so this form is for knocking only; the original is
-    /// presented.
+    /// The addresses to dial, with `other` ones in place of its own, for a joiner that was given
+    /// one by hand. The signature does not cover them; the original invite is presented.
     pub fn knock_at<'a>(&'a self, other: &'a [String]) -> impl Iterator<Item = &'a String> {
         other.iter().chain(&self.body.bootstrap)
     }

@@ -1,9 +1,9 @@
-//! What every member knows of its network, signed by the root, and the addresses that follow from
-//! it.
+//! The facts of a network that every member knows, signed by the root, and the addresses derived
+//! from them.
 //!
 //! IPv6 needs no claim: the /48 comes from the network's key (RFC 4193 wants 40 random bits), a
 //! member's host part from its key, a VM's from its MAC address by modified EUI-64 (RFC 4291,
-//! appendix A), which is what a guest configures by itself from the router advertisement.
+//! appendix A), which a guest configures by itself from the router advertisement.
 
 use super::Refusal;
 use crate::{
@@ -42,7 +42,7 @@ impl Ipv4Subnet {
         addr.to_bits() & Self::mask(self.prefix) == self.addr.to_bits()
     }
 
-    /// The gateway that guests are told: the first address, reserved.
+    /// The guests' gateway: the first address, reserved.
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.addr.to_bits() | 1)
     }
@@ -61,7 +61,7 @@ pub struct NetworkConfig {
     pub id: NetworkId,
     /// The name in `<host>.<name>.p2p`.
     pub name: String,
-    /// Where members and guests have their IPv4 addresses.
+    /// The subnet of members' and guests' IPv4 addresses.
     pub subnet: Ipv4Subnet,
     /// When the network was founded.
     pub created: UnixTime,

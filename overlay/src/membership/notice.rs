@@ -1,11 +1,11 @@
 //! Notices: signed documents that every member should have and that are replaced, not collected:
-//! the network's policy, and what a member offers the others (subnets of its LAN, guests'
-//! multicast). Each issuer has one of each kind, the newer one stands. [`crate::notices`] keeps and
-//! spreads them.
+//! the network's policy, and a member's offer to the others (subnets of its LAN, guests'
+//! multicast). Each issuer has one of each kind, and the newest one counts. [`crate::notices`]
+//! keeps and spreads them.
 //!
-//! Of the policies of several issuers the one with the highest version stands; a revoked delegate's
-//! falls with it. So a stolen delegate key does harm only until the root has revoked it, whatever
-//! version it has used up.
+//! Of the policies of several issuers the one with the highest version counts; a revoked delegate's
+//! is dropped. So a stolen delegate key does harm only until the root has revoked it, whatever
+//! version it has used.
 
 use super::{Certificate, Cidr, Issuer, NetworkPolicy, Refusal, Trust, certificate::bytes};
 use crate::{
@@ -16,11 +16,10 @@ use serde::{Deserialize, Serialize};
 
 const POLICY_DOMAIN: &str = "p2pvm network policy 1";
 const OFFER_DOMAIN: &str = "p2pvm offer 1";
-/// Subnets that one member offers at most.
+/// How many subnets one member offers at most.
 const MAX_SUBNETS: usize = 32;
 
-/// The network's policy as its issuer signed it. The text is what the person wrote, comments and
-/// all.
+/// The network's policy as its issuer signed it, with the person's text and comments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedPolicy {
     network: NetworkId,
@@ -58,7 +57,7 @@ impl SignedPolicy {
         })
     }
 
-    /// Its version: the higher one stands.
+    /// Its version: the highest one counts.
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -68,22 +67,22 @@ impl SignedPolicy {
         self.at
     }
 
-    /// What the person wrote.
+    /// The text as the person wrote it.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The delegate who signed it, or `None` if the root did.
+    /// The delegate that signed it, or `None` if the root did.
     pub fn delegate(&self) -> Option<MemberId> {
         self.delegate.as_ref().map(Certificate::member)
     }
 
-    /// The policy itself. It was readable when it was taken.
+    /// The policy itself. It was parsed before it was accepted.
     pub fn policy(&self) -> Option<NetworkPolicy> {
         NetworkPolicy::parse(&self.text).ok()
     }
 
-    /// What decides between policies of different issuers.
+    /// The sort key of policies of different issuers.
     pub(crate) fn rank(&self) -> (u64, bool, [u8; 32]) {
         (
             self.version,
@@ -117,13 +116,13 @@ impl SignedPolicy {
     }
 }
 
-/// What a member offers the others, signed by itself. An empty one takes everything back.
+/// A member's offer to the others, signed by itself. An empty one withdraws everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     certificate: Certificate,
     subnets: Vec<Cidr>,
     multicast: bool,
-    /// Since when what is offered is offered: the elder of two offers of one subnet is used.
+    /// Since when this is offered: of two offers of one subnet the older is used.
     since: UnixTime,
     seq: u64,
     expires: UnixTime,
@@ -131,8 +130,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Signs an offer. `seq` grows with each one of a member; `expires` is when others forget it
-    /// unless it is renewed.
+    /// Signs an offer. `seq` is incremented with each one of a member; `expires` is when others
+    /// forget it unless it is renewed.
     pub fn sign(
         keys: &KeyPair,
         certificate: Certificate,
@@ -170,7 +169,7 @@ impl Offer {
         bytes(&(network, subnets, multicast, since, seq, expires))
     }
 
-    /// Who offers.
+    /// The member that offers.
     pub fn member(&self) -> MemberId {
         self.certificate.member()
     }
@@ -185,12 +184,12 @@ impl Offer {
         &self.subnets
     }
 
-    /// Whether it has guests that take others' multicast.
+    /// Whether it has guests that receive others' multicast.
     pub fn multicast(&self) -> bool {
         self.multicast
     }
 
-    /// Since when it offers what it offers.
+    /// Since when this is offered.
     pub fn since(&self) -> UnixTime {
         self.since
     }
@@ -231,7 +230,7 @@ pub enum Notice {
     Offer(Box<Offer>),
 }
 
-/// Which notice of which issuer: a newer one replaces it.
+/// The kind and issuer of a notice: a newer one replaces it.
 pub(crate) type NoticeKey = (u8, Option<MemberId>);
 
 impl Notice {
@@ -242,8 +241,8 @@ impl Notice {
         }
     }
 
-    /// Which of two notices of one issuer is the newer: by its number, then by a coin that falls
-    /// the same everywhere.
+    /// The sort key of an issuer's notices: the number, then a hash, so that all members prefer the
+    /// same one.
     pub(crate) fn order(&self) -> (u64, [u8; 32]) {
         match self {
             Self::Policy(policy) => (
@@ -257,15 +256,15 @@ impl Notice {
         }
     }
 
-    /// Whether its time is over.
+    /// Whether it has expired.
     pub(crate) fn expired(&self, now: UnixTime) -> bool {
         matches!(self, Self::Offer(offer) if offer.expires <= now)
     }
 
-    /// Whether somebody signed it who may.
+    /// Whether an issuer with the right to do so signed it.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     pub fn verify(&self, trust: &Trust) -> Result<(), Refusal> {
         match self {
             Self::Policy(policy) => policy.verify(trust),

@@ -1,6 +1,6 @@
-//! The network's policy: who may talk to whom, and who may offer which subnet. A person writes it
-//! as TOML, the root or a delegate signs it ([`SignedPolicy`](super::SignedPolicy)), every receiver
-//! enforces it.
+//! The network's policy: which members and VMs may talk to which, and which members may offer which
+//! subnet. A person writes it as TOML, the root or a delegate signs it
+//! ([`SignedPolicy`](super::SignedPolicy)), every receiver enforces it.
 //!
 //! ```toml
 //! default = "deny"                # what holds where no rule fits
@@ -16,9 +16,9 @@
 //! by = "member:gateway"
 //! ```
 //!
-//! A bare name is a group: only issuers put members into groups, while anyone may name a VM. A
-//! guest is in no group of its host. Replies to what was allowed need no rule of their own; that is
-//! the receiver's matter (`plane/access.rs`), not the document's.
+//! A bare name is a group. Reason: only issuers put members into groups, while anyone may name a
+//! VM. A guest is in no group of its host. Replies to allowed traffic need no rule of their own;
+//! the receiver handles them (`plane/access.rs`).
 
 mod read;
 
@@ -28,12 +28,12 @@ use super::{Cidr, Groups};
 use crate::id::{MemberId, VmId};
 use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
-/// What happens to a packet.
+/// The fate of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It is delivered.
     Allow,
-    /// It is dropped, and nobody is told.
+    /// It is dropped without an error to the sender.
     Deny,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// Whom a rule speaks of.
+/// The parties of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
     /// Everyone.
@@ -66,7 +66,7 @@ pub enum Selector {
     Block(Cidr),
 }
 
-/// What is sent, as far as a rule looks at it.
+/// The traffic, as far as a rule distinguishes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
     /// TCP to a port.
@@ -105,7 +105,7 @@ impl std::str::FromStr for Traffic {
     }
 }
 
-/// Which traffic a rule speaks of.
+/// The traffic of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ports {
     /// All.
@@ -160,17 +160,17 @@ impl Ports {
     }
 }
 
-/// One end of a conversation, as far as this node knows it. What is not known fits no selector but
+/// One end of a conversation, as far as this node knows it. An unknown party fits no selector but
 /// `*` and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
     /// Its address.
     pub addr: IpAddr,
-    /// Whose it is.
+    /// Its owner.
     pub who: Who,
 }
 
-/// Whose an address is.
+/// The owner of an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Who {
     /// A member's own.
@@ -189,13 +189,13 @@ pub enum Who {
         /// Its name, if it was found to hold it.
         name: Option<String>,
     },
-    /// Nobody's that is known: an address of an offered subnet, or a stranger's.
+    /// No known owner: an address of an offered subnet, or a stranger's.
     #[default]
     Unknown,
 }
 
 impl Selector {
-    /// Whether it speaks of this party.
+    /// Whether it includes this party.
     pub fn fits(&self, party: &Party) -> bool {
         match (self, &party.who) {
             (Self::Any, _) => true,
@@ -213,13 +213,13 @@ impl Selector {
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What it decides.
+    /// Its decision.
     pub action: Action,
-    /// Who sends.
+    /// The senders.
     pub from: Vec<Selector>,
-    /// Who receives.
+    /// The receivers.
     pub to: Vec<Selector>,
-    /// What is sent.
+    /// The traffic.
     pub ports: Vec<Ports>,
     /// The line of the document that it begins on, from 1.
     pub line: usize,
@@ -248,7 +248,7 @@ impl fmt::Display for Rule {
 
 impl Rule {
     fn fits(&self, from: &Party, to: &Party, traffic: Traffic) -> bool {
-        // The cheapest question first.
+        // The cheapest check first.
         self.ports.iter().any(|p| p.fits(traffic))
             && self.to.iter().any(|s| s.fits(to))
             && self.from.iter().any(|s| s.fits(from))
@@ -260,45 +260,45 @@ impl Rule {
 pub struct RouteRule {
     /// The subnet, and all that lie within it.
     pub subnet: Cidr,
-    /// Who may offer it.
+    /// The members that may offer it.
     pub by: Vec<Selector>,
     /// The line of the document that it begins on, from 1.
     pub line: usize,
 }
 
-/// What decided about a packet.
+/// The rule that decided about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The rule of this place, from 0.
+    /// The rule at this place, from 0.
     Rule(usize),
-    /// No rule fitted.
+    /// The default: no rule fitted.
     Default,
 }
 
 /// A decision and its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// What happens.
+    /// The fate of the packet.
     pub action: Action,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
 }
 
-/// A policy as read from its text.
+/// A parsed policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPolicy {
-    /// What holds where no rule fits.
+    /// The default, if no rule fits.
     pub default: Action,
     /// The rules in their order.
     pub rules: Vec<Rule>,
-    /// Which subnets may be offered by whom.
+    /// The subnets that may be offered, and by which members.
     pub routes: Vec<RouteRule>,
     /// Whether guests' multicast may be carried at all.
     pub multicast: bool,
 }
 
 impl NetworkPolicy {
-    /// What holds for the first packet of a conversation from one party to another.
+    /// The decision about the first packet of a conversation from one party to another.
     pub fn decide(&self, from: &Party, to: &Party, traffic: Traffic) -> Verdict {
         match self
             .rules
@@ -325,7 +325,7 @@ impl NetworkPolicy {
         })
     }
 
-    /// The names of VMs that the document mentions: whoever enforces it has to know whose they are.
+    /// The names of VMs in the document, which a receiver has to resolve to enforce it.
     pub fn vm_names(&self) -> impl Iterator<Item = &str> {
         let rules = self
             .rules

@@ -1,9 +1,9 @@
-//! A revocation: the root's or a delegate's word that a member or an invite is no longer to be
+//! A revocation: the root's or a delegate's statement that a member or an invite must no longer be
 //! trusted.
 //!
 //! The root revokes anyone. A delegate revokes invites and members, not other delegates. When a
-//! delegate is itself revoked, its certificates and its revocations fall with it; the root repeats
-//! those that it stands by.
+//! delegate is itself revoked, its certificates and its revocations become invalid with it; the
+//! root repeats those that shall stay.
 
 use super::{Certificate, InviteId, Issuer, Refusal, certificate::bytes};
 use crate::{
@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 
 const DOMAIN: &str = "p2pvm revocation 1";
 
-/// What is revoked.
+/// The target of a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Target {
     /// A member: its certificate, and what it issued as a delegate.
     Member(MemberId),
-    /// An invite that is not used up: nobody joins with it any more. Who has joined stays.
+    /// An invite: no machine joins with it any more. Members that have joined stay.
     Invite(InviteId),
 }
 
@@ -47,7 +47,7 @@ impl Revocation {
         }
     }
 
-    /// What is revoked.
+    /// Its target.
     pub fn target(&self) -> Target {
         self.target
     }
@@ -57,7 +57,7 @@ impl Revocation {
         self.at
     }
 
-    /// The delegate who signed it, or `None` if the root did.
+    /// The delegate that signed it, or `None` if the root did.
     pub fn delegate(&self) -> Option<MemberId> {
         self.delegate.as_ref().map(Certificate::member)
     }
@@ -67,8 +67,8 @@ impl Revocation {
         self.delegate.as_ref().map(Certificate::name)
     }
 
-    /// Whether it is signed by somebody who may. A delegate's certificate need only have been valid
-    /// when the revocation was signed: revocations outlive their issuers' certificates.
+    /// Whether an issuer with the right to do so signed it. A delegate's certificate need only have
+    /// been valid when the revocation was signed: revocations outlive their issuers' certificates.
     ///
     /// # Errors
     /// [`Refusal::OtherNetwork`], [`Refusal::UnknownIssuer`] or [`Refusal::Tampered`].

@@ -1,8 +1,7 @@
-//! Asks members what their clocks show, and answers them: one small request a member and minute
-//! over connections that are there. A member of a release without this service is asked seldom and
-//! says nothing.
+//! Asks members for their clocks, and answers them: one small request a member and minute over
+//! existing connections. A member of a release without this service is asked less often.
 
-use super::{NetworkTime, Reading, Said};
+use super::{ClockReport, NetworkTime, Reading};
 use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
@@ -17,18 +16,18 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// The fabric service of clocks.
 const SERVICE: &str = "clock";
-/// A question takes one round trip; a slower answer says little.
+/// How long to wait for an answer. Reason: it takes one round trip, and a slower one is too
+/// inexact.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
-/// A member is asked again after this.
+/// How long before a member is asked again.
 const ASK_EVERY: Duration = Duration::from_secs(60);
-/// One that did not answer, after this.
+/// How long before a member that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// Members asked in one round; in a large network that is sample enough.
+/// How many members are asked in one round: enough of a sample in a large network.
 const AT_ONCE: usize = 16;
-/// Whether somebody new has connected is looked at this often: at first, and once somebody has
-/// answered.
+/// How long before new connections are looked for again: at first, and once a member has answered.
 const GLANCE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// The start lasts so long.
+/// How long the first phase lasts.
 const HASTY: Duration = Duration::from_secs(20);
 
 /// Keeps the network's time; dropping it stops that.
@@ -86,16 +85,16 @@ async fn run(fabric: Arc<dyn Fabric>, time: &'static NetworkTime) {
             time.hear(member, said, reading);
         }
         time.settle(Reading::now());
-        // Who founds a network, or is in one of an older release, is not watched so closely for
-        // ever.
+        // A node that founds a network, or is in one of an older release, must not look so often
+        // for ever.
         let hasty = time.heard_from().is_empty() && began.elapsed() < HASTY;
         tokio::time::sleep(if hasty { GLANCE.0 } else { GLANCE.1 }).await;
     }
 }
 
-/// What the member's clocks showed, and ours half a round trip before the answer came, when it said
-/// so.
-async fn ask(fabric: &dyn Fabric, member: MemberId) -> Option<(Said, Reading)> {
+/// The member's report, and our clocks half a round trip before the answer came, when it made the
+/// report.
+async fn ask(fabric: &dyn Fabric, member: MemberId) -> Option<(ClockReport, Reading)> {
     let before = Reading::now();
     let answer = fabric
         .call(member, SERVICE, Vec::new(), ASK_LIMIT)

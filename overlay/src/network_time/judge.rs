@@ -1,14 +1,14 @@
-//! Which of several clocks to believe: pure.
+//! Selects the time to believe among several clocks. Pure.
 //!
-//! Of three clocks or more the median is taken, so that no minority decides, however wrong it is;
-//! of an even number the lower of the two in the middle, so that all who see the same clocks choose
-//! the same. A member that sees few clocks, such as one at the edge of a star, follows the member
-//! that sees most. Between two clocks nobody can tell which is right: one that is behind something
-//! already signed is not, and otherwise the earlier one is taken, under which nothing ends too
-//! soon.
+//! Of three clocks or more the median is used, so that no minority decides, however wrong it is; of
+//! an even number the lower of the two in the middle, so that all members with the same reports
+//! choose the same. A member with few reports, such as one at the edge of a star, follows the
+//! member with the most. Of two clocks it cannot be known which is right: one that is behind a
+//! known signature is wrong, and otherwise the earlier one is used, because nothing then expires
+//! too soon.
 //!
 //! The limit: members that lie together and are the majority of the clocks that a member sees can
-//! set its time. Certificates count as ended only where the wall clock says so too
+//! set its time. Certificates count as expired only if the wall clock says so too
 //! ([`crate::membership::Trust`]).
 
 /// A member's clocks as offsets from this machine's own time since its start, so that they do not
@@ -17,9 +17,9 @@
 pub struct Heard {
     /// Its wall clock.
     pub wall_offset_ms: i64,
-    /// The network's time as it knows it.
+    /// Its view of the network's time.
     pub net_offset_ms: i64,
-    /// From how many clocks.
+    /// How many clocks that is based on.
     pub clocks: usize,
 }
 
@@ -28,21 +28,22 @@ pub struct Heard {
 pub struct Clocks<'a> {
     /// This machine's wall clock.
     pub own_offset_ms: i64,
-    /// The members'.
+    /// The members' clocks.
     pub heard: &'a [Heard],
-    /// What was signed latest.
+    /// The latest known time of a signature.
     pub floor_offset_ms: Option<i64>,
 }
 
-/// So many clocks decide by themselves.
+/// How many clocks decide by themselves, without following another member.
 const ENOUGH: usize = 5;
-/// With so many there is a majority.
+/// How many clocks make a majority possible.
 const MAJORITY: usize = 3;
-/// What was signed may be so much ahead of a right clock: no two agree to the second.
+/// How far a known signature may be ahead of a right clock. Reason: no two clocks agree to the
+/// second.
 const FLOOR_SLACK_MS: i64 = 120_000;
 
 impl Clocks<'_> {
-    /// What to add to this machine's time since its start.
+    /// The offset to this machine's time since its start.
     pub fn offset_ms(&self) -> i64 {
         let mut walls: Vec<i64> = self.heard.iter().map(|h| h.wall_offset_ms).collect();
         walls.push(self.own_offset_ms);

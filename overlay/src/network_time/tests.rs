@@ -18,9 +18,9 @@ fn member(n: u8) -> MemberId {
 }
 
 /// What a member whose clock is right says at `reading`.
-fn right(seconds: i64) -> Said {
+fn right(seconds: i64) -> ClockReport {
     let now = START.wall_ms + seconds * 1000;
-    Said {
+    ClockReport {
         wall_ms: now,
         net_ms: now,
         clocks: 1,

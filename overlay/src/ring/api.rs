@@ -1,4 +1,4 @@
-//! What goes into the ring's state machine and what comes out.
+//! The inputs and outputs of the ring's state machine.
 
 use super::{
     position::{Node, Position},
@@ -8,16 +8,16 @@ use super::{
 use crate::{coordinates::Coordinate, id::MemberId};
 use std::{sync::Arc, time::Duration};
 
-/// What a ring may do.
+/// The limits of a ring.
 #[derive(Clone, Debug)]
 pub struct RingOptions {
-    /// Far neighbours to draw; `None`: log2 of the estimated number of members.
+    /// How many far neighbours to draw; `None` for log2 of the estimated number of members.
     pub far: Option<usize>,
-    /// Shortcuts that this member asks for at most.
+    /// How many shortcuts this member asks for at most.
     pub max_shortcuts: usize,
-    /// Traffic with one member from which on it is worth a shortcut, in bytes per second.
+    /// How many bytes a second with one member are worth a shortcut.
     pub shortcut_above: u64,
-    /// Traffic below which a shortcut counts as idle, in bytes per second.
+    /// How many bytes a second leave a shortcut idle.
     pub shortcut_below: u64,
 }
 
@@ -33,10 +33,10 @@ impl Default for RingOptions {
     }
 }
 
-/// What happened.
+/// An event.
 #[derive(Debug)]
 pub enum Input<'a> {
-    /// There is an edge to this member now, whoever asked for it.
+    /// There is an edge to this member now, whichever side asked for it.
     Linked {
         /// The member.
         member: MemberId,
@@ -57,24 +57,23 @@ pub enum Input<'a> {
     Received {
         /// The neighbour, proved by its link.
         from: MemberId,
-        /// The packet, as it was received: its hop is taken off here.
+        /// The packet as received; the ring takes the hop off.
         packet: Packet,
     },
-    /// What this member sends to and receives from others now, in bytes per second. A member that
-    /// is not named has no traffic.
+    /// The present traffic with other members, in bytes per second. A member that is not named has
+    /// none.
     Traffic(&'a [(MemberId, u64)]),
-    /// Where members with whom we have traffic are in the coordinate space, as they said elsewhere
-    /// than on the ring.
+    /// The coordinates of members with traffic, as they gave them outside of the ring.
     Places(&'a [(MemberId, Coordinate)]),
-    /// A member that may be reached from outside of the ring: a bootstrap, a cached peer, a member
-    /// of another part of a network that was divided. Makes a member that has not joined join
-    /// there, and two rings merge.
+    /// A member to reach from outside of the ring: a bootstrap, a cached peer, a member of another
+    /// part of a divided network. A member that has not joined then joins there, and two rings
+    /// merge.
     Seed(MemberId),
     /// The time that [`super::Ring::wake_at`] named has come.
     Tick,
 }
 
-/// What is to be done.
+/// A thing to do.
 #[derive(Debug)]
 pub enum Output {
     /// Hand this packet to a neighbour.
@@ -88,19 +87,19 @@ pub enum Output {
     Link {
         /// The member.
         member: MemberId,
-        /// Where there is no other way: call it through this neighbour, naming it as our agent.
-        /// `None`: route the call as anyone's.
+        /// The neighbour to call it through, named as our agent, if there is no other way. `None`
+        /// routes the call as usual.
         agent: Option<Position>,
     },
-    /// The ring has no use for the edge any more. The link may live on for other reasons; its end
-    /// is not to be reported.
+    /// The ring has no use for the edge any more. The link may stay for other reasons; its end need
+    /// not be reported.
     Unlink {
         /// The member.
         member: MemberId,
     },
     /// Route with this table from now on.
     TableChanged(Arc<Table>),
-    /// A packet that ends here and that is not the ring's own: a datagram, a call, an answer.
+    /// A packet for this member that is not the ring's own: a datagram, a call, an answer.
     Deliver {
         /// The neighbour that handed it over.
         from: MemberId,
@@ -111,36 +110,35 @@ pub enum Output {
     Event(Event),
 }
 
-/// What an operator may want to know.
+/// An event for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// This member has its place in the ring and carries packets of others.
     Joined,
-    /// No member of the ring is a neighbour any more.
+    /// This member has no neighbour on the ring any more.
     Alone,
-    /// A neighbour did not answer any more.
+    /// A neighbour no longer answers.
     Died(MemberId),
-    /// A member was found in between that the ring did not know: a repair, or the merge of two
-    /// rings.
+    /// A member was found that the ring should have known: a repair, or the merge of two rings.
     Found(MemberId),
 }
 
-/// A neighbour as the outside sees it.
+/// A neighbour, for other modules.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbour {
-    /// Who and where.
+    /// The member and its position.
     pub node: Node,
-    /// One of our nearest.
+    /// Whether it is one of our nearest.
     pub near: bool,
-    /// Drawn by the distance law, by us or by it.
+    /// Whether it was drawn by the distance law, by either side.
     pub far: bool,
-    /// For much traffic, by us or by it.
+    /// Whether it is a shortcut of either side.
     pub shortcut: bool,
-    /// It has not joined yet.
+    /// Whether it is still joining.
     pub leaf: bool,
-    /// The ring's own measurement.
+    /// The round trip that the ring measured.
     pub rtt: Option<Duration>,
-    /// Where it says it is.
+    /// Its network coordinate, as it says.
     pub coordinate: Option<Coordinate>,
 }
 
@@ -149,20 +147,20 @@ pub struct Neighbour {
 pub struct RingStatus {
     /// Whether this member has its place in a ring of two or more.
     pub joined: bool,
-    /// Whether it has had one since its start: without neighbours now, it has lost them.
+    /// Whether it has had one since its start; if it has no neighbours now, it has lost them.
     pub was_joined: bool,
     /// All neighbours that answer, by position.
     pub neighbours: Vec<Neighbour>,
     /// Edges asked for and not made yet.
     pub pending: usize,
-    /// Members in the network, estimated from their spacing.
+    /// The estimated number of members in the network.
     pub size: f64,
-    /// Far neighbours that we want now.
+    /// How many far neighbours we want now.
     pub far_wanted: usize,
-    /// Near neighbours replaced or found since the start.
+    /// How many near neighbours were replaced or found since the start.
     pub repairs: u64,
-    /// Where we are in the coordinate space.
+    /// Our network coordinate.
     pub coordinate: Coordinate,
-    /// Expected relative error of estimates from it.
+    /// The expected relative error of estimates from it.
     pub coordinate_error: f32,
 }

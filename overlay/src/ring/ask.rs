@@ -1,14 +1,14 @@
 //! Questions to all members: bounded broadcast over intervals of the ring, aggregated on the way
 //! back (Brunet's MapReduce; Lee et al. 2011).
 //!
-//! Who asks divides the ring among its neighbours ([`Table::split`]); each answers for its part in
-//! the same way, so that no member keeps a list of all, everyone is asked once, and the depth is
-//! that of greedy paths. Answers come back merged, within a bound. If a neighbour does not answer
-//! in its share of the time, it is named with its part, and the part is given to the neighbour
-//! beside it, twice at most.
+//! The asker divides the ring among its neighbours ([`Table::split`]). Each answers for its part in
+//! the same way, so that no member keeps a list of all, every member is asked once, and the depth
+//! is that of greedy paths. Answers come back merged, within a bound. A neighbour that does not
+//! answer in its share of the time is reported with its part, and the part is given to the
+//! neighbour beside it, twice at most.
 //!
-//! A member answers a question once, however often it arrives: what a branch that was too slow had
-//! gathered is missing then, and the branch is named; nothing is counted twice.
+//! A member answers a question once, however often it arrives. So the answers that a slow branch
+//! had gathered are missing, and the branch is reported; nothing is counted twice.
 
 use super::{
     position::{Position, Range},
@@ -33,32 +33,32 @@ use tokio::{sync::Semaphore, time::Instant};
 /// The fabric service that carries questions.
 pub const SERVICE: &str = "ask";
 const VERSION: u8 = 1;
-/// Bytes of a question at most.
+/// How many bytes a question has at most.
 pub const MAX_QUESTION_BYTES: usize = 64 << 10;
-/// Bytes of all answers together at most; what is more is counted and left out.
+/// How many bytes all answers together have at most; further answers are counted and dropped.
 pub const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// Branches named as dead at most.
+/// How many dead branches are reported at most.
 const MAX_DEAD: usize = 256;
-/// Levels that a question goes down; as deep as a greedy path may be long.
+/// How many levels a question goes down: as many as a greedy path may have.
 const MAX_DEPTH: u8 = 32;
-/// Members that a question is to leave out at most.
+/// How many members a question may exclude.
 const MAX_AVOIDED: usize = 16;
-/// The part of the time left that a neighbour is given, then the one asked in its place, then one
+/// The part of the remaining time that a neighbour gets, then the one asked in its place, then one
 /// more.
 const SHARES: [f64; 3] = [0.6, 0.5, 1.0];
-/// The part of the time it is given that a neighbour may use; the rest is for the way back.
+/// The part of its time that a neighbour may use; the rest is for the way back.
 const THEIR_SHARE: f64 = 0.9;
-/// Questions of others that are worked on at once.
+/// How many questions of others are worked on at once.
 const MAX_AT_ONCE: usize = 32;
-/// Questions remembered as answered.
+/// How many answered questions are remembered.
 const REMEMBERED: usize = 256;
 
-/// Answers for one member.
+/// The source of this member's answers.
 pub trait Respond: Send + Sync + 'static {
     /// This member's answer; `None` if it has nothing to say to this question.
     fn answer(&self, question: &[u8]) -> Option<Vec<u8>>;
 
-    /// Two answers as one, such as a sum; `None` (the default) keeps answers apart.
+    /// Combines two answers into one, such as a sum; `None` (the default) keeps them apart.
     fn combine(&self, _question: &[u8], _one: &[u8], _other: &[u8]) -> Option<Vec<u8>> {
         None
     }
@@ -69,38 +69,38 @@ pub trait Respond: Send + Sync + 'static {
 pub struct Dead {
     /// The member.
     pub member: MemberId,
-    /// What it was to answer for.
+    /// The part of the ring that it was to answer for.
     pub range: Range,
     /// Whether another neighbour answered for that part in its place.
     pub covered: bool,
 }
 
-/// What came of a question.
+/// The result of a question.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {
-    /// The answers and whose they are; of combined ones, who combined them last.
+    /// The answers and their members; a combined answer has the member that combined it last.
     pub items: Vec<(MemberId, Vec<u8>)>,
-    /// Who did not answer.
+    /// The members that did not answer.
     pub dead: Vec<Dead>,
-    /// Answers left out because all together were too long.
+    /// How many answers were dropped because all together were too long.
     pub truncated: u64,
-    /// Levels that the question went down.
+    /// How many levels the question went down.
     pub depth: u8,
-    /// Members that were asked and answered, this one among them.
+    /// How many members answered, this one among them.
     pub asked: u64,
 }
 
-/// Why a question was not put.
+/// Why a question was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
-    /// Longer than [`MAX_QUESTION_BYTES`].
+    /// It is longer than [`MAX_QUESTION_BYTES`].
     #[error("a question of {0} bytes is too long: at most {MAX_QUESTION_BYTES}")]
     TooLong(usize),
 }
 
 #[derive(Serialize, Deserialize)]
 struct Request {
-    /// The same for all who are asked.
+    /// The question's id, the same for all members.
     id: u64,
     range: Range,
     depth_left: u8,
@@ -122,8 +122,8 @@ impl Request {
     }
 }
 
-/// Reads what a member sends to the service and answers; for fuzzing. True if it is a question.
-/// Never panics.
+/// Parses and answers bytes that a member sends to the service, for fuzzing. True if they are a
+/// question. Never panics.
 pub fn parse(body: &[u8]) -> bool {
     let _ = decode_answers(body);
     Request::decode(body).is_some()
@@ -141,7 +141,7 @@ struct Shared {
     working: Semaphore,
 }
 
-/// Asks all members, and answers when others do.
+/// Asks all members, and answers the questions of others.
 #[derive(Clone)]
 pub struct AskAll(Arc<Shared>);
 
@@ -162,7 +162,7 @@ impl Serve for Handler {
 }
 
 impl AskAll {
-    /// Serves questions from now on, dividing them by the newest `table`.
+    /// Starts to serve questions, dividing them by the newest `table`.
     pub fn start(
         fabric: Arc<dyn Fabric>,
         table: Arc<ArcSwap<Table>>,
@@ -182,10 +182,10 @@ impl AskAll {
         Self(shared)
     }
 
-    /// Asks everyone, this member as well. Takes at most `limit`.
+    /// Asks every member, this one too. Takes at most `limit`.
     ///
     /// # Errors
-    /// [`AskError::TooLong`]. That members do not answer is no error but part of the answer.
+    /// [`AskError::TooLong`]. Members that do not answer are no error but part of the answer.
     pub async fn ask(&self, question: Vec<u8>, limit: Duration) -> Result<Answers, AskError> {
         if question.len() > MAX_QUESTION_BYTES {
             return Err(AskError::TooLong(question.len()));
@@ -217,8 +217,8 @@ impl Shared {
         self.answer_as(inside, request).await
     }
 
-    /// Answers for the range; for ourselves only if we are `inside` it and have not done so
-    /// already.
+    /// Answers for the range; for this member only if it is `inside` the range and has not answered
+    /// yet.
     async fn answer_as(&self, inside: bool, request: Request) -> Answers {
         let end = Instant::now() + Duration::from_millis(request.millis.into());
         let mut answers = Answers::default();
@@ -233,7 +233,7 @@ impl Shared {
         if let Some(depth_left) = request.depth_left.checked_sub(1) {
             let table = self.table.load_full();
             let mut parts = table.split_without(request.range, &request.avoid);
-            // Asked in a dead member's place and knowing nobody in its part: pass the part on
+            // Asked in a dead member's place and without a neighbour in its part: pass the part on
             // towards it. Any live member inside will do.
             if let Some(dead) = request.avoid.last().filter(|_| !inside && parts.is_empty()) {
                 parts.extend(
@@ -266,7 +266,7 @@ impl Shared {
         first
     }
 
-    /// What the neighbour, or one beside it in its place, answers for the range.
+    /// The answer of the neighbour, or of one beside it in its place, for the range.
     async fn branch(
         &self,
         request: &Request,
@@ -335,7 +335,7 @@ impl Shared {
         Some(answers)
     }
 
-    /// The neighbour closest to `member` that is none of `avoid`.
+    /// The neighbour closest to `member` that is not one of `avoid`.
     fn beside(&self, member: MemberId, avoid: &[MemberId]) -> Option<MemberId> {
         let (table, place) = (self.table.load(), Position::of(&member));
         let others = table

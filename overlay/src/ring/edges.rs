@@ -1,9 +1,9 @@
-//! Edges come and go: asked for, made, ended in peace, dead. Everything else says what an edge is
-//! wanted for and leaves the rest to this.
+//! Edges: asked for, made, ended in peace, dead. The other modules only set the roles that an edge
+//! is wanted for.
 //!
-//! An edge belongs to both ends. Each tells the other what it wants it for, and one that neither
-//! wants for a while is ended by whoever notices first. What a dead neighbour knew is tried at once
-//! in its place.
+//! An edge belongs to both ends. Each tells the other the roles it wants it for; the end that first
+//! notices that neither has wanted the edge for a while ends it. After a neighbour's death the
+//! members in its list are tried at once in its place.
 
 use super::{
     Edge, Event, Mode, Next, Node, Output, Position, Ring,
@@ -14,17 +14,18 @@ use crate::id::MemberId;
 use rand::{Rng, seq::IteratorRandom};
 use std::time::{Duration, Instant};
 
-/// Edges of all kinds, whatever others ask for; most are leaves of a bootstrap while many join.
+/// How many edges of all kinds a member has, whatever others ask for. Most are leaves of a
+/// bootstrap while many members join.
 const MAX_EDGES: usize = 1024;
-/// Edges asked for at once.
+/// How many edges are asked for at once.
 pub(super) const MAX_PENDING: usize = 48;
-/// The driver has this long to make an edge, then it counts as failed.
+/// How long the driver may take to make an edge before it counts as failed.
 pub(super) const LINK_LIMIT: Duration = Duration::from_secs(20);
-/// An edge for which neither side has a use is kept for this long: roles move while the ring
+/// How long an edge is kept that neither side has a use for. Reason: roles move while the ring
 /// settles.
 pub(super) const IDLE_EDGE: Duration = Duration::from_secs(10);
-/// Edges that only the other side counts as near: more than this are lies or a ring far from
-/// settled, and the farthest go.
+/// How many edges are kept that only the other side counts as near. Reason: more are lies or a ring
+/// far from settled; the farthest are dropped.
 const MAX_FOREIGN_NEAR: usize = 16;
 
 /// An edge that was asked for.
@@ -64,9 +65,9 @@ impl Ring {
         true
     }
 
-    /// Through whom a member is called: any of those that say that they have an edge with it, else
-    /// the neighbour over which it was found, else any that has heard of it, else, where we
-    /// ourselves know no way, any neighbour. Drawn for each attempt, as one of them may be wrong.
+    /// The neighbour through which to call a member: one of those that claim an edge with it, else
+    /// the one that a lookup found it over, else one that has heard of it, else, if we ourselves
+    /// know no way, any neighbour. Drawn again for each attempt, because any of them may be wrong.
     fn through(&mut self, member: MemberId, found_over: Option<Position>) -> Option<Position> {
         let (node, rng) = (Node::from(member), &mut self.rng);
         let speaks = || self.edges.values().filter(|e| e.heard);
@@ -109,7 +110,7 @@ impl Ring {
             .entry(member)
             .or_insert_with(|| Edge::new(Node::from(member), roles, rtt, first_seq, now));
         edge.mine.set(roles, true);
-        // A new link of an old edge: ask at once whether all is as it was.
+        // A new link under an old edge: ask at once whether the other's state is unchanged.
         edge.tries = 0;
         edge.ask_at = now;
         self.changed = true;
@@ -124,7 +125,8 @@ impl Ring {
         }
     }
 
-    /// A neighbour is gone. What it knew around us is the first that we try in its place.
+    /// A neighbour is gone. The members in its list around us are the first to be tried in its
+    /// place.
     pub(super) fn lose(&mut self, now: Instant, member: MemberId) {
         let Some(edge) = self.edges.remove(&member) else {
             return self.link_failed(now, member);
@@ -162,14 +164,14 @@ impl Ring {
         self.known.expire(now);
     }
 
-    /// Lets go of edges that neither side has had a use for during [`IDLE_EDGE`].
+    /// Drops edges that neither side has had a use for during [`IDLE_EDGE`].
     pub(super) fn drop_unwanted(&mut self, now: Instant) {
         let mut foreign: Vec<(u64, MemberId)> = Vec::new();
         let mut idle = Vec::new();
         for edge in self.edges.values_mut() {
             if edge.mine.is_empty() && edge.theirs.is_empty() {
                 let since = *edge.idle_since.get_or_insert(now);
-                // An edge that never spoke ends by its unanswered questions.
+                // An edge that never spoke ends when its questions stay unanswered.
                 if edge.heard && since + IDLE_EDGE <= now {
                     idle.push(edge.member());
                 }

@@ -1,15 +1,14 @@
 //! Far neighbours and the size of the network.
 //!
-//! A far neighbour at a distance that is drawn by the harmonic law (probability falling as
-//! 1/distance) makes greedy paths short: O(log² n / k) hops with k of them (Kleinberg 2000;
-//! Symphony: Manku, Bawa, Raghavan 2003, §3). As packets go both ways round, so do the draws, and
-//! each of the k comes from a part of its own of the distribution, which is the same law with less
-//! luck in it. Of the members around the place drawn, equals by the law, the one nearest by network
-//! coordinates is taken.
+//! A far neighbour at a distance drawn by the harmonic law (probability falling as 1/distance)
+//! makes greedy paths short: O(log² n / k) hops with k of them (Kleinberg 2000; Symphony: Manku,
+//! Bawa, Raghavan 2003, §3). Packets go both ways round, and so do the draws. Each of the k comes
+//! from its own part of the distribution, which keeps the law and reduces the variance. The members
+//! around the place drawn are equal by the law; the one nearest by network coordinates is taken.
 //!
-//! The size is estimated from the spacing of the members around us (Symphony §3.1), and the median
-//! of ours and the neighbours' estimates is taken, which no single liar moves far. Incoming far
-//! edges are limited; who is turned away is told of a neighbour to try.
+//! The size is estimated from the spacing of the members around us (Symphony §3.1). The median of
+//! our estimate and the neighbours' is used, which no single liar moves far. Incoming far edges are
+//! limited; a member that is refused one is told of a neighbour to try.
 
 use super::{
     Edge, NEAR_EACH_SIDE, Position, Ring,
@@ -21,38 +20,39 @@ use crate::{coordinates::Coordinate, id::MemberId};
 use rand::{Rng, seq::IteratorRandom};
 use std::time::{Duration, Instant};
 
-/// Below this many members all are near neighbours.
+/// How many members a network has before it has far neighbours. Reason: in a smaller one all are
+/// near.
 const SMALL: f64 = (2 * NEAR_EACH_SIDE + 2) as f64;
-/// The size of a network changes slowly; each estimate takes in all that the neighbours told.
+/// How long before the size is estimated again. Reason: it changes slowly, and each estimate then
+/// includes all that neighbours have sent.
 const ESTIMATE_EVERY: Duration = Duration::from_millis(250);
-/// An estimate that differs so little from what the neighbours say, in powers of two, is left as it
-/// is until something changes.
+/// How far an estimate may differ from the neighbours', in powers of two, before it is made again
+/// without an event.
 const AT_REST: f64 = 0.01;
-/// Far neighbours at most, whatever the estimate says: enough for 2^24 members.
+/// How many far neighbours a member has at most, whatever the estimate: enough for 2^24 members.
 const MAX_FAR: usize = 24;
-/// Members of each side that count for the estimate: our near ones and those that the outermost of
-/// them told us of.
+/// How many members of each side the estimate uses: our near ones, and those in the lists of the
+/// outermost of them.
 const SPACING: usize = 2 * NEAR_EACH_SIDE;
-/// The number of far neighbours follows log2 of the size only when it is this far off, so that it
-/// does not flutter.
+/// How far the number of far neighbours may be from log2 of the size before it follows. Reason: it
+/// must not oscillate.
 const FLUTTER: f64 = 0.75;
-/// A far neighbour is drawn anew when the network has grown or shrunk by this many powers of two
-/// since.
+/// How many powers of two the network grows or shrinks before a far neighbour is drawn again.
 const OUTGROWN: f64 = 1.0;
-/// One outgrown edge is replaced in this time.
+/// How long before another outgrown edge is replaced.
 const REDRAW_EVERY: Duration = Duration::from_secs(5);
-/// First pause after a draw that led to nobody; it doubles,
+/// How long to wait after a draw without result; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(3);
-/// up to this.
+/// How long to wait after such a draw at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
-/// Draws at once.
+/// How many draws are under way at once.
 const DRAWS_AT_ONCE: usize = 4;
-/// How often a draw that was turned away goes on to the member it was told.
+/// How many times a draw that was refused follows the member named instead.
 const MAX_DECLINED: u8 = 3;
-/// Incoming far edges that everyone takes, however small it believes the network.
+/// How many incoming far edges a member accepts in any case, however small its estimate.
 const MIN_INCOMING: usize = 8;
 
-/// What a lookup for a far neighbour was drawn for.
+/// The draw that a lookup for a far neighbour belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Draw {
     slot: usize,
@@ -70,23 +70,23 @@ struct Slot {
     state: State,
     /// log2 of the size that it was drawn for.
     drawn_for: f64,
-    /// When to draw again, if nothing comes of it before.
+    /// When to draw again if the present draw has no result.
     at: Instant,
     pause: Duration,
     declined: u8,
 }
 
-/// What the far part remembers.
+/// The state of the far part.
 #[derive(Default)]
 pub(super) struct Far {
-    /// Eighths of log2 by our own spacing; 0: nobody known.
+    /// Eighths of log2 by our own spacing; 0 if we know no member.
     own: u8,
     log2: f64,
     wanted: usize,
     slots: Vec<Slot>,
     redraw_at: Option<Instant>,
     estimated: Option<Instant>,
-    /// Something that the estimate is made of changed since, or it has not come to rest.
+    /// Whether the values behind the estimate have changed since, or it has not converged.
     outdated: bool,
 }
 
@@ -99,7 +99,7 @@ impl Far {
         self.own
     }
 
-    /// Neighbours, their lists or their estimates are others than before.
+    /// Notes a change of the neighbours, their lists or their estimates.
     pub fn neighbours_changed(&mut self) {
         self.outdated = true;
     }
@@ -118,7 +118,7 @@ impl Far {
     }
 }
 
-/// The size of a network of which members are known at these distances from us, going clockwise.
+/// The size of a network, from the known members' distances clockwise.
 fn size_by_spacing(mut sorted: Vec<u64>) -> f64 {
     sorted.sort_unstable();
     sorted.dedup();
@@ -137,7 +137,7 @@ fn harmonic(size: f64, u: f64) -> u64 {
 }
 
 impl Ring {
-    /// Estimates the size of the network anew, if it has not just been estimated.
+    /// Estimates the size of the network again, unless that was just done.
     pub(super) fn estimate_size(&mut self, now: Instant) {
         if !self.far.outdated
             || self
@@ -180,7 +180,7 @@ impl Ring {
         }
     }
 
-    /// Draws what is missing, drops what is too much or outgrown.
+    /// Draws missing far neighbours, and drops surplus and outgrown ones.
     pub(super) fn keep_far(&mut self, now: Instant) {
         let wanted = self
             .options
@@ -239,8 +239,8 @@ impl Ring {
         }
     }
 
-    /// Members around the place drawn: takes the nearest in round-trip time that is no neighbour
-    /// for other reasons.
+    /// Takes, of the members around the place drawn, the nearest by round trip that is not yet a
+    /// neighbour for another reason.
     pub(super) fn found_far(
         &mut self,
         now: Instant,
@@ -284,7 +284,7 @@ impl Ring {
         }
     }
 
-    /// One slot at a time follows the size of the network.
+    /// Draws one outgrown far neighbour again at a time.
     fn redraw_outgrown(&mut self, now: Instant) {
         let outgrown = |s: &Slot, log2: f64| {
             matches!(s.state, State::Taken(_)) && (s.drawn_for - log2).abs() > OUTGROWN
@@ -310,7 +310,7 @@ impl Ring {
         }
     }
 
-    /// An edge died, or could not be made: draw another if it was a far one.
+    /// Draws another far neighbour if the edge that died or could not be made was a far one.
     pub(super) fn far_failed(&mut self, now: Instant, member: MemberId) {
         for slot in self
             .far
@@ -323,8 +323,8 @@ impl Ring {
         }
     }
 
-    /// A neighbour wants an edge with us: more far edges or shortcuts than we are ready to serve
-    /// are turned away.
+    /// Limits incoming edges: a neighbour whose far edge or shortcut is more than we serve is
+    /// refused it.
     pub(super) fn limit_incoming(&mut self, from: MemberId) {
         let limits = [
             (Roles::FAR, (2 * self.far.wanted).max(MIN_INCOMING)),
@@ -351,7 +351,7 @@ impl Ring {
         }
     }
 
-    /// A neighbour has no room for us in this role.
+    /// A neighbour has refused us this role.
     pub(super) fn declined(
         &mut self,
         now: Instant,

@@ -1,4 +1,4 @@
-//! Hellos: who is there, what for, how far, and whether still.
+//! Hellos: the keepalive of an edge, with the roles, the round trip and the digest of each side.
 
 use super::{
     Edge, Event, Node, Output, Ring,
@@ -9,14 +9,13 @@ use crate::id::MemberId;
 use rand::Rng;
 use std::time::{Duration, Instant};
 
-/// Intervals vary by this part of themselves, so that neighbours do not ask in step.
+/// How much an interval varies, as a part of itself. Reason: neighbours must not ask in step.
 const JITTER: f64 = 0.1;
-/// After a hello with another digest than the list we have, the list itself is given this long to
-/// come by itself.
+/// How long the new list may take to come after a hello with a new digest before it is asked for.
 const LIST_GRACE: Duration = Duration::from_millis(300);
 
 impl Ring {
-    /// Asks who is due, gives up who did not answer.
+    /// Asks the neighbours that are due, and gives up those that did not answer.
     pub(super) fn keep_alive(&mut self, now: Instant) {
         let due: Vec<MemberId> = self
             .edges
@@ -54,7 +53,7 @@ impl Ring {
     }
 
     fn give_up(&mut self, now: Instant, member: MemberId) {
-        // If only our direction is cut the other learns that the edge is no good.
+        // If only our direction is cut, the other thus learns that the edge is dead.
         self.send(member, &Message::Bye);
         self.lose(now, member);
         self.outputs.push_back(Output::Unlink { member });
@@ -69,7 +68,7 @@ impl Ring {
         let seq = edge.next_seq();
         edge.tries += 1;
         let told = edge.told.replace((edge.mine, joined));
-        // Who answers an earlier question has not heard yet what this one tells.
+        // An answer to an earlier question does not show that the other has received this one.
         if told != edge.told || edge.asked.len() >= usize::from(TRIES) {
             edge.asked.clear();
         }
@@ -95,8 +94,7 @@ impl Ring {
         }
     }
 
-    /// A neighbour said hello. One that we do not know as a neighbour has a link to us, as its
-    /// hello came over it.
+    /// A neighbour said hello. An unknown sender has a link to us, because its hello came over it.
     pub(super) fn greeted(&mut self, now: Instant, from: MemberId, hello: &Hello) {
         if !self.edges.contains_key(&from) {
             if hello.roles.is_empty() && hello.answers.is_none() {
@@ -163,7 +161,7 @@ impl Ring {
         self.wake_by(wake);
     }
 
-    /// Asks a neighbour at once that another gave up, unless it spoke just now.
+    /// Asks a neighbour at once that another has given up, unless it spoke just now.
     pub(super) fn suspect(&mut self, now: Instant, node: Node) {
         if let Some(edge) = self.edges.get_mut(&node.member)
             && edge.asked.is_empty()
@@ -174,8 +172,8 @@ impl Ring {
         }
     }
 
-    /// Tells each neighbour what has changed for it: our wishes and our having joined by a
-    /// question, which is repeated until answered, and what we know by lists.
+    /// Tells each neighbour of changes: our roles and whether we have joined by a question, which
+    /// is repeated until answered; our neighbours by lists.
     pub(super) fn tell(&mut self, now: Instant) {
         let joined = self.joined;
         let untold = |e: &Edge| e.told.is_some_and(|told| told != (e.mine, joined));
@@ -194,7 +192,7 @@ impl Ring {
         self.push_lists(now);
     }
 
-    /// Found somebody that should have been known: say so.
+    /// Reports a member that should have been known.
     pub(super) fn repaired(&mut self, member: MemberId) {
         self.repairs += 1;
         self.outputs.push_back(Output::Event(Event::Found(member)));

@@ -1,12 +1,12 @@
-//! Members that are known and not neighbours: the leaf set beyond the edges, and who is not worth a
-//! try for now.
+//! Members that are known but no neighbours: the leaf set beyond the edges, and members that are
+//! not tried for now.
 //!
-//! What a neighbour's list says lives with the neighbour ([`super::neighbour`]) and is replaced by
-//! its next list. Here is the rest: what lookups found, what the lists of dead neighbours said (the
-//! repair when half of all die at once), the members whose edge could not be made, and the
-//! neighbours that were lost, which are tried again for an hour, so that the halves of a divided
-//! network find each other when it heals. Everything is bounded, and only who is nearest to us is
-//! kept when there is more.
+//! The members in a neighbour's list are kept with the neighbour ([`super::neighbour`]) and
+//! replaced by its next list. Here are the others: those that lookups found, those in the lists of
+//! dead neighbours (the repair when half of all die at once), those to which no edge could be made,
+//! and lost neighbours. A lost neighbour is tried again for an hour, so that the halves of a
+//! divided network find each other when it heals. Everything is bounded; if there are more, the
+//! members nearest to us are kept.
 
 use super::position::{Node, Position};
 use crate::id::MemberId;
@@ -15,21 +15,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Members known by lookups or from the dead.
+/// How many members named by lookups or dead neighbours are kept.
 const MAX_RUMOURS: usize = 64;
-/// Members that are not tried for now.
+/// How many members are kept that are not tried for now.
 const MAX_FAILED: usize = 256;
-/// Lost neighbours that are tried again.
+/// How many lost neighbours are tried again.
 const MAX_LOST: usize = 16;
-/// First pause before a member is tried again; it doubles.
+/// How long before a failed member is tried again; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-/// Longest pause.
+/// How long before it is tried again at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// One lost neighbour is looked for in this time. All members of a part do so, and one that gets
-/// through is enough; so a cut that heals is noticed within seconds, and a dead half costs each
-/// member an attempt every 20 s.
+/// How long before the next lost neighbour is tried. Reason: all members of a part try, and one
+/// success is enough, so that a healed cut is noticed within seconds; a dead half costs each member
+/// one attempt every 20 s.
 const LOST_EVERY: Duration = Duration::from_secs(20);
-/// A lost neighbour is looked for so long: a cut of the wide area, not the end of a machine.
+/// How long a lost neighbour is tried. Reason: this finds it after a cut of the wide area; a
+/// machine that is gone must not cost attempts for ever.
 const LOST_LIFE: Duration = Duration::from_secs(3600);
 
 struct Rumour {
@@ -48,23 +49,23 @@ struct Lost {
     tried: Instant,
 }
 
-/// See the module.
+/// The members by kind.
 #[derive(Default)]
 pub(super) struct Known {
     rumours: BTreeMap<MemberId, Rumour>,
     failed: BTreeMap<MemberId, Failure>,
     lost: BTreeMap<MemberId, Lost>,
-    /// When the next of the lost is tried.
+    /// When the next lost neighbour is tried.
     lost_at: Option<Instant>,
 }
 
 impl Known {
-    /// Whether an edge to the member died or could not be made of late.
+    /// Whether an edge to the member died or could not be made lately.
     pub fn was_tried(&self, member: &MemberId) -> bool {
         self.failed.contains_key(member) || self.lost.contains_key(member)
     }
 
-    /// When the next of those that failed may be tried again.
+    /// When the next failed member may be tried again.
     pub fn retry_at(&self, now: Instant) -> Option<Instant> {
         self.failed
             .values()
@@ -73,7 +74,7 @@ impl Known {
             .min()
     }
 
-    /// Notes that `node` is said to live, reachable through `agent`.
+    /// Notes that `node` lives by hearsay, and can be called through `agent`.
     pub fn rumour(&mut self, me: Position, node: Node, agent: Option<Position>, expires: Instant) {
         self.rumours.insert(
             node.member,
@@ -93,17 +94,17 @@ impl Known {
         }
     }
 
-    /// Those said to live, and through whom they are reached.
+    /// The members known by hearsay, each with the neighbour to call it through.
     pub fn rumours(&self) -> impl Iterator<Item = (Node, Option<Position>)> {
         self.rumours.values().map(|r| (r.node, r.agent))
     }
 
-    /// Whether the member is not to be tried now.
+    /// Whether the member is not tried for now.
     pub fn is_failed(&self, member: &MemberId, now: Instant) -> bool {
         self.failed.get(member).is_some_and(|f| f.until > now)
     }
 
-    /// An edge to the member could not be made, or died.
+    /// Notes that an edge to the member could not be made, or died.
     pub fn fail(&mut self, member: MemberId, now: Instant) {
         self.rumours.remove(&member);
         let pause = self
@@ -127,14 +128,14 @@ impl Known {
         }
     }
 
-    /// An edge to the member stands.
+    /// Notes that an edge to the member stands.
     pub fn works(&mut self, member: &MemberId) {
         self.rumours.remove(member);
         self.failed.remove(member);
         self.lost.remove(member);
     }
 
-    /// A neighbour died; it may be a cut that heals. The newest are kept.
+    /// Notes a dead neighbour: it may be behind a cut that heals. The newest are kept.
     pub fn lose(&mut self, member: MemberId, now: Instant) {
         self.lost.insert(
             member,
@@ -154,12 +155,12 @@ impl Known {
         }
     }
 
-    /// Whether the member is one that was lost.
+    /// Whether the member is a lost neighbour.
     pub fn is_lost(&self, member: &MemberId) -> bool {
         self.lost.contains_key(member)
     }
 
-    /// The lost neighbour whose turn it is to be tried again, if it is time.
+    /// The lost neighbour to try again, if that is due.
     pub fn next_lost(&mut self, now: Instant) -> Option<MemberId> {
         self.lost_at.filter(|at| *at <= now)?;
         self.lost
@@ -167,7 +168,7 @@ impl Known {
         self.lost_at = (!self.lost.is_empty()).then(|| now + LOST_EVERY);
         let (member, lost) = self.lost.iter_mut().min_by_key(|(_, l)| l.tried)?;
         lost.tried = now;
-        // That it failed before does not count here: the cut may have healed since.
+        // Its earlier failures do not count here: the cut may have healed since.
         self.failed.remove(member);
         Some(*member)
     }
@@ -177,7 +178,7 @@ impl Known {
         self.lost_at
     }
 
-    /// Forgets what is too old.
+    /// Drops entries that are too old.
     pub fn expire(&mut self, now: Instant) {
         self.rumours.retain(|_, r| r.expires > now);
         self.failed.retain(|_, f| now < f.until + f.pause);

@@ -1,30 +1,30 @@
-//! What the state machines of two members say to each other: a version byte, then postcard, in the
+//! The messages between the state machines of two members: a version byte, then postcard, in the
 //! body of a control packet.
 //!
-//! Everything fits in one packet, so that nothing is reassembled. Lists are bounded; what is longer
-//! than its bound is refused whole.
+//! Every message fits in one packet, so that nothing is reassembled. Lists are bounded; a message
+//! with a longer one is refused as a whole.
 
 use super::wire::{Kind, MAX_BODY_LEN, Packet};
 use crate::{coordinates::Coordinate, id::MemberId};
 use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
-/// Ids in one list of a message. Two of them and the rest of a message fit in [`MAX_BODY_LEN`].
+/// How many ids a list has at most. Two lists and the rest of a message fit in [`MAX_BODY_LEN`].
 pub const MAX_IDS: usize = 16;
 
-/// Dead members in one list.
+/// How many dead members a list has at most.
 pub const MAX_GONE: usize = 4;
 
-/// What a member wants an edge for, as bits.
+/// The roles that a member wants an edge for, as bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Roles(pub u8);
 
 impl Roles {
     /// The other is one of the nearest on its side.
     pub const NEAR: Self = Self(1);
-    /// Drawn by the distance law.
+    /// A far neighbour, drawn by the distance law.
     pub const FAR: Self = Self(2);
-    /// Much traffic.
+    /// A shortcut, for much traffic.
     pub const SHORTCUT: Self = Self(4);
     /// The way into the ring of a joiner, or between two rings.
     pub const SEED: Self = Self(8);
@@ -49,7 +49,7 @@ impl Roles {
     }
 }
 
-/// What the asker of [`Message::Locate`] looks for.
+/// The purpose of a [`Message::Locate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Purpose {
     /// The members nearest to its own place.
@@ -61,9 +61,9 @@ pub enum Purpose {
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// To a neighbour: I live. The first thing that is said on an edge, and its keepalive.
+    /// To a neighbour: I live. The first message on an edge, and its keepalive.
     Hello(Hello),
-    /// To a neighbour: whom I know around you and around me.
+    /// To a neighbour: the members that I know around you and around me.
     List {
         /// The digest of the sender's near neighbours that this list was made with.
         digest: u32,
@@ -71,26 +71,26 @@ pub enum Message {
         direct: Vec<MemberId>,
         /// Members that the sender knows by hearsay.
         heard: Vec<MemberId>,
-        /// Members whose link to the sender died of late.
+        /// Members whose link to the sender died lately.
         gone: Vec<MemberId>,
     },
     /// To a neighbour: send me your list.
     AskList,
-    /// Routed to the member closest to a place: who is there?
+    /// Routed to the member closest to a place: which members are there?
     Locate {
         /// Repeated in the answer.
         nonce: u32,
-        /// Who asks.
+        /// The sender.
         origin: MemberId,
-        /// What for.
+        /// The purpose.
         purpose: Purpose,
     },
     /// Answers [`Message::Locate`].
     Found {
-        /// Of the question.
+        /// The question's id.
         nonce: u32,
-        /// The answering member and neighbours of it around the place, and where they are in the
-        /// coordinate space.
+        /// The answering member and its neighbours around the place, each with its network
+        /// coordinate.
         members: Vec<(MemberId, Option<Coordinate>)>,
     },
     /// To a neighbour: I have too many edges of this role; try this one instead.
@@ -104,7 +104,7 @@ pub enum Message {
     Bye,
 }
 
-/// A keepalive, and what a neighbour must know of us at all times.
+/// A keepalive with the state that a neighbour must always know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Grows by one with each hello on this edge.
@@ -113,13 +113,13 @@ pub struct Hello {
     pub answers: Option<u32>,
     /// Whether the sender is in the ring and carries packets.
     pub joined: bool,
-    /// What the sender wants this edge for.
+    /// The roles that the sender wants this edge for.
     pub roles: Roles,
-    /// Of the sender's near neighbours.
+    /// The digest of the sender's near neighbours.
     pub digest: u32,
-    /// The sender's estimate of the network's size by its own spacing: eighths of log2.
+    /// The sender's own estimate of the network's size, from its spacing: eighths of log2.
     pub size: u8,
-    /// Where the sender is in the coordinate space.
+    /// The sender's network coordinate.
     pub coordinate: Coordinate,
 }
 
@@ -156,7 +156,7 @@ impl Message {
 }
 
 impl Packet {
-    /// Whether it only answers a neighbour's hello, so that nothing comes back for it.
+    /// Whether it only answers a neighbour's hello, so that no answer follows.
     pub fn is_answer(&self) -> bool {
         self.header.kind == Kind::Control
             && matches!(

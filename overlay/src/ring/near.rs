@@ -1,11 +1,11 @@
-//! Near neighbours: who they should be, and how neighbours agree on it.
+//! Near neighbours: which members they should be, and how neighbours agree on it.
 //!
-//! Every member tells its near neighbours whom it has an edge with around them, whenever that
-//! changes (T-Man: Jelasity et al. 2009: tell the other what is nearest *to it*), and a digest of
-//! its near neighbours travels in every keepalive, so that a list that was lost is asked for. Only
-//! members with a living edge are told as such; what a member has by hearsay is told apart, is
-//! never told on, and serves when all edges of a side are gone. So a rumour of a dead member ends
-//! where its edges end, and two neighbours cannot keep it alive between them.
+//! Every member sends its near neighbours a list of its own neighbours around them, whenever that
+//! changes (T-Man: Jelasity et al. 2009: send a peer the members nearest *to it*). A digest of its
+//! near neighbours travels in every keepalive, so that a lost list is asked for. A list names
+//! members with a living edge. Members known by hearsay are listed apart; the receiver does not
+//! pass them on, and uses them only when all edges of a side are gone. So a rumour of a dead member
+//! ends where its edges end, and two neighbours cannot keep it alive between them.
 
 use super::{
     Event, NEAR_EACH_SIDE, Node, Output, Pending, Position, Ring,
@@ -15,27 +15,27 @@ use super::{
 use crate::id::MemberId;
 use std::time::{Duration, Instant};
 
-/// Changes within this time are told in one list.
+/// How long changes are gathered into one list.
 const LIST_DELAY: Duration = Duration::from_millis(50);
-/// One neighbour is given a list on request this often at most.
+/// How long before a neighbour gets another list on request.
 const LIST_EVERY: Duration = Duration::from_millis(250);
-/// Members of each side in a list.
+/// How many members of each side a list has.
 const LIST_EACH_SIDE: usize = MAX_IDS / 4;
-/// For this long a dead neighbour is named in lists.
+/// How long lists name a dead neighbour.
 const MOURNING: Duration = Duration::from_secs(10);
-/// An edge that takes longer to make no longer keeps us from trying the next candidate,
+/// How long an edge may take to be made before the next candidate is tried too.
 const SLOW_LINK: Duration = Duration::from_secs(1);
-/// but of each side only this many are tried at once, however many a liar names,
+/// How many candidates of each side are tried at once. Reason: a liar may name any number.
 const TRIED_EACH_SIDE: usize = 2 * NEAR_EACH_SIDE;
-/// nor, after this, does it keep us from joining without it: it may be dead.
+/// How long a candidate keeps us from joining without it. Reason: it may be dead.
 const JOIN_WITHOUT: Duration = Duration::from_secs(6);
 
-/// What the near part remembers.
+/// The state of the near part.
 #[derive(Default)]
 pub(super) struct Near {
     digest: u32,
     lists_at: Option<Instant>,
-    /// When time alone makes another plan: a candidate may be tried again, or has been waited for
+    /// When the plan may change without an event: a candidate may be tried again, or was waited for
     /// long enough.
     plan_at: Option<Instant>,
     gone: Vec<(Instant, Node)>,
@@ -50,12 +50,12 @@ impl Near {
         self.lists_at.into_iter().chain(self.plan_at).min()
     }
 
-    /// Whether to plan although nothing happened.
+    /// Whether to plan although nothing has happened.
     pub fn plan_is_due(&self, now: Instant) -> bool {
         self.plan_at.is_some_and(|at| at <= now)
     }
 
-    /// Remembers who died, to tell the neighbours that it had.
+    /// Notes a dead member, to name it to the neighbours that it had.
     pub fn mourn(&mut self, now: Instant, node: Node, near: bool) {
         self.gone
             .retain(|(since, _)| now.saturating_duration_since(*since) < MOURNING);
@@ -80,15 +80,14 @@ impl Near {
     }
 }
 
-/// A candidate for a near edge: how far it is going clockwise, who, and through whom a lookup found
-/// it.
+/// A candidate for a near edge: its distance clockwise, the member, and the neighbour by which a
+/// lookup found it.
 type Candidate = (u64, Node, Option<Position>);
-/// A neighbour that has spoken: how far it is going clockwise, who, and whether it has joined.
+/// A neighbour that has spoken: its distance clockwise, the member, and whether it has joined.
 type Linked = (u64, Node, bool);
 
 impl Ring {
-    /// Works out who our near neighbours are and should be, and asks for the edges that are
-    /// missing.
+    /// Determines our near neighbours, present and wanted, and asks for the missing edges.
     pub(super) fn plan_near(&mut self, now: Instant) {
         let me = self.me.position;
         let mut linked: Vec<Linked> = Vec::with_capacity(self.edges.len());
@@ -103,7 +102,7 @@ impl Ring {
         let mut near: Vec<Node> = Vec::with_capacity(4 * NEAR_EACH_SIDE);
         let mut wanted: Vec<(Node, Option<Position>)> = Vec::new();
         for clockwise in [true, false] {
-            // Who is nearest on the one side is farthest on the other: one order serves both.
+            // The nearest on one side is the farthest on the other: one order serves both.
             let way = |far: u64| if clockwise { far } else { far.wrapping_neg() };
             let nth = |i: usize| {
                 linked.get(if clockwise {
@@ -112,8 +111,8 @@ impl Ring {
                     linked.len().wrapping_sub(i + 1)
                 })
             };
-            // The nearest of all, and the nearest of those that have joined: joiners replace nobody
-            // until they carry packets.
+            // The nearest of all, and the nearest of those that have joined: a joiner replaces
+            // nobody until it carries packets.
             let mut carriers = 0;
             for (rank, (_, node, joined)) in (0..).map_while(|i| Some((i, nth(i)?))) {
                 if rank >= NEAR_EACH_SIDE && carriers == NEAR_EACH_SIDE {
@@ -168,8 +167,8 @@ impl Ring {
         self.plan_again(now);
     }
 
-    /// Notes when the plan of now is overtaken by time: nothing else may happen in a ring that is
-    /// quiet but for one edge it lacks.
+    /// Notes when the present plan has to be made again. Reason: in a quiet ring that lacks one
+    /// edge no event would cause it.
     fn plan_again(&mut self, now: Instant) {
         let near = self.pending.values().filter(|p| p.roles.has(Roles::NEAR));
         let waited = near
@@ -178,12 +177,12 @@ impl Ring {
         self.near.plan_at = waited.chain(self.known.retry_at(now)).min();
     }
 
-    /// Members that may be nearer than our near neighbours, going clockwise: those that somebody
-    /// has an edge with, and those known by hearsay only. `linked` is in that order too.
+    /// Members that may be nearer than our near neighbours, going clockwise: those that another
+    /// member has an edge with, and those known by hearsay only. `linked` is in that order too.
     fn candidates(&self, now: Instant, linked: &[Linked]) -> [Vec<Candidate>; 2] {
         let me = self.me.position;
-        // Who is farther than enough neighbours of its side is no candidate: most of what lists
-        // name, so this is asked first.
+        // A member farther than enough neighbours of its side is no candidate. That holds for most
+        // members in lists, so it is checked first.
         let ahead = linked.get(NEAR_EACH_SIDE - 1).map_or(u64::MAX, |l| l.0);
         let behind = linked
             .len()
@@ -200,7 +199,8 @@ impl Ring {
             usable(&n, far).then_some((far, n, agent))
         };
         let (mut first, mut second) = (Vec::new(), Vec::new());
-        // Of two who name the same member a lookup comes first: it says through whom.
+        // A lookup comes first of two that name the same member: it has the neighbour to call it
+        // by.
         first.extend(self.known.rumours().filter_map(with));
         for edge in self.edges.values().filter(|e| e.heard) {
             first.extend(edge.direct.iter().filter_map(|n| with((*n, None))));
@@ -214,8 +214,8 @@ impl Ring {
         [first, second]
     }
 
-    /// Joins when our place is found: a lookup has been answered, every nearer member known has an
-    /// edge with us, and the nearest on both sides have told whom they know around us.
+    /// Joins when our place is found: a lookup has been answered, we have an edge to every nearer
+    /// member known, and the nearest on both sides have sent their lists around us.
     fn check_joined(&mut self, now: Instant) {
         let carriers = self.edges.values().filter(|e| e.heard && e.joined).count();
         if self.joined {
@@ -226,8 +226,8 @@ impl Ring {
             }
             return;
         }
-        // One that could not be reached before was waited for then: else a few dead ones that take
-        // turns keep us out for ever.
+        // A candidate that failed before was waited for then. Otherwise a few dead members could
+        // keep us out for ever by turns.
         let awaited = |m: &MemberId, p: &Pending| {
             p.roles.has(Roles::NEAR) && now < p.since + JOIN_WITHOUT && !self.known.was_tried(m)
         };
@@ -256,7 +256,8 @@ impl Ring {
         }
     }
 
-    /// What to tell `to`: our neighbours around it, and whom we know around it by hearsay.
+    /// The list to send to `to`: our neighbours around it, and the members around it known by
+    /// hearsay.
     fn list_for(&self, now: Instant, to: Node) -> Message {
         let neighbours = self
             .edges
@@ -322,7 +323,7 @@ impl Ring {
         self.send(from, &list);
     }
 
-    /// A neighbour told whom it knows.
+    /// A neighbour has sent its list.
     pub(super) fn listed(
         &mut self,
         now: Instant,
@@ -344,7 +345,7 @@ impl Ring {
         };
         edge.last_heard = now;
         let (direct, hearsay) = (nodes(direct), nodes(heard));
-        // A list often says what the one before said: something changed, but not around us.
+        // A list often equals the previous one: something changed, but not around us.
         self.changed |=
             edge.list_digest.is_none() || edge.direct != direct || edge.hearsay != hearsay;
         edge.list_digest = Some(digest);

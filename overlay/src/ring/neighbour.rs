@@ -1,40 +1,42 @@
-//! One edge: what each side wants it for, what the other said last, and whether it still lives.
+//! One edge: the roles that each side wants it for, the other side's last state, and whether it
+//! lives.
 //!
-//! A hello that asks is answered by a hello, and one such exchange per interval serves both ends:
-//! being asked counts as a sign of life, so the other end puts its own question off. A question is
-//! repeated a few times before the edge is given up, so that loss does not look like death; a
-//! one-way cut does, because only answers end a question.
+//! A hello that asks is answered by a hello, and one such exchange per interval serves both ends: a
+//! question counts as a sign of life, so that the other end delays its own. A question is repeated
+//! a few times before the edge is given up, so that loss does not look like death; a one-way cut
+//! does, because only answers end a question.
 
 use super::{message::Roles, position::Node};
 use crate::{coordinates::Coordinate, id::MemberId};
 use std::time::{Duration, Instant};
 
-/// A near neighbour is asked this often: with the retries, its death is noticed within 11 s.
+/// How long before a near neighbour is asked again. With the retries its death is noticed within 11
+/// s.
 pub(super) const NEAR_INTERVAL: Duration = Duration::from_secs(8);
-/// Others are asked this often; 26 of them at 10 000 members then cost half of the idle budget of
-/// 400 B/s.
+/// How long before another neighbour is asked again. Reason: 26 of them at 10 000 members then cost
+/// half of the idle budget of 400 B/s.
 pub(super) const FAR_INTERVAL: Duration = Duration::from_secs(16);
-/// An unanswered question is repeated after this, or after twice the edge's round trip.
+/// How long before an unanswered question is repeated; at least twice the edge's round trip.
 pub(super) const RETRY: Duration = Duration::from_millis(750);
-/// Questions before an edge is given up. At 10 % loss each way five in a row fail once in 4 000
-/// times.
+/// How many questions before an edge is given up. Reason: at 10 % loss each way five in a row fail
+/// once in 4 000 times.
 pub(super) const TRIES: u8 = 5;
-/// A sequence number this little behind the newest is an old datagram, one further off is a new
-/// beginning.
+/// How far a sequence number may be behind the newest to count as an old datagram. Further behind
+/// it is a new beginning.
 const SEQ_WINDOW: u32 = 64;
 
 /// The other end of an edge.
 pub(super) struct Edge {
     pub node: Node,
-    /// What we want it for.
+    /// The roles that we want the edge for.
     pub mine: Roles,
-    /// What the other wants it for.
+    /// The roles that the other wants it for.
     pub theirs: Roles,
-    /// What our last question told of our wishes and of our having joined.
+    /// Our roles, and whether we had joined, as of our last question.
     pub told: Option<(Roles, bool)>,
-    /// The other carries packets.
+    /// Whether the other carries packets.
     pub joined: bool,
-    /// It has spoken: the edge works, and the fields of its hello mean something.
+    /// Whether it has spoken: the edge then works, and the fields of its hello are set.
     pub heard: bool,
     pub coordinate: Option<Coordinate>,
     /// Its estimate of the network's size, eighths of log2; 0: none.
@@ -42,8 +44,8 @@ pub(super) struct Edge {
     pub rtt: Option<Duration>,
     seq: u32,
     their_seq: Option<u32>,
-    /// The question that waits for its answer, each time that it was asked: on a long way the
-    /// answer to the first comes after the second.
+    /// The times at which the pending question was sent. Reason: on a long path the answer to the
+    /// first comes after the second.
     pub asked: Vec<(u32, Instant)>,
     pub tries: u8,
     /// When to ask next.
@@ -51,19 +53,19 @@ pub(super) struct Edge {
     pub last_heard: Instant,
     /// The digest in its last hello.
     pub digest: u32,
-    /// The digest that its last list was made with.
+    /// The digest of its last list.
     pub list_digest: Option<u32>,
-    /// When to look whether its list is still the one that its hello spoke of.
+    /// When to check that its list matches the digest of its hello.
     pub check_list_at: Option<Instant>,
-    /// When it last had our list on request.
+    /// When it last got our list on request.
     pub listed_at: Option<Instant>,
     /// Its neighbours around us.
     pub direct: Vec<Node>,
     /// Members that it knows by hearsay.
     pub hearsay: Vec<Node>,
-    /// Since when neither side has a use for it.
+    /// Since when neither side has had a use for it.
     pub idle_since: Option<Instant>,
-    /// When it came to be.
+    /// When the edge was made.
     pub since: Instant,
 }
 
@@ -111,8 +113,8 @@ impl Edge {
         self.mine.has(Roles::NEAR) || self.theirs.has(Roles::NEAR)
     }
 
-    /// Only near neighbours tell each other when their lists change. That of another names the dead
-    /// for ever, and edges that are gone.
+    /// Drops the other's list. Reason: only near neighbours tell each other when their lists
+    /// change; another's would name the dead for ever, and edges that are gone.
     pub fn forget_list(&mut self) {
         (self.list_digest, self.check_list_at) = (None, None);
         self.direct.clear();
@@ -124,7 +126,7 @@ impl Edge {
         self.seq
     }
 
-    /// Whether a hello of this number is news and not an older one that was overtaken.
+    /// Whether a hello with this number is newer than the last one.
     pub fn is_news(&mut self, seq: u32) -> bool {
         let old = self
             .their_seq
@@ -135,7 +137,7 @@ impl Edge {
         !old
     }
 
-    /// How long until the next question once everything is answered.
+    /// How long before the next question if the last one is answered.
     pub fn interval(&self) -> Duration {
         if self.near() || !self.joined {
             NEAR_INTERVAL
@@ -150,9 +152,9 @@ impl Edge {
             .map_or(RETRY, |rtt| RETRY.max(rtt * 2).min(RETRY * 4))
     }
 
-    /// A round trip was measured.
+    /// Takes a measured round trip.
     pub fn measured(&mut self, rtt: Duration) {
-        // As TCP does (RFC 6298): an eighth of the news.
+        // As TCP does (RFC 6298): a new sample counts an eighth.
         self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
     }
 }

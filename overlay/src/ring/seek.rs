@@ -1,11 +1,11 @@
-//! Lookups of one's own place: how a joiner finds it, how a member finds that it has lost it, how
-//! two rings find each other.
+//! Lookups of one's own place: with them a joiner finds its place, a member notices that it has
+//! lost its place, and two rings find each other.
 //!
-//! A lookup is routed to the member closest to the asker other than the asker itself, beginning
-//! with a given neighbour, and the answer comes back through that neighbour. So it works for one
-//! whom nobody can route to yet, and along an edge into another ring it is answered by that ring.
-//! In a ring that is whole it is answered by a near neighbour and shows nothing new; the pause
-//! until the next one then doubles.
+//! A lookup is routed to the member closest to the asker other than the asker itself, starting with
+//! a given neighbour; the answer comes back through that neighbour. So it works for an asker that
+//! no member can route to yet, and along an edge into another ring it is answered by that ring. In
+//! a whole ring a near neighbour answers it and it brings nothing new; the pause until the next one
+//! then doubles.
 
 use super::{
     Edge, NEAR_EACH_SIDE, Node, Output, Position, Ring,
@@ -21,26 +21,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A member that a lookup or a dead neighbour named is a candidate for this long.
+/// How long a member named by a lookup or a dead neighbour stays a candidate.
 pub(super) const RUMOUR_LIFE: Duration = Duration::from_secs(60);
-/// Members of each side in an answer.
+/// How many members of each side an answer names.
 const FOUND_EACH_SIDE: usize = 4;
-/// A joiner whose lookup was lost asks again after this; it doubles,
+/// How long before a joiner repeats a lookup that was lost; doubled each time.
 const JOIN_RETRY: Duration = Duration::from_secs(1);
-/// up to this.
+/// How long before it repeats such a lookup at most.
 const JOIN_RETRY_MAX: Duration = Duration::from_secs(8);
-/// A member whose neighbours changed looks itself up after this; it doubles,
+/// How long after a change of its neighbours a member looks itself up; doubled each time.
 const CHECK: Duration = Duration::from_secs(4);
-/// up to this: at 10 000 members 8 hops of 170 B each every two minutes are 11 B/s.
+/// How long before it looks itself up at most. Reason: at 10 000 members 8 hops of 170 B each every
+/// two minutes are 11 B/s.
 const CHECK_MAX: Duration = Duration::from_secs(128);
-/// An answer takes no longer: 32 hops of 300 ms.
+/// How long to wait for an answer: 32 hops of 300 ms.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Lookups under way.
+/// How many lookups are under way at once.
 const MAX_ASKED: usize = 64;
-/// An edge that led into the ring, or into another one, has done so by then.
+/// How long an edge from outside is kept. Reason: by then it has led into the ring, or into another
+/// one.
 const SEED_LIFE: Duration = Duration::from_secs(30);
 
-/// What a lookup is for.
+/// The purpose of a lookup.
 enum Goal {
     Near,
     Far(Draw),
@@ -52,7 +54,7 @@ struct Asked {
     deadline: Instant,
 }
 
-/// What the seeking part remembers.
+/// The state of the seeking part.
 #[derive(Default)]
 pub(super) struct Seek {
     located: bool,
@@ -73,7 +75,7 @@ impl Seek {
 }
 
 impl Ring {
-    /// Somebody named a member from outside of what we know.
+    /// Takes a member named from outside of the ring.
     pub(super) fn seed(&mut self, now: Instant, member: MemberId) {
         match self.edges.get(&member).filter(|e| e.heard).map(|e| e.node) {
             Some(node) => self.locate_self(now, node),
@@ -88,8 +90,8 @@ impl Ring {
         let Some(edge) = self.edges.get(&member) else {
             return;
         };
-        // Near edges come from what near neighbours told; any other may lead into a ring that they
-        // do not know.
+        // A near edge comes from near neighbours' lists; any other edge may lead into a ring that
+        // they do not know.
         if !self.joined || (joined && !edge.near()) {
             let node = edge.node;
             self.locate_self(now, node);
@@ -100,7 +102,7 @@ impl Ring {
         }
     }
 
-    /// Look ourselves up before long: something changed.
+    /// Looks ourselves up soon, because something has changed.
     pub(super) fn seek_soon(&mut self, now: Instant) {
         self.seek.located &= self.joined;
         let first = if self.joined { CHECK } else { JOIN_RETRY };
@@ -248,14 +250,14 @@ impl Ring {
         nonce: u32,
         members: Vec<(MemberId, Option<Coordinate>)>,
     ) {
-        // Only the first answer to a question counts, and none that was not asked.
+        // Only the first answer to a question of ours counts.
         let Some(asked) = self.seek.asked.remove(&nonce) else {
             return;
         };
         match asked.goal {
             Goal::Far(draw) => self.found_far(now, draw, members),
             Goal::Near => {
-                // In a ring that is whole the answer names neighbours only, and changes nothing.
+                // In a whole ring the answer names neighbours only, and changes nothing.
                 self.changed |= !std::mem::replace(&mut self.seek.located, true);
                 for (member, _) in members {
                     if member != self.me.member && !self.edges.contains_key(&member) {

@@ -1,10 +1,11 @@
-//! Shortcuts: an edge of its own for whom we talk much with (the scores of Brunet's shortcut
+//! Shortcuts: a direct edge to a member with much traffic (the scores of Brunet's shortcut
 //! overlord; VNET/VTTIF's link adaptation).
 //!
-//! Traffic above a threshold for some seconds earns one, and only traffic below a lower threshold
-//! for a minute loses it, so that bursts do not make and unmake edges. Where the number is limited
-//! the busiest have precedence, and among those with about the same traffic the nearest by network
-//! coordinates: the way over the ring is as long for all, so that the shortest edge gains most.
+//! Traffic above a threshold for some seconds earns a shortcut, and only traffic below a lower
+//! threshold for a minute loses it, so that bursts do not make and drop edges. If the number is
+//! limited, the busiest members come first, and of those with about the same traffic the nearest by
+//! network coordinates: the way over the ring is as long for all, so that the shortest edge gains
+//! most.
 
 use super::{Ring, message::Roles};
 use crate::{coordinates::Coordinate, id::MemberId};
@@ -14,13 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Traffic must hold on for this long.
+/// How long traffic must last before it earns a shortcut.
 const HOLD: Duration = Duration::from_secs(5);
-/// An idle shortcut is dropped after this.
+/// How long before an idle shortcut is dropped.
 const IDLE: Duration = Duration::from_secs(60);
-/// A shortcut that was refused or failed is not asked for again before this.
+/// How long before a shortcut that was refused or failed is asked for again.
 const RETRY: Duration = Duration::from_secs(60);
-/// Members whose traffic is followed.
+/// How many members' traffic is followed.
 const MAX_SCORES: usize = 256;
 
 struct Score {
@@ -32,7 +33,7 @@ struct Score {
     wanted: bool,
 }
 
-/// What the shortcut part remembers.
+/// The state of the shortcut part.
 #[derive(Default)]
 pub(super) struct Shortcuts {
     scores: BTreeMap<MemberId, Score>,
@@ -55,7 +56,7 @@ impl Shortcuts {
 }
 
 impl Ring {
-    /// Takes in what this member sends and receives now.
+    /// Takes the present rates of traffic.
     pub(super) fn count_traffic(&mut self, now: Instant, rates: &[(MemberId, u64)]) {
         let (above, below) = (
             self.options.shortcut_above,
@@ -92,7 +93,7 @@ impl Ring {
         self.hurry = true;
     }
 
-    /// Takes in where members are that have traffic with us.
+    /// Takes the coordinates of members with traffic.
     pub(super) fn place(&mut self, places: &[(MemberId, Coordinate)]) {
         for (member, place) in places {
             if let Some(score) = self.shortcuts.scores.get_mut(member) {
@@ -101,7 +102,7 @@ impl Ring {
         }
     }
 
-    /// Asks for the shortcuts that are earned, drops those that are idle.
+    /// Asks for shortcuts that are earned, and drops idle ones.
     pub(super) fn keep_shortcuts(&mut self, now: Instant) {
         let idle = |s: &Score| s.idle_since.is_some_and(|t| t + IDLE <= now);
         let scores = &mut self.shortcuts.scores;

@@ -1,9 +1,9 @@
-//! What a trace packet collects: each hop adds who it is and how far the hop before was (as
+//! The content of a trace packet: each hop adds its id and the round trip to the previous hop (as
 //! Brunet's trace did).
 //!
 //! The body is the asker's 8-byte id, then 12 bytes a hop: the first 8 of the member's id and the
-//! round trip of the edge it came by in microseconds, 0 if not measured. The member where the path
-//! ends, well or not, sends it back as an answer with one byte in between.
+//! round trip of the incoming edge in microseconds, 0 if not measured. The member where the path
+//! ends, at its destination or not, sends it back as an answer with one byte in between.
 
 use super::{
     Ring,
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const ID_LEN: usize = 8;
 const HOP_LEN: usize = 12;
-/// No path has more hops than this: the first and those that the limit allows.
+/// How many hops a path has at most: the first and those that the limit allows.
 const MAX_HOPS: usize = HOP_LIMIT as usize + 1;
 
 /// One member on the way.
@@ -22,18 +22,18 @@ const MAX_HOPS: usize = HOP_LIMIT as usize + 1;
 pub struct Hop {
     /// The first bytes of its id.
     pub member: [u8; 8],
-    /// The round trip between it and the member before, if it has measured it.
+    /// The round trip between it and the previous member, if measured.
     pub rtt: Option<Duration>,
 }
 
 /// A trace that came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// As in [`request`].
+    /// The id given to [`request`].
     pub id: u64,
-    /// Whether the last hop is the destination, and not where the path ended.
+    /// Whether the last hop is the destination; otherwise the path ended there.
     pub reached: bool,
-    /// The members on the way, the asker not among them.
+    /// The members on the way, without the asker.
     pub hops: Vec<Hop>,
 }
 
@@ -56,7 +56,7 @@ pub fn stamp(body: &mut Vec<u8>, member: &MemberId, rtt: Option<Duration>) {
     }
 }
 
-/// Reads the body of the answer to a trace. `None` if it is none. Never panics.
+/// Parses the body of the answer to a trace; `None` if it is something else. Never panics.
 pub fn parse_report(body: &[u8]) -> Option<Report> {
     let (id, rest) = body.split_first_chunk::<ID_LEN>()?;
     let (&reached, hops) = rest.split_first()?;

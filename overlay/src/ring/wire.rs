@@ -1,46 +1,46 @@
-//! A routed packet as it travels: one frame of a link, so that it is sealed hop by hop and what it
-//! carries end to end.
+//! A routed packet on the wire: one frame of a link, so that the packet is sealed hop by hop and
+//! its content end to end.
 //!
 //! ```text
 //! byte 0     1            2          3        4..12  12..20  [8 bytes]  [8 bytes]  rest
 //!      kind  type, flags  hops left  version  to     from    agent      leaf       body
 //! ```
-//! `to` stands where every frame of a link has its word. `agent` is named by a source that is not
-//! in the ring yet: answers go to that neighbour of it, with `leaf` saying for whom. Nothing in a
-//! header is proved: a member can write any `from`, and what is learnt from a routed packet is a
-//! hint until a link to the member named has proved it.
+//! `to` is at the place of the word in every frame of a link. A source that is not in the ring yet
+//! names an `agent`: answers go to that neighbour of it, with the source as `leaf`. Nothing in a
+//! header is proved: a member can write any `from`. Information from a routed packet is a hint
+//! until a link to the member named has proved it.
 
 use super::position::Position;
 
-/// Byte 0 of the frame: the ring's among the kinds of frames of a link.
+/// Byte 0 of the frame: the ring's kind among the frames of a link.
 pub const FRAME_KIND: u8 = 7;
 /// The version that we speak.
 pub const VERSION: u8 = 1;
-/// Hops that a packet may take. Greedy paths of 10 000 members are below 12; the rest is room for
-/// rings under repair.
+/// How many hops a packet may take. Reason: greedy paths of 10 000 members have fewer than 12; the
+/// rest is for rings under repair.
 pub const HOP_LIMIT: u8 = 32;
 /// The longest header: both optional places present.
 pub const MAX_HEADER_LEN: usize = 36;
 /// The longest body: a header, this and the outer seal fit in the 1452 bytes of a UDP datagram over
 /// IPv6 on Ethernet.
 pub const MAX_BODY_LEN: usize = 1384;
-/// Where the hops are counted.
+/// The offset of the hop count.
 const HOPS_AT: usize = 2;
 
 const HAS_AGENT: u8 = 0x10;
 const HAS_LEAF: u8 = 0x20;
 const TYPE_MASK: u8 = 0x0f;
 
-/// Who shall have a packet.
+/// The receiver of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// The member at that place and nobody else.
+    /// The member at that place only.
     Exact,
     /// The member closest to that place.
     Closest,
 }
 
-/// What a packet is.
+/// The kind of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A sealed datagram of a link between `from` and `to`.
@@ -79,7 +79,7 @@ impl Kind {
         }
     }
 
-    /// Who shall have a packet of this kind.
+    /// The receiver of a packet of this kind.
     pub fn mode(self) -> Mode {
         if self == Self::ControlClosest {
             Mode::Closest
@@ -94,15 +94,15 @@ impl Kind {
 pub struct Header {
     /// What follows.
     pub kind: Kind,
-    /// Hops that it may still take.
+    /// How many hops it may still take.
     pub hops_left: u8,
     /// Where it goes.
     pub to: Position,
     /// Where it comes from.
     pub from: Position,
-    /// The neighbour through which `from` is reached, if that is not in the ring yet.
+    /// The neighbour through which `from` is reached, if it is not in the ring yet.
     pub agent: Option<Position>,
-    /// For whom `to` shall keep it, a neighbour of `to`.
+    /// The neighbour of `to` that `to` keeps the packet for.
     pub leaf: Option<Position>,
 }
 
@@ -121,7 +121,7 @@ pub enum WireError {
 }
 
 impl Header {
-    /// A fresh packet's.
+    /// The header of a new packet.
     pub fn new(kind: Kind, from: Position, to: Position) -> Self {
         Self {
             kind,
@@ -133,7 +133,7 @@ impl Header {
         }
     }
 
-    /// The header of what answers this packet: it goes back the way that the sender asked for.
+    /// The header of the answer to this packet, which goes back the way that the sender asked for.
     pub fn reply(&self, kind: Kind, me: Position) -> Self {
         let leaf = self.agent.is_some().then_some(self.from);
         Self {
@@ -142,7 +142,7 @@ impl Header {
         }
     }
 
-    /// Bytes that it takes.
+    /// How many bytes it takes.
     pub fn encoded_len(&self) -> usize {
         20 + 8 * (usize::from(self.agent.is_some()) + usize::from(self.leaf.is_some()))
     }
@@ -216,8 +216,8 @@ impl Header {
     }
 }
 
-/// Takes one hop off a packet in place, as a forwarder does; `false` if it has none left and dies
-/// here.
+/// Takes one hop off a packet in place, as a forwarder does; `false` if it has none left and must
+/// be dropped.
 pub fn take_hop(packet: &mut [u8]) -> bool {
     match packet.get_mut(HOPS_AT) {
         Some(hops) if *hops > 0 => {
@@ -238,14 +238,14 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// The whole of it.
+    /// The packet's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut header = [0; MAX_HEADER_LEN];
         let len = self.header.write(&mut header);
         [&header[..len], &self.body].concat()
     }
 
-    /// Bytes that it takes.
+    /// How many bytes it takes.
     pub fn encoded_len(&self) -> usize {
         self.header.encoded_len() + self.body.len()
     }

@@ -16,8 +16,8 @@ use std::{sync::Arc, time::Duration};
 const RETRY: Duration = Duration::from_secs(5);
 
 impl Host {
-    /// Takes up every defined VM; false if one cannot be read. What needs other members goes to
-    /// tasks, so that a host starts without a network.
+    /// Takes up every defined VM; false if one cannot be read. Work that needs other members runs
+    /// in tasks, so that a host starts without a network.
     pub(super) async fn adopt_all(self: &Arc<Self>) -> Result<bool, Error> {
         let (mut entries, unreadable) = self.registry.load()?;
         for (path, reason) in &unreadable {

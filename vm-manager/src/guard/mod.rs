@@ -18,7 +18,7 @@ impl Host {
     /// interrupted, serves other members.
     ///
     /// # Errors
-    /// What the file system says of `dir`.
+    /// The file system's error.
     pub async fn open(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
         let host = Self::new(parts, options, dir)?;
         let all_known = host.adopt_all().await?;

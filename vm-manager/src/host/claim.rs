@@ -22,7 +22,7 @@ pub enum Ownership {
     },
 }
 
-/// How many times a claim that another one outran is repeated before it is left to a later time.
+/// How many times a claim is repeated that another one has overtaken.
 const ROUNDS: usize = 4;
 
 impl Host {

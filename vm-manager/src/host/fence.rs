@@ -52,8 +52,8 @@ impl Host {
         }
     }
 
-    /// A held VM is another member's by its voters' word. Where that was agreed on, the copy here
-    /// goes; else it is fenced and kept.
+    /// The voters gave a held VM to another member. If this host had agreed to that, the copy here
+    /// is removed; otherwise it is fenced and kept.
     pub(super) async fn lose(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
         let entry = slot.entry();
         let agreed = entry.gives_way == Some(holder) && slot.machine().is_none();

@@ -50,7 +50,7 @@ pub use status::{
 };
 pub(crate) use underway::OutgoingMove;
 
-/// What a host works with.
+/// The parts that a host works with.
 #[derive(Clone)]
 pub struct Parts {
     /// The control plane.
@@ -65,7 +65,7 @@ pub struct Parts {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The network's side.
     pub port: Arc<dyn Port>,
-    /// What makes the spans of its moves.
+    /// The maker of its moves' spans.
     pub traces: Traces,
 }
 

@@ -73,7 +73,7 @@ pub enum Role {
     Branch {
         /// The member that has it.
         holder: MemberId,
-        /// In which epoch.
+        /// The epoch of that holding.
         newer: Epoch,
     },
 }
@@ -182,7 +182,7 @@ impl Registry {
     /// The registry in `dir`, made if missing.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         // Traversable by the guests' own users, who reach their disk and sockets below it; the
         // entries themselves are 0600.
@@ -204,7 +204,7 @@ impl Registry {
     /// Every entry, and the directories without a readable one.
     ///
     /// # Errors
-    /// What the file system says of the registry's directory itself.
+    /// The file system's error for the registry's directory itself.
     pub fn load(&self) -> Result<(Vec<Entry>, UnreadableDirs), Error> {
         let (mut entries, mut unreadable) = (Vec::new(), UnreadableDirs::new());
         for item in fs::read_dir(&self.dir).map_err(io_at("listing the VMs", &self.dir))? {
@@ -237,7 +237,7 @@ impl Registry {
     /// Writes an entry; when it returns, the entry survives a power cut.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn save(&self, entry: &Entry) -> Result<(), Error> {
         let dir = self.path(entry);
         fs::DirBuilder::new()
@@ -256,7 +256,7 @@ impl Registry {
     /// whole.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn remove(&self, entry: &Entry) -> Result<(), Error> {
         let dir = self.path(entry);
         let gone = self.dir.join(format!("{GONE}{}", entry.incarnation()));

@@ -21,9 +21,9 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// A question to a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmRequest {
-    /// Which VMs has it?
+    /// The member's VMs.
     List,
-    /// Does the VM's guest run there?
+    /// Whether the VM's guest runs there.
     Runs(VmId),
     /// May the asking member restore the VM, which is stopped there? Its copy there is removed
     /// then. Older members do not know this request.
@@ -58,8 +58,8 @@ impl Serve for VmService {
     }
 }
 
-/// An answer as it is sent. A list is followed by the reasons why guests stand still, each with its
-/// place in the list: members of a former version read no further than the list.
+/// Encodes an answer. A list is followed by the reasons why guests are paused, each with its place
+/// in the list: previous releases read no further than the list.
 fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
     let mut body = postcard::to_allocvec(answer)?;
     if let VmAnswer::Vms(vms) = answer {
@@ -76,7 +76,7 @@ fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
 fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
     let (mut answer, behind) = postcard::take_from_bytes::<VmAnswer>(body)?;
     if let VmAnswer::Vms(vms) = &mut answer {
-        // A member of a former version sends no reasons.
+        // Previous releases send no reasons.
         for (at, still) in
             postcard::from_bytes::<Vec<(u32, Standstill)>>(behind).unwrap_or_default()
         {
@@ -145,8 +145,8 @@ impl Host {
         })
     }
 
-    /// Lets `to` restore a VM that is stopped here. The voters decide whether it does; this says
-    /// what then becomes of the copy here.
+    /// Lets `to` restore a VM that is stopped here. The voters decide whether it does; this decides
+    /// whether the copy here is then removed.
     async fn give_way(&self, slot: &Arc<super::Slot>, to: MemberId) -> bool {
         let Ok(_operation) = slot.begin_after_check(Activity::GivingWay).await else {
             return false;

@@ -69,7 +69,7 @@ impl Slot {
         })
     }
 
-    /// The entry as it is now.
+    /// The present entry.
     pub(crate) fn entry(&self) -> Entry {
         lock(&self.entry).clone()
     }

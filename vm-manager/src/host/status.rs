@@ -1,4 +1,4 @@
-//! What a host says of itself and its VMs: plain, serializable, for the control API.
+//! The state of a host and its VMs: plain, serializable, for the control API.
 
 use super::Activity;
 use crate::{
@@ -38,13 +38,13 @@ pub struct VmStatus {
     pub name: String,
     /// What it is doing.
     pub state: VmState,
-    /// Which member has it.
+    /// The member that has it.
     pub holder: MemberId,
-    /// In which epoch.
+    /// The epoch of its holding.
     pub epoch: Epoch,
     /// Whether it is meant to run.
     pub wanted: Wanted,
-    /// What is being done with it now, if anything.
+    /// The operation on it now, if any.
     pub activity: Option<Activity>,
     /// What it is.
     pub definition: Definition,
@@ -144,13 +144,13 @@ pub struct MigrationOutcome {
     pub vm: VmId,
     /// Its name.
     pub name: String,
-    /// Where it was.
+    /// The source.
     pub from: MemberId,
-    /// Where it should go.
+    /// The target.
     pub to: MemberId,
     /// Where it runs now.
     pub runs_on: RunsOn,
-    /// In which epoch.
+    /// The epoch of its present holding.
     pub epoch: Epoch,
     /// Why it did not move, naming the step that failed.
     pub failure: Option<String>,
@@ -184,7 +184,7 @@ pub enum HostEvent {
         name: String,
         /// The migration's id, the same in the logs of both hosts.
         id: String,
-        /// How far.
+        /// The progress.
         progress: Progress,
     },
     /// A move ended.
@@ -195,7 +195,7 @@ pub enum HostEvent {
         branch: String,
         /// The member that has the VM.
         holder: MemberId,
-        /// In which epoch.
+        /// The epoch of that holding.
         epoch: Epoch,
     },
 }

@@ -112,7 +112,7 @@ impl Host {
             return Ok(operation);
         }
         Err(Error::Refused(format!(
-            "'{name}' has gone over to {to} in this moment: ask once more, and it is asked there"
+            "'{name}' has just moved to {to}: repeat the request, which then goes there"
         )))
     }
 }

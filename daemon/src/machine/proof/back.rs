@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 /// The service by which a member asks another for the way back.
 const SERVICE: &str = "prove";
-/// How long an answer may take. Reason: it takes two proofs and a round trip.
+/// How long to wait for an answer. Reason: it takes two proofs and a round trip.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How long before an asker is served again, and how many askers are remembered before further ones
 /// are refused.
@@ -37,13 +37,13 @@ struct Question {
 #[derive(Serialize, Deserialize)]
 struct Answer {
     version: u8,
-    /// Why not, if not.
+    /// The reason, if it failed.
     unproved: Option<String>,
-    /// Whether that is the other's own trouble, which says nothing of the way.
+    /// Whether the fault is the other's own, which says nothing about the way.
     its_own: bool,
 }
 
-/// Begins to prove the way to members that ask for it.
+/// Starts to prove the way to members that ask for it.
 pub(super) fn serve(parts: Arc<Parts>, policies: Arc<Policies>) {
     let fabric = parts.fabric();
     let answers = Answers {
@@ -55,7 +55,7 @@ pub(super) fn serve(parts: Arc<Parts>, policies: Arc<Policies>) {
     fabric.serve(SERVICE, Arc::new(answers));
 }
 
-/// Asks a member to prove its way to here: what it says; nothing if it cannot or will not tell.
+/// Asks a member to prove its way to here. Returns its answer; `None` if it gives none.
 pub(super) async fn ask(
     parts: &Parts,
     member: MemberId,

@@ -1,16 +1,16 @@
-//! What the proofs found, as findings with their remedies.
+//! The results of the proofs, as findings with their remedies.
 
 use p2pvm_host::Finding;
 use p2pvm_overlay::plane::Unproved;
 
-/// What one round found of the others.
+/// The results of one round for the other members.
 #[derive(Default)]
 pub(super) struct Others {
-    /// Members whose host answered, or whose packets came.
+    /// Members whose host answered, or whose packets arrived.
     pub proved: usize,
-    /// Names of those whose host did not answer, and why.
+    /// Names of members whose host did not answer, and why.
     pub silent: Vec<(String, String)>,
-    /// Names of those whose packets do not reach this host, and why.
+    /// Names of members whose packets do not reach this host, and why.
     pub no_way_back: Vec<(String, String)>,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn findings(host: Option<&Unproved>, others: &Others) -> Vec<Finding>
     found
 }
 
-/// This host is not reached through its own interface.
+/// The finding that this host is not reached through its own interface.
 pub(crate) fn own_trouble(unproved: &Unproved) -> Option<Finding> {
     let firewall = |device: &str| {
         format!(
@@ -67,7 +67,7 @@ pub(crate) fn own_trouble(unproved: &Unproved) -> Option<Finding> {
     let again = "the daemon puts it back within 10 s; if it does not, 'p2pvm doctor --fix', then \
         'p2pvm down && p2pvm up --detach'";
     let advice = match unproved {
-        // A daemon that has no address yet says so elsewhere.
+        // A daemon without an address yet is reported elsewhere.
         Unproved::NoAddress => return None,
         Unproved::Cannot { .. } => return Some(Finding::warning(unproved.to_string(), "")),
         Unproved::Missing { .. } | Unproved::Down { .. } | Unproved::AddressLost { .. } => {

@@ -4,9 +4,9 @@ use super::{Proofs, back, found::Others, twice};
 use p2pvm_overlay::plane::Unproved;
 use std::{net::IpAddr, time::Duration};
 
-/// How many members are proved in one round: while all is well, and where one does not answer.
-/// Reason: an idle member should send little, and the others come in the next rounds; several tell
-/// one member's trouble from this host's.
+/// How many members are proved in one round: normally, and while one does not answer. Reason: an
+/// idle member should send little, and the others come in the next rounds; several members tell one
+/// member's fault from this host's.
 const MEMBERS: (usize, usize) = (1, 3);
 /// How long packets may take to another host and back.
 pub(super) const MEMBER_LIMIT: Duration = Duration::from_secs(3);
@@ -14,7 +14,7 @@ pub(super) const MEMBER_LIMIT: Duration = Duration::from_secs(3);
 impl Proofs {
     pub(super) async fn prove_others(&self, round: usize) -> Others {
         let mut members = self.parts.fabric().connected();
-        // A link that nothing needs is not made for this.
+        // No link is made only for this.
         members.retain(|member| self.parts.plane.path(*member).is_some());
         members.sort_unstable();
         let mut found = Others::default();
@@ -52,8 +52,8 @@ impl Proofs {
                     Err(Unproved::MemberSilent { .. }) => found
                         .silent
                         .push((name.clone(), Unproved::MemberSilent { addr }.to_string())),
-                    // No path at the moment is what 'p2pvm peers' is for; the rest is this host's
-                    // own matter, proved before.
+                    // A missing path is for 'p2pvm peers' to show; the rest is this host's own
+                    // part, proved before.
                     Err(_) => continue,
                 }
             }

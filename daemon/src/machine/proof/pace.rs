@@ -1,20 +1,20 @@
-//! How soon after news of this machine it is proved again.
+//! The delay of a proof after news of this machine.
 
 use std::time::{Duration, Instant};
 
-/// How many proofs may follow each other closely after news of this machine, and how closely.
+/// How many proofs may follow each other closely after news, and how closely.
 const BURST: u32 = 4;
 const AFTER_NEWS: Duration = Duration::from_millis(200);
 /// How long between proofs after a burst of news. Reason: a host on which containers come and go
-/// has news all the time, and a rule that cuts this host off must still show within about two
-/// seconds. It costs some packets.
+/// has news all the time, and a rule that cuts this host off must still be reported within about
+/// two seconds. A proof costs some packets.
 const EACH: Duration = Duration::from_secs(1);
 
-/// When the next proof after news may be made: a bucket of [`BURST`] proofs, filled up by one in
-/// [`EACH`]. What was found does not count.
+/// When the next proof after news may be made: a token bucket of [`BURST`] proofs, refilled by one
+/// every [`EACH`]. Results do not matter.
 pub(super) struct Pace {
     tokens: u32,
-    /// Up to when the bucket was filled.
+    /// Up to when the bucket was refilled.
     filled: Instant,
     last: Instant,
 }
@@ -49,7 +49,7 @@ impl Pace {
         next.saturating_duration_since(now)
     }
 
-    /// A proof was made after news.
+    /// Counts a proof that was made after news.
     pub fn spend(&mut self, now: Instant) {
         self.fill(now);
         (self.tokens, self.last) = (self.tokens.saturating_sub(1), now);

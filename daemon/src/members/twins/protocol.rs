@@ -1,24 +1,25 @@
-//! Two nodes with one identity: how they notice, and which of them takes a new one.
+//! Two nodes with one identity: how they detect each other, and which of them takes a new identity.
 //!
-//! A state directory that was copied (a cloned disk, a template of a VM, a backup restored beside
-//! the original) makes two daemons that prove the same key. They cannot call each other, as each
-//! would call itself; but both are connected to the same third members, those nearest to their one
-//! place on the ring. There each leaves a [`Statement`] and picks up the other's: the [`Board`].
+//! A copied state directory (a cloned disk, a VM template, a backup restored beside the original)
+//! makes two daemons that prove the same key. They cannot call each other, because each would call
+//! itself. But both are connected to the same third members, those nearest to their common place on
+//! the ring. There each leaves a [`Statement`] and collects the other's: the [`Board`].
 //!
-//! Each start of a daemon draws a random [`InstanceId`]. A statement says which instances its
-//! signer has heard of. **Another instance that has heard of this one lives now**: the number is
-//! new since this start, so whoever names it signed after it. No clock and no stored counter is
-//! needed, and what a crashed daemon or an old backup left behind names nobody that lives.
+//! Each start of a daemon draws a random [`InstanceId`]. A statement lists the instances that its
+//! signer has heard of. **An instance whose statement lists this one lives now**: the id is new
+//! since this start, so the statement was signed after it. This needs no clock and no stored
+//! counter; the statements of a crashed daemon or of an old backup list no living instance.
 //!
-//! An instance gives way to one that is proved to live, that outranks it, and that has heard its
-//! rank as it is now ([`Watch`]). Words older than the newest heard of an instance do not count.
-//! Then never do all give way: were there a circle of instances each giving way to the next, each
-//! would have signed its last word after having heard the next one's last, which is a circle in
-//! time. With a daemon that crashes and starts anew meanwhile this takes that all use one board and
-//! wait for each answer: who has seen the new instance there has seen the last word of the old one
-//! too. So an instance uses the nearest member's board only.
+//! An instance gives way to another that is proved to live, that outranks it, and whose statement
+//! lists its present rank ([`Watch`]). A statement older than the newest one known of the same
+//! instance does not count. So never do all instances give way: in a circle of instances that each
+//! give way to the next, each would have signed its last statement after reading the next one's
+//! last statement, which is a circle in time. If a daemon crashes and restarts meanwhile, this
+//! holds only if all instances use one board and wait for each answer: an instance that has read
+//! the new start's statement there has also read the last one of the old start. So an instance uses
+//! the nearest member's board only.
 //!
-//! Protocol only: the module above sends, decides what giving way means, and does it.
+//! Protocol only: the parent module sends, and carries a verdict out.
 
 use p2pvm_overlay::{
     MemberId, UnixTime,
@@ -32,22 +33,22 @@ use std::{
 };
 
 const DOMAIN: &str = "p2pvm instance of a member 1";
-/// Instances of one member that are kept apart; a template started more often settles in turns.
+/// How many instances of one member are told apart. Reason: a template started more often is
+/// settled in several rounds.
 pub const MAX_INSTANCES: usize = 8;
-/// Members whose statements a board keeps: a few hundred bytes each. It serves those near it on the
-/// ring, a handful.
+/// How many members' statements a board keeps, a few hundred bytes each. Reason: it serves the
+/// handful of members near it on the ring.
 const MAX_MEMBERS: usize = 1024;
-/// How often an instance tells its own.
+/// How often an instance sends its statement.
 pub const TELL_EVERY: Duration = Duration::from_secs(30);
-/// A statement that was not told again within this is forgotten.
+/// How long a board keeps a statement that is not sent again.
 const KEPT_FOR: Duration = Duration::from_secs(100);
 
-/// One start of a daemon: random.
+/// A random number that identifies one start of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InstanceId(pub [u8; 16]);
 
 impl InstanceId {
-    /// A new one.
     pub fn random() -> Self {
         Self(rand::random())
     }
@@ -59,27 +60,28 @@ impl std::fmt::Display for InstanceId {
     }
 }
 
-/// What decides who keeps the identity: guests that run are not given up for a machine without any,
-/// then the elder start counts. A wrong clock can make the wrong one keep it, and nothing worse.
+/// Decides which instance keeps the identity: one with running guests before one without, then the
+/// one that started earlier. Reason: running guests are not given up for a machine without any. A
+/// wrong clock can only make the wrong instance keep it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rank {
-    /// Guests run here.
+    /// Whether the instance runs guests.
     pub guests: bool,
     /// When the daemon started, by its own clock.
     pub started: UnixTime,
 }
 
-/// An instance's signed word.
+/// What an instance says of itself, signed with the member's key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
     instance: InstanceId,
-    /// Grows with every change.
+    /// Incremented with every change.
     seq: u64,
     rank: Rank,
-    /// Grows with every change of the rank.
+    /// Incremented with every change of the rank.
     version: u64,
-    /// The other instances of the member that this one has heard of, and the newest version of
-    /// each.
+    /// The other instances of the member that this one has heard of, each with the newest version
+    /// known.
     heard: Vec<(InstanceId, u64)>,
     signature: Signature,
 }
@@ -108,23 +110,23 @@ impl Statement {
         self.heard.len() <= MAX_INSTANCES && verify(&member.0, DOMAIN, &signed, &self.signature)
     }
 
-    /// Whose word it is.
+    /// The instance that made the statement.
     pub fn instance(&self) -> InstanceId {
         self.instance
     }
 }
 
-/// Greater keeps the identity. No two instances are equal.
+/// The sort key of an instance: the greatest keeps the identity. No two instances are equal.
 fn order(rank: Rank, instance: InstanceId) -> (bool, Reverse<UnixTime>, Reverse<InstanceId>) {
     (rank.guests, Reverse(rank.started), Reverse(instance))
 }
 
-/// What an instance has found out about another that lives.
+/// What an instance decides about another that lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// This instance has to give the identity up to that one.
+    /// This instance gives the identity up to that one.
     GiveWay(InstanceId),
-    /// That one has to.
+    /// That one gives it up.
     Keep(InstanceId),
 }
 
@@ -139,7 +141,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The instance that starts now, of `member`.
+    /// The view of the instance of `member` that starts now.
     pub fn new(member: MemberId, instance: InstanceId, rank: Rank) -> Self {
         Self {
             member,
@@ -151,7 +153,7 @@ impl Watch {
         }
     }
 
-    /// Whether guests run here now.
+    /// Sets whether guests run here.
     pub fn set_guests(&mut self, guests: bool) {
         if self.rank.guests != guests {
             self.rank.guests = guests;
@@ -160,7 +162,7 @@ impl Watch {
         }
     }
 
-    /// What this instance has to say. `keys` are the member's.
+    /// The statement to leave on the board now. `keys` are the member's.
     pub fn statement(&self, keys: &KeyPair) -> Statement {
         let heard: Vec<_> = self
             .others
@@ -179,9 +181,9 @@ impl Watch {
         }
     }
 
-    /// Takes a statement that was found. `None` for one that changes nothing: its own, an old one,
-    /// one that is not the member's, or one whose signer has not heard of this instance, of which
-    /// nobody can say whether it lives.
+    /// Takes a statement from the board. `None` if nothing follows from it: it is this instance's
+    /// own, an old one or another member's, or it does not list this instance, so that its signer
+    /// may no longer live.
     pub fn handle(&mut self, statement: Statement) -> Option<Verdict> {
         let other = statement.instance;
         if other == self.instance || !statement.is_of(self.member) {
@@ -201,8 +203,8 @@ impl Watch {
         let outranks = order(statement.rank, other) > order(self.rank, self.instance);
         self.others.insert(other, statement);
         match heard {
-            // It must have heard the rank that counts now, or it may be giving way to this one by
-            // the rank of before.
+            // It must list the present rank, or its signer may be giving way to this instance
+            // because of the previous rank.
             Some(version) if outranks => {
                 (version == self.version).then_some(Verdict::GiveWay(other))
             }
@@ -211,20 +213,20 @@ impl Watch {
         }
     }
 
-    /// How many other instances were heard of, living or not.
+    /// How many other instances are known, living or not.
     pub fn heard_of(&self) -> usize {
         self.others.len()
     }
 }
 
-/// What instances of other members left here for each other.
+/// The statements that instances of other members left here for each other.
 #[derive(Default)]
 pub struct Board {
     members: HashMap<MemberId, Vec<(Duration, Statement)>>,
 }
 
 impl Board {
-    /// Takes a statement of `from`, which has proved that it is that member, and gives those of its
+    /// Takes a statement of `from`, which has proved to be that member, and returns those of its
     /// other instances.
     pub fn exchange(
         &mut self,

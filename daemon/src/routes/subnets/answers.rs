@@ -1,6 +1,6 @@
-//! Whether the members that offer subnets answer, by probes, so that another offer is used when one
-//! does not. The choice is slow to change: packets of one connection should not go now here, now
-//! there. What is shown follows the last answer.
+//! Probes whether the members that offer subnets answer, so that another offer is used if one does
+//! not. The choice changes slowly, because packets of one connection should not alternate between
+//! two routers. The state shown follows the last answer.
 
 use p2pvm_overlay::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ struct Row {
     silent: bool,
 }
 
-/// What the probes said.
+/// The results of the probes.
 #[derive(Debug, Default)]
 pub(super) struct Answers(BTreeMap<MemberId, Row>);
 
@@ -41,7 +41,7 @@ impl Answers {
         (self.silent(), self.recovering()) != before
     }
 
-    /// Those of the silent that have just answered again.
+    /// Silent members that have just answered again.
     pub fn recovering(&self) -> BTreeSet<MemberId> {
         self.0
             .iter()

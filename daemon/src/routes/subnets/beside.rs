@@ -1,11 +1,11 @@
-//! What is said of a LAN that another p2pvm network of this machine accepts too: which of the two
-//! leads there, why, and the command that decides it for good.
+//! The notes and findings about a LAN that another p2pvm network of this machine accepts too: which
+//! of the two leads there, why, and the command that decides it for good.
 
 use p2pvm_host::{Finding, Net, observed::HoldState, sharing::SharedLan};
 use std::path::Path;
 
-/// What is added to, or stands in place of, a used offer's note; none: nobody else accepts it. The
-/// boolean: packets of this machine go into this network.
+/// The addition to a used offer's note, or its replacement; `None` if no other network accepts it.
+/// The boolean tells whether packets of this machine go into this network.
 pub(super) fn note(net: &Net, shared: &[SharedLan]) -> Option<(bool, String)> {
     let of_it = |found: &&SharedLan| found.net == *net || found.within == Some(*net);
     let found = shared
@@ -47,7 +47,7 @@ fn why_there(found: &SharedLan) -> &'static str {
     }
 }
 
-/// What the board says of them; `dir` is this network's state directory.
+/// The board's findings about them; `dir` is this network's state directory.
 pub(super) fn findings(shared: &[SharedLan], dir: &Path) -> Vec<Finding> {
     shared.iter().map(|found| finding(found, dir)).collect()
 }

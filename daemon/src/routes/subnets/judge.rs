@@ -1,5 +1,5 @@
-//! What is done with an offered subnet here, by the policy, this host's own routes and who can be
-//! reached.
+//! Decides the use of an offered subnet here, by the policy, this host's own routes and the members
+//! that answer.
 
 use super::SHORTEST_PREFIX;
 use p2pvm_host::rules::DEFAULT_LIKE;
@@ -9,12 +9,12 @@ use p2pvm_overlay::{
 };
 use std::{collections::BTreeSet, fmt};
 
-/// What is done with an offer here.
+/// The use of an offer here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Use {
-    /// Packets for it go there, but for a part that this host reaches by itself.
+    /// Packets for it go there, except for a part that this host reaches by itself.
     Used(Option<Cidr>),
-    /// Packets for it go there, although that member does not answer: no other one does.
+    /// Packets for it go there although that member does not answer, because no other one does.
     Silent,
     Own,
     NotAccepted,
@@ -48,13 +48,13 @@ impl fmt::Display for Use {
             Self::Own => f.write_str("offered by this member"),
             Self::NotAccepted => f.write_str(
                 "not used: the network has no policy, and 'p2pvm \
-                route accept' was not said here",
+                route accept' was not given here",
             ),
-            Self::SwitchedOff => f.write_str("not used: 'p2pvm route accept --off' was said here"),
+            Self::SwitchedOff => f.write_str("not used: 'p2pvm route accept --off' was given here"),
             Self::Refused(subnet) => write!(
                 f,
                 "not used: 'p2pvm route accept --off {subnet}' was \
-                said here"
+                given here"
             ),
             Self::NotAllowed => f.write_str(
                 "not used: the policy does not allow this member to \
@@ -86,19 +86,19 @@ impl fmt::Display for Use {
     }
 }
 
-/// What an offer is judged by.
+/// The state by which an offer is judged.
 pub(super) struct Judge<'a> {
     pub me: MemberId,
     pub network: Cidr,
-    /// The routes that this host has otherwise.
+    /// This host's other routes.
     pub local: &'a [Cidr],
     pub policy: Option<&'a NetworkPolicy>,
     pub accept: Option<bool>,
-    /// Subnets that are not used whatever is accepted.
+    /// Subnets that are never used.
     pub refused: &'a [Cidr],
     /// Members that do not answer.
     pub silent: &'a BTreeSet<MemberId>,
-    /// Those of them that have just answered again.
+    /// Silent members that have just answered again.
     pub recovering: &'a BTreeSet<MemberId>,
 }
 
@@ -117,7 +117,7 @@ impl Judge<'_> {
             .is_none_or(|policy| policy.allows_route(&offer.subnet, &offer.party).is_some())
     }
 
-    /// What is done with `offer` among all that are known.
+    /// The use of `offer`, given all known offers.
     pub fn judge(&self, offer: &Offered, all: &[Offered]) -> Use {
         if offer.subnet.overlaps(&self.network)
             || offer.subnet.prefix() < SHORTEST_PREFIX
@@ -152,7 +152,7 @@ impl Judge<'_> {
             return Use::OverlapsRoute(*route);
         }
         let silent = |offer: &Offered| self.silent.contains(&offer.member);
-        // Of those that answer the eldest; if nobody does, the eldest of all.
+        // Of those that answer the oldest; if none does, the oldest of all.
         let rank = |offer: &Offered| (silent(offer), offer.since, offer.member);
         let rivals = all.iter().filter(|other| {
             other.subnet == offer.subnet && other.member != self.me && self.allows(other)

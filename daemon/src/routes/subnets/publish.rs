@@ -1,4 +1,4 @@
-//! Tells the other members what this one offers, and takes it back at the end.
+//! Publishes this member's offer to the others, and withdraws it at the end.
 
 use super::{Published, Subnets, lock};
 use p2pvm_api::{Doing, Outcome};
@@ -11,19 +11,18 @@ use std::time::{Duration, Instant};
 
 /// How long before an offer that is not renewed is forgotten. Reason: its host is gone.
 const OFFER_SECONDS: u64 = 1800;
-/// How long before an offer is told again: the first time, the second, then always. Reason: a
-/// member that was just connecting may have missed it; then it has three chances to be heard in
-/// time.
+/// How long before an offer is published again: the first time, the second, then always. Reason: a
+/// member that was just connecting may have missed it; then it has three chances to get it in time.
 const RENEW_AFTER: [Duration; 3] = [
     Duration::from_secs(4),
     Duration::from_secs(30),
     Duration::from_secs(600),
 ];
-/// How long the last word to the others may take when the daemon ends.
+/// How long the withdrawal may take when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(700);
 
 impl Subnets {
-    /// Tells the others what is offered here, if that is news or due.
+    /// Publishes this member's offer, if it has changed or is due.
     pub(super) fn publish(&self, subnets: Vec<Cidr>, multicast: bool, since: u64) -> Outcome<()> {
         let mut published = lock(&self.published);
         let news = published
@@ -31,15 +30,15 @@ impl Subnets {
             .is_none_or(|last| last.subnets != subnets || last.multicast != multicast);
         let due = match &*published {
             Some(last) => {
-                // Others may hold an offer of ours that is newer by its number: a clock that was
-                // ahead made it.
+                // Others may hold an offer of ours with a higher number, from a clock that was
+                // ahead.
                 let (told, time) = *lock(&self.told);
                 let overtaken = self.parts.notices.offer_number(self.parts.me()) > told
                     || time != NetworkTime::of_process().times_set();
                 news || overtaken
                     || last.at.elapsed() >= RENEW_AFTER[last.times.min(RENEW_AFTER.len() - 1)]
             }
-            // A former run may have been killed before it could take its offer back.
+            // A previous run may have been killed before it could withdraw its offer.
             None => {
                 multicast
                     || !subnets.is_empty()
@@ -86,7 +85,7 @@ impl Subnets {
         Notice::Offer(Box::new(offer))
     }
 
-    /// Takes the offers back: the daemon ends.
+    /// Withdraws the offers: the daemon ends.
     pub async fn close(&self) {
         let offers = lock(&self.published)
             .take()

@@ -59,7 +59,7 @@ impl Subnets {
             .forwarding
             .filter(|_| !before.offers.contains(&subnet))
         {
-            // It has not been published: nothing half-done stays.
+            // It has not been published: no half-done change stays.
             self.change(|kept| {
                 *kept = before;
                 Ok(())
@@ -79,7 +79,7 @@ impl Subnets {
         })
     }
 
-    /// Takes an offer back.
+    /// Withdraws an offer.
     pub fn withdraw(&self, text: &str) -> Outcome<RouteWithdrawn> {
         let subnet = subnet(text)?;
         self.change(|kept| {
@@ -97,7 +97,7 @@ impl Subnets {
         })
     }
 
-    /// Whether this host uses what others offer: all of it, or `only` one subnet.
+    /// Sets whether this host uses others' offers: all of them, or `only` one subnet.
     pub fn accept(&self, on: bool, only: Option<&str>) -> Outcome<RoutesAccepted> {
         let only = only.map(subnet).transpose()?;
         self.change(|kept| match only {
@@ -123,7 +123,7 @@ impl Subnets {
         Ok(RoutesAccepted { accept: on, used })
     }
 
-    /// All offers known, and what is done with each here.
+    /// All known offers, and the use of each here.
     pub fn list(&self) -> Vec<RouteView> {
         lock(&self.views).clone()
     }

@@ -1,4 +1,4 @@
-//! What is done with each offer, for those who ask: views, log lines and findings.
+//! The use of each offer, for views, log lines and findings.
 
 use super::{
     Subnets, beside,
@@ -14,7 +14,7 @@ use p2pvm_overlay::{
 use std::{collections::BTreeMap, net::IpAddr};
 
 impl Subnets {
-    /// Remembers what is done with each offer, for those who ask, and logs what changed.
+    /// Stores the use of each offer for views, and logs what changed.
     pub(super) fn show(&self, judged: &[(&Offered, Use)], report: &Report) {
         let note = |offer: &Offered, done: &Use| match done {
             Use::Own => own_note(&offer.subnet, report),
@@ -59,7 +59,7 @@ impl Subnets {
         {
             tracing::info!(subnet = %view.subnet, by = %view.by, "route: {}", view.note);
         }
-        // What another network of this machine leads to is reached.
+        // A LAN that another network of this machine leads to is reached.
         let is_here =
             |offer: &Offered, done: &Use| beside(offer, done).is_none_or(|(here, _)| here);
         let is_silent = |offer: &Offered, done: &Use| *done == Use::Silent && is_here(offer, done);
@@ -104,7 +104,7 @@ fn name(offer: &Offered) -> String {
     }
 }
 
-/// What is said of an own offer.
+/// The note on an own offer.
 fn own_note(subnet: &Cidr, report: &Report) -> String {
     match (&report.forwarding, report.blocked.first()) {
         (Some(why), _) => format!("not offered: this machine does not forward into it: {why}"),

@@ -1,11 +1,11 @@
-//! How the NAT before this node maps and filters, found out with members in the place of RFC 5780's
-//! servers.
+//! Finds out how the NAT in front of this node maps and filters, with members in place of RFC
+//! 5780's servers.
 //!
-//! One public member is enough for most of it: it sends an answer that nobody asked for from a port
-//! of its own (does it come in?), then answers a STUN request at that port (does it see the address
-//! that its usual port saw?). A second one, to which this node never wrote, knocks from its usual
-//! port (does even that come in?). What is not heard counts as filtered only if the same port is
-//! then reached: otherwise it shows nothing.
+//! One public member is enough for most of it: it sends an unsolicited answer from a port of its
+//! own (does it come in?), then answers a STUN request at that port (does it see the address that
+//! its usual port saw?). A second one, to which this node never wrote, knocks from its usual port
+//! (does even that come in?). A knock that does not arrive counts as filtered only if the same port
+//! is then reachable; otherwise it shows nothing.
 
 use super::{State, nat::is_public_own};
 use crate::{connect::message::NatKind, id::MemberId};
@@ -18,10 +18,9 @@ use std::{
 /// How long before a NAT forgets the addresses that we wrote to. Reason: RFC 4787 REQ-5 asks for 2
 /// minutes at least, and some keep 5.
 const REMEMBERED: Duration = Duration::from_secs(310);
-/// How many ports a NAT that counts may have given to others between two of ours.
+/// How many ports a counting NAT may have given to others between two of ours.
 const MAX_STEP: u16 = 24;
-/// How many ports are guessed ahead. Odd, so that two NATs that count meet in the middle (see
-/// [`order`]).
+/// How many ports are guessed. Odd, so that two counting NATs meet in the middle (see [`order`]).
 pub(crate) const GUESSES: u16 = 9;
 
 /// The senders that a NAT or firewall lets in (RFC 4787 §5).
@@ -38,7 +37,7 @@ pub(crate) enum Filtering {
     Port,
 }
 
-/// What the examination showed.
+/// The result of the examination.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Finding {
     pub filtering: Filtering,
@@ -51,7 +50,7 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    /// Another port of the member that saw us at `mapped` saw us at `second`.
+    /// Notes that another port of the member that saw us at `mapped` saw us at `second`.
     pub fn note_second(&mut self, mapped: SocketAddr, second: SocketAddr, now: Instant) {
         if second != mapped {
             self.by_port = true;
@@ -67,15 +66,15 @@ pub(crate) fn refine(kind: NatKind, finding: &Finding) -> NatKind {
         (NatKind::Symmetric, _) if finding.newest.is_some() => NatKind::Counting,
         (NatKind::Open, Filtering::Port) => NatKind::Firewalled,
         (NatKind::Cone, Filtering::Address) => NatKind::AddressCone,
-        // Without a stranger's knock it is not known to filter at all, and few firewalls look at
-        // addresses alone.
+        // Without a stranger's knock it is unknown whether it filters at all, and few firewalls
+        // filter by address alone.
         (NatKind::Open, Filtering::Address) if finding.complete => NatKind::AddressCone,
         (NatKind::Cone, Filtering::Independent) => NatKind::FullCone,
         (kind, _) => kind,
     }
 }
 
-/// Addresses that our packets go to: a NAT may let in any sender there.
+/// Addresses that we write to; a NAT may then let in any sender there.
 #[derive(Default)]
 pub(crate) struct Written(HashMap<IpAddr, Instant>);
 
@@ -105,10 +104,10 @@ pub(crate) fn guesses(newest: SocketAddr) -> impl Iterator<Item = SocketAddr> {
         .filter_map(move |n| Some(SocketAddr::new(newest.ip(), newest.port().checked_add(n)?)))
 }
 
-/// In which order the other's guessed addresses are written to. Each write makes a mapping of ours,
-/// so where both NATs count, the n-th write of one side must go where the other's m-th write comes
-/// from and the other way round. With one side counting up and the other down, both meet in the
-/// middle as long as the other mappings made meanwhile differ by an even number.
+/// Orders the other's guessed addresses. Each write makes a mapping of ours. So if both NATs count,
+/// the n-th write of one side must go to the address of the other's m-th write, and the other way
+/// round. With one side counting up and the other down, both meet in the middle, as long as the
+/// numbers of other mappings made meanwhile differ by an even number.
 pub(crate) fn order(mut guessed: Vec<SocketAddr>, opened_by_us: bool) -> Vec<SocketAddr> {
     guessed.sort();
     if !opened_by_us {
@@ -120,28 +119,28 @@ pub(crate) fn order(mut guessed: Vec<SocketAddr>, opened_by_us: bool) -> Vec<Soc
 /// What an examination needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The member sends a datagram to our address outside, from a port of its own or from its usual
-    /// one.
+    /// Make the member send a datagram to our outside address, from a port of its own or from its
+    /// usual one.
     Knock {
         member: MemberId,
         mapped: SocketAddr,
         elsewhere: bool,
     },
-    /// The address is asked by STUN.
+    /// Ask the address by STUN.
     Stun(SocketAddr),
 }
 
-/// What came of a knock.
+/// The result of a knock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Knocked {
     pub heard: bool,
-    /// The member has answered that it knocked.
+    /// Whether the member has answered that it knocked.
     pub done: bool,
     /// The port of its own that it knocked from.
     pub port: Option<u16>,
 }
 
-/// The examination of what stands between this node and one member.
+/// The examination of the path to one member.
 #[derive(Debug)]
 pub(crate) struct Examination {
     server: SocketAddr,
@@ -153,7 +152,7 @@ pub(crate) struct Examination {
 }
 
 impl Examination {
-    /// With `helper`, whose address `server` sees us as `mapped`.
+    /// An examination with `helper`, whose address `server` sees us as `mapped`.
     pub fn new(helper: MemberId, server: SocketAddr, mapped: SocketAddr) -> Self {
         Self {
             server,
@@ -169,17 +168,17 @@ impl Examination {
         }
     }
 
-    /// What is to be done next: once for each step.
+    /// The next step; each is returned once.
     pub fn poll(&mut self) -> Option<Step> {
         self.next.take()
     }
 
-    /// What was found, once nothing is left to do.
+    /// The result, once no step is left.
     pub fn finding(&self) -> Option<Finding> {
         self.is_done.then_some(self.finding)
     }
 
-    /// The last knock is over.
+    /// Takes the result of the last knock.
     pub fn knocked(&mut self, knocked: Knocked) {
         if self.finding.filtering == Filtering::Address {
             // That was the stranger.
@@ -197,8 +196,8 @@ impl Examination {
         }
     }
 
-    /// The member's other port saw us at `second`, or did not answer. `let_through`: the router
-    /// lets everybody through to us there. `stranger`: see [`State::stranger`].
+    /// The member's other port saw us at `second`, or did not answer. `let_through`: whether the
+    /// router lets all packets there through to us. `stranger`: see [`State::stranger`].
     pub fn seen(
         &mut self,
         second: Option<SocketAddr>,
@@ -229,8 +228,8 @@ impl Examination {
 }
 
 impl State {
-    /// A public member to which nothing was ever sent from our port. `is_linked`: whether there is
-    /// anything like a link to it.
+    /// A public member that our port never wrote to. `is_linked` tells whether there is any link to
+    /// it.
     pub fn stranger(
         &self,
         v4: bool,
@@ -239,26 +238,26 @@ impl State {
         now: Instant,
     ) -> Option<MemberId> {
         connected.iter().copied().find(|member| {
-            let Some((_, whereabouts)) = self.known.get(member) else {
+            let Some((_, reachability)) = self.known.get(member) else {
                 return false;
             };
-            let mut addresses = whereabouts
+            let mut addresses = reachability
                 .candidates
                 .iter()
                 .map(|c| c.addr)
                 .filter(|addr| addr.is_ipv4() == v4)
                 .peekable();
-            // One whose own UDP is blocked would knock in vain: it must have shown that it gets
-            // through.
-            matches!(whereabouts.nat, NatKind::Open | NatKind::Firewalled)
-                && whereabouts.candidates.iter().any(is_public_own)
+            // A member whose own UDP is blocked would knock without effect: it must have shown that
+            // its packets get through.
+            matches!(reachability.nat, NatKind::Open | NatKind::Firewalled)
+                && reachability.candidates.iter().any(is_public_own)
                 && !is_linked(*member)
                 && addresses.peek().is_some()
                 && addresses.all(|addr| !self.nat.written.contains(addr.ip(), now))
         })
     }
 
-    /// The member to ask where a NAT that counts stands now, so that guesses are fresh.
+    /// The member to ask for a counting NAT's present counter, so that guesses are fresh.
     pub fn counter_helper(&self) -> Option<(MemberId, SocketAddr)> {
         self.nat
             .helper

@@ -1,5 +1,5 @@
-//! What is due each second for the links that stand: better paths are tried, relays reviewed,
-//! punches counted; and a path that falls silent is bridged at once.
+//! The work due each second for standing links: better paths are tried, relays reviewed, punches
+//! counted, and a silent path is replaced at once.
 
 use super::{Action, Host, State, punches::PUNCH_LIFE};
 use crate::{connect::message::NatKind, id::MemberId, plane::Path};
@@ -8,15 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a link may carry nothing before no better path is sought for it.
+/// How long a link may be idle before no better path is looked for.
 pub(crate) const WORTH_IMPROVING: Duration = Duration::from_secs(60);
-/// How long before the links that go through relays are looked at again.
+/// How long before links through relays are checked again.
 const TEND_EVERY: Duration = Duration::from_secs(2);
 /// How long before a link that has no spare relay is reviewed again.
 const REVIEW_SOON: Duration = Duration::from_secs(8);
 /// How long before a link that has its spare relay is reviewed for a better one.
 const REVIEW_EVERY: Duration = Duration::from_secs(30);
-/// How long before a member whose path is silent again is bridged again.
+/// How long before a member whose path falls silent again is bridged again.
 const BRIDGE_PAUSE: Duration = Duration::from_secs(3);
 
 /// A link that stands.
@@ -27,7 +27,7 @@ pub(crate) struct Link {
     pub rtt: Option<Duration>,
     /// Since when this path is used.
     pub since: Instant,
-    /// How long it has carried nothing.
+    /// How long the link has been idle.
     pub idle: Duration,
     /// Whether its direct path leaves from the second port.
     pub from_second_port: bool,
@@ -41,7 +41,7 @@ impl Link {
     }
 }
 
-/// What was last done for the links.
+/// What was last done for each link.
 #[derive(Default)]
 pub(crate) struct Upkeep {
     connected: HashSet<MemberId>,
@@ -61,11 +61,11 @@ impl State {
         self.note_punches(now, links.iter().map(|l| (l.member, l.path, l.since)));
         let off = |member: &MemberId| links.iter().any(|l| l.member == *member && !l.is_direct());
         self.retries.retain(off);
-        // A member that is reached directly is met by the port that this path leaves from.
+        // A direct member is met by the port that this path uses.
         let is_aside = |l: &Link| !l.is_direct() || l.from_second_port;
         self.aside
             .retain(|member| links.iter().any(|l| l.member == *member && is_aside(l)));
-        // Addresses could not be exchanged so well before with a member that has just connected.
+        // With a member that has just connected, addresses could not be exchanged as well before.
         let connected: HashSet<MemberId> = connected.iter().copied().collect();
         for member in connected.difference(&self.upkeep.connected) {
             self.retries.begin_anew(*member, now);
@@ -96,7 +96,7 @@ impl State {
         }
     }
 
-    /// Sees to it that a link through a relay has a spare one, and the better one.
+    /// Ensures that a link through a relay has a spare one, and the better one.
     fn tend_relays(&mut self, now: Instant, links: &[Link]) {
         let since = |at: Instant| now.saturating_duration_since(at);
         if self.upkeep.tended.is_some_and(|at| since(at) < TEND_EVERY) {
@@ -130,7 +130,7 @@ impl State {
         }
     }
 
-    /// Counts the punches that have come through since, and forgets those that nobody waits for.
+    /// Counts the punches that have succeeded since, and forgets those that nobody waits for.
     pub fn note_punches(
         &mut self,
         now: Instant,
@@ -147,7 +147,7 @@ impl State {
         self.punches.forget(wanted, now);
     }
 
-    /// Whether this side keeps the NAT mappings of a direct link alive. One of the two is enough:
+    /// Whether this side keeps the NAT mappings of a direct link alive. One side is enough, because
     /// the other answers.
     fn keeps_alive(&self, member: MemberId) -> bool {
         let theirs = self

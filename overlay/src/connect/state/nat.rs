@@ -1,14 +1,14 @@
-//! What is known of the NAT before this node, and what others' answers say about it.
+//! What is known of the NAT in front of this node, and the judgement of others' answers.
 //!
-//! IPv4 and IPv6 are judged apart. What is told to others is the IPv4 side where there is one: IPv6
-//! has no NATs, and a firewall there is passed whenever both write at once.
+//! IPv4 and IPv6 are judged separately. Others are told the IPv4 result if there is one: IPv6 has
+//! no NATs, and a firewall there opens whenever both sides write at once.
 
 use super::{
     Action, State,
     examine::{self, Finding, Written},
 };
 use crate::{
-    connect::message::{Candidate, CandidateKind, NatKind, Whereabouts},
+    connect::message::{Candidate, CandidateKind, NatKind, Reachability},
     id::MemberId,
     plane::packet::is_site_local,
     portmap,
@@ -18,35 +18,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a finding is believed; less long where a second member's help was missing.
+/// How long a finding is believed; shorter if a second member's help was missing.
 const FINDING_LIFE: Duration = Duration::from_secs(600);
 const FINDING_LIFE_INCOMPLETE: Duration = Duration::from_secs(4);
-/// How long it is believed while a link in use is not direct. Reason: that may be for another NAT
+/// How long it is believed while a link in use is not direct. Reason: the NAT may be another one
 /// than the one found.
 const FINDING_LIFE_WANTED: Duration = Duration::from_secs(40);
 
-/// What a closer look at one address family showed.
+/// The result of a closer look at one address family.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Examined {
     pub finding: Finding,
-    /// At which outside address, and when.
+    /// The outside address it was made at, and when.
     pub found: Option<(SocketAddr, Instant)>,
 }
 
 /// What is known of the NAT before this node.
 #[derive(Default)]
 pub(crate) struct Nat {
-    /// What stands before this node, by IPv4 where it has that.
+    /// The kind of NAT, by IPv4 if this node has that.
     pub kind: NatKind,
-    /// What stands before its IPv6 addresses.
+    /// The kind of firewall in front of its IPv6 addresses.
     pub kind6: NatKind,
     /// Its address as others see it, where a NAT changes it, and the previous one.
     pub reflexive: Option<SocketAddr>,
     reflexive_before: Option<SocketAddr>,
     pub mapped: Option<SocketAddr>,
     pub mapped_by: Option<portmap::Protocol>,
-    /// The newest mapping, also where it is no longer held: what came through it goes on through
-    /// it.
+    /// The newest mapping, also if it is no longer held: flows through it go on.
     pub mapped_last: Option<SocketAddr>,
     pub four: Examined,
     pub six: Examined,
@@ -58,14 +57,14 @@ pub(crate) struct Nat {
 }
 
 impl Nat {
-    /// Forgets what another network may have made wrong.
+    /// Forgets everything that may differ in another network.
     pub fn forget(&mut self) {
         (self.mapped, self.mapped_by, self.helper) = (None, None, None);
         self.kind6 = NatKind::Unknown;
         self.doubt();
     }
 
-    /// Nothing that was found out is sure any more: it is found out again, and said to be unknown
+    /// Marks all findings as uncertain: they are found out again, and others are told "unknown"
     /// meanwhile.
     pub fn doubt(&mut self) {
         (self.kind, self.reflexive) = (NatKind::Unknown, None);
@@ -77,27 +76,27 @@ impl Nat {
     }
 }
 
-/// What the answers of one round mean.
+/// The judgement of one round's answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub kind: NatKind,
-    /// Our address outside, if others see another than ours.
+    /// Our outside address, if others see another than ours.
     pub reflexive: Option<SocketAddr>,
-    /// Answers that tell how the NAT maps.
+    /// Answers that show how the NAT maps.
     pub telling: usize,
 }
 
-/// Judges the answers of one round. `seen`: the server asked and our address as it saw it.
-/// `let_through` knows the ports that the router lets everybody through to us: a member that wrote
-/// to us there sees us there, others see what the NAT gives us, so the one says nothing about the
-/// other.
+/// Judges the answers of one round. `seen` has the server asked and our address as it saw it.
+/// `let_through` knows the ports that the router lets all packets through to us. Such a port says
+/// nothing about the NAT: a member that wrote to us there sees us there, others see what the NAT
+/// gives us.
 pub(crate) fn judge(
     seen: &[(SocketAddr, SocketAddr)],
     (local, port): (&[IpAddr], u16),
     let_through: impl Fn(SocketAddr) -> bool,
 ) -> Verdict {
     let is_ours = |mapped: &SocketAddr| mapped.port() == port && local.contains(&mapped.ip());
-    // Someone in our own network sees our own address whatever stands at its border: the others
+    // A member in our own network sees our own address whatever NAT is at the border: the others
     // decide.
     let outside: Vec<_> = seen.iter().filter(|(_, mapped)| !is_ours(mapped)).collect();
     let telling: Vec<_> = outside
@@ -131,15 +130,15 @@ pub(crate) fn judge(
     }
 }
 
-/// Whether a member has it on an interface of its own and others can reach it.
+/// Whether a member has the address on an interface of its own and others can reach it.
 pub(crate) fn is_public_own(candidate: &Candidate) -> bool {
     candidate.kind == CandidateKind::Local && !is_private(&candidate.addr.ip())
 }
 
-/// Whether a member may be expected to hear everybody who writes to it.
-pub(crate) fn seems_open(whereabouts: &Whereabouts) -> bool {
-    matches!(whereabouts.nat, NatKind::Open | NatKind::Unknown)
-        && whereabouts.candidates.iter().any(is_public_own)
+/// Whether a member can be expected to accept packets from anywhere.
+pub(crate) fn seems_open(reachability: &Reachability) -> bool {
+    matches!(reachability.nat, NatKind::Open | NatKind::Unknown)
+        && reachability.candidates.iter().any(is_public_own)
 }
 
 /// Whether an address is of the kind that NATs hide (RFC 1918, RFC 6598, RFC 4193), or that means
@@ -152,7 +151,7 @@ pub(crate) fn is_private(ip: &IpAddr) -> bool {
 }
 
 impl Examined {
-    /// Whether what was found out about the NAT at `mapped` still holds.
+    /// Whether the finding about the NAT at `mapped` still holds.
     pub fn holds(&self, mapped: SocketAddr, wants_better: bool, now: Instant) -> bool {
         let life = match (self.finding.complete, wants_better) {
             (false, _) => FINDING_LIFE_INCOMPLETE,
@@ -166,7 +165,7 @@ impl Examined {
 }
 
 impl State {
-    /// Keeps what a round showed; the kind that stands now.
+    /// Stores the result of a round, and returns the present kind.
     pub(super) fn note(
         &mut self,
         now: Instant,
@@ -176,7 +175,7 @@ impl State {
     ) -> NatKind {
         let (mut kind, reflexive) = (verdict.kind, verdict.reflexive);
         let before = self.nat.kind;
-        // One member alone cannot tell a symmetric NAT from a cone: what two have shown stands.
+        // One member alone cannot tell a symmetric NAT from a cone: the result of two stays.
         if kind == NatKind::Cone
             && verdict.telling < 2
             && matches!(before, NatKind::Symmetric | NatKind::Counting)
@@ -199,14 +198,14 @@ impl State {
 
     fn note_kind(&mut self, now: Instant, kind: NatKind, reflexive: Option<SocketAddr>) {
         let nat = &mut self.nat;
-        // Another outside address: links and connections made before are dead, whichever end learns
-        // of it first.
+        // The outside address has changed: links and connections made before are dead, whichever
+        // end learns of it first.
         let moved = nat
             .reflexive
             .zip(reflexive)
             .is_some_and(|(was, is)| was.ip() != is.ip());
         // A router may keep a previous mapping beside the new one: each member sees its own, and
-        // none is news.
+        // neither is news.
         let in_turn = reflexive.is_some() && nat.reflexive_before == reflexive;
         let differs = nat.reflexive != reflexive;
         if differs {
@@ -214,7 +213,7 @@ impl State {
         }
         if nat.kind != kind || moved || (differs && !in_turn) {
             tracing::info!(?kind, ?reflexive, "what others see of us");
-            // What did not lead to a member before may do now.
+            // Paths that failed before may work now.
             self.retries.all_anew(now);
         }
         (self.nat.kind, self.nat.reflexive) = (kind, reflexive);
@@ -261,7 +260,7 @@ mod tests {
             kind: CandidateKind::Local,
             addr: SocketAddr::new(ip.parse().unwrap(), 7),
         };
-        let member = |ips: &[&str]| Whereabouts {
+        let member = |ips: &[&str]| Reachability {
             candidates: ips.iter().copied().map(local).collect(),
             nat: NatKind::Unknown,
             neighbours: Vec::new(),

@@ -1,8 +1,9 @@
-//! Counts what becomes of tries to reach a member directly: how many come through, at the first
+//! Counts the results of tries to reach a member directly: how many succeed, how many at the first
 //! try, and how soon.
 //!
-//! Both ends may begin at the same time, and one that asks in two ways exchanges addresses twice:
-//! exchanges within [`ONE_TRY`] of the first are one try, which is not decided before.
+//! Both ends may begin at the same time, and an end that asks in two ways exchanges addresses
+//! twice. So exchanges within [`ONE_TRY`] of the first are one try, whose result is not decided
+//! earlier.
 
 use crate::id::MemberId;
 use std::{
@@ -15,9 +16,9 @@ const LISTED: usize = 128;
 /// How long before the next exchange of addresses is another try. Reason: a dial waits at least as
 /// long for direct probes.
 const ONE_TRY: Duration = super::settle::PATIENCE.0;
-/// How long a punch to a member without a link lasts. The next one counts anew.
+/// How long a punch to a member without a link lasts. The next one is counted again.
 pub(crate) const PUNCH_LIFE: Duration = Duration::from_secs(60);
-/// How many members a punch may be under way to before others are not counted.
+/// How many members may be punched at a time before further ones are not counted.
 const MAX_OPEN: usize = 1024;
 
 /// One punch, as a user sees it.
@@ -25,30 +26,30 @@ const MAX_OPEN: usize = 1024;
 pub struct Punch {
     /// The member.
     pub member: MemberId,
-    /// How often addresses were exchanged and tried; exchanges within half a second of each other
-    /// are one try.
+    /// How many times addresses were exchanged and tried; exchanges within half a second of each
+    /// other are one try.
     pub tries: u32,
-    /// From the first try to the direct path, milliseconds; none: not yet.
+    /// From the first try to the direct path, milliseconds; `None` if there is none yet.
     pub direct_ms: Option<f64>,
     /// Whether the two NATs, as far as they are known, allow a direct path.
     pub allowed: bool,
 }
 
-/// What became of punches: tries to reach members directly where at least one side has a NAT or a
+/// The results of punches: tries to reach members directly if at least one side has a NAT or a
 /// firewall.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Punches {
-    /// Begun where the NATs allow it.
+    /// How many were begun where the NATs allow it.
     pub tried: u64,
-    /// Came through.
+    /// How many succeeded.
     pub direct: u64,
-    /// Came through at the first try.
+    /// How many succeeded at the first try.
     pub first_try: u64,
-    /// Begun although the NATs, as far as they are known, do not allow it.
+    /// How many were begun although the NATs, as far as known, do not allow it.
     pub hopeless: u64,
-    /// Median time to a direct path of those listed, milliseconds.
+    /// The median time to a direct path of those listed, milliseconds.
     pub median_ms: Option<f64>,
-    /// The newest.
+    /// The newest ones.
     pub list: Vec<Punch>,
 }
 
@@ -68,7 +69,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// A member's addresses are tried now.
+    /// Notes that a member's addresses are tried now.
     pub fn begin(&mut self, member: MemberId, allowed: bool, now: Instant) {
         if let Some(open) = self.open.get_mut(&member) {
             if now.saturating_duration_since(open.tried) >= ONE_TRY {
@@ -98,7 +99,7 @@ impl Log {
         }
     }
 
-    /// A direct path to the member is used since `since`.
+    /// Notes that a direct path to the member is used since `since`.
     pub fn direct(&mut self, member: MemberId, since: Instant) {
         let Some(open) = self.open.remove(&member) else {
             return;
@@ -118,14 +119,14 @@ impl Log {
         self.done.push_back(punch);
     }
 
-    /// There is no link to the member any more: what was tried has failed, and the next try begins
-    /// anew.
+    /// Ends the punches of members without a link: they have failed, and the next try is a new
+    /// punch.
     pub fn forget(&mut self, is_wanted: impl Fn(&MemberId, Duration) -> bool, now: Instant) {
         self.open
             .retain(|member, open| is_wanted(member, now.saturating_duration_since(open.began)));
     }
 
-    /// All of it.
+    /// The counts, and the newest punches.
     pub fn summary(&self) -> Punches {
         let mut list: Vec<Punch> = self
             .done

@@ -3,12 +3,12 @@
 
 use super::{Action, Host, State, Statement, examine, nat};
 use crate::{
-    connect::message::{Candidate, CandidateKind, MAX_CANDIDATES, NatKind, Whereabouts},
+    connect::message::{Candidate, CandidateKind, MAX_CANDIDATES, NatKind, Reachability},
     id::MemberId,
 };
 use std::{net::SocketAddr, time::Instant};
 
-/// The link to the member that was met, as it is now.
+/// The present link to the member that was met.
 pub(crate) struct LinkNow<'a> {
     /// Whether its path is direct.
     pub is_direct: bool,
@@ -18,7 +18,7 @@ pub(crate) struct LinkNow<'a> {
 
 impl State {
     /// Whether a direct path to the member is possible, as far as both sides' NATs are known.
-    pub fn may_reach(&self, now: Instant, host: &Host, theirs: &Whereabouts) -> bool {
+    pub fn may_reach(&self, now: Instant, host: &Host, theirs: &Reachability) -> bool {
         let ours = self.candidates(now, host);
         // A mapped port lets in everybody, whatever the NAT does otherwise.
         let kind = |nat: NatKind, of: &[Candidate]| {
@@ -31,7 +31,7 @@ impl State {
         if [our_kind, their_kind].contains(&NatKind::Blocked) {
             return false;
         }
-        // No NAT translates IPv6, so both know beforehand where the other is.
+        // No NAT translates IPv6, so each side knows the other's address beforehand.
         let six = |of: &[Candidate]| {
             of.iter()
                 .any(|c| c.addr.is_ipv6() && !nat::is_private(&c.addr.ip()))
@@ -49,7 +49,7 @@ impl State {
                 && (neighbours || our_kind.may_punch(their_kind)))
     }
 
-    /// Whether nothing is lost by writing at once to a member behind such a NAT.
+    /// Whether writing at once to a member behind such a NAT does no harm.
     pub fn knows_enough_to_punch(&self, host: &Host, theirs: NatKind) -> bool {
         let hidden = self.nat.reflexive.is_some()
             || (self.nat.kind == NatKind::Unknown && host.is_private());
@@ -62,10 +62,11 @@ impl State {
 
     /// Tries the member's addresses directly.
     ///
-    /// Right after the start it is not known yet whether our own NAT gives each destination another
-    /// mapping. Where the far end hears only the very port that it was told, a packet sent then
-    /// would take a mapping that nobody can guess later, for as long as the NAT remembers it. So
-    /// such a punch waits until that is known, and is agreed on again if ports have to be guessed.
+    /// Right after the start it is unknown whether our own NAT gives each destination another
+    /// mapping. If the far end accepts packets only from the very port that it was told, a packet
+    /// sent now would take a mapping that it cannot guess later, for as long as the NAT remembers
+    /// it. So such a punch waits until the mapping is known, and is agreed on again if ports have
+    /// to be guessed.
     pub(super) fn met(
         &mut self,
         now: Instant,
@@ -74,7 +75,7 @@ impl State {
         (statement, told): (Statement, &[Candidate]),
         link: &LinkNow<'_>,
     ) {
-        let theirs = statement.whereabouts.clone();
+        let theirs = statement.reachability.clone();
         self.remember(now, member, statement);
         self.choose_port(member, told, link);
         if self.knows_enough_to_punch(host, theirs.nat) {
@@ -89,7 +90,7 @@ impl State {
         now: Instant,
         member: MemberId,
         host: &Host,
-        theirs: &Whereabouts,
+        theirs: &Reachability,
         is_direct: bool,
     ) {
         let usable =
@@ -114,7 +115,7 @@ impl State {
         if between && !is_direct && !(told.is_empty() && guessed.is_empty()) {
             self.punches.begin(member, allowed, now);
         }
-        // Guesses first and one by one: where our own NAT counts, each takes its next port, in this
+        // Guesses first and one by one: if our own NAT counts, each takes its next port, in this
         // order.
         let guessed = guessed.iter().map(|c| c.addr).collect();
         self.actions.push_back(Action::Try {
@@ -126,10 +127,10 @@ impl State {
 
     // --- The second port
 
-    /// From which port the member's addresses are to be written to.
+    /// Selects the port from which the member's addresses are written to.
     fn choose_port(&mut self, member: MemberId, told: &[Candidate], link: &LinkNow<'_>) {
         let second = self.first_port_dead || self.aside.contains(&member);
-        // A way that carries is a flow of the port that it leaves from: it stays with it.
+        // A path that carries is a flow of the port that it uses, and stays with it.
         let ways = told
             .iter()
             .filter(|c| c.kind != CandidateKind::Local || !nat::is_private(&c.addr.ip()))
@@ -141,8 +142,8 @@ impl State {
         });
     }
 
-    /// Whether the member's try with this number is made from the second port: every other one,
-    /// where a direct path should be possible.
+    /// Whether the member's try with this number is made from the second port: every other one is,
+    /// if a direct path should be possible.
     pub fn choose_port_of_try(&mut self, member: MemberId, number: u32, is_hopeless: bool) -> bool {
         let second = number.is_multiple_of(2) && !is_hopeless && self.nat.kind != NatKind::Blocked;
         let was = if second {

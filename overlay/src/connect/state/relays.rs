@@ -1,12 +1,12 @@
-//! Which member passes datagrams on between two that cannot reach each other. Any that both reach
-//! will do and none is a must; best is the one over which the round trip is shortest, by what both
-//! sides have measured to it and, where they have not, by what network coordinates predict
-//! ([`crate::coordinates`]). A member may be unwilling (`relay = false`), and then says so; how
-//! much a willing one passes on is its plane's matter ([`crate::plane::RelayOffer`]).
+//! Selects the member that relays datagrams between two that cannot reach each other. Any member
+//! that both reach will do; the best is the one with the shortest round trip, as both sides have
+//! measured it, or else as network coordinates predict it ([`crate::coordinates`]). A member may be
+//! unwilling (`relay = false`) and then says so; how much a willing one relays is up to its plane
+//! ([`crate::plane::RelayOffer`]).
 
 use super::State;
 use crate::{
-    connect::message::{NatKind, Whereabouts},
+    connect::message::{NatKind, Reachability},
     coordinates::Coordinate,
     id::MemberId,
 };
@@ -19,12 +19,12 @@ use std::{
 const MAX_RELAYS: usize = 6;
 /// How many are tried at a time: one to use and one to spare.
 pub(crate) const AT_ONCE: usize = 2;
-/// How long before a member that would not relay is asked again.
+/// How long before a member that refused to relay is asked again.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
-/// A relay is better only if it saves a fifth of the round trip and at least this.
+/// How many milliseconds, and at least a fifth of the round trip, a better relay has to save.
 const WORTH_MS: u64 = 5;
 
-/// The members that would not relay.
+/// The members that refused to relay.
 #[derive(Default)]
 pub(crate) struct Relays {
     refused: HashMap<MemberId, Instant>,
@@ -51,21 +51,21 @@ impl Relays {
     }
 }
 
-/// A member that may pass datagrams on, as far as both sides know it.
+/// A member that may relay, as far as both sides know it.
 struct RelayCandidate {
     relay: MemberId,
     /// The measured round trips to it from us and from the member, in milliseconds.
     legs: (Option<u32>, Option<u32>),
     /// Whether both sides are connected with it.
     common: bool,
-    /// Whether everybody can reach it.
+    /// Whether every member can reach it.
     open: bool,
-    /// Where it stands by round trips.
+    /// Its network coordinate.
     place: Option<Coordinate>,
 }
 
-/// The round trip of a leg in milliseconds: as measured, else as the coordinates of its ends
-/// predict, with the error that is to be expected on top: of two alike the measured one is better.
+/// The round trip of a leg in milliseconds: as measured, else as predicted by the coordinates of
+/// its ends, plus the expected error, so that of two equal ones the measured one is better.
 fn leg(measured: Option<u32>, ends: (Option<Coordinate>, Option<Coordinate>)) -> Option<u64> {
     let predicted = || {
         let (one, other) = (ends.0?, ends.1?);
@@ -75,10 +75,10 @@ fn leg(measured: Option<u32>, ends: (Option<Coordinate>, Option<Coordinate>)) ->
     measured.map(u64::from).or_else(predicted)
 }
 
-/// The candidates with the round trip to expect over each, in the order to try them. What is
-/// measured on both sides, or open to all and measured or predicted, comes by its round trip; then
-/// what both are connected with; then what one side would have to dial. A wrong guess costs a try
-/// of some seconds, so a member that stands open comes first among those.
+/// The candidates with the expected round trip over each, in the order to try them. First those
+/// measured on both sides, and those open to all and measured or predicted, by round trip; then
+/// those connected to both; then those that one side would have to dial. A wrong choice costs a try
+/// of some seconds, so an open member comes first among those.
 fn rank(
     candidates: Vec<RelayCandidate>,
     here: Option<Coordinate>,
@@ -110,32 +110,32 @@ fn rank(
         .collect()
 }
 
-/// What the choice of a relay goes by on this side.
+/// What this side knows for the choice of a relay.
 pub(crate) struct Neighbours<'a> {
-    /// Members reached directly, and the round trips in milliseconds.
+    /// Members reached directly, with the round trips in milliseconds.
     pub direct: &'a HashMap<MemberId, u32>,
     pub connected: &'a [MemberId],
-    /// Where this node stands by round trips.
+    /// This node's network coordinate.
     pub here: Option<Coordinate>,
-    /// Where a neighbour on the ring stands.
+    /// The network coordinate of a neighbour on the ring.
     pub place: &'a dyn Fn(&MemberId) -> Option<Coordinate>,
 }
 
 impl State {
-    /// Where a member stands by round trips: as the ring's neighbour says (`on_ring`), or as it
-    /// said when it was last met.
+    /// A member's network coordinate: as the ring's neighbour says (`on_ring`), or from the last
+    /// meeting.
     pub fn place(&self, member: &MemberId, on_ring: Option<Coordinate>) -> Option<Coordinate> {
         let said = || self.known.get(member)?.1.coordinate;
         on_ring.or_else(said).filter(Coordinate::is_known)
     }
 
-    /// The members through which `member` may be reached, best first, with the round trip to expect
-    /// in milliseconds.
+    /// The members that may relay to `member`, best first, each with the expected round trip in
+    /// milliseconds.
     pub fn relays_to(
         &self,
         now: Instant,
         member: MemberId,
-        theirs: &Whereabouts,
+        theirs: &Reachability,
         ours: &Neighbours<'_>,
     ) -> Vec<(MemberId, Option<u64>)> {
         let their_legs: HashMap<MemberId, Option<u32>> =
@@ -169,7 +169,7 @@ impl State {
     }
 }
 
-/// The relay to try besides those a link has: if it has no spare one, or if a better one is known.
+/// The relay to try beside those of a link, if it has no spare one or a better one is known.
 /// `ranked`: see [`State::relays_to`].
 pub(crate) fn another(
     ranked: &[(MemberId, Option<u64>)],

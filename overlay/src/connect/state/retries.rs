@@ -1,7 +1,7 @@
-//! When a better path to a member is tried next: soon after the loss, then ever less often, but for
-//! a link in use never so seldom that it stays off the direct path for a minute after that would do
-//! again. News (another NAT or address on either side, a control connection that came back) begins
-//! anew. Sans-IO.
+//! Decides when a better path to a member is tried next: soon after the loss, then less and less
+//! often, but for a link in use often enough that it is back on a direct path within a minute of
+//! the time when one works again. News (another NAT or address on either side, a control connection
+//! that is back) restarts this. Sans-IO.
 
 use crate::id::MemberId;
 use std::{
@@ -9,12 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// First pause between two tries.
+/// How long before the second try.
 pub(crate) const FIRST: Duration = Duration::from_secs(5);
-/// Last pause where both NATs, as far as they are known, allow a direct path. Reason: with a try's
-/// own few seconds a direct path is there within half a minute of the end of what kept it away.
+/// How long before the next try at most, if both NATs, as far as known, allow a direct path.
+/// Reason: with a try's own few seconds the direct path is back within half a minute of the time
+/// when it works again.
 pub(crate) const LAST: Duration = Duration::from_secs(25);
-/// Last pause where they do not: what is known may have become wrong.
+/// How long before the next try at most, if they do not. Reason: what is known of them may have
+/// become wrong.
 pub(crate) const LAST_HOPELESS: Duration = Duration::from_secs(45);
 
 #[derive(Clone, Copy)]
@@ -24,12 +26,12 @@ struct Retry {
     tries: u32,
 }
 
-/// The members off the direct path.
+/// The members without a direct path.
 #[derive(Default)]
 pub(crate) struct Retries(HashMap<MemberId, Retry>);
 
 impl Retries {
-    /// Something is being tried for this member now: nothing else is for a while.
+    /// Notes that a path to this member is being tried: no other try starts for a while.
     pub fn hold_off(&mut self, member: MemberId, now: Instant) {
         self.0.entry(member).or_insert(Retry {
             next: now + FIRST,
@@ -38,8 +40,8 @@ impl Retries {
         });
     }
 
-    /// Which try is due now, if one is: the first is number 1. `hopeless`: by what is known it will
-    /// fail.
+    /// The number of the try that is due now, from 1, if one is. `hopeless`: by what is known it
+    /// will fail.
     pub fn due(&mut self, member: MemberId, now: Instant, hopeless: bool) -> Option<u32> {
         let retry = self.0.entry(member).or_insert(Retry {
             next: now,
@@ -47,7 +49,7 @@ impl Retries {
             tries: 0,
         });
         let last = if hopeless { LAST_HOPELESS } else { LAST };
-        // What seemed hopeless may not be any more.
+        // A try that seemed hopeless may not be any more.
         if retry.next > now && retry.next <= now + last {
             return None;
         }
@@ -57,21 +59,21 @@ impl Retries {
         Some(retry.tries)
     }
 
-    /// There is news of this member: it is tried at `at`, and again soon after that.
+    /// There is news of this member: it is tried at `at`, and soon after that again.
     pub fn begin_anew(&mut self, member: MemberId, at: Instant) {
         if let Some(retry) = self.0.get_mut(&member) {
             (retry.next, retry.pause) = (retry.next.min(at), FIRST / 2);
         }
     }
 
-    /// There is news of this node: all are tried at `at`.
+    /// There is news of this node: all members are tried at `at`.
     pub fn all_anew(&mut self, at: Instant) {
         for retry in self.0.values_mut() {
             (retry.next, retry.pause) = (retry.next.min(at), FIRST / 2);
         }
     }
 
-    /// Forgets those that are direct, or gone.
+    /// Forgets members with a direct path, and those that are gone.
     pub fn retain(&mut self, is_off: impl Fn(&MemberId) -> bool) {
         self.0.retain(|member, _| is_off(member));
     }

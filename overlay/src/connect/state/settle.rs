@@ -1,9 +1,9 @@
-//! Bringing a link to the best path there is, once two members have met: the direct probes are
-//! waited for, then relays are tried, two at a time, then a stream is opened.
+//! Brings a link to the best path, once two members have met: waits for the direct probes, then
+//! tries relays, two at a time, then opens a stream.
 
 use super::{Host, State};
 use crate::{
-    connect::message::{NatKind, Whereabouts},
+    connect::message::{NatKind, Reachability},
     id::MemberId,
     plane::Path,
 };
@@ -12,28 +12,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long direct probes are waited for, at least and at most, before a relay is tried beside
-/// them.
+/// How long to wait for direct probes, at least and at most, before a relay is tried beside them.
 pub(crate) const PATIENCE: (Duration, Duration) =
     (Duration::from_millis(500), Duration::from_millis(1500));
-/// How long slow direct probes are waited for before a stream is opened.
+/// How long to wait for slow direct probes before a stream is opened.
 const BEFORE_STREAM: Duration = Duration::from_millis(1000);
 /// How long before a stream that was opened is a path.
 const STREAM_LIMIT: Duration = Duration::from_secs(5);
 
-/// Which paths will do.
+/// The paths that satisfy a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// Any.
     Any,
     /// Any that does not itself rest on the ring: the link is to be one of its edges.
     Edge,
-    /// Direct or by stream: the link is to relay for others, or leads to a relay.
+    /// Direct or by stream: the link is used to relay for others, or leads to a relay.
     WithoutRelay,
 }
 
 impl Reach {
-    /// The path, if it will do.
+    /// The path, if it satisfies the caller.
     pub fn served_by(self, path: Option<Path>) -> Option<Path> {
         path.filter(|path| match self {
             Self::Any => true,
@@ -46,13 +45,13 @@ impl Reach {
 /// What the driver is to do, and to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Wait until it is known what the NAT does: [`Input::MappingKnown`].
+    /// Wait until the NAT's mapping is known: [`Input::MappingKnown`].
     AwaitMapping,
-    /// Wait until the link has a path that will do, or for this long: [`Input::Path`].
+    /// Wait for at most this long until the link has a path that satisfies: [`Input::Path`].
     AwaitPath(Reach, Duration),
     /// List the members that may relay: [`Input::Relays`].
     ListRelays,
-    /// Have the member relay: [`Input::Relayed`].
+    /// Make the member relay: [`Input::Relayed`].
     TryRelay(MemberId),
     /// Prefer a stream to relays from now on. Nothing to report.
     PreferStream,
@@ -60,19 +59,19 @@ pub(crate) enum Action {
     OpenStream,
 }
 
-/// What has come of it.
+/// The result of an action.
 pub(crate) enum Input {
     MappingKnown,
-    /// The path that will do, if there is one.
+    /// The path, if there is one that satisfies.
     Path(Option<Path>),
     Relays(Vec<MemberId>),
-    /// The path through the relay, if it will do.
+    /// The path through the relay, if it satisfies.
     Relayed(Option<Path>),
     /// Whether a stream was opened.
     Stream(bool),
 }
 
-/// The link as it is now.
+/// The present link.
 pub(crate) struct View<'a> {
     pub host: &'a Host,
     /// The path in use, if data can leave at once.
@@ -93,11 +92,11 @@ enum Phase {
     Done(Option<Path>),
 }
 
-/// See the module.
+/// The settling of one link.
 #[derive(Debug)]
 pub(crate) struct Settling {
     reach: Reach,
-    theirs: Whereabouts,
+    theirs: Reachability,
     /// How long the meeting took.
     took: Duration,
     is_blocked: bool,
@@ -109,13 +108,13 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
-    /// `theirs`: what the member said when it was met; `took`: how long that took.
+    /// `theirs` is the member's reachability, `took` the duration of the call.
     pub fn new(
         now: Instant,
         state: &State,
         host: &Host,
         reach: Reach,
-        (theirs, took): (Whereabouts, Duration),
+        (theirs, took): (Reachability, Duration),
     ) -> Self {
         let mut settling = Self {
             reach,
@@ -130,14 +129,14 @@ impl Settling {
         if state.knows_enough_to_punch(host, settling.theirs.nat) {
             settling.wait_for_direct(now, state, host);
         } else {
-            // The direct probes begin only then.
+            // The direct probes start only then.
             settling.actions.push_back(Action::AwaitMapping);
         }
         settling
     }
 
     /// Finds a relay, and nothing else.
-    pub fn by_relay(theirs: Whereabouts) -> Self {
+    pub fn by_relay(theirs: Reachability) -> Self {
         Self {
             reach: Reach::Edge,
             theirs,
@@ -150,7 +149,7 @@ impl Settling {
         }
     }
 
-    /// What is to be done next. All of it may be done at the same time.
+    /// The next action. Several may be carried out at the same time.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -163,7 +162,7 @@ impl Settling {
         }
     }
 
-    /// Takes what has come of an action.
+    /// Takes the result of an action.
     pub fn handle(&mut self, now: Instant, state: &State, view: &View<'_>, input: Input) {
         match (&mut self.phase, input) {
             (Phase::Mapping, Input::MappingKnown) => {
@@ -234,8 +233,8 @@ impl Settling {
         self.actions.extend(next);
     }
 
-    /// A stream is the last resort: unless UDP is known not to get through, the last direct probes
-    /// are waited for.
+    /// A stream is the last resort: the last direct probes are waited for, unless UDP is known not
+    /// to get through.
     fn wait_last(&mut self) {
         let last = if self.is_blocked {
             Duration::ZERO
@@ -259,14 +258,14 @@ impl Settling {
     }
 }
 
-/// What a try to get a link off its path does after the members have met.
+/// The next step of a try to get a link off its path, after the members have met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remedy {
-    /// The direct probes under way.
+    /// Wait for the direct probes under way.
     Probes,
-    /// A relay.
+    /// Add a relay.
     Relay,
-    /// A stream, preferred to relays from now on.
+    /// Open a stream, and prefer it to relays from now on.
     Stream,
 }
 
@@ -276,8 +275,8 @@ pub(crate) fn remedy(path: Path, ours: NatKind, theirs: NatKind) -> Remedy {
     match path {
         // A stream is a last resort: a relay that has appeared since is better.
         Path::Ring | Path::Stream if !is_blocked => Remedy::Relay,
-        // Where UDP turned out not to get through, a relay's last leg is a stream too: one of our
-        // own is shorter.
+        // If UDP does not get through, a relay's last leg is a stream too: a stream of our own is
+        // shorter.
         Path::Ring | Path::Relayed(_) if is_blocked => Remedy::Stream,
         _ => Remedy::Probes,
     }

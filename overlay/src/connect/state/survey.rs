@@ -1,8 +1,8 @@
-//! Finding out what stands between this node and the others: rounds of STUN against members, then a
+//! Finds out the NAT or firewall in front of this node: rounds of STUN against members, then a
 //! closer look with their help ([`super::examine`]).
 //!
-//! The driver does what [`Survey::poll`] returns, all at once, and reports each end with
-//! [`Survey::handle`]. What comes late, after its round is over, says nothing any more.
+//! The driver carries out what [`Survey::poll`] returns, all at once, and reports each end with
+//! [`Survey::handle`]. A report that comes after its round is over is ignored.
 
 mod look;
 
@@ -12,7 +12,7 @@ use super::{
     nat::{Verdict, is_private, is_public_own, judge, seems_open},
 };
 use crate::{
-    connect::message::{Candidate, NatKind, Whereabouts},
+    connect::message::{Candidate, NatKind, Reachability},
     id::MemberId,
 };
 use look::CloserLook;
@@ -22,48 +22,49 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many members are asked where they are in one round.
+/// How many members are asked for their reachability in one round.
 const SERVERS: usize = 3;
 /// How many members are asked by STUN in one round. Reason: two different ones tell a cone from a
-/// symmetric NAT; a third makes up for one that is NATted, unless it is known to be open: then it
-/// is better kept as one to which nothing was ever written.
+/// symmetric NAT. A third replaces one that is behind a NAT itself; if the two are known to be
+/// open, it is better kept as one that we never wrote to.
 const ASKED: usize = 2;
 /// How many addresses of a member are asked.
 const ADDRESSES: usize = 3;
-/// How long what a member said of itself is believed here.
+/// How long a member's reachability is believed here.
 const FRESH: Duration = Duration::from_secs(600);
-/// How long before the next round where others see an address of our own: things change rarely.
+/// How long before the next round if others see an address of our own. Reason: this rarely changes.
 const WHEN_OPEN: Duration = Duration::from_secs(300);
-/// How long behind a NAT: the mapping must be kept alive (many drop one after 30 s), unless the
-/// looks of [`super::watch`] do that.
+/// How long before the next round behind a NAT. Reason: the mapping must be kept alive (many expire
+/// after 30 s), unless the looks of [`super::watch`] do that.
 const WHEN_NATTED: Duration = Duration::from_secs(20);
-/// How long otherwise, where only the kind of NAT is to be found out again: a router may have been
-/// exchanged.
+/// How long before the next round if only the kind of NAT has to be found out again. Reason: the
+/// router may have been replaced.
 const WHEN_LOOKED_AFTER: Duration = Duration::from_secs(120);
-/// How long while UDP does not get through. Reason: a laptop moves, and the members that did not
-/// answer may have been those without UDP.
+/// How long before the next round while UDP does not get through. Reason: a laptop moves, and the
+/// members that did not answer may have been those without UDP.
 const WHEN_BLOCKED: Duration = Duration::from_secs(20);
-/// How long while the first port is silent, so that a router forgets its flows. Reason: Linux
-/// forgets a UDP flow 120 s after its last packet, and 30 s where nothing ever answered.
+/// How long before the next round while the first port is silent, so that a router forgets its
+/// flows. Reason: Linux forgets a UDP flow 120 s after its last packet, and an unanswered one after
+/// 30 s.
 const WHEN_PORT_DEAD: Duration = Duration::from_secs(130);
-/// How long while a link in use is not direct.
+/// How long before the next round while a link in use is not direct.
 const WHEN_WANTED: Duration = Duration::from_secs(30);
-/// How long while there is nobody to ask: that costs nothing.
+/// How long before the next round without members to ask. Reason: that costs nothing.
 const WHEN_ALONE: Duration = Duration::from_millis(50);
-/// How long before the second member has answered, and for how many rounds. Reason: with one member
-/// alone, a second that could tell more may never come.
+/// How long before the next round until the second member has answered, and for how many rounds.
+/// Reason: a second member that could show more may never come.
 const WHEN_HASTY: Duration = Duration::from_secs(2);
 const HASTY_ROUNDS: u32 = 5;
-/// How many rounds with members to ask and no answer there are before UDP counts as blocked.
+/// How many unanswered rounds before UDP counts as blocked.
 const SILENT_ROUNDS: u32 = 2;
-/// How many members are asked where they are, and how long before the next round, while the help of
-/// a second member is missing; and for how many rounds. Reason: in a network of few public members
+/// How many members are asked for their reachability, how long before the next round, and for how
+/// many rounds, while a second member's help is missing. Reason: in a network of few public members
 /// there may never be one.
 const SEEKING: usize = 8;
 const WHEN_SEEKING: Duration = Duration::from_secs(5);
 const SEEKING_ROUNDS: u32 = 8;
 
-/// What the survey has to know of the node at the moment of a decision.
+/// The node's state at the moment of a decision.
 pub(crate) struct View<'a> {
     pub host: &'a Host,
     pub connected: &'a [MemberId],
@@ -71,15 +72,15 @@ pub(crate) struct View<'a> {
     pub gets_through: bool,
     /// Whether a link in use is not direct.
     pub wants_better: bool,
-    /// Whether there is anything like a link to the member.
+    /// Whether there is any link to the member.
     pub is_linked: &'a dyn Fn(MemberId) -> bool,
 }
 
-/// What has happened.
+/// An event.
 pub(crate) enum Input {
     /// Time has passed.
     Tick,
-    /// What others see of this host may have changed.
+    /// Others may see this host at another address.
     Again,
     /// An end of [`Action::AskWhere`].
     Where(MemberId, Option<Statement>),
@@ -87,7 +88,7 @@ pub(crate) enum Input {
     Stun(Query, Option<SocketAddr>),
     /// An end of [`Action::AskAlive`].
     Alive(MemberId, bool),
-    /// The end of [`Action::LookFromSecondPort`]: whether somebody answered there.
+    /// The end of [`Action::LookFromSecondPort`]: whether a member answered there.
     SecondPort(bool),
     /// The end of [`Action::Knock`].
     Knocked(Knocked),
@@ -101,19 +102,19 @@ pub(crate) enum Action {
     AskWhere(MemberId),
     Stun(Query, SocketAddr),
     AskAlive(MemberId),
-    /// See whether somebody answers the second port; [`super::Input::FirstPortDead`] if so.
+    /// Find out whether a member answers the second port; [`super::Input::FirstPortDead`] if so.
     LookFromSecondPort,
     Knock {
         member: MemberId,
         mapped: SocketAddr,
         elsewhere: bool,
     },
-    /// See at which address a new port of the member sees us.
+    /// Find the address at which a new port of the member sees us.
     MapAnew {
         helper: MemberId,
         server: SocketAddr,
     },
-    /// Something has been learned. Nothing to report.
+    /// The survey has learned something. Nothing to report.
     Learned,
 }
 
@@ -130,7 +131,8 @@ pub(crate) struct Query {
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     member: MemberId,
-    /// It answered at a public address of its own, so it hears everybody who writes to it.
+    /// Whether it answered at a public address of its own, so that it accepts packets from
+    /// anywhere.
     open: bool,
     server: SocketAddr,
     mapped: SocketAddr,
@@ -149,7 +151,7 @@ struct Group {
 enum Phase {
     /// Nothing is asked until then.
     Rests(Instant),
-    /// Members are asked where they are.
+    /// Members are asked for their reachability.
     Asks(BTreeSet<MemberId>),
     /// Members are asked by STUN.
     Stuns(Vec<Group>),
@@ -157,19 +159,19 @@ enum Phase {
     Listens(BTreeSet<MemberId>),
     /// The second port is looked at.
     LooksAside,
-    /// What the answers mean is to be judged.
+    /// The answers are to be judged.
     Judges,
     LooksCloser(Box<CloserLook>),
 }
 
-/// See the module.
+/// The survey.
 #[derive(Debug)]
 pub(crate) struct Survey {
     phase: Phase,
     /// Rounds in a row without an answer, and rounds with somebody to ask.
     silent: u32,
     rounds: u32,
-    /// What others see may have changed while the round was under way.
+    /// Whether others may see another address since the round began.
     again: bool,
     number: u32,
     /// Members asked in this round that should have answered, and the answers.
@@ -204,12 +206,12 @@ impl Survey {
         }
     }
 
-    /// What is to be done next.
+    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Takes what has happened.
+    /// Takes an event.
     pub fn handle(&mut self, now: Instant, state: &mut State, view: &View<'_>, input: Input) {
         match input {
             Input::Tick => {}
@@ -247,7 +249,7 @@ impl Survey {
         self.proceed(now, state, view);
     }
 
-    /// Goes on until something has to be waited for.
+    /// Proceeds until something has to be waited for.
     fn proceed(&mut self, now: Instant, state: &mut State, view: &View<'_>) {
         loop {
             match &mut self.phase {
@@ -268,7 +270,7 @@ impl Survey {
 
     // --- A round
 
-    /// Members that said nothing of themselves lately are asked where they are.
+    /// Asks members that sent nothing of themselves lately for their reachability.
     fn begin(&mut self, now: Instant, state: &State, view: &View<'_>) {
         self.number = self.number.wrapping_add(1);
         (self.asked, self.seen) = (BTreeSet::new(), Vec::new());
@@ -294,13 +296,13 @@ impl Survey {
         let servers = servers(now, state, view.connected);
         let mut groups = Vec::new();
         for v4 in [true, false] {
-            // Without an address of our own that leads out there is nothing to ask.
+            // Without an address of our own that leads outside there is nothing to ask.
             let leads_out = |ip: &std::net::IpAddr| ip.is_ipv4() == v4 && (v4 || !is_private(ip));
             if !view.host.local.iter().any(leads_out) {
                 continue;
             }
-            for (member, whereabouts) in &servers {
-                let of_family = whereabouts
+            for (member, reachability) in &servers {
+                let of_family = reachability
                     .candidates
                     .iter()
                     .filter(|c| c.addr.is_ipv4() == v4);
@@ -308,7 +310,7 @@ impl Survey {
                 if candidates.is_empty() {
                     continue;
                 }
-                if seems_open(whereabouts) {
+                if seems_open(reachability) {
                     self.asked.insert(*member);
                 }
                 for (n, candidate) in candidates.iter().enumerate() {
@@ -331,7 +333,7 @@ impl Survey {
         self.phase = Phase::Stuns(groups);
     }
 
-    /// The first address of a member that answers counts.
+    /// The first address of a member to answer counts.
     fn answered(&mut self, group: usize, candidate: usize, mapped: Option<SocketAddr>) {
         let Phase::Stuns(groups) = &mut self.phase else {
             return;
@@ -351,8 +353,8 @@ impl Survey {
         }
     }
 
-    /// Whether it is for UDP that the members that should have answered did not: a member that is
-    /// gone answers nothing, and the control plane takes a while to notice that it is.
+    /// Finds out whether members failed to answer because of UDP: a member that is gone answers
+    /// nothing, and the control plane takes a while to notice that.
     fn listen(&mut self, view: &View<'_>) {
         self.rounds = self
             .rounds
@@ -395,7 +397,7 @@ impl Survey {
         if self.silent >= SILENT_ROUNDS {
             (verdict.kind, kind6) = (NatKind::Blocked, NatKind::Blocked);
         } else if verdict.kind == NatKind::Unknown {
-            // No IPv4, or nobody to ask there.
+            // No IPv4, or no member to ask there.
             verdict.kind = kind6;
         }
         if verdict.kind == NatKind::Unknown {
@@ -405,8 +407,7 @@ impl Survey {
             tracing::info!("the first port gets through again");
             state.handle(now, super::Input::FirstPortAlive);
         }
-        // What is known so far is worth telling at once: a closer look takes another round trip or
-        // two.
+        // The result so far is announced at once: a closer look takes another round trip or two.
         state.note(now, verdict, kind6, &view.host.local);
         self.actions.push_back(Action::Learned);
         (self.verdict, self.kind6) = (verdict, kind6);
@@ -421,7 +422,7 @@ impl Survey {
         let pause = self.pause(state, view, kind);
         self.phase = Phase::Rests(now + pause);
         if std::mem::take(&mut self.again) {
-            // What was found may be of before: nothing of it is waited for.
+            // The finding may be outdated: nobody waits for it.
             (self.silent, self.rounds) = (0, 0);
             self.phase = Phase::Rests(now);
         }
@@ -445,35 +446,35 @@ impl Survey {
     }
 }
 
-/// The members worth asking by STUN: those known to stand open first.
-fn servers(now: Instant, state: &State, connected: &[MemberId]) -> Vec<(MemberId, Whereabouts)> {
+/// The members worth asking by STUN: those known to be open first.
+fn servers(now: Instant, state: &State, connected: &[MemberId]) -> Vec<(MemberId, Reachability)> {
     let mut known: Vec<_> = connected
         .iter()
         .filter_map(|m| Some((*m, &state.known.get(m)?.1)))
         .collect();
-    // Two that know of nobody else and took each other's silence for their own would never ask
+    // Two members that know no other and took each other's silence for their own would never ask
     // again.
     if known.iter().any(|(_, w)| w.nat != NatKind::Blocked) {
         known.retain(|(_, w)| w.nat != NatKind::Blocked);
     }
-    // Those that were asked before first: the fewer are written to, the more may knock.
-    let asked = |w: &Whereabouts| {
+    // Those that were asked before come first: the fewer are written to, the more may knock.
+    let asked = |w: &Reachability| {
         w.candidates
             .iter()
             .any(|c| state.nat.written.contains(c.addr.ip(), now))
     };
     known.sort_by_key(|(member, w)| (!seems_open(w), !asked(w), *member));
-    let mut servers: Vec<(MemberId, Whereabouts)> = Vec::new();
-    for (member, whereabouts) in known.into_iter().take(SERVERS) {
+    let mut servers: Vec<(MemberId, Reachability)> = Vec::new();
+    for (member, reachability) in known.into_iter().take(SERVERS) {
         if servers.len() < ASKED || servers.iter().any(|(_, w)| !seems_open(w)) {
-            servers.push((member, whereabouts.clone()));
+            servers.push((member, reachability.clone()));
         }
     }
     servers
 }
 
-/// Takes back that UDP is blocked when a link shows that it is not, or when all members are gone
-/// that could have shown it.
+/// Withdraws that UDP is blocked, if a link shows that it is not, or if all members that could have
+/// shown it are gone.
 fn unblock(state: &mut State, view: &View<'_>) {
     if state.nat.kind == NatKind::Blocked && (view.gets_through || view.connected.is_empty()) {
         tracing::info!("UDP may get through after all");

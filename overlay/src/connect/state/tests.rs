@@ -83,13 +83,13 @@ fn address(n: u8) -> SocketAddr {
 
 fn open_member(n: u8) -> Statement {
     Statement {
-        whereabouts: Whereabouts {
+        reachability: Reachability {
             candidates: vec![Candidate {
                 kind: CandidateKind::Local,
                 addr: address(n),
             }],
             nat: NatKind::Open,
-            ..Whereabouts::default()
+            ..Reachability::default()
         },
         hidden: None,
     }
@@ -187,9 +187,9 @@ fn settled(theirs: NatKind, relays: &[(u8, bool)]) -> (Vec<settle::Action>, Opti
     let now = Instant::now();
     let state = State::new(member(1), ConnectOptions::default());
     let host = host();
-    let mut theirs = Whereabouts {
+    let mut theirs = Reachability {
         nat: theirs,
-        ..open_member(2).whereabouts
+        ..open_member(2).reachability
     };
     theirs.relay = true;
     let met = (theirs, Duration::from_millis(40));

@@ -1,7 +1,7 @@
-//! Behind a NAT the address that others see can change without this host hearing of it: a provider
-//! renumbers, a router starts anew. An open member is asked by STUN, always the same one, so that
-//! also a NAT that maps each destination apart shows when it has forgotten us; its mapping towards
-//! that member stays open by the way.
+//! Notices that a NAT has changed. Behind a NAT the outside address can change without this host
+//! noticing: a provider renumbers, a router restarts. So an open member is asked by STUN, always
+//! the same one, so that a NAT that maps by destination also shows when it has forgotten us. This
+//! keeps the mapping towards that member open, too.
 
 use super::{Action as StateAction, State};
 use crate::{connect::message::NatKind, id::MemberId};
@@ -11,50 +11,49 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long before a NAT's outside address is looked at again. Reason: its mapping stays open, and
-/// a change is known before ten seconds have passed; a look costs some 15 bytes a second both ways
-/// together.
+/// How long before the NAT's outside address is checked again. Reason: its mapping stays open, and
+/// a change is known within ten seconds; a check costs some 15 bytes a second, both ways together.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
-/// How long before the first look, and before one after a look that was not answered.
+/// How long before the first check, and before the next if one was not answered.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
-/// How long after the last look one is due where something on a direct link is not answered, or a
-/// member makes its link anew.
+/// How long after the last check the next is due if data on a direct link is not answered, or a
+/// member makes its link again.
 const LOOK_IN_DOUBT: Duration = Duration::from_secs(2);
-/// How many looks in a row without an answer there are before another member is asked.
+/// How many unanswered checks in a row before another member is asked.
 const MISSES: u32 = 3;
 
-/// What has happened.
+/// An event.
 pub(crate) enum Input {
     /// Time has passed; whether something is in doubt.
     Tick { doubt: bool },
     /// The end of [`Action::Look`].
     Seen(Option<SocketAddr>),
-    /// The end of [`Action::LookFromSecondPort`]: whether somebody answered there.
+    /// The end of [`Action::LookFromSecondPort`]: whether a member answered there.
     SecondPort(bool),
 }
 
-/// What the driver is to do, and to report.
+/// An action for the driver, which reports its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// See how the member at `server` sees the port that is written from.
+    /// Find the address at which the member at `server` sees the port that we send from.
     Look { server: SocketAddr, second: bool },
-    /// See whether somebody answers the second port; [`super::Input::FirstPortDead`] if so.
+    /// Find out whether a member answers the second port; [`super::Input::FirstPortDead`] if so.
     LookFromSecondPort,
-    /// What others see of this host is to be found out again. Nothing to report.
+    /// Find out again how others see this host. Nothing to report.
     SurveyAgain,
 }
 
-/// What the watch has to know of the node at the moment of a decision.
+/// The node's state at the moment of a decision.
 pub(crate) struct View<'a> {
     pub connected: &'a [MemberId],
     /// Whether data on a direct link is not answered.
     pub is_unanswered: bool,
 }
 
-/// See the module.
+/// The watch over a NAT's outside address.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// The member asked, and how it saw us.
+    /// The member asked, and the address at which it saw us.
     known: Option<(SocketAddr, SocketAddr)>,
     misses: u32,
     second: bool,
@@ -80,8 +79,8 @@ impl Watch {
 
     /// When the next look is due.
     pub fn due(&self) -> Instant {
-        // Without a first look there is nothing to compare with, and where one was not answered
-        // something may be changing.
+        // Without a first answer there is nothing to compare with, and an unanswered check may mean
+        // that something is changing.
         let pause = if self.known.is_some() && self.misses == 0 {
             LOOK_EVERY
         } else {
@@ -91,12 +90,12 @@ impl Watch {
         self.looked + if doubted { LOOK_IN_DOUBT } else { pause }
     }
 
-    /// What is to be done next.
+    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Takes what has happened.
+    /// Takes an event.
     pub fn handle(&mut self, now: Instant, state: &mut State, view: &View<'_>, input: Input) {
         match input {
             Input::Tick { doubt } => {
@@ -109,8 +108,8 @@ impl Watch {
                 if self.second {
                     state.reflexive_aside = seen.map(|mapped| (mapped, now));
                 }
-                // Where data on a direct link is not answered either, the port itself may be what a
-                // router has turned into a black hole.
+                // If data on a direct link is not answered either, a router may have turned the
+                // port itself into a black hole.
                 if seen.is_none() && !self.second && (self.misses > 0 || view.is_unanswered) {
                     self.actions.push_back(Action::LookFromSecondPort);
                 } else {
@@ -161,7 +160,7 @@ impl Watch {
             tracing::info!(was = %before, is = %mapped, "others see this host at another address");
             state.actions.push_back(StateAction::MappingChanged);
         }
-        // An answer lost forgets nothing: just then the address may be changing. A member that is
+        // A lost answer changes nothing: just then the address may be changing. A member that is
         // gone is replaced.
         self.misses = if seen.is_some() { 0 } else { self.misses + 1 };
         if self.misses == MISSES {
@@ -176,8 +175,8 @@ impl Watch {
     }
 }
 
-/// Whether both are one router's: the one the port that it lets through to us, the other what it
-/// gives us without that.
+/// Whether both addresses are of one router: one is the port that it lets through to us, the other
+/// what it gives us otherwise.
 fn is_same_router(state: &State, one: SocketAddr, other: SocketAddr) -> bool {
     one.ip() == other.ip() && [one, other].iter().any(|addr| state.is_let_through(*addr))
 }

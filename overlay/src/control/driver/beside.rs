@@ -1,9 +1,10 @@
-//! What becomes of a connection that falls silent though the member lives. A firewall that drops
-//! UDP from one moment on leaves QUIC to its idle timeout, more than ten seconds, before anything
-//! else would be tried. Who finds that packets are not answered says so: the connection is asked
-//! for a sign of life, and where none comes another is made beside it, over TCP or a circuit
-//! through a relay that still answers (as RFC 8305 tries address families beside each other); the
-//! first that proves itself takes its place. Nothing of this costs anything while all is well.
+//! Replaces a connection that falls silent although the member lives. A firewall that starts to
+//! drop UDP leaves QUIC to its idle timeout, more than ten seconds, before anything else is tried.
+//! So a caller whose packets are not answered reports the connection; the member is asked for a
+//! sign of life, and if none comes, another connection is made beside the silent one, over TCP or a
+//! circuit through a relay that still answers (as RFC 8305 tries address families beside each
+//! other). The first connection that proves itself replaces the silent one. None of this costs
+//! anything while the connection works.
 
 use super::{Driver, mesh::Input};
 use crate::{
@@ -26,23 +27,22 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// A sign of life is waited for at least and at most this long: four round trips within these
-/// bounds.
+/// How long to wait for a sign of life, at least and at most: four round trips within these bounds.
 const SIGN_OF_LIFE: (Duration, Duration) =
     (Duration::from_millis(300), Duration::from_millis(1200));
-/// One that comes later is heeded until then.
+/// How long a late sign of life still counts.
 const LATE_SIGN: Duration = Duration::from_secs(6);
-/// A connection made beside a silent one proves itself within this, or the silent one stays.
+/// How long a connection made beside a silent one has to prove itself before the silent one stays.
 const BESIDE_LIMIT: Duration = Duration::from_secs(6);
-/// Circuits that were not to be had are asked for again this often: a relay may have been lost and
-/// found too.
+/// How often a circuit that was refused is asked for again. Reason: the relay may have lost the
+/// member and found it again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// A connection that is asked whether it lives.
+/// A connection that was asked for a sign of life.
 pub struct Doubt {
     old: ConnectionId,
     since: Instant,
-    /// It has not answered in time, and others are being dialled.
+    /// Whether it has not answered in time, so that others are being dialled.
     is_silent: bool,
     dialled: Option<Instant>,
     told: Vec<oneshot::Sender<Life>>,
@@ -51,15 +51,15 @@ pub struct Doubt {
 impl Doubt {
     fn tell(self, life: Life) {
         for told in self.told {
-            // Who asked may have been ended.
+            // The caller may have ended.
             let _ = told.send(life);
         }
     }
 }
 
 impl Driver {
-    /// Asks whether the connection to the member lives. So are those to the relays that another way
-    /// to it may lead through.
+    /// Asks the connection to the member for a sign of life, and those to the relays by which
+    /// another way to it may lead.
     pub(super) fn sound(
         &mut self,
         member: MemberId,
@@ -73,7 +73,7 @@ impl Driver {
         let Some((peer, link)) =
             peer_of(member).and_then(|peer| Some((peer, self.mesh.best_link(&peer)?)))
         else {
-            // It is being dialled as it is.
+            // It is being dialled anyway.
             told.map(|told| told.send(Life::Silent));
             return;
         };
@@ -122,8 +122,7 @@ impl Driver {
         }
     }
 
-    /// The relays that ways to the member lead through, as far as this node is connected with them
-    /// by QUIC.
+    /// The relays by which ways to the member lead, if this node is connected to them by QUIC.
     fn relays_to(&self, member: MemberId, peer: PeerId) -> BTreeSet<MemberId> {
         let best = self.mesh.best_link(&peer).map(|link| link.address.clone());
         let addresses = self.addresses_of(member).into_iter().chain(best);
@@ -141,7 +140,7 @@ impl Driver {
             .is_some_and(|link| is_quic(&link.address))
     }
 
-    /// The connection has answered, or has not so far.
+    /// Notes whether the connection has answered.
     pub(super) fn sounded(
         &mut self,
         member: MemberId,
@@ -164,13 +163,13 @@ impl Driver {
             return;
         }
         tracing::debug!(%member, "a connection does not answer: another is made beside it");
-        // What is lost meanwhile is not waited for.
+        // Requests lost meanwhile are not waited for.
         let is_first = self.mesh.hurry(now);
         self.dial_beside(member, now);
         if !is_first {
             return;
         }
-        // If it is for UDP that this one does not answer, the others do not either.
+        // If this one is silent because UDP is dropped, the others are silent too.
         let others: Vec<MemberId> = self
             .mesh
             .peers()
@@ -182,7 +181,7 @@ impl Driver {
         }
     }
 
-    /// Dials the member where neither QUIC nor a relay that does not answer itself is needed.
+    /// Dials the member by ways that need neither QUIC nor a silent relay.
     fn dial_beside(&mut self, member: MemberId, now: Instant) {
         let Some(peer) = peer_of(member) else { return };
         let leads_there = |address: &Multiaddr| match relay_of(address) {
@@ -206,8 +205,8 @@ impl Driver {
         self.dial_at(peer, ways, PeerCondition::Always);
     }
 
-    /// A connection has proved itself: it takes the place of one that is silent. Circuits through
-    /// that member may be had now.
+    /// A new connection has proved itself: it replaces the silent one, and circuits through that
+    /// member may be possible now.
     pub(super) fn replaced(&mut self, member: MemberId, connection: ConnectionId) {
         let Some(doubt) = self.doubts.remove(&member) else {
             return;
@@ -235,7 +234,7 @@ impl Driver {
         }
     }
 
-    /// The last connection to a member ended while it was in doubt, such as a circuit through a
+    /// The last connection to a member ended while it was in doubt: for example a circuit through a
     /// relay that fell silent.
     pub(super) fn dial_instead(&mut self, member: MemberId, ended: ConnectionId) {
         let Some(doubt) = self.doubts.get_mut(&member) else {
@@ -245,7 +244,7 @@ impl Driver {
         self.dial(member);
     }
 
-    /// Ends the doubts that came to nothing, and asks for circuits again.
+    /// Ends the doubts whose time is over, and asks for circuits again.
     pub(super) fn end_doubts(&mut self, now: Instant) {
         for (_, doubt) in self
             .doubts

@@ -1,4 +1,4 @@
-//! Does what the mesh decides, and dials and looks members up for the callers that wait for a
+//! Carries the mesh's decisions out, and dials and looks members up for callers that wait for a
 //! stream.
 
 use super::{
@@ -27,7 +27,7 @@ use std::{sync::PoisonError, time::Instant};
 impl Driver {
     // --- The mesh
 
-    /// Lets the mesh decide by what the rest of the node knows now.
+    /// Lets the mesh decide with the present state of the node.
     fn with_view<T>(
         &mut self,
         now: Instant,
@@ -73,7 +73,7 @@ impl Driver {
         });
     }
 
-    /// Does what the mesh has decided.
+    /// Carries out the mesh's decisions.
     pub(super) fn act(&mut self, now: Instant) {
         while let Some(action) = self.mesh.poll(now) {
             match action {
@@ -185,7 +185,7 @@ impl Driver {
         }
     }
 
-    /// Where no address known leads to the member any more, another member may know better.
+    /// If no known address leads to the member any more, another member may know a better one.
     pub(super) fn search_or_give_up(&mut self, member: MemberId) {
         if self.searching.contains(&member) {
             return;
@@ -209,7 +209,7 @@ impl Driver {
             return;
         }
         if news {
-            // Nobody may wait for it, but the ring.
+            // There may be no caller but the ring.
             self.mesh.handle(Instant::now(), Input::Found(member));
         }
         let redial = news && self.waiting.contains_key(&member);
@@ -249,7 +249,7 @@ impl Driver {
         self.dial_at(peer, direct, PeerCondition::Always);
     }
 
-    /// The connection that is being made, unless libp2p refuses to.
+    /// The new connection's id, unless libp2p refuses to dial.
     pub(super) fn dial_at(
         &mut self,
         peer: PeerId,
@@ -280,8 +280,7 @@ impl Driver {
             .into_iter()
             .flat_map(|c| &c.addresses)
             .filter_map(|a| a.parse::<Multiaddr>().ok());
-        // One dial for what it tells and what this node was told of it when it joined: two dials
-        // made two connections.
+        // One dial to its own addresses and those from the invite: two dials made two connections.
         let given = self
             .bootstrap
             .iter()
@@ -290,8 +289,8 @@ impl Driver {
             .filter(|(_, peer)| peer_of(member) == *peer)
             .map(|(a, _)| a);
         let mut addresses: Vec<Multiaddr> = Vec::new();
-        // Another home numbers its machines alike: an address that is this node's own leads nowhere
-        // else.
+        // Another home may use the same private addresses: one that this node has itself leads
+        // nowhere else.
         let is_own = |address: &Multiaddr| self.swarm.listeners().any(|own| own == address);
         for address in told
             .chain(given)

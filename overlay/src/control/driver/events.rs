@@ -1,4 +1,4 @@
-//! What the swarm reports: connections that come, prove themselves and go, listeners and addresses.
+//! Handles the swarm's events: connections, proofs, listeners and addresses.
 
 use super::{Driver, mesh::Input};
 use crate::{
@@ -187,7 +187,7 @@ impl Driver {
         }
     }
 
-    /// Tells a member that has just connected the contacts and revocations that it does not have.
+    /// Sends a member that has just connected the contacts and revocations that it lacks.
     fn tell_what_it_lacks(&self, member: MemberId, proved: &Proved) {
         let mut book = self
             .shared
@@ -196,8 +196,8 @@ impl Driver {
             .unwrap_or_else(PoisonError::into_inner);
         book.alive(member);
         // Digests first, because the contact just shown is about to change this node's. Members of
-        // a large network never know the same others: one that knows a mesh full of them has what
-        // it needs.
+        // a large network never know the same contacts: a member with a full mesh of them has
+        // enough.
         let full_mesh = self.shared.full_mesh;
         let needs = proved.contacts != book.digest()
             && (book.len() < full_mesh || (proved.known as usize) < full_mesh);
@@ -274,13 +274,13 @@ impl Driver {
             self.shared.found.left(member);
             let _ = self.shared.events.send(ControlEvent::Disconnected(member));
         }
-        // Who waited while the two ends parted is served by a new connection.
+        // Callers that waited while the two ends parted are served by a new connection.
         if !self.mesh.has_link(&peer) && self.waiting.contains_key(&member) && !self.dial(member) {
             self.search_or_give_up(member);
         }
     }
 
-    /// Tells the callers' view who is connected how. True if the member was not before.
+    /// Publishes which members are connected and how. True if the member was not before.
     fn refresh_online(&mut self, peer: PeerId, member: MemberId, rtt: Option<Duration>) -> bool {
         let best = self.mesh.best_link(&peer).map(|l| l.address.clone());
         let mut online = self

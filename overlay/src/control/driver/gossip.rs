@@ -1,7 +1,6 @@
-//! What spreads from member to member: contacts, which say where a member is, and revocations. Each
-//! member tells what is new to it to all members it is connected to, except to the one that told
-//! it. Beyond the full mesh contacts do not spread: a member tells its own to the members it is
-//! connected to, and lookups ask those for it.
+//! Spreads contacts, which say where a member is, and revocations. Each member sends news to all
+//! members it is connected to, except to the sender. Beyond the full mesh contacts do not spread: a
+//! member sends its own to its connected members, and lookups ask those for it.
 
 use super::{Driver, mesh::Input};
 use crate::{
@@ -19,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a revoked member stays connected. Reason: it is to hear that it is revoked.
+/// How long a revoked member stays connected. Reason: it must still receive its revocation.
 const CUT_DELAY: Duration = Duration::from_millis(300);
 
 impl Driver {
@@ -59,7 +58,7 @@ impl Driver {
             revocations: new,
             contacts: Vec::new(),
         };
-        // The members that a revocation names, known or not, and those that fall with them.
+        // The members that a revocation names, known or not, and those revoked with them.
         let named = |r: &Revocation| {
             if let Target::Member(member) = r.target() {
                 Some(member)
@@ -100,7 +99,7 @@ impl Driver {
         }
     }
 
-    /// Takes the contacts that are newer than what the address book has; those to pass on.
+    /// Stores the contacts that are newer than the address book's, and returns those to pass on.
     fn take_contacts(&mut self, contacts: Vec<Contact>) -> Vec<Contact> {
         let me = self.shared.me;
         let (own, others): (Vec<_>, Vec<_>) = contacts.into_iter().partition(|c| c.member() == me);
@@ -117,8 +116,7 @@ impl Driver {
             if book.insert(contact.clone(), &self.shared.door.trust) {
                 let input = Input::NewContact { member, was_known };
                 self.mesh.handle(Instant::now(), input);
-                // In a large network a contact goes to those it concerns and is looked up by
-                // others.
+                // In a large network a contact goes to the members it concerns; others look it up.
                 if book.len() < self.shared.full_mesh {
                     news.push(contact);
                 }
@@ -127,8 +125,8 @@ impl Driver {
         news
     }
 
-    /// Others hold a contact of ours that no later one of this run replaces: its number was made by
-    /// a clock that was ahead.
+    /// Others have a contact of ours that this run's next ones would not replace: its number comes
+    /// from a clock that was ahead.
     fn on_own_contact(&mut self, contact: &Contact) {
         let told = self.shared.door.contact().map_or(0, |own| own.seq);
         if contact.seq > told
@@ -145,7 +143,7 @@ impl Driver {
         }
     }
 
-    /// Ends, after a moment to hear why, all connections to those who are members no more.
+    /// Ends all connections to former members, after a moment in which they receive the reason.
     pub(super) fn cut_untrusted(&mut self) {
         let due = Instant::now() + CUT_DELAY;
         let certificates = self

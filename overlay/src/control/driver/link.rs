@@ -13,27 +13,28 @@ pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// How long before a member is dialled again at most.
 pub(super) const LAST_BACKOFF: Duration = Duration::from_secs(60);
 
-/// A connection that is there.
+/// A connection.
 pub(super) struct Link {
     pub id: ConnectionId,
     pub address: Multiaddr,
     pub by_smaller: bool,
     pub proved: Option<Instant>,
     pub since: Instant,
-    /// It is likely dead: the member has connected from elsewhere since, or does not answer on it.
+    /// Whether it is probably dead: the member has since connected from elsewhere, or does not
+    /// answer on it.
     pub doubted: bool,
     /// When this node last opened a stream on it, or found one in use.
     pub used: Instant,
     pub probed: Option<Instant>,
-    /// This node made it, and is the one to close it when it is unused.
+    /// Whether this node made it, and closes it when it is unused.
     pub dialled: bool,
-    /// Until when the other end may close it. Until then nothing more is opened on it.
+    /// Until when the other end may close it. Until then no stream is opened on it.
     pub parting: Option<Instant>,
 }
 
 impl Link {
-    /// Better sorts first: direct before relayed, QUIC before TCP, then what both ends see alike,
-    /// so that they prefer the same one; old before new only among equals.
+    /// The sort key, the best first: direct before relayed, QUIC before TCP, then a key that is
+    /// equal at both ends, so that they prefer the same one; old before new only among equals.
     pub fn rank(&self) -> (bool, bool, bool, Option<PeerId>, bool, Instant) {
         (
             self.doubted,
@@ -55,7 +56,7 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Plans the next attempt after a failed one: later each time.
+    /// Plans the next attempt after a failed one, with a longer wait each time.
     pub fn failed(&mut self, now: Instant, rng: &mut impl Rng) {
         let backoff = FIRST_BACKOFF
             .saturating_mul(1 << self.failures.min(6))

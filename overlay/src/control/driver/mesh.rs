@@ -1,11 +1,12 @@
-//! Whom to stay connected to: in a small network everyone, in a large one the nearest, the ring's
-//! neighbours (or, as long as there is no ring, one far member in each doubling of the distance),
-//! and the members this node talks to. The end that made a connection closes it when neither needs
-//! it; lookups of this node's own place and of random ones keep the address book fresh.
+//! Decides which members to stay connected to: in a small network all; in a large one the nearest,
+//! the ring's neighbours (or, as long as there is no ring, one far member in each doubling of the
+//! distance), and the members this node talks to. The end that made a connection closes it when
+//! neither needs it. Lookups of this node's own place and of random ones keep the address book
+//! fresh.
 //!
 //! A state machine without socket, clock or randomness of its own, as the ring is. The driver
-//! reports what happens with [`Mesh::handle`], twice a second with [`Input::Tick`], and then does
-//! what [`Mesh::poll`] returns, until that is `None`. It answers each [`Action::Dial`] with
+//! passes events to [`Mesh::handle`], twice a second [`Input::Tick`], and then carries out what
+//! [`Mesh::poll`] returns, until that is `None`. It answers each [`Action::Dial`] with
 //! [`Input::Dialled`] or [`Input::NoAddress`] before it polls again: the answer counts in the next
 //! decision.
 
@@ -32,34 +33,35 @@ use std::{
 /// How many of the nearest members stay connected beyond the full mesh. Reason: twice the replicas
 /// of a record, so that the replicas of the records held here are all connected.
 const NEAR: usize = 10;
-/// How many far members stay connected as long as no ring names them.
+/// How many far members stay connected as long as no ring gives them.
 const FAR: usize = 8;
-/// How long one selection of the unreachable members is tried before another is.
+/// How long one selection of unreachable members is tried before the next.
 const ROUND: Duration = Duration::from_secs(30);
-/// How long before a member reached through a relay is dialled directly again: shorter if it says
-/// that everybody can reach it.
+/// How long before a member reached through a relay is dialled directly again; shorter if it says
+/// that all members can reach it.
 const DIRECT_RETRY: Duration = Duration::from_secs(30);
 const DIRECT_RETRY_HIDDEN: Duration = Duration::from_secs(600);
 /// How many dials of wanted members may be under way before the next waits. Reason: joining a large
-/// network must not become a storm. Dials that a caller waits for do not count.
+/// network must not start hundreds at once. Dials for waiting callers do not count.
 const MAX_WANTED_DIALS: usize = 16;
-/// How long before the addresses given at the start are dialled again while nobody is connected.
+/// How long before the addresses given at the start are dialled again if no member is connected.
 const BOOTSTRAP_EVERY: Duration = Duration::from_secs(10);
-/// How long the end with the greater id waits for the other to dial when both have just heard of
+/// How long the end with the greater id waits for the other to dial when both have just learned of
 /// each other. Reason: two dials make two connections.
 const LET_THE_OTHER_DIAL: Duration = Duration::from_secs(3);
 /// How many failures a peer that proved no membership counts as, at least.
 const FAILURES_IF_REFUSED: u32 = 5;
 /// How long after a move lost members are dialled without delay.
 const HASTE: Duration = Duration::from_secs(10);
-/// Within how long of each other two connections may have been begun by both ends at once.
+/// How long one after the other two connections may have been made to count as made by both ends at
+/// once.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// What has happened.
+/// An event.
 pub enum Input<'a> {
     /// Time has passed.
     Tick(&'a View<'a>),
-    /// A connection is there; its peer has not proved its membership yet.
+    /// A connection is established; its peer has not proved its membership yet.
     Established {
         peer: PeerId,
         id: ConnectionId,
@@ -90,7 +92,7 @@ pub enum Input<'a> {
         id: ConnectionId,
         lives: bool,
     },
-    /// The member is being dialled; no connection id if libp2p refused to.
+    /// The member is being dialled; `None` if libp2p refused to.
     Dialled {
         member: MemberId,
         id: Option<ConnectionId>,
@@ -119,7 +121,7 @@ pub enum Input<'a> {
     },
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Dial a wanted member, and answer.
@@ -131,24 +133,24 @@ pub enum Action {
     },
     /// Dial the addresses given at the start.
     DialBootstrap,
-    /// Ask others where a wanted member is.
+    /// Look up where a wanted member is.
     LookUp(MemberId),
     /// The last dial of a member has failed, and nothing else leads to it.
     Unreachable(MemberId),
     Close(ConnectionId),
     /// Ask the member whether the connections to it may end.
     AskToPart(MemberId),
-    /// The other end has kept the connections after all: serve the callers that waited meanwhile.
+    /// The other end has kept the connections: serve the callers that waited meanwhile.
     Reopen(MemberId),
-    /// Keep these members in the address book, whatever comes.
+    /// Never drop these members from the address book.
     Pin(BTreeSet<MemberId>),
-    /// Look the place up, for what the address book learns from it.
+    /// Look the place up, to refresh the address book.
     Refresh(RingAddr),
-    /// Ask the member whether it lives.
+    /// Ask the member for a sign of life.
     Probe(MemberId),
 }
 
-/// What the rest of the node knows at the moment of a decision.
+/// The node's state at the moment of a decision.
 pub struct View<'a> {
     /// Whether the network has more members than keep a full mesh.
     pub is_large: bool,
@@ -156,7 +158,7 @@ pub struct View<'a> {
     pub wanted: Vec<MemberId>,
     /// Whether the address book has the member.
     pub is_known: &'a dyn Fn(MemberId) -> bool,
-    /// Whether the member says that everybody can reach it.
+    /// Whether the member says that all members can reach it.
     pub is_public: &'a dyn Fn(MemberId) -> bool,
     /// Whether a circuit is reserved on the peer.
     pub is_reserved: &'a dyn Fn(&PeerId) -> bool,
@@ -172,7 +174,7 @@ pub fn wanted(
     round: u64,
 ) -> Vec<MemberId> {
     if book.len() < full_mesh {
-        // A member that has left is found nowhere: a search for it would ask everyone in vain.
+        // A member that has left cannot be found: a search would ask every member without result.
         let there = book
             .iter()
             .filter(|contact| !contact.is_farewell())
@@ -185,7 +187,7 @@ pub fn wanted(
     wanted
 }
 
-/// See the module.
+/// The connections and the attempts to make some.
 pub struct Mesh {
     me: MemberId,
     rng: StdRng,
@@ -206,10 +208,10 @@ pub struct Mesh {
     actions: VecDeque<Action>,
 }
 
-/// The wanted members of the last tick that are yet to be looked at.
+/// The wanted members of the last tick that are still to be checked.
 #[derive(Default)]
 struct Pass {
-    /// With whether the member says that everybody can reach it.
+    /// With whether the member says that all members can reach it.
     left: VecDeque<(MemberId, bool)>,
     /// Dials under way.
     dials: usize,
@@ -219,7 +221,7 @@ struct Pass {
 }
 
 impl Mesh {
-    /// Without connections. What is random is drawn from `seed`.
+    /// A mesh without connections. Random values are drawn from `seed`.
     pub fn new(me: MemberId, unused_after: Duration, seed: u64, now: Instant) -> Self {
         Self {
             me,
@@ -238,7 +240,7 @@ impl Mesh {
         }
     }
 
-    /// Takes what has happened.
+    /// Takes an event.
     pub fn handle(&mut self, now: Instant, input: Input<'_>) {
         match input {
             Input::Tick(view) => self.tick(now, view),
@@ -285,7 +287,7 @@ impl Mesh {
         }
     }
 
-    /// What is to be done next.
+    /// The next action.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
         while let Some((member, is_public)) = self.pass.left.pop_front() {
             if let Some(action) = self.connect(now, member, is_public) {
@@ -302,7 +304,7 @@ impl Mesh {
         self.actions.pop_front()
     }
 
-    // --- What is asked
+    // --- Queries
 
     /// The best proved connection to the peer on which streams may be opened.
     pub fn best_link(&self, peer: &PeerId) -> Option<&Link> {
@@ -342,7 +344,7 @@ impl Mesh {
         now.duration_since(self.started).as_secs() / ROUND.as_secs()
     }
 
-    /// Dials lost members without delay for a while. Whether they were not already.
+    /// Dials lost members without delay for a while. Returns whether that is new.
     pub fn hurry(&mut self, now: Instant) -> bool {
         std::mem::replace(&mut self.hasty_until, now + HASTE) <= now
     }
@@ -386,9 +388,8 @@ impl Mesh {
         Some(Action::Dial(member))
     }
 
-    /// Hole punching tries what NATs hide. A member that can simply be dialled, but was first met
-    /// through a relay, is dialled here: libp2p's DCUtR does not offer an address that is confirmed
-    /// already.
+    /// Dials a member directly that was first met through a relay. Reason: hole punching handles
+    /// NATs, but libp2p's DCUtR does not offer an address that is already confirmed.
     fn dial_past_relay(
         &mut self,
         now: Instant,
@@ -440,7 +441,7 @@ impl Mesh {
         self.hasty_until = now + HASTE;
         self.bootstrap_at = now;
         for attempt in self.attempts.values_mut() {
-            // Dials under way left from addresses that may be gone.
+            // Dials under way use addresses that may be gone.
             attempt.dialling.clear();
             (attempt.failures, attempt.not_before) = (0, None);
         }
@@ -485,9 +486,9 @@ impl Mesh {
         attempt.not_before = None;
     }
 
-    /// A member has a new connection: an older one from another place is likely dead, and so is one
-    /// from before the member started anew. Neither is preferred any more. Two that both ends began
-    /// at once are not told apart by this.
+    /// A member has a new connection: an older one from another address is probably dead, and so is
+    /// one from before the member restarted. Neither is preferred any more. Two connections that
+    /// both ends made at once are not distinguished by this.
     fn doubt_older(&mut self, peer: &PeerId, new: ConnectionId) {
         let Some(link) = self.link(peer, new).filter(|l| !is_relayed(&l.address)) else {
             return;

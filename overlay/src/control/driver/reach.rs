@@ -1,4 +1,4 @@
-//! Where this node can be reached: the addresses it tells others, and, where nobody can dial it,
+//! Where this node can be reached: the addresses that it publishes, and, if no member can dial it,
 //! the circuits that it reserves on members that can be dialled.
 
 use super::{Driver, PUBLISH_DELAY};
@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A node that nobody has been found to reach by then reserves circuits.
+/// How long before a node that no member has reached reserves circuits.
 const RESERVE_AFTER: Duration = Duration::from_secs(1);
 const RESERVATIONS: usize = 2;
 
@@ -107,8 +107,8 @@ impl Driver {
             return;
         }
         self.published = now.clone();
-        // The newest that anybody may have: this run's last, that of the run before, or one that
-        // came back to us.
+        // The newest sequence number that any member may have: this run's last, the previous run's,
+        // or one in a contact that came back to us.
         let newest = self
             .shared
             .book
@@ -184,8 +184,8 @@ impl Driver {
         }
     }
 
-    /// Where others reach a relay: its public address if it gives one, else the one it is connected
-    /// by.
+    /// The address by which others reach a relay: its public one if it publishes one, else the one
+    /// of our connection.
     pub(super) fn relay_address(&self, relay: PeerId) -> Option<Multiaddr> {
         let book = self
             .shared

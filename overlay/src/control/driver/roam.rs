@@ -1,14 +1,13 @@
-//! What the control plane does when this host has moved, and when another has. QUIC as libp2p has
-//! it does not survive a change of address (its migration is off), so that a connection may be dead
-//! for as long as its idle timeout without either end knowing. A host that moved asks each
-//! connection for a sign of life and dials anew where none comes; a host that is dialled anew from
-//! elsewhere no longer prefers the connection it had.
+//! Handles a move of this host, or of another. libp2p's QUIC does not survive a change of address
+//! (its migration is off), so that a connection may be dead until its idle timeout without either
+//! end knowing. A host that has moved asks each connection for a sign of life and dials again if
+//! none comes. A host that is dialled from a new address no longer prefers the old connection.
 
 use super::{Driver, PUBLISH_DELAY, mesh::Input};
 use crate::control::{address::member_of, shared::Command, wire::PROBE_SERVICE};
 use std::time::{Duration, Instant};
 
-/// A connection that gives no sign of life within this after a move is dead.
+/// How long a connection may take after a move to show life before it counts as dead.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(1200);
 
 impl Driver {

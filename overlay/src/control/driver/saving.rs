@@ -1,4 +1,4 @@
-//! Writes the address book where it has changed, beside the driver: a disk may take seconds for it,
+//! Writes the address book when it has changed, beside the driver: a disk may take seconds for it,
 //! and connections go on meanwhile.
 
 use super::Driver;
@@ -11,18 +11,18 @@ use std::{
 };
 use tokio::task::JoinHandle;
 
-/// The end waits so long for the disk. Reason: the book is a cache.
+/// How long the end waits for the disk. Reason: the book is a cache.
 const LAST_SAVE: Duration = Duration::from_secs(5);
 
-/// The write that is under way, and how the last ones ended.
+/// The write under way, and the results of the last ones.
 #[derive(Default)]
 pub struct Saving {
     under_way: Option<JoinHandle<io::Result<()>>>,
-    /// The peer cache that cannot be written.
+    /// Failures to write the peer cache.
     failures: p2pvm_host::Repeated,
 }
 
-/// Begins to write what has changed, if anything has.
+/// Starts to write the book if it has changed.
 fn begin(shared: &Arc<Shared>) -> Option<JoinHandle<io::Result<()>>> {
     let (file, content) = shared
         .book
@@ -35,7 +35,7 @@ fn begin(shared: &Arc<Shared>) -> Option<JoinHandle<io::Result<()>>> {
 }
 
 impl Driver {
-    /// Writes the book if it has changed, unless that is being done.
+    /// Writes the book if it has changed, unless a write is under way.
     pub(super) fn save_book(&mut self) {
         if let Some(writing) = self.saving.under_way.take() {
             if !writing.is_finished() {
@@ -66,7 +66,7 @@ impl Driver {
         }
     }
 
-    /// Writes what is left to write.
+    /// Writes the last changes.
     pub(super) fn save_at_last(&mut self) -> BoxFuture<'static, ()> {
         let (before, shared) = (self.saving.under_way.take(), self.shared.clone());
         let all = async move {

@@ -1,5 +1,5 @@
-//! Reads a policy's text. Whatever it does not understand it refuses, with the line and what would
-//! be right: a rule that is silently not enforced is worse than none.
+//! Parses a policy's text. It refuses everything unknown, with the line and a correct form. Reason:
+//! a rule that is silently not enforced is worse than none.
 
 use super::{Action, NetworkPolicy, Ports, RouteRule, Rule, Selector};
 use crate::membership::{Cidr, valid_name};
@@ -7,10 +7,11 @@ use serde::Deserialize;
 use std::{ops::Range, str::FromStr};
 use toml::Spanned;
 
-/// The longest text: some hundreds of rules with comments. It travels to every member.
+/// How many bytes a text has at most: some hundreds of rules with comments. Reason: every member
+/// gets it.
 pub const MAX_POLICY_BYTES: usize = 32 << 10;
-/// More rules than that are no longer read by anybody, and each new conversation is compared with
-/// all.
+/// How many rules a policy has at most. Reason: no person reads more, and each new conversation is
+/// compared with all.
 const MAX_RULES: usize = 512;
 const MAX_ROUTES: usize = 256;
 
@@ -20,7 +21,7 @@ const MAX_ROUTES: usize = 256;
 pub struct PolicyError {
     /// The line, from 1.
     pub line: usize,
-    /// What is wrong with it, and what would be right.
+    /// What is wrong with it, and a correct form.
     pub reason: String,
 }
 
@@ -172,7 +173,7 @@ impl NetworkPolicy {
     /// Reads a policy.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, and where.
+    /// The first error, and its line.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         if text.len() > MAX_POLICY_BYTES {
             let reason = format!(

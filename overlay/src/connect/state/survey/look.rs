@@ -11,19 +11,19 @@ use crate::connect::{
 };
 use std::{net::SocketAddr, time::Instant};
 
-/// See the module.
+/// The closer look.
 #[derive(Debug)]
 pub(super) struct CloserLook {
     v4: bool,
     kind: NatKind,
     helper: Seen,
     pub examination: Examination,
-    /// Whether another destination gets another mapping: under way, or how that ended.
+    /// Whether another destination gets another mapping: being found out, or the result.
     second: Option<Option<SocketAddr>>,
 }
 
 impl Survey {
-    /// Whether there was anything to do.
+    /// Returns whether there was anything to do.
     pub(super) fn go_on_looking(
         &mut self,
         now: Instant,
@@ -75,11 +75,11 @@ impl Survey {
             return self.next_look(now, state, view, v4);
         }
         let kind = if v4 { self.verdict.kind } else { self.kind6 };
-        // A knock at a port that the router lets through shows nothing of the NAT.
+        // A knock at a port that the router lets through shows nothing about the NAT.
         let telling =
             |s: &&Seen| s.open && s.server.is_ipv4() == v4 && !state.is_let_through(s.mapped);
         let Some(helper) = self.seen.iter().find(telling).copied() else {
-            // Nobody here can tell.
+            // No member here can tell.
             state.nat.mapping_known |= v4;
             return self.next_look(now, state, view, v4);
         };
@@ -124,7 +124,7 @@ impl Survey {
         }
     }
 
-    /// Another port of the helper has answered, or has not.
+    /// Takes whether another port of the helper has answered.
     pub(super) fn examined(
         &mut self,
         now: Instant,
@@ -140,9 +140,9 @@ impl Survey {
         }
     }
 
-    /// Whether the NAT gives other destinations other mappings. First punches wait for this
-    /// ([`State::knows_enough_to_punch`]), so it is told at once, while the slow knocks are still
-    /// under way.
+    /// Notes whether the NAT gives other destinations other mappings. The first punches wait for
+    /// this ([`State::knows_enough_to_punch`]), so it is announced at once, while the slow knocks
+    /// are still under way.
     pub(super) fn mapped(&mut self, now: Instant, state: &mut State, second: Option<SocketAddr>) {
         let Phase::LooksCloser(look) = &mut self.phase else {
             return;
@@ -173,7 +173,7 @@ impl Survey {
             new.note_second(helper.mapped, second, now);
         }
         let examined = state.nat.examined(v4);
-        // A helper that did not help must not make us forget what another showed.
+        // A helper without a result must not make us forget another's.
         let same = examined
             .found
             .is_some_and(|(of, _)| of.ip() == helper.mapped.ip());

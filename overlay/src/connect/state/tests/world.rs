@@ -13,7 +13,7 @@ use super::{
     gate::{Gate, Home},
 };
 use crate::{
-    connect::{ConnectOptions, message::Whereabouts},
+    connect::{ConnectOptions, message::Reachability},
     id::MemberId,
     plane::{
         Path,
@@ -158,9 +158,9 @@ impl World {
         usize::from(member.0[0]) - 1
     }
 
-    fn whereabouts(&self, n: usize) -> Whereabouts {
+    fn reachability(&self, n: usize) -> Reachability {
         let node = &self.nodes[n];
-        Whereabouts {
+        Reachability {
             candidates: node.state.candidates(self.now, &node.host),
             nat: node.state.nat.kind,
             neighbours: self.connected(n).into_iter().map(|m| (m, None)).collect(),
@@ -278,9 +278,9 @@ impl World {
                 let m = self.index(member);
                 let (there, back) = (self.delay(n, m), self.delay(n, m));
                 self.after(there, move |w| {
-                    let whereabouts = w.whereabouts(m);
+                    let reachability = w.reachability(m);
                     let statement = Statement {
-                        whereabouts,
+                        reachability,
                         hidden: None,
                     };
                     w.after(back, move |w| {

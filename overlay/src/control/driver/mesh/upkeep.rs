@@ -16,16 +16,16 @@ const SUPERFLUOUS_AFTER: Duration = Duration::from_secs(10);
 /// How long the other end may take to agree that a connection ends.
 pub const PART_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long before the next lookup for the address book, at first and later. Reason: the density of
-/// members has to be known soon; after that 20 questions of 1 kB make 70 B/s.
+/// members is needed soon; afterwards 20 questions of 1 kB make 70 B/s.
 const REFRESH_FIRST: Duration = Duration::from_secs(1);
 const REFRESH_EVERY: Duration = Duration::from_secs(300);
 const FIRST_REFRESHES: u32 = 10;
-/// How long before a connection over TCP is probed again. Reason: QUIC notices a dead peer by
+/// How long before a connection over TCP is probed again. Reason: QUIC detects a dead peer by
 /// itself, TCP does not.
 pub(super) const PROBE_EVERY: Duration = Duration::from_secs(6);
 /// How long before a circuit is probed again. Reason: its legs are direct connections, each watched
-/// by its two ends, and a relay that loses one leg ends the circuit on the other. A question of its
-/// own, which costs a kilobyte on the wire, only finds a relay that has forgotten the circuit.
+/// by its two ends, and a relay that loses one leg ends the circuit on the other. A probe costs a
+/// kilobyte on the wire and only detects a relay that has forgotten the circuit.
 const PROBE_CIRCUIT_EVERY: Duration = Duration::from_secs(120);
 
 /// The lookups for the address book.
@@ -69,14 +69,14 @@ impl Mesh {
         self.actions.extend(close);
     }
 
-    /// What only a large network needs.
+    /// The work that only a large network needs.
     pub(super) fn tend_large(&mut self, now: Instant, view: &View<'_>) {
         let wanted: BTreeSet<MemberId> = view.wanted.iter().copied().collect();
         let connected = self.links.keys().filter_map(member_of);
         let pinned = connected.chain(wanted.iter().copied()).collect();
         self.actions.push_back(Action::Pin(pinned));
         self.close_unused(now, &wanted, view);
-        // Attempts of members that the book has dropped are of no use any more.
+        // Attempts to reach members that the book has dropped are no longer of use.
         self.attempts.retain(|member, attempt| {
             (view.is_known)(*member) || wanted.contains(member) || !attempt.dialling.is_empty()
         });
@@ -101,7 +101,7 @@ impl Mesh {
         self.actions.push_back(Action::Refresh(place));
     }
 
-    /// Takes the connections back into use that the other end did not close after all.
+    /// Uses connections again that the other end did not close after all.
     pub(super) fn end_partings(&mut self, now: Instant) {
         for (peer, links) in &mut self.links {
             let mut kept = false;
@@ -114,7 +114,7 @@ impl Mesh {
         }
     }
 
-    /// The end that made a connection closes it when it needs it no more and the other agrees.
+    /// The end that made a connection closes it when it no longer needs it and the other agrees.
     fn close_unused(&mut self, now: Instant, wanted: &BTreeSet<MemberId>, view: &View<'_>) {
         for (peer, links) in &mut self.links {
             let Some(member) = member_of(peer) else {
@@ -158,7 +158,7 @@ impl Mesh {
         let Some(links) = self.links.get_mut(&peer) else {
             return false;
         };
-        // One stream is the question's own.
+        // One stream is that of the question itself.
         let in_use = links
             .iter()
             .any(|l| (view.streams)(l.id) > 1 || now.duration_since(l.used) < recent);
@@ -171,7 +171,7 @@ impl Mesh {
         true
     }
 
-    /// The other end has agreed: its connections end, unless one has been used since.
+    /// The other end has agreed: the connections to it end, unless one has been used since.
     pub(super) fn parted(&mut self, member: MemberId, view: &View<'_>) {
         let Some(links) = peer_of(member).and_then(|peer| self.links.get(&peer)) else {
             return;
@@ -180,7 +180,7 @@ impl Mesh {
         self.actions.extend(idle.map(|l| Action::Close(l.id)));
     }
 
-    /// Asks the members whose connection does not notice by itself that they are dead.
+    /// Probes the members over connections that do not detect a dead peer.
     pub(super) fn probe(&mut self, now: Instant) {
         if self.probe_at > now {
             return;

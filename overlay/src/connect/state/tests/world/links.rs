@@ -3,7 +3,7 @@
 use super::{GLANCE, Node, World};
 use crate::{
     connect::{
-        message::{NatKind, Whereabouts},
+        message::{NatKind, Reachability},
         state::{
             Action, Input, Statement,
             links::Link,
@@ -81,7 +81,7 @@ impl World {
         }
     }
 
-    fn punch_later(&mut self, n: usize, m: usize, theirs: Whereabouts, until: Instant) {
+    fn punch_later(&mut self, n: usize, m: usize, theirs: Reachability, until: Instant) {
         let now = self.now;
         let (member, is_direct) = (self.nodes[m].member, self.is_direct(n, m));
         let node = &mut self.nodes[n];
@@ -125,15 +125,15 @@ impl World {
         &mut self,
         n: usize,
         m: usize,
-        then: impl FnOnce(&mut World, Whereabouts, Duration) + 'static,
+        then: impl FnOnce(&mut World, Reachability, Duration) + 'static,
     ) {
         self.look_at_the_counter(n, move |w| {
-            let (asked, ours) = (w.now, w.whereabouts(n));
+            let (asked, ours) = (w.now, w.reachability(n));
             let (there, back) = (w.delay(n, m), w.delay(n, m));
             w.after(there, move |w| {
                 w.look_at_the_counter(m, move |w| {
                     w.met(m, n, ours);
-                    let theirs = w.whereabouts(m);
+                    let theirs = w.reachability(m);
                     w.after(back, move |w| {
                         w.met(n, m, theirs.clone());
                         let took = w.now - asked;
@@ -144,7 +144,7 @@ impl World {
         });
     }
 
-    fn met(&mut self, n: usize, m: usize, theirs: Whereabouts) {
+    fn met(&mut self, n: usize, m: usize, theirs: Reachability) {
         let (now, member, is_direct) = (self.now, self.nodes[m].member, self.is_direct(n, m));
         let way = self.path(n, m);
         self.watch_paths(n, m);
@@ -154,7 +154,7 @@ impl World {
             host: &node.host,
             told: &theirs.candidates,
             statement: Statement {
-                whereabouts: theirs.clone(),
+                reachability: theirs.clone(),
                 hidden: None,
             },
             link: LinkNow {
