@@ -4,13 +4,13 @@
 export interface Decided {
   /** When (RFC 3339). */
   at: string;
-  /** The figures behind it, as the deciding member's version has them: shown, and read by no program of ours. */
+  /** The figures behind it, in the form of the deciding member's version; for people only. */
   details: unknown;
-  /** The member that decided; empty for the one that was asked, until it is shown. */
+  /** The member that decided; empty for the member that was asked, until it is shown. */
   host: string;
-  /** What was decided and why. */
+  /** The decision and its reason. */
   text: string;
-  /** The VM's id: it may live elsewhere by now. */
+  /** The VM's id; the VM may be elsewhere by now. */
   vm: string;
 }
 
@@ -18,11 +18,11 @@ export interface Decided {
 export interface Explained {
   /** When (RFC 3339). */
   at: string;
-  /** The figures behind it, as the deciding member's version has them: shown, and read by no program of ours. */
+  /** The figures behind it, in the form of the deciding member's version; for people only. */
   details: unknown;
-  /** The member that decided; empty for the one that was asked, until it is shown. */
+  /** The member that decided; empty for the member that was asked, until it is shown. */
   host: string;
-  /** What was decided and why. */
+  /** The decision and its reason. */
   text: string;
 }
 
@@ -36,21 +36,21 @@ export interface Failure {
   message: string;
 }
 
-/** One thing that is found wrong with this machine. */
+/** A finding about this machine. */
 export interface FindingView {
-  /** What to do about it; empty if nothing is to be done. */
+  /** The remedy; empty if nothing is to be done. */
   advice: string;
-  /** What part of the machine it concerns: "routes", "names", "path", ... */
+  /** The part of the machine that it is about: "routes", "names", "path", ... */
   area: string;
-  /** What was found, with its cause. */
+  /** The fault, with its cause. */
   found: string;
   /** How grave it is. */
   level: "ok" | "warning" | "failed";
 }
 
-/** The health in one word, and why. */
+/** The health in one word, and the reason. */
 export interface HealthView {
-  /** Why. */
+  /** The reason. */
   why: string;
   /** The word, as `p2pvm top` has it. */
   word: string;
@@ -73,7 +73,7 @@ export type Kind =
 
 /** One line of a streamed answer (newline-delimited JSON). */
 export type Line =
-  /** How far it has come. */
+  /** Progress. */
   | { progress: Step }
   /** One of several results, such as one pong. */
   | { item: unknown }
@@ -92,15 +92,15 @@ export interface Link {
   to: string;
 }
 
-/** What `p2pvm vm migrate` asks for. */
+/** The request of `p2pvm vm migrate`. */
 export interface MigrateVm {
-  /** Allow post-copy. */
+  /** Whether post-copy is allowed. */
   post_copy?: boolean;
-  /** Where to: a name, id or address. None lets this host choose the least loaded peer it knows. */
+  /** The target: a name, id or address. None lets this host choose the least loaded peer it knows. */
   to?: string | null;
 }
 
-/** What `p2pvm vm migrate --cancel` gets. */
+/** The answer to `p2pvm vm migrate --cancel`. */
 export interface MoveCancelled {
   /** The name of the VM whose move is given up. */
   cancelled: string;
@@ -110,15 +110,15 @@ export interface MoveCancelled {
 
 /** A move that is under way. */
 export interface Moving {
-  /** How far it is. */
+  /** Its progress. */
   step: Step;
-  /** The name of the member it goes to. */
+  /** The name of the target. */
   to: string;
 }
 
-/** What the dashboard's page gets instead of a console. */
+/** The message that the dashboard's page gets instead of a console. */
 export interface NoConsole {
-  /** Why there is none. */
+  /** The reason why there is no console. */
   error: string;
 }
 
@@ -140,7 +140,7 @@ export interface Peer {
   path: string | null;
   /** Bytes received over the link. */
   received_bytes: number;
-  /** What it is to this node on the ring, if it is a neighbour there. */
+  /** Its role on the ring for this node, if it is a neighbour there. */
   ring: RingNeighbour | null;
   /** The link's last measured round trip, milliseconds. */
   rtt_ms: number | null;
@@ -148,49 +148,49 @@ export interface Peer {
   sent_bytes: number;
 }
 
-/** One of them. */
+/** One try to reach a member directly. */
 export interface PunchView {
-  /** Whether the two NATs, as far as they are known, allow a direct path. */
+  /** Whether the two NATs, as far as known, allow a direct path. */
   allowed: boolean;
-  /** From the first try to the direct path, milliseconds; none: not yet. */
+  /** From the first try to the direct path, milliseconds; none if there is none yet. */
   direct_ms: number | null;
   /** The other member's id. */
   member: string;
-  /** How often addresses were exchanged and tried. */
+  /** How many times addresses were exchanged and tried. */
   tries: number;
 }
 
-/** What became of tries to reach members directly where at least one side has a NAT or a firewall. */
+/** The results of tries to reach members directly if at least one side has a NAT or a firewall. */
 export interface PunchesView {
-  /** Of these, came through. */
+  /** How many of these succeeded. */
   direct: number;
-  /** Of these, came through at the first try. */
+  /** How many of these succeeded at the first try. */
   first_try: number;
-  /** Begun although the NATs, as far as they are known, do not allow it. */
+  /** How many were begun although the NATs, as far as known, do not allow it. */
   hopeless: number;
-  /** The newest. */
+  /** The newest tries. */
   list: PunchView[];
-  /** Median time to a direct path of those listed, milliseconds. */
+  /** The median time to a direct path of those listed, milliseconds. */
   median_ms: number | null;
-  /** Begun where the NATs allow it. */
+  /** How many were begun where the NATs allow it. */
   tried: number;
 }
 
-/** How a host reaches a guest of its own through the guest's interface. */
+/** The reachability of a guest from its own host, through the guest's interface. */
 export interface ReachView {
   /** How long its answer took, milliseconds. */
   rtt_ms: number | null;
-  /** For how long it has been so, seconds. */
+  /** How long this has been its state, seconds. */
   seconds: number;
-  /** "answers"; "blocked": its host drops what is for it; "silent": it has answered and does not now; "never": it has not yet. */
+  /** "answers"; "blocked": its host drops packets for it; "silent": it has answered before and does not now; "never": it has not answered yet. */
   state: string;
   /** Why it does not answer, as far as its host can tell. */
   why: string | null;
 }
 
-/** What `p2pvm vm restore` asks for. */
+/** The request of `p2pvm vm restore`. */
 export interface RestoreVm {
-  /** Take the VM over from a host that cannot be asked. */
+  /** Whether to take the VM over from a host that cannot be asked. */
   force?: boolean;
   /** The member to restore it on: a name, id or address. None is the member that was asked. */
   on?: string | null;
@@ -212,11 +212,11 @@ export interface RingNeighbour {
 
 /** The ring as `p2pvm status` shows it. */
 export interface RingView {
-  /** Packets of other pairs handed on. */
+  /** How many packets of other members this one has passed on. */
   carried: number;
-  /** Expected relative error of this member's network coordinate: 0.1 means 10 % off. */
+  /** The expected relative error of this member's network coordinate: 0.1 means 10 % off. */
   coordinate_error: number;
-  /** Neighbours drawn by the distance law. */
+  /** Far neighbours, drawn by the distance law. */
   far: number;
   /** Whether this member has its place and carries packets of others. */
   joined: boolean;
@@ -228,9 +228,9 @@ export interface RingView {
   position: string;
   /** Near neighbours replaced or found since the start. */
   repairs: number;
-  /** Neighbours for much traffic. */
+  /** Neighbours by shortcut, for much traffic. */
   shortcuts: number;
-  /** Members in the network, estimated from their spacing. */
+  /** The estimated number of members in the network. */
   size_estimate: number;
   /** Whether it has had its place since the daemon started. */
   was_joined: boolean;
@@ -250,7 +250,7 @@ export interface Sight {
   member: string;
   /** Its host name. */
   name: string;
-  /** What kind of NAT it sits behind. */
+  /** The NAT or firewall in front of it. */
   nat: string;
   /** Its neighbours there. */
   neighbours: number;
@@ -260,15 +260,15 @@ export interface Sight {
   running_vms: number;
 }
 
-/** What `p2pvm vm snapshot` gets. The fields are in alphabetical order. */
+/** The answer to `p2pvm vm snapshot`. The fields are in alphabetical order. */
 export interface SnapshotTaken {
-  /** The id of the checkpoint that it is. */
+  /** The id of its checkpoint. */
   checkpoint: string;
-  /** The members that hold all of it; none where that was not known in time. */
+  /** The members that hold all of it; none if that was not known in time. */
   holders: string[] | null;
-  /** Its name. */
+  /** That member's name. */
   name: string;
-  /** How long the guest stood still, milliseconds. */
+  /** How long the guest was paused, milliseconds. */
   pause_ms: number;
   /** As `SnapshotView::state`. */
   state: string;
@@ -276,11 +276,11 @@ export interface SnapshotTaken {
   taken: string;
 }
 
-/** A snapshot as `vm show` gives it. */
+/** A snapshot as `vm show` prints it. */
 export interface SnapshotView {
   /** The members that hold all of it. */
   holders: string[];
-  /** Its name. */
+  /** That member's name. */
   name: string;
   /** "local", "replicating N of K" or "durable". */
   state: string;
@@ -288,7 +288,7 @@ export interface SnapshotView {
   taken: string;
 }
 
-/** What `p2pvm vm snapshot` asks for. */
+/** The request of `p2pvm vm snapshot`. */
 export interface SnapshotVm {
   /** The snapshot's name; none lets the host name it after the time. */
   name?: string | null;
@@ -312,21 +312,21 @@ export interface Status {
   address_v6: string;
   /** Why there is no address yet, as far as the daemon knows. */
   address_wanting?: string;
-  /** Those of them whose guests answered through their interfaces when they were asked last. */
+  /** How many of them had a guest that answered through its interface when last asked. */
   answering_vms: number;
   /** Members with a live control connection. */
   connected: number;
   /** Load of this host's processors, 0 to 1. */
   cpu: number;
-  /** What is found wrong with this machine. */
+  /** The findings about this machine. */
   findings: FindingView[];
-  /** How this node is, in one word, and why. */
+  /** The health of this node in one word, and the reason. */
   health: HealthView;
-  /** Whether this member was told of others when it joined; the founder was not. */
+  /** Whether this member received contacts of others when it joined; the founder did not. */
   joined_another: boolean;
   /** The other members that it knows. */
   known: number;
-  /** Where the daemon listens for members. */
+  /** The addresses on which the daemon listens for members. */
   listen: string[];
   /** The port that the router maps to this node, if it does. */
   mapped: string | null;
@@ -334,25 +334,25 @@ export interface Status {
   member: string;
   /** Its host name in the network. */
   name: string;
-  /** What kind of NAT it sits behind. */
+  /** The NAT or firewall in front of it. */
   nat: string;
   /** The network's name. */
   network: string;
   /** The network's id. */
   network_id: string;
-  /** What became of tries to reach members directly. */
+  /** The results of tries to reach members directly. */
   punches: PunchesView;
-  /** How others see this node's packet port. */
+  /** The address at which others see this node's packet port. */
   reflexive: string | null;
   /** Resident memory of the daemon, bytes. */
   resident_bytes: number;
-  /** How this member stands on the ring. */
+  /** The state of this member on the ring. */
   ring: RingView;
   /** Virtual machines running here. */
   running_vms: number;
   /** How long this daemon's steps to a working address took, milliseconds. */
   start_ms: StartTimes;
-  /** Addresses are drawn from here. */
+  /** The subnet of the network's addresses. */
   subnet: string;
   /** Seconds since the daemon started. */
   up_seconds: number;
@@ -360,19 +360,19 @@ export interface Status {
   version: string;
 }
 
-/** A step of something that takes long. */
+/** A step of a long operation. */
 export interface Step {
   /** Bytes done in this phase. */
   done_bytes: number;
-  /** More to show beside the bar: dirty rate, expected downtime. */
+  /** Further figures to show beside the bar: dirty rate, expected downtime. */
   note: string;
-  /** What is being done, in a word or two. */
+  /** The phase, in a word or two. */
   phase: string;
   /** Bytes known to be needed, 0 if unknown. */
   total_bytes: number;
 }
 
-/** Why a guest stands still, with the room on its host's disk. */
+/** Why a guest is paused, with the room on its host's disk. */
 export interface StillView {
   /** Bytes that are free there. */
   free_bytes: number;
@@ -400,11 +400,11 @@ export interface View {
   vms: VmView[];
 }
 
-/** What `p2pvm vm migrate` gets where the VM has moved. */
+/** The answer to `p2pvm vm migrate` if the VM has moved. */
 export interface VmMoved {
-  /** How long the guest stood still by the hypervisor's own figure, milliseconds. */
+  /** How long the guest was paused by the hypervisor's own figure, milliseconds. */
   downtime_ms: number;
-  /** The epoch it is held in now. */
+  /** The epoch of its present holding. */
   epoch: number;
   /** The name of the member that it was on. */
   from: string;
@@ -414,7 +414,7 @@ export interface VmMoved {
   migration: string;
   /** The VM's name. */
   name: string;
-  /** From the guest's pause to the target's word that it runs there, milliseconds: an upper bound of the stop. */
+  /** From the guest's pause to the target's report that it runs there, milliseconds: an upper bound of the downtime. */
   pause_ms: number | null;
   /** RAM transferred, bytes. */
   ram_bytes: number;
@@ -424,23 +424,23 @@ export interface VmMoved {
   trace?: string;
 }
 
-/** A VM as `vm list` and `vm show` give it. */
+/** A VM as `vm list` and `vm show` print it. */
 export interface VmView {
-  /** What is being done with it. */
+  /** The operation on it now. */
   activity: string | null;
   /** Its IPv4 address, the same wherever it runs. */
   address: string;
   /** Its IPv6 address. */
   address_v6: string;
-  /** What a person can do about a VM whose host does not answer. */
+  /** The remedy for a VM whose host does not answer. */
   advice?: string;
-  /** Processors it keeps busy, as its host measured last. */
+  /** How many processors it keeps busy, as its host last measured. */
   cpu: number | null;
   /** Virtual processors. */
   cpus: number;
-  /** The epoch it is held in. */
+  /** The epoch of its present holding. */
   epoch: number;
-  /** The name of the member that has it. */
+  /** The name of the member that holds it. */
   host: string;
   /** The id of that member. */
   host_id: string;
@@ -448,25 +448,25 @@ export interface VmView {
   id: string;
   /** The image below its disk. */
   image: string;
-  /** When its host, which does not answer any more, was seen last (RFC 3339). */
+  /** When its host, which no longer answers, was last seen (RFC 3339). */
   last_seen?: string;
   /** Its Ethernet address. */
   mac: string;
   /** Memory, MiB. */
   memory_mib: number;
-  /** How far its move to another member is, if it is being moved. */
+  /** The progress of its move to another member, if it is being moved. */
   moving: Moving | null;
-  /** Its name. */
+  /** That member's name. */
   name: string;
-  /** Why it is in a state nobody asked for. */
+  /** Why it is in a state that its user did not ask for. */
   note: string | null;
-  /** Whether its guest is reached through its interface, as its host found last; nothing where it does not run. */
+  /** Whether its guest answers through its interface, as its host last found; missing if it does not run. */
   reach: ReachView | null;
   /** Its snapshots. */
   snapshots: SnapshotView[];
-  /** What it is doing, in a word. */
+  /** Its state in a word. */
   state: string;
-  /** Why its guest stands still though nobody asked for it, if it does. */
+  /** Why its guest is paused without a request, if it is. */
   still: StillView | null;
   /** The members whose majority decides who may run it. */
   voters: string[];
