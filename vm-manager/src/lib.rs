@@ -24,6 +24,7 @@ mod jail;
 pub mod migrate;
 pub mod port;
 pub mod qemu;
+mod run_dir;
 pub mod trace;
 pub mod vault;
 
