@@ -11,6 +11,7 @@
 pub mod ballot;
 mod cgroup;
 pub mod checkpoint;
+pub mod clock;
 pub mod definition;
 pub mod directory;
 pub mod error;

@@ -16,12 +16,15 @@ impl Host {
             self.options.guard_every,
             self.options.renew_every,
         );
+        let clock = self.clock.clone();
         self.spawn(async move {
             let mut renewed = tokio::time::Instant::now();
             let mut times_set = NetworkTime::of_process().times_set();
             let mut names = NameChecks::default();
             loop {
-                tokio::time::sleep(every).await;
+                // After a sleep of the machine a round is due at once: another member may have been
+                // given its VMs.
+                clock.passed(every).await;
                 let Some(host) = this.upgrade() else { return };
                 // A change of the network's time leaves expiry times of the previous one behind.
                 let set = NetworkTime::of_process().times_set();

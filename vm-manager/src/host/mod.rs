@@ -9,6 +9,7 @@
 use crate::{
     Error,
     ballot::Ballot,
+    clock::{Clock, Sleep},
     directory::{Directory, VmRecord, Wanted},
     hypervisor::{Hypervisor, Machine, RunState},
     port::Port,
@@ -67,6 +68,8 @@ pub struct Parts {
     pub port: Arc<dyn Port>,
     /// What makes the spans of its moves.
     pub traces: Traces,
+    /// Whether the machine slept.
+    pub sleep: Arc<dyn Sleep>,
 }
 
 /// A host's own choices.
@@ -111,8 +114,8 @@ pub struct Host {
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
-    /// The origin of the monotonic times that the hand-over's state machines see.
-    origin: tokio::time::Instant,
+    /// The times that the hand-over's state machines see.
+    pub(crate) clock: Clock,
 }
 
 impl Host {
@@ -122,6 +125,7 @@ impl Host {
         Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
+            clock: Clock::new(parts.sleep.clone()),
             parts,
             options,
             registry,
@@ -130,7 +134,6 @@ impl Host {
             events: broadcast::channel(256).0,
             tasks: Mutex::default(),
             this: this.clone(),
-            origin: tokio::time::Instant::now(),
         }))
     }
 
@@ -256,7 +259,7 @@ impl Host {
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.origin.elapsed()
+        self.clock.now()
     }
 
     pub(crate) fn weak(&self) -> Weak<Host> {

@@ -1,0 +1,68 @@
+//! Time that passes while a machine sleeps or its daemon is dead, and what the guests here may do
+//! afterwards.
+#![allow(missing_docs)]
+
+mod mobility;
+
+use mobility::{Lab, fake::Step};
+use p2pvm_vm_manager::{
+    hypervisor::{Machine, MigrateOptions, RunState},
+};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Begins to move "web" from 0 to 1.
+fn begin_move(lab: &Lab) {
+    let (host, to) = (lab.host(0), lab.me(1));
+    tokio::spawn(async move {
+        let options = MigrateOptions::default();
+        host.migrate("web", to, options, watch::Sender::default())
+            .await
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_slept_through_its_window_freezes_at_the_wake_up() {
+    let lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    let mut trap = lab.trap(Step::Resumed);
+    begin_move(&lab);
+    let strike = trap.recv().await.unwrap();
+    let guest = lab.world.machine(vm, lab.me(1)).unwrap();
+    // It runs, no voter has heard of it, and the lid is shut.
+    lab.isolate(1, true);
+    strike.2.send(false).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(*guest.watch().borrow(), RunState::Running);
+    lab.sites[1].sleep.sleep(Duration::from_secs(60));
+    let mut state = guest.watch();
+    let frozen = state.wait_for(|state| *state == RunState::Paused);
+    tokio::time::timeout(Duration::from_millis(10), frozen)
+        .await
+        .expect("at once")
+        .unwrap();
+    assert!(
+        lab.sites[1].port.attached.lock().unwrap()[&vm].1,
+        "its port too"
+    );
+    lab.settles_on(vm, &[0], "the source has it again").await;
+    lab.isolate(1, false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    lab.settles_on(vm, &[0], "and keeps it").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_slept_before_it_was_whole_never_runs() {
+    let lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    let mut trap = lab.trap(Step::FinishIncoming);
+    begin_move(&lab);
+    let strike = trap.recv().await.unwrap();
+    let mut handed_over = lab.trap(Step::HandedOver);
+    strike.2.send(false).unwrap();
+    let strike = handed_over.recv().await.unwrap();
+    lab.sites[1].sleep.sleep(Duration::from_secs(60));
+    strike.2.send(false).unwrap();
+    lab.settles_on(vm, &[0], "the source goes on").await;
+    lab.assert_never_double("slept");
+}
