@@ -6,6 +6,7 @@ mod mobility;
 
 use mobility::{Lab, fake::Step};
 use p2pvm_vm_manager::{
+    host::{Activity, VmStatus},
     hypervisor::{Machine, MigrateOptions, RunState},
 };
 use std::time::Duration;
@@ -65,4 +66,33 @@ async fn a_target_that_slept_before_it_was_whole_never_runs() {
     strike.2.send(false).unwrap();
     lab.settles_on(vm, &[0], "the source goes on").await;
     lab.assert_never_double("slept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_vms_are_checked_at_a_time() {
+    let lab = Lab::new(3).await;
+    for i in 0..12 {
+        lab.vm(0, &format!("vm{i}")).await;
+    }
+    let checking = || {
+        let all = lab.host(0).list();
+        let checking = |vm: &&_| {
+            matches!(
+                vm,
+                p2pvm_vm_manager::host::VmStatus {
+                    activity: Some(Activity::Checking),
+                    ..
+                }
+            )
+        };
+        all.iter().filter(checking).count()
+    };
+    lab.isolate(0, true);
+    // A round begins every twenty seconds; without voters each check takes seconds.
+    let mut most = 0;
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(checking());
+    }
+    assert_eq!(most, 12);
 }
