@@ -225,15 +225,15 @@ impl Host {
             }
         };
         let settled = match confirmed {
-            Some(epoch) => self.keep(slot, epoch).await,
-            None => self.remove(slot),
+            true => self.keep(slot).await,
+            false => self.remove(slot),
         };
         if let Err(e) = settled {
             tracing::error!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted \
                 arrival could not be settled");
             return;
         }
-        if confirmed.is_none() {
+        if !confirmed {
             return self.drop_unused(entry.definition.image).await;
         }
         drop(operation);
@@ -243,9 +243,8 @@ impl Host {
         }
     }
 
-    async fn keep(&self, slot: &Arc<Slot>, epoch: Epoch) -> Result<(), Error> {
-        self.supersede(slot, epoch).await?;
-        self.update(slot, |e| (e.role, e.epoch) = (Role::Held, epoch))
-            .map(drop)
+    async fn keep(&self, slot: &Arc<Slot>) -> Result<(), Error> {
+        self.supersede(slot, slot.entry().epoch).await?;
+        self.update(slot, |e| e.role = Role::Held).map(drop)
     }
 }

@@ -296,9 +296,12 @@ impl Host {
 
     /// The incarnation listed under `name`.
     pub(crate) fn slot_named(&self, name: &str) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| {
-            lock(&s.entry).listed_name() == name && !matches!(lock(&s.entry).role, Role::Unmade)
-        })
+        let is_it = |slot: &Arc<Slot>| {
+            let entry = lock(&slot.entry);
+            entry.listed_name() == name && entry.role != Role::Unmade
+        };
+        let all = self.slots().into_iter().filter(is_it);
+        all.max_by_key(|slot| lock(&slot.entry).precedence())
     }
 
     pub(crate) fn named(&self, name: &str) -> Result<Arc<Slot>, Error> {
@@ -306,12 +309,15 @@ impl Host {
             .ok_or_else(|| Error::NotFound(format!("the VM '{name}'")))
     }
 
-    /// The one incarnation of the VM here that is no branch.
+    /// The incarnation of the VM here that is no branch: the one that holds it, before one that
+    /// arrives by a restore.
     pub(crate) fn slot_of(&self, vm: VmId) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| {
-            let entry = lock(&s.entry);
+        let is_it = |slot: &Arc<Slot>| {
+            let entry = lock(&slot.entry);
             entry.definition.vm == vm && !entry.is_branch()
-        })
+        };
+        let all = self.slots().into_iter().filter(is_it);
+        all.max_by_key(|slot| lock(&slot.entry).precedence())
     }
 
     /// Writes a new entry and lists it.
