@@ -6,7 +6,7 @@ mod mobility;
 
 use mobility::{Lab, fake::Step};
 use p2pvm_vm_manager::{
-    host::{Activity, VmStatus},
+    host::{Activity, VmState, VmStatus},
     hypervisor::{Machine, MigrateOptions, RunState},
 };
 use std::time::Duration;
@@ -66,6 +66,31 @@ async fn a_target_that_slept_before_it_was_whole_never_runs() {
     strike.2.send(false).unwrap();
     lab.settles_on(vm, &[0], "the source goes on").await;
     lab.assert_never_double("slept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_ran_on_after_its_hand_over_stands_still_after_a_restart() {
+    let mut lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    let mut trap = lab.trap(Step::HandedOver);
+    begin_move(&lab);
+    let _strike = trap.recv().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The daemon is killed after the target had all that matters, and QEMU's last write fails.
+    lab.isolate(0, true);
+    lab.kill_daemon(0);
+    let guest = lab.world.machine(vm, lab.me(0)).unwrap();
+    guest.runs_on();
+    lab.settles_on(vm, &[1], "the target").await;
+    lab.up(0).await;
+    assert_eq!(*guest.watch().borrow(), RunState::Paused);
+    assert_eq!(lab.host(0).list()[0].state, VmState::Doubtful);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(1)]);
+    lab.isolate(0, false);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    lab.settles_on(vm, &[1], "its voters say so").await;
+    lab.assert_never_double("ran on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,7 +104,9 @@ impl Host {
         id: u64,
         to: MemberId,
     ) -> Result<(), Error> {
-        if state != RunState::Running {
+        if state != RunState::Running || self.may_be_handed_over(slot).await {
+            // Only after its processors and its port are still does it wait for an answer.
+            self.hold_still(slot).await;
             let role = Role::Doubtful {
                 id,
                 side: Side::Source,
@@ -112,12 +114,24 @@ impl Host {
             };
             return self.adopt_in_doubt(slot, role, longest_run(1));
         }
-        // Its guest was never paused for the hand-over, so nothing was handed over.
+        // Nothing of its guest was handed over.
         if let Some(machine) = slot.machine() {
             run_here(&*machine).await?;
         }
         self.update(slot, |e| e.role = Role::Held)?;
         self.resume_life(slot).await
+    }
+
+    /// Whether a guest that runs here may run at the target of its move as well.
+    async fn may_be_handed_over(&self, slot: &Slot) -> bool {
+        let Some(machine) = slot.machine() else {
+            return false;
+        };
+        machine.may_be_handed_over().await.unwrap_or_else(|e| {
+            tracing::warn!(vm = %slot.entry().listed_name(), error = %chain(&e), "how far an \
+                interrupted move had come is not known: the guest stands still");
+            true
+        })
     }
 
     /// The daemon was killed while a move or a restore brought the VM here.

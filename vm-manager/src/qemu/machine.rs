@@ -217,6 +217,10 @@ impl Machine for QemuMachine {
         self.hand_over().await
     }
 
+    async fn may_be_handed_over(&self) -> Result<bool, Error> {
+        moving::may_be_handed_over(&self.qmp).await
+    }
+
     async fn cancel_migration(&self) -> Result<(), Error> {
         self.give_up().await
     }

@@ -51,7 +51,7 @@ const RAM_SOCKET: &str = "ram.sock";
 const DISK_SOCKET: &str = "disk.sock";
 
 /// The mirror's job, and its target within QEMU.
-const MIRROR: &str = "mirror";
+pub(super) const MIRROR: &str = "mirror";
 pub(super) const REMOTE: &str = "remote-disk";
 /// The NBD export of a target's disk.
 const EXPORT: &str = "disk";
