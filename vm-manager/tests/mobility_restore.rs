@@ -26,6 +26,36 @@ async fn snapshot(lab: &Lab, i: usize) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_held_guest_goes_on_after_a_restart_only_when_its_voters_say_so() {
+    let mut lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    // It was fenced, which a full disk kept from being written down.
+    lab.world.machine(vm, lab.me(0)).unwrap().hold();
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    lab.settles_on(vm, &[0], "still this host's").await;
+    lab.world.machine(vm, lab.me(0)).unwrap().hold();
+    lab.kill_daemon(0);
+    let back = lab
+        .host(3)
+        .restore("web", "one", FORCE, &watch::Sender::default())
+        .await
+        .unwrap();
+    lab.isolate(0, true);
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(3)]);
+    lab.assert_never_double("nobody could be asked");
+    lab.isolate(0, false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(3)]);
+    assert_eq!(lab.host(0).list()[0].state, VmState::Branch);
+    lab.settles_on(vm, &[3], &format!("restored in {}", back.epoch))
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;

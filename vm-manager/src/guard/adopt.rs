@@ -166,19 +166,18 @@ impl Host {
         Ok(())
     }
 
-    /// A held VM after a restart: its guest goes on, or is booted if it should run; then the voters
-    /// are asked.
+    /// A held VM after a restart: a guest that runs goes on, and the voters are asked; one that
+    /// stands still goes on, or one that should run is booted, once they have answered.
     async fn resume_life(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
-        if let Some(machine) = slot.machine() {
+        // The VM may have been lost, and that not have been written down.
+        slot.set_unproven(slot.run_state() == RunState::Paused);
+        if slot.machine().is_some() && !slot.is_unproven() {
             let spec = self.registry.spec(&entry);
             self.parts
                 .port
                 .attach(&spec, &entry.definition.address, entry.epoch)
                 .await?;
-            if slot.run_state() == RunState::Paused && entry.wanted == Wanted::Running {
-                machine.resume().await?;
-            }
         }
         let (host, slot) = (self.clone(), slot.clone());
         self.spawn(async move {
@@ -188,18 +187,11 @@ impl Host {
         Ok(())
     }
 
-    /// Asks a held VM's voters, or boots it, until either has an answer; tells the network where
-    /// the VM is.
+    /// Asks a held VM's voters, lets it go on, or boots it, until there is an answer; tells the
+    /// network where the VM is.
     async fn settle_in(&self, slot: &Arc<Slot>) {
         loop {
-            let checked = slot.machine().is_some() || slot.entry().wanted == Wanted::Stopped;
-            let settled = if checked {
-                self.check(slot).await
-            } else {
-                let _operation = slot.begin_next(Activity::Restarting).await;
-                self.boot(slot).await
-            };
-            match settled {
+            match self.settle_once(slot).await {
                 Ok(()) | Err(Error::Refused(_)) => break,
                 Err(e) => tracing::info!(
                     vm = %slot.entry().listed_name(), error = %chain(&e), "not settled yet"
@@ -220,6 +212,25 @@ impl Host {
         if let Err(e) = announced {
             tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the VM's place could \
                 not be announced");
+        }
+    }
+
+    async fn settle_once(&self, slot: &Arc<Slot>) -> Result<(), Error> {
+        if slot.entry().wanted == Wanted::Stopped {
+            return self.check(slot).await;
+        }
+        match (slot.machine(), slot.run_state()) {
+            (Some(machine), RunState::Paused) => {
+                self.check(slot).await?;
+                let _operation = slot.begin_next(Activity::Resuming).await;
+                self.must_be_held(slot)?;
+                self.go_on(slot, &*machine).await
+            }
+            (Some(_), _) => self.check(slot).await,
+            (None, _) => {
+                let _operation = slot.begin_next(Activity::Restarting).await;
+                self.boot(slot).await
+            }
         }
     }
 
