@@ -1,6 +1,7 @@
 //! The time by which a guest's right to run is measured: it goes on while the machine sleeps.
 //!
-//! A laptop that is suspended in the middle of a move must know at its wake-up that its time is over.
+//! A laptop that is suspended in the middle of a move must know at its wake-up that its time is
+//! over.
 //! `CLOCK_MONOTONIC`, which timers of this program follow, stands still in a suspend;
 //! `CLOCK_BOOTTIME` does not, and a timer of the kernel by it fires at once after the wake-up.
 
@@ -78,8 +79,8 @@ fn timer(time: Duration) -> io::Result<AsyncFd<OwnedFd>> {
 pub(crate) struct Clock {
     origin: Instant,
     slept_before: Duration,
-    /// The longest sleep seen, nanoseconds. Reason: time never goes back, and the two clocks are not
-    /// read at one instant.
+    /// The longest sleep seen, nanoseconds. Reason: time never goes back, and the two clocks are
+    /// not read at one instant.
     slept: Arc<AtomicU64>,
     sleep: Arc<dyn Sleep>,
 }

@@ -3,9 +3,9 @@
 //! Where the daemon is root, each guest runs under a uid of its own (no other guest's files), with
 //! no capability, no way to get one, in a network namespace with nothing in it (its TAP and its
 //! sockets come as descriptors), in a mount namespace, in a cgroup with limits, and with QEMU's
-//! seccomp filter. Disks, logs and sockets are opened by the daemon and passed in, so that neither a
-//! file nor a directory belongs to that uid ([`crate::run_dir`]). An unprivileged daemon keeps its own
-//! uid and what remains possible of this.
+//! seccomp filter. Disks, logs and sockets are opened by the daemon and passed in, so that neither
+//! a file nor a directory belongs to that uid ([`crate::run_dir`]). An unprivileged daemon keeps
+//! its own uid and what remains possible of this.
 //!
 //! The mount namespace also carries the one device a guest needs that a uid may not open:
 //! `/dev/userfaultfd`, for post-copy and for checkpoints of a running guest.

@@ -104,7 +104,7 @@ async fn many_vms_are_checked_at_a_time() {
         let checking = |vm: &&_| {
             matches!(
                 vm,
-                p2pvm_vm_manager::host::VmStatus {
+                VmStatus {
                     activity: Some(Activity::Checking),
                     ..
                 }

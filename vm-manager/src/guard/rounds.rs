@@ -9,8 +9,8 @@ use futures::{StreamExt, stream};
 use p2pvm_overlay::{chain, network_time::NetworkTime};
 use std::sync::Arc;
 
-/// How many VMs are looked after at a time. Reason: voters that do not answer take seconds each, and
-/// a host's VMs must all be checked within a round; one by one, 40 of them took minutes.
+/// How many VMs are looked after at a time. Reason: voters that do not answer take seconds each,
+/// and a host's VMs must all be checked within a round; one by one, 40 of them took minutes.
 const AT_A_TIME: usize = 16;
 
 impl Host {

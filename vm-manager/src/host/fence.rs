@@ -79,8 +79,8 @@ impl Host {
         self.fence(slot, holder, newer).await;
     }
 
-    /// Asks a held VM's voters before its guest goes on, where this host does not know why it stands
-    /// still.
+    /// Asks a held VM's voters before its guest goes on, where this host does not know why it
+    /// stands still.
     pub(super) async fn prove(&self, slot: &Arc<Slot>) -> Result<(), Error> {
         if !slot.is_unproven() {
             return Ok(());

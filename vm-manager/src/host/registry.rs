@@ -196,8 +196,8 @@ impl Registry {
     /// # Errors
     /// What the file system says.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        // Traversable by the guests' own users, who reach their disk and sockets below it; the
-        // entries themselves are 0600.
+        // Traversable by the guests' own users: those of earlier versions reach their sockets below
+        // it. The entries themselves are 0600.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)

@@ -35,8 +35,8 @@ pub(crate) struct Slot {
     pub(super) outgoing: Mutex<Option<OutgoingMove>>,
     /// The record in the DHT is older than the entry.
     unpublished: AtomicBool,
-    /// The guest stands still for a reason that this daemon does not know, or because the VM was lost
-    /// and that could not be written down: the voters are asked before it goes on.
+    /// The guest stands still for a reason that this daemon does not know, or because the VM was
+    /// lost and that could not be written down: the voters are asked before it goes on.
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,

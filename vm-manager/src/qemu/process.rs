@@ -1,8 +1,9 @@
 //! Which process a guest is, told apart from another one that happens to have its number.
 //!
-//! The process writes its own number before it becomes QEMU, so a daemon killed between fork and its
-//! first note still finds the guest. The number alone proves nothing after a reboot or a wrap-around: the process must also
-//! carry the VM's id in its arguments and stand in the guest's run directory.
+//! The process writes its own number before it becomes QEMU, so a daemon killed between fork and
+//! its first note still finds the guest. The number alone proves nothing after a reboot or a
+//! wrap-around: the process must also carry the VM's id in its arguments and stand in the guest's
+//! run directory.
 
 use crate::{Error, error::io_at, hypervisor::MachineStats, run_dir::RunDir};
 use nix::{

@@ -20,7 +20,8 @@ use std::{
 use tokio::{net::UnixStream, process::Child};
 
 const PROGRAM: &str = "qemu-storage-daemon";
-/// Its files in the run directory. It writes its process id once all is open, and nothing else there.
+/// Its files in the run directory. It writes its process id once all is open, and nothing else
+/// there.
 const SOCKET: &str = "relay.sock";
 const READY: &str = "relay.pid";
 const LOG: &str = "relay.log";
@@ -96,8 +97,8 @@ impl Relay {
     }
 }
 
-/// The storage daemon's command line: it opens the export behind the descriptor `far`, and offers it
-/// on the bound socket `near`.
+/// The storage daemon's command line: it opens the export behind the descriptor `far`, and offers
+/// it on the bound socket `near`.
 fn command(run_dir: &Path, [far, near]: [RawFd; 2], export: &str) -> tokio::process::Command {
     let server = json!({ "type": "fd", "str": far.to_string() });
     let node = json!({
