@@ -7,7 +7,8 @@
 //! next epoch decides. So the two never run at once, whatever is lost or late, and the hand-over
 //! itself waits for no voter.
 //!
-//! Times are durations since any fixed moment of a monotonic clock.
+//! Times are durations since any fixed moment of a clock that goes on while the machine sleeps
+//! ([`crate::clock`]).
 
 use std::time::Duration;
 
@@ -219,6 +220,23 @@ mod tests {
             Some(TargetOutput::Freeze)
         );
         assert_eq!(target.handle(due + MS, TargetInput::Confirmed), None);
+    }
+
+    #[test]
+    fn a_target_that_slept_freezes_before_anything_else() {
+        let mut target = TargetWindow::default();
+        target.handle(MS, TargetInput::Arm(1));
+        target.handle(2 * MS, TargetInput::Whole);
+        let woke = Duration::from_secs(60);
+        let mut woken = target.clone();
+        assert_eq!(
+            target.handle(woke, TargetInput::Tick),
+            Some(TargetOutput::Freeze)
+        );
+        assert_eq!(
+            woken.handle(woke, TargetInput::Confirmed),
+            Some(TargetOutput::Freeze)
+        );
     }
 
     #[test]

@@ -280,6 +280,11 @@ pub trait Machine: Send + Sync + 'static {
     /// never runs again unless [`Machine::cancel_migration`] is called.
     async fn switch_over(&self) -> Result<MigrationReport, Error>;
 
+    /// Source side, for a guest that was taken up again: whether all that matters of it may have
+    /// been sent. A guest that runs is no proof of the contrary, since a hypervisor lets it run on
+    /// when its last bytes could not be written.
+    async fn may_be_handed_over(&self) -> Result<bool, Error>;
+
     /// Source side: gives the migration up at any step and lets the guest run here again.
     async fn cancel_migration(&self) -> Result<(), Error>;
 

@@ -3,29 +3,27 @@
 //! Where the daemon is root, each guest runs under a uid of its own (no other guest's files), with
 //! no capability, no way to get one, in a network namespace with nothing in it (its TAP and its
 //! sockets come as descriptors), in a mount namespace, in a cgroup with limits, and with QEMU's
-//! seccomp filter. Disks are opened by the daemon and passed in, so that no file needs to belong to
-//! that uid. An unprivileged daemon keeps its own uid and what remains possible of this.
+//! seccomp filter. Disks, logs and sockets are opened by the daemon and passed in, so that neither
+//! a file nor a directory belongs to that uid ([`crate::run_dir`]). An unprivileged daemon keeps
+//! its own uid and what remains possible of this.
 //!
 //! The mount namespace also carries the one device a guest needs that a uid may not open:
 //! `/dev/userfaultfd`, for post-copy and for checkpoints of a running guest.
 
-use crate::cgroup::{Cgroup, Limits};
+use crate::{
+    cgroup::{Cgroup, Limits},
+    run_dir::RunDir,
+};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
-    sys::{
-        resource::{Resource, setrlimit},
-        stat::{Mode, SFlag, mknod},
-    },
-    unistd::{Gid, Uid, setgid, setgroups, setsid, setuid},
+    sys::resource::{Resource, setrlimit},
+    unistd::{Gid, Uid, fchown, setgid, setgroups, setsid, setuid},
 };
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::{
-        fd::RawFd,
-        unix::fs::{MetadataExt, PermissionsExt, chown},
-    },
+    os::{fd::RawFd, unix::fs::MetadataExt},
     path::Path,
     time::Duration,
 };
@@ -78,43 +76,49 @@ impl Jail {
         }
     }
 
-    /// Makes the run directory accessible to the guest alone.
-    pub(crate) fn own(&self, run_dir: &Path) -> io::Result<()> {
-        fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700))?;
-        let Some(uid) = self.uid else { return Ok(()) };
-        chown(run_dir, Some(uid), Some(uid))?;
-        let node = run_dir.join(USERFAULTFD_NODE);
-        let _ = fs::remove_file(&node);
-        if let Ok(device) = fs::metadata(USERFAULTFD) {
+    /// Takes the run directory from a guest that had it by a version before this one; where guests
+    /// have uids of their own, they may walk through it and no more.
+    pub(crate) fn shut(&self, run_dir: &RunDir) -> io::Result<()> {
+        self.uid.map_or(Ok(()), |uid| run_dir.seize(uid))
+    }
+
+    /// Makes a new run directory ready for the guest.
+    pub(crate) fn furnish(&self, run_dir: &RunDir) -> io::Result<()> {
+        self.shut(run_dir)?;
+        if let (Some(uid), Ok(device)) = (self.uid, fs::metadata(USERFAULTFD)) {
             // Best effort: without it a checkpoint stops the guest longer, and post-copy is
             // refused.
-            if mknod(
-                &node,
-                SFlag::S_IFCHR,
-                Mode::S_IRUSR | Mode::S_IWUSR,
-                device.rdev(),
-            )
-            .is_ok()
-            {
-                chown(&node, Some(uid), Some(uid))?;
-            }
+            let _ = run_dir.device(USERFAULTFD_NODE, device.rdev(), uid);
         }
         Ok(())
     }
 
+    /// Lets the guest's user write a file that it may not make.
+    pub(crate) fn lend(&self, file: &File) -> io::Result<()> {
+        let Some(uid) = self.uid else { return Ok(()) };
+        Ok(fchown(file, Some(Uid::from_raw(uid)), None)?)
+    }
+
     /// Makes `command` start inside, with `inherit` as the only descriptors beside its standard
-    /// ones.
+    /// ones. Its process writes its number to `pid_file` before it becomes QEMU, so that a daemon
+    /// killed right after the fork is no reason to lose it.
     pub(crate) fn enter(
         &self,
         command: &mut tokio::process::Command,
         limits: &Limits,
         inherit: Vec<RawFd>,
+        pid_file: Option<File>,
     ) {
         let uid = self.uid;
         let groups: Vec<File> = self.cgroup.create(limits);
-        let child = move || confine(uid, &groups, &inherit);
-        // SAFETY: `confine` runs between fork and exec: it makes plain system calls on data
-        // prepared here, and neither allocates nor takes a lock.
+        let child = move || {
+            if let Some(file) = &pid_file {
+                note_pid(file)?;
+            }
+            confine(uid, &groups, &inherit)
+        };
+        // SAFETY: `note_pid` and `confine` run between fork and exec: they make plain system calls
+        // on data prepared here, and neither allocate nor take a lock.
         unsafe { command.pre_exec(child) };
     }
 
@@ -128,6 +132,14 @@ impl Jail {
             tokio::time::sleep(REMOVE_PAUSE).await;
         }
     }
+}
+
+fn note_pid(mut file: &File) -> io::Result<()> {
+    let mut line = [0; 16];
+    let mut rest = &mut line[..];
+    writeln!(rest, "{}", std::process::id())?;
+    let length = 16 - rest.len();
+    file.write_all(&line[..length])
 }
 
 fn confine(uid: Option<u32>, groups: &[File], inherit: &[RawFd]) -> io::Result<()> {

@@ -11,6 +11,7 @@
 pub mod ballot;
 mod cgroup;
 pub mod checkpoint;
+pub mod clock;
 pub mod definition;
 pub mod directory;
 pub mod error;
@@ -24,6 +25,7 @@ mod jail;
 pub mod migrate;
 pub mod port;
 pub mod qemu;
+mod run_dir;
 pub mod trace;
 pub mod vault;
 

@@ -26,6 +26,36 @@ async fn snapshot(lab: &Lab, i: usize) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_held_guest_goes_on_after_a_restart_only_when_its_voters_say_so() {
+    let mut lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    // It was fenced, which a full disk kept from being written down.
+    lab.world.machine(vm, lab.me(0)).unwrap().hold();
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    lab.settles_on(vm, &[0], "still this host's").await;
+    lab.world.machine(vm, lab.me(0)).unwrap().hold();
+    lab.kill_daemon(0);
+    let back = lab
+        .host(3)
+        .restore("web", "one", FORCE, &watch::Sender::default())
+        .await
+        .unwrap();
+    lab.isolate(0, true);
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(3)]);
+    lab.assert_never_double("nobody could be asked");
+    lab.isolate(0, false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lab.world.running(vm), [lab.me(3)]);
+    assert_eq!(lab.host(0).list()[0].state, VmState::Branch);
+    lab.settles_on(vm, &[3], &format!("restored in {}", back.epoch))
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
@@ -248,6 +278,66 @@ async fn a_daemon_killed_after_a_restore_had_its_epoch_leaves_one_holder() {
     assert_eq!(held.count(), 1, "{:?}", lab.host(0).list());
     lab.host(0).start("web").await.unwrap();
     assert_eq!(lab.world.running(vm), [lab.me(0)]);
+}
+
+/// What is listed on member 0.
+fn listed(lab: &Lab) -> Vec<(String, VmState)> {
+    let all = lab.host(0).list().into_iter();
+    all.map(|vm| (vm.name, vm.state)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
+    let mut lab = Lab::new(4).await;
+    lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    lab.host(0).stop("web").await.unwrap();
+    let mut trap = lab.trap(Step::Rebase);
+    let host = lab.host(0);
+    tokio::spawn(async move {
+        let options = RestoreOptions::default();
+        let _ = host
+            .restore("web", "one", options, &watch::Sender::default())
+            .await;
+    });
+    // The voters hold the VM confirmed for this host, in the epoch of the older copy.
+    let _strike = trap.recv().await.unwrap();
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(listed(&lab), [("web".to_owned(), VmState::Stopped)]);
+    assert_eq!(lab.host(0).list()[0].epoch.0, 1, "the older copy");
+    lab.host(0).start("web").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_restore_writes_the_name_means_the_copy_that_holds_the_vm() {
+    let lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    // Its directory sorts before that of the ninth epoch.
+    for _ in 1..9 {
+        lab.host(0).stop("web").await.unwrap();
+        let options = RestoreOptions::default();
+        let progress = watch::Sender::default();
+        let back = lab.host(0).restore("web", "one", options, &progress).await;
+        back.unwrap();
+    }
+    lab.host(0).stop("web").await.unwrap();
+    let before = lab.host(0).status("web").await.unwrap();
+    assert_eq!((before.epoch.0, before.state), (9, VmState::Stopped));
+    let mut trap = lab.trap(Step::Rebase);
+    let host = lab.host(0);
+    tokio::spawn(async move {
+        let options = RestoreOptions::default();
+        host.restore("web", "one", options, &watch::Sender::default())
+            .await
+    });
+    let strike = trap.recv().await.unwrap();
+    let during = lab.host(0).status("web").await.unwrap();
+    assert_eq!((during.epoch.0, during.state), (9, VmState::Stopped));
+    assert!(lab.world.machine(vm, lab.me(0)).is_none());
+    strike.2.send(false).unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -111,6 +111,11 @@ async fn take_up(step: &str, host: &Host, spec: &MachineSpec) -> Guest {
         RunState::Running
     };
     assert_eq!(*source.machine.watch().borrow(), expected, "{step}");
+    assert_eq!(
+        source.machine.may_be_handed_over().await.unwrap(),
+        step == "handed over",
+        "{step}"
+    );
     let tx = watch::Sender::default();
     let refused = source.machine.checkpoint(host.dir.path(), &tx).await;
     assert!(

@@ -7,7 +7,11 @@ use p2pvm_vm_manager::{
     hypervisor::{Accel, Hypervisor, RunState, Start},
     qemu::{Probe, Qemu},
 };
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    time::Duration,
+};
 use support::{Guest, Host, PATIENCE, image};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,8 +110,51 @@ async fn a_guest_is_jailed() {
             "{groups}"
         );
     }
+    // Nothing in its run directory, nor the directory, can be changed by its user.
+    let found = fs::metadata(run_dir).unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o777), (0, 0o710));
+    for name in [
+        "qemu.pid",
+        "qemu.log",
+        "console.log",
+        "qmp.sock",
+        "console.sock",
+    ] {
+        let found = fs::symlink_metadata(run_dir.join(name)).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o777), (0, 0o600), "{name}");
+    }
     guest.machine.kill().await.unwrap();
     assert_eq!(*guest.machine.watch().borrow(), RunState::Stopped);
+}
+
+/// A guest of a version that gave it the run directory, which has broken out and put links there.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_in_a_run_directory_lead_the_daemon_nowhere() {
+    let Some(image) = image("links_in_a_run_directory_lead_the_daemon_nowhere") else {
+        return;
+    };
+    let host = Host::new();
+    let guest = host.boot(5, &image).await;
+    let spec = guest.machine.spec().clone();
+    guest.forget();
+    let precious = host.dir.path().join("precious");
+    fs::write(&precious, vec![b'x'; 5 << 20]).unwrap();
+    let group = fs::metadata(&spec.run_dir).unwrap().gid();
+    chown(&spec.run_dir, Some(group), Some(group)).unwrap();
+    fs::set_permissions(&spec.run_dir, fs::Permissions::from_mode(0o700)).unwrap();
+    for name in ["console.log", "qemu.log"] {
+        fs::remove_file(spec.run_dir.join(name)).unwrap();
+        symlink(&precious, spec.run_dir.join(name)).unwrap();
+    }
+    let mut guest = host.adopt(&spec).await;
+    assert_eq!(fs::metadata(&spec.run_dir).unwrap().uid(), 0);
+    assert_eq!(guest.run("echo still here").await, "still here");
+    guest.machine.kill().await.unwrap();
+    symlink(&precious, spec.run_dir.join("relay.log")).unwrap();
+    let machine = host.qemu.launch(&spec, Start::Boot).await.unwrap();
+    let guest = Guest::of(machine).await;
+    assert_eq!(precious.metadata().unwrap().len(), 5 << 20);
+    guest.machine.kill().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

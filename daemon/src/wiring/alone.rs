@@ -32,6 +32,7 @@ use p2pvm_overlay::{
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Error, Traces,
+    clock::ThisMachine,
     host::{self, Host, HostOptions},
     hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
     vault::ChunkVault,
@@ -204,6 +205,7 @@ async fn host(layout: &Layout, parts: &Arc<Parts>, reach: &Arc<Reach>) -> Arc<Ho
         hypervisor: Arc::new(NoGuests),
         port: Ports::new(parts.clone(), reach.clone(), resolver),
         traces: Traces::default(),
+        sleep: Arc::new(ThisMachine),
     };
     Host::open(host_parts, HostOptions::default(), layout.dir())
         .await

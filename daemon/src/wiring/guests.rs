@@ -13,6 +13,7 @@ use p2pvm_overlay::MemberId;
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Traces,
+    clock::ThisMachine,
     host::{self, Host, HostOptions},
     qemu::Qemu,
     vault::ChunkVault,
@@ -59,6 +60,7 @@ pub(super) async fn open(
         hypervisor: Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe())),
         port: ports,
         traces,
+        sleep: Arc::new(ThisMachine),
     };
     Host::open(host_parts, HostOptions::default(), layout.dir())
         .await

@@ -104,7 +104,9 @@ impl Host {
         id: u64,
         to: MemberId,
     ) -> Result<(), Error> {
-        if state != RunState::Running {
+        if state != RunState::Running || self.may_be_handed_over(slot).await {
+            // Only after its processors and its port are still does it wait for an answer.
+            self.hold_still(slot).await;
             let role = Role::Doubtful {
                 id,
                 side: Side::Source,
@@ -112,12 +114,24 @@ impl Host {
             };
             return self.adopt_in_doubt(slot, role, longest_run(1));
         }
-        // Its guest was never paused for the hand-over, so nothing was handed over.
+        // Nothing of its guest was handed over.
         if let Some(machine) = slot.machine() {
             run_here(&*machine).await?;
         }
         self.update(slot, |e| e.role = Role::Held)?;
         self.resume_life(slot).await
+    }
+
+    /// Whether a guest that runs here may run at the target of its move as well.
+    async fn may_be_handed_over(&self, slot: &Slot) -> bool {
+        let Some(machine) = slot.machine() else {
+            return false;
+        };
+        machine.may_be_handed_over().await.unwrap_or_else(|e| {
+            tracing::warn!(vm = %slot.entry().listed_name(), error = %chain(&e), "how far an \
+                interrupted move had come is not known: the guest stands still");
+            true
+        })
     }
 
     /// The daemon was killed while a move or a restore brought the VM here.
@@ -152,19 +166,18 @@ impl Host {
         Ok(())
     }
 
-    /// A held VM after a restart: its guest goes on, or is booted if it should run; then the voters
-    /// are asked.
+    /// A held VM after a restart: a guest that runs goes on, and the voters are asked; one that
+    /// stands still goes on, or one that should run is booted, once they have answered.
     async fn resume_life(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
-        if let Some(machine) = slot.machine() {
+        // The VM may have been lost, and that not have been written down.
+        slot.set_unproven(slot.run_state() == RunState::Paused);
+        if slot.machine().is_some() && !slot.is_unproven() {
             let spec = self.registry.spec(&entry);
             self.parts
                 .port
                 .attach(&spec, &entry.definition.address, entry.epoch)
                 .await?;
-            if slot.run_state() == RunState::Paused && entry.wanted == Wanted::Running {
-                machine.resume().await?;
-            }
         }
         let (host, slot) = (self.clone(), slot.clone());
         self.spawn(async move {
@@ -174,18 +187,11 @@ impl Host {
         Ok(())
     }
 
-    /// Asks a held VM's voters, or boots it, until either has an answer; tells the network where
-    /// the VM is.
+    /// Asks a held VM's voters, lets it go on, or boots it, until there is an answer; tells the
+    /// network where the VM is.
     async fn settle_in(&self, slot: &Arc<Slot>) {
         loop {
-            let checked = slot.machine().is_some() || slot.entry().wanted == Wanted::Stopped;
-            let settled = if checked {
-                self.check(slot).await
-            } else {
-                let _operation = slot.begin_next(Activity::Restarting).await;
-                self.boot(slot).await
-            };
-            match settled {
+            match self.settle_once(slot).await {
                 Ok(()) | Err(Error::Refused(_)) => break,
                 Err(e) => tracing::info!(
                     vm = %slot.entry().listed_name(), error = %chain(&e), "not settled yet"
@@ -209,6 +215,25 @@ impl Host {
         }
     }
 
+    async fn settle_once(&self, slot: &Arc<Slot>) -> Result<(), Error> {
+        if slot.entry().wanted == Wanted::Stopped {
+            return self.check(slot).await;
+        }
+        match (slot.machine(), slot.run_state()) {
+            (Some(machine), RunState::Paused) => {
+                self.check(slot).await?;
+                let _operation = slot.begin_next(Activity::Resuming).await;
+                self.must_be_held(slot)?;
+                self.go_on(slot, &*machine).await
+            }
+            (Some(_), _) => self.check(slot).await,
+            (None, _) => {
+                let _operation = slot.begin_next(Activity::Restarting).await;
+                self.boot(slot).await
+            }
+        }
+    }
+
     /// Keeps an interrupted arrival if the voters hold it confirmed for this host, and removes it
     /// if they do not.
     async fn keep_if_confirmed(self: &Arc<Self>, slot: &Arc<Slot>) {
@@ -225,15 +250,15 @@ impl Host {
             }
         };
         let settled = match confirmed {
-            Some(epoch) => self.keep(slot, epoch).await,
-            None => self.remove(slot),
+            true => self.keep(slot).await,
+            false => self.remove(slot),
         };
         if let Err(e) = settled {
             tracing::error!(vm = %entry.listed_name(), error = %chain(&e), "an interrupted \
                 arrival could not be settled");
             return;
         }
-        if confirmed.is_none() {
+        if !confirmed {
             return self.drop_unused(entry.definition.image).await;
         }
         drop(operation);
@@ -243,9 +268,8 @@ impl Host {
         }
     }
 
-    async fn keep(&self, slot: &Arc<Slot>, epoch: Epoch) -> Result<(), Error> {
-        self.supersede(slot, epoch).await?;
-        self.update(slot, |e| (e.role, e.epoch) = (Role::Held, epoch))
-            .map(drop)
+    async fn keep(&self, slot: &Arc<Slot>) -> Result<(), Error> {
+        self.supersede(slot, slot.entry().epoch).await?;
+        self.update(slot, |e| e.role = Role::Held).map(drop)
     }
 }

@@ -5,8 +5,13 @@ use crate::{
     Host,
     host::{Activity, NameChecks, Role, Slot},
 };
+use futures::{StreamExt, stream};
 use p2pvm_overlay::{chain, network_time::NetworkTime};
 use std::sync::Arc;
+
+/// How many VMs are looked after at a time. Reason: voters that do not answer take seconds each,
+/// and a host's VMs must all be checked within a round; one by one, 40 of them took minutes.
+const AT_A_TIME: usize = 16;
 
 impl Host {
     /// Makes the rounds in a task, as long as the host lives.
@@ -16,12 +21,15 @@ impl Host {
             self.options.guard_every,
             self.options.renew_every,
         );
+        let clock = self.clock.clone();
         self.spawn(async move {
             let mut renewed = tokio::time::Instant::now();
             let mut times_set = NetworkTime::of_process().times_set();
             let mut names = NameChecks::default();
             loop {
-                tokio::time::sleep(every).await;
+                // After a sleep of the machine a round is due at once: another member may have been
+                // given its VMs.
+                clock.passed(every).await;
                 let Some(host) = this.upgrade() else { return };
                 // A change of the network's time leaves expiry times of the previous one behind.
                 let set = NetworkTime::of_process().times_set();
@@ -31,12 +39,15 @@ impl Host {
                     renewed = tokio::time::Instant::now();
                 }
                 let check_names = names.due(host.parts.fabric.connected());
-                for slot in host.slots() {
-                    host.round(&slot, renew).await;
-                    if (check_names || renew) && host.lists(&slot) {
-                        host.keep_name(&slot, renew).await;
-                    }
-                }
+                let host = &host;
+                stream::iter(host.slots())
+                    .for_each_concurrent(AT_A_TIME, |slot| async move {
+                        host.round(&slot, renew).await;
+                        if (check_names || renew) && host.lists(&slot) {
+                            host.keep_name(&slot, renew).await;
+                        }
+                    })
+                    .await;
             }
         });
     }

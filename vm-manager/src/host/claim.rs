@@ -66,11 +66,9 @@ impl Host {
         }
     }
 
-    /// The epoch in which the voters hold this VM confirmed for this host; claims nothing.
-    pub(crate) async fn is_confirmed_here(
-        &self,
-        entry: &Entry,
-    ) -> Result<Option<Epoch>, BallotError> {
+    /// Whether the voters hold this VM confirmed for this host in the entry's own epoch; claims
+    /// nothing. In another one, it is another incarnation's here.
+    pub(crate) async fn is_confirmed_here(&self, entry: &Entry) -> Result<bool, BallotError> {
         let keys = entry.secret.keys();
         let newest = self
             .parts
@@ -80,8 +78,6 @@ impl Host {
                 voters: &entry.definition.voters,
             })
             .await?;
-        Ok(newest
-            .filter(|n| n.confirmed && n.holder == self.me)
-            .map(|n| n.epoch))
+        Ok(newest.is_some_and(|n| n.confirmed && n.holder == self.me && n.epoch == entry.epoch))
     }
 }

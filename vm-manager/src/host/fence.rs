@@ -43,13 +43,15 @@ impl Host {
             .await
             .map_err(undecided("asking the VM's voters"))?
         {
-            Ownership::Ours(epoch) if epoch == entry.epoch => Ok(()),
-            Ownership::Ours(epoch) => self.take_epoch(slot, epoch).await,
-            Ownership::Theirs { holder, epoch } => {
-                self.lose(slot, holder, epoch).await;
-                Ok(())
+            Ownership::Ours(epoch) => {
+                if epoch > entry.epoch {
+                    self.take_epoch(slot, epoch).await?;
+                }
+                slot.set_unproven(false);
             }
+            Ownership::Theirs { holder, epoch } => self.lose(slot, holder, epoch).await,
         }
+        Ok(())
     }
 
     /// The voters gave a held VM to another member. If this host had agreed to that, the copy here
@@ -75,6 +77,27 @@ impl Host {
             }
         }
         self.fence(slot, holder, newer).await;
+    }
+
+    /// Asks a held VM's voters before its guest goes on, where this host does not know why it
+    /// stands still.
+    pub(super) async fn prove(&self, slot: &Arc<Slot>) -> Result<(), Error> {
+        if !slot.is_unproven() {
+            return Ok(());
+        }
+        let entry = slot.entry();
+        let name = &entry.definition.name;
+        let asking = undecided("asking the VM's voters whether its guest may go on here");
+        match self.claim(&entry).await.map_err(asking)? {
+            Ownership::Ours(epoch) if epoch > entry.epoch => self.take_epoch(slot, epoch).await?,
+            Ownership::Ours(_) => {}
+            Ownership::Theirs { holder, epoch } => {
+                self.lose(slot, holder, epoch).await;
+                return Err(Self::running_elsewhere(name, holder, epoch));
+            }
+        }
+        slot.set_unproven(false);
+        Ok(())
     }
 
     /// Goes on with a held VM in a newer epoch.
@@ -104,6 +127,9 @@ impl Host {
 
     /// The VM went on elsewhere: its guest here stands still, cut off, and is listed as a branch.
     pub(crate) async fn fence(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
+        // Until it is written down: a full disk may keep it from that, and the guest must not go on
+        // for it when there is room again.
+        slot.set_unproven(true);
         self.hold_still(slot).await;
         let note = format!("epoch {newer} went to {}", holder.short());
         let fenced = self.update(slot, |e| e.make_branch(holder, newer, note));

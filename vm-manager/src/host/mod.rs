@@ -9,6 +9,7 @@
 use crate::{
     Error,
     ballot::Ballot,
+    clock::{Clock, Sleep},
     directory::{Directory, VmRecord, Wanted},
     hypervisor::{Hypervisor, Machine, RunState},
     port::Port,
@@ -67,6 +68,8 @@ pub struct Parts {
     pub port: Arc<dyn Port>,
     /// The maker of its moves' spans.
     pub traces: Traces,
+    /// Whether the machine slept.
+    pub sleep: Arc<dyn Sleep>,
 }
 
 /// A host's own choices.
@@ -111,8 +114,8 @@ pub struct Host {
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
-    /// The origin of the monotonic times that the hand-over's state machines see.
-    origin: tokio::time::Instant,
+    /// The times that the hand-over's state machines see.
+    pub(crate) clock: Clock,
 }
 
 impl Host {
@@ -122,6 +125,7 @@ impl Host {
         Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
+            clock: Clock::new(parts.sleep.clone()),
             parts,
             options,
             registry,
@@ -130,7 +134,6 @@ impl Host {
             events: broadcast::channel(256).0,
             tasks: Mutex::default(),
             this: this.clone(),
-            origin: tokio::time::Instant::now(),
         }))
     }
 
@@ -256,7 +259,7 @@ impl Host {
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.origin.elapsed()
+        self.clock.now()
     }
 
     pub(crate) fn weak(&self) -> Weak<Host> {
@@ -293,9 +296,12 @@ impl Host {
 
     /// The incarnation listed under `name`.
     pub(crate) fn slot_named(&self, name: &str) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| {
-            lock(&s.entry).listed_name() == name && !matches!(lock(&s.entry).role, Role::Unmade)
-        })
+        let is_it = |slot: &Arc<Slot>| {
+            let entry = lock(&slot.entry);
+            entry.listed_name() == name && entry.role != Role::Unmade
+        };
+        let all = self.slots().into_iter().filter(is_it);
+        all.max_by_key(|slot| lock(&slot.entry).precedence())
     }
 
     pub(crate) fn named(&self, name: &str) -> Result<Arc<Slot>, Error> {
@@ -303,12 +309,15 @@ impl Host {
             .ok_or_else(|| Error::NotFound(format!("the VM '{name}'")))
     }
 
-    /// The one incarnation of the VM here that is no branch.
+    /// The incarnation of the VM here that is no branch: the one that holds it, before one that
+    /// arrives by a restore.
     pub(crate) fn slot_of(&self, vm: VmId) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| {
-            let entry = lock(&s.entry);
+        let is_it = |slot: &Arc<Slot>| {
+            let entry = lock(&slot.entry);
             entry.definition.vm == vm && !entry.is_branch()
-        })
+        };
+        let all = self.slots().into_iter().filter(is_it);
+        all.max_by_key(|slot| lock(&slot.entry).precedence())
     }
 
     /// Writes a new entry and lists it.

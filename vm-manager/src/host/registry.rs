@@ -83,6 +83,11 @@ impl Role {
     pub(crate) fn is_held(&self) -> bool {
         matches!(self, Self::Held | Self::Leaving { .. })
     }
+
+    /// Whether this host is the VM's holder, or is found to be it when a doubt is settled.
+    fn may_be_held(&self) -> bool {
+        self.is_held() || matches!(self, Self::Doubtful { .. })
+    }
 }
 
 /// One incarnation of a VM on this host.
@@ -128,6 +133,11 @@ impl Entry {
         matches!(self.role, Role::Branch { .. })
     }
 
+    /// Which of a VM's incarnations here is meant by the VM: the greatest.
+    pub(crate) fn precedence(&self) -> (bool, bool, Epoch) {
+        (self.role.is_held(), self.role.may_be_held(), self.arrived)
+    }
+
     /// Makes it a copy that lost its VM.
     pub(crate) fn make_branch(&mut self, holder: MemberId, newer: Epoch, note: String) {
         self.role = Role::Branch { holder, newer };
@@ -155,7 +165,8 @@ pub fn incarnation(vm: VmId, arrived: Epoch) -> String {
 /// Directories without a readable entry, with the reason.
 pub type UnreadableDirs = Vec<(PathBuf, String)>;
 
-/// The places of held entries whose VM a newer entry holds as well, each with that entry's epoch.
+/// The places of entries that hold a VM, or may come to, though a newer entry holds it, each with
+/// that entry's epoch.
 /// Reason: a restore by an earlier version left both where the daemon ended, or the new guest
 /// failed, in its last steps.
 pub(crate) fn superseded(entries: &[Entry]) -> Vec<(usize, Epoch)> {
@@ -167,7 +178,8 @@ pub(crate) fn superseded(entries: &[Entry]) -> Vec<(usize, Epoch)> {
         };
         entries.iter().filter(is_newer).map(|e| e.epoch).max()
     };
-    let held = entries.iter().enumerate().filter(|(_, e)| e.role.is_held());
+    let all = entries.iter().enumerate();
+    let held = all.filter(|(_, entry)| entry.role.may_be_held());
     held.filter_map(|(at, entry)| Some((at, newer(entry)?)))
         .collect()
 }
@@ -184,8 +196,8 @@ impl Registry {
     /// # Errors
     /// The file system's error.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        // Traversable by the guests' own users, who reach their disk and sockets below it; the
-        // entries themselves are 0600.
+        // Traversable by the guests' own users: those of earlier versions reach their sockets below
+        // it. The entries themselves are 0600.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)
@@ -394,6 +406,25 @@ pub(crate) mod tests {
         ];
         assert_eq!(superseded(&all), [(0, Epoch(1))]);
         assert!(superseded(&all[1..]).is_empty());
+    }
+
+    #[test]
+    fn a_stay_in_doubt_gives_way_to_a_newer_one_that_holds_the_vm() {
+        let doubtful = Entry {
+            role: Role::Doubtful {
+                id: 7,
+                side: Side::Source,
+                other: MemberId([9; 32]),
+            },
+            ..entry("web")
+        };
+        let held = Entry {
+            arrived: Epoch(10),
+            epoch: Epoch(10),
+            role: Role::Held,
+            ..doubtful.clone()
+        };
+        assert_eq!(superseded(&[held, doubtful]), [(1, Epoch(10))]);
     }
 
     #[test]

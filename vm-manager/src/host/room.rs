@@ -87,8 +87,9 @@ impl Host {
         })
     }
 
-    /// Lets a held guest go on, if it can.
-    pub(crate) async fn go_on(&self, slot: &Slot, machine: &dyn Machine) -> Result<(), Error> {
+    /// Lets a held guest go on, if it can and the VM is this host's.
+    pub(crate) async fn go_on(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), Error> {
+        self.prove(slot).await?;
         let (entry, halted) = (slot.entry(), self.standstill(slot));
         let name = &entry.definition.name;
         if let Some(still) = halted
@@ -146,6 +147,7 @@ impl Host {
         if still.why != Halt::DiskFull
             || still.free_bytes < still.needed_bytes
             || slot.entry().wanted != Wanted::Running
+            || slot.is_unproven()
         {
             return;
         }

@@ -35,6 +35,9 @@ pub(crate) struct Slot {
     pub(super) outgoing: Mutex<Option<OutgoingMove>>,
     /// The record in the DHT is older than the entry.
     unpublished: AtomicBool,
+    /// The guest stands still for a reason that this daemon does not know, or because the VM was
+    /// lost and that could not be written down: the voters are asked before it goes on.
+    unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
 }
@@ -65,6 +68,7 @@ impl Slot {
             activity: Mutex::new(None),
             outgoing: Mutex::default(),
             unpublished: AtomicBool::new(false),
+            unproven: AtomicBool::new(false),
             copying: Mutex::default(),
         })
     }
@@ -110,6 +114,15 @@ impl Slot {
 
     pub(crate) fn is_unpublished(&self) -> bool {
         self.unpublished.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the voters must be asked before the guest goes on.
+    pub(crate) fn set_unproven(&self, unproven: bool) {
+        self.unproven.store(unproven, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.unproven.load(Ordering::Relaxed)
     }
 
     /// Begins an operation, or says what is going on.

@@ -3,11 +3,10 @@
 //! and which socket it is for.
 
 use super::{pace, wire::SERVICE};
-use crate::{Error, error::io_at};
+use crate::{Error, error::io_at, run_dir::RunDir};
 use p2pvm_overlay::{BoxStream, Fabric, MemberId, chain};
 use std::{
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -34,7 +33,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Listens in `dir`; the user that owns the directory may connect.
+    /// Listens in `dir`; only this process's user may connect.
     ///
     /// # Errors
     /// What the file system says.
@@ -45,23 +44,18 @@ impl Tunnel {
         fabric: Arc<dyn Fabric>,
         to: MemberId,
     ) -> Result<Self, Error> {
-        let path = dir.join(if channel == Channel::Ram {
-            "out-ram.sock"
-        } else {
-            "out-disk.sock"
-        });
-        let step = "opening a tunnel for the migration";
-        std::fs::create_dir_all(dir).map_err(io_at(step, dir))?;
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at(step, &path)(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path).map_err(io_at(step, &path))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-            .map_err(io_at(step, &path))?;
-        let owner = std::fs::metadata(dir).map_err(io_at(step, dir))?;
-        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid()))
-            .map_err(io_at(step, &path))?;
+        let name = match channel {
+            Channel::Ram => "out-ram.sock",
+            Channel::Disk => "out-disk.sock",
+        };
+        let path = dir.join(name);
+        let listener = RunDir::open(dir)
+            .and_then(|dir| dir.listen(name))
+            .and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener)
+            })
+            .map_err(io_at("opening a tunnel for the migration", &path))?;
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {

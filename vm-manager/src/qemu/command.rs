@@ -26,8 +26,7 @@ const QUEUE: u32 = 1024;
 /// only full.
 const ON_ERROR: &str = "werror=stop,rerror=stop";
 
-/// Names within the run directory. QEMU stands in it, so that no path is longer than a socket
-/// address may be.
+/// Names within the run directory, none of which QEMU opens itself.
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
 pub(crate) const CONSOLE_LOG: &str = "console.log";
@@ -45,6 +44,12 @@ pub(crate) struct InheritedFds {
     /// The image below it.
     pub(crate) image: Option<(RawFd, &'static str)>,
     pub(crate) kvm: Option<RawFd>,
+    /// Bound, for the monitor.
+    pub(crate) monitor: RawFd,
+    /// Bound, for the console.
+    pub(crate) console: RawFd,
+    /// What the console prints, opened for appending.
+    pub(crate) console_log: RawFd,
 }
 
 /// The text in its arguments by which a guest's process is recognized.
@@ -77,7 +82,7 @@ pub(crate) fn arguments(
 ) -> Vec<String> {
     let mut args = Arguments::default();
     machine(&mut args, spec, accel, fds.kvm);
-    control(&mut args);
+    control(&mut args, fds);
     disk(&mut args, fds);
     network(&mut args, spec, fds.tap);
     args.add("device", "virtio-rng-pci,id=rng0,addr=4");
@@ -117,20 +122,20 @@ fn machine(args: &mut Arguments, spec: &MachineSpec, accel: Accel, kvm: Option<R
 }
 
 /// What the daemon steers the guest by, and the guest's console.
-fn control(args: &mut Arguments) {
-    args.add("pidfile", super::process::PID_FILE);
+fn control(args: &mut Arguments, fds: InheritedFds) {
     args.add("sandbox", crate::jail::SECCOMP);
     args.add(
         "chardev",
-        format!("socket,id=qmp,path={QMP_SOCKET},server=on,wait=off"),
+        format!("socket,id=qmp,fd={},server=on,wait=off", fds.monitor),
     );
     args.add("mon", "chardev=qmp,mode=control");
     // The log is appended to, so that the daemon may cut it while QEMU writes.
+    args.add("add-fd", format!("fd={},set=4", fds.console_log));
     args.add(
         "chardev",
         format!(
-            "socket,id=console,path={CONSOLE_SOCKET},server=on,wait=off,\
-                logfile={CONSOLE_LOG},logappend=on"
+            "socket,id=console,fd={},server=on,wait=off,logfile=/dev/fdset/4,logappend=on",
+            fds.console
         ),
     );
     args.add("serial", "chardev:console");
@@ -196,6 +201,9 @@ mod tests {
         disk: [6, 7],
         image: Some((8, "qcow2")),
         kvm: None,
+        monitor: 9,
+        console: 10,
+        console_log: 11,
     };
 
     #[test]

@@ -2,14 +2,13 @@
 //! over a socket.
 
 use super::{
+    LOG,
     command::{CONSOLE_LOG, CONSOLE_SOCKET},
-    qmp::connect_unix,
 };
-use crate::{Error, error::io_at};
+use crate::{Error, error::io_at, run_dir::RunDir};
 use p2pvm_overlay::BoxStream;
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Cursor, Read, Seek, SeekFrom},
+    io::{self, Cursor},
     path::Path,
     pin::Pin,
     sync::Arc,
@@ -37,13 +36,15 @@ struct Console {
 pub(crate) async fn open(run_dir: &Path, turn: &Arc<Semaphore>) -> Result<BoxStream, Error> {
     let busy = || Error::Refused("another reader has this console; one at a time".to_owned());
     let turn = turn.clone().try_acquire_owned().map_err(|_| busy())?;
-    let path = run_dir.join(CONSOLE_SOCKET);
+    let unreachable = || io_at("connect to the console", run_dir.join(CONSOLE_SOCKET));
+    let dir = RunDir::open(run_dir).map_err(unreachable())?;
     // First the socket, then the log: a line printed in between is shown twice rather than never.
-    let (read, write) = connect_unix(&path)
+    let (read, write) = dir
+        .connect(CONSOLE_SOCKET)
         .await
-        .map_err(io_at("connect to the console", &path))?
+        .map_err(unreachable())?
         .into_split();
-    let log = tail(&run_dir.join(CONSOLE_LOG)).unwrap_or_default();
+    let log = dir.tail(CONSOLE_LOG, REPLAY).unwrap_or_default();
     Ok(Box::new(Console {
         read: AsyncReadExt::chain(Cursor::new(log), read),
         write,
@@ -51,25 +52,18 @@ pub(crate) async fn open(run_dir: &Path, turn: &Arc<Semaphore>) -> Result<BoxStr
     }))
 }
 
-fn tail(log: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(REPLAY)))?;
-    let mut text = Vec::new();
-    file.take(REPLAY).read_to_end(&mut text)?;
-    Ok(text)
-}
-
-/// Empties a log that has grown too long. QEMU appends, so it goes on at the new end.
-pub(crate) fn cut_log(run_dir: &Path) {
-    let path = run_dir.join(CONSOLE_LOG);
-    if path.metadata().is_ok_and(|m| m.len() > LOG_LIMIT)
-        && let Err(error) = OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|f| f.set_len(0))
-    {
-        tracing::warn!(path = %path.display(), %error, "cannot cut the console's log");
+/// Empties logs that have grown too long. They are appended to, so that what comes goes to the new
+/// end.
+pub(crate) fn cut_logs(run_dir: &Path) {
+    let Ok(dir) = RunDir::open(run_dir) else {
+        return;
+    };
+    for name in [CONSOLE_LOG, LOG] {
+        if let Err(error) = dir.cut(name, LOG_LIMIT)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %run_dir.display(), name, %error, "cannot cut a guest's log");
+        }
     }
 }
 
@@ -108,10 +102,23 @@ mod tests {
     #[test]
     fn a_talkative_guest_does_not_fill_the_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(CONSOLE_LOG);
-        std::fs::write(&path, vec![b'x'; LOG_LIMIT as usize + 1]).unwrap();
-        assert_eq!(tail(&path).unwrap().len() as u64, REPLAY);
-        cut_log(dir.path());
-        assert_eq!(path.metadata().unwrap().len(), 0);
+        for name in [CONSOLE_LOG, LOG] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, vec![b'x'; LOG_LIMIT as usize + 1]).unwrap();
+            cut_logs(dir.path());
+            assert_eq!(path.metadata().unwrap().len(), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_log_replaced_by_a_link_has_no_other_file_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("disk.qcow2");
+        std::fs::write(&precious, vec![b'x'; 5 << 20]).unwrap();
+        for name in [CONSOLE_LOG, LOG] {
+            std::os::unix::fs::symlink(&precious, dir.path().join(name)).unwrap();
+            cut_logs(dir.path());
+            assert_eq!(precious.metadata().unwrap().len(), 5 << 20, "{name}");
+        }
     }
 }

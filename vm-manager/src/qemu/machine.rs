@@ -2,8 +2,9 @@
 
 use super::{
     checkpoint, console,
-    moving::{MoveState, capabilities_set},
-    process::Process,
+    migration::Incoming,
+    moving::{self, MoveState, capabilities_set},
+    process::{PID_FILE, Process},
     qmp::{Event, Qmp, refused},
     relay::Relay,
 };
@@ -14,6 +15,7 @@ use crate::{
         MigrationReport, Progress, RunState,
     },
     jail::Jail,
+    run_dir::RunDir,
 };
 use async_trait::async_trait;
 use p2pvm_overlay::BoxStream;
@@ -40,6 +42,8 @@ pub(crate) struct QemuMachine {
     pub(super) moving: tokio::sync::Mutex<MoveState>,
     /// What holds the target's disk open during a move.
     pub(super) relay: tokio::sync::Mutex<Option<Relay>>,
+    /// What takes the stream of memory of a move towards this host.
+    pub(super) incoming: tokio::sync::Mutex<Option<Incoming>>,
     pub(super) jail: Arc<Jail>,
     process: Process,
     console: Arc<Semaphore>,
@@ -95,6 +99,7 @@ impl QemuMachine {
             halt,
             moving: tokio::sync::Mutex::new(moving),
             relay: tokio::sync::Mutex::new(None),
+            incoming: tokio::sync::Mutex::new(None),
             jail,
             process,
             console: Arc::new(Semaphore::new(1)),
@@ -212,6 +217,10 @@ impl Machine for QemuMachine {
         self.hand_over().await
     }
 
+    async fn may_be_handed_over(&self) -> Result<bool, Error> {
+        moving::may_be_handed_over(&self.qmp).await
+    }
+
     async fn cancel_migration(&self) -> Result<(), Error> {
         self.give_up().await
     }
@@ -275,7 +284,7 @@ async fn follow(
         let changed = tokio::select! {
             _ = closed.wait_for(|closed| *closed) => break,
             _ = check.tick() => {
-                console::cut_log(&spec.run_dir);
+                console::cut_logs(&spec.run_dir);
                 continue;
             }
             event = events.recv() => match event {
@@ -303,6 +312,9 @@ async fn follow(
     if !process.ended(KILL_PATIENCE).await {
         process.kill();
         process.ended(KILL_PATIENCE).await;
+    }
+    if let Err(error) = RunDir::open(&spec.run_dir).and_then(|dir| dir.remove(PID_FILE)) {
+        tracing::debug!(vm = %spec.vm.short(), %error, "the number of the ended process stays");
     }
     jail.remove().await;
     state.send_replace(RunState::Stopped);

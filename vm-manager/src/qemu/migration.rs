@@ -31,7 +31,7 @@ use super::{
     command::DISK_NODE,
     machine::{QemuMachine, run_state},
     moving::PAUSES,
-    qmp::{connect_unix, refused, wait_for},
+    qmp::{Qmp, connect_unix, refused, wait_for},
     relay::Relay,
 };
 use crate::{
@@ -39,18 +39,19 @@ use crate::{
     cgroup::Limits,
     error::io_at,
     hypervisor::{IncomingSockets, MigrateOptions, MigrationReport, Progress, RunState},
+    run_dir::RunDir,
 };
 use p2pvm_overlay::chain;
 use serde_json::{Value, json};
-use std::{os::fd::AsFd, path::Path, time::Duration};
-use tokio::sync::watch;
+use std::{io, os::fd::AsFd, path::Path, time::Duration};
+use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
 
-/// Where a target listens, within its run directory.
-pub(super) const RAM_SOCKET: &str = "ram.sock";
-pub(super) const DISK_SOCKET: &str = "disk.sock";
+/// Where a target is reached, within its run directory.
+const RAM_SOCKET: &str = "ram.sock";
+const DISK_SOCKET: &str = "disk.sock";
 
 /// The mirror's job, and its target within QEMU.
-const MIRROR: &str = "mirror";
+pub(super) const MIRROR: &str = "mirror";
 pub(super) const REMOTE: &str = "remote-disk";
 /// The NBD export of a target's disk.
 const EXPORT: &str = "disk";
@@ -80,6 +81,37 @@ pub(super) fn capabilities(wanted: &[&str]) -> Value {
         .map(|c| json!({ "capability": c, "state": *c == "events" || wanted.contains(c) }))
         .collect();
     json!({ "capabilities": states })
+}
+
+/// The task that hands the stream of memory to QEMU, which can listen at a path of its own only;
+/// ended with its owner.
+pub(super) struct Incoming(JoinHandle<()>);
+
+impl Incoming {
+    fn listen(qmp: Qmp, listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        Ok(Self(tokio::spawn(async move {
+            let taken = async {
+                let (stream, _) = listener
+                    .accept()
+                    .await
+                    .map_err(io_at("take the stream of memory", RAM_SOCKET))?;
+                qmp.give_fd("ram", stream.as_fd()).await?;
+                qmp.run("migrate-incoming", json!({ "uri": "fd:ram" }))
+                    .await
+            };
+            if let Err(error) = taken.await {
+                tracing::warn!(error = %chain(&error), "the guest's memory cannot be received");
+            }
+        })))
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl QemuMachine {
@@ -113,9 +145,17 @@ impl QemuMachine {
                 .run("migrate-set-capabilities", capabilities(&[]))
                 .await?;
         }
-        let address = |path| json!({ "type": "unix", "data": { "path": path } });
+        let listen = |name| {
+            RunDir::open(&self.spec.run_dir)
+                .and_then(|dir| dir.listen(name))
+                .map_err(io_at("listen for the source", at(name)))
+        };
         self.qmp
-            .run("nbd-server-start", json!({ "addr": address(DISK_SOCKET) }))
+            .give_fd(EXPORT, listen(DISK_SOCKET)?.as_fd())
+            .await?;
+        let address = json!({ "type": "fd", "data": { "str": EXPORT } });
+        self.qmp
+            .run("nbd-server-start", json!({ "addr": address }))
             .await?;
         let export = json!(
             {
@@ -124,12 +164,9 @@ impl QemuMachine {
             }
         );
         self.qmp.run("block-export-add", export).await?;
-        self.qmp
-            .run(
-                "migrate-incoming",
-                json!({ "uri": format!("unix:{RAM_SOCKET}") }),
-            )
-            .await?;
+        let incoming = Incoming::listen(self.qmp.clone(), listen(RAM_SOCKET)?)
+            .map_err(io_at("listen for the source", at(RAM_SOCKET)))?;
+        *self.incoming.lock().await = Some(incoming);
         moving.listening = true;
         Ok(sockets)
     }
@@ -155,6 +192,7 @@ impl QemuMachine {
         // lose.
         self.qmp.run("nbd-server-stop", json!({})).await?;
         moving.listening = false;
+        self.incoming.lock().await.take();
         Ok(())
     }
 

@@ -3,8 +3,8 @@
 //! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it
 //! lives, `migration` how it moves, `moving` how far a move has come, `checkpoint` how the guest is
 //! copied while it runs, `probe` whether the host's KVM is real. Everything a later daemon needs to
-//! take a guest up again lies in the run directory (QEMU's pid file, its monitor and console
-//! sockets, the console's log) or in QEMU itself.
+//! take a guest up again lies in the run directory ([`crate::run_dir`]: the pid file, monitor and
+//! console sockets, the logs) or in QEMU itself.
 
 mod checkpoint;
 mod command;
@@ -31,16 +31,20 @@ use crate::{
     hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
     image_file,
     jail::Jail,
+    run_dir::RunDir,
 };
 use async_trait::async_trait;
 use machine::QemuMachine;
 use p2pvm_overlay::chain;
-use process::Process;
+use process::{PID_FILE, Process};
 use qmp::Qmp;
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixListener,
+    },
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -51,6 +55,8 @@ use std::{
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 /// What QEMU itself prints, in the run directory.
 const LOG: &str = "qemu.log";
+/// How much of that is read, bytes.
+const LOG_TAIL: u64 = 16 << 10;
 /// How long a started QEMU may take until its monitor answers.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// How long loading a checkpoint may take: RAM at the speed of a slow disk.
@@ -82,19 +88,20 @@ impl Qemu {
         spec: &MachineSpec,
         start: &Start,
         jail: &Jail,
+        run_dir: &RunDir,
     ) -> Result<Process, Error> {
         let accel = self.accel().await?;
-        let files = GuestFiles::open(spec, accel).await?;
+        let files = GuestFiles::open(spec, accel, run_dir).await?;
         let fds = files.fds();
         let mut inherit = vec![fds.tap, fds.disk[0], fds.disk[1]];
+        inherit.extend([fds.monitor, fds.console, fds.console_log]);
         inherit.extend(fds.image.map(|(fd, _)| fd));
         inherit.extend(fds.kvm);
 
-        let log_path = spec.run_dir.join(LOG);
-        let log = File::create(&log_path).map_err(io_at("open QEMU's log", &log_path))?;
-        let errors = log
-            .try_clone()
-            .map_err(io_at("open QEMU's log", &log_path))?;
+        let at = |name: &str| io_at("set up the run directory", spec.run_dir.join(name));
+        let log = run_dir.create(LOG).map_err(at(LOG))?;
+        let errors = log.try_clone().map_err(at(LOG))?;
+        let pid_file = run_dir.create(PID_FILE).map_err(at(PID_FILE))?;
         let mut command = tokio::process::Command::new(PROGRAM);
         command
             .args(command::arguments(spec, accel, start, fds))
@@ -109,6 +116,7 @@ impl Qemu {
                 memory_mib: spec.memory_mib,
             },
             inherit,
+            Some(pid_file),
         );
         let mut child = command
             .spawn()
@@ -120,7 +128,10 @@ impl Qemu {
     }
 
     fn died(&self, spec: &MachineSpec) -> Error {
-        let text = fs::read_to_string(spec.run_dir.join(LOG)).unwrap_or_default();
+        let text = RunDir::open(&spec.run_dir)
+            .and_then(|dir| dir.tail(LOG, LOG_TAIL))
+            .unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text
             .lines()
             .map(|line| line.trim_start_matches("qemu-system-x86_64: "))
@@ -136,11 +147,17 @@ impl Qemu {
         }
     }
 
-    async fn monitor(&self, spec: &MachineSpec, process: Process) -> Result<Qmp, Error> {
-        let socket = spec.run_dir.join(command::QMP_SOCKET);
+    async fn monitor(
+        &self,
+        spec: &MachineSpec,
+        process: Process,
+        run_dir: &RunDir,
+    ) -> Result<Qmp, Error> {
         let connect = async {
             loop {
-                match Qmp::connect(&socket).await {
+                let connected =
+                    async { Qmp::over(run_dir.connect(command::QMP_SOCKET).await?).await };
+                match connected.await {
                     Ok(qmp) => return Ok(qmp),
                     Err(_) if process.is_alive() => {
                         tokio::time::sleep(Duration::from_millis(5)).await
@@ -167,10 +184,13 @@ struct GuestFiles {
     /// The image below it, with its format.
     image: Option<(OwnedFd, &'static str)>,
     kvm: Option<OwnedFd>,
+    monitor: UnixListener,
+    console: UnixListener,
+    console_log: File,
 }
 
 impl GuestFiles {
-    async fn open(spec: &MachineSpec, accel: Accel) -> Result<Self, Error> {
+    async fn open(spec: &MachineSpec, accel: Accel, run_dir: &RunDir) -> Result<Self, Error> {
         let info = image::info(&spec.disk).await?;
         if info.format != "qcow2" {
             return Err(Error::Refused(format!(
@@ -196,11 +216,18 @@ impl GuestFiles {
             Accel::Kvm => Some(open("open KVM", &writing(), Path::new(probe::KVM))?),
             Accel::Tcg => None,
         };
+        let at = |name: &str| io_at("set up the run directory", spec.run_dir.join(name));
+        let listen = |name: &str| run_dir.listen(name).map_err(at(name));
         Ok(Self {
             tap: tap::open(&spec.tap, spec.mtu)?,
             disk,
             image,
             kvm,
+            monitor: listen(command::QMP_SOCKET)?,
+            console: listen(command::CONSOLE_SOCKET)?,
+            console_log: run_dir
+                .create(command::CONSOLE_LOG)
+                .map_err(at(command::CONSOLE_LOG))?,
         })
     }
 
@@ -211,6 +238,9 @@ impl GuestFiles {
             disk: self.disk.each_ref().map(AsRawFd::as_raw_fd),
             image: image.map(|(fd, format)| (fd.as_raw_fd(), *format)),
             kvm: self.kvm.as_ref().map(AsRawFd::as_raw_fd),
+            monitor: self.monitor.as_raw_fd(),
+            console: self.console.as_raw_fd(),
+            console_log: self.console_log.as_raw_fd(),
         }
     }
 }
@@ -258,30 +288,21 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error> {
-        fs::create_dir_all(&spec.run_dir)
-            .map_err(io_at("make the run directory", &spec.run_dir))?;
         let tag = command::tag(spec);
         if Process::find(&spec.run_dir, &tag).is_some() {
             return Err(Error::Refused(format!("{} is running already", spec.name)));
         }
-        for stale in [
-            command::QMP_SOCKET,
-            command::CONSOLE_SOCKET,
-            command::CONSOLE_LOG,
-            migration::RAM_SOCKET,
-            migration::DISK_SOCKET,
-        ] {
-            let _ = fs::remove_file(spec.run_dir.join(stale));
-        }
         let jail = Arc::new(Jail::of(&tag, &spec.run_dir));
-        jail.own(&spec.run_dir)
+        let run_dir =
+            RunDir::make(&spec.run_dir).map_err(io_at("make the run directory", &spec.run_dir))?;
+        jail.furnish(&run_dir)
             .map_err(io_at("set up the run directory", &spec.run_dir))?;
-        let process = self.spawn(spec, &start, &jail).await?;
+        let process = self.spawn(spec, &start, &jail, &run_dir).await?;
         // From here on a failure must not leave the process behind.
         let started = async {
             let machine = QemuMachine::new(
                 spec.clone(),
-                self.monitor(spec, process).await?,
+                self.monitor(spec, process, &run_dir).await?,
                 process,
                 jail.clone(),
             )
@@ -318,7 +339,11 @@ impl Hypervisor for Qemu {
             jail.remove().await;
             return Ok(None);
         };
-        let qmp = self.monitor(spec, process).await?;
+        // A guest of a version before this one had the directory.
+        let run_dir = RunDir::open(&spec.run_dir)
+            .and_then(|dir| jail.shut(&dir).map(|()| dir))
+            .map_err(io_at("take the run directory", &spec.run_dir))?;
+        let qmp = self.monitor(spec, process, &run_dir).await?;
         // A move may still be given up, or be over; the caller of a checkpoint is gone, and with it
         // the use of its files.
         if let Err(error) = checkpoint::abandon(&qmp).await {

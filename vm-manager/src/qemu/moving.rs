@@ -7,9 +7,14 @@
 //! - Checkpoints and arriving guests are migrations to QEMU as well. Only a move stops before the
 //!   switch-over, and the capabilities stay as the last one set them.
 //! - `completed` and `failed` do not go away. A guest that does not stand where a migration left it
-//!   was taken back since.
+//!   was taken back since, or QEMU let it run on by itself because its last bytes could not be
+//!   written. The mirror tells how far such a move had come: it is ended, and its job dismissed,
+//!   right before the last of memory is sent, while one that broke stays listed.
 
-use super::{migration::REMOTE, qmp::Qmp};
+use super::{
+    migration::{MIRROR, REMOTE},
+    qmp::Qmp,
+};
 use crate::Error;
 use serde_json::{Value, json};
 
@@ -68,6 +73,26 @@ fn is_open(migration: &str, guest: &str) -> bool {
     }
 }
 
+/// Whether all that matters of a guest may have been sent by the last move.
+pub(super) async fn may_be_handed_over(qmp: &Qmp) -> Result<bool, Error> {
+    let pauses = capabilities_set(qmp).await?.iter().any(|c| c == PAUSES);
+    let migration = qmp.run("query-migrate", json!({})).await?;
+    let jobs = qmp.run("query-jobs", json!({})).await?;
+    let mirrors = jobs
+        .as_array()
+        .is_some_and(|jobs| jobs.iter().any(|job| job["id"] == MIRROR));
+    let migration = migration["status"].as_str().unwrap_or("none");
+    Ok(pauses && !mirrors && is_beyond_the_switch(migration))
+}
+
+/// Whether a migration in this state may have sent the last of memory.
+fn is_beyond_the_switch(migration: &str) -> bool {
+    !matches!(
+        migration,
+        "none" | "setup" | "active" | "pre-switchover" | "cancelling" | "cancelled"
+    )
+}
+
 /// The migration capabilities that are on.
 pub(super) async fn capabilities_set(qmp: &Qmp) -> Result<Vec<String>, Error> {
     let all = qmp.run("query-migrate-capabilities", json!({})).await?;
@@ -114,5 +139,21 @@ mod tests {
             );
         }
         assert!(!is_open("none", "running") && !is_open("cancelled", "paused"));
+    }
+
+    #[test]
+    fn a_move_that_failed_may_have_handed_the_guest_over() {
+        for beyond in [
+            "device",
+            "failed",
+            "completed",
+            "postcopy-active",
+            "one of QEMU 42",
+        ] {
+            assert!(is_beyond_the_switch(beyond), "{beyond}");
+        }
+        for before in ["none", "setup", "active", "pre-switchover", "cancelled"] {
+            assert!(!is_beyond_the_switch(before), "{before}");
+        }
     }
 }

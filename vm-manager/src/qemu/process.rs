@@ -1,18 +1,21 @@
 //! Which process a guest is, told apart from another one that happens to have its number.
 //!
-//! QEMU writes its own pid file, so a daemon killed between fork and its first note still finds the
-//! guest. The number alone proves nothing after a reboot or a wrap-around: the process must also
-//! carry the VM's id in its arguments and stand in the guest's run directory.
+//! The process writes its own number before it becomes QEMU, so a daemon killed between fork and
+//! its first note still finds the guest. The number alone proves nothing after a reboot or a
+//! wrap-around: the process must also carry the VM's id in its arguments and stand in the guest's
+//! run directory.
 
-use crate::{Error, error::io_at, hypervisor::MachineStats};
+use crate::{Error, error::io_at, hypervisor::MachineStats, run_dir::RunDir};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
-/// The name of QEMU's pid file within the run directory.
+/// The name of the process's pid file within the run directory.
 pub(crate) const PID_FILE: &str = "qemu.pid";
+/// The longest text of a process's number.
+const PID_BYTES: u64 = 16;
 /// How long between two looks at a dying process.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -26,11 +29,10 @@ pub(crate) struct Process {
 impl Process {
     /// The live process of the guest in `run_dir` whose arguments name `tag`, if there is one.
     pub(crate) fn find(run_dir: &Path, tag: &str) -> Option<Self> {
-        let pid = fs::read_to_string(run_dir.join(PID_FILE))
-            .ok()?
-            .trim()
-            .parse()
+        let text = RunDir::open(run_dir)
+            .and_then(|dir| dir.tail(PID_FILE, PID_BYTES))
             .ok()?;
+        let pid = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
         let process = Self::of(pid)?;
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         if !String::from_utf8_lossy(&arguments).contains(tag) {

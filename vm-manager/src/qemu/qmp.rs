@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Interest},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -42,6 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ENDED: &str = "the guest's process has ended";
 /// How many events are kept for a slow reader. Reason: one that lags asks for the state instead.
 const EVENTS: usize = 256;
+
+/// The longest line that is read. Reason: what a broken QEMU sends is held in memory; its longest
+/// honest answer has some 100 KiB.
+const MAX_LINE: u64 = 4 << 20;
+/// The longest event that is passed on. Reason: many are kept for a slow reader.
+const MAX_EVENT: usize = 64 << 10;
 
 /// Something that QEMU told unasked.
 #[derive(Clone, Debug)]
@@ -68,15 +74,15 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects and negotiates.
-    pub(crate) async fn connect(path: &Path) -> io::Result<Self> {
-        let (read, write) = connect_unix(path).await?.into_split();
+    /// Negotiates over a connection to the monitor.
+    pub(crate) async fn over(stream: UnixStream) -> io::Result<Self> {
+        let (read, write) = stream.into_split();
         let mut lines = BufReader::new(read);
-        let mut greeting = String::new();
-        tokio::time::timeout(PATIENCE, lines.read_line(&mut greeting))
+        let mut greeting = Vec::new();
+        tokio::time::timeout(PATIENCE, read_line(&mut lines, &mut greeting))
             .await
             .map_err(|_| io::ErrorKind::TimedOut)??;
-        if !greeting.contains("\"QMP\"") {
+        if !String::from_utf8_lossy(&greeting).contains("\"QMP\"") {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "no QMP greeting",
@@ -258,13 +264,36 @@ async fn write_all(
     Ok(())
 }
 
+/// Reads a line into `line`; false at the end, and an error where it is too long.
+async fn read_line(lines: &mut BufReader<OwnedReadHalf>, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    lines.take(MAX_LINE).read_until(b'\n', line).await?;
+    if line.len() as u64 == MAX_LINE && !line.ends_with(b"\n") {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a line of the monitor is too long",
+        ));
+    }
+    Ok(!line.is_empty())
+}
+
 async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
-    let mut line = String::new();
-    while matches!(lines.read_line(&mut line).await, Ok(n) if n > 0) {
-        if let Ok(message) = serde_json::from_str(&line) {
+    let mut line = Vec::new();
+    loop {
+        match read_line(&mut lines, &mut line).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                tracing::warn!(%error, "a guest's monitor is let go");
+                break;
+            }
+        }
+        let message: Option<Value> = serde_json::from_slice(&line).ok();
+        let is_long_event =
+            |message: &Value| line.len() > MAX_EVENT && message["event"].is_string();
+        if let Some(message) = message.filter(|message| !is_long_event(message)) {
             take(message, &shared);
         }
-        line.clear();
     }
     shared.closed.send_replace(true);
     shared
@@ -332,7 +361,8 @@ mod tests {
                 .unwrap();
             stream
         });
-        (Qmp::connect(&path).await.unwrap(), server.await.unwrap())
+        let stream = UnixStream::connect(&path).await.unwrap();
+        (Qmp::over(stream).await.unwrap(), server.await.unwrap())
     }
 
     #[tokio::test]
@@ -368,6 +398,29 @@ mod tests {
             .await
             .ok();
         assert_eq!(call.await.unwrap().unwrap()["status"], "running");
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_never_ends_its_line_is_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (qmp, mut server) = pair(dir.path()).await;
+        let mut events = qmp.subscribe();
+        let long = format!(
+            "{{\"event\": \"LONG\", \"data\": \"{}\"}}\n",
+            "x".repeat(MAX_EVENT)
+        );
+        server.write_all(long.as_bytes()).await.unwrap();
+        server.write_all(b"{\"event\": \"SHORT\"}\n").await.unwrap();
+        assert_eq!(events.recv().await.unwrap().name, "SHORT");
+        let flood = tokio::spawn(async move {
+            let piece = vec![b' '; 1 << 20];
+            while server.write_all(&piece).await.is_ok() {}
+        });
+        let mut closed = qmp.closed();
+        closed.wait_for(|closed| *closed).await.unwrap();
+        // The reading half stays with it until the last writer has gone.
+        drop(qmp);
+        flood.await.unwrap();
     }
 
     #[tokio::test]

@@ -9,57 +9,61 @@
 //! The storage daemon lives in the guest's jail and ends with the move, or with this process.
 
 use super::{not_started, path_of_programs, qmp::connect_unix};
-use crate::{Error, cgroup::Limits, error::io_at, jail::Jail};
+use crate::{Error, cgroup::Limits, error::io_at, jail::Jail, run_dir::RunDir};
 use serde_json::json;
 use std::{
-    fs, io,
     os::fd::{AsRawFd, RawFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::Duration,
 };
 use tokio::{net::UnixStream, process::Child};
 
 const PROGRAM: &str = "qemu-storage-daemon";
-/// Its files in the run directory. It writes its process id once all is open.
+/// Its files in the run directory. It writes its process id once all is open, and nothing else
+/// there.
 const SOCKET: &str = "relay.sock";
 const READY: &str = "relay.pid";
 const LOG: &str = "relay.log";
 /// How long opening the disk may take. Reason: it may be on the other side of the world.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
+/// How much of its log is read, bytes.
+const LOG_TAIL: u64 = 16 << 10;
 
 /// The running storage daemon; dropping it ends it.
 pub(super) struct Relay {
     _child: Child,
-    socket: PathBuf,
+    run_dir: RunDir,
 }
 
 impl Relay {
     /// Opens the NBD export `export` behind the local socket `disk`, and offers it again.
     pub(super) async fn start(
-        run_dir: &Path,
+        path: &Path,
         jail: &Jail,
         limits: &Limits,
         disk: &Path,
         export: &str,
     ) -> Result<Self, Error> {
-        let (socket, ready, log) = (run_dir.join(SOCKET), run_dir.join(READY), run_dir.join(LOG));
-        for left in [&socket, &ready] {
-            match fs::remove_file(left) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_at("clear an earlier relay away", left)(e));
-                }
-                _ => {}
-            }
-        }
+        let at = |name: &str| io_at("make the relay's files", path.join(name));
+        let run_dir = RunDir::open(path).map_err(at(""))?;
+        let listener = run_dir.listen(SOCKET).map_err(at(SOCKET))?;
+        let log = run_dir.create(LOG).map_err(at(LOG))?;
+        let errors = log.try_clone().map_err(at(LOG))?;
+        run_dir
+            .create(READY)
+            .and_then(|ready| jail.lend(&ready))
+            .map_err(at(READY))?;
         // Its user may not be able to walk to the socket: the daemon connects, and hands the
         // connection over.
         let far = connect_unix(disk)
             .await
             .map_err(io_at("connect to the target's disk", disk))?;
-        let mut command = command(run_dir, &log, far.as_raw_fd(), export)?;
-        jail.enter(&mut command, limits, vec![far.as_raw_fd()]);
+        let fds = [far.as_raw_fd(), listener.as_raw_fd()];
+        let mut command = command(path, fds, export);
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        jail.enter(&mut command, limits, fds.to_vec(), None);
         let end_with_us = || {
             // After the change of user, which would clear it.
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -70,39 +74,32 @@ impl Relay {
         let mut child = command
             .spawn()
             .map_err(not_started(PROGRAM, "start the disk's relay"))?;
-        drop(far);
+        drop((far, listener));
         let limit = Error::TimedOut {
             step: "open the target's disk",
             seconds: PATIENCE.as_secs(),
         };
-        tokio::time::timeout(PATIENCE, opened(&mut child, &ready, &log))
+        tokio::time::timeout(PATIENCE, opened(&mut child, &run_dir, path))
             .await
             .map_err(|_| limit)??;
         Ok(Self {
             _child: child,
-            socket,
+            run_dir,
         })
     }
 
     /// A connection to the disk.
     pub(super) async fn connect(&self) -> Result<UnixStream, Error> {
-        connect_unix(&self.socket)
+        self.run_dir
+            .connect(SOCKET)
             .await
-            .map_err(io_at("connect to the disk's relay", &self.socket))
+            .map_err(io_at("connect to the disk's relay", SOCKET))
     }
 }
 
-/// The storage daemon's command line: it opens the export behind the descriptor `far`.
-fn command(
-    run_dir: &Path,
-    log: &Path,
-    far: RawFd,
-    export: &str,
-) -> Result<tokio::process::Command, Error> {
-    let output = fs::File::create(log).map_err(io_at("open the relay's log", log))?;
-    let errors = output
-        .try_clone()
-        .map_err(io_at("open the relay's log", log))?;
+/// The storage daemon's command line: it opens the export behind the descriptor `far`, and offers
+/// it on the bound socket `near`.
+fn command(run_dir: &Path, [far, near]: [RawFd; 2], export: &str) -> tokio::process::Command {
     let server = json!({ "type": "fd", "str": far.to_string() });
     let node = json!({
         "driver": "nbd", "node-name": "far", "export": export, "discard": "unmap",
@@ -113,7 +110,7 @@ fn command(
     command
         .args(["--blockdev", &node.to_string()])
         .arg("--nbd-server")
-        .arg(format!("addr.type=unix,addr.path={SOCKET}"))
+        .arg(format!("addr.type=fd,addr.str={near}"))
         .arg("--export")
         .arg(format!(
             "type=nbd,id=far,node-name=far,name={name},writable=on"
@@ -122,24 +119,19 @@ fn command(
         .current_dir(run_dir)
         .env_clear()
         .env("PATH", path_of_programs())
-        .kill_on_drop(true)
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors);
-    Ok(command)
+        .kill_on_drop(true);
+    command
 }
 
 /// Waits until the storage daemon has opened the disk.
-async fn opened(child: &mut Child, ready: &Path, log: &Path) -> Result<(), Error> {
-    while !ready.exists() {
-        let ended = child
-            .try_wait()
-            .map_err(io_at("watch the disk's relay", log))?;
-        if ended.is_some() {
-            let printed = fs::read_to_string(log).unwrap_or_default();
+async fn opened(child: &mut Child, run_dir: &RunDir, path: &Path) -> Result<(), Error> {
+    let at = |name: &str| io_at("watch the disk's relay", path.join(name));
+    while run_dir.length(READY).map_err(at(READY))? == 0 {
+        if child.try_wait().map_err(at(LOG))?.is_some() {
+            let printed = run_dir.tail(LOG, LOG_TAIL).unwrap_or_default();
             return Err(Error::Hypervisor {
                 step: "open the target's disk",
-                detail: printed.trim().to_owned(),
+                detail: String::from_utf8_lossy(&printed).trim().to_owned(),
             });
         }
         tokio::time::sleep(LOOK).await;

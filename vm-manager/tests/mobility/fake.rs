@@ -14,7 +14,10 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -30,6 +33,8 @@ pub enum Step {
     Mirror,
     Ram,
     Paused,
+    /// A disk is brought to its image.
+    Rebase,
     /// Before anything is handed over.
     SwitchOver,
     /// After the last byte left, before the source knows.
@@ -129,6 +134,7 @@ pub struct FakeMachine {
     pub memory: AtomicU64,
     incoming: tokio::sync::Mutex<Option<(UnixListener, UnixListener)>>,
     outgoing: tokio::sync::Mutex<Option<UnixStream>>,
+    handed_over: AtomicBool,
 }
 
 impl FakeMachine {
@@ -140,6 +146,16 @@ impl FakeMachine {
         } else {
             RunState::Paused
         });
+    }
+
+    /// The hypervisor lets the guest run on by itself: its last bytes could not be written.
+    pub fn runs_on(&self) {
+        self.state.send_replace(RunState::Running);
+    }
+
+    /// The guest is held.
+    pub fn hold(&self) {
+        self.state.send_replace(RunState::Paused);
     }
 
     fn run(&self) {
@@ -173,7 +189,7 @@ impl Hypervisor for FakeHypervisor {
     }
     async fn rebase_disk(&self, disk: &Path, image: &Path) -> Result<(), Error> {
         assert!(image.exists() && disk.exists());
-        Ok(())
+        self.world.at(Step::Rebase, self.host).await
     }
     async fn check_image(&self, image: &Path) -> Result<u64, Error> {
         self.virtual_size(image).await
@@ -193,6 +209,7 @@ impl Hypervisor for FakeHypervisor {
             memory: AtomicU64::new(0),
             incoming: Default::default(),
             outgoing: Default::default(),
+            handed_over: AtomicBool::default(),
         });
         lock(&self.world.machines).push(machine.clone());
         match start {
@@ -331,6 +348,7 @@ impl Machine for FakeMachine {
             .await
             .map_err(broken)?;
         stream.flush().await.map_err(broken)?;
+        self.handed_over.store(true, Ordering::SeqCst);
         self.world.at(Step::HandedOver, self.host).await?;
         Ok(MigrationReport {
             total_ms: 20_000,
@@ -339,7 +357,11 @@ impl Machine for FakeMachine {
             rounds: 1,
         })
     }
+    async fn may_be_handed_over(&self) -> Result<bool, Error> {
+        Ok(self.handed_over.load(Ordering::SeqCst))
+    }
     async fn cancel_migration(&self) -> Result<(), Error> {
+        self.handed_over.store(false, Ordering::SeqCst);
         *self.outgoing.lock().await = None;
         self.run();
         Ok(())

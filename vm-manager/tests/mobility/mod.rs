@@ -20,6 +20,7 @@ use p2pvm_overlay::{
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port, Traces,
+    clock::Sleep,
     hypervisor::{Accel, Hypervisor, MachineSpec},
     qemu::Qemu,
     vault::ChunkVault,
@@ -131,12 +132,35 @@ impl Port for FakePort {
     }
 }
 
+/// A machine's sleep, as a test makes it.
+#[derive(Default)]
+pub struct FakeSleep(watch::Sender<Duration>);
+
+impl FakeSleep {
+    /// The machine has slept, and wakes up.
+    pub fn sleep(&self, time: Duration) {
+        self.0.send_modify(|slept| *slept += time);
+    }
+}
+
+#[async_trait]
+impl Sleep for FakeSleep {
+    fn slept(&self) -> Duration {
+        *self.0.borrow()
+    }
+    async fn passed(&self, time: Duration) {
+        let until = self.slept() + time;
+        let _ = self.0.subscribe().wait_for(|slept| *slept >= until).await;
+    }
+}
+
 /// One member.
 pub struct Site {
     pub identity: Arc<Identity>,
     pub dir: PathBuf,
     store: Arc<MemoryStore>,
     pub port: Arc<FakePort>,
+    pub sleep: Arc<FakeSleep>,
     /// The daemon and what lives as long as it.
     pub daemon: Option<(Arc<Host>, Arc<Dht>, Arc<Voter>)>,
 }
@@ -193,6 +217,7 @@ impl Lab {
                 attached: Mutex::default(),
                 leaving: Mutex::default(),
             }),
+            sleep: Arc::default(),
             daemon: None,
         });
         let sites: Vec<_> = sites.collect();
@@ -260,6 +285,7 @@ impl Lab {
             hypervisor,
             port: site.port.clone(),
             traces: self.traces[i].clone(),
+            sleep: site.sleep.clone(),
         };
         let host = Host::open(parts, HostOptions::default(), &site.dir)
             .await

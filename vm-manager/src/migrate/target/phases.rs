@@ -146,24 +146,18 @@ impl Reception {
 }
 
 impl<'r> Waiting<'r> {
-    /// Waits until the guest is whole; it may run only within its window.
+    /// Waits until the guest is whole.
     async fn receive(self) -> Result<Whole<'r>, Error> {
         let Self { here, machine } = self;
         let whole = here.unless_given_up(machine.finish_incoming()).await;
         here.arrival.end_streams(&whole);
         whole?;
-        let now = here.host.now();
-        if here.arrival.handle(now, TargetInput::Whole) != Some(TargetOutput::Resume) {
-            return Err(Error::Refused(
-                "it became whole after its window had closed".into(),
-            ));
-        }
         Ok(Whole { here, machine })
     }
 }
 
 impl<'r> Whole<'r> {
-    /// Runs the guest, and tells the network where it is now.
+    /// Runs the guest if its window is open, and tells the network where it is now.
     async fn run(self) -> Result<Running<'r>, Error> {
         let Self { here, machine } = self;
         let (host, offer, trail) = (&here.host, &here.arrival.offer, &here.arrival.trail);
@@ -173,6 +167,13 @@ impl<'r> Whole<'r> {
                 .port
                 .attach(&spec, &offer.definition.address, offer.epoch)
                 .await?;
+            // Looked at last: nothing but the guest itself is waited for from here on.
+            let window = here.arrival.handle(host.now(), TargetInput::Whole);
+            if window != Some(TargetOutput::Resume) {
+                return Err(Error::Refused(
+                    "it became whole after its window had closed".into(),
+                ));
+            }
             machine.resume().await
         };
         trail.through("resume", resuming).await?;
@@ -181,9 +182,14 @@ impl<'r> Whole<'r> {
             .parts
             .port
             .announce(&keys, &offer.definition, host.me, offer.epoch);
-        if let Err(e) = trail.through("announce", announcing).await {
-            tracing::warn!(error = %chain(&e), "the new place could not be announced; the old \
-                host forwards");
+        // The guest runs: also in this step its time may end, by a sleep of this machine say.
+        tokio::select! {
+            biased;
+            () = here.time_is_over() => {}
+            announced = trail.through("announce", announcing) => if let Err(e) = announced {
+                tracing::warn!(error = %chain(&e), "the new place could not be announced; the old \
+                    host forwards");
+            }
         }
         Ok(Running(here))
     }
@@ -214,6 +220,18 @@ impl Running<'_> {
 }
 
 impl Reception {
+    /// Waits until the window is due, the machine's sleep included.
+    async fn time_is_over(&self) {
+        let due = self.arrival.next_tick().unwrap_or_default();
+        loop {
+            let left = due.saturating_sub(self.host.now());
+            if left.is_zero() {
+                return;
+            }
+            self.host.clock.passed(left).await;
+        }
+    }
+
     /// Asks the voters until the window has an output.
     async fn ask_voters(&self) -> TargetOutput {
         let (host, offer) = (&self.host, &self.arrival.offer);
@@ -223,18 +241,21 @@ impl Reception {
             voters: &offer.definition.voters,
         };
         loop {
-            let due = self.arrival.next_tick().unwrap_or_default();
-            let left = due.saturating_sub(host.now());
-            let confirmed = host.parts.ballot.confirm(vm, offer.epoch, host.me);
-            let input = match tokio::time::timeout(left, confirmed).await {
-                Ok(Ok(())) => TargetInput::Confirmed,
-                Ok(Err(BallotError::Refused { .. })) => TargetInput::Refused,
-                Ok(Err(e)) => {
-                    tracing::info!(error = %chain(&e), "not confirmed yet");
-                    tokio::time::sleep(CONFIRM_PAUSE.min(due.saturating_sub(host.now()))).await;
-                    TargetInput::Tick
+            let confirming = async {
+                match host.parts.ballot.confirm(vm, offer.epoch, host.me).await {
+                    Ok(()) => TargetInput::Confirmed,
+                    Err(BallotError::Refused { .. }) => TargetInput::Refused,
+                    Err(e) => {
+                        tracing::info!(error = %chain(&e), "not confirmed yet");
+                        tokio::time::sleep(CONFIRM_PAUSE).await;
+                        TargetInput::Tick
+                    }
                 }
-                Err(_) => TargetInput::Tick,
+            };
+            let input = tokio::select! {
+                biased;
+                () = self.time_is_over() => TargetInput::Tick,
+                input = confirming => input,
             };
             if let Some(output) = self.arrival.handle(host.now(), input) {
                 return output;
