@@ -80,7 +80,7 @@ impl Host {
 
     /// Removes what was fetched for a VM that was not restored here.
     async fn let_go(&self, record: &VmRecord, snapshot: &Snapshot) {
-        if let Err(error) = self.parts.vault.forget(snapshot.checkpoint, &[]).await {
+        if let Err(error) = self.parts.vault.let_go(snapshot.checkpoint).await {
             tracing::info!(error = %chain(&error), "the snapshot of a VM that was not restored \
                 stays");
         }

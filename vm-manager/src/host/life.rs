@@ -176,7 +176,7 @@ impl Host {
             for snapshot in &entry.snapshots {
                 self.parts
                     .vault
-                    .forget(snapshot.checkpoint, &snapshot.providers)
+                    .forget(snapshot.checkpoint, &snapshot.providers, &keys)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;
