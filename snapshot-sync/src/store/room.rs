@@ -1,4 +1,4 @@
-//! Room on the store's file system: what a manifest takes, and what the replicas of one member take.
+//! Room on the store's file system: what a manifest takes, and the replicas of one member take.
 
 use super::ChunkStore;
 use crate::{ChunkId, Error, ManifestId, error::io_at, tree::Role};
