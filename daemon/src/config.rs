@@ -8,6 +8,7 @@ use crate::{
 use p2pvm_api::{Failure, Outcome};
 use p2pvm_autonomic::Placement;
 use p2pvm_overlay::{control::FULL_MESH, plane::RelayOffer, ring::RingOptions};
+use p2pvm_snapshot_sync::ExchangeOptions;
 use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -57,6 +58,9 @@ pub struct Config {
     pub multicast: bool,
     /// The number of processors that count as this host's capacity; 0 for all.
     pub cpus: u32,
+    /// How many percent of this host's disk the snapshots of one other member may take; 0 keeps
+    /// none for others.
+    pub replica_percent: u8,
     /// The ring that members route over.
     pub ring: Ring,
     /// The largest network in which every member keeps a control connection to every other member.
@@ -137,6 +141,7 @@ impl Default for Config {
             firewall: "auto".to_owned(),
             multicast: false,
             cpus: 0,
+            replica_percent: ExchangeOptions::default().replica_percent,
             ring: Ring::default(),
             full_mesh: FULL_MESH,
             autonomic: true,
@@ -204,6 +209,12 @@ impl Config {
             return Err(format!(
                 "device '{}' cannot be an interface's name: {why}; p2pvm0 is the usual one",
                 self.device
+            ));
+        }
+        if self.replica_percent > 100 {
+            return Err(format!(
+                "replica_percent must be 0 to 100, not {}",
+                self.replica_percent
             ));
         }
         if self.dashboard_port == 0 {
@@ -349,6 +360,13 @@ mod tests {
                 "{name}: {said}"
             );
         }
+        std::fs::write(layout.config(), "replica_percent = 101\n").unwrap();
+        assert!(
+            Config::load(&layout)
+                .unwrap_err()
+                .to_string()
+                .contains("replica_percent must be 0 to 100")
+        );
         std::fs::write(layout.config(), "firewall = \"on\"\n").unwrap();
         assert!(
             Config::load(&layout)

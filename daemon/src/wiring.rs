@@ -71,8 +71,8 @@ pub(crate) async fn open(
     let network = network::open(layout, config, &parts, founder)?;
     // Everything that answers members is ready before VMs are taken up, so that none waits for
     // another.
-    let chunks = Chunks::open(layout, &parts)?;
-    let store = chunks.store.clone();
+    let chunks = Chunks::open(layout, config, &parts)?;
+    let exchange = Arc::downgrade(&chunks.exchange);
     let exporter = Exporter::start(&config.traces, parts.me(), parts.certificate.name())?;
     let exporter = exporter.map(Arc::new);
     let traces = exporter.as_ref().map_or_else(Traces::default, |exporter| {
@@ -101,7 +101,7 @@ pub(crate) async fn open(
         &wired,
         (events, config, layout),
     );
-    tasks.spawn(guests::collect(store));
+    tasks.spawn(guests::look_after(exchange));
     let daemon = Daemon {
         parts,
         lifecycle,

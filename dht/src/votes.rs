@@ -9,7 +9,8 @@
 //! by the majorities' overlap only one of the two can succeed.
 //!
 //! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first
-//! set it sees.
+//! set it sees. It decides over a bounded number of VMs for each member ([`VoteLimits`]), and
+//! forgets a VM some time after its holder said that it was deleted ([`Votes::deleted`]).
 
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
@@ -18,12 +19,15 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 
 mod ask;
+mod entry;
 mod log;
+mod turns;
 mod voter;
 mod wire;
 
 pub use ask::{CALL_TIMEOUT, Votes};
 pub use log::{LogError, VoterLog};
+pub use turns::{LAST_EPOCH, MAX_STEP, VoteLimits, VoteRefusal, after};
 pub use voter::Voter;
 pub use wire::parse_request;
 
@@ -168,6 +172,15 @@ pub enum VoteError {
         answered: usize,
         /// How many were asked.
         asked: usize,
+    },
+    /// Too few voters agreed for a majority, and one of them said why it does not decide: its disk
+    /// is full, or a limit is reached.
+    #[error("{} does not decide: {reason}", .voter.short())]
+    Declined {
+        /// The voter.
+        voter: MemberId,
+        /// Its reason.
+        reason: String,
     },
     /// No voter can grant the request: the key is wrong, the voter set is forged or empty, or it
     /// names other voters than those pinned.

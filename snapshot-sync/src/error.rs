@@ -80,6 +80,30 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
+    /// The caller did not ask for the replica and did not prove that it may let it go.
+    #[error("the replica of {} is kept for {}: let the member that asked for it release it, or the \
+        one that holds the VM", .manifest.short(), shorts(.owners))]
+    NotYours {
+        /// The manifest.
+        manifest: ManifestId,
+        /// The members that it is kept for; none for this one.
+        owners: Vec<MemberId>,
+    },
+    /// The replicas of one member would take more than it may have kept here.
+    #[error("the replicas of {} here would take {wanted_mib} MiB, and one member may have \
+        {allowed_mib} MiB kept: delete snapshots, or raise replica_percent in node.toml here",
+        .member.short())]
+    Share {
+        /// The member.
+        member: MemberId,
+        /// What they would take, MiB.
+        wanted_mib: u64,
+        /// What it may have kept, MiB.
+        allowed_mib: u64,
+    },
+    /// The member has as many replicas being fetched as one may.
+    #[error("{0} replicas for this member are being fetched: ask again later")]
+    TooMany(usize),
     /// A background thread or task of this crate ended early: the node is shutting down.
     #[error("{step}: the node is shutting down")]
     Closed {

@@ -7,19 +7,17 @@
 
 mod fetch;
 mod plan;
+mod replicas;
 mod replicate;
 mod serve;
+mod upkeep;
 pub mod wire;
 
 pub use fetch::FetchReport;
 pub use replicate::{Replication, ReplicationState};
 
-use crate::{
-    ChunkId, ChunkStore, Error, ManifestId, Progress,
-    error::{blocking, malformed},
-    manifest,
-};
-use p2pvm_overlay::{Fabric, FabricError, MemberId};
+use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::malformed, store::Pin};
+use p2pvm_overlay::{Fabric, FabricError, MemberId, identity::KeyPair};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -29,10 +27,6 @@ use tokio::{sync::watch, task::JoinHandle};
 
 /// The name of this crate's service.
 pub const SERVICE: &str = "chunk";
-
-/// How many times a file is searched for damage before mending ends.
-/// Reason: once for root, pages and content, and once more.
-const MEND_ROUNDS: usize = 4;
 
 /// The limits and timeouts of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +41,10 @@ pub struct ExchangeOptions {
     pub call_timeout: Duration,
     /// How many bytes the file system has free before this member keeps a replica for another.
     pub reserve_bytes: u64,
+    /// How many percent of the file system the replicas of one other member take at most.
+    pub replica_percent: u8,
+    /// How many replicas for one member wait or are fetched at a time; one of them is fetched.
+    pub max_keeping: usize,
     /// How many streams are served at once.
     pub max_streams: usize,
 }
@@ -59,6 +57,8 @@ impl Default for ExchangeOptions {
             patience: Duration::from_secs(30),
             call_timeout: Duration::from_secs(15),
             reserve_bytes: 256 << 20,
+            replica_percent: 50,
+            max_keeping: 64,
             max_streams: 64,
         }
     }
@@ -101,7 +101,9 @@ impl Default for ExchangeOptions {
 /// ```
 pub struct Exchange {
     core: Core,
-    keeping: Mutex<HashMap<(ManifestId, String), serve::ReplicaFetch>>,
+    keeping: Mutex<HashMap<Pin, replicas::ReplicaFetch>>,
+    /// Where the search for damaged chunks stands.
+    scrubbed: Mutex<Option<ChunkId>>,
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -111,7 +113,13 @@ struct Core {
     fabric: Arc<dyn Fabric>,
     store: ChunkStore,
     options: ExchangeOptions,
+    /// A member's replicas are fetched one after the other, so that each sees what the ones before
+    /// it take.
+    turns: Turns,
 }
+
+/// One lock for each member.
+type Turns = Arc<Mutex<HashMap<MemberId, Arc<tokio::sync::Mutex<()>>>>>;
 
 impl Exchange {
     /// Serves `store`'s chunks to the members, and fetches into it, until the last clone of the
@@ -125,10 +133,12 @@ impl Exchange {
             fabric,
             store,
             options,
+            turns: Turns::default(),
         };
         let exchange = Arc::new(Self {
             core,
             keeping: Mutex::default(),
+            scrubbed: Mutex::default(),
             acceptor: Mutex::default(),
         });
         let acceptor = serve::start(&exchange);
@@ -149,8 +159,7 @@ impl Exchange {
         self.core.fabric.me()
     }
 
-    /// Replaces the damaged and missing chunks of the file that `manifest` names by those of
-    /// `providers`.
+    /// Replaces the damaged and missing chunks of what `manifest` names by those of `providers`.
     ///
     /// # Errors
     /// As [`Exchange::fetch`].
@@ -160,28 +169,11 @@ impl Exchange {
         providers: &[MemberId],
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Error> {
-        let mut fetched = 0;
-        // A damaged node of the manifest hides the chunks that it names: then one more round.
-        for _ in 0..MEND_ROUNDS {
-            let store = self.store().clone();
-            let looked = blocking("looking for damaged chunks", move || {
-                manifest::weed(&store, manifest)
-            })
-            .await;
-            match looked {
-                Ok(0) => break,
-                Ok(_) | Err(Error::NotFound(_) | Error::Corrupt { .. }) => {}
-                Err(other) => return Err(other),
-            }
-            fetched += self
-                .fetch(manifest, providers, progress)
-                .await?
-                .fetched_chunks;
-        }
-        if fetched > 0 {
+        let report = self.fetch(manifest, providers, progress).await?;
+        if report.fetched_chunks > 0 {
             tracing::warn!(
                 file = %manifest.short(),
-                chunks = fetched,
+                chunks = report.fetched_chunks,
                 "a stored file was damaged on this disk and has been repaired from other members: \
                     look at the disk"
             );
@@ -216,19 +208,23 @@ impl Exchange {
     }
 
     /// Asks a member to release `manifest` under `label`. Its next collection removes the chunks
-    /// that nothing else names.
+    /// that nothing else names. A member releases what the caller had it keep; with the key of the
+    /// checkpoint's VM also what others had it keep, such as a holder that is gone.
     ///
     /// # Errors
-    /// `Peer` if it does not answer.
+    /// `Peer` if it does not answer, or keeps it for others.
     pub async fn release(
         &self,
         manifest: ManifestId,
         label: &str,
         member: MemberId,
+        vm: Option<&KeyPair>,
     ) -> Result<(), Error> {
+        let message = wire::release_message(manifest, label, member);
         let request = wire::Request::Release {
             manifest,
             label: label.to_owned(),
+            proof: vm.map(|keys| keys.sign(wire::RELEASE_DOMAIN, &message)),
         };
         match self
             .core
@@ -245,7 +241,7 @@ impl Exchange {
         }
     }
 
-    fn keeping(&self) -> MutexGuard<'_, HashMap<(ManifestId, String), serve::ReplicaFetch>> {
+    fn keeping(&self) -> MutexGuard<'_, HashMap<Pin, replicas::ReplicaFetch>> {
         self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -113,8 +113,8 @@ impl Images {
         let pins = blocking("listing images", move || store.pins()).await?;
         Ok(pins
             .into_iter()
-            .filter(|(_, label)| label == PIN)
-            .map(|(id, _)| id)
+            .filter(|pin| pin.owner.is_none() && pin.label == PIN)
+            .map(|pin| pin.manifest)
             .collect())
     }
 

@@ -28,7 +28,7 @@ pub use file::{ImportedFile, export_file, import_file};
 pub use id::{ChunkId, ManifestId, ParseChunkIdError};
 pub use images::{ImageId, Images};
 pub use manifest::{Extent, Manifest};
-pub use store::{ChunkStore, Hold};
+pub use store::{ChunkStore, CollectionReport, Hold, Pin};
 pub use tree::Kind;
 
 use serde::{Deserialize, Serialize};

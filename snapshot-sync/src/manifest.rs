@@ -135,23 +135,6 @@ impl Manifest {
     }
 }
 
-/// Reads every chunk that the file's manifest names, so that the store removes the damaged ones.
-/// Returns how many are then missing.
-///
-/// # Errors
-/// `NotFound` or `Corrupt` of a node of the manifest itself (which is removed too); [`Error::Io`].
-pub fn weed(store: &ChunkStore, id: ManifestId) -> Result<usize, Error> {
-    let mut missing = 0;
-    for extent in Manifest::load(store, id)?.chunks {
-        match store.get(extent.chunk) {
-            Ok(_) => {}
-            Err(Error::NotFound(_) | Error::Corrupt { .. }) => missing += 1,
-            Err(other) => return Err(other),
-        }
-    }
-    Ok(missing)
-}
-
 impl Checkpoint {
     /// Stores the checkpoint's own node in `store`, durable on return. The caller has stored the
     /// files it names.

@@ -2,19 +2,22 @@
 //! chunk is here whole or not at all, through a kill or a power cut at any moment (see
 //! [`batch`](Batch)). Everything blocks: async callers go through `spawn_blocking`.
 //!
-//! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<label's hash>`, `tmp/` for what is being
-//! written (emptied at open). One process at a time.
+//! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<hash of label and member>`,
+//! `names/<manifest>`, `tmp/` for what is being written (emptied at open). One process at a time.
 
 mod batch;
 mod collect;
 mod holds;
+mod names;
 mod pins;
+mod room;
 
 pub use batch::Batch;
 pub(crate) use batch::sync_directory;
 pub use collect::CollectionReport;
 pub use holds::Hold;
-pub use pins::MAX_LABEL_BYTES;
+pub use pins::{MAX_LABEL_BYTES, Pin};
+pub use room::Size;
 
 use crate::{ChunkId, Error, chunk, error::io_at};
 use p2pvm_overlay::chain;
@@ -27,6 +30,9 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+
+/// The error of a bad sector.
+const EIO: i32 = nix::errno::Errno::EIO as i32;
 
 /// Content-addressed chunks in a directory. Clones share it.
 #[derive(Clone)]
@@ -72,7 +78,7 @@ impl ChunkStore {
             }
             _ => {}
         }
-        for made in [temporary, dir.join("pins"), dir.join("chunks")] {
+        for made in ["tmp", "pins", "names", "chunks"].map(|name| dir.join(name)) {
             fs::create_dir_all(&made).map_err(io_at("creating a directory", &made))?;
         }
         sync_directory(&dir)?;
@@ -129,11 +135,19 @@ impl ChunkStore {
         };
         let mut stored = Vec::new();
         let limit = chunk::MAX_STORED_BYTES as u64 + 1;
-        Read::by_ref(&mut file)
-            .take(limit)
-            .read_to_end(&mut stored)
-            .map_err(io_at("reading a chunk", &path))?;
-        match chunk::decode(id, &stored) {
+        let read = Read::by_ref(&mut file).take(limit).read_to_end(&mut stored);
+        let decoded = match read {
+            // A bad sector.
+            Err(e) if e.raw_os_error() == Some(EIO) => {
+                let cause = e.into();
+                Err(Error::Corrupt { id, cause })
+            }
+            read => {
+                read.map_err(io_at("reading a chunk", &path))?;
+                chunk::decode(id, &stored)
+            }
+        };
+        match decoded {
             Ok(content) => Ok((stored, content)),
             Err(e) => {
                 let _ = fs::remove_file(&path);
@@ -165,44 +179,28 @@ impl ChunkStore {
 
     /// Calls `see` for every chunk file.
     fn each_file(&self, mut see: impl FnMut(ChunkId, &fs::DirEntry)) -> Result<(), Error> {
-        for shard in 0..=u8::MAX {
-            let path = self.chunks().join(format!("{shard:02x}"));
-            let entries = match fs::read_dir(&path) {
-                // No chunk of this shard was ever here.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(io_at("listing", &path))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(io_at("listing", &path))?;
-                if let Some(id) = entry
-                    .file_name()
-                    .to_str()
-                    .and_then(|name| name.parse().ok())
-                {
-                    see(id, &entry);
-                }
+        (0..=u8::MAX).try_for_each(|shard| self.each_in_shard(shard, &mut see))
+    }
+
+    fn each_in_shard(
+        &self,
+        shard: u8,
+        see: &mut impl FnMut(ChunkId, &fs::DirEntry),
+    ) -> Result<(), Error> {
+        let path = self.chunks().join(format!("{shard:02x}"));
+        let entries = match fs::read_dir(&path) {
+            // No chunk of this shard was ever here.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(io_at("listing", &path))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(io_at("listing", &path))?;
+            let name = entry.file_name();
+            if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
+                see(id, &entry);
             }
         }
         Ok(())
-    }
-
-    /// Checks that the store's file system has this many bytes free.
-    pub(crate) fn has_room(&self, bytes: u64) -> Result<(), Error> {
-        let about = nix::sys::statvfs::statvfs(&self.0.dir)
-            .map_err(|e| io_at("looking for room in", &self.0.dir)(e.into()))?;
-        let free = about.blocks_available() as u64 * about.fragment_size() as u64;
-        if free >= bytes {
-            return Ok(());
-        }
-        let detail = format!(
-            "{} MiB free, {} MiB are kept in reserve",
-            free >> 20,
-            bytes >> 20
-        );
-        Err(io_at("looking for room in", &self.0.dir)(io::Error::new(
-            io::ErrorKind::StorageFull,
-            detail,
-        )))
     }
 
     /// An empty hold, to be filled by [`Hold::add`].

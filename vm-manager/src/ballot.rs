@@ -4,7 +4,10 @@
 //! (Lamport 1998), the epoch its ballot.
 
 use async_trait::async_trait;
-use p2pvm_dht::{VoteError, VoterSet, Votes, votes::Grant};
+use p2pvm_dht::{
+    VoteError, VoterSet, Votes,
+    votes::{self, Grant},
+};
 use p2pvm_overlay::{Epoch, MemberId, identity::KeyPair};
 
 /// The ground on which an epoch is asked for.
@@ -48,6 +51,14 @@ pub enum BallotError {
         /// How many there are.
         asked: usize,
     },
+    /// Too few voters agreed, and one of them said why it does not decide.
+    #[error("{} does not decide: {reason}", .voter.short())]
+    Declined {
+        /// The voter.
+        voter: MemberId,
+        /// Its reason.
+        reason: String,
+    },
     /// No voter can ever agree: the key is wrong, or these are not the VM's voters.
     #[error("the voters do not accept the request: {0}")]
     Invalid(&'static str),
@@ -60,6 +71,14 @@ pub struct VmVoters<'a> {
     pub keys: &'a KeyPair,
     /// Its voters.
     pub voters: &'a [MemberId],
+}
+
+/// The epoch after one, for a new holder.
+///
+/// # Errors
+/// [`BallotError::Invalid`] after the last.
+pub fn after(epoch: Epoch) -> Result<Epoch, BallotError> {
+    Ok(votes::after(epoch)?)
 }
 
 /// Asks the voters of a VM. Calls end, with success or not, within about five seconds.
@@ -85,6 +104,16 @@ pub trait Ballot: Send + Sync + 'static {
 
     /// The newest epoch that a majority knows of.
     async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError>;
+
+    /// Tells the voters that `holder`, this member, has deleted the VM, so that they may forget it.
+    async fn deleted(
+        &self,
+        _vm: VmVoters<'_>,
+        _epoch: Epoch,
+        _holder: MemberId,
+    ) -> Result<(), BallotError> {
+        Ok(())
+    }
 }
 
 /// The network's voters.
@@ -121,6 +150,16 @@ impl Ballot for Votes {
         .await?)
     }
 
+    async fn deleted(
+        &self,
+        vm: VmVoters<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<(), BallotError> {
+        let set = VoterSet::sign(vm.keys, vm.voters);
+        Ok(Votes::deleted(self, vm.keys, &set, epoch, holder).await?)
+    }
+
     async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError> {
         let newest = Votes::newest(self, &VoterSet::sign(vm.keys, vm.voters)).await?;
         Ok(newest.map(|n| Newest {
@@ -136,6 +175,7 @@ impl From<VoteError> for BallotError {
         match error {
             VoteError::Refused { newest, holder } => Self::Refused { newest, holder },
             VoteError::NoMajority { answered, asked } => Self::NoMajority { answered, asked },
+            VoteError::Declined { voter, reason } => Self::Declined { voter, reason },
             VoteError::Invalid(why) => Self::Invalid(why),
         }
     }

@@ -4,7 +4,7 @@
 
 use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::{Checkpoint, ManifestId};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -101,7 +101,7 @@ pub trait Vault: Send + Sync + 'static {
         progress: &watch::Sender<Progress>,
     ) -> Result<ManifestId, Error>;
 
-    /// Whether a checkpoint is kept here until [`Vault::forget`].
+    /// Whether a checkpoint is kept here for this host, until [`Vault::forget`].
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error>;
 
     /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here,
@@ -132,6 +132,15 @@ pub trait Vault: Send + Sync + 'static {
         candidates: Vec<MemberId>,
     ) -> Result<watch::Receiver<Copies>, Error>;
 
-    /// Removes a checkpoint from this host and, as far as they answer, from the other `providers`.
-    async fn forget(&self, id: ManifestId, providers: &[MemberId]) -> Result<(), Error>;
+    /// Removes a checkpoint of the VM of `keys` from this host and, as far as they answer, from the
+    /// other `providers`, whichever member had them keep it.
+    async fn forget(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        keys: &KeyPair,
+    ) -> Result<(), Error>;
+
+    /// Keeps a checkpoint no longer for this host; what other members had it keep stays.
+    async fn let_go(&self, id: ManifestId) -> Result<(), Error>;
 }

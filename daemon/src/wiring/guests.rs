@@ -18,29 +18,37 @@ use p2pvm_vm_manager::{
     qemu::Qemu,
     vault::ChunkVault,
 };
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-/// How long before unused chunks are removed again, and how old they are then.
-const COLLECT_EVERY: Duration = Duration::from_secs(3600);
+/// How often some chunks are read, to find damage before they are needed, and how many: 4 MiB, so
+/// that 100 GB take some weeks.
+const SCRUB_EVERY: Duration = Duration::from_secs(60);
+const SCRUBBED: usize = 64;
+/// How many of these rounds lie between two looks for unused chunks, and how old they are when they
+/// are removed.
+const COLLECT_ROUNDS: u32 = 60;
 const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 
 /// The chunks on the disk, and their exchange with other members.
 pub(super) struct Chunks {
-    pub store: ChunkStore,
-    exchange: Arc<Exchange>,
+    pub exchange: Arc<Exchange>,
     images: Images,
 }
 
 impl Chunks {
-    pub fn open(layout: &Layout, parts: &Parts) -> Outcome<Self> {
+    pub fn open(layout: &Layout, config: &Config, parts: &Parts) -> Outcome<Self> {
         let store = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
-        let exchange = Exchange::start(parts.fabric(), store.clone(), ExchangeOptions::default());
+        let options = ExchangeOptions {
+            replica_percent: config.replica_percent,
+            ..ExchangeOptions::default()
+        };
+        let exchange = Exchange::start(parts.fabric(), store, options);
         let images = Images::open(exchange.clone(), layout.images()).doing("opening the images")?;
-        Ok(Self {
-            store,
-            exchange,
-            images,
-        })
+        Ok(Self { exchange, images })
     }
 }
 
@@ -96,24 +104,36 @@ pub(super) fn naming(
     }
 }
 
-/// Removes unreferenced chunks now and then.
-pub(super) async fn collect(chunks: ChunkStore) {
-    loop {
-        tokio::time::sleep(COLLECT_EVERY).await;
-        let chunks = chunks.clone();
-        match tokio::task::spawn_blocking(move || chunks.gc(COLLECT_GRACE)).await {
-            Ok(Ok(collected)) if collected.removed > 0 => {
+/// Reads some chunks now and then, and removes those that nothing refers to any more. What is
+/// damaged is fetched again.
+pub(super) async fn look_after(chunks: Weak<Exchange>) {
+    for round in 1u32.. {
+        tokio::time::sleep(SCRUB_EVERY).await;
+        let Some(chunks) = chunks.upgrade() else {
+            return;
+        };
+        if let Err(error) = chunks.scrub(SCRUBBED).await {
+            tracing::warn!(error = %chain(&error), "the stored chunks cannot be read");
+        }
+        if !round.is_multiple_of(COLLECT_ROUNDS) {
+            continue;
+        }
+        match chunks.collect(COLLECT_GRACE).await {
+            Ok(collected) if collected.removed > 0 => {
                 tracing::info!(
                     chunks = collected.removed,
                     bytes = collected.freed_bytes,
                     "removed what nothing refers to"
                 );
             }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
+            Ok(collected) if collected.unswept => tracing::warn!(
+                damaged = collected.damaged.len(),
+                "unused chunks stay on the disk until what is damaged is repaired"
+            ),
+            Ok(_) => {}
+            Err(error) => {
                 tracing::warn!(error = %chain(&error), "unused chunks stay on the disk")
             }
-            Err(_) => return,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{
     wire::{self, Promise, Proposal, Question, Reply, Request, Step},
 };
 use p2pvm_overlay::{
-    Epoch, Fabric, MemberId,
+    Epoch, Fabric, FabricError, MemberId,
     identity::{self, KeyPair},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -16,6 +16,15 @@ use tokio::sync::mpsc;
 /// How long to wait for a voter's answer.
 /// Reason: dialling over a 200 ms path and one flush, with a margin.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What came of asking one voter.
+enum Said {
+    Reply(Reply),
+    /// It does not decide, and says why.
+    Declined(String),
+    /// It did not answer.
+    Nothing,
+}
 
 /// Asks voters. Cheap to clone.
 #[derive(Clone)]
@@ -92,16 +101,39 @@ impl Votes {
         epoch: Epoch,
         holder: MemberId,
     ) -> Result<(), VoteError> {
+        self.tell(keys, set, Step::Confirm, (epoch, holder)).await
+    }
+
+    /// Tells the voters that `holder`, which asks, has deleted the VM, so that they may forget it
+    /// some time later.
+    ///
+    /// # Errors
+    /// [`VoteError::Refused`] if another member was promised an epoch; [`VoteError::NoMajority`] if
+    /// too few answered, or are of the first release.
+    pub async fn deleted(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<(), VoteError> {
+        self.tell(keys, set, Step::Deleted, (epoch, holder)).await
+    }
+
+    async fn tell(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        step: Step,
+        (epoch, holder): (Epoch, MemberId),
+    ) -> Result<(), VoteError> {
         check(keys, set)?;
-        let request = Request::change(
-            keys,
-            set,
-            Proposal {
-                step: Step::Confirm,
-                epoch,
-                holder,
-            },
-        );
+        let proposal = Proposal {
+            step,
+            epoch,
+            holder,
+        };
+        let request = Request::change(keys, set, proposal);
         self.majority(set, &request, |_, reply| {
             (reply == Reply::Confirmed).then_some(())
         })
@@ -183,13 +215,21 @@ impl Votes {
         let asked = set.voters.len();
         let (mut accepted, mut answered, mut waiting) = (BTreeMap::new(), 0, asked);
         let (mut refusal, mut invalid): (Option<Promise>, _) = (None, None);
+        let mut declined = None;
         let mut replies = self.ask_all(set, wire::emit(request));
         while accepted.len() < set.majority() && accepted.len() + waiting >= set.majority() {
             let Some((voter, reply)) = replies.recv().await else {
                 break;
             };
             waiting -= 1;
-            let Some(reply) = reply else { continue };
+            let reply = match reply {
+                Said::Reply(reply) => reply,
+                Said::Declined(reason) => {
+                    declined = Some(VoteError::Declined { voter, reason });
+                    continue;
+                }
+                Said::Nothing => continue,
+            };
             answered += 1;
             match reply {
                 Reply::Refused(promise) => {
@@ -209,21 +249,22 @@ impl Votes {
                 holder,
             }),
             (None, Some(why)) => Err(VoteError::Invalid(why)),
-            (None, None) => Err(VoteError::NoMajority { answered, asked }),
+            (None, None) => Err(declined.unwrap_or(VoteError::NoMajority { answered, asked })),
         }
     }
 
-    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Option<Reply>)> {
+    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Said)> {
         let (sender, receiver) = mpsc::channel(set.voters.len());
         for voter in set.voters.clone() {
             let (fabric, body, sender) = (self.fabric.clone(), body.clone(), sender.clone());
             tokio::spawn(async move {
                 let reply = match fabric.call(voter, SERVICE, body, CALL_TIMEOUT).await {
-                    Ok(body) => wire::parse(&body),
+                    Ok(body) => wire::parse(&body).map_or(Said::Nothing, Said::Reply),
+                    Err(FabricError::Refused(_, reason)) => Said::Declined(reason),
                     Err(e) => {
                         tracing::debug!(voter = %voter.short(), error = %e, "a voter did not \
                             answer");
-                        None
+                        Said::Nothing
                     }
                 };
                 // The asker may have its majority already and be gone.

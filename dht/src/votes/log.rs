@@ -1,27 +1,30 @@
 //! A voter's log: an append-only file that is flushed before the voter answers, so that no crash
 //! and no power cut makes it promise an epoch twice. It is not in sled, which kills have corrupted.
+//! A log with many outdated entries is rewritten while it is in use, and the blocks of the next
+//! entries are taken beforehand: a disk that guests have filled still takes some promises.
 //!
 //! Every entry has the same size and is written twice, each copy with its own CRC that also covers
 //! the entry's place. One damaged copy is repaired by the other; an incomplete last entry was never
 //! answered and is dropped; an entry damaged in both copies with good ones behind it makes
 //! [`VoterLog::open`] fail, because a voter that forgot a promise must not vote.
 
-use super::wire::Promise;
-use p2pvm_overlay::{Epoch, MemberId, VmId, reserve};
+use super::entry::{Bringer, COPY_BYTES, Day, LogEntry, decode, encode};
+use p2pvm_overlay::{VmId, chain, reserve};
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-const COPY_BYTES: usize = 128;
-const ENTRY_BYTES: usize = 2 * COPY_BYTES;
-const MAGIC: &[u8; 8] = b"p2pvmvl1";
 /// How many entries a log has before it is compacted.
 /// Reason: below 256 KiB compacting is not worth a rename.
 const COMPACT_FROM_ENTRIES: usize = 1024;
+const ENTRY_BYTES: usize = 2 * COPY_BYTES;
+/// For how many entries beyond the last the file has blocks, at most; half of it at least.
+/// Reason: two blocks of most file systems.
+const ROOM_ENTRIES: usize = 32;
 
 /// Why a voter's log cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,18 +44,10 @@ pub enum LogError {
     /// written when there is room.
     #[error("voter log {path}: the disk is full: make room there", path = .0.display())]
     Full(PathBuf),
-    /// An earlier write failed; what is on the disk is unknown until the log is opened again.
-    #[error("voter log {path}: an earlier write failed; restart the node", path = .0.display())]
+    /// An earlier flush failed; what is on the disk is unknown until the log is opened again.
+    #[error("voter log {path}: the disk failed to keep an entry: look at the disk, then restart \
+        the node", path = .0.display())]
     Broken(PathBuf),
-}
-
-/// A voter's newest promise for one VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LogEntry {
-    /// What was promised.
-    pub promise: Promise,
-    /// The hash of the voter set that the first request named.
-    pub voters: [u8; 32],
 }
 
 /// An open log and the newest entry of each VM.
@@ -60,52 +55,32 @@ pub struct VoterLog {
     path: PathBuf,
     file: File,
     entries: usize,
+    /// For how many entries the file has blocks.
+    room: usize,
     newest: HashMap<VmId, LogEntry>,
-    broken: bool,
+    /// The log is compacted when it has more entries.
+    compact_from: usize,
+    trust: Trust,
 }
 
-fn encode(place: usize, vm: VmId, memory: &LogEntry) -> [u8; COPY_BYTES] {
-    let mut copy = [0; COPY_BYTES];
-    copy[..8].copy_from_slice(MAGIC);
-    copy[8..40].copy_from_slice(&vm.0);
-    copy[40..48].copy_from_slice(&memory.promise.epoch.0.to_be_bytes());
-    copy[48..80].copy_from_slice(&memory.promise.holder.0);
-    copy[80] = memory.promise.confirmed.into();
-    copy[81..113].copy_from_slice(&memory.voters);
-    let crc = crc_at(place, &copy);
-    copy[COPY_BYTES - 4..].copy_from_slice(&crc.to_be_bytes());
-    copy
+/// Whether what is on the disk is what is in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// It is.
+    Whole,
+    /// An entry that was not answered may be there, or a name may be lost: rewritten from memory
+    /// before the next entry.
+    Rewrite,
+    /// A flush failed: the disk may lose what it is given.
+    Broken,
 }
 
-fn crc_at(place: usize, copy: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&(place as u64).to_be_bytes());
-    crc.update(&copy[..COPY_BYTES - 4]);
-    crc.finalize()
-}
-
-fn decode(place: usize, copy: &[u8]) -> Option<(VmId, LogEntry)> {
-    let bytes32 = |at: usize| copy[at..at + 32].try_into().expect("32 bytes of 128");
-    let good = copy.len() == COPY_BYTES
-        && copy.starts_with(MAGIC)
-        && copy[COPY_BYTES - 4..] == crc_at(place, copy).to_be_bytes();
-    good.then(|| {
-        let epoch = Epoch(u64::from_be_bytes(
-            copy[40..48].try_into().expect("8 bytes of 128"),
-        ));
-        let promise = Promise {
-            epoch,
-            holder: MemberId(bytes32(48)),
-            confirmed: copy[80] == 1,
-        };
-        (
-            VmId(bytes32(8)),
-            LogEntry {
-                promise,
-                voters: bytes32(81),
-            },
-        )
-    })
+/// Where a rewriting failed.
+enum RewriteError {
+    /// The log is as it was.
+    Before(io::Error),
+    /// The new file has the log's name, which a power cut may take back.
+    Named(io::Error),
 }
 
 impl VoterLog {
@@ -132,64 +107,85 @@ impl VoterLog {
             path: path.to_owned(),
             file,
             entries: 0,
+            room: 0,
             newest: HashMap::new(),
-            broken: false,
+            compact_from: COMPACT_FROM_ENTRIES,
+            trust: Trust::Whole,
         };
-        let mut unreadable = None;
-        for (place, entry) in raw.chunks(ENTRY_BYTES).enumerate() {
-            match entry
-                .chunks(COPY_BYTES)
-                .find_map(|copy| decode(place, copy))
-            {
-                Some((vm, memory)) => {
-                    if let Some(damaged) = unreadable {
-                        return Err(LogError::Damaged(path.to_owned(), damaged));
-                    }
-                    let whole = encode(place, vm, &memory).repeat(2);
-                    if entry != whole {
-                        tracing::warn!(path = %path.display(), place, "repaired a voter log entry \
-                            from its second copy");
-                        log.file
-                            .write_all_at(&whole, (place * ENTRY_BYTES) as u64)
-                            .map_err(io)?;
-                    }
-                    log.newest.insert(vm, memory);
-                    log.entries = place + 1;
-                }
-                None => unreadable = unreadable.or(Some(place)),
-            }
-        }
-        if log.entries > COMPACT_FROM_ENTRIES && log.entries > 4 * log.newest.len() {
-            log.compact().map_err(io)?;
-        }
+        log.read(&raw)?;
         log.file
-            .set_len((log.entries * ENTRY_BYTES) as u64)
+            .set_len((log.room * ENTRY_BYTES) as u64)
             .map_err(io)?;
         log.file.sync_all().map_err(io)?;
         sync_directory_of(path).map_err(io)?;
+        log.make_usable()?;
         Ok(log)
     }
 
+    fn read(&mut self, raw: &[u8]) -> Result<(), LogError> {
+        let mut unreadable = None;
+        for (place, entry) in raw.chunks(ENTRY_BYTES).enumerate() {
+            let copies = entry.chunks(COPY_BYTES);
+            let Some((vm, memory)) = copies.into_iter().find_map(|copy| decode(place, copy)) else {
+                unreadable = unreadable.or(Some(place));
+                continue;
+            };
+            if let Some(damaged) = unreadable {
+                return Err(LogError::Damaged(self.path.clone(), damaged));
+            }
+            let whole = encode(place, vm, &memory).repeat(2);
+            if entry != whole {
+                tracing::warn!(path = %self.path.display(), place, "repaired a voter log entry \
+                    from its second copy");
+                self.file
+                    .write_all_at(&whole, (place * ENTRY_BYTES) as u64)
+                    .map_err(|e| LogError::Io(self.path.clone(), e))?;
+            }
+            self.newest.insert(vm, memory);
+            self.entries = place + 1;
+        }
+        let rest = raw.get(self.entries * ENTRY_BYTES..).unwrap_or_default();
+        let is_room = rest.iter().all(|byte| *byte == 0);
+        self.room = self.entries + if is_room { rest.len() / ENTRY_BYTES } else { 0 };
+        Ok(())
+    }
+
+    /// Whether most of its entries are outdated.
+    fn is_long(&self) -> bool {
+        self.entries > self.compact_from && self.entries > 4 * self.newest.len()
+    }
+
     /// Writes the newest entry of each VM to a new file and puts it in the old one's place.
-    fn compact(&mut self) -> io::Result<()> {
+    fn rewrite(&mut self) -> Result<(), RewriteError> {
         let temporary = self.path.with_extension("new");
-        let mut file = OpenOptions::new()
+        let written = self.write_anew(&temporary);
+        let file = written.map_err(|e| {
+            // A file that cannot be removed is overwritten the next time.
+            let _ = fs::remove_file(&temporary);
+            RewriteError::Before(e)
+        })?;
+        fs::rename(&temporary, &self.path).map_err(RewriteError::Before)?;
+        self.file = file;
+        (self.entries, self.room) = (self.newest.len(), self.newest.len());
+        sync_directory_of(&self.path).map_err(RewriteError::Named)
+    }
+
+    fn write_anew(&self, temporary: &Path) -> io::Result<File> {
+        let mut all = Vec::with_capacity(self.newest.len() * ENTRY_BYTES);
+        for (place, (vm, memory)) in self.newest.iter().enumerate() {
+            all.extend(encode(place, *vm, memory).repeat(2));
+        }
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(&temporary)?;
+            .open(temporary)?;
         file.try_lock()?;
-        let mut all = Vec::with_capacity(self.newest.len() * ENTRY_BYTES);
-        for (place, (vm, memory)) in self.newest.iter().enumerate() {
-            all.extend(encode(place, *vm, memory).repeat(2));
-        }
-        file.write_all(&all)?;
+        reserve::retrying(&self.path, || file.write_all_at(&all, 0))?;
         file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        (self.file, self.entries) = (file, self.newest.len());
-        Ok(())
+        Ok(file)
     }
 
     /// The newest entry of `vm` that is on the disk.
@@ -200,12 +196,9 @@ impl VoterLog {
     /// Appends an entry and flushes it; only then [`Self::recall`] returns it.
     ///
     /// # Errors
-    /// [`LogError::Full`]; or [`LogError::Io`] once, then [`LogError::Broken`]: after a failed
-    /// flush it is unknown what is on the disk.
+    /// [`LogError::Full`] or [`LogError::Io`]: nothing is promised, and the next entry may be
+    /// written. [`LogError::Broken`] after a flush that failed for another reason than a full disk.
     pub(crate) fn remember(&mut self, vm: VmId, memory: LogEntry) -> Result<(), LogError> {
-        if self.broken {
-            return Err(LogError::Broken(self.path.clone()));
-        }
         if let Some(known) = self.recall(&vm) {
             let (old, new) = (&known.promise, &memory.promise);
             assert!(
@@ -213,23 +206,98 @@ impl VoterLog {
                 "a promise never falls back to an older epoch and never changes its holder"
             );
         }
+        self.make_usable()?;
+        self.make_room();
         let entry = encode(self.entries, vm, &memory).repeat(2);
         let end = (self.entries * ENTRY_BYTES) as u64;
         let written = reserve::retrying(&self.path, || self.file.write_all_at(&entry, end));
-        if let Err(e) = &written
-            && reserve::is_full(e)
-            && self.file.set_len(end).is_ok()
-        {
+        if let Err(e) = written {
             // Nothing of it was flushed or answered: the next entry may take its place.
-            return Err(LogError::Full(self.path.clone()));
+            self.room = self.entries;
+            if self.file.set_len(end).is_err() {
+                self.trust = Trust::Rewrite;
+            }
+            return Err(self.failed(e));
         }
-        if let Err(e) = written.and_then(|()| self.file.sync_data()) {
-            self.broken = true;
-            return Err(LogError::Io(self.path.clone(), e));
+        if let Err(e) = self.file.sync_data() {
+            // Some file systems look for room only now.
+            let is_full = reserve::is_full(&e);
+            self.trust = if is_full {
+                Trust::Rewrite
+            } else {
+                Trust::Broken
+            };
+            return Err(self.failed(e));
         }
         self.entries += 1;
+        self.room = self.room.max(self.entries);
         self.newest.insert(vm, memory);
         Ok(())
+    }
+
+    /// Rewrites the log from memory where that is needed, or saves much.
+    fn make_usable(&mut self) -> Result<(), LogError> {
+        let is_needed = match self.trust {
+            Trust::Broken => return Err(LogError::Broken(self.path.clone())),
+            Trust::Rewrite => true,
+            Trust::Whole if self.is_long() => false,
+            Trust::Whole => return Ok(()),
+        };
+        match self.rewrite() {
+            Ok(()) => {
+                (self.trust, self.compact_from) = (Trust::Whole, COMPACT_FROM_ENTRIES);
+                Ok(())
+            }
+            Err(RewriteError::Before(e)) if !is_needed => {
+                // It goes on as it is, and is not rewritten at each entry.
+                self.compact_from = 2 * self.entries;
+                tracing::warn!(path = %self.path.display(), error = %chain(&e), "the voter log \
+                    could not be compacted");
+                Ok(())
+            }
+            Err(RewriteError::Before(e)) => Err(self.failed(e)),
+            Err(RewriteError::Named(e)) => {
+                self.trust = Trust::Rewrite;
+                Err(self.failed(e))
+            }
+        }
+    }
+
+    /// Takes blocks for the next entries, if the disk has any.
+    fn make_room(&mut self) {
+        if self.room - self.entries >= ROOM_ENTRIES / 2 {
+            return;
+        }
+        let at = |entries: usize| (entries * ENTRY_BYTES) as u64;
+        let more = self.entries + ROOM_ENTRIES - self.room;
+        match self
+            .file
+            .write_all_at(&vec![0; more * ENTRY_BYTES], at(self.room))
+        {
+            Ok(()) => self.room += more,
+            Err(_) => {
+                // Zeros that stay are read as room when the log is next opened.
+                let _ = self.file.set_len(at(self.room));
+            }
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> LogError {
+        if reserve::is_full(&error) {
+            LogError::Full(self.path.clone())
+        } else {
+            LogError::Io(self.path.clone(), error)
+        }
+    }
+
+    /// Forgets the VMs that were deleted long ago. They leave the disk when the log is compacted.
+    pub(crate) fn forget_deleted(&mut self, today: Day) {
+        self.newest.retain(|_, entry| !entry.is_over(today));
+    }
+
+    /// How many VMs a member's requests have brought.
+    pub(crate) fn brought_by(&self, by: Bringer) -> usize {
+        self.newest.values().filter(|entry| entry.by == by).count()
     }
 
     /// How many VMs have an entry.
@@ -247,173 +315,5 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn memory(epoch: u64) -> LogEntry {
-        LogEntry {
-            promise: Promise {
-                epoch: Epoch(epoch),
-                holder: MemberId([9; 32]),
-                confirmed: epoch.is_multiple_of(2),
-            },
-            voters: [7; 32],
-        }
-    }
-
-    /// A log with the epochs 1 to 3 of one VM and 7 of another.
-    fn written(path: &Path) -> Vec<u8> {
-        let mut log = VoterLog::open(path).unwrap();
-        for epoch in 1..=3 {
-            log.remember(VmId([1; 32]), memory(epoch)).unwrap();
-        }
-        log.remember(VmId([2; 32]), memory(7)).unwrap();
-        fs::read(path).unwrap()
-    }
-
-    fn recalled(path: &Path) -> Result<[Option<LogEntry>; 2], LogError> {
-        VoterLog::open(path).map(|log| [1, 2].map(|vm| log.recall(&VmId([vm; 32])).copied()))
-    }
-
-    #[test]
-    fn what_was_promised_is_recalled_after_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("votes");
-        written(&path);
-        assert_eq!(recalled(&path).unwrap(), [Some(memory(3)), Some(memory(7))]);
-    }
-
-    #[test]
-    fn two_voters_never_share_a_log() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("votes");
-        let first = VoterLog::open(&path).unwrap();
-        assert!(matches!(VoterLog::open(&path), Err(LogError::InUse(_))));
-        drop(first);
-        assert!(VoterLog::open(&path).is_ok());
-    }
-
-    #[test]
-    fn a_voter_whose_disk_was_full_votes_again_when_there_is_room() {
-        let directory = tempfile::tempdir().unwrap();
-        let at = |name: &str| directory.path().join(name);
-        let mount = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "p2pvm"])
-            .arg(directory.path())
-            .status();
-        if !mount.is_ok_and(|status| status.success()) {
-            return eprintln!("NOT RUN: a file system of its own needs root");
-        }
-        let checked = std::panic::catch_unwind(|| {
-            let mut log = VoterLog::open(&at("votes")).unwrap();
-            log.remember(VmId([1; 32]), memory(1)).unwrap();
-            let mut filler = File::create(at("guest")).unwrap();
-            while filler.write_all(&[7; 512]).is_ok() {}
-            // The file's last block takes some entries still.
-            let refused = (2..40).find_map(|epoch| {
-                log.remember(VmId([1; 32]), memory(epoch))
-                    .err()
-                    .map(|e| (epoch, e))
-            });
-            let (epoch, error) = refused.expect("a full disk takes no entry for ever");
-            assert!(matches!(error, LogError::Full(_)), "{error}");
-            assert_eq!(
-                log.recall(&VmId([1; 32])),
-                Some(&memory(epoch - 1)),
-                "nothing is recalled that is not on the disk"
-            );
-            drop(filler);
-            fs::remove_file(at("guest")).unwrap();
-            log.remember(VmId([1; 32]), memory(epoch)).unwrap();
-            drop(log);
-            assert_eq!(recalled(&at("votes")).unwrap()[0], Some(memory(epoch)));
-        });
-        let _ = std::process::Command::new("umount")
-            .arg("--lazy")
-            .arg(directory.path())
-            .status();
-        checked.unwrap();
-    }
-
-    #[test]
-    fn a_write_torn_at_any_byte_loses_nothing_that_was_answered() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("votes");
-        let whole = written(&path);
-        for cut in (3 * ENTRY_BYTES..whole.len()).step_by(5) {
-            for rest in [0, whole.len() - cut] {
-                fs::write(&path, [&whole[..cut], &vec![0; rest][..]].concat()).unwrap();
-                let [first, second] =
-                    recalled(&path).unwrap_or_else(|e| panic!("cut at {cut}, {rest} zeros: {e:?}"));
-                assert_eq!(first, Some(memory(3)));
-                assert!(second.is_none() || second == Some(memory(7)));
-                let mut log = VoterLog::open(&path).unwrap();
-                log.remember(VmId([2; 32]), memory(9)).unwrap();
-                drop(log);
-                assert_eq!(
-                    recalled(&path).unwrap(),
-                    [Some(memory(3)), Some(memory(9))],
-                    "and goes on after it"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_byte_flipped_anywhere_is_repaired_from_the_second_copy() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("votes");
-        let whole = written(&path);
-        for at in (0..whole.len()).step_by(3) {
-            let mut damaged = whole.clone();
-            damaged[at] ^= 0x40;
-            fs::write(&path, &damaged).unwrap();
-            assert_eq!(
-                recalled(&path).unwrap(),
-                [Some(memory(3)), Some(memory(7))],
-                "flipped at {at}"
-            );
-            assert_eq!(fs::read(&path).unwrap(), whole, "flipped at {at}");
-        }
-    }
-
-    #[test]
-    fn a_voter_that_lost_a_promise_does_not_vote() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("votes");
-        let whole = written(&path);
-        for lost in 0..3 {
-            let mut damaged = whole.clone();
-            damaged[lost * ENTRY_BYTES..][..ENTRY_BYTES].fill(0);
-            fs::write(&path, &damaged).unwrap();
-            assert!(matches!(recalled(&path), Err(LogError::Damaged(_, place)) if place == lost));
-            let mut swapped = whole.clone();
-            swapped.copy_within(3 * ENTRY_BYTES.., lost * ENTRY_BYTES);
-            fs::write(&path, &swapped).unwrap();
-            assert!(
-                recalled(&path).is_err(),
-                "an entry in another's place is none"
-            );
-        }
-    }
-
-    #[test]
-    fn a_long_log_is_compacted_without_losing_the_newest() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("votes");
-        let entries = COMPACT_FROM_ENTRIES + 1;
-        let raw: Vec<u8> = (0..entries)
-            .flat_map(|place| encode(place, VmId([1; 32]), &memory(place as u64)).repeat(2))
-            .collect();
-        fs::write(&path, raw).unwrap();
-        assert_eq!(
-            recalled(&path).unwrap()[0],
-            Some(memory(entries as u64 - 1))
-        );
-        assert_eq!(fs::metadata(&path).unwrap().len(), ENTRY_BYTES as u64);
-        assert_eq!(
-            recalled(&path).unwrap()[0],
-            Some(memory(entries as u64 - 1))
-        );
-    }
-}
+#[path = "log_tests.rs"]
+mod tests;

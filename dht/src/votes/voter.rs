@@ -3,15 +3,20 @@
 //! ballot: never an older epoch, and one holder for each epoch.
 
 use super::{
-    LogError, PROMISE_DOMAIN, SERVICE, VoterLog, VoterSet,
-    log::LogEntry,
+    LogError, PROMISE_DOMAIN, SERVICE, VoteLimits, VoteRefusal, VoterLog, VoterSet,
+    entry::{Bringer, Day, LogEntry},
     promise_message,
+    turns::{Turns, may_follow},
     wire::{self, Promise, Proposal, Question, Reply, Request, Step},
 };
+use crate::options::Clock;
 use async_trait::async_trait;
-use p2pvm_overlay::{Fabric, MemberId, Serve, chain, identity::Identity};
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::task::JoinError;
+use p2pvm_overlay::{Epoch, Fabric, MemberId, Serve, UnixTime, VmId, chain, identity::Identity};
+use std::sync::Arc;
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::JoinError,
+};
 
 /// What a voter does about a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,86 +29,224 @@ pub(crate) enum Verdict {
     Refuse(Promise),
 }
 
+/// What a voter knows of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The newest promise.
+    pub(crate) promise: Promise,
+    /// Its holder has confirmed an older epoch, and runs in that one until it runs in the new one.
+    pub(crate) was_confirmed: bool,
+}
+
 /// The rule. A proposal at the epoch already promised to the same holder is agreed to again; a
-/// confirmation also counts as a promise where the promise itself never arrived.
-pub(crate) fn decide(known: Option<Promise>, proposal: &Proposal) -> Verdict {
+/// confirmation also counts as a promise where the promise itself never arrived. A VM that was
+/// deleted is left to the holder that says so.
+pub(crate) fn decide(known: Option<Known>, proposal: &Proposal) -> Verdict {
     let confirmed = proposal.step == Step::Confirm;
     let new = Verdict::Record(Promise {
         epoch: proposal.epoch,
         holder: proposal.holder,
         confirmed,
     });
-    let Some(known) = known else { return new };
-    let same = known.epoch == proposal.epoch && known.holder == proposal.holder;
+    let Some(known) = known else {
+        return if proposal.step == Step::Deleted {
+            Verdict::Agree
+        } else {
+            new
+        };
+    };
+    let Known {
+        promise,
+        was_confirmed,
+    } = known;
+    let is_same_holder = promise.holder == proposal.holder;
+    let same = promise.epoch == proposal.epoch && is_same_holder;
     match proposal.step {
-        _ if same && (known.confirmed || !confirmed) => Verdict::Agree,
+        Step::Deleted if is_same_holder => Verdict::Record(promise),
+        Step::Deleted => Verdict::Refuse(promise),
+        _ if same && (promise.confirmed || !confirmed) => Verdict::Agree,
         Step::Confirm if same => new,
-        Step::TakeBack if known.confirmed && known.holder != proposal.holder => {
-            Verdict::Refuse(known)
+        Step::TakeBack if (promise.confirmed || was_confirmed) && !is_same_holder => {
+            Verdict::Refuse(promise)
         }
-        _ if proposal.epoch > known.epoch => new,
-        _ => Verdict::Refuse(known),
+        _ if proposal.epoch > promise.epoch => new,
+        _ => Verdict::Refuse(promise),
     }
+}
+
+/// What the log has to say after a verdict; `None` if it says so already.
+fn entry_after(
+    known: Option<&LogEntry>,
+    verdict: Verdict,
+    proposal: &Proposal,
+    first: LogEntry,
+    today: Day,
+) -> Option<LogEntry> {
+    let deleted = (proposal.step == Step::Deleted).then_some(today);
+    let Some(known) = known else {
+        return (verdict != Verdict::Agree).then_some(first);
+    };
+    let promise = match verdict {
+        Verdict::Record(promise) => promise,
+        // A VM that is asked for was not deleted after all.
+        Verdict::Agree if known.deleted.is_some() => known.promise,
+        Verdict::Agree | Verdict::Refuse(_) => return None,
+    };
+    let is_same_holder = promise.holder == known.promise.holder;
+    Some(LogEntry {
+        promise,
+        was_confirmed: is_same_holder && (known.promise.confirmed || known.was_confirmed),
+        deleted,
+        ..*known
+    })
 }
 
 /// This node's vote: answers the service `vote` for as long as the fabric lives.
 pub struct Voter {
     identity: Arc<Identity>,
-    log: Mutex<VoterLog>,
+    limits: VoteLimits,
+    clock: Clock,
+    turns: Turns,
+    /// The lock is given in the order in which it was asked for, so that no member overtakes.
+    log: Arc<Mutex<VoterLog>>,
 }
 
 impl Voter {
     /// Answers requests from now on; signs with `identity` and writes to `log` first.
     pub fn start(fabric: &Arc<dyn Fabric>, identity: Arc<Identity>, log: VoterLog) -> Arc<Self> {
+        let clock = Arc::new(UnixTime::now);
+        Self::start_limited(fabric, identity, log, VoteLimits::default(), clock)
+    }
+
+    /// As [`Voter::start`], with bounds and a clock of the caller's.
+    pub fn start_limited(
+        fabric: &Arc<dyn Fabric>,
+        identity: Arc<Identity>,
+        log: VoterLog,
+        limits: VoteLimits,
+        clock: Clock,
+    ) -> Arc<Self> {
         let voter = Arc::new(Self {
             identity,
-            log: Mutex::new(log),
+            limits,
+            clock,
+            turns: Turns::default(),
+            log: Arc::new(Mutex::new(log)),
         });
         fabric.serve(SERVICE, Arc::new(Service(voter.clone())));
         voter
     }
 
     /// How many VMs this node has made a promise for.
-    pub fn vms(&self) -> usize {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .vms()
+    pub async fn vms(&self) -> usize {
+        self.log.lock().await.vms()
     }
 
-    fn answer(&self, request: &Request) -> Result<Reply, LogError> {
+    async fn answer(&self, from: MemberId, request: &Request) -> Result<Reply, VoterError> {
         let Request { set, question } = request;
         let me = self.identity.member_id();
         if !set.is_authentic() || !set.voters.contains(&me) {
             return Ok(Reply::Invalid);
         }
+        if let Question::Change(proposal, signature) = question
+            && !wire::is_proposal_of(set.vm, proposal, signature)
+        {
+            return Ok(Reply::Invalid);
+        }
         let voters = hash_of(set);
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log.clone().lock_owned().await;
         let known = log.recall(&set.vm).copied();
         if known.is_some_and(|k| k.voters != voters) {
             return Ok(Reply::OtherVoters);
         }
-        let (proposal, signature) = match question {
-            Question::Newest => return Ok(Reply::Newest(known.map(|k| k.promise))),
-            Question::Change(proposal, signature) => (proposal, signature),
+        let Question::Change(proposal, _) = question else {
+            return Ok(Reply::Newest(known.map(|k| k.promise)));
         };
-        if !wire::is_proposal_of(set.vm, proposal, signature) {
-            return Ok(Reply::Invalid);
+        let verdict = decide(
+            known.map(|k| Known {
+                promise: k.promise,
+                was_confirmed: k.was_confirmed,
+            }),
+            proposal,
+        );
+        if let Verdict::Refuse(promise) = verdict {
+            return Ok(Reply::Refused(promise));
         }
-        match decide(known.map(|k| k.promise), proposal) {
-            Verdict::Refuse(promise) => return Ok(Reply::Refused(promise)),
-            Verdict::Record(promise) => log.remember(set.vm, LogEntry { promise, voters })?,
-            Verdict::Agree => {}
+        let by = Bringer::of(&from);
+        self.admit(&mut log, known.as_ref(), proposal, from, by)?;
+        let first = LogEntry {
+            promise: Promise {
+                epoch: proposal.epoch,
+                holder: proposal.holder,
+                confirmed: proposal.step == Step::Confirm,
+            },
+            was_confirmed: false,
+            voters,
+            by,
+            deleted: None,
+        };
+        let entry = entry_after(known.as_ref(), verdict, proposal, first, self.today());
+        if let Some(entry) = entry {
+            remember(log, set.vm, entry).await?;
         }
-        drop(log);
         Ok(match proposal.step {
-            Step::Confirm => Reply::Confirmed,
+            Step::Confirm | Step::Deleted => Reply::Confirmed,
             Step::Promise | Step::TakeBack => {
                 let message = promise_message(set.vm, proposal.epoch, proposal.holder, &set.voters);
                 Reply::Promised(self.identity.sign(PROMISE_DOMAIN, &message))
             }
         })
     }
+
+    /// Whether the member may ask for that here.
+    fn admit(
+        &self,
+        log: &mut VoterLog,
+        known: Option<&LogEntry>,
+        proposal: &Proposal,
+        from: MemberId,
+        by: Bringer,
+    ) -> Result<(), VoteRefusal> {
+        if proposal.step == Step::Deleted {
+            let is_holder = from == proposal.holder;
+            return is_holder.then_some(()).ok_or(VoteRefusal::NotHolder);
+        }
+        let newest = known.map_or(Epoch(0), |k| k.promise.epoch);
+        if proposal.epoch > newest {
+            may_follow(proposal.epoch, newest)?;
+        }
+        if known.is_some() {
+            return Ok(());
+        }
+        log.forget_deleted(self.today());
+        let VoteLimits {
+            vms, member_vms, ..
+        } = self.limits;
+        if log.brought_by(by) >= member_vms {
+            return Err(VoteRefusal::MemberLimit(member_vms));
+        }
+        if log.vms() >= vms {
+            return Err(VoteRefusal::Full(vms));
+        }
+        Ok(())
+    }
+
+    fn today(&self) -> Day {
+        Day::of((self.clock)())
+    }
+}
+
+/// Writes an entry. The flush blocks for milliseconds: not on a thread that others wait for.
+async fn remember(
+    mut log: OwnedMutexGuard<VoterLog>,
+    vm: VmId,
+    entry: LogEntry,
+) -> Result<(), VoterError> {
+    tokio::task::spawn_blocking(move || log.remember(vm, entry))
+        .await
+        .map_err(VoterError::Panicked)?
+        .inspect_err(|e| tracing::error!(error = %chain(e), "cannot vote"))?;
+    Ok(())
 }
 
 fn hash_of(set: &VoterSet) -> [u8; 32] {
@@ -118,35 +261,31 @@ enum VoterError {
     #[error("the voter failed")]
     Panicked(#[source] JoinError),
     #[error(transparent)]
+    Refused(#[from] VoteRefusal),
+    #[error(transparent)]
     Log(#[from] LogError),
 }
 
 struct Service(Arc<Voter>);
 
 impl Service {
-    async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, VoterError> {
+    async fn answer(&self, from: MemberId, body: &[u8]) -> Result<Vec<u8>, VoterError> {
         let request: Request = wire::parse(body).ok_or(VoterError::Malformed)?;
-        let voter = self.0.clone();
-        // The flush blocks for milliseconds: not on a thread that others wait for.
-        let answered = tokio::task::spawn_blocking(move || voter.answer(&request)).await;
-        let reply = answered
-            .map_err(VoterError::Panicked)?
-            .inspect_err(|e| tracing::error!(error = %chain(e), "cannot vote"))?;
-        Ok(wire::emit(&reply))
+        let _turn = self.0.turns.take(from, self.0.limits.waiting)?;
+        Ok(wire::emit(&self.0.answer(from, &request).await?))
     }
 }
 
 #[async_trait]
 impl Serve for Service {
-    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        self.answer(&body).await.map_err(|e| chain(&e))
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.answer(from, &body).await.map_err(|e| chain(&e))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_overlay::Epoch;
     use proptest::prelude::*;
 
     fn proposals() -> impl Strategy<Value = Proposal> {
@@ -171,25 +310,50 @@ mod tests {
         fn a_voter_promises_an_epoch_to_one_holder_and_never_an_older_one(
             proposals in proptest::collection::vec(proposals(), 1..30)
         ) {
-            let mut known: Option<Promise> = None;
+            let mut log: Option<LogEntry> = None;
+            // The members that have confirmed an epoch since another one was promised any.
+            let mut runs: Option<MemberId> = None;
             for proposal in proposals {
-                match decide(known, &proposal) {
+                let known = log.map(|k| Known {
+                    promise: k.promise,
+                    was_confirmed: k.was_confirmed,
+                });
+                let verdict = decide(known, &proposal);
+                match verdict {
                     Verdict::Record(new) => {
                         prop_assert_eq!((new.epoch, new.holder), (proposal.epoch, proposal.holder));
-                        if let Some(old) = known {
+                        if let Some(old) = log.map(|k| k.promise) {
                             let is_same = new.epoch == old.epoch && new.holder == old.holder;
                             prop_assert!(new.epoch > old.epoch || (is_same && new.confirmed));
                             let is_taken_back =
                                 proposal.step == Step::TakeBack && old.holder != new.holder;
-                            prop_assert!(!(is_taken_back && old.confirmed));
+                            prop_assert!(!(is_taken_back && runs == Some(old.holder)));
                         }
-                        known = Some(new);
+                        runs = runs.filter(|holder| *holder == new.holder);
+                        if new.confirmed {
+                            runs = Some(new.holder);
+                        }
                     }
                     Verdict::Agree => prop_assert_eq!(
-                        known.map(|k| (k.epoch, k.holder)), Some((proposal.epoch, proposal.holder))
+                        log.map(|k| (k.promise.epoch, k.promise.holder)),
+                        Some((proposal.epoch, proposal.holder))
                     ),
-                    Verdict::Refuse(why) => prop_assert_eq!(Some(why), known),
+                    Verdict::Refuse(why) => prop_assert_eq!(Some(why), log.map(|k| k.promise)),
                 }
+                let promise = Promise {
+                    epoch: proposal.epoch,
+                    holder: proposal.holder,
+                    confirmed: proposal.step == Step::Confirm,
+                };
+                let first = LogEntry {
+                    promise,
+                    was_confirmed: false,
+                    voters: [0; 32],
+                    by: Bringer::default(),
+                    deleted: None,
+                };
+                log = entry_after(log.as_ref(), verdict, &proposal, first, Day::of(UnixTime(0)))
+                    .or(log);
             }
         }
     }

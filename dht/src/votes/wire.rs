@@ -52,6 +52,9 @@ pub enum Step {
     TakeBack,
     /// The holder runs: from now on no take-back is granted.
     Confirm,
+    /// The holder has deleted the VM: its promise may be forgotten some time later. A voter of the
+    /// first release does not understand it.
+    Deleted,
 }
 
 /// A voter's answer.

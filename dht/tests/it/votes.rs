@@ -1,6 +1,9 @@
 use crate::net::{Rough, chance, identity, owner};
-use p2pvm_dht::{VoteError, Voter, VoterLog, VoterSet, Votes, votes::LogError};
-use p2pvm_overlay::{Epoch, Fabric, MemberId, fabric::memory::MemoryNet};
+use p2pvm_dht::{
+    VoteError, Voter, VoterLog, VoterSet, Votes,
+    votes::{LogError, VoteLimits},
+};
+use p2pvm_overlay::{Epoch, Fabric, MemberId, UnixTime, fabric::memory::MemoryNet};
 use rand::Rng;
 use std::{
     collections::BTreeMap,
@@ -15,17 +18,23 @@ struct Parliament {
     net: MemoryNet,
     directory: TempDir,
     ids: Vec<MemberId>,
+    limits: VoteLimits,
     seed: u64,
 }
 
 impl Parliament {
     async fn new(seed: u64) -> Self {
+        Self::limited(seed, VoteLimits::default()).await
+    }
+
+    async fn limited(seed: u64, limits: VoteLimits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let ids = (0..3).map(|n| identity(n).member_id()).collect();
         let parliament = Self {
             net: MemoryNet::new(Duration::from_millis(20)),
             directory,
             ids,
+            limits,
             seed,
         };
         for n in 0..3 {
@@ -49,7 +58,8 @@ impl Parliament {
                 Err(e) => panic!("seed {}: {e:?}", self.seed),
             }
         };
-        Voter::start(&fabric, identity(n), log);
+        let clock = Arc::new(UnixTime::now);
+        Voter::start_limited(&fabric, identity(n), log, self.limits, clock);
     }
 
     fn set(&self) -> VoterSet {
@@ -291,4 +301,138 @@ fn a_late_confirmation_and_a_take_back_never_both_succeed() {
             "seed {seed}: both run"
         );
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_huge_epoch_does_not_lock_a_vm_for_ever() {
+    let parliament = Parliament::new(4).await;
+    let ((a, votes), (b, _)) = (parliament.asker(50, 0, 0), parliament.asker(51, 0, 0));
+    let (vm, set) = (owner(1), parliament.set());
+    for epoch in [Epoch(u64::MAX), Epoch(u64::from(u32::MAX)), Epoch(1 << 20)] {
+        let granted = votes.grant(&vm, &set, epoch, b).await;
+        assert!(
+            granted.is_err(),
+            "{epoch}: nobody could ever ask for the next one"
+        );
+    }
+    votes.grant(&vm, &set, Epoch(1), a).await.unwrap();
+    votes.grant(&vm, &set, Epoch(1000), b).await.unwrap();
+    assert_eq!(
+        votes.newest(&set).await.unwrap().unwrap().epoch,
+        Epoch(1000)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_asks_again_does_not_lose_its_confirmation() {
+    let parliament = Parliament::new(5).await;
+    let ((a, votes), (b, _)) = (parliament.asker(50, 0, 0), parliament.asker(51, 0, 0));
+    let (vm, set) = (owner(1), parliament.set());
+    votes.grant(&vm, &set, Epoch(1), a).await.unwrap();
+    votes.confirm(&vm, &set, Epoch(1), a).await.unwrap();
+    votes.grant(&vm, &set, Epoch(2), a).await.unwrap();
+    for n in 0..3 {
+        parliament.start(n).await;
+    }
+    assert!(
+        votes.take_back(&vm, &set, Epoch(3), b).await.is_err(),
+        "it runs in epoch 1 until it runs in epoch 2"
+    );
+    let newest = votes.newest(&set).await.unwrap().unwrap();
+    assert_eq!((newest.epoch, newest.confirmed), (Epoch(2), false));
+    votes.grant(&vm, &set, Epoch(3), b).await.unwrap();
+    assert!(
+        votes.take_back(&vm, &set, Epoch(4), a).await.is_ok(),
+        "another holder's epoch is confirmed by nobody"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_makes_vms_up_uses_up_its_own_share() {
+    let limits = VoteLimits {
+        vms: 12,
+        member_vms: 8,
+        ..VoteLimits::default()
+    };
+    let parliament = Parliament::limited(6, limits).await;
+    let ((flood, votes), (b, other)) = (parliament.asker(50, 0, 0), parliament.asker(51, 0, 0));
+    let make = async |by: &Votes, n: u8, me| {
+        let set = VoterSet::sign(&owner(n), &parliament.ids);
+        by.grant(&owner(n), &set, Epoch(1), me).await.map(drop)
+    };
+    for n in 1..=8 {
+        make(&votes, n, flood).await.unwrap();
+    }
+    for n in 0..3 {
+        parliament.start(n).await;
+    }
+    let refused = make(&votes, 9, flood).await.unwrap_err();
+    assert!(
+        matches!(&refused, VoteError::Declined { reason, .. } if reason.contains("8 VMs")),
+        "counted over a restart: {refused}"
+    );
+    make(&votes, 8, flood).await.unwrap();
+    let set = VoterSet::sign(&owner(1), &parliament.ids);
+    other.grant(&owner(1), &set, Epoch(2), b).await.unwrap();
+    for n in 21..=24 {
+        make(&other, n, b)
+            .await
+            .expect("the other member's VMs are promised");
+    }
+    let full = make(&other, 25, b).await.unwrap_err();
+    assert!(
+        matches!(&full, VoteError::Declined { reason, .. } if reason.contains("12 VMs")),
+        "{full}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_asks_without_end_does_not_hold_the_others() {
+    let limits = VoteLimits {
+        waiting: 4,
+        ..VoteLimits::default()
+    };
+    let parliament = Parliament::limited(7, limits).await;
+    let ((flood, votes), (b, other)) = (parliament.asker(50, 0, 0), parliament.asker(51, 0, 0));
+    let sets: Vec<_> = (100..150)
+        .map(|n| (owner(n), VoterSet::sign(&owner(n), &parliament.ids)))
+        .collect();
+    let asked = sets
+        .iter()
+        .map(|(vm, set)| votes.grant(vm, set, Epoch(1), flood));
+    let (vm, set) = (owner(1), parliament.set());
+    let (flooded, granted) = futures::future::join(
+        futures::future::join_all(asked),
+        other.grant(&vm, &set, Epoch(1), b),
+    )
+    .await;
+    granted.unwrap();
+    let declined = flooded.iter().filter(|answer| {
+        matches!(answer, Err(VoteError::Declined { reason, .. }) if reason.contains("wait"))
+    });
+    assert!(declined.count() > 20, "{flooded:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_its_holder_says_that_a_vm_was_deleted() {
+    let parliament = Parliament::new(8).await;
+    let ((a, votes), (b, other)) = (parliament.asker(50, 0, 0), parliament.asker(51, 0, 0));
+    let (vm, set) = (owner(1), parliament.set());
+    votes.grant(&vm, &set, Epoch(1), b).await.unwrap();
+    votes.grant(&vm, &set, Epoch(2), a).await.unwrap();
+    let refused = Err(VoteError::Refused {
+        newest: Epoch(2),
+        holder: a,
+    });
+    assert_eq!(other.deleted(&vm, &set, Epoch(2), b).await, refused);
+    assert!(matches!(
+        other.deleted(&vm, &set, Epoch(2), a).await,
+        Err(VoteError::Declined { .. })
+    ));
+    votes.deleted(&vm, &set, Epoch(2), a).await.unwrap();
+    assert!(
+        votes.newest(&set).await.unwrap().is_some(),
+        "remembered for a while"
+    );
+    votes.grant(&vm, &set, Epoch(3), b).await.unwrap();
 }

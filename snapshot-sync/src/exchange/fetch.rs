@@ -39,6 +39,11 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// How many chunks wait to be asked for before no further node is opened.
 /// Reason: bounds memory for huge files.
 const QUEUE_LOW: usize = 16 << 10;
+/// How many bytes stay free when this member fetches for itself.
+/// Reason: records and voters' promises need room.
+const KEPT_FREE: u64 = 64 << 20;
+/// The part of a small file system that stays free: one in this many.
+const KEPT_SHARE: u64 = 16;
 /// How often to look for stalled providers.
 const TICK: Duration = Duration::from_millis(500);
 /// How long to wait before a provider is dialled again after its stream broke.
@@ -63,6 +68,15 @@ pub struct FetchReport {
     pub hold: Hold,
 }
 
+/// What a fetch brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The nodes of the manifest, without the content.
+    Nodes,
+    /// All of it, as long as so many bytes stay free.
+    All { reserve: u64 },
+}
+
 /// The state of a fetch's loop.
 struct Fetch<'a> {
     core: &'a Core,
@@ -75,6 +89,9 @@ struct Fetch<'a> {
     came: VecDeque<ReceivedChunk>,
     came_bytes: usize,
     open: VecDeque<(Role, ChunkId)>,
+    /// Content that is here, to be read: it may be damaged.
+    verify: VecDeque<(Role, ChunkId)>,
+    scope: Scope,
     report: FetchReport,
     progress: Progress,
     last_gain: Instant,
@@ -95,7 +112,11 @@ impl Exchange {
         providers: &[MemberId],
         progress: &watch::Sender<Progress>,
     ) -> Result<FetchReport, Error> {
-        self.core.fetch(manifest, providers, progress).await
+        let store = self.core.store.clone();
+        let room = blocking("looking for room", move || store.room()).await?;
+        let reserve = KEPT_FREE.min(room.size / KEPT_SHARE);
+        let scope = Scope::All { reserve };
+        self.core.fetch(manifest, providers, scope, progress).await
     }
 }
 
@@ -104,6 +125,7 @@ impl Core {
         &self,
         manifest: ManifestId,
         providers: &[MemberId],
+        scope: Scope,
         progress: &watch::Sender<Progress>,
     ) -> Result<FetchReport, Error> {
         let me = self.fabric.me();
@@ -127,6 +149,8 @@ impl Core {
             came: VecDeque::new(),
             came_bytes: 0,
             open: VecDeque::new(),
+            verify: VecDeque::new(),
+            scope,
             report: FetchReport {
                 fetched_chunks: 0,
                 fetched_bytes: 0,
@@ -140,7 +164,6 @@ impl Core {
             trouble: "none answered".to_owned(),
         };
         if present {
-            fetch.report.present_chunks = 1;
             fetch.open.push_back((Role::Root, manifest.0));
         } else {
             fetch.plan.want(Role::Root, manifest.0);
@@ -229,17 +252,19 @@ impl Fetch<'_> {
     }
 
     fn next_job(&mut self, commit: bool) -> Job {
-        let mut next = Job {
-            commit,
-            ..Job::default()
-        };
+        let mut next = Job::new(self.scope);
+        next.commit = commit;
         while next.came.len() < GROUP
             && let Some(came) = self.came.pop_front()
         {
             self.came_bytes -= came.stored.len();
             next.came.push(came);
         }
-        if self.plan.unasked() < QUEUE_LOW
+        // What one node names is read before the next is opened, which bounds the queue.
+        let verify = self.verify.len().min(GROUP);
+        next.open.extend(self.verify.drain(..verify));
+        if next.open.is_empty()
+            && self.plan.unasked() < QUEUE_LOW
             && let Some(open) = self.open.pop_front()
         {
             next.open.push(open);
@@ -274,6 +299,7 @@ impl Fetch<'_> {
             }
         }
         self.open.extend(done.open);
+        self.verify.extend(done.verify);
         self.report.present_chunks += done.present;
         self.progress.done_bytes += done.present_bytes;
         self.progress.total_bytes += done.present_bytes;

@@ -112,7 +112,7 @@ impl Exchange {
 }
 
 impl Core {
-    async fn push_held(
+    pub(super) async fn push_held(
         &self,
         manifest: ManifestId,
         label: &str,

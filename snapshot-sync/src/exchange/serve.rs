@@ -1,10 +1,10 @@
-//! The serving side: which chunks are here, chunks by stream, and replicas kept for other members.
+//! The serving side: which chunks are here, and chunks by stream.
 
 use super::{
-    Core, Exchange, SERVICE,
+    Exchange, SERVICE,
     wire::{Answer, Frame, Request},
 };
-use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::blocking};
+use crate::{ChunkId, ChunkStore, Error, error::blocking, store::Pin};
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use p2pvm_overlay::{BoxStream, MemberId, Serve, chain};
@@ -15,8 +15,8 @@ use std::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    sync::{Semaphore, watch},
-    task::{AbortHandle, JoinHandle, JoinSet},
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
 };
 
 /// How long a [`Request::Keep`] waits at most.
@@ -27,18 +27,6 @@ const READ_AHEAD: usize = 8;
 
 /// How long a stream is idle before it is closed.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// A replica being fetched for another member.
-pub(super) struct ReplicaFetch {
-    state: watch::Receiver<Answer>,
-    task: AbortHandle,
-}
-
-impl Drop for ReplicaFetch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
 
 struct Handler(Weak<Exchange>);
 
@@ -119,14 +107,16 @@ impl Exchange {
             } => {
                 providers.insert(0, from);
                 let wait = Duration::from_millis(wait_ms.into()).min(MAX_WAIT);
-                self.keep(manifest, label, providers, wait).await
+                let pin = Pin::of(from, manifest, &label);
+                self.keep(pin, providers, wait).await
             }
-            Request::Release { manifest, label } => {
-                self.keeping().remove(&(manifest, label.clone()));
-                let store = self.core.store.clone();
-                blocking("removing a pin", move || store.unpin(manifest, &label))
-                    .await
-                    .map(|_| Answer::Released)
+            Request::Release {
+                manifest,
+                label,
+                proof,
+            } => {
+                let pin = Pin::of(from, manifest, &label);
+                self.let_go(pin, proof).await.map(|()| Answer::Released)
             }
         }
     }
@@ -154,92 +144,5 @@ impl Exchange {
             Ok(Answer::Has(bits))
         })
         .await
-    }
-
-    /// Begins or continues to keep a replica; answers after `wait` at the latest.
-    async fn keep(
-        self: &Arc<Self>,
-        manifest: ManifestId,
-        label: String,
-        providers: Vec<MemberId>,
-        wait: Duration,
-    ) -> Result<Answer, Error> {
-        let key = (manifest, label);
-        let running = self
-            .keeping()
-            .get(&key)
-            .map(|keeping| keeping.state.clone());
-        let mut state = match running {
-            Some(state) => state,
-            None => self.begin_keeping(key.clone(), providers)?,
-        };
-        let finished = |answer: &Answer| !matches!(answer, Answer::Keeping(_));
-        let waited = tokio::time::timeout(wait, state.wait_for(finished))
-            .await
-            .map(|ended| ended.is_ok());
-        let answer = match waited {
-            Ok(false) => Answer::Failed("it was released meanwhile".to_owned()),
-            _ => state.borrow().clone(),
-        };
-        if finished(&answer) {
-            self.keeping().remove(&key);
-        }
-        Ok(answer)
-    }
-
-    fn begin_keeping(
-        &self,
-        key: (ManifestId, String),
-        providers: Vec<MemberId>,
-    ) -> Result<watch::Receiver<Answer>, Error> {
-        let (sender, state) = watch::channel(Answer::Keeping(Progress::default()));
-        let (core, (manifest, label)) = (self.core.clone(), key.clone());
-        let mut keeping = self.keeping();
-        if let Some(running) = keeping.get(&key) {
-            return Ok(running.state.clone());
-        }
-        let task = tokio::spawn(async move {
-            let answer = match core.keep_now(manifest, &label, &providers, &sender).await {
-                Ok(()) => Answer::Kept,
-                Err(e) => Answer::Failed(chain(&e)),
-            };
-            sender.send_replace(answer);
-        });
-        keeping.insert(
-            key,
-            ReplicaFetch {
-                state: state.clone(),
-                task: task.abort_handle(),
-            },
-        );
-        Ok(state)
-    }
-}
-
-impl Core {
-    async fn keep_now(
-        &self,
-        manifest: ManifestId,
-        label: &str,
-        providers: &[MemberId],
-        state: &watch::Sender<Answer>,
-    ) -> Result<(), Error> {
-        let (store, reserve) = (self.store.clone(), self.options.reserve_bytes);
-        blocking("looking for room", move || store.has_room(reserve)).await?;
-        let (progress, mut seen) = watch::channel(Progress::default());
-        let fetch = self.fetch(manifest, providers, &progress);
-        tokio::pin!(fetch);
-        let report = loop {
-            tokio::select! {
-                report = &mut fetch => break report?,
-                Ok(()) = seen.changed() => {
-                    state.send_replace(Answer::Keeping(*seen.borrow_and_update()));
-                }
-            }
-        };
-        let (store, label) = (self.store.clone(), label.to_owned());
-        blocking("pinning", move || store.pin(manifest, &label)).await?;
-        drop(report);
-        Ok(())
     }
 }

@@ -3,13 +3,16 @@
 //! bounded before anything is allocated, and parsing never panics.
 
 use crate::{ChunkId, Error, ManifestId, Progress, chunk::MAX_STORED_BYTES, error::malformed};
-use p2pvm_overlay::MemberId;
+use p2pvm_overlay::{MemberId, identity::Signature};
 use serde::{Deserialize, Serialize};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The version of requests and answers.
 const VERSION: u8 = 1;
+
+/// What the VM's key signs is a release of a replica.
+pub const RELEASE_DOMAIN: &str = "p2pvm release of a replica 1";
 
 /// How many ids one request or want has at most.
 pub const MAX_IDS: usize = 4096;
@@ -45,13 +48,22 @@ pub enum Request {
         /// How long to wait, milliseconds.
         wait_ms: u32,
     },
-    /// Remove the pin.
+    /// Remove the caller's pin, or with a proof those of all members.
     Release {
         /// The manifest.
         manifest: ManifestId,
         /// The pin's label.
         label: String,
+        /// The signature of the checkpoint's VM over [`release_message`]. It follows the rest of
+        /// the message: the first release does not read on.
+        #[serde(skip)]
+        proof: Option<Signature>,
     },
+}
+
+/// What the VM's key signs for `to` to release a replica of the VM's checkpoint.
+pub fn release_message(manifest: ManifestId, label: &str, to: MemberId) -> Vec<u8> {
+    postcard::to_allocvec(&(manifest, label, to)).expect("plain data always encodes")
 }
 
 /// The answer to a [`Request`].
@@ -85,9 +97,12 @@ fn versioned(value: &impl Serialize) -> Vec<u8> {
         .expect("plain data always encodes into a growing buffer")
 }
 
-fn parse<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, Error> {
+fn parse<'a, T: Deserialize<'a>>(
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<(T, &'a [u8]), Error> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|e| malformed(what, e)),
+        Some((&VERSION, body)) => postcard::take_from_bytes(body).map_err(|e| malformed(what, e)),
         Some((version, _)) => Err(malformed(what, format!("version {version}, not {VERSION}"))),
         None => Err(malformed(what, "it is empty")),
     }
@@ -96,7 +111,14 @@ fn parse<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<
 impl Request {
     /// The bytes to send.
     pub fn to_bytes(&self) -> Vec<u8> {
-        versioned(self)
+        let bytes = versioned(self);
+        match self {
+            Self::Release {
+                proof: Some(proof), ..
+            } => postcard::to_extend(proof, bytes)
+                .expect("plain data always encodes into a growing buffer"),
+            _ => bytes,
+        }
     }
 
     /// Parses a member's request.
@@ -104,7 +126,12 @@ impl Request {
     /// # Errors
     /// `Malformed`, also for more than [`MAX_IDS`], [`MAX_PROVIDERS`] or a label that no pin takes.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let request = parse("request", bytes)?;
+        let (mut request, rest) = parse("request", bytes)?;
+        if let Self::Release { proof, .. } = &mut request
+            && !rest.is_empty()
+        {
+            *proof = Some(postcard::from_bytes(rest).map_err(|e| malformed("request", e))?);
+        }
         let bounded = match &request {
             Self::Has(ids) => ids.len() <= MAX_IDS,
             Self::Keep {
@@ -131,7 +158,7 @@ impl Answer {
     /// # Errors
     /// `Malformed`.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        parse("answer", bytes)
+        parse("answer", bytes).map(|(answer, _)| answer)
     }
 }
 
@@ -205,6 +232,7 @@ fn invalid(detail: String) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2pvm_overlay::identity::KeyPair;
     use proptest::prelude::*;
 
     fn ids() -> impl Strategy<Value = Vec<ChunkId>> {
@@ -233,8 +261,16 @@ mod tests {
                     wait_ms
                 }
             ),
-            (manifest(), ".{0,40}")
-                .prop_map(|(manifest, label)| Request::Release { manifest, label }),
+            (manifest(), ".{0,40}", any::<Option<[u8; 32]>>()).prop_map(
+                |(manifest, label, seed)| {
+                    let sign = |seed| KeyPair::from_seed(&seed).sign(RELEASE_DOMAIN, b"any");
+                    Request::Release {
+                        manifest,
+                        label,
+                        proof: seed.map(sign),
+                    }
+                }
+            ),
         ]
     }
 
@@ -288,7 +324,8 @@ mod tests {
             Request::parse(
                 &Request::Release {
                     manifest: ManifestId(ChunkId([0; 32])),
-                    label
+                    label,
+                    proof: None,
                 }
                 .to_bytes()
             )
@@ -299,6 +336,34 @@ mod tests {
             run(Frame::read(&mut &frame[..])).is_err(),
             "refused before anything is allocated"
         );
+    }
+
+    #[test]
+    fn the_first_release_reads_a_release_with_a_proof() {
+        #[derive(Deserialize)]
+        #[allow(dead_code, reason = "read for its form alone")]
+        enum First {
+            Has(Vec<ChunkId>),
+            Keep(ManifestId, String, Vec<MemberId>, u32),
+            Release { manifest: ManifestId, label: String },
+        }
+        let (manifest, label) = (ManifestId(ChunkId([3; 32])), "vm-snapshot".to_owned());
+        let proof = Some(KeyPair::from_seed(&[1; 32]).sign(RELEASE_DOMAIN, b"any"));
+        let request = Request::Release {
+            manifest,
+            label: label.clone(),
+            proof,
+        };
+        let read: First = postcard::from_bytes(&request.to_bytes()[1..]).unwrap();
+        assert!(matches!(read, First::Release { manifest: m, label: l }
+            if (m, &l) == (manifest, &label)));
+        let plain = [&[1, 2], &[3; 32][..], &[11], label.as_bytes()].concat();
+        let expected = Request::Release {
+            manifest,
+            label,
+            proof: None,
+        };
+        assert_eq!(Request::parse(&plain).unwrap(), expected);
     }
 
     #[test]

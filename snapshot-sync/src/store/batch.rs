@@ -141,6 +141,11 @@ impl Batch {
         (self.new_chunks, self.new_bytes)
     }
 
+    /// Checks that so many bytes stay free; what waits to be committed is on the disk already.
+    pub(crate) fn has_room(&self, reserve: u64) -> Result<(), Error> {
+        self.store.has_room(0, reserve)
+    }
+
     /// Makes all chunks of the batch durable under their final names.
     ///
     /// # Errors

@@ -1,13 +1,20 @@
 //! Garbage collection: mark the chunks that pins name, sweep the rest. Safe beside imports, fetches
 //! and pins under way: they hold their chunks (see [`super::Hold`]), and holds released meanwhile
 //! last until the end.
+//!
+//! A pin with a damaged manifest is set aside: what it names, as written down when it was pinned
+//! ([`super::names`]), stays, and the rest is collected. The caller fetches what is damaged again.
 
-use super::ChunkStore;
-use crate::{Error, error::io_at};
-use std::{collections::HashSet, fs, io, sync::PoisonError, time::Duration, time::SystemTime};
+use super::{ChunkStore, Pin};
+use crate::{ChunkId, Error, ManifestId, error::io_at};
+use p2pvm_overlay::chain;
+use std::{
+    collections::HashSet, fs, io, sync::PoisonError, sync::atomic::Ordering, time::Duration,
+    time::SystemTime,
+};
 
 /// What a collection did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CollectionReport {
     /// Chunks that stay.
     pub kept: u64,
@@ -15,6 +22,18 @@ pub struct CollectionReport {
     pub removed: u64,
     /// Their bytes on disk.
     pub freed_bytes: u64,
+    /// Pins that lack chunks, or have damaged ones: to be fetched again.
+    pub damaged: Vec<Pin>,
+    /// No chunk was removed, because what a damaged manifest names is unknown: it was pinned by a
+    /// release that did not write it down.
+    pub unswept: bool,
+}
+
+/// What the pins name.
+struct Marked {
+    live: HashSet<ChunkId>,
+    damaged: Vec<Pin>,
+    is_all: bool,
 }
 
 impl ChunkStore {
@@ -22,8 +41,7 @@ impl ChunkStore {
     /// `grace`: a fetch that a restart interrupted finds again what it had.
     ///
     /// # Errors
-    /// `NotFound`, `Corrupt` or `Malformed` if a pinned manifest cannot be read: then nothing is
-    /// removed, because the chunks it names are unknown. The caller fetches it again or unpins it.
+    /// [`Error::Io`].
     pub fn gc(&self, grace: Duration) -> Result<CollectionReport, Error> {
         let _one_at_a_time = self
             .0
@@ -36,16 +54,112 @@ impl ChunkStore {
         result
     }
 
-    fn mark_and_sweep(&self, grace: Duration) -> Result<CollectionReport, Error> {
-        let mut live = HashSet::new();
-        for (root, _) in self.pins()? {
-            self.walk(root, |chunk| {
-                live.insert(chunk);
+    /// The pins that lack chunks. Damage inside of a chunk shows when the chunk is read, which
+    /// [`ChunkStore::scrub`] does.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn damaged_pins(&self) -> Result<Vec<Pin>, Error> {
+        let _one_at_a_time = self
+            .0
+            .collecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.mark().map(|marked| marked.damaged)
+    }
+
+    /// Reads `count` chunks, beginning after `after`, so that damaged ones are found and removed
+    /// before they are needed. Returns the last one read, from which the next call continues, and
+    /// how many were damaged.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn scrub(
+        &self,
+        after: Option<ChunkId>,
+        count: usize,
+    ) -> Result<(Option<ChunkId>, u64), Error> {
+        let before = self.0.damaged.load(Ordering::Relaxed);
+        let (mut last, mut read) = (after, 0);
+        let first_shard = after.map_or(0, |id| id.0[0]);
+        for shard in first_shard..=u8::MAX {
+            let mut ids = Vec::new();
+            self.each_in_shard(shard, &mut |id, _| ids.push(id))?;
+            ids.sort();
+            for id in ids
+                .into_iter()
+                .filter(|id| after.is_none_or(|after| *id > after))
+            {
+                if read == count {
+                    return Ok((last, self.0.damaged.load(Ordering::Relaxed) - before));
+                }
+                match self.get(id) {
+                    Ok(_) | Err(Error::NotFound(_) | Error::Corrupt { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+                (last, read) = (Some(id), read + 1);
+            }
+        }
+        Ok((None, self.0.damaged.load(Ordering::Relaxed) - before))
+    }
+
+    fn mark(&self) -> Result<Marked, Error> {
+        let pins = self.pins()?;
+        let pinned: HashSet<ManifestId> = pins.iter().map(|pin| pin.manifest).collect();
+        // After the pins: all chunks of a pin are here before it.
+        let here: HashSet<ChunkId> = self.list()?.into_iter().collect();
+        let (mut live, mut is_all) = (HashSet::new(), true);
+        let mut damaged = HashSet::new();
+        for id in &pinned {
+            let mut names = HashSet::new();
+            let walked = self.walk(*id, |chunk| {
+                names.insert(chunk);
                 true
-            })?;
+            });
+            match walked {
+                // A full disk can do without the names.
+                Ok(()) => drop(self.note_names(*id, &names)),
+                Err(
+                    error @ (Error::NotFound(_) | Error::Corrupt { .. } | Error::Malformed { .. }),
+                ) => {
+                    tracing::debug!(manifest = %id, "set aside: {}", chain(&error));
+                    damaged.insert(*id);
+                    let noted = self.noted_names(*id);
+                    is_all &= noted.is_some();
+                    names.extend(noted.unwrap_or_default());
+                }
+                Err(other) => return Err(other),
+            }
+            if names.iter().any(|chunk| !here.contains(chunk)) {
+                damaged.insert(*id);
+            }
+            live.extend(names);
+        }
+        self.drop_names(&pinned)?;
+        let is_damaged = |pin: &Pin| damaged.contains(&pin.manifest);
+        let damaged = pins.into_iter().filter(is_damaged).collect();
+        Ok(Marked {
+            live,
+            damaged,
+            is_all,
+        })
+    }
+
+    fn mark_and_sweep(&self, grace: Duration) -> Result<CollectionReport, Error> {
+        let Marked {
+            live,
+            damaged,
+            is_all,
+        } = self.mark()?;
+        let mut collected = CollectionReport {
+            damaged,
+            unswept: !is_all,
+            ..CollectionReport::default()
+        };
+        if !is_all {
+            return Ok(collected);
         }
         let now = SystemTime::now();
-        let mut collected = CollectionReport::default();
         let mut failed = None;
         self.each_file(|id, entry| {
             let path = entry.path();

@@ -68,6 +68,10 @@ impl Hold {
         }
     }
 
+    pub(super) fn ids(&self) -> &HashSet<ChunkId> {
+        &self.ids
+    }
+
     /// How many chunks are held.
     pub fn len(&self) -> usize {
         self.ids.len()

@@ -112,7 +112,7 @@ fn what_was_acknowledged_survives_kill_9() {
         let pinned = store.pins().unwrap();
         for id in &pins {
             assert!(
-                pinned.contains(&(*id, "round".to_owned())),
+                pinned.contains(&Pin::own(*id, "round")),
                 "round {round}: a pin is gone"
             );
             assert!(

@@ -1,5 +1,10 @@
-//! Pins: which manifests must stay, and under which label. A pin is a small file of its own, so
-//! that setting or removing one touches no other; it is durable before the call returns.
+//! Pins: which manifests must stay, under which label, and for which member. A pin is a small file
+//! of its own, so that setting or removing one touches no other; it is durable before the call
+//! returns.
+//!
+//! The file has the label, and for a replica a zero byte and the member that asked for it. A pin
+//! without a member is this member's own, or a replica that the first release kept: it knew no
+//! other pins.
 
 use super::{ChunkStore, Hold, sync_directory};
 use crate::{
@@ -8,6 +13,7 @@ use crate::{
     tree::{self, Role},
 };
 use data_encoding::HEXLOWER;
+use p2pvm_overlay::MemberId;
 use std::{
     collections::HashSet,
     fs::{self, File},
@@ -18,6 +24,52 @@ use std::{
 /// How many bytes the label of a pin has at most.
 pub const MAX_LABEL_BYTES: usize = 512;
 
+/// A manifest that must stay.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pin {
+    /// What stays.
+    pub manifest: ManifestId,
+    /// The label that it was pinned under.
+    pub label: String,
+    /// The member that asked for it; `None` for this one.
+    pub owner: Option<MemberId>,
+}
+
+impl Pin {
+    /// A pin of this member's own.
+    pub fn own(manifest: ManifestId, label: &str) -> Self {
+        let (label, owner) = (label.to_owned(), None);
+        Self {
+            manifest,
+            label,
+            owner,
+        }
+    }
+
+    /// A pin that a member asked for.
+    pub fn of(owner: MemberId, manifest: ManifestId, label: &str) -> Self {
+        Self {
+            owner: Some(owner),
+            ..Self::own(manifest, label)
+        }
+    }
+
+    fn content(&self) -> String {
+        match self.owner {
+            None => self.label.clone(),
+            Some(owner) => format!("{}\0{owner}", self.label),
+        }
+    }
+
+    fn parse(manifest: ManifestId, content: &str) -> Self {
+        let owned = content.rsplit_once('\0').and_then(|(label, owner)| {
+            let owner = owner.parse().ok()?;
+            Some(Self::of(owner, manifest, label))
+        });
+        owned.unwrap_or_else(|| Self::own(manifest, content))
+    }
+}
+
 impl ChunkStore {
     /// Keeps all that `id` names from being collected until [`ChunkStore::unpin`] with the same
     /// label. Durable on return, idempotent.
@@ -26,18 +78,27 @@ impl ChunkStore {
     /// `Incomplete` if some chunk is missing: a pin promises that all are here. `TooLarge`
     /// for a label beyond [`MAX_LABEL_BYTES`].
     pub fn pin(&self, id: ManifestId, label: &str) -> Result<(), Error> {
-        if label.len() > MAX_LABEL_BYTES {
+        self.set_pin(&Pin::own(id, label))
+    }
+
+    /// As [`ChunkStore::pin`], for any member.
+    ///
+    /// # Errors
+    /// As [`ChunkStore::pin`].
+    pub fn set_pin(&self, pin: &Pin) -> Result<(), Error> {
+        if pin.label.len() > MAX_LABEL_BYTES {
             return Err(Error::TooLarge {
                 what: "a pin's label",
-                bytes: label.len(),
+                bytes: pin.label.len(),
             });
         }
-        let hold = self.hold_all(id)?;
-        let path = self.pin_path(id, label);
+        let hold = self.hold_all(pin.manifest)?;
+        self.note_names(pin.manifest, hold.ids())?;
+        let path = self.pin_path(pin);
         if !path.exists() {
             let temporary = self.temporary();
             let written = File::create_new(&temporary).and_then(|mut file| {
-                file.write_all(label.as_bytes())?;
+                file.write_all(pin.content().as_bytes())?;
                 file.sync_all()
             });
             written.map_err(io_at("writing a pin", &temporary))?;
@@ -48,12 +109,20 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Removes a pin. Returns whether there was one.
+    /// Removes a pin of this member's own. Returns whether there was one.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn unpin(&self, id: ManifestId, label: &str) -> Result<bool, Error> {
-        let path = self.pin_path(id, label);
+        self.remove_pin(&Pin::own(id, label))
+    }
+
+    /// As [`ChunkStore::unpin`], for any member.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove_pin(&self, pin: &Pin) -> Result<bool, Error> {
+        let path = self.pin_path(pin);
         match fs::remove_file(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other.map_err(io_at("removing a pin", &path))?,
@@ -62,11 +131,11 @@ impl ChunkStore {
         Ok(true)
     }
 
-    /// Every pin: what it keeps and its label.
+    /// Every pin, sorted.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn pins(&self) -> Result<Vec<(ManifestId, String)>, Error> {
+    pub fn pins(&self) -> Result<Vec<Pin>, Error> {
         let dir = self.0.dir.join("pins");
         let mut pins = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_at("listing", &dir))? {
@@ -78,13 +147,22 @@ impl ChunkStore {
                 .and_then(|(id, _)| id.parse().ok());
             let Some(id) = id else { continue };
             match fs::read(entry.path()) {
-                Ok(label) => pins.push((id, String::from_utf8_lossy(&label).into_owned())),
+                Ok(content) => pins.push(Pin::parse(id, &String::from_utf8_lossy(&content))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {} // removed meanwhile
                 Err(e) => return Err(io_at("reading a pin", entry.path())(e)),
             }
         }
         pins.sort();
         Ok(pins)
+    }
+
+    /// The pins of a manifest under a label, of any member.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn pins_of(&self, id: ManifestId, label: &str) -> Result<Vec<Pin>, Error> {
+        let is_meant = |pin: &Pin| pin.manifest == id && pin.label == label;
+        Ok(self.pins()?.into_iter().filter(is_meant).collect())
     }
 
     /// Holds everything that `id` names.
@@ -122,10 +200,19 @@ impl ChunkStore {
         id: ManifestId,
         mut see: impl FnMut(ChunkId) -> bool,
     ) -> Result<(), Error> {
+        self.walk_roles(id, |_, chunk| see(chunk))
+    }
+
+    /// As [`Self::walk`], with the part that the chunk has in the tree.
+    pub(crate) fn walk_roles(
+        &self,
+        id: ManifestId,
+        mut see: impl FnMut(Role, ChunkId) -> bool,
+    ) -> Result<(), Error> {
         let mut seen = HashSet::new();
         let mut open = vec![(Role::Root, id.0)];
         while let Some((role, chunk)) = open.pop() {
-            if !seen.insert((chunk, matches!(role, Role::Data { .. }))) || !see(chunk) {
+            if !seen.insert((chunk, matches!(role, Role::Data { .. }))) || !see(role, chunk) {
                 continue;
             }
             if !matches!(role, Role::Data { .. }) {
@@ -135,11 +222,10 @@ impl ChunkStore {
         Ok(())
     }
 
-    fn pin_path(&self, id: ManifestId, label: &str) -> PathBuf {
-        let hash = blake3::hash(label.as_bytes());
-        self.0
-            .dir
-            .join("pins")
-            .join(format!("{id}-{}", HEXLOWER.encode(&hash.as_bytes()[..16])))
+    fn pin_path(&self, pin: &Pin) -> PathBuf {
+        let hash = blake3::hash(pin.content().as_bytes());
+        let hash = HEXLOWER.encode(&hash.as_bytes()[..16]);
+        let name = format!("{}-{hash}", pin.manifest);
+        self.0.dir.join("pins").join(name)
     }
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::{Checkpoint, Extent, Kind, Manifest, ManifestId};
-use p2pvm_overlay::{Epoch, UnixTime, VmId};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId};
 use proptest::prelude::*;
 use std::{collections::BTreeMap, time::Duration};
 
@@ -157,7 +157,7 @@ fn a_pin_is_there_after_reopening_and_gone_after_unpinning() {
     let store = ChunkStore::open(dir.path()).unwrap();
     assert_eq!(
         store.pins().unwrap(),
-        vec![(id, "a".to_owned()), (id, "b".to_owned())]
+        vec![Pin::own(id, "a"), Pin::own(id, "b")]
     );
     assert!(store.unpin(id, "a").unwrap() && !store.unpin(id, "a").unwrap());
     assert_eq!(
@@ -205,15 +205,121 @@ fn what_is_let_go_during_a_collection_outlives_it() {
     assert!(!store.holds().holds(&id));
 }
 
+/// Damages the chunk's file.
+fn damage(store: &ChunkStore, id: ChunkId) {
+    fs::write(store.path(id), b"damaged").unwrap();
+}
+
 #[test]
-fn a_collection_takes_nothing_if_a_pinned_manifest_cannot_be_read() {
+fn one_damaged_manifest_does_not_end_collections() {
+    let (_dir, store) = fresh();
+    let (damaged, a) = manifest_of(&store, &[1, 2]);
+    let (whole, b) = manifest_of(&store, &[2, 3]);
+    let (unused, c) = manifest_of(&store, &[4, 5]);
+    store.pin(damaged, "x").unwrap();
+    store.pin(whole, "y").unwrap();
+    drop((a, b, c));
+    damage(&store, damaged.0);
+    let collected = store.gc(Duration::ZERO).unwrap();
+    assert_eq!((collected.removed, collected.unswept), (4, false));
+    assert_eq!(collected.damaged, [Pin::own(damaged, "x")]);
+    assert!(!store.has(unused.0) && store.is_complete(whole));
+    for seed in [1, 2] {
+        assert!(
+            store.has(ChunkId::of(&content(seed, 4096))),
+            "what the damaged manifest names stays"
+        );
+    }
+    let again = store.gc(Duration::ZERO).unwrap();
+    assert_eq!((again.removed, again.damaged.len()), (0, 1));
+    store.unpin(damaged, "x").unwrap();
+    let unpinned = store.gc(Duration::ZERO).unwrap();
+    assert_eq!((unpinned.removed, unpinned.damaged.len()), (2, 0));
+}
+
+#[test]
+fn a_collection_takes_nothing_if_a_damaged_manifests_names_are_unknown() {
     let (_dir, store) = fresh();
     let (id, hold) = manifest_of(&store, &[1, 2]);
     store.pin(id, "x").unwrap();
     drop(hold);
-    fs::write(store.path(id.0), b"damaged").unwrap();
-    assert!(store.gc(Duration::ZERO).is_err());
+    damage(&store, id.0);
+    for list in fs::read_dir(store.names_dir()).unwrap() {
+        fs::write(list.unwrap().path(), b"damaged too").unwrap();
+    }
+    let collected = store.gc(Duration::ZERO).unwrap();
+    assert_eq!((collected.removed, collected.unswept), (0, true));
+    assert_eq!(collected.damaged, [Pin::own(id, "x")]);
     assert!(store.has(ChunkId::of(&content(1, 4096))));
+}
+
+#[test]
+fn pins_of_the_first_release_get_their_names_noted() {
+    let (_dir, store) = fresh();
+    let (id, hold) = manifest_of(&store, &[1, 2]);
+    store.pin(id, "x").unwrap();
+    drop(hold);
+    fs::remove_dir_all(store.names_dir()).unwrap();
+    fs::create_dir(store.names_dir()).unwrap();
+    assert!(store.gc(Duration::ZERO).unwrap().damaged.is_empty());
+    damage(&store, id.0);
+    assert!(!store.gc(Duration::ZERO).unwrap().unswept);
+}
+
+#[test]
+fn scrubbing_finds_a_damaged_chunk_and_the_pins_that_lack_it() {
+    let (_dir, store) = fresh();
+    let (id, _hold) = manifest_of(&store, &(0..20).collect::<Vec<_>>());
+    store.pin(id, "x").unwrap();
+    assert!(store.damaged_pins().unwrap().is_empty());
+    damage(&store, ChunkId::of(&content(7, 4096)));
+    let (mut after, mut damaged, mut rounds) = (None, 0, 0);
+    loop {
+        let (last, found) = store.scrub(after, 4).unwrap();
+        (after, damaged, rounds) = (last, damaged + found, rounds + 1);
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((damaged, rounds), (1, 6), "22 chunks, four at a time");
+    assert_eq!(store.damaged_pins().unwrap(), [Pin::own(id, "x")]);
+}
+
+#[test]
+fn each_members_pins_are_its_own() {
+    let (dir, store) = fresh();
+    let (id, hold) = manifest_of(&store, &[1, 2]);
+    let (a, b) = (MemberId([1; 32]), MemberId([2; 32]));
+    let (of_a, of_b) = (Pin::of(a, id, "x"), Pin::of(b, id, "x"));
+    let own = Pin::own(id, "x");
+    for pin in [&of_a, &own] {
+        store.set_pin(pin).unwrap();
+    }
+    drop((hold, store));
+    let store = ChunkStore::open(dir.path()).unwrap();
+    assert_eq!(store.pins().unwrap(), [own.clone(), of_a.clone()]);
+    assert!(!store.remove_pin(&of_b).unwrap());
+    assert!(store.unpin(id, "x").unwrap() && store.remove_pin(&of_a).unwrap());
+    assert!(store.pins().unwrap().is_empty());
+}
+
+#[test]
+fn what_members_have_kept_counts_once() {
+    let (_dir, store) = fresh();
+    let (first, _a) = manifest_of(&store, &[1, 2, 3]);
+    let (second, _b) = manifest_of(&store, &[3, 4]);
+    let member = MemberId([1; 32]);
+    assert_eq!(store.size_of(first).unwrap().bytes, 3 * 4096);
+    store.set_pin(&Pin::of(member, first, "x")).unwrap();
+    store.set_pin(&Pin::of(member, first, "y")).unwrap();
+    assert_eq!(store.kept_with(member, first).unwrap(), 3 * 4096);
+    assert_eq!(store.kept_with(member, second).unwrap(), 4 * 4096);
+    assert_eq!(
+        store.kept_with(MemberId([2; 32]), second).unwrap(),
+        2 * 4096
+    );
+    fs::remove_file(store.path(ChunkId::of(&content(4, 4096)))).unwrap();
+    assert_eq!(store.size_of(second).unwrap().missing_bytes, 4096);
 }
 
 #[test]

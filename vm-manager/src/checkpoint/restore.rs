@@ -7,7 +7,7 @@
 use super::SavedVm;
 use crate::{
     Error,
-    ballot::{Ground, Newest, VmVoters},
+    ballot::{Ground, Newest, VmVoters, after},
     directory::{Snapshot, VmRecord, Wanted},
     error::undecided,
     handover::longest_run,
@@ -80,7 +80,7 @@ impl Host {
 
     /// Removes what was fetched for a VM that was not restored here.
     async fn let_go(&self, record: &VmRecord, snapshot: &Snapshot) {
-        if let Err(error) = self.parts.vault.forget(snapshot.checkpoint, &[]).await {
+        if let Err(error) = self.parts.vault.let_go(snapshot.checkpoint).await {
             tracing::info!(error = %chain(&error), "the snapshot of a VM that was not restored \
                 stays");
         }
@@ -109,9 +109,8 @@ impl Host {
                 "'{name}' has just changed hands: look at its state and try again"
             )));
         }
-        let epoch = newest
-            .map_or(record.epoch, |n| n.epoch.max(record.epoch))
-            .next();
+        let epoch = after(newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)))
+            .map_err(undecided("asking for the VM's next epoch"))?;
         self.let_give_way(record, holder).await?;
         let slot = self.restored_entry(record, &kept, epoch)?;
         let operation = slot.begin(Activity::Restoring)?;

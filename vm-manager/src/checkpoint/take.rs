@@ -219,7 +219,7 @@ impl Host {
         self.publish(&slot).await;
         self.parts
             .vault
-            .forget(found.checkpoint, &found.providers)
+            .forget(found.checkpoint, &found.providers, &entry.secret.keys())
             .await
     }
 }

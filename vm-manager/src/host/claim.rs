@@ -4,7 +4,7 @@
 //! the answer is yes.
 
 use super::{Entry, Host};
-use crate::ballot::{BallotError, Ground, VmVoters};
+use crate::ballot::{BallotError, Ground, VmVoters, after};
 use p2pvm_overlay::{Epoch, MemberId};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ impl Host {
                 Some(n) if n.confirmed && n.epoch >= entry.epoch => {
                     return Ok(Ownership::Ours(n.epoch));
                 }
-                Some(n) => n.epoch.max(entry.epoch).next(),
+                Some(n) => after(n.epoch.max(entry.epoch))?,
                 None => entry.epoch,
             };
             let claimed = async {

@@ -176,7 +176,7 @@ impl Host {
             for snapshot in &entry.snapshots {
                 self.parts
                     .vault
-                    .forget(snapshot.checkpoint, &snapshot.providers)
+                    .forget(snapshot.checkpoint, &snapshot.providers, &keys)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;
@@ -188,6 +188,16 @@ impl Host {
         if let Err(e) = gone.await {
             tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "a VM is not wholly \
                 removed yet: tried again later");
+            return;
+        }
+        let vm = VmVoters {
+            keys: &keys,
+            voters: &entry.definition.voters,
+        };
+        let told = self.parts.ballot.deleted(vm, entry.epoch, self.me).await;
+        if let Err(e) = told {
+            tracing::debug!(vm = %entry.definition.name, error = %chain(&e), "its voters go on \
+                remembering a deleted VM");
         }
     }
 
@@ -323,8 +333,8 @@ impl Host {
                 self.lose(&slot, holder, epoch).await;
                 Err(Self::running_elsewhere(name, holder, epoch))
             }
-            Ownership::Ours(_) => {
-                self.update(&slot, |e| e.role = Role::Unmade)?;
+            Ownership::Ours(epoch) => {
+                self.update(&slot, |e| (e.role, e.epoch) = (Role::Unmade, epoch))?;
                 self.unmake(&slot).await;
                 Ok(())
             }

@@ -3,7 +3,7 @@
 use super::{CheckpointInput, Copies, Durability, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
-use p2pvm_overlay::{MemberId, chain};
+use p2pvm_overlay::{MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
     Replication, ReplicationState, file::ImportOptions,
@@ -167,10 +167,8 @@ impl Vault for ChunkVault {
 
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error> {
         let chunks = self.chunks();
-        let pins = blocking("listing the snapshots", move || chunks.pins()).await?;
-        Ok(pins
-            .iter()
-            .any(|(pinned, label)| *pinned == id && label == PIN))
+        let pins = blocking("listing the snapshots", move || chunks.pins_of(id, PIN)).await?;
+        Ok(pins.iter().any(|pin| pin.owner.is_none()))
     }
 
     async fn fetch(
@@ -263,15 +261,36 @@ impl Vault for ChunkVault {
         Ok(copies)
     }
 
-    async fn forget(&self, id: ManifestId, providers: &[MemberId]) -> Result<(), Error> {
-        let chunks = self.chunks();
-        blocking("letting the snapshot go", move || chunks.unpin(id, PIN)).await?;
-        for provider in providers.iter().filter(|p| **p != self.exchange.me()) {
-            if let Err(e) = self.exchange.release(id, PIN, *provider).await {
+    async fn forget(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        keys: &KeyPair,
+    ) -> Result<(), Error> {
+        let (chunks, me) = (self.chunks(), self.exchange.me());
+        let is_provider = providers.contains(&me);
+        blocking("letting the snapshot go", move || {
+            // This host may have kept it for the VM's previous holder.
+            let mut pins = chunks.pins_of(id, PIN)?;
+            pins.retain(|pin| is_provider || pin.owner.is_none());
+            pins.iter()
+                .try_for_each(|pin| chunks.remove_pin(pin).map(drop))
+        })
+        .await?;
+        for provider in providers.iter().filter(|p| **p != me) {
+            let released = self.exchange.release(id, PIN, *provider, Some(keys)).await;
+            if let Err(e) = released {
                 tracing::info!(provider = %provider.short(), error = %chain(&e), "a copy of a \
                     deleted snapshot stays there");
             }
         }
         Ok(())
+    }
+
+    async fn let_go(&self, id: ManifestId) -> Result<(), Error> {
+        let chunks = self.chunks();
+        blocking("letting the snapshot go", move || chunks.unpin(id, PIN))
+            .await
+            .map(drop)
     }
 }

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::{
     Error,
+    ballot::after,
+    error::undecided,
     host::{Activity, Entry, Host, HostEvent, Operation, OutgoingMove, Slot, VmState, VmStatus},
     hypervisor::{Halt, Machine, MigrateOptions, MigrationReport, Progress, RunState},
     trace::{Step, Trail},
@@ -192,6 +194,7 @@ impl Move {
                 entry.listed_name()
             ))
         })?;
+        let epoch = after(entry.epoch).map_err(undecided("asking for the VM's next epoch"))?;
         let give_up = watch::Sender::new(false);
         let stop = Interruption {
             cancel: give_up.subscribe(),
@@ -212,7 +215,7 @@ impl Move {
         let id: u64 = rand::random();
         let root = host.begin_trace(&why, &slot, id, to, options);
         let this = Self {
-            epoch: entry.epoch.next(),
+            epoch,
             entry,
             started: host.now(),
             trail: root.trail(),
