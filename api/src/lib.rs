@@ -16,6 +16,7 @@ mod document;
 mod failure;
 mod line;
 mod members;
+mod metrics;
 mod moves;
 mod node;
 pub mod operations;
@@ -25,8 +26,8 @@ mod sorted;
 mod vms;
 
 pub use {
-    access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, moves::*, node::*,
-    path::*, routes::*, sorted::*, vms::*,
+    access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, metrics::*, moves::*,
+    node::*, path::*, routes::*, sorted::*, vms::*,
 };
 
 /// Checks the exact text of an answer: what is said, and that it is understood.
