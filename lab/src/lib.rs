@@ -26,6 +26,7 @@ pub mod hosts;
 pub mod keeper;
 pub mod lab;
 pub mod matrix;
+mod n2n;
 mod namespace;
 mod nat;
 pub mod netbench;
