@@ -95,7 +95,10 @@ mod tests {
             version: 3,
             warnings: vec!["no member known here is named 'atic'".into()],
         };
-        let text = r#"{"default":"deny","rules":2,"told":5,"version":3,"warnings":["no member known here is named 'atic'"]}"#;
+        let text = concat!(
+            r#"{"default":"deny","rules":2,"told":5,"version":3,"#,
+            r#""warnings":["no member known here is named 'atic'"]}"#
+        );
         assert_text(&set, text);
         assert_text(
             &AclSet {

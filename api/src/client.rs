@@ -1,8 +1,7 @@
 //! Speaks the control API to a daemon: over its unix socket, or over any stream to another
 //! member's.
 
-use crate::{Doing, Failure, Kind, Outcome};
-use crate::{Line, Step};
+use crate::{Doing, Failure, Kind, Line, Outcome, Step};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode, body::Bytes, body::Incoming, client::conn::http1,

@@ -16,17 +16,19 @@ mod document;
 mod failure;
 mod line;
 mod members;
+mod metrics;
 mod moves;
 mod node;
 pub mod operations;
 mod path;
+mod printed;
 mod routes;
 mod sorted;
 mod vms;
 
 pub use {
-    access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, moves::*, node::*,
-    path::*, routes::*, sorted::*, vms::*,
+    access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, metrics::*, moves::*,
+    node::*, path::*, printed::*, routes::*, sorted::*, vms::*,
 };
 
 /// Checks the exact text of an answer: what is said, and that it is understood.

@@ -135,8 +135,10 @@ mod tests {
         }
     }
 
+    const STAYED: &str = r#"{"name":"db","why":"no room"}"#;
     const MOVED: &str = concat!(
-        r#"{"downtime_ms":41,"epoch":2,"from":"attic","host":"cellar","migration":"00ff","name":"web","#,
+        r#"{"downtime_ms":41,"epoch":2,"from":"attic","host":"cellar","migration":"00ff","#,
+        r#""name":"web","#,
         r#""pause_ms":null,"ram_bytes":134217728,"total_ms":2310}"#
     );
 
@@ -178,10 +180,7 @@ mod tests {
             of: 2,
             vm: VmDrained::Stayed(stayed.clone()),
         };
-        assert_text(
-            &item,
-            r#"{"done":2,"of":2,"vm":{"name":"db","why":"no room"}}"#,
-        );
+        assert_text(&item, &format!(r#"{{"done":2,"of":2,"vm":{STAYED}}}"#));
         let answer = DrainAnswer {
             cancelled: false,
             moved: vec![moved()],
@@ -189,7 +188,7 @@ mod tests {
             stopped: vec!["old".into()],
         };
         let text = format!(
-            r#"{{"cancelled":false,"moved":[{MOVED}],"stayed":[{{"name":"db","why":"no room"}}],"stopped":["old"]}}"#
+            r#"{{"cancelled":false,"moved":[{MOVED}],"stayed":[{STAYED}],"stopped":["old"]}}"#
         );
         assert_text(&answer, &text);
         assert_text(&DrainStopping { stopping: true }, r#"{"stopping":true}"#);

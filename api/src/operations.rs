@@ -71,8 +71,8 @@ pub enum Answer {
         /// The result at the end.
         done: Type,
     },
-    /// Figures in Prometheus' text format, or the same as JSON if the query says so.
-    Figures,
+    /// Figures in Prometheus' text format, or the same as one JSON value if the query says so.
+    Figures(Type),
     /// The connection becomes the console's: bytes both ways after an upgrade to `console`, or for
     /// the page a WebSocket with binary messages. A text message there is a [`NoConsole`].
     Console,
@@ -257,7 +257,7 @@ const NODE: &[Operation] = &[
         Method::Get,
         "/metrics",
         ROOT,
-        Answer::Figures,
+        Answer::Figures(Metrics::TYPE),
         "Lists the figures of this node or of all members.",
     )
     .query(FIGURES),

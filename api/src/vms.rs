@@ -243,8 +243,8 @@ mod tests {
             taken: "2026-11-30T12:02:00Z".into(),
         };
         let text = concat!(
-            r#"{"checkpoint":"c0ffee","holders":["attic","cellar"],"name":"before","pause_ms":12.5,"#,
-            r#""state":"durable","taken":"2026-11-30T12:02:00Z"}"#
+            r#"{"checkpoint":"c0ffee","holders":["attic","cellar"],"name":"before","#,
+            r#""pause_ms":12.5,"state":"durable","taken":"2026-11-30T12:02:00Z"}"#
         );
         assert_text(&taken, text);
         assert_text(
@@ -294,9 +294,11 @@ mod tests {
             ..VmView::default()
         };
         let text = concat!(
-            r#"{"activity":null,"address":"","address_v6":"","cpu":0.5,"cpus":2,"epoch":0,"host":"","host_id":"","id":"","image":"","#,
-            r#""mac":"","memory_mib":128,"moving":{"step":{"done_bytes":0,"note":"","phase":"ram","total_bytes":0},"to":"cellar"},"#,
-            r#""name":"web","note":null,"reach":null,"snapshots":[],"state":"running","still":null,"voters":["attic"]}"#
+            r#"{"activity":null,"address":"","address_v6":"","cpu":0.5,"cpus":2,"epoch":0,"#,
+            r#""host":"","host_id":"","id":"","image":"","mac":"","memory_mib":128,"#,
+            r#""moving":{"step":{"done_bytes":0,"note":"","phase":"ram","total_bytes":0},"#,
+            r#""to":"cellar"},"name":"web","note":null,"reach":null,"snapshots":[],"#,
+            r#""state":"running","still":null,"voters":["attic"]}"#
         );
         assert_eq!(serde_json::to_string(&Sorted(&vm)).unwrap(), text);
         let explained = Explained {

@@ -35,6 +35,6 @@ mod wiring;
 
 pub use failure::OrFailure;
 pub use machine::{changes, sight};
-pub use node::metrics::Metrics;
+pub use node::metrics::prometheus_page;
 pub use parts::HOST_FACTS;
 pub use run::{Overrides, run};

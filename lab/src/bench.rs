@@ -5,12 +5,13 @@
 mod traces;
 
 use crate::{
-    Sites, answers, figures,
+    Sites, figures,
     figures::{Amount, Recorder, command_line},
     lab::Lab,
-    runner::{RunError, Runner, Step, find_image, require_root},
+    runner::{Runner, find_image, require_root},
 };
 use clap::Args;
+use p2pvm_api::{Doing, Failure, Outcome, SnapshotTaken, VmView};
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -63,7 +64,7 @@ struct Bench<'a> {
 }
 
 /// Measures the figures asked for.
-pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
+pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
     require_root("bench")?;
     let mut bench = Bench {
         runner,
@@ -99,14 +100,14 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
     if runner.json {
         println!(
             "{}",
-            serde_json::to_string_pretty(&bench.figures).step("encoding the figures")?
+            serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?
         );
     }
     for (set, figures) in [("bench", bench.recorded), ("traces", bench.recorded_traces)] {
         if !figures.is_empty() {
             recorder
                 .record(set, &command_line(), &figures)
-                .step("writing the figures")?;
+                .doing("writing the figures")?;
         }
     }
     Ok(())
@@ -136,16 +137,16 @@ fn recorded((name, of): (&str, &str), what: &str, unit: &str, rounds: &[f64]) ->
     figure
 }
 
-fn sites(hosts: usize, rtt_ms: f64) -> Result<Sites, RunError> {
+fn sites(hosts: usize, rtt_ms: f64) -> Outcome<Sites> {
     let mut text = format!("seed = 1\n[default]\nrtt_ms = {rtt_ms}\nmbit = 1000\n");
     for i in 1..=hosts {
         text.push_str(&format!("[[site]]\nname = \"h{i}\"\n"));
     }
-    Sites::parse(&text).step("the bench's sites")
+    Sites::parse(&text).doing("the bench's sites")
 }
 
-fn number(value: Option<f64>) -> f64 {
-    value.unwrap_or(f64::NAN)
+fn number(value: Option<u64>) -> f64 {
+    value.map_or(f64::NAN, |value| value as f64)
 }
 
 impl Bench<'_> {
@@ -180,32 +181,32 @@ impl Bench<'_> {
         self.figures.push(Figure { what, unit, rounds });
     }
 
-    fn lab(&self, hosts: usize, rtt_ms: f64) -> Result<Lab, RunError> {
+    fn lab(&self, hosts: usize, rtt_ms: f64) -> Outcome<Lab> {
         let building = format!("building {hosts} hosts {rtt_ms} ms apart");
         let _progress = (self.runner.show_progress)(&building);
         let lab = Lab::up(&sites(hosts, rtt_ms)?, "p2pvm-bench", self.runner.program)
-            .step("building the testbed")?;
+            .doing("building the testbed")?;
         for i in 1..=hosts {
             lab.configure(&format!("h{i}"), SETTINGS)
-                .step("configuring")?;
+                .doing("configuring")?;
         }
-        lab.found("h1", "bench").step("founding")?;
+        lab.found("h1", "bench").doing("founding")?;
         Ok(lab)
     }
 
-    fn network(&mut self, join: bool, ping: bool, idle: bool) -> Result<(), RunError> {
+    fn network(&mut self, join: bool, ping: bool, idle: bool) -> Outcome<()> {
         let hosts = 6.max(self.rounds as usize + 1);
         let lab = self.lab(hosts, JOIN_RTT_MS)?;
-        let invite = lab.invite("h1", hosts as u32).step("inviting")?;
+        let invite = lab.invite("h1", hosts as u32).doing("inviting")?;
         let (mut joined, mut admitted, mut claims) = (Vec::new(), Vec::new(), Vec::new());
         for i in 2..=hosts {
             let host = format!("h{i}");
             let began = Instant::now();
-            let answer = lab.join(&host, &invite).step("joining")?;
-            lab.ping(&host, "h1", 1, "1s").step("the first ping")?;
+            let answer = lab.join(&host, &invite).doing("joining")?;
+            lab.ping(&host, "h1", 1, "1s").doing("the first ping")?;
             joined.push(began.elapsed().as_secs_f64() * 1e3);
-            admitted.push(number(answers::admitted_ms(&answer)));
-            claims.push(number(answers::claim_ms(&answer)));
+            admitted.push(answer.admitted_ms as f64);
+            claims.push(number(answer.status.start_ms.claim));
         }
         if join {
             let trips = joined.iter().map(|ms| ms / JOIN_RTT_MS).collect();
@@ -235,14 +236,14 @@ impl Bench<'_> {
         if idle {
             self.idle(&lab, hosts)?;
         }
-        lab.down().step("taking the testbed down")
+        lab.down().doing("taking the testbed down")
     }
 
     /// System ping over the raw path and over the overlay, in turn.
-    fn ping(&mut self, lab: &Lab) -> Result<(), RunError> {
-        let raw_address = lab.testbed().host("h2").step("h2")?.address.to_string();
-        let status = lab.json("h2", &["status"]).step("status")?;
-        let overlay_address = answers::address(&status).unwrap_or_default().to_owned();
+    fn ping(&mut self, lab: &Lab) -> Outcome<()> {
+        let raw_address = lab.testbed().host("h2").doing("h2")?.address.to_string();
+        let status = lab.status("h2").doing("status")?;
+        let overlay_address = status.address.unwrap_or_default();
         let (mut raw, mut overlay, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.rounds {
             let (a, b) = (
@@ -269,19 +270,19 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn idle(&mut self, lab: &Lab, hosts: usize) -> Result<(), RunError> {
+    fn idle(&mut self, lab: &Lab, hosts: usize) -> Outcome<()> {
         let _progress = (self.runner.show_progress)("watching an idle network");
         std::thread::sleep(SETTLE);
         let names: Vec<String> = (1..=hosts).map(|i| format!("h{i}")).collect();
         let before: Vec<u64> = names
             .iter()
             .map(|h| interface_bytes(lab, h))
-            .collect::<Result<_, RunError>>()?;
+            .collect::<Outcome<_>>()?;
         std::thread::sleep(Duration::from_secs(IDLE_SECONDS));
         let after: Vec<u64> = names
             .iter()
             .map(|h| interface_bytes(lab, h))
-            .collect::<Result<_, RunError>>()?;
+            .collect::<Outcome<_>>()?;
         let rates = before
             .iter()
             .zip(&after)
@@ -295,8 +296,8 @@ impl Bench<'_> {
         );
         let mut resident = Vec::new();
         for host in &names {
-            let status = lab.json(host, &["status"]).step("status")?;
-            resident.push(number(answers::resident_bytes(&status)) / 1e6);
+            let status = lab.status(host).doing("status")?;
+            resident.push(status.resident_bytes as f64 / 1e6);
         }
         self.figure(
             ("memory", ""),
@@ -307,31 +308,30 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn vm(&self, lab: &Lab, host: &str) -> Result<String, RunError> {
+    fn vm(&self, lab: &Lab, host: &str) -> Outcome<String> {
         let image = self.image.to_string_lossy().into_owned();
-        let made = lab
+        let made: VmView = lab
             .json(
                 host,
                 &[
                     "vm", "create", "web", "--image", &image, "--memory", "128M", "--start",
                 ],
             )
-            .step("creating the VM")?;
-        let address = answers::address(&made).unwrap_or_default().to_owned();
-        lab.wait_for_guest("h1", &address, Duration::from_secs(90))
-            .step("waiting for the guest")?;
-        Ok(address)
+            .doing("creating the VM")?;
+        lab.wait_for_guest("h1", &made.address, Duration::from_secs(90))
+            .doing("waiting for the guest")?;
+        Ok(made.address)
     }
 
-    fn members(&self, lab: &Lab, hosts: usize) -> Result<(), RunError> {
-        let invite = lab.invite("h1", hosts as u32).step("inviting")?;
+    fn members(&self, lab: &Lab, hosts: usize) -> Outcome<()> {
+        let invite = lab.invite("h1", hosts as u32).doing("inviting")?;
         for i in 2..=hosts {
-            lab.join(&format!("h{i}"), &invite).step("joining")?;
+            lab.join(&format!("h{i}"), &invite).doing("joining")?;
         }
         Ok(())
     }
 
-    fn migration(&mut self, rtt_ms: f64) -> Result<(), RunError> {
+    fn migration(&mut self, rtt_ms: f64) -> Outcome<()> {
         let lab = self.lab(3, rtt_ms)?;
         self.members(&lab, 3)?;
         let address = self.vm(&lab, "h2")?;
@@ -339,15 +339,15 @@ impl Bench<'_> {
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut from, mut to) = ("h2", "h3");
         for _ in 0..self.rounds {
-            let client = lab.client("h1", &address, 10).step("starting the client")?;
+            let client = lab
+                .client("h1", &address, 10)
+                .doing("starting the client")?;
             std::thread::sleep(Duration::from_secs(2));
-            let moved = lab
-                .json(from, &["vm", "migrate", "web", "--to", to])
-                .step("migrating")?;
+            let moved = lab.migrate(from, "web", to).doing("migrating")?;
             std::thread::sleep(Duration::from_secs(2));
-            let seen = client.finish().step("asking the client")?;
-            total.push(number(answers::total_ms(&moved)));
-            downtime.push(number(answers::downtime_ms(&moved)));
+            let seen = client.finish().doing("asking the client")?;
+            total.push(moved.total_ms as f64);
+            downtime.push(moved.downtime_ms as f64);
             gap.push(seen.longest_gap_ms);
             bad.push((seen.lost + seen.doubled + seen.counter_gaps) as f64);
             std::mem::swap(&mut from, &mut to);
@@ -377,7 +377,7 @@ impl Bench<'_> {
             "",
             bad,
         );
-        lab.down().step("taking the testbed down")
+        lab.down().doing("taking the testbed down")
     }
 
     /// The gap at the greatest round trip beside that at the least, round by round.
@@ -400,17 +400,17 @@ impl Bench<'_> {
         }
     }
 
-    fn snapshot(&mut self) -> Result<(), RunError> {
+    fn snapshot(&mut self) -> Outcome<()> {
         let lab = self.lab(4, JOIN_RTT_MS)?;
         self.members(&lab, 4)?;
         self.vm(&lab, "h2")?;
         let (mut pause, mut durable) = (Vec::new(), Vec::new());
         for i in 0..self.rounds {
             let began = Instant::now();
-            let taken = lab
+            let taken: SnapshotTaken = lab
                 .json("h2", &["vm", "snapshot", "web", "--name", &format!("s{i}")])
-                .step("taking the snapshot")?;
-            pause.push(number(answers::pause_ms(&taken)));
+                .doing("taking the snapshot")?;
+            pause.push(taken.pause_ms);
             durable.push(began.elapsed().as_secs_f64() * 1e3);
         }
         self.figure(
@@ -425,28 +425,28 @@ impl Bench<'_> {
             "ms",
             durable,
         );
-        lab.down().step("taking the testbed down")
+        lab.down().doing("taking the testbed down")
     }
 }
 
 /// The mean of twenty pings of the system's own `ping`, milliseconds.
-fn system_ping(lab: &Lab, from: &str, to: &str) -> Result<f64, RunError> {
+fn system_ping(lab: &Lab, from: &str, to: &str) -> Outcome<f64> {
     let said = lab
         .testbed()
         .run(from, &["ping", "-n", "-q", "-c", "20", "-i", "0.2", to])
-        .step("ping")?;
+        .doing("ping")?;
     let mean = said
         .lines()
         .find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
-    mean.ok_or_else(|| RunError::NotFound(format!("ping said nothing of a mean: {said}")))
+    mean.ok_or_else(|| Failure::not_found(format!("ping said nothing of a mean: {said}")))
 }
 
 /// Bytes received and sent on a host's underlay interface.
-fn interface_bytes(lab: &Lab, host: &str) -> Result<u64, RunError> {
+fn interface_bytes(lab: &Lab, host: &str) -> Outcome<u64> {
     let text = lab
         .testbed()
         .run(host, &["cat", "/proc/net/dev"])
-        .step("reading counters")?;
+        .doing("reading counters")?;
     let line = text
         .lines()
         .find_map(|l| l.trim().strip_prefix("eth0:"))

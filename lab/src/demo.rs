@@ -5,12 +5,13 @@
 //! The first failure ends the demo.
 
 use crate::{
-    Sites, answers, figures,
+    Sites, figures,
     figures::{Recorder, command_line},
     lab::{Lab, Pinged},
-    runner::{RunError, Runner, Step, find_image, require_root},
+    runner::{Runner, find_image, require_root},
 };
 use clap::Args;
+use p2pvm_api::{Doing, Failure, Kind, Outcome, SnapshotTaken, VmView};
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -63,19 +64,19 @@ struct Demo {
 }
 
 /// Runs it. A failed step is reported with the end of each host's log.
-pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
+pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
     require_root("demo")?;
     let image = find_image(&options.image)?;
     let sites = match &options.sites {
-        Some(path) => Sites::load(path).step(path.display())?,
-        None => Sites::parse(SITES).step("the built-in sites file")?,
+        Some(path) => Sites::load(path).doing(path.display())?,
+        None => Sites::parse(SITES).doing("the built-in sites file")?,
     };
     let recorder = Recorder::from_environment();
     let began = Instant::now();
     let lab = {
         let building = "building the emulated wide area";
         let _progress = (runner.show_progress)(building);
-        Lab::up(&sites, "p2pvm-demo", runner.program).step(building)?
+        Lab::up(&sites, "p2pvm-demo", runner.program).doing(building)?
     };
     let mut demo = Demo {
         lab,
@@ -98,7 +99,7 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
         }
     }
     let Demo { lab, figures, .. } = demo;
-    let down = lab.down().step("taking the testbed down");
+    let down = lab.down().doing("taking the testbed down");
     outcome?;
     down?;
     let total = began.elapsed();
@@ -106,15 +107,15 @@ pub fn run(options: &Options, runner: &Runner) -> Result<(), RunError> {
         .aim("≤ 3 min after the build");
     recorder
         .record("demo", &command_line(), &[whole])
-        .step("writing the figures")?;
+        .doing("writing the figures")?;
     print_figures(&figures, runner.json, total)
 }
 
-fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Result<(), RunError> {
+fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()> {
     if json {
         println!(
             "{}",
-            serde_json::to_string_pretty(figures).step("encoding the figures")?
+            serde_json::to_string_pretty(figures).doing("encoding the figures")?
         );
         return Ok(());
     }
@@ -131,8 +132,8 @@ fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Result<(), 
     Ok(())
 }
 
-fn ms(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |v| format!("{v:.0} ms"))
+fn ms(value: Option<u64>) -> String {
+    value.map_or("-".to_owned(), |v| format!("{v} ms"))
 }
 
 impl Demo {
@@ -154,7 +155,7 @@ impl Demo {
         self.figures.push(figure);
     }
 
-    fn play(&mut self) -> Result<(), RunError> {
+    fn play(&mut self) -> Outcome<()> {
         self.join()?;
         self.ping()?;
         let address = self.guest()?;
@@ -163,25 +164,25 @@ impl Demo {
         self.overload(&address)
     }
 
-    fn join(&mut self) -> Result<(), RunError> {
+    fn join(&mut self) -> Outcome<()> {
         for host in std::iter::once(FOUNDER).chain(MEMBERS) {
-            self.lab.configure(host, SETTINGS).step("configuring")?;
+            self.lab.configure(host, SETTINGS).doing("configuring")?;
         }
         self.say(&format!("{FOUNDER} founds the network 'lab'"));
-        self.lab.found(FOUNDER, "lab").step("founding")?;
+        self.lab.found(FOUNDER, "lab").doing("founding")?;
         let invite = self
             .lab
             .invite(FOUNDER, MEMBERS.len() as u32)
-            .step("inviting")?;
+            .doing("inviting")?;
         for host in MEMBERS {
-            let joined = self.lab.join(host, &invite).step("joining")?;
+            let joined = self.lab.join(host, &invite).doing("joining")?;
             self.figure(
                 format!("join of {host}, command to address"),
                 format!(
                     "{} ({}; address claimed in {})",
-                    ms(answers::joined_ms(&joined)),
-                    answers::address(&joined).unwrap_or("-"),
-                    ms(answers::claim_ms(&joined))
+                    ms(Some(joined.joined_ms)),
+                    joined.status.address.as_deref().unwrap_or("-"),
+                    ms(joined.status.start_ms.claim)
                 ),
             );
         }
@@ -196,17 +197,18 @@ impl Demo {
                     &invite[..invite.len() - 4],
                 ],
             )
-            .step("joining with a cut invite")?;
+            .doing("joining with a cut invite")?;
         if code != 5 {
-            return Err(RunError::Failed(format!(
-                "a damaged invite was not refused (exit code {code}): {said}"
-            )));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("a damaged invite was not refused (exit code {code}): {said}"),
+            ));
         }
         self.say(&format!("a damaged invite is refused: {said}"));
         Ok(())
     }
 
-    fn ping(&mut self) -> Result<(), RunError> {
+    fn ping(&mut self) -> Outcome<()> {
         let pairs = [
             ("public to public", FOUNDER, PUBLIC),
             ("public to port-restricted NAT", PUBLIC, HOME_A),
@@ -216,9 +218,9 @@ impl Demo {
         ];
         for (kind, from, to) in pairs {
             // A punched path may need a moment after the first packets went by the relay.
-            let pinged = self.lab.ping(from, to, 6, "300ms").step(kind)?;
+            let pinged = self.lab.ping(from, to, 6, "300ms").doing(kind)?;
             if pinged.rtts_ms.is_empty() {
-                return Err(RunError::TimedOut(format!("{kind}: no answer")));
+                return Err(Failure::timed_out(format!("{kind}: no answer")));
             }
             let raw = self.raw_rtt(from, to);
             self.figure(
@@ -236,13 +238,13 @@ impl Demo {
         Some((plan.shapes[a][b].delay + plan.shapes[b][a].delay).as_secs_f64() * 1e3)
     }
 
-    fn guest(&mut self) -> Result<String, RunError> {
+    fn guest(&mut self) -> Outcome<String> {
         let image = self.image.to_string_lossy().into_owned();
         self.say(&format!(
             "{HOME_A}, behind a port-restricted NAT, creates and starts the VM 'web'"
         ));
         let began = Instant::now();
-        let made = self
+        let made: VmView = self
             .lab
             .json(
                 HOME_A,
@@ -251,13 +253,11 @@ impl Demo {
                     "--start",
                 ],
             )
-            .step("creating the VM")?;
-        let address = answers::address(&made)
-            .ok_or_else(|| RunError::Failed("the VM has no address".into()))?
-            .to_owned();
+            .doing("creating the VM")?;
+        let address = made.address;
         self.lab
             .wait_for_guest(STRICT, &address, Duration::from_secs(60))
-            .step("waiting for the guest")?;
+            .doing("waiting for the guest")?;
         self.figure(
             "guest from 'vm create --start' to its first TCP answer",
             format!(
@@ -268,7 +268,7 @@ impl Demo {
         Ok(address)
     }
 
-    fn migrate(&mut self, address: &str) -> Result<(), RunError> {
+    fn migrate(&mut self, address: &str) -> Outcome<()> {
         self.say(&format!(
             "a client behind the symmetric NAT ({STRICT}) counts replies; 'web' \
             moves live from {HOME_A} to {THIRD}"
@@ -276,18 +276,15 @@ impl Demo {
         let client = self
             .lab
             .client(STRICT, address, 10)
-            .step("starting the client")?;
+            .doing("starting the client")?;
         std::thread::sleep(Duration::from_secs(2));
-        let moved = self
-            .lab
-            .json(HOME_A, &["vm", "migrate", "web", "--to", THIRD])
-            .step("migrating")?;
+        let moved = self.lab.migrate(HOME_A, "web", THIRD).doing("migrating")?;
         std::thread::sleep(Duration::from_secs(3));
-        let seen = client.finish().step("asking the client")?;
-        self.figure("live migration, total", ms(answers::total_ms(&moved)));
+        let seen = client.finish().doing("asking the client")?;
+        self.figure("live migration, total", ms(Some(moved.total_ms)));
         self.figure(
             "live migration, downtime by QEMU",
-            ms(answers::downtime_ms(&moved)),
+            ms(Some(moved.downtime_ms)),
         );
         self.figure(
             "live migration, longest gap the TCP client saw",
@@ -304,55 +301,62 @@ impl Demo {
             || seen.replies == 0
             || seen.ended.is_some()
         {
-            return Err(RunError::Failed(format!(
-                "the connection did not survive the move: {seen:?}"
-            )));
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("the connection did not survive the move: {seen:?}"),
+            ));
         }
         Ok(())
     }
 
-    fn lose_host(&mut self, address: &str) -> Result<(), RunError> {
+    fn lose_host(&mut self, address: &str) -> Outcome<()> {
         self.say("a snapshot of the running VM goes to two other members");
         let began = Instant::now();
-        let snapshot = self
+        let snapshot: SnapshotTaken = self
             .lab
             .json(THIRD, &["vm", "snapshot", "web", "--name", "safe"])
-            .step("taking the snapshot")?;
-        if !answers::is_durable(&snapshot) {
-            return Err(RunError::Failed(format!(
-                "the snapshot is not durable: {snapshot}"
-            )));
+            .doing("taking the snapshot")?;
+        if snapshot.state != "durable" {
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("the snapshot is not durable, but {}", snapshot.state),
+            ));
         }
-        self.figure("snapshot, guest pause", ms(answers::pause_ms(&snapshot)));
+        self.figure(
+            "snapshot, guest pause",
+            format!("{:.0} ms", snapshot.pause_ms),
+        );
         self.figure(
             "snapshot, command to durable on 2 other members",
             format!("{:.1} s", began.elapsed().as_secs_f64()),
         );
         self.say(&format!("{THIRD} loses power"));
-        self.lab.testbed().kill(THIRD).step("killing the host")?;
+        self.lab.testbed().kill(THIRD).doing("killing the host")?;
         let (code, _, said) = self
             .lab
             .try_p2pvm(PUBLIC, &["vm", "restore", "web@safe"])
-            .step("restoring without --force")?;
+            .doing("restoring without --force")?;
         if code == 0 {
-            return Err(RunError::Failed(
-                "a restore over an unreachable host went through without --force".into(),
+            return Err(Failure::new(
+                Kind::Failed,
+                "a restore over an unreachable host went through without --force",
             ));
         }
         self.say(&format!("without --force: {said}"));
         let began = Instant::now();
-        let restored = self
+        let restored: VmView = self
             .lab
             .json(PUBLIC, &["vm", "restore", "web@safe", "--force"])
-            .step("restoring")?;
-        if answers::address(&restored) != Some(address) {
-            return Err(RunError::Failed(format!(
-                "the restored VM has another address: {restored}"
-            )));
+            .doing("restoring")?;
+        if restored.address != address {
+            return Err(Failure::new(
+                Kind::Failed,
+                format!("the restored VM has another address: {}", restored.address),
+            ));
         }
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(30))
-            .step("waiting for the restored guest")?;
+            .doing("waiting for the restored guest")?;
         self.figure(
             "restore after the host's death, command to first TCP answer",
             format!(
@@ -363,7 +367,7 @@ impl Demo {
         Ok(())
     }
 
-    fn overload(&mut self, address: &str) -> Result<(), RunError> {
+    fn overload(&mut self, address: &str) -> Outcome<()> {
         self.say(&format!(
             "a process takes the whole processor of {PUBLIC}; no command follows"
         ));
@@ -376,34 +380,33 @@ impl Demo {
             .lab
             .testbed()
             .spawn(PUBLIC, &mut hog)
-            .step("starting the hog")?;
+            .doing("starting the hog")?;
         let began = Instant::now();
         let moved = self.lab.wait(
             "the autonomic move",
             Duration::from_secs(60),
             Duration::from_millis(500),
             || {
-                let vm = self.lab.json(FOUNDER, &["vm", "show", "web"])?;
-                Ok(answers::running_host(&vm)
-                    .filter(|host| *host != PUBLIC)
-                    .map(str::to_owned))
+                let vm = self.lab.vm(FOUNDER, "web")?;
+                let is_elsewhere = vm.state == "running" && vm.host != PUBLIC;
+                Ok(is_elsewhere.then_some(vm.host))
             },
         );
         // An error is ignored: the testbed kills it too.
         let _ = hog.kill();
         let _ = hog.wait();
-        let host = moved.step("waiting for the autonomic manager")?;
+        let host = moved.doing("waiting for the autonomic manager")?;
         self.figure(
             "autonomic move, from overload to running elsewhere",
             format!("{:.1} s (to {host})", began.elapsed().as_secs_f64()),
         );
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(15))
-            .step("waiting for the moved guest")?;
+            .doing("waiting for the moved guest")?;
         let why = self
             .lab
             .p2pvm(PUBLIC, &["explain", "web"])
-            .step("asking why")?;
+            .doing("asking why")?;
         self.say(&format!("p2pvm explain web:\n{why}"));
         Ok(())
     }

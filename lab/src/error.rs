@@ -1,15 +1,15 @@
 //! Why an operation on the emulated wide area failed.
 
-use std::{fmt, io};
+use std::io;
 
-/// Why an operation on a testbed failed. `{:#}` adds the cause.
+/// Why an operation on a testbed failed; [`crate::chain`] adds the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The sites file is invalid.
     #[error("sites file: {0}")]
     Sites(String),
     /// A file, device or system call failed.
-    #[error(fmt = write_io)]
+    #[error("cannot {0}")]
     Io(String, #[source] io::Error),
     /// `ip` or `nft` failed.
     #[error("{line} failed: {said}")]
@@ -67,12 +67,4 @@ pub enum Error {
     /// The keeper's own error.
     #[error("the testbed's keeper: {0}")]
     Keeper(String),
-}
-
-fn write_io(step: &str, cause: &io::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "cannot {step}")?;
-    if f.alternate() {
-        write!(f, ": {cause}")?;
-    }
-    Ok(())
 }

@@ -3,24 +3,25 @@
 //! figure is printed by such a process or measured with this machine's clock.
 
 use crate::{
-    answers,
     keeper::Life,
     sites::Sites,
     testbed::{self, Testbed},
 };
+use p2pvm_api::{
+    Joined, NetCheckView, Peer, PingSummary, Pong, RouteView, Status, VmMoved, VmView,
+};
 use p2pvm_overlay::chain;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, de::DeserializeOwned};
 use std::{
     ffi::OsStr,
-    fmt, fs,
+    fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-/// Why a step on the lab failed. `{:#}` adds the cause.
+/// Why a step on the lab failed; [`chain`] adds the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// The testbed could not be built or used.
@@ -57,16 +58,8 @@ pub enum LabError {
         seconds: u64,
     },
     /// A file or process of this machine failed.
-    #[error(fmt = write_io)]
+    #[error("{0}")]
     Io(String, #[source] std::io::Error),
-}
-
-fn write_io(step: &str, cause: &std::io::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    f.write_str(step)?;
-    if f.alternate() {
-        write!(f, ": {cause}")?;
-    }
-    Ok(())
 }
 
 /// The answers of a `ping`.
@@ -83,6 +76,15 @@ impl Pinged {
     pub fn best_ms(&self) -> f64 {
         self.rtts_ms.iter().copied().fold(f64::INFINITY, f64::min)
     }
+}
+
+/// A line of `ping --json`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PingLine {
+    Probe(Pong),
+    #[allow(dead_code, reason = "it is read so that it is known to be valid")]
+    End(PingSummary),
 }
 
 /// One p2pvm network on a testbed of its own. Dropping it takes everything down.
@@ -184,7 +186,7 @@ impl Lab {
     }
 
     /// Runs `p2pvm --json WORDS` on a host and gives its answer.
-    pub fn json(&self, host: &str, words: &[&str]) -> Result<Value, LabError> {
+    pub fn json<T: DeserializeOwned>(&self, host: &str, words: &[&str]) -> Result<T, LabError> {
         let words: Vec<&str> = std::iter::once("--json")
             .chain(words.iter().copied())
             .collect();
@@ -196,10 +198,50 @@ impl Lab {
         })
     }
 
-    /// Founds a network on a host and starts its daemon.
-    pub fn found(&self, host: &str, network: &str) -> Result<Value, LabError> {
-        self.p2pvm(host, &["init", "--network", network])?;
+    /// What `status` says on a host.
+    pub fn status(&self, host: &str) -> Result<Status, LabError> {
+        self.json(host, &["status"])
+    }
+
+    /// What `peers` says on a host.
+    pub fn peers(&self, host: &str) -> Result<Vec<Peer>, LabError> {
+        self.json(host, &["peers"])
+    }
+
+    /// What `netcheck` says on a host.
+    pub fn netcheck(&self, host: &str) -> Result<NetCheckView, LabError> {
+        self.json(host, &["netcheck"])
+    }
+
+    /// What `route list` says on a host.
+    pub fn routes(&self, host: &str) -> Result<Vec<RouteView>, LabError> {
+        self.json(host, &["route", "list"])
+    }
+
+    /// What `vm list` says on a host.
+    pub fn vms(&self, host: &str) -> Result<Vec<VmView>, LabError> {
+        self.json(host, &["vm", "list"])
+    }
+
+    /// What `vm show` says of a VM on a host.
+    pub fn vm(&self, host: &str, vm: &str) -> Result<VmView, LabError> {
+        self.json(host, &["vm", "show", vm])
+    }
+
+    /// Moves a VM from the host that is asked to another.
+    pub fn migrate(&self, from: &str, vm: &str, to: &str) -> Result<VmMoved, LabError> {
+        self.json(from, &["vm", "migrate", vm, "--to", to])
+    }
+
+    /// Starts a host's daemon, which is a member already.
+    pub fn start(&self, host: &str) -> Result<Status, LabError> {
         self.json(host, &["up", "--detach"])
+    }
+
+    /// Founds a network on a host and starts its daemon.
+    pub fn found(&self, host: &str, network: &str) -> Result<Status, LabError> {
+        self.p2pvm(host, &["init", "--network", network])?;
+        self.start(host)
     }
 
     /// An invite made on a host.
@@ -211,7 +253,7 @@ impl Lab {
     }
 
     /// Lets a host join with an invite; gives what `join --json` prints.
-    pub fn join(&self, host: &str, invite: &str) -> Result<Value, LabError> {
+    pub fn join(&self, host: &str, invite: &str) -> Result<Joined, LabError> {
         self.json(host, &["join", invite])
     }
 
@@ -239,13 +281,15 @@ impl Lab {
             rtts_ms: Vec::new(),
         };
         for line in said.lines() {
-            let value: Value = serde_json::from_str(line).map_err(|_| LabError::Answer {
+            let line = serde_json::from_str(line).map_err(|_| LabError::Answer {
                 host: from.to_owned(),
                 words: words.join(" "),
                 said: said.clone(),
             })?;
-            if let Some((path, rtt)) = answers::answered_probe(&value) {
-                pinged.path = path.to_owned();
+            if let PingLine::Probe(probe) = line
+                && let Some(rtt) = probe.rtt_ms
+            {
+                pinged.path = probe.path;
                 pinged.rtts_ms.push(rtt);
             }
         }

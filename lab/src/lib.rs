@@ -10,7 +10,6 @@
 //! [`netbench`] run other programs beside it. [`sim`] needs no testbed: it runs the ring by the
 //! thousand in virtual time, and is here because `p2pvm simulate` runs it too.
 
-mod answers;
 pub mod bench;
 pub mod chaos;
 pub mod cli;
@@ -26,6 +25,7 @@ pub mod hosts;
 pub mod keeper;
 pub mod lab;
 pub mod matrix;
+mod n2n;
 mod namespace;
 mod nat;
 pub mod netbench;

@@ -9,7 +9,6 @@
 mod report;
 
 use crate::{
-    answers,
     figures::{Destination, Recorder, command_line},
     lab::{Lab, LabError, Pinged},
     sites::{Hosts, Ipv6, Nat, Properties, Site, Sites},
@@ -214,7 +213,7 @@ struct Outcome {
     /// From the command to the first answer, over any path.
     first_answer_ms: f64,
     /// The number of punches and the time to the direct path, as the pinging daemon reports them.
-    punch: Option<(u64, Option<f64>)>,
+    punch: Option<(u32, Option<f64>)>,
 }
 
 impl Outcome {
@@ -302,8 +301,7 @@ fn play(
     settle(&lab, &members);
     let mut natures = BTreeMap::new();
     for kind in kinds {
-        let status = lab.json(&host(*kind, 'a'), &["status"])?;
-        natures.insert(*kind, answers::nat(&status).unwrap_or_default().to_owned());
+        natures.insert(*kind, lab.status(&host(*kind, 'a'))?.nat);
     }
     let mut pairs = Vec::new();
     for (i, a) in kinds.iter().enumerate() {
@@ -332,8 +330,7 @@ fn join_all(
             let Some(name) = lock(&queue).pop_front() else {
                 return Ok(());
             };
-            let joined = lab.join(name, invite)?;
-            let id = answers::member(&joined).unwrap_or_default().to_owned();
+            let id = lab.join(name, invite)?.status.member;
             lock(&ids).insert(name.clone(), id);
         }
     };
@@ -353,11 +350,10 @@ fn settle(lab: &Lab, members: &[String]) {
     let began = Instant::now();
     for name in members {
         while began.elapsed() < SETTLED {
-            let Ok(status) = lab.json(name, &["status"]) else {
+            let Ok(status) = lab.status(name) else {
                 break;
             };
-            let is_known = answers::nat(&status).is_some_and(|nat| nat != "not known yet");
-            if is_known && answers::connected(&status) >= Some(members.len() as u64) {
+            if status.nat != "not known yet" && status.connected >= members.len() {
                 break;
             }
             thread::sleep(Duration::from_millis(500));
@@ -477,8 +473,12 @@ fn pair(
         }
     }
     // The daemon counts once a second.
-    let status = lab.json(from, &["status"])?;
-    let punch = ids.get(to).and_then(|id| answers::punches_to(&status, id));
+    let status = lab.status(from)?;
+    let punches = &status.punches.list;
+    let punch = ids
+        .get(to)
+        .and_then(|id| punches.iter().rfind(|punch| punch.member == *id))
+        .map(|punch| (punch.tries, punch.direct_ms));
     let rtt_ms = last.rtts_ms.last().copied().unwrap_or(f64::NAN);
     Ok(Outcome {
         kinds,

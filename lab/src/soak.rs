@@ -7,7 +7,6 @@
 //! times the bytes sent from there would make the victim an amplifier (the bound of RFC 9000 §8.1).
 
 use crate::{
-    answers,
     figures::Figure,
     lab::{Lab, LabError},
     sites::Sites,
@@ -178,10 +177,7 @@ pub fn soak(
     let lab = found_network(program, name)?;
     let pid_file = lab.dir("victim")?.join("daemon.pid");
     let pid = || fs::read_to_string(&pid_file).unwrap_or_default();
-    let resident = || {
-        let status = lab.json("victim", &["status"])?;
-        Ok::<_, LabError>(answers::resident_bytes(&status).unwrap_or_default() as u64)
-    };
+    let resident = || Ok::<_, LabError>(lab.status("victim")?.resident_bytes);
     let (pid_before, resident_before) = (pid(), resident()?);
     let plan = Plan {
         victim: "victim".into(),

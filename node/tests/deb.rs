@@ -7,6 +7,8 @@
 
 mod common;
 
+use p2pvm_api::VmView;
+use p2pvm_lab::hosts::tree;
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -16,9 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Debian 13 on any build host: its QEMU is the one whose machine types p2pvm names, its libc is
+/// Of Debian 13 on any build host: its QEMU is the one whose machine types p2pvm names, its libc is
 /// new enough for a p2pvm built on 12 or 13.
-const SUITE: &str = "trixie";
 const PACKAGES: &str =
     "systemd-sysv,dbus,kmod,iproute2,iputils-ping,nftables,qemu-system-x86,qemu-utils";
 /// A container boots within seconds, a translated guest within some more; the machine may be busy.
@@ -76,45 +77,13 @@ fn build(version: &str, out: &Path) -> PathBuf {
 
 /// The tree as an archive; made where it is not there yet. An error says why none can be made here.
 fn kept_tree() -> Result<PathBuf, String> {
-    let kept = root().join(format!("target/debian/tree-{SUITE}.tar"));
+    let kept = root().join(format!("target/debian/tree-{}.tar", tree::SUITE));
     if kept.exists() {
         return Ok(kept);
     }
     fs::create_dir_all(kept.parent().unwrap()).unwrap();
-    let targets = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI)"])
-        .output()
-        .map_err(|e| e.to_string())?;
-    let targets = String::from_utf8_lossy(&targets.stdout).into_owned();
-    let mirror = targets
-        .lines()
-        .find(|line| line.ends_with("/debian/"))
-        .ok_or("apt knows no mirror: run apt-get update")?;
-    let new = kept.with_extension("new.tar");
-    let made = Command::new("mmdebstrap")
-        .args([
-            "--quiet",
-            "--mode=root",
-            "--variant=apt",
-            "--skip=check/empty",
-            &format!("--include={PACKAGES}"),
-        ])
-        .args([
-            "--aptopt=APT::Install-Recommends \"false\"",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            SUITE,
-        ])
-        .args([&new, Path::new(mirror)])
-        .output()
-        .map_err(|e| e.to_string())?;
-    if !made.status.success() {
-        return Err(String::from_utf8_lossy(&made.stderr)
-            .lines()
-            .last()
-            .unwrap_or_default()
-            .to_owned());
-    }
-    fs::rename(&new, &kept).unwrap();
+    let languages = "--dpkgopt=path-exclude=/usr/share/locale/*".to_owned();
+    tree::make_debian(PACKAGES, &[languages], &kept)?;
     Ok(kept)
 }
 
@@ -393,9 +362,8 @@ fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_an
         "128M",
         "--start",
     ]);
-    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
-    let address = made["address"].as_str().unwrap();
-    let ping = ["ping", "-c", "1", "-W", ANSWER, address];
+    let made: VmView = serde_json::from_str(&made).unwrap();
+    let ping = ["ping", "-c", "1", "-W", ANSWER, &made.address];
     machine.until(&ping, "1 received");
     machine.run(&["p2pvm", "vm", "snapshot", "web", "--name", "before"]);
     let (before, (daemon, vm)) = (machine.state(), machine.processes());

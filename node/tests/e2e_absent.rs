@@ -4,8 +4,8 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused};
-use p2pvm_lab::lab::Lab;
-use serde_json::Value;
+use p2pvm_api::{DrainAnswer, SnapshotTaken, Undrained, VmView};
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     process::Stdio,
     time::{Duration, Instant},
@@ -14,24 +14,21 @@ use std::{
 const LIMIT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(500);
 
-fn create(lab: &Lab, host: &str, name: &str, more: &[&str]) -> Value {
+fn create(lab: &Lab, host: &str, name: &str, more: &[&str]) -> VmView {
     let words = [
         &["vm", "create", name, "--image", image(), "--memory", "128M"],
         more,
     ]
     .concat();
     lab.json(host, &words)
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)))
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)))
 }
 
 /// Each VM's name, state and host, as a member lists them.
 fn listed(lab: &Lab, host: &str) -> Vec<(String, String, String)> {
-    let text = |vm: &Value, field: &str| vm[field].as_str().unwrap_or_default().to_owned();
-    let vms = lab.json(host, &["vm", "list"]).unwrap();
-    vms.as_array()
-        .unwrap()
-        .iter()
-        .map(|vm| (text(vm, "name"), text(vm, "state"), text(vm, "host")))
+    let vms = lab.vms(host).unwrap();
+    vms.into_iter()
+        .map(|vm| (vm.name, vm.state, vm.host))
         .collect()
 }
 
@@ -40,14 +37,8 @@ fn three(name: &str, state: &str, host: &str) -> (String, String, String) {
 }
 
 fn health(lab: &Lab, host: &str) -> (String, String) {
-    let status = lab.json(host, &["status"]).unwrap();
-    let text = |field: &str| {
-        status["health"][field]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    (text("word"), text("why"))
+    let health = lab.status(host).unwrap().health;
+    (health.word, health.why)
 }
 
 #[test]
@@ -56,8 +47,8 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
     network(&lab, &["a", "b", "c", "d"]);
     create(&lab, "d", "web", &["--start"]);
     create(&lab, "d", "db", &[]);
-    lab.json("d", &["vm", "snapshot", "web", "--name", "safe"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("d", 60)));
+    lab.json::<SnapshotTaken>("d", &["vm", "snapshot", "web", "--name", "safe"])
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("d", 60)));
     let before = listed(&lab, "a");
     assert_eq!(
         before,
@@ -109,32 +100,23 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
         "{screen}"
     );
     let began = Instant::now();
-    let web = lab.json("c", &["vm", "show", "web"]).unwrap();
+    let web = lab.vm("c", "web").unwrap();
     assert!(
         began.elapsed() < Duration::from_secs(5),
         "{:?}",
         began.elapsed()
     );
     assert_eq!(
-        (web["state"].as_str(), web["host"].as_str()),
-        (Some("unreachable"), Some("d"))
+        (web.state.as_str(), web.host.as_str()),
+        ("unreachable", "d")
     );
+    let advises = |vm: &VmView, what| vm.advice.as_ref().unwrap().contains(what);
     assert!(
-        web["last_seen"].is_string()
-            && web["advice"]
-                .as_str()
-                .unwrap()
-                .contains("p2pvm vm restore web@safe --force"),
-        "{web}"
+        web.last_seen.is_some() && advises(&web, "p2pvm vm restore web@safe --force"),
+        "{web:?}"
     );
-    let db = lab.json("c", &["vm", "show", "db"]).unwrap();
-    assert!(
-        db["advice"]
-            .as_str()
-            .unwrap()
-            .contains("it has no snapshot"),
-        "{db}"
-    );
+    let db = lab.vm("c", "db").unwrap();
+    assert!(advises(&db, "it has no snapshot"), "{db:?}");
     let (code, _, said) = lab.try_p2pvm("a", &["vm", "start", "db"]).unwrap();
     assert!(
         code == 4 && said.contains("host d cannot be reached"),
@@ -142,16 +124,23 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
     );
 
     lab.testbed().revive("d").unwrap();
-    lab.json("d", &["up", "--detach"]).unwrap();
+    lab.start("d").unwrap();
     lab.wait("its VMs as they were", LIMIT, STEP, || {
         Ok((listed(&lab, "a") == before && listed(&lab, "d") == before).then_some(()))
     })
-    .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("d", 60)));
+    .unwrap_or_else(|e| {
+        panic!(
+            "{}: {:?}\n{}",
+            chain(&e),
+            listed(&lab, "a"),
+            lab.log_tail("d", 60)
+        )
+    });
     for host in ["a", "b", "c", "d"] {
         lab.wait("a good health again", LIMIT, STEP, || {
             Ok(ok(host).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e:#}: {:?}", health(&lab, host)));
+        .unwrap_or_else(|e| panic!("{}: {:?}", chain(&e), health(&lab, host)));
     }
     lab.down().unwrap();
 }
@@ -190,7 +179,7 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
             println!("{host}: {code} {said}");
             Ok((code == 0).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
     };
     made("a");
     made("c");
@@ -221,7 +210,8 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e:#}: {:?}\n{}\n{}",
+                "{}: {:?}\n{}\n{}",
+                chain(&e),
                 hosts.map(names),
                 lab.log_tail("a", 60),
                 lab.log_tail("c", 60)
@@ -231,11 +221,8 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
         both.iter().all(|vm| vm.1 == "stopped"),
         "nothing is arriving: {both:?}"
     );
-    let renamed = lab.json("b", &["vm", "show", &both[1].0]).unwrap();
-    assert!(
-        renamed["note"].as_str().unwrap().contains("was called dup"),
-        "{renamed}"
-    );
+    let note = lab.vm("b", &both[1].0).unwrap().note.unwrap();
+    assert!(note.contains("was called dup"), "{note}");
     for host in hosts {
         assert!(
             listed(&lab, host).iter().all(|vm| vm.1 == "stopped"),
@@ -260,24 +247,18 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
  {
     let lab = lab("orderly", &public_sites(&["a", "b", "c", "d"], 5.0));
     network(&lab, &["a", "b", "c", "d"]);
-    let address = create(&lab, "d", "deb", &["--start"])["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let address = create(&lab, "d", "deb", &["--start"]).address;
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("d", 60)));
-    let taken = lab
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("d", 60)));
+    let taken: SnapshotTaken = lab
         .json("d", &["vm", "snapshot", "deb", "--name", "w1"])
         .unwrap();
-    assert_eq!(taken["state"], "durable", "{taken}");
+    assert_eq!(taken.state, "durable", "{taken:?}");
     lab.p2pvm("d", &["vm", "stop", "deb"]).unwrap();
-    let back = lab
+    let back: VmView = lab
         .json("c", &["vm", "restore", "deb@w1"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
-    assert_eq!(
-        (back["host"].as_str(), back["state"].as_str()),
-        (Some("c"), Some("running"))
-    );
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("c", 60)));
+    assert_eq!((back.host.as_str(), back.state.as_str()), ("c", "running"));
     std::thread::sleep(Duration::from_secs(30));
     for host in ["a", "c", "d"] {
         assert_eq!(listed(&lab, host), [three("deb", "running", "c")], "{host}");
@@ -292,10 +273,10 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
 
     // Now a true conflict: its host is cut off, runs on, and another takes the VM over.
     lab.testbed().isolate("c").unwrap();
-    let forced = lab
+    let forced: VmView = lab
         .json("b", &["vm", "restore", "deb@w1", "--force"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(forced["host"], "b");
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(forced.host, "b");
     lab.testbed().rejoin("c").unwrap();
     let branch = lab
         .wait(
@@ -309,7 +290,14 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
                     .map(|vm| vm.0))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}: {:?}\n{}", listed(&lab, "a"), lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| {
+            panic!(
+                "{}: {:?}\n{}",
+                chain(&e),
+                listed(&lab, "a"),
+                lab.log_tail("c", 60)
+            )
+        });
     assert!(
         lab.p2pvm("a", &["metrics", "--all"])
             .unwrap()
@@ -339,12 +327,10 @@ fn a_host_is_emptied_two_at_a_time_whatever_one_vm_does_and_ctrl_c_lets_those_th
         .stderr(Stdio::piped());
     let child = lab.testbed().spawn("c", &mut command).unwrap();
     lab.wait("a move", LIMIT, STEP, || {
-        let vms = lab.json("c", &["vm", "list"])?;
+        let vms = lab.vms("c")?;
         Ok(vms
-            .as_array()
-            .unwrap()
             .iter()
-            .any(|vm| vm["activity"] == "migrating")
+            .any(|vm| vm.activity.as_deref() == Some("migrating"))
             .then_some(()))
     })
     .unwrap();
@@ -356,38 +342,32 @@ fn a_host_is_emptied_two_at_a_time_whatever_one_vm_does_and_ctrl_c_lets_those_th
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let done: Value =
+    let done: Undrained =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
-    let (moved, stayed) = (
-        done["moved"].as_array().unwrap().len(),
-        done["stayed"].as_array().unwrap(),
-    );
+    let (moved, stayed) = (done.answer.moved.len(), &done.answer.stayed);
     assert!(
         (1..=2).contains(&moved) && stayed.len() == names.len() - moved,
-        "{done}\n{said}"
+        "{done:?}\n{said}"
     );
     assert!(
         stayed
             .iter()
-            .all(|vm| vm["why"] == "not begun: the drain was stopped")
-            && done["cancelled"] == true,
-        "{done}"
+            .all(|vm| vm.why == "not begun: the drain was stopped")
+            && done.answer.cancelled,
+        "{done:?}"
     );
     assert!(said.contains("'p2pvm drain' goes on with them"), "{said}");
     // Again: what is left goes, what is stopped stays and is named, and a third time finds nothing
     // to do.
     let began = Instant::now();
-    let done = lab
+    let done: DrainAnswer = lab
         .json("c", &["drain"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("c", 60)));
     println!("{} VMs left in {:?}", names.len() - moved, began.elapsed());
     assert_eq!(
-        (
-            done["moved"].as_array().unwrap().len(),
-            done["stopped"][0].as_str()
-        ),
-        (names.len() - moved, Some("off")),
-        "{done}"
+        (done.moved.len(), done.stopped[0].as_str()),
+        (names.len() - moved, "off"),
+        "{done:?}"
     );
     let said = lab.p2pvm("c", &["drain"]).unwrap();
     assert!(said.ends_with("no VM runs here any more"), "{said}");

@@ -3,6 +3,8 @@
 mod common;
 
 use common::{image, lab, network, public_sites};
+use p2pvm_api::{Explained, VmView};
+use p2pvm_lab::chain;
 use std::{
     process::{Command, Stdio},
     time::Duration,
@@ -15,7 +17,7 @@ fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
         lab.configure(host, "cpus = 1\nupnp = false\n").unwrap();
     }
     network(&lab, &["a", "b", "c"]);
-    let made = lab
+    let made: VmView = lab
         .json(
             "b",
             &[
@@ -30,7 +32,7 @@ fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
             ],
         )
         .unwrap();
-    let address = made["address"].as_str().unwrap();
+    let address = made.address.as_str();
     lab.wait_for_guest("a", address, Duration::from_secs(90))
         .unwrap();
     let mut hog = Command::new("/bin/sh");
@@ -44,19 +46,16 @@ fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
         Duration::from_secs(90),
         Duration::from_millis(500),
         || {
-            let vm = lab.json("a", &["vm", "show", "web"])?;
-            Ok((vm["host"] != "b" && vm["state"] == "running").then_some(()))
+            let vm = lab.vm("a", "web")?;
+            Ok((vm.host != "b" && vm.state == "running").then_some(()))
         },
     );
     hog.kill().unwrap();
     hog.wait().unwrap();
-    moved.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+    moved.unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     lab.wait_for_guest("a", address, Duration::from_secs(15))
         .unwrap();
-    let why = lab.json("a", &["explain", "web"]).unwrap();
-    assert!(
-        why.as_array().unwrap().iter().any(|e| e["host"] == "b"),
-        "{why}"
-    );
+    let why: Vec<Explained> = lab.json("a", &["explain", "web"]).unwrap();
+    assert!(why.iter().any(|e| e.host == "b"), "{why:?}");
     lab.down().unwrap();
 }

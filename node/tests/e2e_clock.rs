@@ -5,7 +5,7 @@
 mod common;
 
 use common::{dig, lab, network, public_sites};
-use p2pvm_lab::lab::Lab;
+use p2pvm_lab::{chain, lab::Lab};
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
@@ -59,9 +59,7 @@ fn warnings(lab: &Lab, host: &str) -> usize {
 }
 
 fn address(lab: &Lab, host: &str) -> Option<String> {
-    lab.json(host, &["status"]).ok()?["address"]
-        .as_str()
-        .map(str::to_owned)
+    lab.status(host).ok()?.address
 }
 
 /// Packets both ways by address, and names both ways.
@@ -89,7 +87,7 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs()));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs()));
     }
     let found = |from: &str, server: &str, name: &str, wanted: &str| {
         lab.wait(
@@ -104,7 +102,7 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
                 .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs()));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs()));
     };
     found("a", other, "wrong.lab.p2p", own);
     found("wrong", own, "a.lab.p2p", other);

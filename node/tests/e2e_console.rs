@@ -3,8 +3,12 @@
 mod common;
 
 use common::{lab, network, public_sites, refused};
-use p2pvm_lab::lab::{Lab, LabError};
-use serde_json::Value;
+use p2pvm_api::{DoctorPage, VmView};
+use p2pvm_host::Level;
+use p2pvm_lab::{
+    chain,
+    lab::{Lab, LabError},
+};
 use std::{
     fs,
     os::unix::net::UnixDatagram,
@@ -123,7 +127,7 @@ fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itsel
             .then_some(()))
     })
     .unwrap();
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     lab.wait("b to be back", LIMIT, Duration::from_millis(300), || {
         Ok(lab
             .p2pvm("a", &["top", "--once"])?
@@ -146,7 +150,7 @@ fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itsel
     );
     lab.kill_daemon("a").unwrap();
     screen.wait_for(&["health   down", "p2pvm up --detach"]);
-    lab.json("a", &["up", "--detach"]).unwrap();
+    lab.start("a").unwrap();
     screen.wait_for(&["health   ok", "b "]);
     screen.type_keys(&["l"]);
     screen.wait_for(&["Log of the daemon", "INFO"]);
@@ -208,50 +212,32 @@ fn a_console_shows_its_new_networks_invite_and_moves_to_another_network_by_a_typ
     lab.down().unwrap();
 }
 
-fn checks(page: &Value) -> Vec<(String, String)> {
-    let text = |c: &Value, field: &str| c[field].as_str().unwrap_or_default().to_owned();
-    page["checks"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| (text(c, "check"), text(c, "level")))
-        .collect()
-}
-
 #[test]
 fn the_doctor_looks_with_and_without_a_daemon_and_fails_where_something_needed_is_missing() {
     let lab = lab("doctor", &public_sites(&["a"], 5.0));
     let examine = |code: i32| {
         let (got, out, said) = lab.try_p2pvm("a", &["--json", "doctor"]).unwrap();
         assert_eq!(got, code, "{out} {said}");
-        serde_json::from_str::<Value>(&out).unwrap()
+        serde_json::from_str::<DoctorPage>(&out).unwrap()
     };
     let before = examine(0);
-    let level = |page: &Value, name: &str| {
-        checks(page)
-            .into_iter()
-            .find(|(check, _)| check == name)
-            .unwrap()
-            .1
+    let level = |page: &DoctorPage, name: &str| {
+        let mut checks = page.checks.iter();
+        let found = checks.find(|check| check.check == name);
+        found.map(|check| check.level)
     };
     assert_eq!(
-        (
-            level(&before, "tun").as_str(),
-            level(&before, "qemu").as_str()
-        ),
-        ("ok", "ok"),
-        "{before}"
+        (level(&before, "tun"), level(&before, "qemu")),
+        (Some(Level::Ok), Some(Level::Ok)),
+        "{before:?}"
     );
-    assert_eq!(level(&before, "daemon"), "warning");
+    assert_eq!(level(&before, "daemon"), Some(Level::Warning));
     lab.found("a", "lab").unwrap();
     let running = examine(0);
     assert_eq!(
-        (
-            level(&running, "daemon").as_str(),
-            level(&running, "udp").as_str()
-        ),
-        ("ok", "ok"),
-        "{running}"
+        (level(&running, "daemon"), level(&running, "udp")),
+        (Some(Level::Ok), Some(Level::Ok)),
+        "{running:?}"
     );
     let text = lab.p2pvm("a", &["doctor"]).unwrap();
     assert!(
@@ -262,8 +248,8 @@ fn the_doctor_looks_with_and_without_a_daemon_and_fails_where_something_needed_i
     lab.p2pvm("a", &["down"]).unwrap();
     lab.configure("a", "no_such_setting = 1\n").unwrap();
     let broken = examine(1);
-    assert_eq!(level(&broken, "settings"), "failed");
-    assert_eq!(broken["ok"], Value::Bool(false));
+    assert_eq!(level(&broken, "settings"), Some(Level::Failed));
+    assert!(!broken.ok);
     lab.down().unwrap();
 }
 
@@ -400,10 +386,7 @@ fn the_service_manager_hears_of_readiness_of_life_only_while_the_daemon_lives_an
     let mut daemon = lab.testbed().spawn("a", &mut command).unwrap();
     let first = hear(&ear, LIMIT, |said| said.contains("READY=1")).expect("READY=1");
     assert!(first.contains("STATUS=a in lab"), "{first}");
-    assert!(
-        lab.json("a", &["status"]).is_ok(),
-        "ready means that the API answers"
-    );
+    assert!(lab.status("a").is_ok(), "ready means that the API answers");
     hear(&ear, LIMIT, |said| {
         said.contains("WATCHDOG=1") && !said.contains("READY")
     })
@@ -482,10 +465,10 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
             let (code, out, _) = lab.try_p2pvm("b", &["--json", "status"])?;
             Ok((code == 0 && out.contains("\"connected\": 1")).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 40)))
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 40)))
     };
     up();
-    let made = lab.json(
+    let made: Result<VmView, _> = lab.json(
         "b",
         &[
             "vm",
@@ -500,10 +483,10 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
             "--start",
         ],
     );
-    let made = made.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    let address = made["address"].as_str().unwrap().to_owned();
+    let made = made.unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    let address = made.address;
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     let qemu = || {
         let mut pids: Vec<String> = Vec::new();
         for entry in walk(&lab.dir("b").unwrap().join("vms")) {
@@ -529,16 +512,13 @@ fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon()
     let answers = lab.wait_for_guest("a", &address, Duration::from_secs(10));
     answers.unwrap_or_else(|e| {
         panic!(
-            "the guest under the new daemon: {e:#}\n{}",
+            "the guest under the new daemon: {}\n{}",
+            chain(&e),
             lab.log_tail("b", 60)
         )
     });
-    let vm = lab.json("b", &["vm", "show", "web"]).unwrap();
-    assert_eq!(
-        (vm["state"].as_str(), vm["epoch"].as_u64()),
-        (Some("running"), Some(1)),
-        "{vm}"
-    );
+    let vm = lab.vm("b", "web").unwrap();
+    assert_eq!((vm.state.as_str(), vm.epoch), ("running", 1), "{vm:?}");
     assert_eq!(qemu(), before, "the same process runs on");
     nix_kill(daemon.id(), "TERM");
     daemon.wait().unwrap();

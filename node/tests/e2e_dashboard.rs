@@ -4,8 +4,8 @@
 mod common;
 
 use common::{SETTINGS, image, lab, network, public_sites};
-use p2pvm_lab::lab::Lab;
-use serde_json::Value;
+use p2pvm_api::{DashboardView, View, VmView};
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
     io::{Read, Write},
@@ -37,15 +37,15 @@ struct Door {
 
 impl Door {
     fn open(lab: &Lab, host: &str) -> Self {
-        let on = lab.json(host, &["dashboard", "--enable"]).unwrap();
-        assert_eq!(on["on"], true, "{on}");
-        let url = on["url"].as_str().unwrap();
+        let on: DashboardView = lab.json(host, &["dashboard", "--enable"]).unwrap();
+        assert!(on.on, "{on:?}");
+        let url = on.url.unwrap();
         let (at, token) = url
             .strip_prefix("http://")
             .unwrap()
             .split_once("/#token=")
             .unwrap();
-        assert_eq!(token, on["token"]);
+        assert_eq!(token, on.token);
         let door = Self {
             at: at.parse().unwrap(),
             token: token.to_owned(),
@@ -92,7 +92,7 @@ impl Door {
         )
     }
 
-    fn view(&self, lab: &Lab, from: &str) -> Value {
+    fn view(&self, lab: &Lab, from: &str) -> View {
         let answer = self.ask_with_token(lab, from, "GET /api/view", "");
         assert_eq!(answer.status, 200, "{answer:?}");
         serde_json::from_str(&answer.body).unwrap()
@@ -132,17 +132,9 @@ fn request(lab: &Lab, from: &str, to: SocketAddr, head: &str, body: &str) -> Opt
 fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_is_on_its_list() {
     let lab = lab("dashboard", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    let address: IpAddr = lab.json("a", &["status"]).unwrap()["address"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    let off = lab.json("a", &["dashboard"]).unwrap();
-    assert_eq!(
-        (off["on"].as_bool(), off["url"].as_str()),
-        (Some(false), None),
-        "{off}"
-    );
+    let address: IpAddr = common::address(&lab, "a").parse().unwrap();
+    let off: DashboardView = lab.json("a", &["dashboard"]).unwrap();
+    assert!(!off.on && off.url.is_none(), "{off:?}");
     let closed = Door {
         at: (address, PORT).into(),
         token: String::new(),
@@ -184,13 +176,10 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
     }
     let view = door.view(&lab, "b");
     assert_eq!(
-        (
-            view["status"]["name"].as_str(),
-            view["status"]["network"].as_str()
-        ),
-        (Some("a"), Some("lab"))
+        (view.status.name.as_str(), view.status.network.as_str()),
+        ("a", "lab")
     );
-    assert!(view["health"]["word"].is_string(), "{view}");
+    assert!(!view.health.word.is_empty(), "{view:?}");
     // Members tell of themselves once the ring stands.
     lab.wait(
         "both members on the map",
@@ -198,9 +187,8 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
         Duration::from_millis(500),
         || {
             let view = door.view(&lab, "b");
-            Ok((view["members"].as_array().map(Vec::len) == Some(2)
-                && view["peers"][0]["name"] == "b")
-                .then_some(()))
+            let is_seen = view.peers.iter().any(|peer| peer.name == "b");
+            Ok((is_seen && view.members.len() == 2).then_some(()))
         },
     )
     .unwrap();
@@ -241,11 +229,7 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
         "",
     );
     assert_eq!(ours.status, 200, "{ours:?}");
-    let v6: IpAddr = lab.json("a", &["status"]).unwrap()["address_v6"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let v6: IpAddr = lab.status("a").unwrap().address_v6.parse().unwrap();
     let by_v6 = Door {
         at: (v6, PORT).into(),
         token: door.token.clone(),
@@ -257,7 +241,7 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
         || Ok(by_v6.knock(&lab, "b").then_some(())),
     )
     .unwrap();
-    assert_eq!(by_v6.view(&lab, "b")["status"]["name"], "a");
+    assert_eq!(by_v6.view(&lab, "b").status.name, "a");
     let ours = by_v6.ask(
         &lab,
         "b",
@@ -311,7 +295,7 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
         refused.status >= 400 && refused.body.contains("length limit"),
         "{refused:?}"
     );
-    lab.json("a", &["status"]).expect("the daemon goes on");
+    lab.status("a").expect("the daemon goes on");
 
     // This machine alone, by its own port.
     let mut local = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
@@ -347,7 +331,7 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
 
     // It is on after a restart, with the same token; a new one ends the old; off is off.
     lab.p2pvm("a", &["down"]).unwrap();
-    lab.json("a", &["up", "--detach"]).unwrap();
+    lab.start("a").unwrap();
     lab.wait(
         "the dashboard after a restart",
         LIMIT,
@@ -416,7 +400,7 @@ fn answers_outsiders(lab: &Lab, door: &Door) -> bool {
 }
 
 fn create(lab: &Lab, host: &str, from: &str) -> String {
-    let made = lab
+    let made: VmView = lab
         .json(
             host,
             &[
@@ -430,10 +414,10 @@ fn create(lab: &Lab, host: &str, from: &str) -> String {
                 "--start",
             ],
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
-    let address = made["address"].as_str().unwrap().to_owned();
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
+    let address = made.address;
     lab.wait_for_guest(from, &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
     address
 }
 
@@ -536,8 +520,8 @@ fn a_guests_console_echoes_over_a_websocket_and_the_page_moves_its_vm_from_any_m
         LIMIT,
         Duration::from_millis(500),
         || {
-            let view = door.view(&lab, "b");
-            Ok((view["vms"][0]["name"] == "web" && view["vms"][0]["host"] == "c").then_some(()))
+            let is_there = |vm: &VmView| vm.name == "web" && vm.host == "c";
+            Ok(door.view(&lab, "b").vms.iter().any(is_there).then_some(()))
         },
     )
     .unwrap();
@@ -696,13 +680,13 @@ fn a_person_with_a_browser_sees_the_network_moves_a_vm_by_dragging_it_and_types_
         Duration::from_secs(90),
         Duration::from_millis(500),
         || {
-            let vm = lab.json("paris", &["vm", "show", "web"])?;
-            Ok((vm["host"] != "lyon" && vm["state"] == "running").then_some(()))
+            let vm = lab.vm("paris", "web")?;
+            Ok((vm.host != "lyon" && vm.state == "running").then_some(()))
         },
     );
     hog.kill().unwrap();
     hog.wait().unwrap();
-    shed.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("lyon", 60)));
+    shed.unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("lyon", 60)));
 
     let pictures = browse(&lab, &door, "madrid", "browser.mjs");
     assert!(pictures >= 6, "{pictures}");
@@ -757,11 +741,11 @@ fn a_person_with_a_browser_gives_up_a_move_and_takes_a_vm_back_to_a_snapshot_on_
     }
     create(&lab, "paris", "paris");
     browse(&lab, &door, "paris", "rescue.mjs");
-    let restored = lab.json("london", &["vm", "show", "web"]).unwrap();
+    let restored = lab.vm("london", "web").unwrap();
     assert_eq!(
-        (restored["host"].as_str(), restored["state"].as_str()),
-        (Some("london"), Some("running")),
-        "{restored}"
+        (restored.host.as_str(), restored.state.as_str()),
+        ("london", "running"),
+        "{restored:?}"
     );
     lab.down().unwrap();
 }

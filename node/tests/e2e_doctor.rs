@@ -4,8 +4,8 @@
 mod common;
 
 use common::{SETTINGS, lab, public_sites, refused};
-use p2pvm_lab::lab::Lab;
-use serde_json::Value;
+use p2pvm_api::{Joined, Status};
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
@@ -47,24 +47,14 @@ fn spends_nothing(lab: &Lab, host: &str, text: &str, lacks: &[&str]) {
     assert_eq!(left, ["node.toml"], "{text} left something");
 }
 
-fn health(lab: &Lab, host: &str) -> (String, Value) {
-    let status = lab.json(host, &["status"]).unwrap();
-    (
-        status["health"]["word"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned(),
-        status,
-    )
+fn health(lab: &Lab, host: &str) -> (String, Status) {
+    let status = lab.status(host).unwrap();
+    (status.health.word.clone(), status)
 }
 
 fn is_shown(lab: &Lab, by: &str, name: &str) -> bool {
-    let peers = lab.json(by, &["peers"]).unwrap();
-    peers
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|peer| peer["name"] == name)
+    let peers = lab.peers(by).unwrap();
+    peers.iter().any(|peer| peer.name == name)
 }
 
 #[test]
@@ -129,8 +119,7 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
         ],
     );
     drop(held);
-    let subnet = founded["subnet"].as_str().unwrap();
-    let inside = subnet.replace(".0.0/16", ".7.1/24");
+    let inside = founded.subnet.replace(".0.0/16", ".7.1/24");
     lab.testbed()
         .run(
             "b",
@@ -151,13 +140,14 @@ fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_us
 
     // After all that the invite's only use is still there.
     let joined = lab.join("b", &invite).unwrap();
-    assert_eq!(joined["name"], "b");
+    assert_eq!(joined.status.name, "b");
     let said = refused(&lab, "b", &["join", &invite, "--name", "vault"], 5);
     assert!(
         said.contains("called b") && said.contains("keeps that name"),
         "{said}"
     );
-    lab.json("b", &["join", &invite, "--name", "b"]).unwrap();
+    let again = lab.json::<Joined>("b", &["join", &invite, "--name", "b"]);
+    assert_eq!(again.unwrap().status.member, joined.status.member);
 
     let many = lab.invite("a", 5).unwrap();
     let (code, said) = shell(
@@ -222,10 +212,7 @@ fn health_doctor_and_commands_say_what_is_so() {
             "{target}"
         );
     }
-    let v6 = lab.json("b", &["status"]).unwrap()["address_v6"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let v6 = lab.status("b").unwrap().address_v6;
     assert!(
         !lab.ping("a", &v6, 1, "100ms").unwrap().rtts_ms.is_empty(),
         "{v6}"
@@ -237,7 +224,13 @@ fn health_doctor_and_commands_say_what_is_so() {
             Duration::from_millis(500),
             || Ok((health(&lab, host).0 == word).then_some(())),
         )
-        .unwrap_or_else(|e| panic!("{e}: {}\n{}", health(&lab, host).1, lab.log_tail(host, 20)));
+        .unwrap_or_else(|e| {
+            panic!(
+                "{e}: {:?}\n{}",
+                health(&lab, host).1,
+                lab.log_tail(host, 20)
+            )
+        });
     };
     settled("b", "ok", 60);
 
@@ -270,13 +263,8 @@ fn health_doctor_and_commands_say_what_is_so() {
     );
     let (word, status) = health(&lab, "b");
     assert!(
-        word == "degraded"
-            && status["findings"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|found| found["area"] == "path"),
-        "{status}"
+        word == "degraded" && status.findings.iter().any(|found| found.area == "path"),
+        "{status:?}"
     );
     let screen = lab.p2pvm("b", &["top", "--once"]).unwrap();
     assert!(screen.contains("degraded"), "{screen}");
@@ -482,7 +470,7 @@ fn beside_a_daemon_that_hangs_every_command_says_so_within_seconds_and_force_end
     );
     lab.p2pvm("b", &["up", "--detach"]).unwrap();
     assert_eq!(
-        lab.json("b", &["vm", "show", "web"]).unwrap()["state"],
+        lab.vm("b", "web").unwrap().state,
         "running",
         "it has gone on"
     );
@@ -500,7 +488,7 @@ fn beside_a_daemon_that_hangs_every_command_says_so_within_seconds_and_force_end
         Duration::from_millis(200),
         || Ok((left_on(&lab, "b") == "[]").then_some(())),
     )
-    .unwrap_or_else(|e| panic!("{e:#}: {}", left_on(&lab, "b")));
+    .unwrap_or_else(|e| panic!("{}: {}", chain(&e), left_on(&lab, "b")));
     assert!(
         !lab.dir("b").unwrap().join("certificate").exists()
             && !lab.dir("b").unwrap().join("vms").exists()

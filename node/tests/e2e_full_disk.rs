@@ -4,8 +4,8 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused, small::Small};
-use p2pvm_lab::lab::Lab;
-use serde_json::Value;
+use p2pvm_api::VmView;
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
     io::{Read, Write},
@@ -76,26 +76,31 @@ fn create(lab: &Lab, host: &str, vm: &str) -> String {
         "2G",
         "--start",
     ];
-    let made = lab
+    let made: VmView = lab
         .json(host, &words)
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
-    let address = made["address"].as_str().unwrap().to_owned();
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
+    let address = made.address;
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
     address
 }
 
-fn until_full(lab: &Lab, host: &str, vm: &str) -> Value {
+fn is_still(vm: &VmView) -> bool {
+    let still = vm.still.as_ref();
+    still.is_some_and(|still| still.why == "host disk full")
+}
+
+fn until_full(lab: &Lab, host: &str, vm: &str) -> VmView {
     lab.wait(
         "the disk to be full",
         Duration::from_secs(60),
         Duration::from_millis(300),
         || {
-            let shown = lab.json(host, &["vm", "show", vm])?;
-            Ok((shown["still"]["why"] == "host disk full").then_some(shown))
+            let shown = lab.vm(host, vm)?;
+            Ok(is_still(&shown).then_some(shown))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)))
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)))
 }
 
 /// What nothing more fits beside.
@@ -122,10 +127,13 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     .unwrap();
     writes(&lab, "b", "fat", 300, 120);
     let shown = until_full(&lab, "b", "fat");
-    assert_eq!(shown["state"], "paused");
+    assert_eq!(shown.state, "paused");
     assert!(
-        shown["still"]["needed_bytes"].as_u64() > shown["still"]["free_bytes"].as_u64(),
-        "{shown}"
+        shown
+            .still
+            .as_ref()
+            .is_some_and(|still| still.needed_bytes > still.free_bytes),
+        "{shown:?}"
     );
 
     // Everybody says so, also from elsewhere.
@@ -147,15 +155,13 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
             Duration::from_secs(10),
             Duration::from_millis(300),
             || {
-                let status = lab.json("b", &["status"])?;
-                Ok(status["health"]["why"]
-                    .as_str()
-                    .is_some_and(|why| why.contains("host disk full"))
-                    .then_some(status))
+                let status = lab.status("b")?;
+                let is_told = status.health.why.contains("host disk full");
+                Ok(is_told.then_some(status))
             },
         )
         .unwrap();
-    assert_eq!(status["health"]["word"], "degraded");
+    assert_eq!(status.health.word, "degraded");
     let (_, doctor, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
     assert!(
         doctor.contains("host disk full")
@@ -173,23 +179,22 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
 
     // The daemon starts on the full disk, and votes.
     lab.kill_daemon("b").unwrap();
-    lab.json("b", &["up", "--detach"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+    lab.start("b")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     // It asks the guest, which it has taken up again, why it stands still.
-    let still = |shown: &Value| shown["still"]["why"] == "host disk full";
     lab.wait(
         "the reason again",
         Duration::from_secs(10),
         Duration::from_millis(200),
         || {
             Ok(lab
-                .json("b", &["vm", "show", "fat"])
-                .map(|shown| still(&shown))?
+                .vm("b", "fat")
+                .map(|shown| is_still(&shown))?
                 .then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    let voters = lab
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    let voters: VmView = lab
         .json(
             "a",
             &[
@@ -203,14 +208,7 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
             ],
         )
         .unwrap();
-    assert!(
-        voters["voters"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|voter| voter == "b"),
-        "{voters}"
-    );
+    assert!(voters.voters.iter().any(|voter| voter == "b"), "{voters:?}");
     lab.p2pvm("a", &["vm", "delete", "thin"]).unwrap();
     assert!(
         !lab.log_tail("b", 10_000).contains("panicked"),
@@ -221,20 +219,17 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     // With room it goes on by itself, and its write is whole.
     fs::remove_file(&filler).unwrap();
     console(&lab, "b", "fat", "", "wrote-300");
-    let shown = lab.json("b", &["vm", "show", "fat"]).unwrap();
-    assert_eq!(
-        (shown["state"].as_str(), shown["still"].is_null()),
-        (Some("running"), true)
-    );
+    let shown = lab.vm("b", "fat").unwrap();
+    assert_eq!((shown.state.as_str(), shown.still), ("running", None));
 
     // Moved away it goes on there.
     writes(&lab, "b", "fat", 500, 300);
     until_full(&lab, "b", "fat");
     fill(&filler);
     let moved = lab
-        .json("b", &["vm", "migrate", "fat", "--to", "c"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(moved["host"], "c");
+        .migrate("b", "fat", "c")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(moved.host, "c");
     console(&lab, "c", "fat", "", "wrote-500");
     lab.wait_for_guest("a", &address, Duration::from_secs(10))
         .unwrap();
@@ -247,17 +242,10 @@ fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
     until_full(&lab, "b", "fat");
     fill(&filler);
     lab.p2pvm("b", &["vm", "stop", "fat"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     lab.p2pvm("b", &["vm", "delete", "fat"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(
-        lab.json("a", &["vm", "list"])
-            .unwrap()
-            .as_array()
-            .unwrap()
-            .len(),
-        0
-    );
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(lab.vms("a").unwrap().len(), 0);
     for host in ["a", "b", "c"] {
         lab.p2pvm(host, &["down"]).unwrap();
     }

@@ -3,14 +3,15 @@
 
 mod common;
 
-use common::{lab, network, public_sites, refused};
+use common::{is_connected, lab, network, public_sites, refused};
+use p2pvm_api::{Failed, InviteAnswer, Joined, Kind, RevokeAnswer};
 use p2pvm_lab::lab::Lab;
 use std::time::Duration;
 
 /// A second network on the same testbed.
 fn other_network(lab: &Lab, host: &str) {
     lab.p2pvm(host, &["init", "--network", "other"]).unwrap();
-    lab.json(host, &["up", "--detach"]).unwrap();
+    lab.start(host).unwrap();
 }
 
 #[test]
@@ -59,10 +60,7 @@ fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason
 
     // The invite is a's, the member knocked at is of another network.
     other_network(&lab, "d");
-    let address = lab.json("d", &["status"]).unwrap()["listen"][0]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let address = lab.status("d").unwrap().listen.remove(0);
     lab.p2pvm("c", &["leave"]).unwrap();
     // It is counted already, but its new name is another member's.
     let said = refused(&lab, "c", &["join", &good, "--name", "a"], 5);
@@ -74,13 +72,13 @@ fn a_wrong_expired_used_up_tampered_or_foreign_invite_is_refused_with_its_reason
     let at_d = address.split('/').collect::<Vec<_>>();
     assert!(at_d.len() > 3, "{address}");
     // With a dead or foreign door first, the invite's own addresses still lead in.
-    let joined = lab
+    let joined: Joined = lab
         .json(
             "c",
             &["join", &format!("/ip4/{d}/tcp/4001"), "--invite", &fresh],
         )
         .unwrap();
-    assert_eq!(joined["network"], "lab");
+    assert_eq!(joined.status.network, "lab");
     lab.down().unwrap();
 }
 
@@ -96,15 +94,7 @@ fn a_revoked_member_is_cut_off_by_members_that_only_heard_of_it() {
         "b to cut c off",
         Duration::from_secs(10),
         Duration::from_millis(300),
-        || {
-            let peers = lab.json("b", &["peers"])?;
-            let connected = peers
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|p| p["name"] == "c" && p["connected"] == true);
-            Ok((!connected).then_some(()))
-        },
+        || Ok((!is_connected(&lab, "b", "c")?).then_some(())),
     )
     .unwrap();
     let (code, _, _) = lab.try_p2pvm("b", &["ping", "c", "--count", "1"]).unwrap();
@@ -116,15 +106,7 @@ fn a_revoked_member_is_cut_off_by_members_that_only_heard_of_it() {
         "a to cut c off",
         Duration::from_secs(10),
         Duration::from_millis(300),
-        || {
-            let peers = lab.json("a", &["peers"])?;
-            let connected = peers
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|p| p["name"] == "c" && p["connected"] == true);
-            Ok((!connected).then_some(()))
-        },
+        || Ok((!is_connected(&lab, "a", "c")?).then_some(())),
     )
     .unwrap();
     let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
@@ -138,29 +120,20 @@ fn a_delegate_admits_and_an_invite_can_be_cancelled() {
     lab.found("a", "lab").unwrap();
     let delegate = lab.p2pvm("a", &["invite", "--delegate"]).unwrap();
     lab.join("b", &delegate).unwrap();
-    let by_b = lab.json("b", &["invite", "--uses", "2"]).unwrap();
-    let text = by_b["invite"].as_str().unwrap();
+    let by_b: InviteAnswer = lab.json("b", &["invite", "--uses", "2"]).unwrap();
+    let text = &by_b.invite;
     lab.join("c", text).unwrap();
     let said = refused(&lab, "b", &["invite", "--delegate"], 5);
     assert!(said.contains("founder"), "{said}");
     let said = refused(&lab, "b", &["revoke", "a"], 5);
     assert!(said.contains("only the founder's word"), "{said}");
     let (code, out, _) = lab.try_p2pvm("b", &["--json", "revoke", "a"]).unwrap();
-    let error = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["error"];
-    assert_eq!(
-        (code, error["kind"].as_str()),
-        (5, Some("refused")),
-        "{out}"
-    );
+    let failed: Failed = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, failed.error.kind), (5, Kind::Refused), "{out}");
     let unmet = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    assert!(
-        lab.json("b", &["revoke", unmet]).unwrap()["note"]
-            .as_str()
-            .unwrap()
-            .contains("no effect")
-    );
-    lab.p2pvm("b", &["revoke", by_b["id"].as_str().unwrap()])
-        .unwrap();
+    let revoked: RevokeAnswer = lab.json("b", &["revoke", unmet]).unwrap();
+    assert!(revoked.note.unwrap().contains("no effect"));
+    lab.p2pvm("b", &["revoke", &by_b.id]).unwrap();
     let said = refused(&lab, "d", &["join", text], 5);
     assert!(said.contains("revoked"), "{said}");
     lab.down().unwrap();
@@ -194,8 +167,8 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
     lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
     assert!(refused(&lab, "a", &["init", "--network", "lab"], 5).contains("already"));
     assert!(refused(&lab, "a", &["status"], 1).contains("p2pvm up"));
-    lab.json("a", &["up", "--detach"]).unwrap();
-    lab.json("a", &["up", "--detach"]).unwrap();
+    lab.start("a").unwrap();
+    lab.start("a").unwrap();
     assert!(refused(&lab, "a", &["ping", "nobody"], 3).contains("p2pvm peers"));
     assert!(refused(&lab, "a", &["vm", "show", "ghost"], 3).contains("ghost"));
     assert!(

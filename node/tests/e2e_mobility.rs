@@ -4,21 +4,15 @@
 
 mod common;
 
-use common::{SETTINGS, lab, network};
-use p2pvm_lab::lab::Lab;
+use common::{SETTINGS, address, lab, network};
+use p2pvm_api::Traffic;
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-
-fn address(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["address"]
-        .as_str()
-        .expect("an address")
-        .to_owned()
-}
 
 /// A TCP connection over the overlay that says something every 20 ms and hears it back; the longest
 /// silence.
@@ -123,14 +117,9 @@ fn whole(lab: &Lab, hosts: &[&str], seconds: u64) {
             Duration::from_secs(seconds),
             Duration::from_millis(100),
             || {
-                let peers = lab.json(host, &["peers"])?;
-                let connected = |name: &&&str| {
-                    peers
-                        .as_array()
-                        .into_iter()
-                        .flatten()
-                        .any(|p| p["name"] == **name && p["connected"] == true)
-                };
+                let peers = lab.peers(host)?;
+                let connected =
+                    |name: &&&str| peers.iter().any(|p| p.name == **name && p.connected);
                 Ok((hosts
                     .iter()
                     .filter(|h| *h != host)
@@ -140,7 +129,7 @@ fn whole(lab: &Lab, hosts: &[&str], seconds: u64) {
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
     }
 }
 
@@ -267,8 +256,8 @@ fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through
         for host in left {
             let lab = &lab;
             scope.spawn(move || {
-                lab.json(host, &["up", "--detach"])
-                    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)))
+                lab.start(host)
+                    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)))
             });
         }
     });
@@ -337,16 +326,10 @@ fn a_relay_that_dies_is_replaced_under_a_tcp_stream_and_the_unwilling_are_not_as
             Ok((pinged.path == "relayed via near").then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("sym", 60)));
-    let peers = lab.json("sym", &["peers"]).unwrap();
-    let path = peers
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|p| p["name"] == "port")
-        .expect("a peer")["path"]
-        .clone();
-    assert_eq!(path, "relayed via near");
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("sym", 60)));
+    let peers = lab.peers("sym").unwrap();
+    let port = peers.iter().find(|p| p.name == "port").expect("a peer");
+    assert_eq!(port.path.as_deref(), Some("relayed via near"));
     let left = ["never", "far", "sym", "port"];
     let silences = through(
         &mut lab,
@@ -367,7 +350,7 @@ fn a_relay_that_dies_is_replaced_under_a_tcp_stream_and_the_unwilling_are_not_as
         lab.ping("sym", "port", 2, "200ms").unwrap().path,
         "relayed via far"
     );
-    let talked = lab.json("sym", &["traffic"]).unwrap();
-    assert_eq!(talked[0]["name"], "port", "{talked}");
+    let talked: Vec<Traffic> = lab.json("sym", &["traffic"]).unwrap();
+    assert_eq!(talked[0].name, "port", "{talked:?}");
     lab.down().unwrap();
 }

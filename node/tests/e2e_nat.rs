@@ -7,11 +7,12 @@ use common::{
     lab, network, refused,
     trouble::{forget, nft, stream},
 };
+use p2pvm_api::{InviteAnswer, Status};
 use p2pvm_lab::{
+    chain,
     figures::{Figure, Recorder},
     lab::Lab,
 };
-use serde_json::Value;
 use std::time::Duration;
 
 /// Three public hosts, which help each other's neighbours to find out, and the sites of the test.
@@ -30,24 +31,26 @@ fn join_all(lab: &Lab, hosts: &[&str]) {
     let invite = lab.invite("p1", 20).unwrap();
     for host in ["p2", "p3"].iter().chain(hosts) {
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 40)));
     }
 }
 
-fn wait_for(lab: &Lab, host: &str, field: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+/// Waits until a host's status is as wanted.
+fn wait_for(lab: &Lab, host: &str, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
     lab.wait(
-        &format!("{field} of {host}"),
+        &format!("{what} of {host}"),
         Duration::from_secs(60),
         Duration::from_millis(500),
         || {
-            let status = lab.json(host, &["status"])?;
-            Ok(wanted(&status[field]).then(|| status[field].clone()))
+            let status = lab.status(host)?;
+            Ok(wanted(&status).then_some(status))
         },
     )
     .unwrap_or_else(|e| {
         panic!(
-            "{e:#}: {}\n{}",
-            lab.json(host, &["netcheck"]).unwrap_or_default(),
+            "{}: {:?}\n{}",
+            chain(&e),
+            lab.netcheck(host),
             lab.log_tail(host, 40)
         )
     })
@@ -79,22 +82,20 @@ fn a_daemon_tells_each_kind_of_nat_from_the_others() {
     let names: Vec<&str> = kinds.iter().map(|(name, ..)| *name).collect();
     join_all(&lab, &names);
     for (name, _, wanted) in kinds {
-        wait_for(&lab, name, "nat", |nat| {
-            nat == wanted || (name == "full" && nat == "full cone")
+        wait_for(&lab, name, "nat", |status| {
+            status.nat == wanted || (name == "full" && status.nat == "full cone")
         });
     }
-    assert_eq!(lab.json("p2", &["status"]).unwrap()["nat"], "none");
-    let page = lab.json("full", &["netcheck"]).unwrap();
-    assert_eq!(page["mapping"], "endpoint-independent", "{page}");
+    assert_eq!(lab.status("p2").unwrap().nat, "none");
+    let page = lab.netcheck("full").unwrap();
+    let mapping = page.mapping.as_deref();
+    assert_eq!(mapping, Some("endpoint-independent"), "{page:?}");
     assert!(
         ["endpoint-independent", "address-dependent at most"]
-            .contains(&page["filtering"].as_str().unwrap()),
-        "{page}"
+            .contains(&page.filtering.as_deref().unwrap()),
+        "{page:?}"
     );
-    assert!(
-        page["members"].as_array().unwrap().len() >= 3 && page["upnp"] == false,
-        "{page}"
-    );
+    assert!(page.members.len() >= 3 && !page.upnp, "{page:?}");
     lab.down().unwrap();
 }
 
@@ -108,21 +109,18 @@ fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
     lab.configure("home", "cpus = 1\nupnp = true\nautonomic = false\n")
         .unwrap();
     join_all(&lab, &["home", "strict"]);
-    let mapped = wait_for(&lab, "home", "mapped", Value::is_string);
+    let mapped = wait_for(&lab, "home", "mapped", |status| status.mapped.is_some());
     let public = lab
         .testbed()
         .plan()
         .public_address(lab.testbed().host("home").unwrap());
-    assert_eq!(mapped.as_str().unwrap(), format!("{public}:4002"));
-    let page = lab.json("home", &["netcheck"]).unwrap();
+    assert_eq!(mapped.mapped.unwrap(), format!("{public}:4002"));
+    let page = lab.netcheck("home").unwrap();
     assert!(
-        page["mapped"].as_str().unwrap().ends_with("by PCP"),
-        "{page}"
+        page.mapped.as_ref().unwrap().ends_with("by PCP"),
+        "{page:?}"
     );
-    assert!(
-        page["pcp"] == true && page["nat_pmp"] == true && page["upnp"] == true,
-        "{page}"
-    );
+    assert!(page.pcp && page.nat_pmp && page.upnp, "{page:?}");
     lab.wait(
         "a direct path between two symmetric NATs",
         Duration::from_secs(20),
@@ -167,12 +165,8 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
         .plan()
         .public_address(lab.testbed().host("told").unwrap());
     lab.found("told", "lone").unwrap();
-    assert!(
-        lab.json("told", &["invite"]).unwrap()["note"]
-            .as_str()
-            .unwrap()
-            .contains("reachable_at")
-    );
+    let invite: InviteAnswer = lab.json("told", &["invite"]).unwrap();
+    assert!(invite.note.unwrap().contains("reachable_at"));
     common::forward_ports(&lab, "told");
     lab.configure(
         "told",
@@ -183,13 +177,13 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
     lab.p2pvm("told", &["up", "--detach"]).unwrap();
     lab.found("asked", "other").unwrap();
     for (founder, guest) in [("told", "one"), ("asked", "two")] {
-        let invite = lab.json(founder, &["invite"]).unwrap();
+        let invite: InviteAnswer = lab.json(founder, &["invite"]).unwrap();
         assert!(
-            invite["note"].is_null(),
-            "{founder} knows that it can be reached: {invite}"
+            invite.note.is_none(),
+            "{founder} knows that it can be reached: {invite:?}"
         );
-        lab.join(guest, invite["invite"].as_str().unwrap())
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(founder, 40)));
+        lab.join(guest, &invite.invite)
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(founder, 40)));
         lab.wait(
             "a direct path between two homes",
             Duration::from_secs(30),
@@ -202,7 +196,7 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(founder, 40)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(founder, 40)));
     }
     let rules = || {
         let listed = lab.testbed().inside_router("asked", || {
@@ -223,12 +217,10 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
 #[test]
 fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
     let lab = world("netcheck", "");
-    let page = lab.json("p1", &["netcheck"]).unwrap();
+    let page = lab.netcheck("p1").unwrap();
     assert!(
-        page["daemon"] == false
-            && page["ipv6"] == true
-            && page["addresses"].as_array().unwrap().len() == 2,
-        "{page}"
+        !page.daemon && page.ipv6 && page.addresses.len() == 2,
+        "{page:?}"
     );
     assert!(lab.p2pvm("p1", &["netcheck"]).unwrap().contains("p2pvm up"));
     lab.found("p1", "lab").unwrap();
@@ -237,7 +229,7 @@ fn netcheck_says_what_it_can_without_a_daemon_and_without_members() {
             .unwrap()
             .contains("p2pvm invite")
     );
-    assert_eq!(lab.json("p1", &["netcheck"]).unwrap()["daemon"], true);
+    assert!(lab.netcheck("p1").unwrap().daemon);
     refused(&lab, "p1", &["netcheck", "nonsense"], 2);
     lab.down().unwrap();
 }
@@ -289,7 +281,7 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(from, 40)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(from, 40)));
     }
     let (natted, open) = (stream(&lab, "home", "office"), stream(&lab, "home", "open"));
     std::thread::sleep(Duration::from_secs(3));
@@ -320,7 +312,7 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
         "{pauses:?}\n{}",
         logs()
     );
-    wait_for(&lab, "home", "nat", |nat| nat == "UDP blocked");
+    wait_for(&lab, "home", "nat", |status| status.nat == "UDP blocked");
     for to in ["office", "open"] {
         let path = lab.ping("home", to, 2, "100ms").unwrap().path;
         assert!(path.contains("stream"), "{path}\n{}", logs());

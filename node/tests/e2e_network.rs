@@ -3,6 +3,7 @@
 mod common;
 
 use common::{dig, lab, network, public_sites};
+use p2pvm_lab::chain;
 use std::{
     io::Read,
     process::{Command, Stdio},
@@ -13,12 +14,7 @@ use std::{
 fn members_get_addresses_talk_over_them_and_are_found_by_name() {
     let lab = lab("names", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
-    let address = |host: &str| {
-        lab.json(host, &["status"]).unwrap()["address"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let address = |host: &str| common::address(&lab, host);
     let (a, b, c) = (address("a"), address("b"), address("c"));
     assert!(a != b && b != c && a != c);
     lab.testbed()
@@ -27,10 +23,7 @@ fn members_get_addresses_talk_over_them_and_are_found_by_name() {
     lab.testbed()
         .run("b", &["ping", "-n", "-c", "3", "-W", "3", &c])
         .unwrap();
-    let v6 = lab.json("b", &["status"]).unwrap()["address_v6"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let v6 = lab.status("b").unwrap().address_v6;
     lab.testbed()
         .run("a", &["ping", "-n", "-c", "3", "-W", "3", &v6])
         .unwrap();
@@ -46,29 +39,21 @@ fn members_get_addresses_talk_over_them_and_are_found_by_name() {
 fn a_killed_daemon_comes_back_with_its_address_though_its_bootstrap_is_gone() {
     let lab = lab("restart", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
-    let before = lab.json("c", &["status"]).unwrap();
+    let before = lab.status("c").unwrap();
     lab.wait(
         "c to know b",
         Duration::from_secs(10),
         Duration::from_millis(200),
-        || {
-            let peers = lab.json("c", &["peers"])?;
-            Ok(peers
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|p| p["name"] == "b" && p["connected"] == true)
-                .then_some(()))
-        },
+        || Ok(common::is_connected(&lab, "c", "b")?.then_some(())),
     )
     .unwrap();
     // The cache of peers is written within the second.
     std::thread::sleep(Duration::from_secs(1));
     lab.kill_daemon("c").unwrap();
     lab.testbed().kill("a").unwrap();
-    let after = lab.json("c", &["up", "--detach"]).unwrap();
-    assert_eq!(before["address"], after["address"]);
-    assert_eq!(before["member"], after["member"]);
+    let after = lab.start("c").unwrap();
+    assert_eq!(before.address, after.address);
+    assert_eq!(before.member, after.member);
     assert!(!lab.ping("c", "b", 3, "200ms").unwrap().rtts_ms.is_empty());
     lab.down().unwrap();
 }
@@ -164,7 +149,7 @@ fn each_kind_of_pair_finds_the_path_that_its_nats_allow() {
                 Ok(pinged.path.starts_with(wanted).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(from, 40)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(from, 40)));
     };
     path("pub1", "pub2", "direct");
     path("pub2", "cone", "direct");
@@ -180,12 +165,7 @@ fn each_kind_of_pair_finds_the_path_that_its_nats_allow() {
             .rtts_ms
             .is_empty()
     );
-    let nat = |host: &str| {
-        lab.json(host, &["status"]).unwrap()["nat"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let nat = |host: &str| lab.status(host).unwrap().nat;
     assert_eq!(nat("pub1"), "none");
     assert!(nat("sym").contains("symmetric"), "{}", nat("sym"));
     lab.down().unwrap();

@@ -6,7 +6,9 @@ mod hosts;
 
 use common::{lab, network, public_sites, refused};
 use hosts::Stage;
+use p2pvm_api::Cluster;
 use p2pvm_lab::{
+    chain,
     hosts::{Behind, Flow, SlowDisk, probe},
     lab::Lab,
 };
@@ -341,7 +343,7 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
                 while began.elapsed() < Duration::from_secs(28) {
                     for word in ["offer", "withdraw"] {
                         lab.p2pvm("c", &["route", word, "192.168.77.0/24"])
-                            .unwrap_or_else(|e| panic!("{e:#}"));
+                            .unwrap_or_else(|e| panic!("{}", chain(&e)));
                         changes += 1;
                     }
                 }
@@ -350,9 +352,9 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
             let mut answers = Vec::new();
             while began.elapsed() < Duration::from_secs(28) {
                 let asked = Instant::now();
-                lab.json("c", &["status"]).unwrap();
+                lab.status("c").unwrap();
                 // What another member asks c for over the control plane.
-                lab.json("a", &["peers", "--all"]).unwrap();
+                lab.json::<Cluster>("a", &["peers", "--all"]).unwrap();
                 answers.push(asked.elapsed().as_secs_f64());
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -401,8 +403,8 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
             name,
             &format!("seed=3\n[default]\nrtt_ms=6\nmbit=500\n{sites}"),
         );
-        let fail = |e: &dyn std::fmt::Display, host: &str| -> ! {
-            panic!("{name}: {e:#}\n{}", lab.log_tail(host, 40))
+        let fail = |e: &dyn std::error::Error, host: &str| -> ! {
+            panic!("{name}: {}\n{}", chain(e), lab.log_tail(host, 40))
         };
         network(&lab, &["a", "b", "c"]);
         let lan = Behind::lan(&lab, "b", "lan0", "192.168.77", false).unwrap();
@@ -419,16 +421,14 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
                 },
             )
             .unwrap_or_else(|e| fail(&e, from));
-            let status = lab.json(to, &["status"]).unwrap();
-            for key in ["address", "address6"] {
-                if let Some(address) = status[key].as_str() {
-                    lab.testbed()
-                        .run(
-                            from,
-                            &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", address],
-                        )
-                        .unwrap_or_else(|e| fail(&e, from));
-                }
+            let status = lab.status(to).unwrap();
+            for address in [&status.address.expect("an address"), &status.address_v6] {
+                lab.testbed()
+                    .run(
+                        from,
+                        &["ping", "-n", "-c", "2", "-i", "0.2", "-W", "3", address],
+                    )
+                    .unwrap_or_else(|e| fail(&e, from));
             }
         }
         lab.p2pvm("a", &["route", "accept"]).unwrap();
@@ -442,8 +442,7 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
         let said = refused(&lab, "b", &["route", "offer", "fd77::/64"], 2);
         assert!(said.contains("only IPv4 subnets"), "{said}");
         lab.p2pvm("b", &["down"]).unwrap();
-        lab.json("b", &["up", "--detach"])
-            .unwrap_or_else(|e| fail(&e, "b"));
+        lab.start("b").unwrap_or_else(|e| fail(&e, "b"));
         lab.wait("b to be back", BACK, Duration::from_millis(300), || {
             Ok(lab.ping("a", "b", 1, "100ms").is_ok().then_some(()))
         })
@@ -525,10 +524,7 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups unshare -Urnm sleep 600'
     let invite = lab.invite("a", 1).unwrap();
     let (joined, said) = p2pvm(&["join", &invite, "--name", "rootless"]);
     assert!(joined, "{said}");
-    let a = lab.json("a", &["status"]).unwrap()["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let a = common::address(&lab, "a");
     lab.wait("a to answer", BACK, Duration::from_millis(200), || {
         Ok(inside(&["ping", "-c", "1", "-W", "1", &a]).0.then_some(()))
     })

@@ -2,8 +2,12 @@
 
 mod common;
 
-use common::{Lan, SETTINGS, image, lab, network, public_sites, refused};
-use p2pvm_lab::lab::Lab;
+use common::{Lan, SETTINGS, address, image, lab, network, public_sites, refused};
+use p2pvm_api::{AclAnswer, AclShow, AclVerdict, VmView};
+use p2pvm_lab::{
+    chain,
+    lab::{Lab, LabError},
+};
 use std::{
     fs,
     io::{Read, Write},
@@ -15,32 +19,28 @@ use std::{
 /// A packet that is dropped is missed by then; one that is delivered takes some milliseconds here.
 const SILENCE: Duration = Duration::from_millis(1200);
 
-fn address(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["address"]
-        .as_str()
-        .unwrap()
-        .to_owned()
-}
-
 fn write_policy(lab: &Lab, host: &str, text: &str) -> PathBuf {
     let file = lab.dir(host).unwrap().join("policy.toml");
     fs::write(&file, text).unwrap();
     file
 }
 
+fn shown(lab: &Lab, host: &str) -> Result<AclShow, LabError> {
+    lab.json(host, &["acl", "show"])
+}
+
 /// Puts a policy in force and waits until every host has it.
 fn set_policy(lab: &Lab, by: &str, hosts: &[&str], text: &str) {
     let file = write_policy(lab, by, text);
-    let version = lab
+    let set: AclAnswer = lab
         .json(by, &["acl", "set", file.to_str().unwrap()])
-        .unwrap()["version"]
-        .as_u64();
+        .unwrap();
     for host in hosts {
         lab.wait(
             &format!("{host} to have the policy"),
             Duration::from_secs(10),
             Duration::from_millis(50),
-            || Ok((lab.json(host, &["acl", "show"])?["version"].as_u64() == version).then_some(())),
+            || Ok((shown(lab, host)?.version == Some(set.version)).then_some(())),
         )
         .unwrap();
     }
@@ -82,7 +82,7 @@ fn pings(lab: &Lab, from: &str, to: &str) -> bool {
         .success()
 }
 
-fn check(lab: &Lab, asked: &str, from: &str, to: &str, traffic: &str) -> serde_json::Value {
+fn check(lab: &Lab, asked: &str, from: &str, to: &str, traffic: &str) -> AclVerdict {
     lab.json(asked, &["acl", "check", from, to, traffic])
         .unwrap()
 }
@@ -97,18 +97,14 @@ fn grouped(lab: &Lab, members: &[(&str, &[&str])]) {
             .for_each(|group| words.extend(["--group", group]));
         let invite = lab.p2pvm(members[0].0, &words).unwrap();
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 40)));
     }
     for (host, _) in members {
         lab.wait(
             &format!("{host} to be connected"),
             Duration::from_secs(20),
             Duration::from_millis(100),
-            || {
-                Ok((lab.json(host, &["status"])?["connected"].as_u64()
-                    == Some(members.len() as u64 - 1))
-                .then_some(()))
-            },
+            || Ok((lab.status(host)?.connected == members.len() - 1).then_some(())),
         )
         .unwrap();
     }
@@ -148,11 +144,7 @@ fn rules_hold_where_packets_arrive_and_acl_check_says_what_happens() {
         connects(&lab, "a", &ip("b"), 3333),
         "without a policy everything is allowed"
     );
-    assert!(
-        check(&lab, "c", "a", "b", "tcp/3333")["allowed"]
-            .as_bool()
-            .unwrap()
-    );
+    assert!(check(&lab, "c", "a", "b", "tcp/3333").allowed);
 
     set_policy(&lab, "a", &hosts, RULES);
     let mut allowed = 0;
@@ -162,33 +154,20 @@ fn rules_hold_where_packets_arrive_and_acl_check_says_what_happens() {
                 // Asked of a third party: every member knows the rules and the groups.
                 let said = check(&lab, "c", from, to, &format!("tcp/{port}"));
                 assert_eq!(
-                    said["allowed"].as_bool().unwrap(),
+                    said.allowed,
                     connects(&lab, from, &ip(to), port),
-                    "{said}"
+                    "{said:?}"
                 );
-                allowed += usize::from(said["allowed"].as_bool().unwrap());
+                allowed += usize::from(said.allowed);
             }
             let said = check(&lab, "b", from, to, "icmp");
-            assert_eq!(
-                said["allowed"].as_bool().unwrap(),
-                pings(&lab, from, &ip(to)),
-                "{said}"
-            );
+            assert_eq!(said.allowed, pings(&lab, from, &ip(to)), "{said:?}");
         }
     }
     assert_eq!(allowed, 1, "ops to servers on tcp/2222 and nothing else");
     let said = check(&lab, "a", "c", "b", "tcp/2222");
-    assert_eq!(
-        (said["rule"].as_u64(), said["line"].as_u64()),
-        (Some(1), Some(4)),
-        "{said}"
-    );
-    assert!(
-        lab.json("b", &["acl", "show"]).unwrap()["denied_here"]
-            .as_u64()
-            .unwrap()
-            > 0
-    );
+    assert_eq!((said.rule, said.line), (Some(1), Some(4)), "{said:?}");
+    assert!(shown(&lab, "b").unwrap().denied_here > 0);
 
     // A datagram's answer comes back; the same datagram unasked does not arrive.
     let bind = |host: &str, port| {
@@ -219,7 +198,7 @@ fn rules_hold_where_packets_arrive_and_acl_check_says_what_happens() {
 
     // The rules hold from the first packet after a restart, whoever is reachable.
     lab.kill_daemon("b").unwrap();
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     lab.wait(
         "ops to reach the server again",
         Duration::from_secs(20),
@@ -263,13 +242,11 @@ fn a_lan_is_reached_through_the_member_that_offers_it_for_as_long_as_it_may_and_
     network(&lab, &["a", "b", "c"]);
     let _lan = Lan::new(&lab, "b");
     let used = |host: &str| {
-        let listed = lab.json(host, &["route", "list"]).unwrap();
+        let listed = lab.routes(host).unwrap();
         listed
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|r| r["subnet"] == "192.168.77.0/24")
-            .map(|r| (r["used"].as_bool().unwrap(), r["note"].to_string()))
+            .into_iter()
+            .find(|route| route.subnet == "192.168.77.0/24")
+            .map(|route| (route.used, route.note))
     };
     let until = |what: &str, done: &dyn Fn() -> bool| {
         lab.wait(
@@ -280,7 +257,8 @@ fn a_lan_is_reached_through_the_member_that_offers_it_for_as_long_as_it_may_and_
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e:#}: {:?} {:?} {:?}\n{}",
+                "{}: {:?} {:?} {:?}\n{}",
+                chain(&e),
                 used("a"),
                 used("b"),
                 used("c"),
@@ -304,10 +282,7 @@ fn a_lan_is_reached_through_the_member_that_offers_it_for_as_long_as_it_may_and_
     let before = forwards();
 
     assert!(refused(&lab, "a", &["route", "offer", "192.168.77.0/24"], 5).contains("no route"));
-    let own = lab.json("b", &["status"]).unwrap()["subnet"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let own = lab.status("b").unwrap().subnet;
     assert!(refused(&lab, "b", &["route", "offer", &own], 5).contains("network's own subnet"));
     lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"])
         .unwrap();
@@ -351,26 +326,18 @@ fn a_lan_is_reached_through_the_member_that_offers_it_for_as_long_as_it_may_and_
     until("the offer to be used", &|| {
         used("a").is_some_and(|(used, _)| used)
     });
-    assert!(
-        check(&lab, "c", "a", "192.168.77.9", "icmp")["allowed"]
-            .as_bool()
-            .unwrap()
-    );
+    assert!(check(&lab, "c", "a", "192.168.77.9", "icmp").allowed);
     until("a to reach the LAN by rule", &|| {
         pings(&lab, "a", "192.168.77.9")
     });
-    assert!(
-        !check(&lab, "c", "a", "192.168.77.9", "tcp/22")["allowed"]
-            .as_bool()
-            .unwrap()
-    );
+    assert!(!check(&lab, "c", "a", "192.168.77.9", "tcp/22").allowed);
 
     // A killed daemon's guardian takes its forwarding away.
     lab.kill_daemon("b").unwrap();
     until("the forwarding to be undone", &|| {
         !table() && forwards() == before
     });
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     until("the offer to be back", &|| pings(&lab, "a", "192.168.77.9"));
     lab.p2pvm("b", &["route", "withdraw", "192.168.77.0/24"])
         .unwrap();
@@ -461,7 +428,7 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
                     .then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", current(), lab.log_tail("b", 20)));
+        .unwrap_or_else(|e| panic!("{}: {}\n{}", chain(&e), current(), lab.log_tail("b", 20)));
     };
     with_etc("up --detach");
     is_edited();
@@ -487,10 +454,10 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
             .map(str::to_owned)
             .collect::<Vec<_>>()
     };
-    let status = lab.json("a", &["status"]).unwrap();
+    let status = lab.status("a").unwrap();
     let (v4, v6) = (
-        status["address"].as_str().unwrap(),
-        status["address_v6"].as_str().unwrap(),
+        status.address.as_deref().unwrap(),
+        status.address_v6.as_str(),
     );
     let found = getent("ahostsv4", "a.lab.p2p");
     assert_eq!(
@@ -571,7 +538,7 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
 fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
     let lab = lab("guest", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
-    let made = lab
+    let made: VmView = lab
         .json(
             "b",
             &[
@@ -585,13 +552,10 @@ fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
                 "--start",
             ],
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    let (v4, v6) = (
-        made["address"].as_str().unwrap().to_owned(),
-        made["address_v6"].as_str().unwrap().to_owned(),
-    );
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    let (v4, v6) = (made.address, made.address_v6);
     lab.wait_for_guest("a", &v4, Duration::from_secs(120))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     lab.wait(
         "the guest to answer over IPv6",
         Duration::from_secs(20),
@@ -599,13 +563,7 @@ fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
         || Ok(pings(&lab, "a", &v6).then_some(())),
     )
     .unwrap();
-    assert!(pings(
-        &lab,
-        "c",
-        lab.json("a", &["status"]).unwrap()["address_v6"]
-            .as_str()
-            .unwrap()
-    ));
+    assert!(pings(&lab, "c", &lab.status("a").unwrap().address_v6));
     for ip in [&v4, &v6] {
         assert_eq!(
             reverse(&lab, "a", ip).as_deref(),
@@ -638,20 +596,15 @@ fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
     for (from, allowed) in [("a", true), ("b", false), ("c", false)] {
         let said = check(&lab, "c", from, "vm:web", "tcp/7000");
         assert_eq!(
-            (said["allowed"].as_bool().unwrap(), reaches(from)),
+            (said.allowed, reaches(from)),
             (allowed, allowed),
-            "{from}: {said}"
+            "{from}: {said:?}"
         );
     }
-    assert!(
-        !pings(&lab, "a", &v6)
-            && !check(&lab, "a", "a", &v6, "icmp")["allowed"]
-                .as_bool()
-                .unwrap()
-    );
+    assert!(!pings(&lab, "a", &v6) && !check(&lab, "a", "a", &v6, "icmp").allowed);
     // The rules are the VM's, wherever it runs.
-    lab.json("a", &["vm", "migrate", "web", "--to", "c"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+    lab.migrate("a", "web", "c")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     lab.wait(
         "a to be let in at the new host",
         Duration::from_secs(15),

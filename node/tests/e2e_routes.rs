@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Lan, SETTINGS, lab, network, public_sites, refused, run};
-use p2pvm_lab::lab::Lab;
+use common::{Lan, SETTINGS, lab, network, public_sites, refused, run, until};
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
     time::{Duration, Instant},
@@ -13,26 +13,6 @@ use std::{
 
 /// What somebody removed, or another member offers, is there within this.
 const SOON: Duration = Duration::from_secs(20);
-
-fn until(lab: &Lab, what: &str, limit: Duration, done: &dyn Fn() -> bool) {
-    let hosts: Vec<String> = lab
-        .testbed()
-        .plan()
-        .hosts
-        .iter()
-        .map(|host| host.name.clone())
-        .collect();
-    lab.wait(what, limit, Duration::from_millis(100), || {
-        Ok(done().then_some(()))
-    })
-    .unwrap_or_else(|e| {
-        let logs: String = hosts
-            .iter()
-            .map(|host| format!("--- {host}\n{}\n", lab.log_tail(host, 12)))
-            .collect();
-        panic!("{e:#}\n{logs}")
-    });
-}
 
 fn pings(lab: &Lab, from: &str, to: &str) -> bool {
     lab.testbed()
@@ -44,17 +24,9 @@ fn pings(lab: &Lab, from: &str, to: &str) -> bool {
 
 /// What a host makes of the offer of `subnet` by `by`.
 fn route(lab: &Lab, host: &str, subnet: &str, by: &str) -> Option<(bool, String)> {
-    let listed = lab.json(host, &["route", "list"]).unwrap();
-    let found = listed
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|r| r["subnet"] == subnet && r["by"] == by)?
-        .clone();
-    Some((
-        found["used"].as_bool().unwrap(),
-        found["note"].as_str().unwrap().to_owned(),
-    ))
+    let mut listed = lab.routes(host).unwrap().into_iter();
+    let found = listed.find(|route| route.subnet == subnet && route.by == by)?;
+    Some((found.used, found.note))
 }
 
 /// All that could be left behind on a host.
@@ -95,7 +67,7 @@ fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
         lab.p2pvm("b", &["route", "offer", &subnet]).unwrap();
         for host in hosts.iter().filter(|host| **host != "b") {
             lab.p2pvm(host, &["route", "accept"]).unwrap();
-            until(&lab, "the offer to be used", SOON, &|| {
+            until(&lab, "the offer to be used", SOON, || {
                 route(&lab, host, &subnet, "b").is_some_and(|(used, _)| used)
             });
             let way = run(&lab, host, &format!("ip route get {address}"));
@@ -110,7 +82,7 @@ fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
         let began = Instant::now();
         let pinged = lab
             .ping("a", "b", 5, "1s")
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("a", 30)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("a", 30)));
         assert!(pinged.rtts_ms.len() >= 4, "{pinged:?}");
         assert!(pinged.path.starts_with("direct"), "{pinged:?}");
         let stormed = packets(&lab, "a") - before;
@@ -120,14 +92,14 @@ fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
             began.elapsed()
         );
         lab.p2pvm("a", &["down"]).unwrap();
-        lab.json("a", &["up", "--detach"]).unwrap();
-        until(&lab, "a new daemon to reach it", SOON, &|| {
+        lab.start("a").unwrap();
+        until(&lab, "a new daemon to reach it", SOON, || {
             lab.ping("a", "b", 1, "1s")
                 .is_ok_and(|p| p.path.starts_with("direct"))
         });
         lab.p2pvm("b", &["route", "withdraw", &subnet]).unwrap();
         for host in hosts.iter().filter(|host| **host != "b") {
-            until(&lab, "the withdrawal to be heard", SOON, &|| {
+            until(&lab, "the withdrawal to be heard", SOON, || {
                 route(&lab, host, &subnet, "b").is_none()
             });
             assert!(!run(&lab, host, &format!("ip route get {address}")).contains("p2pvm0"));
@@ -149,7 +121,7 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
     network(&lab, &["a", "b"]);
     lab.p2pvm("b", &["down"]).unwrap();
     let before = snapshot(&lab, "b");
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"])
         .unwrap();
     lab.p2pvm("b", &["route", "accept"]).unwrap();
@@ -162,7 +134,7 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
     lab.p2pvm("a", &["route", "offer", "192.168.99.0/24"])
         .unwrap();
     lab.p2pvm("a", &["route", "accept"]).unwrap();
-    until(&lab, "both to use the other's LAN", SOON, &|| {
+    until(&lab, "both to use the other's LAN", SOON, || {
         pings(&lab, "a", "192.168.77.9")
             && route(&lab, "b", "192.168.99.0/24", "a").is_some_and(|(used, _)| used)
     });
@@ -183,7 +155,7 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
     ] {
         run(&lab, "b", removal);
         let way = || run(&lab, "b", "ip route get 192.168.99.7").contains("p2pvm0");
-        until(&lab, removal, Duration::from_secs(10), &|| {
+        until(&lab, removal, Duration::from_secs(10), || {
             way() && pings(&lab, "a", "192.168.77.9")
         });
     }
@@ -209,8 +181,8 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
         only(&before, &after),
         only(&after, &before)
     );
-    lab.json("b", &["up", "--detach"]).unwrap();
-    until(&lab, "the LAN to be reached again", SOON, &|| {
+    lab.start("b").unwrap();
+    until(&lab, "the LAN to be reached again", SOON, || {
         pings(&lab, "a", "192.168.77.9")
     });
     let pid = lab.kill_daemon("b").unwrap();
@@ -236,7 +208,7 @@ fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
             .flatten()
             .any(|entry| guards(&entry.file_name().to_string_lossy()))
     };
-    until(&lab, "the guardian to end", Duration::from_secs(5), &|| {
+    until(&lab, "the guardian to end", Duration::from_secs(5), || {
         !any()
     });
     lab.down().unwrap();
@@ -309,11 +281,8 @@ fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
             -P INPUT DROP; \
                     iptables-nft -A INPUT -i lo -j ACCEPT; iptables-nft -A INPUT -i eth0 -j ACCEPT",
     );
-    let address = lab.json("b", &["status"]).unwrap()["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    until(&lab, "b itself to be reached", SOON, &|| {
+    let address = common::address(&lab, "b");
+    until(&lab, "b itself to be reached", SOON, || {
         pings(&lab, "a", &address)
     });
     lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"])
@@ -323,7 +292,7 @@ fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
         &lab,
         "the LAN to be reached through Docker's chain",
         SOON,
-        &|| pings(&lab, "a", "192.168.77.9"),
+        || pings(&lab, "a", "192.168.77.9"),
     );
     // Somebody else's own table is left alone and named.
     run(
@@ -333,7 +302,7 @@ fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
             priority 0; policy drop; }'",
     );
     let note = || route(&lab, "b", "192.168.77.0/24", "b").unwrap().1;
-    until(&lab, "the chain to be named", SOON, &|| {
+    until(&lab, "the chain to be named", SOON, || {
         note().contains("chain through of table inet mine")
     });
     assert!(!pings(&lab, "a", "192.168.77.9"));
@@ -345,7 +314,7 @@ fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
             .expect("the command stands behind")
             .1,
     );
-    until(&lab, "the command to help", SOON, &|| {
+    until(&lab, "the command to help", SOON, || {
         pings(&lab, "a", "192.168.77.9")
     });
     lab.p2pvm("b", &["down"]).unwrap();
@@ -368,19 +337,19 @@ fn of_two_members_that_offer_a_lan_the_other_is_used_when_the_first_dies() {
     lab.p2pvm("c", &["route", "offer", "192.168.77.0/24"])
         .unwrap();
     let used = |by: &str| route(&lab, "a", "192.168.77.0/24", by).is_some_and(|(used, _)| used);
-    until(&lab, "the elder to be used", SOON, &|| {
+    until(&lab, "the elder to be used", SOON, || {
         used("b") && !used("c") && pings(&lab, "a", "192.168.77.9")
     });
     lab.kill_daemon("b").unwrap();
-    until(&lab, "the other to be used", SOON, &|| {
+    until(&lab, "the other to be used", SOON, || {
         used("c") && pings(&lab, "a", "192.168.77.9")
     });
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     until(
         &lab,
         "the elder to be used again",
         Duration::from_secs(40),
-        &|| used("b") && pings(&lab, "a", "192.168.77.9"),
+        || used("b") && pings(&lab, "a", "192.168.77.9"),
     );
 
     // A part of the LAN that comes up at home goes its own way; the rest stays.
@@ -391,7 +360,7 @@ fn of_two_members_that_offer_a_lan_the_other_is_used_when_the_first_dies() {
             set d0 up && ip link set d1 up",
     );
     let note = || route(&lab, "a", "192.168.77.0/24", "b").unwrap();
-    until(&lab, "the exception to be said", SOON, &|| {
+    until(&lab, "the exception to be said", SOON, || {
         note().0 && note().1.contains("except for 192.168.77.128/25")
     });
     assert!(
@@ -435,8 +404,8 @@ fn of_two_networks_that_accept_one_lan_the_one_whose_router_answers_leads_there(
         ];
         listed.iter().any(|list| list.contains(words))
     };
-    until(&lab, "the first to lead", SOON, &|| leads("p2pvm0"));
-    until(&lab, "both to say so", SOON, &|| {
+    until(&lab, "the first to lead", SOON, || leads("p2pvm0"));
+    until(&lab, "both to say so", SOON, || {
         lists("behind two0 accepts it too") && lists("behind p2pvm0 leads there")
     });
     let (_, page, _) = lab.try_p2pvm("m", &["doctor"]).unwrap();
@@ -446,25 +415,25 @@ fn of_two_networks_that_accept_one_lan_the_one_whose_router_answers_leads_there(
     );
 
     lab.kill_daemon("a").unwrap();
-    until(&lab, "the other to lead", SOON, &|| leads("two0"));
-    lab.json("a", &["up", "--detach"]).unwrap();
-    until(&lab, "the first's router to answer", SOON, &|| {
+    until(&lab, "the other to lead", SOON, || leads("two0"));
+    lab.start("a").unwrap();
+    until(&lab, "the first's router to answer", SOON, || {
         lists("as it did before")
     });
     assert!(leads("two0"), "what is used stays in use");
     lab.kill_daemon("b").unwrap();
-    until(&lab, "the first to lead again", SOON, &|| leads("p2pvm0"));
+    until(&lab, "the first to lead again", SOON, || leads("p2pvm0"));
 
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     lab.p2pvm("m", &["route", "accept", "--off", OFFERED])
         .unwrap();
     until(
         &lab,
         "the one that does not refuse it to lead",
         SOON,
-        &|| leads("two0"),
+        || leads("two0"),
     );
-    until(&lab, "nothing to be shared any more", SOON, &|| {
+    until(&lab, "nothing to be shared any more", SOON, || {
         !lists("accepts it too")
     });
     of_other(&["down"]);
@@ -521,7 +490,7 @@ fn a_machine_that_forwards_already_offers_with_read_only_settings() {
     lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"])
         .unwrap();
     lab.p2pvm("a", &["route", "accept"]).unwrap();
-    until(&lab, "a to reach the LAN", SOON, &|| {
+    until(&lab, "a to reach the LAN", SOON, || {
         pings(&lab, "a", "192.168.77.9")
     });
     lab.p2pvm("b", &["down"]).unwrap();
@@ -549,6 +518,6 @@ fn an_interface_of_somebody_elses_is_not_taken_and_a_bad_name_is_refused() {
             .contains("device '%d' cannot be an interface's name: it holds '%'")
     );
     lab.configure("a", SETTINGS).unwrap();
-    lab.json("a", &["up", "--detach"]).unwrap();
+    lab.start("a").unwrap();
     lab.down().unwrap();
 }

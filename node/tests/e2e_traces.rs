@@ -7,7 +7,8 @@ mod common;
 
 use collector::{Collector, Taken};
 use common::{SETTINGS, image, lab, network, public_sites};
-use p2pvm_lab::lab::Lab;
+use p2pvm_api::VmView;
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,
@@ -62,7 +63,8 @@ fn wait_for(
             .map(|t| (hex(&t.span.trace_id), t.span.name))
             .collect();
         panic!(
-            "{e:#}: {taken:?}\n{}\n{}",
+            "{}: {taken:?}\n{}\n{}",
+            chain(&e),
             lab.log_tail("a", 40),
             lab.log_tail("b", 40)
         )
@@ -117,7 +119,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     }
     let there = collector(&lab);
     network(&lab, &["a", "b", "c"]);
-    let made = lab
+    let made: VmView = lab
         .json(
             "a",
             &[
@@ -132,18 +134,14 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
             ],
         )
         .unwrap();
-    lab.wait_for_guest(
-        "b",
-        made["address"].as_str().unwrap(),
-        Duration::from_secs(90),
-    )
-    .unwrap();
+    lab.wait_for_guest("b", &made.address, Duration::from_secs(90))
+        .unwrap();
 
     // Asked of a third member, whose asking the trace begins with.
     let moved = lab
-        .json("c", &["vm", "migrate", "web", "--to", "b"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("a", 60)));
-    let trace = moved["trace"].as_str().expect("the trace's id").to_owned();
+        .migrate("c", "web", "b")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("a", 60)));
+    let trace = moved.trace.expect("the trace's id");
     let all = wait_for(
         &lab,
         &there,
@@ -252,8 +250,8 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     let noted = &all["migrate web"].attributes;
     for (key, value) in [
         ("p2pvm.vm.name", "web"),
-        ("p2pvm.vm.id", made["id"].as_str().unwrap()),
-        ("p2pvm.migration.id", moved["migration"].as_str().unwrap()),
+        ("p2pvm.vm.id", &made.id),
+        ("p2pvm.migration.id", &moved.migration),
         ("p2pvm.migration.from", "a"),
         ("p2pvm.migration.to", "b"),
         ("p2pvm.migration.cause", "request"),
@@ -261,9 +259,9 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
         ("p2pvm.migration.outcome", "moved"),
         (
             "p2pvm.migration.downtime_ms",
-            &moved["downtime_ms"].to_string(),
+            &moved.downtime_ms.to_string(),
         ),
-        ("p2pvm.migration.ram_bytes", &moved["ram_bytes"].to_string()),
+        ("p2pvm.migration.ram_bytes", &moved.ram_bytes.to_string()),
     ] {
         assert_eq!(
             noted.get(key).map(String::as_str),
@@ -287,13 +285,13 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     drop(there);
     let began = Instant::now();
     let back = lab
-        .json("b", &["vm", "migrate", "web", "--to", "a"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+        .migrate("b", "web", "a")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     println!(
         "moved back in {:.1} s without a collector",
         began.elapsed().as_secs_f64()
     );
-    assert_eq!(back["host"], "a");
+    assert_eq!(back.host, "a");
     lab.wait(
         "the failure to be said",
         Duration::from_secs(30),
@@ -309,8 +307,8 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     assert!(metric(&lab, "b", "p2pvm_trace_spans_waiting") >= 9.0);
     assert_eq!(metric(&lab, "b", "p2pvm_trace_spans_dropped_total"), 0.0);
     let there = collector(&lab);
-    let trace = back["trace"].as_str().unwrap();
-    let all = wait_for(&lab, &there, trace, &["migrate web", "receive web"]);
+    let trace = back.trace.unwrap();
+    let all = wait_for(&lab, &there, &trace, &["migrate web", "receive web"]);
     assert_eq!(
         all["receive web"].span.parent_span_id,
         all["migrate web"].span.span_id

@@ -4,8 +4,9 @@
 mod common;
 
 use common::{Lan, SETTINGS, image, lab, network, public_sites, refused, run};
-use p2pvm_lab::lab::Lab;
-use serde_json::Value;
+use p2pvm_api::{FindingView, ReachView, Status, VmView};
+use p2pvm_host::Level;
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
     io::Write,
@@ -18,20 +19,17 @@ use std::{
 const SOON: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(100);
 
-fn status(lab: &Lab, host: &str) -> Value {
-    lab.json(host, &["status"]).unwrap()
+fn status(lab: &Lab, host: &str) -> Status {
+    lab.status(host).unwrap()
 }
 
-fn word(status: &Value) -> &str {
-    status["health"]["word"].as_str().unwrap_or_default()
+fn word(status: &Status) -> &str {
+    &status.health.word
 }
 
-fn findings<'a>(status: &'a Value, area: &'a str) -> impl Iterator<Item = &'a Value> {
-    status["findings"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(move |finding| finding["area"] == area)
+fn findings<'a>(status: &'a Status, area: &'a str) -> impl Iterator<Item = &'a FindingView> {
+    let all = status.findings.iter();
+    all.filter(move |finding| finding.area == area)
 }
 
 /// Waits until the status is as wanted; how long that took.
@@ -40,14 +38,9 @@ fn until(
     host: &str,
     what: &str,
     limit: Duration,
-    is_so: impl Fn(&Value) -> bool,
+    is_so: impl Fn(&Status) -> bool,
 ) -> Duration {
-    let began = Instant::now();
-    lab.wait(what, limit, STEP, || {
-        Ok(is_so(&status(lab, host)).then_some(()))
-    })
-    .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", status(lab, host), lab.log_tail(host, 30)));
-    began.elapsed()
+    common::until(lab, what, limit, || is_so(&status(lab, host)))
 }
 
 #[test]
@@ -130,21 +123,16 @@ fn members_whose_control_port_alone_is_blocked_are_not_called_unreachable() {
             );
         }
     }
-    let why = |status: &Value| {
-        status["health"]["why"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
     until(
         &lab,
         "b",
         "the connection to end",
         Duration::from_secs(90),
-        |status| status["connected"] == 0,
+        |status| status.connected == 0,
     );
-    let truth = |status: &Value| {
-        why(status).contains("packets go to 1 of 1") && why(status).contains("port 4001")
+    let truth = |status: &Status| {
+        let why = &status.health.why;
+        why.contains("packets go to 1 of 1") && why.contains("port 4001")
     };
     until(&lab, "b", "true words", Duration::from_secs(3), truth);
     assert!(
@@ -205,13 +193,9 @@ fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_
         |status| word(status) == "ok",
     );
     run(&lab, "b", VPN);
-    let named = |status: &Value| {
+    let named = |status: &Status| {
         let mut found = findings(status, "control");
-        found.any(|finding| {
-            finding["found"]
-                .as_str()
-                .is_some_and(|found| found.contains("leave by vpn0, not by"))
-        })
+        found.any(|finding| finding.found.contains("leave by vpn0, not by"))
     };
     until(
         &lab,
@@ -221,9 +205,7 @@ fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_
         named,
     );
     let status = status(&lab, "b");
-    let advice = findings(&status, "control")
-        .find_map(|finding| finding["advice"].as_str())
-        .unwrap();
+    let advice = &findings(&status, "control").next().unwrap().advice;
     run(
         &lab,
         "b",
@@ -307,14 +289,14 @@ fn an_offer_whose_member_answers_again_is_shown_as_used_at_once() {
         .unwrap();
     lab.p2pvm("b", &["route", "accept"]).unwrap();
     let note = || {
-        let routes = lab.json("b", &["route", "list"]).unwrap();
-        routes[0]["note"].as_str().unwrap_or_default().to_owned()
+        let first = lab.routes("b").unwrap().into_iter().next();
+        first.map_or(String::new(), |route| route.note)
     };
     let shown = |what: &str, limit: u64, is_so: &dyn Fn(&str) -> bool| {
         lab.wait(what, Duration::from_secs(limit), STEP, || {
             Ok(is_so(&note()).then_some(()))
         })
-        .unwrap_or_else(|e| panic!("{e:#}: {}", note()));
+        .unwrap_or_else(|e| panic!("{}: {}", chain(&e), note()));
     };
     shown("the offer to be used", 20, &|note| note == "used");
     run(
@@ -362,7 +344,7 @@ fn type_into(lab: &Lab, host: &str, vm: &str, line: &str) {
 fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets() {
     let lab = lab("taps", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    let made = lab
+    let made: VmView = lab
         .json(
             "b",
             &[
@@ -377,36 +359,31 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
             ],
         )
         .unwrap();
-    let address = made["address"].as_str().unwrap().to_owned();
-    let reach = |host: &str| {
-        let listed = lab.json(host, &["vm", "list"]).unwrap();
-        listed
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|vm| vm["name"] == "web")
-            .map(|vm| vm["reach"].clone())
-            .unwrap_or_default()
+    let address = made.address;
+    let reach = |host: &str| -> ReachView {
+        let mut listed = lab.vms(host).unwrap().into_iter();
+        let web = listed.find(|vm| vm.name == "web");
+        web.and_then(|vm| vm.reach).unwrap_or_default()
     };
     // While it boots it has not answered, which is nobody's fault.
     let early = status(&lab, "b");
     assert!(
-        findings(&early, "guests").all(|finding| finding["level"] == "ok"),
-        "{early}"
+        findings(&early, "guests").all(|finding| finding.level == Level::Ok),
+        "{early:?}"
     );
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 40)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 40)));
     let answers = |limit| {
         lab.wait(
             "the guest to answer its host",
             Duration::from_secs(limit),
             STEP,
-            || Ok((reach("b")["state"] == "answers").then_some(())),
+            || Ok((reach("b").state == "answers").then_some(())),
         )
-        .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
+        .unwrap_or_else(|e| panic!("{}: {:?}\n{}", chain(&e), reach("b"), lab.log_tail("b", 40)));
     };
     answers(40);
-    assert_eq!(reach("a")["state"], "answers", "members tell each other");
+    assert_eq!(reach("a").state, "answers", "members tell each other");
     assert!(
         lab.p2pvm("b", &["vm", "show", "web"])
             .unwrap()
@@ -445,10 +422,10 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
                 Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{broken}: {e:#}\n{}", lab.log_tail("b", 30)));
+        .unwrap_or_else(|e| panic!("{broken}: {}\n{}", chain(&e), lab.log_tail("b", 30)));
         let took = lab
             .wait_for_guest("a", &address, Duration::from_secs(12))
-            .unwrap_or_else(|e| panic!("{broken}: {e:#}\n{}", lab.log_tail("b", 30)));
+            .unwrap_or_else(|e| panic!("{broken}: {}\n{}", chain(&e), lab.log_tail("b", 30)));
         println!("{broken}: the guest was reached again after {took:?}");
         answers(10);
     }
@@ -464,7 +441,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
     );
     run(&lab, "b", &guard);
     let told =
-        |status: &Value| findings(status, "guests").any(|finding| finding["level"] == "failed");
+        |status: &Status| findings(status, "guests").any(|found| found.level == Level::Failed);
     let came = until(&lab, "b", "the finding", Duration::from_secs(6), told);
     let (code, page, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
     assert!(
@@ -476,8 +453,8 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
     );
     assert_eq!(word(&status(&lab, "b")), "degraded");
     assert_eq!(
-        (reach("b")["state"].as_str(), reach("a")["state"].as_str()),
-        (Some("blocked"), Some("blocked"))
+        (reach("b").state.as_str(), reach("a").state.as_str()),
+        ("blocked", "blocked")
     );
     run(&lab, "b", "nft delete table netdev guard");
     let went = until(&lab, "b", "its end", Duration::from_secs(8), |status| {
@@ -496,10 +473,10 @@ fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets()
         "the guest to be called silent",
         Duration::from_secs(45),
         STEP,
-        || Ok((reach("b")["state"] == "silent").then_some(())),
+        || Ok((reach("b").state == "silent").then_some(())),
     )
-    .unwrap_or_else(|e| panic!("{e:#}: {}\n{}", reach("b"), lab.log_tail("b", 40)));
-    assert!(findings(&status(&lab, "b"), "guests").all(|finding| finding["level"] != "failed"));
+    .unwrap_or_else(|e| panic!("{}: {:?}\n{}", chain(&e), reach("b"), lab.log_tail("b", 40)));
+    assert!(findings(&status(&lab, "b"), "guests").all(|found| found.level != Level::Failed));
     lab.down().unwrap();
 }
 
@@ -531,7 +508,7 @@ fn both_networks_of_a_machine_say_that_one_holds_the_address_of_a_member_of_the_
     )
     .unwrap();
     lab.p2pvm("a", &["--dir", dir, "up", "--detach"]).unwrap();
-    let of = |words: &[&str]| -> Value { lab.json("a", words).unwrap() };
+    let of = |words: &[&str]| -> Status { lab.json("a", words).unwrap() };
     let told = |words: &[&str], parts: &[&str]| {
         lab.wait(
             &format!("{words:?} to tell"),
@@ -539,17 +516,15 @@ fn both_networks_of_a_machine_say_that_one_holds_the_address_of_a_member_of_the_
             Duration::from_millis(500),
             || {
                 let status = of(words);
-                let found = findings(&status, "networks").any(|finding| {
-                    parts
-                        .iter()
-                        .all(|part| finding["found"].as_str().unwrap_or_default().contains(part))
-                });
+                let found = findings(&status, "networks")
+                    .any(|finding| parts.iter().all(|part| finding.found.contains(part)));
                 Ok(found.then_some(()))
             },
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e:#}: {}\n{}\n{}",
+                "{}: {:?}\n{}\n{}",
+                chain(&e),
                 of(words),
                 lab.log_tail("a", 30),
                 lab.p2pvm("a", &["peers"]).unwrap()

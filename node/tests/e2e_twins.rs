@@ -4,7 +4,8 @@
 mod common;
 
 use common::{image, lab, network, public_sites};
-use p2pvm_lab::lab::Lab;
+use p2pvm_api::{RevokeAnswer, Status, VmView};
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     collections::BTreeSet,
     fs,
@@ -17,16 +18,11 @@ use std::{
 const SETTLED: Duration = Duration::from_secs(180);
 
 fn member(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["member"]
-        .as_str()
-        .unwrap()
-        .to_owned()
+    lab.status(host).unwrap().member
 }
 
 fn address(lab: &Lab, host: &str) -> Option<String> {
-    lab.json(host, &["status"]).ok()?["address"]
-        .as_str()
-        .map(str::to_owned)
+    lab.status(host).ok()?.address
 }
 
 fn logs(lab: &Lab) -> String {
@@ -74,8 +70,8 @@ fn clone_state(lab: &Lab, from: &str, to: &str, knows: &str) {
         from.display(),
         target.display()
     );
-    lab.json(to, &["up", "--detach"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(lab)));
+    lab.start(to)
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(lab)));
 }
 
 /// Waits until the host is another member than `before`, with an address.
@@ -86,26 +82,25 @@ fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
         Duration::from_secs(1),
         || {
             // Between the two its daemon does not answer.
-            let Ok(status) = lab.json(host, &["status"]) else {
+            let Ok(status) = lab.status(host) else {
                 return Ok(None);
             };
-            let (member, address) = (
-                status["member"].as_str().unwrap_or(before),
-                status["address"].as_str(),
-            );
+            let Status {
+                member, address, ..
+            } = status;
             Ok(address
                 .filter(|_| member != before)
-                .map(|address| (member.to_owned(), address.to_owned())))
+                .map(|address| (member, address)))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(lab)))
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(lab)))
 }
 
 #[test]
 fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_vms_are_branches() {
     let lab = lab("twins", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);
-    let made = lab
+    let made: VmView = lab
         .json(
             "b",
             &[
@@ -120,9 +115,9 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
             ],
         )
         .unwrap();
-    let guest = made["address"].as_str().unwrap().to_owned();
+    let guest = made.address;
     lab.wait_for_guest("a", &guest, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
     let (before, at) = (member(&lab, "b"), address(&lab, "b").unwrap());
 
     let began = Instant::now();
@@ -144,17 +139,12 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
         Duration::from_secs(60),
         Duration::from_secs(1),
         || {
-            let peers = lab.json("a", &["peers"])?;
-            let seen: BTreeSet<&str> = peers
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|p| p["member"].as_str())
-                .collect();
+            let peers = lab.peers("a")?;
+            let seen: BTreeSet<&str> = peers.iter().map(|p| p.member.as_str()).collect();
             Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
     for of in [&at, &its_address] {
         let split = Instant::now();
         lab.wait(
@@ -168,51 +158,36 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
                     .filter(|seen| seen.path.starts_with("direct")))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
         println!("{of}: direct after {} s", split.elapsed().as_secs());
     }
     // The VM runs once, where it was.
-    let at_c = lab.json("c", &["vm", "list"]).unwrap();
-    let states = |of: &serde_json::Value| {
-        of.as_array()
-            .unwrap()
-            .iter()
-            .map(|vm| format!("{} {}", vm["name"], vm["state"]))
-            .collect::<Vec<_>>()
-    };
+    let at_c = lab.vms("c").unwrap();
     assert!(
-        states(&at_c).contains(&"\"web-branch-e1\" \"branch\"".to_owned()),
-        "{at_c}"
+        at_c.iter()
+            .any(|vm| vm.name == "web-branch-e1" && vm.state == "branch"),
+        "{at_c:?}"
     );
     lab.wait_for_guest("a", &guest, Duration::from_secs(60))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
-    assert_eq!(lab.json("a", &["vm", "show", "web"]).unwrap()["host"], "b");
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
+    assert_eq!(lab.vm("a", "web").unwrap().host, "b");
 
     // With the member falls who grew out of a copy of its state.
-    let name = lab.json("c", &["status"]).unwrap()["name"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let said = lab.json("a", &["revoke", &before]).unwrap();
-    assert_eq!(said["with"], serde_json::json!([name]), "{said}");
+    let name = lab.status("c").unwrap().name;
+    let said: RevokeAnswer = lab.json("a", &["revoke", &before]).unwrap();
+    assert_eq!(said.with, [name]);
     lab.wait(
         "both to be out",
         Duration::from_secs(60),
         Duration::from_secs(1),
         || {
-            let peers = lab.json("a", &["peers"])?;
-            let seen = peers
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|p| [&*before, &*new].contains(&p["member"].as_str().unwrap_or_default()));
-            let ended = ["b", "c"]
-                .iter()
-                .all(|host| lab.json(host, &["status"]).is_err());
+            let peers = lab.peers("a")?;
+            let seen = peers.iter().any(|p| p.member == before || p.member == new);
+            let ended = ["b", "c"].iter().all(|host| lab.status(host).is_err());
             Ok((!seen && ended).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
     assert!(
         lab.log_tail("c", 20).contains("has been revoked"),
         "{}",
@@ -235,21 +210,16 @@ fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
         Duration::from_secs(60),
         Duration::from_secs(1),
         || {
-            let peers = lab.json("b", &["peers"])?;
-            let seen: BTreeSet<&str> = peers
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|p| p["member"].as_str())
-                .collect();
+            let peers = lab.peers("b")?;
+            let seen: BTreeSet<&str> = peers.iter().map(|p| p.member.as_str()).collect();
             Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", logs(&lab)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
     // A daemon that is killed and starts again, beside what it said before, stays who it is.
     for host in ["a", "c"] {
         lab.kill_daemon(host).unwrap();
-        lab.json(host, &["up", "--detach"]).unwrap();
+        lab.start(host).unwrap();
     }
     std::thread::sleep(Duration::from_secs(75));
     assert_eq!(

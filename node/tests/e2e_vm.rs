@@ -3,8 +3,8 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused, small::Small};
-use p2pvm_lab::{lab::Lab, sites::Properties};
-use serde_json::Value;
+use p2pvm_api::{DrainAnswer, SnapshotTaken, VmView};
+use p2pvm_lab::{chain, lab::Lab, sites::Properties};
 use std::{
     io::{Read, Write},
     process::{Command, Stdio},
@@ -16,22 +16,22 @@ fn create(lab: &Lab, host: &str) -> String {
 }
 
 fn create_from(lab: &Lab, host: &str, image: &str) -> String {
-    let made = lab
+    let made: VmView = lab
         .json(
             host,
             &[
                 "vm", "create", "web", "--image", image, "--memory", "128M", "--start",
             ],
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
-    let address = made["address"].as_str().unwrap().to_owned();
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
+    let address = made.address;
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
     address
 }
 
-fn show(lab: &Lab, host: &str) -> Value {
-    lab.json(host, &["vm", "show", "web"]).unwrap()
+fn show(lab: &Lab, host: &str) -> VmView {
+    lab.vm(host, "web").unwrap()
 }
 
 #[test]
@@ -44,9 +44,9 @@ fn a_vm_moves_live_while_a_client_counts_and_the_moved_one_is_found_by_name_ever
     std::thread::sleep(Duration::from_secs(1));
     // Asked of a member that does not have it: the request finds its way.
     let moved = lab
-        .json("a", &["vm", "migrate", "web", "--to", "c"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(moved["host"], "c");
+        .migrate("a", "web", "c")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(moved.host, "c");
     std::thread::sleep(Duration::from_secs(2));
     let seen = client.finish().unwrap();
     assert_eq!(
@@ -56,20 +56,17 @@ fn a_vm_moves_live_while_a_client_counts_and_the_moved_one_is_found_by_name_ever
     );
     assert!(seen.replies > 100, "{seen:?}");
     let vm = show(&lab, "b");
-    assert_eq!(
-        (vm["host"].as_str(), vm["epoch"].as_u64()),
-        (Some("c"), Some(2))
-    );
-    let listed = lab.json("a", &["vm", "list"]).unwrap();
-    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!((vm.host.as_str(), vm.epoch), ("c", 2));
+    let listed = lab.vms("a").unwrap();
+    assert_eq!(listed.len(), 1, "{listed:?}");
 
     // And away from a host that is drained.
-    let drained = lab.json("c", &["drain"]).unwrap();
-    assert_eq!(drained["moved"].as_array().unwrap().len(), 1);
-    assert_ne!(show(&lab, "a")["host"], "c");
+    let drained: DrainAnswer = lab.json("c", &["drain"]).unwrap();
+    assert_eq!(drained.moved.len(), 1);
+    assert_ne!(show(&lab, "a").host, "c");
     lab.wait_for_guest("a", &address, Duration::from_secs(10))
         .unwrap();
-    let holder = show(&lab, "a")["host"].as_str().unwrap().to_owned();
+    let holder = show(&lab, "a").host;
     lab.p2pvm(&holder, &["vm", "stop", "web"]).unwrap();
     lab.p2pvm("a", &["vm", "delete", "web"]).unwrap();
     refused(&lab, "a", &["vm", "show", "web"], 3);
@@ -91,19 +88,15 @@ fn a_killed_daemon_takes_its_running_guest_up_again() {
         .run("b", &["ip", "link", "del", taps.trim()])
         .unwrap();
     lab.wait_for_guest("a", &address, Duration::from_secs(15))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 30)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 30)));
     lab.kill_daemon("b").unwrap();
-    lab.json("b", &["up", "--detach"]).unwrap();
+    lab.start("b").unwrap();
     lab.wait_for_guest("a", &address, Duration::from_secs(20))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     let vm = show(&lab, "b");
     assert_eq!(
-        (
-            vm["state"].as_str(),
-            vm["host"].as_str(),
-            vm["epoch"].as_u64()
-        ),
-        (Some("running"), Some("b"), Some(1))
+        (vm.state.as_str(), vm.host.as_str(), vm.epoch),
+        ("running", "b", 1)
     );
     lab.down().unwrap();
 }
@@ -203,11 +196,9 @@ fn a_move_that_is_given_up_or_whose_target_dies_leaves_the_vm_where_it_was_and_i
         Duration::from_secs(15),
         Duration::from_millis(300),
         || {
-            let vm = lab.json("b", &["vm", "show", "web"])?;
-            Ok(
-                (vm["host"] == "b" && vm["state"] == "running" && vm["activity"].is_null())
-                    .then_some(()),
-            )
+            let vm = lab.vm("b", "web")?;
+            let is_at_rest = vm.state == "running" && vm.activity.is_none();
+            Ok((vm.host == "b" && is_at_rest).then_some(()))
         },
     )
     .unwrap();
@@ -220,9 +211,9 @@ fn a_move_that_is_given_up_or_whose_target_dies_leaves_the_vm_where_it_was_and_i
     assert!(said.contains("still runs on b"), "{said}");
 
     let moved = lab
-        .json("b", &["vm", "migrate", "web", "--to", "d"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(moved["host"], "d");
+        .migrate("b", "web", "d")
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(moved.host, "d");
     std::thread::sleep(Duration::from_secs(1));
     let seen = client.finish().unwrap();
     assert_eq!(
@@ -238,10 +229,10 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     let lab = lab("restore", &public_sites(&["a", "b", "c", "d"], 10.0));
     network(&lab, &["a", "b", "c", "d"]);
     let address = create(&lab, "b");
-    let snapshot = lab
+    let snapshot: SnapshotTaken = lab
         .json("b", &["vm", "snapshot", "web", "--name", "safe"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(snapshot["state"], "durable", "{snapshot}");
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(snapshot.state, "durable", "{snapshot:?}");
     assert!(
         refused(&lab, "c", &["vm", "restore", "web@safe"], 5).contains("web"),
         "a running VM is not restored over"
@@ -252,13 +243,12 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     std::thread::sleep(Duration::from_secs(1));
     let (code, _, said) = lab.try_p2pvm("c", &["vm", "restore", "web@safe"]).unwrap();
     assert!(code != 0 && said.contains("--force"), "{code} {said}");
-    let restored = lab
+    let restored: VmView = lab
         .json("c", &["vm", "restore", "web@safe", "--force"])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
-    assert_eq!(restored["address"].as_str(), Some(address.as_str()));
-    assert_eq!(restored["epoch"].as_u64(), Some(2));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("c", 60)));
+    assert_eq!((restored.address.as_str(), restored.epoch), (&*address, 2));
     lab.wait_for_guest("a", &address, Duration::from_secs(30))
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("c", 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("c", 60)));
 
     lab.testbed().rejoin("b").unwrap();
     let branch = lab
@@ -267,21 +257,16 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
             Duration::from_secs(60),
             Duration::from_millis(500),
             || {
-                let listed = lab.json("b", &["vm", "list"])?;
-                Ok(listed
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .find(|vm| vm["state"] == "branch")
-                    .cloned())
+                let listed = lab.vms("b")?;
+                Ok(listed.into_iter().find(|vm| vm.state == "branch"))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("b", 60)));
-    assert_eq!(branch["name"], "web-branch-e1");
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    assert_eq!(branch.name, "web-branch-e1");
     // The one that counts still answers, at the same address.
     lab.wait_for_guest("a", &address, Duration::from_secs(5))
         .unwrap();
-    assert_eq!(show(&lab, "a")["host"], "c");
+    assert_eq!(show(&lab, "a").host, "c");
     lab.down().unwrap();
 }
 
@@ -335,17 +320,7 @@ fn what_cannot_be_a_vms_disk_is_refused_with_the_reason_and_leaves_nothing() {
         5,
     );
     assert!(said.contains("--disk 49M"), "{said}");
-    assert_eq!(
-        (
-            images(),
-            lab.json("a", &["vm", "list"])
-                .unwrap()
-                .as_array()
-                .unwrap()
-                .len()
-        ),
-        (0, 0)
-    );
+    assert_eq!((images(), lab.vms("a").unwrap().len()), (0, 0));
     let _ = create(&lab, "a");
     // The name is taken now; what came for the VM that is not made is still the other's.
     refused(&lab, "a", &["vm", "create", "web", "--image", image()], 5);
@@ -365,7 +340,7 @@ fn what_cannot_be_a_vms_disk_is_refused_with_the_reason_and_leaves_nothing() {
         "refused late: {:?}",
         began.elapsed()
     );
-    assert_eq!(show(&lab, "b")["host"], "a");
+    assert_eq!(show(&lab, "b").host, "a");
     lab.p2pvm("a", &["vm", "delete", "web", "--force"]).unwrap();
     for host in ["a", "b"] {
         lab.p2pvm(host, &["down"]).unwrap();

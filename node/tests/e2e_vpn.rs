@@ -3,16 +3,12 @@
 
 mod common;
 
-use common::{lab, network, public_sites, run};
+use common::{address, lab, network, public_sites, run, until};
+use p2pvm_api::Status;
+use p2pvm_host::Level;
 use p2pvm_lab::lab::Lab;
-use serde_json::Value;
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, time::Duration};
 
-const STEP: Duration = Duration::from_millis(200);
 /// The keeper looks at its machine every 5 s, and at once when the kernel tells of a change.
 const SOON: Duration = Duration::from_secs(12);
 /// The addresses within the VPN.
@@ -71,35 +67,18 @@ fn switch(lab: &Lab, file: &str, to: &str) {
     run(lab, "b", &format!("wg-quick {to} {file} 2>&1"));
 }
 
-fn until(lab: &Lab, what: &str, limit: Duration, is_so: impl Fn() -> bool) -> Duration {
-    let began = Instant::now();
-    lab.wait(what, limit, STEP, || Ok(is_so().then_some(())))
-        .unwrap_or_else(|e| {
-            let rules = run(lab, "b", "ip rule; ip -s link; wg show all endpoints");
-            panic!("{e:#}: {}\n{rules}\n{}", status(lab), lab.log_tail("b", 30))
-        });
-    began.elapsed()
-}
-
-fn status(lab: &Lab) -> Value {
-    lab.json("b", &["status"]).unwrap()
+fn status(lab: &Lab) -> Status {
+    lab.status("b").unwrap()
 }
 
 fn is_ok(lab: &Lab) -> bool {
-    status(lab)["health"]["word"] == "ok"
+    status(lab).health.word == "ok"
 }
 
 fn pings(lab: &Lab, to: &str) -> bool {
     lab.testbed()
         .exec("b", &["ping", "-nqc", "1", "-W", "1", to])
         .is_ok_and(|out| out.status.success())
-}
-
-fn address(lab: &Lab, host: &str) -> String {
-    lab.json(host, &["status"]).unwrap()["address"]
-        .as_str()
-        .unwrap()
-        .to_owned()
 }
 
 /// Own rules that lead past a VPN, and all own ones, by the protocol number that p2pvm's carry.
@@ -213,12 +192,10 @@ fn a_vpn_is_passed_whatever_its_rules_are_like_or_said_to_be_in_the_way() {
     switch(&lab, &file, "up");
     until(&lab, "the VPN to be named", SOON, || {
         let status = status(&lab);
-        let mut findings = status["findings"].as_array().into_iter().flatten();
-        let is_named = |finding: &Value| {
-            let found = finding["found"].as_str().unwrap_or_default();
-            finding["level"] == "failed" && found.contains("takes p2pvm's own packets")
-        };
-        findings.any(is_named) && status["health"]["word"] != "ok"
+        let is_named = status.findings.iter().any(|finding| {
+            finding.level == Level::Failed && finding.found.contains("takes p2pvm's own packets")
+        });
+        is_named && status.health.word != "ok"
     });
     switch(&lab, &file, "down");
     until(&lab, "b to be well again", Duration::from_secs(40), || {
@@ -266,14 +243,9 @@ fn a_vpn_to_elsewhere_carries_the_network() {
         "a direct way through the VPN",
         Duration::from_secs(60),
         || {
-            let peers = lab.json("b", &["peers"]).unwrap();
-            peers.as_array().is_some_and(|all| {
-                all.iter().any(|peer| {
-                    peer["path"]
-                        .as_str()
-                        .is_some_and(|path| path.starts_with("direct"))
-                })
-            })
+            let peers = lab.peers("b").unwrap();
+            let mut paths = peers.iter().filter_map(|peer| peer.path.as_deref());
+            paths.any(|path| path.starts_with("direct"))
         },
     );
     (0..20).for_each(|_| assert!(pings(&lab, &a)));

@@ -6,7 +6,8 @@ mod iso_machine;
 
 use common::{lab, network, public_sites};
 use iso_machine::{Firmware, MEMBER, Machine, is_pinged, iso, plain_host, with_command_line};
-use p2pvm_lab::lab::Lab;
+use p2pvm_api::VmView;
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     collections::BTreeSet,
     fs,
@@ -27,13 +28,8 @@ fn drive(disk: &Path) -> Vec<String> {
 
 /// The names of all members that `a` sees.
 fn names(lab: &Lab) -> BTreeSet<String> {
-    let peers = lab.json("a", &["peers"]).unwrap_or_default();
-    peers
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|p| p["name"].as_str().map(str::to_owned))
-        .collect()
+    let peers = lab.peers("a").unwrap_or_default();
+    peers.into_iter().map(|peer| peer.name).collect()
 }
 
 #[test]
@@ -98,16 +94,14 @@ fn a_machine_installs_unattended_by_command_line_boots_from_its_disk_as_the_same
             Duration::from_secs(2),
             || {
                 let all = names(&lab);
-                Ok(all
-                    .iter()
-                    .find(|name| name.starts_with("attic-"))
-                    .filter(|_| all.contains("attic"))
-                    .cloned())
+                let new = all.iter().find(|name| name.starts_with("attic-"));
+                Ok(new.filter(|_| all.contains("attic")).cloned())
             },
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e:#}\n{:?}\n{}\n{}\n{}",
+                "{}\n{:?}\n{}\n{}\n{}",
+                chain(&e),
                 names(&lab),
                 lab.log_tail("a", 30),
                 elder.serial.all(),
@@ -154,13 +148,13 @@ fn joining(lab: &Lab, dir: &Path, iso: &Path, (name, at): (&str, &str), invite: 
 fn moved(lab: &Lab, to: &str) {
     let began = Instant::now();
     let done = lab
-        .json("a", &["vm", "migrate", "web", "--to", to])
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("a", 60)));
-    assert_eq!(done["host"], to, "{done}");
+        .migrate("a", "web", to)
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("a", 60)));
+    assert_eq!(done.host, to, "{done:?}");
     println!(
         "web: on {to} after {:.1} s, down {} ms",
         began.elapsed().as_secs_f64(),
-        done["downtime_ms"]
+        done.downtime_ms
     );
 }
 
@@ -198,7 +192,8 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     )
     .unwrap_or_else(|e| {
         panic!(
-            "{e:#}\n{:?}\n{}",
+            "{}\n{:?}\n{}",
+            chain(&e),
             lab.p2pvm("a", &["metrics", "--all"]),
             attic.serial.all()
         )
@@ -218,18 +213,15 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
         GUEST_MEMORY,
         "--start",
     ];
-    let made = lab
+    let made: VmView = lab
         .json("a", &words)
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", attic.serial.all()));
-    assert_eq!(
-        (made["host"].as_str(), made["state"].as_str()),
-        (Some("attic"), Some("running")),
-        "{made}"
-    );
-    assert_eq!(made["voters"].as_array().map(Vec::len), Some(3), "{made}");
-    let address = made["address"].as_str().unwrap().to_owned();
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), attic.serial.all()));
+    let found = [made.host.as_str(), &made.state];
+    assert_eq!(found, ["attic", "running"], "{made:?}");
+    assert_eq!(made.voters.len(), 3, "{made:?}");
+    let address = made.address;
     lab.wait_for_guest("a", &address, GUEST_LIMIT)
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", attic.serial.all()));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), attic.serial.all()));
     println!(
         "web: answers {} s after 'vm create' in an appliance",
         began.elapsed().as_secs()
@@ -256,7 +248,7 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     // guest hardly answers (docs/appliance.md).
     moved(&lab, "cellar");
     lab.wait_for_guest("a", &address, GUEST_LIMIT)
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", cellar.serial.all()));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), cellar.serial.all()));
     drop((attic, cellar));
     lab.down().unwrap();
 }

@@ -7,6 +7,7 @@ mod hosts;
 
 use hosts::Stage;
 use p2pvm_lab::{
+    chain,
     host_state::{Difference, HostState},
     hosts::{Booted, probe::within},
 };
@@ -221,7 +222,7 @@ impl Service {
             .lab
             .testbed()
             .run("b", &["sh", "-euc", words])
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", self.report()))
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), self.report()))
             .trim()
             .to_owned()
     }

@@ -9,6 +9,7 @@ use common::{
     trouble::{forget, judge, nft, nothing, play, router, stale, stream},
 };
 use p2pvm_lab::{
+    chain,
     hosts::{Flow, probe},
     lab::Lab,
     sites::Nat,
@@ -46,7 +47,7 @@ fn world_with(test: &str, homes: &str, settings: &str) -> Lab {
                 .then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("home", 40)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("home", 40)));
     lab
 }
 
@@ -298,12 +299,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
         }; \
                        add rule ip out o oifname eth0 ip protocol udp drop";
     let lab = world("turned", "nat = 'port-restricted'");
-    let address = |host: &str| {
-        lab.json(host, &["status"]).unwrap()["address"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let address = |host: &str| common::address(&lab, host);
     let pings = Flow::pings(
         "ping",
         &probe::From::host(&lab, "pub").unwrap(),
@@ -311,7 +307,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
     )
     .unwrap();
     // The ring's links of the others to it turn too.
-    let second = |host: &str| lab.json(host, &["netcheck"]).unwrap()["second_port"].as_u64();
+    let second = |host: &str| lab.netcheck(host).unwrap().second_port;
     let before = second("pub");
     lab.testbed().run("home", &["nft", OUT]).unwrap();
     lab.wait(
@@ -320,7 +316,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
         Duration::from_millis(20),
         || Ok(second("pub").filter(|port| Some(*port) != before)),
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("pub", 40)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("pub", 40)));
     lab.testbed()
         .run("home", &["nft", "delete table ip out"])
         .unwrap();

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{SETTINGS, lab, public_sites};
-use p2pvm_lab::lab::Lab;
-use serde_json::Value;
+use p2pvm_api::{Cluster, Peer, Pong, Traced};
+use p2pvm_lab::{chain, lab::Lab};
 use std::time::{Duration, Instant};
 
 /// So many that three nearest on each side and a far one leave some without any connection.
@@ -43,7 +43,7 @@ fn ring(test: &str) -> Lab {
     let invite = lab.invite(HOSTS[0], HOSTS.len() as u32).unwrap();
     for host in &HOSTS[1..] {
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 40)));
     }
     for host in HOSTS {
         lab.wait(
@@ -51,11 +51,11 @@ fn ring(test: &str) -> Lab {
             Duration::from_secs(60),
             Duration::from_millis(500),
             || {
-                let ring = lab.json(host, &["status"])?["ring"].take();
-                Ok((ring["joined"] == true && ring["near"].as_u64() >= Some(4)).then_some(()))
+                let ring = lab.status(host)?.ring;
+                Ok((ring.joined && ring.near >= 4).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 60)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
     }
     // Edges of the joining that nobody needs go after ten seconds.
     std::thread::sleep(Duration::from_secs(14));
@@ -65,19 +65,14 @@ fn ring(test: &str) -> Lab {
 /// Two members without any connection.
 fn strangers(lab: &Lab) -> (String, String) {
     for from in &HOSTS[2..] {
-        let peers = lab.json(from, &["peers"]).unwrap();
-        let unmet = |p: &&Value| {
-            let name = p["name"].as_str().unwrap_or_default();
-            HOSTS[2..].contains(&name)
-                && p["connected"] == false
-                && p["path"].is_null()
-                && p["ring"].is_null()
+        let unmet = |p: &Peer| {
+            HOSTS[2..].contains(&p.name.as_str())
+                && !p.connected
+                && p.path.is_none()
+                && p.ring.is_none()
         };
-        if let Some(peer) = peers.as_array().into_iter().flatten().find(unmet) {
-            return (
-                (*from).to_owned(),
-                peer["name"].as_str().unwrap().to_owned(),
-            );
+        if let Some(peer) = lab.peers(from).unwrap().into_iter().find(unmet) {
+            return ((*from).to_owned(), peer.name);
         }
     }
     panic!("all members know each other");
@@ -99,39 +94,25 @@ fn pongs(lab: &Lab, from: &str, to: &str, count: u32) -> Vec<(String, Option<f64
             ],
         )
         .unwrap();
-    let lines = said
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines
-        .filter(|v| v["seq"].is_u64())
-        .map(|v| {
-            (
-                v["path"].as_str().unwrap_or_default().to_owned(),
-                v["rtt_ms"].as_f64(),
-            )
-        })
+    // The last line is the summary, and no pong.
+    said.lines()
+        .filter_map(|line| serde_json::from_str::<Pong>(line).ok())
+        .map(|pong| (pong.path, pong.rtt_ms))
         .collect()
 }
 
 /// Whom a member has not met it finds by the network's records: by address, and by a name that it
 /// has not heard.
 fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
-    let status = lab.json(to, &["status"]).unwrap();
-    let address = status["address"].as_str().unwrap();
-    let traced = lab.json(from, &["trace", address]).unwrap();
+    let address = common::address(lab, to);
+    let traced: Traced = lab.json(from, &["trace", &address]).unwrap();
     assert!(
-        traced["reached"] == true
-            && traced["hops"].as_array().unwrap().last().unwrap()["name"] == to,
-        "{traced}"
+        traced.reached && traced.hops.last().unwrap().name == to,
+        "{traced:?}"
     );
     let unheard = HOSTS.iter().find_map(|host| {
-        let peers = lab.json(host, &["peers"]).unwrap();
-        let names: Vec<&str> = peers
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|p| p["name"].as_str())
-            .collect();
+        let peers = lab.peers(host).unwrap();
+        let names: Vec<&str> = peers.iter().map(|p| p.name.as_str()).collect();
         HOSTS
             .iter()
             .find(|other| *other != host && !names.contains(other))
@@ -139,8 +120,8 @@ fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
     });
     eprintln!("a name that a member has not heard: {unheard:?}");
     if let Some((from, to)) = unheard {
-        let traced = lab.json(from, &["trace", to]).unwrap();
-        assert!(traced["reached"] == true, "{traced}");
+        let traced: Traced = lab.json(from, &["trace", to]).unwrap();
+        assert!(traced.reached, "{traced:?}");
     }
     let (code, said, failure) = lab.try_p2pvm(from, &["--json", "trace", "nobody"]).unwrap();
     assert!(code == 3, "a name that nobody has: {code} {said} {failure}");
@@ -150,17 +131,17 @@ fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
 fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
     let lab = ring("ring-first");
     let (from, to) = strangers(&lab);
-    let traced = lab.json(&from, &["trace", &to]).unwrap();
-    let hops = traced["hops"].as_array().unwrap();
-    eprintln!("trace from {from} to {to}: {traced}");
+    let traced: Traced = lab.json(&from, &["trace", &to]).unwrap();
+    let hops = &traced.hops;
+    eprintln!("trace from {from} to {to}: {traced:?}");
     assert!(
-        traced["reached"] == true && hops.len() >= 2 && hops.last().unwrap()["name"] == to.as_str(),
-        "{traced}"
+        traced.reached && hops.len() >= 2 && hops.last().unwrap().name == to,
+        "{traced:?}"
     );
     assert!(
         hops.iter()
-            .all(|hop| hop["rtt_ms"].as_f64().is_some_and(|ms| ms > 10.0)),
-        "{traced}"
+            .all(|hop| hop.rtt_ms.is_some_and(|ms| ms > 10.0)),
+        "{traced:?}"
     );
     found_by_the_records(&lab, &from, &to);
     let began = Instant::now();
@@ -178,14 +159,11 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
     );
     // Questions to all go over control connections of neighbours: where those are refused, the
     // answer names who is missing.
-    let cluster = lab.json(&to, &["peers", "--all"]).unwrap();
-    let silent = cluster["silent"].as_array().map_or(0, Vec::len);
+    let all = || lab.json::<Cluster>(&to, &["peers", "--all"]);
+    let cluster = all().unwrap();
     assert!(
-        silent > 0
-            && cluster["members"]
-                .as_array()
-                .is_some_and(|m| m.len() < HOSTS.len()),
-        "{cluster}"
+        !cluster.silent.is_empty() && cluster.members.len() < HOSTS.len(),
+        "{cluster:?}"
     );
     for host in &HOSTS[2..] {
         lab.testbed()
@@ -197,17 +175,12 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
         Duration::from_secs(90),
         Duration::from_secs(1),
         || {
-            let cluster = lab.json(&to, &["peers", "--all"])?;
-            let names: Vec<&str> = cluster["members"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|m| m["name"].as_str())
-                .collect();
-            Ok((names == HOSTS && cluster["load"]["members"] == HOSTS.len()).then_some(()))
+            let cluster = all()?;
+            let names: Vec<&str> = cluster.members.iter().map(|m| m.name.as_str()).collect();
+            Ok((names == HOSTS && cluster.load.members == HOSTS.len() as u64).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{:?}", lab.json(&to, &["peers", "--all"])));
+    .unwrap_or_else(|e| panic!("{}\n{:?}", chain(&e), all()));
     let page = lab.p2pvm(&to, &["metrics", "--all"]).unwrap();
     for host in &HOSTS {
         let line = format!("p2pvm_ring_joined{{member=\"{host}\"}} 1");
@@ -222,10 +195,8 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
 fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
     let lab = ring("ring-heal");
     let (from, to) = strangers(&lab);
-    let middle = lab.json(&from, &["trace", &to]).unwrap()["hops"][0]["name"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let traced: Traced = lab.json(&from, &["trace", &to]).unwrap();
+    let middle = traced.hops[0].name.clone();
     assert_ne!(middle, to);
     // The founder holds a control connection with everyone: it stays.
     let victim = if middle == HOSTS[0] {
@@ -233,12 +204,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
     } else {
         middle
     };
-    let id = |host: &&str| {
-        lab.json(host, &["status"]).unwrap()["member"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
+    let id = |host: &&str| lab.status(host).unwrap().member;
     let ids: std::collections::HashMap<&str, String> =
         HOSTS.iter().map(|host| (*host, id(host))).collect();
     lab.testbed().kill(&victim).unwrap();
@@ -252,7 +218,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
             Ok((code == 0 && !said.contains(&format!("\"{victim}\""))).then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(&from, 60)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(&from, 60)));
     eprintln!("around {victim} after {:?}", died.elapsed());
 
     let living: Vec<&str> = HOSTS.into_iter().filter(|host| *host != victim).collect();
@@ -288,7 +254,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
                 Duration::from_secs(1),
                 || Ok((reached(a, b) && reached(b, a)).then_some(())),
             )
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(a, 60)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(a, 60)));
         }
     }
     eprintln!("one ring again {:?} after the heal", healed.elapsed());

@@ -12,6 +12,7 @@ use common::{
     },
 };
 use p2pvm_lab::{
+    chain,
     lab::Lab,
     sites::{Nat, Properties},
 };
@@ -47,7 +48,7 @@ fn world(test: &str, home: &str, more: &str) -> Lab {
                 .then_some(()))
         },
     )
-    .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail("home", 40)));
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("home", 40)));
     lab
 }
 
@@ -59,27 +60,21 @@ fn tells_the_truth(lab: &Lab, case: &str, seen_as: &str) {
         TRUE_AGAIN,
         Duration::from_millis(500),
         || {
-            let page = lab.json("home", &["netcheck"])?;
-            let office = page["members"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|m| m["name"] == "office")
-                .cloned()
-                .unwrap_or_default();
-            let is_true = page["reflexive"]
-                .as_str()
+            let page = lab.netcheck("home")?;
+            let office = page.members.iter().find(|m| m.name == "office");
+            let path = office.and_then(|office| office.path.as_deref());
+            let is_true = page
+                .reflexive
                 .is_some_and(|seen| seen.starts_with(&format!("{seen_as}:")))
-                && office["path"]
-                    .as_str()
-                    .is_some_and(|path| path.starts_with("direct"));
+                && path.is_some_and(|path| path.starts_with("direct"));
             Ok(is_true.then_some(()))
         },
     )
     .unwrap_or_else(|e| {
         panic!(
-            "{e:#}\n{}\n{}",
-            lab.json("home", &["netcheck"]).unwrap_or_default(),
+            "{}\n{:?}\n{}",
+            chain(&e),
+            lab.netcheck("home"),
             lab.log_tail("home", 60)
         )
     });

@@ -61,22 +61,7 @@ async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
     lab.power_off(0);
-    let progress = watch::Sender::default();
-    let refused = lab
-        .host(4)
-        .restore("web", "one", RestoreOptions::default(), &progress)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&refused, Error::Refused(why) if why.contains("--force")),
-        "{refused}"
-    );
-    let back = lab
-        .host(4)
-        .restore("web", "one", FORCE, &progress)
-        .await
-        .unwrap();
-    assert_eq!((back.state, back.holder), (VmState::Running, lab.me(4)));
+    let back = lab.restore_by_force(4).await;
     assert_eq!(
         lab.world
             .machine(vm, lab.me(4))

@@ -12,9 +12,8 @@ use nix::{
 use opentelemetry::trace::Status;
 use opentelemetry_sdk::trace::SpanData;
 use p2pvm_vm_manager::{
-    Error, ImageSource, NewVm,
-    checkpoint::RestoreOptions,
-    host::{VmState, VmStatus},
+    ImageSource, NewVm,
+    host::VmState,
     hypervisor::MigrateOptions,
     migrate::{MigrationOutcome, RunsOn},
     vault::Durability,
@@ -119,27 +118,6 @@ async fn take_durable_snapshot(lab: &Lab) {
         .expect("recorded in time");
 }
 
-/// Restores the VM on member 2, which needs force since its holder is dead.
-async fn restore_by_force(lab: &Lab) -> VmStatus {
-    let progress = watch::Sender::default();
-    let refused = lab
-        .host(2)
-        .restore("web", "one", RestoreOptions::default(), &progress)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&refused, Error::Refused(why) if why.contains("--force")),
-        "{refused}"
-    );
-    let back = lab
-        .host(2)
-        .restore("web", "one", RestoreOptions { force: true }, &progress)
-        .await
-        .unwrap();
-    assert_eq!((back.state, back.holder), (VmState::Running, lab.me(2)));
-    back
-}
-
 /// What tells one boot of the guest from another, and what it was told to keep.
 const LOOK: &str = "cat /run/mark /data/mark /proc/sys/kernel/random/boot_id";
 
@@ -190,7 +168,7 @@ async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
     assert_eq!(processes.len(), 1);
     lab.power_off(1);
     kill(processes[0], Signal::SIGKILL).unwrap();
-    let back = restore_by_force(&lab).await;
+    let back = lab.restore_by_force(2).await;
     assert!(back.epoch > moved.epoch);
     println!("{:?}: restored", begun.elapsed());
     let mut guest = console(&lab, 2).await;

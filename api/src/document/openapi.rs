@@ -140,10 +140,10 @@ fn responses(answer: &Answer, answers: &mut SchemaGenerator) -> Value {
             let content = json!({ "application/x-ndjson": content });
             ("200", json!({ "description": said, "content": content }))
         }
-        Answer::Figures => {
+        Answer::Figures(of) => {
             let content = json!({
                 "text/plain; version=0.0.4": { "schema": { "type": "string" } },
-                "application/json": { "schema": { "type": "object" } },
+                "application/json": { "schema": (of.schema)(answers) },
             });
             let said = "Figures in Prometheus' text format, or the same as JSON.";
             ("200", json!({ "description": said, "content": content }))
@@ -156,4 +156,31 @@ fn responses(answer: &Answer, answers: &mut SchemaGenerator) -> Value {
         }
     };
     json!({ status: said, "default": { "$ref": "#/components/responses/Failure" } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The places in a document where an object is told of that has no fields.
+    fn untyped(at: &str, value: &Value, found: &mut Vec<String>) {
+        if value == &json!({ "type": "object" }) {
+            found.push(at.to_owned());
+        }
+        match value {
+            Value::Object(fields) => fields
+                .iter()
+                .for_each(|(key, value)| untyped(&format!("{at}/{key}"), value, found)),
+            Value::Array(all) => all.iter().for_each(|value| untyped(at, value, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn no_question_and_no_answer_is_an_object_without_fields() {
+        let document: Value = serde_json::from_str(&text()).unwrap();
+        let mut found = Vec::new();
+        untyped("", &document, &mut found);
+        assert_eq!(found, [""; 0]);
+    }
 }

@@ -1,11 +1,8 @@
 //! The whole cluster, as its members describe it.
 
 use super::ask::{Question, Questions, read_all};
-use crate::{
-    node::metrics::{Metrics, Sample},
-    parts::Parts,
-};
-use p2pvm_api::{Cluster as Found, ClusterLoad, ClusterMember, Outcome, Sight};
+use crate::parts::Parts;
+use p2pvm_api::{Cluster as Found, ClusterLoad, ClusterMember, Metrics, Outcome, Sample, Sight};
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
 

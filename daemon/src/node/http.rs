@@ -1,6 +1,6 @@
 //! The control API about this node: for its own root only.
 
-use super::service::Node;
+use super::{metrics::prometheus_page, service::Node};
 use crate::{cluster::service::Cluster, http::Answer};
 use axum::{
     Json, Router,
@@ -60,7 +60,7 @@ async fn metrics(
     }
     Ok((
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        metrics.page(),
+        prometheus_page(&metrics),
     )
         .into_response())
 }

@@ -4,11 +4,11 @@
 //! with the daemon. Every figure carries the member's name, so that one page can have those of all.
 
 use super::service::Node;
+use p2pvm_api::{Metrics, Sample};
 use p2pvm_overlay::{
     MemberId,
     plane::{Path, PathInfo},
 };
-use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write};
 
 /// How many labels a sample may have beside the member's name. Reason: this program writes no more.
@@ -121,23 +121,6 @@ const FAMILIES: [Family; 25] = [
         "Spans of traces that wait for the collector.",
     ),
 ];
-
-/// One figure.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
-    name: String,
-    labels: Vec<(String, String)>,
-    value: f64,
-}
-
-/// The figures of one member or several.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Metrics {
-    /// The figures by the member's name.
-    pub members: Vec<(String, Vec<Sample>)>,
-    /// The members that are missing.
-    pub remarks: Vec<String>,
-}
 
 fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
     Sample {
@@ -278,53 +261,51 @@ fn escaped(value: &str) -> String {
         .replace('\n', "\\n")
 }
 
-impl Metrics {
-    /// The figures in Prometheus' format, each family together, as the format asks; remarks are
-    /// comments at the end. Figures of unknown families are left out.
-    pub fn page(&self) -> String {
-        let mut lines: BTreeMap<usize, String> = BTreeMap::new();
-        for (member, s) in self
-            .members
+/// Figures as Prometheus reads them. Each family stands together, as the format asks; remarks are
+/// comments at the end. What is of no family known here is left out.
+pub fn prometheus_page(metrics: &Metrics) -> String {
+    let mut lines: BTreeMap<usize, String> = BTreeMap::new();
+    for (member, s) in metrics
+        .members
+        .iter()
+        .flat_map(|(member, samples)| samples.iter().map(move |s| (member, s)))
+    {
+        let known = FAMILIES.iter().position(|family| family.name == s.name);
+        let (Some(family), true) = (
+            known,
+            s.labels.len() <= MAX_LABELS && s.labels.iter().all(|(key, _)| is_name(key)),
+        ) else {
+            continue;
+        };
+        let text = lines.entry(family).or_default();
+        let labels: String = s
+            .labels
             .iter()
-            .flat_map(|(member, samples)| samples.iter().map(move |s| (member, s)))
-        {
-            let known = FAMILIES.iter().position(|family| family.name == s.name);
-            let (Some(family), true) = (
-                known,
-                s.labels.len() <= MAX_LABELS && s.labels.iter().all(|(key, _)| is_name(key)),
-            ) else {
-                continue;
-            };
-            let text = lines.entry(family).or_default();
-            let labels: String = s
-                .labels
-                .iter()
-                .map(|(key, value)| format!(",{key}=\"{}\"", escaped(value)))
-                .collect();
-            // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
-                "{}{{member=\"{}\"{labels}}} {}",
-                s.name,
-                escaped(member),
-                s.value
-            );
-        }
-        let mut page = String::new();
-        for (family, text) in lines {
-            let Family {
-                name,
-                counter,
-                help,
-            } = &FAMILIES[family];
-            let kind = if *counter { "counter" } else { "gauge" };
-            let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{text}");
-        }
-        for remark in &self.remarks {
-            let _ = writeln!(page, "# {}", remark.replace('\n', " "));
-        }
-        page
+            .map(|(key, value)| format!(",{key}=\"{}\"", escaped(value)))
+            .collect();
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "{}{{member=\"{}\"{labels}}} {}",
+            s.name,
+            escaped(member),
+            s.value
+        );
     }
+    let mut page = String::new();
+    for (family, text) in lines {
+        let Family {
+            name,
+            counter,
+            help,
+        } = &FAMILIES[family];
+        let kind = if *counter { "counter" } else { "gauge" };
+        let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{text}");
+    }
+    for remark in &metrics.remarks {
+        let _ = writeln!(page, "# {}", remark.replace('\n', " "));
+    }
+    page
 }
 
 #[cfg(test)]
@@ -339,11 +320,10 @@ mod tests {
                 sample("p2pvm_vms", &[("state", "running")], n),
             ]
         };
-        let text = Metrics {
+        let text = prometheus_page(&Metrics {
             members: vec![("a".to_owned(), of(1.0)), ("b".to_owned(), of(2.5))],
             remarks: vec!["c did not answer".to_owned()],
-        }
-        .page();
+        });
         let expected = "# HELP p2pvm_up_seconds Time since the daemon started.\n# TYPE \
             p2pvm_up_seconds gauge\n\
             p2pvm_up_seconds{member=\"a\"} 1\np2pvm_up_seconds{member=\"b\"} 2.5\n\
@@ -398,11 +378,10 @@ mod tests {
             sample(evil, &[], 1.0),
             sample("p2pvm_unheard_of", &[], 1.0),
         ];
-        let text = Metrics {
+        let text = prometheus_page(&Metrics {
             members: vec![(evil.to_owned(), samples)],
             remarks: vec!["a\nb".to_owned()],
-        }
-        .page();
+        });
         assert_eq!(
             text.lines().filter(|line| !line.starts_with('#')).count(),
             1,

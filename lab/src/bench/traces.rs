@@ -6,12 +6,9 @@
 //! direction nor what else the machine does meanwhile is charged to one of them alone. Daemons are
 //! restarted in between; the guest runs on.
 
-use super::{Bench, SETTINGS, number};
-use crate::{
-    answers,
-    lab::Lab,
-    runner::{RunError, Step},
-};
+use super::{Bench, SETTINGS};
+use crate::lab::Lab;
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
@@ -48,16 +45,16 @@ struct Cost {
 }
 
 impl Bench<'_> {
-    pub(super) fn traces(&mut self) -> Result<(), RunError> {
+    pub(super) fn traces(&mut self) -> Outcome<()> {
         let lab = self.lab(3, RTT_MS)?;
         self.members(&lab, 3)?;
         let address = self.vm(&lab, "h2")?;
-        let collector = lab.testbed().host("h1").step("h1")?.address;
+        let collector = lab.testbed().host("h1").doing("h1")?.address;
         let listener = lab
             .testbed()
             .inside("h1", || TcpListener::bind((collector, PORT)))
-            .step("h1")?
-            .step("the collector")?;
+            .doing("h1")?
+            .doing("the collector")?;
         let swallowed = swallow(listener);
         let traced_settings =
             format!("{SETTINGS}[traces]\nendpoint = \"http://{collector}:{PORT}\"\n");
@@ -78,9 +75,12 @@ impl Bench<'_> {
                 cost.migrate(&lab, &address, [from, to])?;
                 let sent = swallowed.load(Ordering::SeqCst) - before;
                 if traced != (sent > 0) {
-                    return Err(RunError::Failed(format!(
-                        "the collector took {sent} bytes of a move that was traced: {traced}"
-                    )));
+                    return Err(Failure::new(
+                        Kind::Failed,
+                        format!(
+                            "the collector took {sent} bytes of a move that was traced: {traced}"
+                        ),
+                    ));
                 }
                 cost.sent.push(sent as f64);
                 std::mem::swap(&mut from, &mut to);
@@ -98,7 +98,7 @@ impl Bench<'_> {
         );
         // They have a page of their own.
         self.recorded_traces = self.recorded.split_off(before);
-        lab.down().step("taking the testbed down")
+        lab.down().doing("taking the testbed down")
     }
 
     fn show_costs(&mut self, traces: &str, cost: Cost) {
@@ -131,9 +131,9 @@ impl Bench<'_> {
 }
 
 /// Processor time of an idle daemon, the mean of two hosts, milliseconds a second.
-fn idle_cost(lab: &Lab, hosts: [&str; 2]) -> Result<f64, RunError> {
+fn idle_cost(lab: &Lab, hosts: [&str; 2]) -> Outcome<f64> {
     std::thread::sleep(SETTLE);
-    let busy_of_both = || Ok::<_, RunError>(busy(lab, hosts[0])? + busy(lab, hosts[1])?);
+    let busy_of_both = || Ok::<_, Failure>(busy(lab, hosts[0])? + busy(lab, hosts[1])?);
     let before = busy_of_both()?;
     std::thread::sleep(IDLE);
     Ok((busy_of_both()? - before) / 2.0 / IDLE.as_secs_f64())
@@ -141,16 +141,14 @@ fn idle_cost(lab: &Lab, hosts: [&str; 2]) -> Result<f64, RunError> {
 
 impl Cost {
     /// Moves the guest while a client talks to it, and waits until its traces are sent.
-    fn migrate(&mut self, lab: &Lab, address: &str, [from, to]: [&str; 2]) -> Result<(), RunError> {
-        let client = lab.client("h1", address, 10).step("starting the client")?;
+    fn migrate(&mut self, lab: &Lab, address: &str, [from, to]: [&str; 2]) -> Outcome<()> {
+        let client = lab.client("h1", address, 10).doing("starting the client")?;
         std::thread::sleep(Duration::from_secs(2));
-        let moved = lab
-            .json(from, &["vm", "migrate", "web", "--to", to])
-            .step("migrating")?;
+        let moved = lab.migrate(from, "web", to).doing("migrating")?;
         std::thread::sleep(SENT);
-        let seen = client.finish().step("asking the client")?;
-        self.total.push(number(answers::total_ms(&moved)));
-        self.downtime.push(number(answers::downtime_ms(&moved)));
+        let seen = client.finish().doing("asking the client")?;
+        self.total.push(moved.total_ms as f64);
+        self.downtime.push(moved.downtime_ms as f64);
         self.gap.push(seen.longest_gap_ms);
         Ok(())
     }
@@ -158,15 +156,15 @@ impl Cost {
 
 /// Restarts a host's daemon with other settings, and waits until it is connected with the two
 /// others and knows its guest again.
-fn restart(lab: &Lab, host: &str, settings: &str) -> Result<(), RunError> {
-    lab.configure(host, settings).step("configuring")?;
-    lab.p2pvm(host, &["down"]).step("stopping a daemon")?;
-    lab.json(host, &["up", "--detach"])
-        .step("starting a daemon")?;
+fn restart(lab: &Lab, host: &str, settings: &str) -> Outcome<()> {
+    lab.configure(host, settings).doing("configuring")?;
+    lab.p2pvm(host, &["down"]).doing("stopping a daemon")?;
+    lab.start(host).doing("starting a daemon")?;
     let ready = || {
-        let status = lab.json(host, &["status"])?;
-        let vm = lab.json(host, &["vm", "show", "web"])?;
-        let is_whole = answers::connected(&status) == Some(2) && answers::is_at_rest(&vm);
+        let status = lab.status(host)?;
+        let vm = lab.vm(host, "web")?;
+        let is_at_rest = vm.state == "running" && vm.activity.is_none();
+        let is_whole = status.connected == 2 && is_at_rest;
         Ok(is_whole.then_some(()))
     };
     lab.wait(
@@ -175,14 +173,14 @@ fn restart(lab: &Lab, host: &str, settings: &str) -> Result<(), RunError> {
         Duration::from_millis(200),
         ready,
     )
-    .step("starting a daemon")
+    .doing("starting a daemon")
 }
 
 /// Processor time that a host's daemon has used so far, milliseconds.
-fn busy(lab: &Lab, host: &str) -> Result<f64, RunError> {
-    let pid = fs::read_to_string(lab.dir(host).step("the host")?.join("daemon.pid"))
-        .step("the daemon's process id")?;
-    let tasks = fs::read_dir(format!("/proc/{}/task", pid.trim())).step("the daemon's threads")?;
+fn busy(lab: &Lab, host: &str) -> Outcome<f64> {
+    let pid = fs::read_to_string(lab.dir(host).doing("the host")?.join("daemon.pid"))
+        .doing("the daemon's process id")?;
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.trim())).doing("the daemon's threads")?;
     // A thread that has ended meanwhile had nothing to do.
     let nanos = |task: fs::DirEntry| -> Option<f64> {
         fs::read_to_string(task.path().join("schedstat"))

@@ -3,7 +3,7 @@
 
 use super::{BACK, Cause, Failed, Outcome, Step};
 use crate::{
-    answers, chain, conntrack,
+    chain, conntrack,
     host_state::HostState,
     hosts::{self, Behind, Flow, Program, flow::POLL, probe, tree},
     lab::{Lab, LabError},
@@ -11,6 +11,7 @@ use crate::{
     sites::Sites,
     testbed,
 };
+use p2pvm_api::VmView;
 use std::{
     fs,
     path::Path,
@@ -161,18 +162,17 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
     /// Starts a guest on `b`.
     fn boot(&mut self, image: &Path) -> Result<(), LabError> {
         let image = image.display().to_string();
-        let made = self.lab.json(
+        let made: VmView = self.lab.json(
             "b",
             &[
                 "vm", "create", "chaos", "--image", &image, "--memory", "128M", "--start",
             ],
         )?;
-        let address = answers::address(&made).unwrap_or_default().to_owned();
-        self.lab.wait_for_guest("a", &address, BOOT)?;
+        self.lab.wait_for_guest("a", &made.address, BOOT)?;
         self.flows.push(Flow::pings(
             "guest",
             &probe::From::host(&self.lab, "a")?,
-            &address,
+            &made.address,
         )?);
         self.guest = true;
         Ok(())
@@ -180,14 +180,8 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
 
     /// Starts the flows.
     fn flow(&mut self) -> Result<(), LabError> {
-        let address = |host: &str| {
-            Ok::<_, LabError>(
-                self.lab.json(host, &["status"])?["address"]
-                    .as_str()
-                    .unwrap_or_default()
-                    .to_owned(),
-            )
-        };
+        let address =
+            |host: &str| Ok::<_, LabError>(self.lab.status(host)?.address.unwrap_or_default());
         let (a, b) = (
             probe::From::host(&self.lab, "a")?,
             probe::From::host(&self.lab, "b")?,

@@ -6,8 +6,9 @@
 //! time is late by up to that interval and the duration of the command.
 
 use super::{Common, HOSTS, NEVER, Overlay, SITES, first_answer, p2pvm::P2pvm};
-use crate::{answers, figures::Figure, keeper::Life, sites::Sites, testbed::Testbed};
+use crate::{figures::Figure, keeper::Life, sites::Sites, testbed::Testbed};
 use clap::Args;
+use p2pvm_api::Peer;
 use serde::Serialize;
 use std::{
     ffi::OsStr,
@@ -119,8 +120,12 @@ fn direct_to(
     began: Instant,
 ) -> anyhow::Result<Option<Duration>> {
     while began.elapsed() < NEVER {
-        let peers = overlay.call(bed, "a", &["peers"])?;
-        if answers::path_to(&peers, address).is_some_and(|path| path.starts_with("direct")) {
+        let peers: Vec<Peer> = overlay.ask(bed, "a", &["peers"])?;
+        let found = peers
+            .iter()
+            .find(|peer| peer.address.as_deref() == Some(address));
+        let path = found.and_then(|peer| peer.path.as_deref());
+        if path.is_some_and(|path| path.starts_with("direct")) {
             return Ok(Some(began.elapsed()));
         }
         thread::sleep(LOOK_EVERY);

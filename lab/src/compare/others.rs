@@ -2,7 +2,7 @@
 //! manual says for one well-known host, with its NAT traversal and relaying on.
 
 use super::Overlay;
-use crate::testbed::Testbed;
+use crate::{n2n, testbed::Testbed};
 use anyhow::{Context, bail};
 use std::{
     collections::HashMap,
@@ -394,25 +394,12 @@ impl Overlay for N2n {
 
     fn start(&mut self, bed: &Testbed, host: &str) -> anyhow::Result<()> {
         if host == "boot" {
-            self.running.start_as(
-                "supernode",
-                bed,
-                host,
-                Command::new("supernode").args(["-l", "7654"]),
-            )?;
+            let mut supernode = n2n::supernode(Path::new("supernode"));
+            self.running
+                .start_as("supernode", bed, host, &mut supernode)?;
         }
-        let mut command = Command::new("edge");
-        command.args([
-            "-d",
-            "n2n0",
-            "-c",
-            "lab",
-            "-k",
-            "secret",
-            "-a",
-            &self.address(bed, host)?,
-        ]);
-        command.args(["-l", &format!("{}:7654", boot_address(bed)?)]);
+        let (address, supernode) = (self.address(bed, host)?, boot_address(bed)?);
+        let mut command = n2n::edge(Path::new("edge"), &address, &supernode);
         self.running.start(bed, host, &mut command)
     }
 

@@ -2,9 +2,10 @@
 //! so that only a member's start is timed: the other overlays have their keys beforehand too.
 
 use super::Overlay;
-use crate::{answers, testbed::Testbed};
+use crate::testbed::Testbed;
 use anyhow::{Context, bail};
-use serde_json::Value;
+use p2pvm_api::{InviteAnswer, Status};
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
 pub(super) struct P2pvm {
@@ -18,7 +19,23 @@ impl P2pvm {
         }
     }
 
-    pub(super) fn call(&self, bed: &Testbed, host: &str, words: &[&str]) -> anyhow::Result<Value> {
+    /// Runs a command whose answer does not matter.
+    pub(super) fn call(&self, bed: &Testbed, host: &str, words: &[&str]) -> anyhow::Result<()> {
+        self.output(bed, host, words).map(drop)
+    }
+
+    /// Runs a command and reads its answer.
+    pub(super) fn ask<T: DeserializeOwned>(
+        &self,
+        bed: &Testbed,
+        host: &str,
+        words: &[&str],
+    ) -> anyhow::Result<T> {
+        serde_json::from_slice(&self.output(bed, host, words)?)
+            .with_context(|| format!("the answer of p2pvm {} on {host}", words.join(" ")))
+    }
+
+    fn output(&self, bed: &Testbed, host: &str, words: &[&str]) -> anyhow::Result<Vec<u8>> {
         let program = self.program.to_string_lossy();
         let argv: Vec<&str> = std::iter::once(&*program)
             .chain(words.iter().copied())
@@ -32,7 +49,7 @@ impl P2pvm {
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
-        Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+        Ok(output.stdout)
     }
 }
 
@@ -49,8 +66,8 @@ impl Overlay for P2pvm {
         }
         self.call(bed, "boot", &["init", "--network", "lab"])?;
         self.call(bed, "boot", &["up", "--detach"])?;
-        let invite = self.call(bed, "boot", &["invite", "--uses", "4"])?;
-        let invite = answers::invite(&invite).context("no invite")?.to_owned();
+        let words = ["invite", "--uses", "4"];
+        let InviteAnswer { invite, .. } = self.ask(bed, "boot", &words)?;
         for host in &super::HOSTS[1..] {
             self.call(bed, host, &["join", &invite])?;
         }
@@ -61,19 +78,19 @@ impl Overlay for P2pvm {
     }
 
     fn start(&mut self, bed: &Testbed, host: &str) -> anyhow::Result<()> {
-        self.call(bed, host, &["up", "--detach"]).map(drop)
+        self.call(bed, host, &["up", "--detach"])
     }
 
     fn stop(&mut self, bed: &Testbed, host: &str) -> anyhow::Result<()> {
-        self.call(bed, host, &["down"]).map(drop)
+        self.call(bed, host, &["down"])
     }
 
     fn address(&self, bed: &Testbed, host: &str) -> anyhow::Result<String> {
         let began = std::time::Instant::now();
         loop {
-            let status = self.call(bed, host, &["status"])?;
-            if let Some(address) = answers::address(&status) {
-                return Ok(address.to_owned());
+            let status: Status = self.ask(bed, host, &["status"])?;
+            if let Some(address) = status.address {
+                return Ok(address);
             }
             if began.elapsed() > super::NEVER {
                 bail!("{host} got no address");

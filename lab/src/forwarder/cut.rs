@@ -299,7 +299,8 @@ mod tests {
     proptest! {
         #[test]
         fn runs_hold_exactly_the_pieces_that_arrive(
-            v6: bool, udp: bool, flags: u8, piece in 8u16..1460, payload in prop::collection::vec(any::<u8>(), 1..9000),
+            v6: bool, udp: bool, flags: u8, piece in 8u16..1460,
+            payload in prop::collection::vec(any::<u8>(), 1..9000),
             lost in prop::collection::vec(prop::bool::weighted(0.1), 2000), gap_us in 0u64..3000,
         ) {
             // An acknowledgement without SYN, RST or URG, as joined packets are.
@@ -309,7 +310,8 @@ mod tests {
             let at = |i: usize| Duration::from_micros(gap_us * i as u64);
             let dues: Vec<_> = (0..count).map(|i| (!lost[i]).then(|| at(i))).collect();
             let all = singles(&bytes);
-            let expected: Vec<_> = all.iter().zip(&dues).filter(|(_, due)| due.is_some()).map(|(piece, _)| piece.clone()).collect();
+            let due = all.iter().zip(&dues).filter(|(_, due)| due.is_some());
+            let expected: Vec<_> = due.map(|(piece, _)| piece.clone()).collect();
             let (mut got, mut last) = (Vec::new(), Duration::ZERO);
             let longest = Duration::from_millis(3);
             runs(&bytes, &dues, longest, &mut Vec::new(), |due, run| {

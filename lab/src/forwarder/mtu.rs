@@ -174,9 +174,9 @@ mod tests {
             let mut joined = Vec::new();
             for (number, part) in parts.iter().enumerate() {
                 let ip = &part[VIRTIO_NET_HDR_LEN..];
-                prop_assert!(
-                    !is_too_large(part, mtu) && usize::from(get(ip, 2)) == ip.len() && sum(&ip[..20], 0) == 0xffff
-                );
+                prop_assert!(!is_too_large(part, mtu));
+                prop_assert_eq!(usize::from(get(ip, 2)), ip.len());
+                prop_assert_eq!(sum(&ip[..20], 0), 0xffff);
                 prop_assert_eq!(usize::from(get(ip, 6) & 0x1fff) * 8, joined.len());
                 prop_assert_eq!(get(ip, 6) & MORE_FRAGMENTS != 0, number + 1 < parts.len());
                 joined.extend_from_slice(&ip[20..]);

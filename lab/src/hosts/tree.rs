@@ -8,11 +8,13 @@ use std::{
 };
 
 /// Debian 13: the current versions of the programs.
-const SUITE: &str = "trixie";
+pub const SUITE: &str = "trixie";
 /// All programs of the suite, and the packages that p2pvm needs.
-const PACKAGES: &str = "systemd-sysv,systemd-resolved,libnss-resolve,dbus,kmod,iproute2,iputils-ping,nftables,iptables,conntrack,\
-    procps,docker.io,firewalld,ufw,libvirt-daemon,libvirt-clients,libvirt-daemon-driver-network,libvirt-daemon-config-network,\
-    network-manager,udhcpc,dnsmasq-base,wireguard-go,wireguard-tools,faketime,libcap2-bin,qemu-system-x86,qemu-utils,netavark";
+const PACKAGES: &str = "systemd-sysv,systemd-resolved,libnss-resolve,dbus,kmod,iproute2,\
+    iputils-ping,nftables,iptables,conntrack,procps,docker.io,firewalld,ufw,libvirt-daemon,\
+    libvirt-clients,libvirt-daemon-driver-network,libvirt-daemon-config-network,network-manager,\
+    udhcpc,dnsmasq-base,wireguard-go,wireguard-tools,faketime,libcap2-bin,qemu-system-x86,\
+    qemu-utils,netavark";
 /// Unpacks openresolv beside the installed packages, since it conflicts with systemd-resolved.
 const BESIDE: &str = "cd /tmp && apt-get download openresolv && dpkg -x openresolv_*.deb \
     /opt/openresolv && rm openresolv_*.deb";
@@ -75,6 +77,19 @@ fn fingerprint(packages: &str) -> u32 {
 }
 
 fn make(tree: &Path) -> Result<(), String> {
+    println!("making {} (once; about two minutes)", tree.display());
+    let mut options = vec!["--format=directory".to_owned()];
+    options.extend(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")));
+    options.push(format!("--customize-hook=chroot \"$1\" sh -euc '{BESIDE}'"));
+    make_debian(PACKAGES, &options, tree)
+}
+
+/// Makes a Debian with these packages by mmdebstrap, in the form that its `options` or the name of
+/// `into` says: a directory, or an archive.
+///
+/// # Errors
+/// Why it cannot be made on this machine.
+pub fn make_debian(packages: &str, options: &[String], into: &Path) -> Result<(), String> {
     let targets = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)"])
         .output()
@@ -84,24 +99,22 @@ fn make(tree: &Path) -> Result<(), String> {
         .lines()
         .find(|line| line.ends_with("/debian/"))
         .ok_or("apt knows no mirror: run apt-get update")?;
-    let draft = tree.with_extension("new");
+    let name = into.file_name().unwrap_or_default().to_string_lossy();
+    let draft = into.with_file_name(format!("new-{name}"));
     // Removes what an interrupted run left.
     let _ = fs::remove_dir_all(&draft);
-    println!("making {} (once; about two minutes)", tree.display());
     let made = Command::new("mmdebstrap")
         .args([
             "--quiet",
             "--mode=root",
             "--variant=apt",
-            "--format=directory",
             "--skip=check/empty",
         ])
         .args([
-            &format!("--include={PACKAGES}"),
+            &format!("--include={packages}"),
             "--aptopt=APT::Install-Recommends \"false\"",
         ])
-        .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
-        .arg(format!("--customize-hook=chroot \"$1\" sh -euc '{BESIDE}'"))
+        .args(options)
         .args([SUITE, &draft.to_string_lossy(), mirror])
         .output()
         .map_err(|e| format!("mmdebstrap: {e}"))?;
@@ -112,5 +125,5 @@ fn make(tree: &Path) -> Result<(), String> {
             .unwrap_or_default()
             .to_owned());
     }
-    fs::rename(&draft, tree).map_err(|e| e.to_string())
+    fs::rename(&draft, into).map_err(|e| e.to_string())
 }

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use p2pvm_figures::Amount;
 
-    fn outcome(kinds: (Kind, Kind), path: &str, punch: Option<(u64, Option<f64>)>) -> Outcome {
+    fn outcome(kinds: (Kind, Kind), path: &str, punch: Option<(u32, Option<f64>)>) -> Outcome {
         Outcome {
             kinds,
             from: format!("{}-a", kinds.0.name()),

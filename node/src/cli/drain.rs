@@ -8,10 +8,9 @@ use super::{
 };
 use hyper::Method;
 use p2pvm_api::{
-    DrainAnswer, DrainItem, DrainStopping, Failure, Kind, Outcome, Sorted, VmDrained, VmMoved,
-    VmStayed, client::Event,
+    DrainAnswer, DrainItem, DrainStopping, Failure, Kind, Outcome, Sorted, Undrained, VmDrained,
+    VmMoved, VmStayed, client::Event,
 };
-use serde::Serialize;
 use std::process::ExitCode;
 
 pub(crate) async fn run(context: &Context) -> Outcome<ExitCode> {
@@ -56,20 +55,13 @@ pub(crate) async fn run(context: &Context) -> Outcome<ExitCode> {
         return Err(failure);
     }
     // One document, with what moved and with the error.
-    print::json(&Sorted(Unfinished {
-        answer: &done,
-        error: &failure,
-    }))?;
     eprintln!("p2pvm: {failure}");
-    Ok(ExitCode::from(failure.kind as u8))
-}
-
-/// The JSON document if VMs stay: that of a successful drain, with the error.
-#[derive(Serialize)]
-struct Unfinished<'a> {
-    #[serde(flatten)]
-    answer: &'a DrainAnswer,
-    error: &'a Failure,
+    let code = ExitCode::from(failure.kind as u8);
+    print::json(&Sorted(Undrained {
+        answer: done,
+        error: failure,
+    }))?;
+    Ok(code)
 }
 
 fn moved(vm: &VmMoved) -> String {
@@ -184,9 +176,9 @@ mod tests {
             }],
             ..DrainAnswer::default()
         };
-        let whole = Sorted(Unfinished {
-            answer: &answer,
-            error: &Failure::cancelled("stopped"),
+        let whole = Sorted(Undrained {
+            answer,
+            error: Failure::cancelled("stopped"),
         });
         let text = concat!(
             r#"{"cancelled":false,"error":{"cancelled":true,"kind":"failed","message":"stopped"},"#,

@@ -24,18 +24,23 @@ mod vm_args;
 pub use args::{Cli, Command, Top as TopArgs};
 pub use progress::Progress;
 
-use p2pvm_api::{Failure, Kind, Outcome, client::Client};
+use p2pvm_api::{Failed, Failure, Kind, Outcome, Sorted, client::Client};
 use p2pvm_daemon::{layout::Layout, shown};
 use std::process::ExitCode;
 
 /// Says what is wrong with an invalid command line, or prints the requested help.
 pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
     if json && error.use_stderr() {
-        println!("{}", serde_json::json!({ "error": misuse(error) }));
+        println!("{}", failed(misuse(error)));
     }
     // A failed write means that nobody reads the output, so it cannot be reported.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8))
+}
+
+/// What a failure is with `--json`.
+fn failed(error: Failure) -> String {
+    serde_json::to_string(&Sorted(Failed { error })).expect("a failure can be written as JSON")
 }
 
 /// The sentence of the parser's page: up to its first empty line.
@@ -52,7 +57,7 @@ fn misuse(error: &clap::Error) -> Failure {
 /// Prints why a command failed.
 pub(crate) fn say(failure: &Failure, json: bool) {
     if json {
-        println!("{}", serde_json::json!({ "error": failure }));
+        println!("{}", failed(failure.clone()));
     }
     eprintln!("p2pvm: {}", shown::text(&failure.message));
 }

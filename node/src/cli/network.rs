@@ -8,13 +8,12 @@ use super::{
     silent,
 };
 use p2pvm_api::{
-    Doing, Failure, InviteAnswer, InviteRequest, Kind, Outcome, Peer, PingRequest, PingSummary,
-    Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
+    Doing, Failure, InviteAnswer, InviteRequest, Joined, Kind, Outcome, Peer, PingRequest,
+    PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
     client::{Client, Event},
 };
 use p2pvm_daemon::{layout::Layout, lock, membership, naming, naming::Called, preflight, service};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
-use serde::Serialize;
 use serde_json::json;
 use std::{
     fs,
@@ -61,8 +60,8 @@ pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
     )?;
     if context.json {
         return print::json(&json!({
-            "network": a.network, "network_id": founded.network, "member": founded.member, "subnet": founded.subnet,
-            "name": called.label, "note": called.note,
+            "member": founded.member, "name": called.label, "network": a.network,
+            "network_id": founded.network, "note": called.note, "subnet": founded.subnet,
         }));
     }
     if let Some(note) = &called.note {
@@ -396,19 +395,6 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// The output of `p2pvm join --json`: the status, and how long joining took.
-#[derive(Serialize)]
-struct Joined<'a> {
-    #[serde(flatten)]
-    status: &'a Status,
-    /// From the command to the admission, milliseconds.
-    admitted_ms: u64,
-    /// From the command to the address, milliseconds.
-    joined_ms: u64,
-    /// Notes about this machine's name and clock.
-    notes: &'a [String],
-}
-
 pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
     let (text, address) = match (
         a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false),
@@ -481,10 +467,10 @@ pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
             began.elapsed().as_millis() as u64,
         );
         return print::json(&Sorted(Joined {
-            status: &status,
+            status,
             admitted_ms,
             joined_ms,
-            notes: &welcome.notes,
+            notes: welcome.notes,
         }));
     }
     println!(

@@ -4,8 +4,8 @@ use super::{
     Context,
     print::{self, ms, or_dash},
 };
-use p2pvm_api::{Cluster, Failure, Kind, Outcome, Traced};
-use p2pvm_daemon::Metrics;
+use p2pvm_api::{Cluster, Failure, Kind, Metrics, Outcome, Traced};
+use p2pvm_daemon::prometheus_page;
 
 /// A member's name in the path of a request.
 fn in_path(member: &str) -> Outcome<&str> {
@@ -67,7 +67,7 @@ pub(crate) async fn metrics(context: &Context, all: bool) -> Outcome<()> {
     if context.json {
         return print::json(&metrics);
     }
-    print!("{}", metrics.page());
+    print!("{}", prometheus_page(&metrics));
     Ok(())
 }
 

@@ -1,10 +1,7 @@
 //! The doctor's rules: they turn each observation into a level and a sentence that names a remedy.
 
-use super::{
-    Check,
-    probes::{Cgroups, Clock, Disk, Kvm, Programs, Udp},
-};
-use p2pvm_api::{Failure, FindingView, NetCheckView, Status};
+use super::probes::{Cgroups, Clock, Disk, Kvm, Programs, Udp};
+use p2pvm_api::{Check, Failure, FindingView, NetCheckView, Status};
 use p2pvm_daemon::{layout::Layout, lock};
 
 use p2pvm_host::{

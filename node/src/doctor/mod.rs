@@ -14,36 +14,10 @@ mod probes;
 pub use probes::in_ram;
 
 use crate::cli::{Context, print};
-use p2pvm_api::{FindingView, NetCheckView, Outcome, Status};
+use p2pvm_api::{DoctorPage, FindingView, NetCheckView, Outcome, Status};
 use p2pvm_host::Level;
-use serde::Serialize;
 use std::{process::ExitCode, time::Duration};
 use tokio::time::timeout;
-
-/// One line of the page.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// The area that was checked, in a word.
-    pub check: String,
-    /// The result.
-    pub level: Level,
-    /// The findings.
-    pub found: String,
-    /// The remedy; empty if none is needed.
-    pub advice: String,
-}
-
-/// The whole page.
-#[derive(Clone, Debug, Serialize)]
-pub struct Page {
-    /// Whether no check failed.
-    pub ok: bool,
-    /// What `--fix` repaired; empty without it, or if there was nothing to repair.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fixed: Vec<String>,
-    /// The checks.
-    pub checks: Vec<Check>,
-}
 
 /// The running daemon's answers. The one about its NAT may be missing.
 struct Running {
@@ -88,7 +62,7 @@ async fn daemon(context: &Context) -> Option<Running> {
 }
 
 /// Runs all checks.
-pub async fn examine(context: &Context) -> Page {
+pub async fn examine(context: &Context) -> DoctorPage {
     let layout = &context.layout;
     let running = daemon(context).await;
     let status = running.as_ref().map(|running| &running.status);
@@ -128,7 +102,7 @@ pub async fn examine(context: &Context) -> Page {
         .as_ref()
         .map_or(&[][..], |running| &running.findings);
     let checks = judge::together(checks, findings);
-    Page {
+    DoctorPage {
         ok: checks.iter().all(|c| c.level != Level::Failed),
         fixed: Vec::new(),
         checks,
@@ -142,7 +116,7 @@ pub async fn run(context: &Context, fix: bool) -> Outcome<ExitCode> {
     } else {
         Vec::new()
     };
-    let page = Page {
+    let page = DoctorPage {
         fixed,
         ..examine(context).await
     };

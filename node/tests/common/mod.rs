@@ -5,13 +5,16 @@
 pub mod small;
 pub mod trouble;
 
-use p2pvm_lab::{Sites, lab::Lab};
+use p2pvm_lab::{
+    Sites, chain,
+    lab::{Lab, LabError},
+};
 use std::{
     net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Settings of every host: one processor each, no UPnP, no moves that a test did not ask for.
@@ -50,7 +53,7 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
     let invite = lab.invite(hosts[0], hosts.len() as u32).expect("inviting");
     for host in &hosts[1..] {
         lab.join(host, &invite)
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 40)));
     }
     for host in hosts {
         lab.wait(
@@ -58,11 +61,11 @@ pub fn network(lab: &Lab, hosts: &[&str]) {
             Duration::from_secs(20),
             Duration::from_millis(100),
             || {
-                let connected = lab.json(host, &["status"])?["connected"].as_u64();
-                Ok((connected == Some(hosts.len() as u64 - 1)).then_some(()))
+                let connected = lab.status(host)?.connected;
+                Ok((connected == hosts.len() - 1).then_some(()))
             },
         )
-        .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tail(host, 40)));
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 40)));
     }
 }
 
@@ -116,6 +119,43 @@ pub fn image() -> &'static str {
             .trim()
             .to_owned()
     })
+}
+
+/// A host's address in the network.
+pub fn address(lab: &Lab, host: &str) -> String {
+    let status = lab.status(host).unwrap();
+    status.address.expect("an address")
+}
+
+/// Whether a host has a control connection with the member of this name.
+pub fn is_connected(lab: &Lab, host: &str, name: &str) -> Result<bool, LabError> {
+    let peers = lab.peers(host)?;
+    Ok(peers.iter().any(|peer| peer.name == name && peer.connected))
+}
+
+/// Waits until something is so; gives how long that took. Otherwise fails with each host's health,
+/// rules and last words.
+pub fn until(lab: &Lab, what: &str, limit: Duration, is_so: impl Fn() -> bool) -> Duration {
+    let began = Instant::now();
+    lab.wait(what, limit, Duration::from_millis(100), || {
+        Ok(is_so().then_some(()))
+    })
+    .unwrap_or_else(|e| {
+        let report = |host: &str| {
+            let status = lab.status(host).map(|s| (s.health, s.findings));
+            let words = ["sh", "-c", "ip rule; ip -s link"];
+            let rules = lab.testbed().run(host, &words);
+            let log = lab.log_tail(host, 30);
+            format!(
+                "--- {host}: {status:?}\n{}\n{log}\n",
+                rules.unwrap_or_default()
+            )
+        };
+        let hosts = &lab.testbed().plan().hosts;
+        let reports: String = hosts.iter().map(|host| report(&host.name)).collect();
+        panic!("{}\n{reports}", chain(&e))
+    });
+    began.elapsed()
 }
 
 /// Runs a script of the shell on a host; gives what it printed.

@@ -92,10 +92,7 @@ pub fn stream(lab: &Lab, from: &str, to: &str) -> Stream {
 
 /// The same with messages of so many bytes.
 pub fn stream_of(lab: &Lab, from: &str, to: &str, bytes: usize) -> Stream {
-    let address = lab.json(to, &["status"]).unwrap()["address"]
-        .as_str()
-        .expect("an address")
-        .to_owned();
+    let address = super::address(lab, to);
     let listener = lab
         .testbed()
         .inside(to, || {
@@ -222,15 +219,10 @@ fn path(lab: &Lab, from: &str, to: &str) -> String {
 
 /// What `netcheck` says of this node's NAT and of its path to `to`.
 pub fn netcheck(lab: &Lab, from: &str, to: &str) -> String {
-    let page = lab.json(from, &["netcheck"]).unwrap_or_default();
-    let member = page["members"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|m| m["name"] == to)
-        .cloned()
-        .unwrap_or_default();
-    format!("NAT {}, path {}", page["nat"], member["path"])
+    let page = lab.netcheck(from).unwrap_or_default();
+    let member = page.members.iter().find(|member| member.name == to);
+    let path = member.and_then(|member| member.path.as_deref());
+    format!("NAT {:?}, path {path:?}", page.nat)
 }
 
 /// Plays a case: `cause` begins it, `lasts` later `end` ends it; then the pair's direct path is

@@ -1,7 +1,11 @@
 //! A guest on `b`, what is asked of it, and what it asks by its own shell.
 
 use super::{PORT, Stage};
-use p2pvm_lab::hosts::probe::{self, From, within};
+use p2pvm_api::VmView;
+use p2pvm_lab::{
+    chain,
+    hosts::probe::{self, From, within},
+};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -30,15 +34,15 @@ impl Guest {
         let words = [
             "vm", "create", "web", "--image", image, "--memory", "128M", "--start",
         ];
-        let made = stage
+        let made: VmView = stage
             .lab
             .json("b", &words)
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", stage.report()));
-        let address = made["address"].as_str().unwrap().to_owned();
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), stage.report()));
+        let address = made.address;
         stage
             .lab
             .wait_for_guest("a", &address, BOOT)
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", stage.report()));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), stage.report()));
         let mut command = Command::new(stage.lab.program());
         command
             .args(["vm", "console", "web"])

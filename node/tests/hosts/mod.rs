@@ -5,8 +5,10 @@
 
 pub mod guest;
 
-use crate::common::{SETTINGS, lab, network, public_sites};
+use crate::common::{SETTINGS, address, lab, network, public_sites};
+use p2pvm_api::DoctorPage;
 use p2pvm_lab::{
+    chain,
     host_state::HostState,
     hosts::{
         self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NETAVARK, NotBooted, Program, probe,
@@ -14,7 +16,6 @@ use p2pvm_lab::{
     },
     lab::Lab,
 };
-use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -170,17 +171,8 @@ impl Stage {
         from("a").answer(80).unwrap();
         network(&lab, &["a", "b", "c"]);
         lab.p2pvm("a", &["route", "accept"]).unwrap();
-        let address = |host: &str, kind: &str| {
-            lab.json(host, &["status"]).unwrap()[kind]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        };
-        let (a, b, b6) = (
-            address("a", "address"),
-            address("b", "address"),
-            address("b", "address_v6"),
-        );
+        let (a, b) = (address(&lab, "a"), address(&lab, "b"));
+        let b6 = lab.status("b").unwrap().address_v6;
         let outside = lab.testbed().host("a").unwrap().address.to_string();
         let stage = Self {
             lan,
@@ -203,15 +195,15 @@ impl Stage {
     /// Starts p2pvm on `b`.
     pub fn up(&self) {
         self.lab
-            .json("b", &["up", "--detach"])
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.log_tail("b", 40)));
+            .start("b")
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), self.lab.log_tail("b", 40)));
     }
 
     /// Ends p2pvm on `b`.
     pub fn down(&self) {
         self.lab
             .p2pvm("b", &["down"])
-            .unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.log_tail("b", 40)));
+            .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), self.lab.log_tail("b", 40)));
     }
 
     /// Offers the LAN behind `b`.
@@ -326,17 +318,13 @@ impl Stage {
     /// What `doctor` says of other firewalls: what it found, and the command that helps.
     pub fn firewall_findings(&self) -> Vec<(String, String)> {
         let (_, out, said) = self.lab.try_p2pvm("b", &["--json", "doctor"]).unwrap();
-        let page: Value =
+        let page: DoctorPage =
             serde_json::from_str(&out).unwrap_or_else(|e| panic!("doctor: {e}: {out}{said}"));
-        let about = page["checks"]
-            .as_array()
+        let about = page
+            .checks
             .into_iter()
-            .flatten()
-            .filter(|check| check["check"] == "firewall");
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        about
-            .map(|check| (text(&check["found"]), text(&check["advice"])))
-            .collect()
+            .filter(|check| check.check == "firewall");
+        about.map(|check| (check.found, check.advice)).collect()
     }
 
     /// Holds the host to what is expected of it: all works and `doctor` blames no firewall, or
@@ -398,7 +386,7 @@ impl Stage {
         let ask = |words: &[&str]| {
             let said = self.lab.testbed().exec("b", words);
             said.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned())
-                .unwrap_or_else(|e| format!("{e:#}"))
+                .unwrap_or_else(|e| chain(&e))
         };
         let resolv = fs::read_to_string(
             self.lab

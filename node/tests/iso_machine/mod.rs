@@ -11,7 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use p2pvm_lab::lab::Lab;
+use p2pvm_lab::{chain, lab::Lab};
 use p2pvm_overlay::membership::Invite;
 use serial::Serial;
 use std::{
@@ -267,7 +267,8 @@ pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
         )
         .unwrap_or_else(|e| {
             panic!(
-                "{e:#}; first {first:?}\n{}\n{}",
+                "{}; first {first:?}\n{}\n{}",
+                chain(&e),
                 lab.log_tail("a", 60),
                 machine.serial.all()
             )

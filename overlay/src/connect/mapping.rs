@@ -37,8 +37,19 @@ fn wants(shared: &Shared, nat: NatKind) -> bool {
 
 /// Keeps a mapping while there is a NAT.
 pub(crate) async fn keep(shared: Arc<Shared>) {
+    let map = |local: Vec<IpAddr>, port| async move { portmap::map(&local, port).await };
+    keep_by(shared, map).await;
+}
+
+/// As [`keep`], where `map` asks the router for a mapping.
+async fn keep_by<F: Future<Output = Option<Mapping>>>(
+    shared: Arc<Shared>,
+    map: impl Fn(Vec<IpAddr>, u16) -> F,
+) {
     let mut held: Option<Mapping> = None;
     loop {
+        // Made before the router is asked, so that a call that comes meanwhile is not lost.
+        let again = shared.learn_again.notified();
         let (nat, reflexive) = {
             let state = shared.state();
             (state.nat.kind, state.nat.reflexive.map(|r| r.ip()))
@@ -53,7 +64,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             };
             held = match renewed {
                 Some(mapping) => Some(mapping),
-                None => portmap::map(&local, shared.plane.udp_port()).await,
+                None => map(local, shared.plane.udp_port()).await,
             };
         }
         let usable = held
@@ -78,18 +89,21 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             // Another outside address needs another mapping; learning tells of every round, so the
             // address itself is looked at.
             loop {
-                shared.learned.notified().await;
-                let state = shared.state();
-                let (kind, seen) = (state.nat.kind, state.nat.reflexive.map(|r| r.ip()));
-                drop(state);
+                // Made before the look, which also finds what was learned meanwhile.
+                let learned = shared.learned.notified();
+                let (kind, seen) = {
+                    let state = shared.state();
+                    (state.nat.kind, state.nat.reflexive.map(|r| r.ip()))
+                };
                 if wants(&shared, kind) != wanted || seen != reflexive {
                     return;
                 }
+                learned.await;
             }
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = shared.learn_again.notified() => {}
+            () = again => {}
             () = changed => {}
             () = shared.closing.notified() => {
                 shared.state().nat.mapped = None;
@@ -100,5 +114,75 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        connect::ConnectOptions,
+        fabric::memory::MemoryNet,
+        id::MemberId,
+        plane::{Plane, PlaneConfig},
+    };
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::mpsc;
+
+    const ME: MemberId = MemberId([1; 32]);
+
+    /// The connector of a member behind a NAT.
+    fn behind_a_nat() -> Arc<Shared> {
+        let config = PlaneConfig {
+            me: ME,
+            link_secret: [7; 32].into(),
+            udp_port: 0,
+            device: "none".to_owned(),
+            mtu: 1340,
+            traffic: false,
+            network: "lab".to_owned(),
+            control_port: 0,
+        };
+        let plane = Plane::start_idle(config, mpsc::channel(8).0).unwrap();
+        let fabric = MemoryNet::new(Duration::ZERO).add(ME);
+        let shared = Shared::new(plane, fabric, ConnectOptions::default(), None);
+        shared.state().nat.kind = NatKind::Cone;
+        Arc::new(shared)
+    }
+
+    /// Keeps a mapping on a router that gives none, and has `meanwhile` happen while it is asked
+    /// the first time. Returns how often it was asked within a second.
+    async fn asked_within_a_second(meanwhile: impl Fn(&Shared)) -> u32 {
+        let (shared, asked) = (behind_a_nat(), AtomicU32::new(0));
+        let map = |_, _| {
+            let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+            if first {
+                meanwhile(&shared);
+            }
+            std::future::ready(None)
+        };
+        let keeping = keep_by(shared.clone(), map);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1), keeping)
+                .await
+                .is_err()
+        );
+        asked.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_moves_while_its_router_is_asked_asks_again_at_once() {
+        assert_eq!(asked_within_a_second(|_| ()).await, 1);
+        let moved = |shared: &Shared| shared.learn_again.notify_waiters();
+        assert_eq!(asked_within_a_second(moved).await, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_outside_address_learned_while_the_router_is_asked_is_not_missed() {
+        let seen = |shared: &Shared| {
+            shared.state().nat.reflexive = Some(([198, 51, 100, 7], 4002).into());
+            shared.learned.notify_waiters();
+        };
+        assert_eq!(asked_within_a_second(seen).await, 2);
     }
 }

@@ -138,6 +138,22 @@ async fn meshed(all: &[&Control]) {
     .await;
 }
 
+/// The network's root revokes a member and tells it to `first` alone.
+async fn revoke(world: &World, first: &Control, member: MemberId) {
+    let revocation = Revocation::issue(
+        &Issuer::root(&world.root),
+        world.network.id,
+        Target::Member(member),
+        UnixTime::now(),
+    );
+    first
+        .shared
+        .commands
+        .send(Command::Revoke(Box::new(revocation)))
+        .await
+        .unwrap();
+}
+
 struct Reverse;
 #[async_trait]
 impl Serve for Reverse {

@@ -1,7 +1,7 @@
 //! What the testbed's tests share: a name of one's own, and UDP sockets on hosts.
 #![allow(dead_code)]
 
-use p2pvm_lab::{Sites, Testbed};
+use p2pvm_lab::{Sites, Testbed, chain};
 use std::{
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
@@ -23,8 +23,12 @@ pub fn name() -> String {
 }
 
 pub fn up(sites: &str) -> Testbed {
-    Testbed::up(&Sites::parse(sites).unwrap(), &name())
-        .unwrap_or_else(|e| panic!("{e:#} (these tests need root, iproute2 and nftables)"))
+    Testbed::up(&Sites::parse(sites).unwrap(), &name()).unwrap_or_else(|e| {
+        panic!(
+            "{} (these tests need root, iproute2 and nftables)",
+            chain(&e)
+        )
+    })
 }
 
 /// A socket on a host, bound to a port (0: any).

@@ -20,7 +20,9 @@ use p2pvm_overlay::{
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port, Traces,
+    checkpoint::RestoreOptions,
     clock::Sleep,
+    host::{VmState, VmStatus},
     hypervisor::{Accel, Hypervisor, MachineSpec},
     qemu::Qemu,
     vault::ChunkVault,
@@ -250,6 +252,26 @@ impl Lab {
 
     pub fn host(&self, i: usize) -> Arc<Host> {
         self.sites[i].host().clone()
+    }
+
+    /// Restores the VM "web" from its snapshot "one" on member `i`, which needs force since its
+    /// holder is dead.
+    pub async fn restore_by_force(&self, i: usize) -> VmStatus {
+        let (host, progress) = (self.host(i), watch::Sender::default());
+        let refused = host
+            .restore("web", "one", RestoreOptions::default(), &progress)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&refused, Error::Refused(why) if why.contains("--force")),
+            "{refused}"
+        );
+        let back = host
+            .restore("web", "one", RestoreOptions { force: true }, &progress)
+            .await
+            .unwrap();
+        assert_eq!((back.state, back.holder), (VmState::Running, self.me(i)));
+        back
     }
 
     /// Starts member `i`'s daemon.

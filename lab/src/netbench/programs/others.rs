@@ -1,7 +1,10 @@
 //! Overlays that relay: EasyTier, nebula, tinc, n2n.
 
 use super::{Running, first, octet};
-use crate::netbench::stage::{Stage, Way};
+use crate::{
+    n2n,
+    netbench::stage::{Stage, Way},
+};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 pub(super) fn easytier(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
@@ -164,27 +167,13 @@ pub(super) fn n2n(
     stage: &Stage,
 ) -> anyhow::Result<()> {
     let hub = first(stage);
-    running.daemon(stage, hub, Command::new(supernode).args(["-l", "7654"]))?;
+    running.daemon(stage, hub, &mut n2n::supernode(supernode))?;
     for host in 0..2 {
-        let mut command = Command::new(program);
-        command.args([
-            "-d",
-            "n2n0",
-            "-c",
-            "lab",
-            "-k",
-            "secret",
-            "-a",
-            &format!("10.90.0.{}", octet(host)),
-        ]);
+        let address = format!("10.90.0.{}", octet(host));
+        let mut command = n2n::edge(program, &address, &stage.reach(host, hub).to_string());
         // By its own name it does not set the address of every kernel's TAP the same way: the mask
         // is given.
-        command.args([
-            "-s",
-            "255.255.255.0",
-            "-l",
-            &format!("{}:7654", stage.reach(host, hub)),
-        ]);
+        command.args(["-s", "255.255.255.0"]);
         running.daemon(stage, host, &mut command)?;
     }
     Ok(())

@@ -1,11 +1,9 @@
 //! Our own programs: the forwarder without encryption, p2pvm, and packet planes without the rest.
 
 use super::{Running, first, until};
-use crate::{
-    answers,
-    netbench::stage::{Own, Stage},
-};
+use crate::netbench::stage::{Own, Stage};
 use anyhow::Context;
+use p2pvm_api::{InviteAnswer, Status};
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -41,12 +39,12 @@ pub(super) fn plain(running: &mut Running, own: &Own, stage: &Stage) -> anyhow::
 
 pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
     let program_name = program.to_string_lossy().into_owned();
-    let call = |host: usize, words: &[&str]| -> anyhow::Result<serde_json::Value> {
+    let call = |host: usize, words: &[&str]| -> anyhow::Result<String> {
         let argv: Vec<&str> = std::iter::once(&*program_name)
             .chain(words.iter().copied())
             .chain(["--json"])
             .collect();
-        Ok(serde_json::from_str(&stage.run(host, &argv)?).unwrap_or_default())
+        stage.run(host, &argv)
     };
     let hub = first(stage);
     // No limit for the relay, and the machine's own resolver is left alone.
@@ -61,16 +59,15 @@ pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> any
     call(hub, &["init", "--network", "lab"])?;
     up(running, hub)?;
     let invite = until(|| call(hub, &["invite", "--uses", "4"]))?;
-    let invite = answers::invite(&invite).context("no invite")?.to_owned();
+    let InviteAnswer { invite, .. } = serde_json::from_str(&invite).context("no invite")?;
     for host in (0..stage.hosts.len()).filter(|host| *host != hub) {
         call(host, &["join", &invite])?;
         up(running, host)?;
     }
     for host in 0..2 {
         let address = until(|| {
-            let status = call(host, &["status"])?;
-            let address = answers::address(&status).map(str::to_owned);
-            address.context("no address yet")
+            let status: Status = serde_json::from_str(&call(host, &["status"])?)?;
+            status.address.context("no address yet")
         })?;
         running.addresses[host] = address
             .split('/')

@@ -34,18 +34,7 @@ async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_an
     let mut events = outcast.events();
     let last_words = first.shared.door.trust.digest();
     // Told to the middle one only: it spreads from there.
-    let revocation = Revocation::issue(
-        &Issuer::root(&world.root),
-        world.network.id,
-        Target::Member(outcast.me()),
-        UnixTime::now(),
-    );
-    middle
-        .shared
-        .commands
-        .send(Command::Revoke(Box::new(revocation)))
-        .await
-        .unwrap();
+    revoke(&world, &middle, outcast.me()).await;
     eventually("nobody is connected to the outcast", || {
         let gone = |c: &Control| !c.connected().contains(&outcast.me());
         gone(&first) && gone(&middle) && outcast.connected().is_empty()
@@ -88,18 +77,7 @@ async fn who_grew_out_of_a_copy_of_a_revoked_members_state_is_cut_off_with_it_an
         .unwrap();
     meshed(&[&first, &middle, &copy]).await;
     let (mut told, mut seen) = (copy.events(), first.events());
-    let revocation = Revocation::issue(
-        &Issuer::root(&world.root),
-        world.network.id,
-        Target::Member(outcast.member_id()),
-        UnixTime::now(),
-    );
-    middle
-        .shared
-        .commands
-        .send(Command::Revoke(Box::new(revocation)))
-        .await
-        .unwrap();
+    revoke(&world, &middle, outcast.member_id()).await;
     eventually("nobody is connected to the copy", || {
         let gone = |c: &Control| !c.connected().contains(&copy.me());
         gone(&first) && gone(&middle) && copy.connected().is_empty()

@@ -84,6 +84,25 @@ pub(crate) fn limit_packets(index: u32, bytes: usize) -> io::Result<()> {
 /// in use.
 pub(crate) fn attach(tun: &impl AsFd, name: &str, joins_datagrams: bool) -> io::Result<()> {
     let fd = tun.as_fd().as_raw_fd();
+    set_interface(
+        fd,
+        name,
+        libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR,
+    )?;
+    let mut offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    if joins_datagrams {
+        offloads |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    }
+    // SAFETY: the argument is a number.
+    checked(unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads)) })
+}
+
+/// Makes the interface `name` of these kinds (IFF_...) on a descriptor of /dev/net/tun
+/// (TUNSETIFF).
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn set_interface(fd: RawFd, name: &str, kinds: libc::c_int) -> io::Result<()> {
     let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: ifreq is a plain C structure for which all zeros is a value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -96,16 +115,9 @@ pub(crate) fn attach(tun: &impl AsFd, name: &str, joins_datagrams: bool) -> io::
         .iter_mut()
         .zip(bytes)
         .for_each(|(to, from)| *to = *from as libc::c_char);
-    request.ifr_ifru.ifru_flags =
-        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = kinds as libc::c_short;
     // SAFETY: the request lives across the call, which reads and writes no more than it.
-    checked(unsafe { libc::ioctl(fd, libc::TUNSETIFF as _, &raw mut request) })?;
-    let mut offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    if joins_datagrams {
-        offloads |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    }
-    // SAFETY: the argument is a number.
-    checked(unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads)) })
+    checked(unsafe { libc::ioctl(fd, libc::TUNSETIFF as _, &raw mut request) })
 }
 
 /// Gives the device its carrier back.
@@ -118,7 +130,8 @@ pub(crate) fn set_carrier(tun: &impl AsFd) -> io::Result<()> {
     checked(unsafe { libc::ioctl(fd, libc::TUNSETCARRIER as _, &raw const on) })
 }
 
-fn checked(result: libc::c_int) -> io::Result<()> {
+/// The result of a system call that reports an error by a negative number.
+pub(super) fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -4,10 +4,9 @@
 //! (pidfd_getfd(2)); it changes only TUN descriptors whose interface is gone or in another network
 //! namespace.
 
-use super::moved_device;
+use super::{device, moved_device};
 use std::{
-    ffi::CString,
-    fs, io, mem,
+    fs, io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     process,
     time::{Duration, Instant},
@@ -91,24 +90,8 @@ impl TapHolder {
     pub fn attach(&self, ifname: &str) -> io::Result<bool> {
         let tun = self.borrow()?;
         let moved = moved_device::delete_elsewhere(&tun)?;
-        let name = CString::new(ifname).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: ifreq is a plain C structure for which all zeros is a value.
-        let mut request: libc::ifreq = unsafe { mem::zeroed() };
-        let bytes = name.as_bytes_with_nul();
-        if bytes.len() > request.ifr_name.len() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        request
-            .ifr_name
-            .iter_mut()
-            .zip(bytes)
-            .for_each(|(to, from)| *to = *from as libc::c_char);
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        // SAFETY: the request lives across the call, which reads and writes no more than it.
-        if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let kinds = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        device::set_interface(tun.as_raw_fd(), ifname, kinds)?;
         // Offloads are left off: the guest is given whole packets with their checksums, which every
         // driver takes.
         let chosen = self
@@ -116,16 +99,13 @@ impl TapHolder {
             .filter(|header| *header >= HEADER_V1 || self.since.elapsed() > DRIVER_STARTS);
         let header = chosen.unwrap_or(HEADER_V1);
         // SAFETY: the pointer is to a c_int that lives across the call.
-        if unsafe {
+        device::checked(unsafe {
             libc::ioctl(
                 tun.as_raw_fd(),
                 libc::TUNSETVNETHDRSZ as _,
                 &raw const header,
             )
-        } < 0
-        {
-            return Err(io::Error::last_os_error());
-        }
+        })?;
         Ok(moved)
     }
 }

@@ -1,0 +1,127 @@
+//! What commands print with `--json` beside the daemon's own answers.
+
+use crate::{DrainAnswer, Failure, Status};
+use p2pvm_host::Level;
+use serde::{Deserialize, Serialize};
+
+/// What a command prints that fails, instead of its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// Why.
+    pub error: Failure,
+}
+
+/// What `p2pvm join` prints: the status, and how long joining took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Joined {
+    /// The status when it has an address.
+    #[serde(flatten)]
+    pub status: Status,
+    /// From the command to the admission, milliseconds.
+    pub admitted_ms: u64,
+    /// From the command to the address, milliseconds.
+    pub joined_ms: u64,
+    /// Notes about this machine's name and clock.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// What `p2pvm drain` prints if VMs stay: the answer of a successful drain, with the error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Undrained {
+    /// What moved and what stays.
+    #[serde(flatten)]
+    pub answer: DrainAnswer,
+    /// Why it is no success.
+    pub error: Failure,
+}
+
+/// What `p2pvm doctor` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorPage {
+    /// Whether no check failed.
+    pub ok: bool,
+    /// What `--fix` repaired; empty without it, or if there was nothing to repair.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fixed: Vec<String>,
+    /// The checks.
+    pub checks: Vec<Check>,
+}
+
+/// One line of the doctor's page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// The area that was checked, in a word.
+    pub check: String,
+    /// The result.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// The remedy; empty if none is needed.
+    pub advice: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Sorted, assert_text};
+
+    #[test]
+    fn what_commands_print_by_themselves_keeps_its_text() {
+        assert_text(
+            &Failed {
+                error: Failure::not_found("there is no VM web"),
+            },
+            r#"{"error":{"kind":"not-found","message":"there is no VM web"}}"#,
+        );
+        assert_text(
+            &DoctorPage {
+                ok: true,
+                fixed: Vec::new(),
+                checks: vec![Check {
+                    check: "kvm".into(),
+                    level: Level::Warning,
+                    found: "there is none".into(),
+                    advice: String::new(),
+                }],
+            },
+            concat!(
+                r#"{"ok":true,"checks":[{"check":"kvm","level":"warning","#,
+                r#""found":"there is none","advice":""}]}"#
+            ),
+        );
+    }
+
+    #[test]
+    fn a_join_and_an_unfinished_drain_are_their_answers_with_more_beside() {
+        let joined = Joined {
+            status: Status {
+                name: "attic".into(),
+                ..Status::default()
+            },
+            admitted_ms: 20,
+            joined_ms: 300,
+            notes: vec!["a note".into()],
+        };
+        let text = serde_json::to_string(&Sorted(&joined)).unwrap();
+        assert!(text.starts_with(r#"{"address":null,"#), "{text}");
+        let read: Joined = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (read.status.name.as_str(), read.joined_ms, &read.notes[..]),
+            ("attic", 300, &["a note".to_owned()][..])
+        );
+        let undrained = Undrained {
+            answer: DrainAnswer {
+                stopped: vec!["web".into()],
+                ..DrainAnswer::default()
+            },
+            error: Failure::refused("VMs stay"),
+        };
+        let text = serde_json::to_string(&Sorted(&undrained)).unwrap();
+        let read: Undrained = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (read.answer, read.error),
+            (undrained.answer, undrained.error)
+        );
+    }
+}
