@@ -17,7 +17,7 @@ use p2pvm_vm_manager::{
     qemu::Qemu,
     vault::ChunkVault,
 };
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 /// How often unused chunks are looked for, and how old they are when they are removed.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
@@ -33,6 +33,9 @@ pub(super) struct Chunks {
 impl Chunks {
     pub fn open(layout: &Layout, parts: &Parts) -> Outcome<Self> {
         let store = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
+        // Guests' memory and keys are in them.
+        fs::set_permissions(layout.chunks(), fs::Permissions::from_mode(0o700))
+            .doing("protecting the chunk store")?;
         let exchange = Exchange::start(parts.fabric(), store.clone(), ExchangeOptions::default());
         let images = Images::open(exchange.clone(), layout.images()).doing("opening the images")?;
         Ok(Self {
@@ -60,7 +63,11 @@ pub(super) async fn open(
         port: ports,
         traces,
     };
-    Host::open(host_parts, HostOptions::default(), layout.dir())
+    let options = HostOptions {
+        memory_mib: (config.offer.memory_mib > 0).then_some(config.offer.memory_mib),
+        ..HostOptions::default()
+    };
+    Host::open(host_parts, options, layout.dir())
         .await
         .doing("taking up the VMs")
 }

@@ -31,7 +31,9 @@ mod claim;
 mod fence;
 mod images;
 mod life;
+mod memory;
 mod names;
+mod newcomer;
 pub mod registry;
 pub mod remote;
 mod room;
@@ -42,9 +44,10 @@ mod underway;
 pub use activity::Activity;
 pub use claim::Ownership;
 pub(crate) use fence::run_here;
+pub(crate) use memory::Promise;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
-pub(crate) use slot::{Operation, Slot, lock};
+pub(crate) use slot::{Guest, Operation, Slot, lock};
 pub use status::{
     HostEvent, HostStats, MigrationOutcome, RunsOn, Standstill, VmState, VmStats, VmStatus,
 };
@@ -72,7 +75,7 @@ pub struct Parts {
 /// A host's own choices.
 #[derive(Clone, Debug)]
 pub struct HostOptions {
-    /// Memory that VMs may be given in all, MiB; `None` for no limit.
+    /// Memory that guests may be given in all, MiB; `None` for all but a reserve.
     pub memory_mib: Option<u64>,
     /// How many other members should hold each snapshot.
     pub copies: usize,
@@ -108,6 +111,7 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::InUse,
+    pub(crate) memory: memory::Memory,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
@@ -122,6 +126,7 @@ impl Host {
         Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
+            memory: memory::Memory::of_this_machine(options.memory_mib),
             parts,
             options,
             registry,
@@ -182,6 +187,7 @@ impl Host {
             snapshots: record.snapshots,
             note: None,
             still: None,
+            owner: record.owner,
         })
     }
 
@@ -255,6 +261,19 @@ impl Host {
         }
     }
 
+    /// Memory that guests here have been given, MiB.
+    pub fn promised_mib(&self) -> u64 {
+        self.memory.promised_mib()
+    }
+
+    /// Whether a guest of that size would be admitted now.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the figures.
+    pub fn has_memory(&self, mib: u64) -> Result<(), Error> {
+        self.memory.promise(mib).map(drop)
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.origin.elapsed()
     }
@@ -291,11 +310,14 @@ impl Host {
             .any(|listed| Arc::ptr_eq(listed, slot))
     }
 
-    /// The incarnation listed under `name`.
+    /// The incarnation listed under `name`; of several the one that holds its VM.
     pub(crate) fn slot_named(&self, name: &str) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| {
-            lock(&s.entry).listed_name() == name && !matches!(lock(&s.entry).role, Role::Unmade)
-        })
+        let is_named = |slot: &Arc<Slot>| {
+            let entry = lock(&slot.entry);
+            entry.listed_name() == name && !matches!(entry.role, Role::Unmade)
+        };
+        let named = self.slots().into_iter().filter(is_named);
+        named.max_by_key(|slot| Self::rank(&lock(&slot.entry)))
     }
 
     pub(crate) fn named(&self, name: &str) -> Result<Arc<Slot>, Error> {
@@ -303,12 +325,14 @@ impl Host {
             .ok_or_else(|| Error::NotFound(format!("the VM '{name}'")))
     }
 
-    /// The one incarnation of the VM here that is no branch.
+    /// The incarnation of the VM here that is no branch; of several the one that holds it.
     pub(crate) fn slot_of(&self, vm: VmId) -> Option<Arc<Slot>> {
-        self.slots().into_iter().find(|s| {
-            let entry = lock(&s.entry);
+        let is_it = |slot: &Arc<Slot>| {
+            let entry = lock(&slot.entry);
             entry.definition.vm == vm && !entry.is_branch()
-        })
+        };
+        let all = self.slots().into_iter().filter(is_it);
+        all.max_by_key(|slot| Self::rank(&lock(&slot.entry)))
     }
 
     /// Writes a new entry and lists it.
@@ -319,6 +343,9 @@ impl Host {
 
     /// The same for the entry of a VM that is not here yet; `None`: it is, as something else than a
     /// branch.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if another VM here has its name or address.
     pub(crate) fn insert_if_absent(&self, entry: Entry) -> Result<Option<Arc<Slot>>, Error> {
         let slot = Slot::new(entry.clone());
         {
@@ -330,6 +357,7 @@ impl Host {
             if slots.values().any(is_same) {
                 return Ok(None);
             }
+            newcomer::clashes_with_none(slots.values(), &entry.definition)?;
             slots.insert(entry.incarnation(), slot.clone());
         }
         if let Err(e) = self.registry.save(&entry) {
@@ -409,6 +437,7 @@ impl Host {
             epoch: entry.epoch,
             wanted: entry.wanted,
             snapshots: entry.snapshots.clone(),
+            owner: entry.owner,
         };
         match self
             .directory
@@ -435,8 +464,9 @@ impl Host {
     }
 
     /// Lists a guest as the VM's and watches it end.
-    pub(crate) fn install(&self, slot: &Arc<Slot>, machine: Arc<dyn Machine>) {
-        *lock(&slot.machine) = Some(machine.clone());
+    pub(crate) fn install(&self, slot: &Arc<Slot>, guest: Guest) {
+        let machine = guest.machine.clone();
+        *lock(&slot.guest) = Some(guest);
         let (host, slot) = (self.this.clone(), slot.clone());
         self.spawn(async move {
             let mut watch = machine.watch();
@@ -470,7 +500,7 @@ impl Host {
         if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {
             return;
         }
-        slot.take_machine();
+        slot.take_guest();
         let entry = slot.entry();
         if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
             tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port \
