@@ -13,12 +13,15 @@ use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 use toml::{Spanned, de::DeTable};
 
 /// The settings that the package installs, for the administrator to edit.
 const PACKAGED: &str = "/etc/p2pvm/node.toml";
+
+/// The directory of the images that an appliance brings along. Its files are no secrets.
+const IMAGES: &str = "/usr/lib/p2pvm";
 
 /// The settings of one node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,6 +75,8 @@ pub struct Config {
     pub dashboard: bool,
     /// The dashboard's TCP port.
     pub dashboard_port: u16,
+    /// What this host offers to other members.
+    pub offer: Offer,
     /// When VMs are moved.
     pub placement: Placement,
     /// Where OpenTelemetry traces of migrations go.
@@ -124,6 +129,44 @@ impl Ring {
     }
 }
 
+/// `[offer]`: what this host offers to other members.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Offer {
+    /// Directories beside [`IMAGES`] whose files other members may name as images of VMs here.
+    pub images: Vec<PathBuf>,
+    /// The memory that guests may be given in all, MiB; 0 for all but a reserve.
+    pub memory_mib: u64,
+}
+
+impl Offer {
+    /// The directories whose files other members may name.
+    pub fn image_dirs(&self) -> Vec<PathBuf> {
+        let mut dirs = vec![PathBuf::from(IMAGES)];
+        dirs.extend(self.images.iter().cloned());
+        dirs
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let is_whole = |dir: &&PathBuf| {
+            let below = dir.components().skip(1);
+            dir.is_absolute() && below.clone().count() > 0 && below.into_iter().all(is_normal)
+        };
+        match self.images.iter().find(|dir| !is_whole(dir)) {
+            Some(dir) => Err(format!(
+                "[offer] images holds '{}': write a directory as /srv/images, from the root, \
+                    without '..', and not the root itself",
+                dir.display()
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_normal(part: Component<'_>) -> bool {
+    matches!(part, Component::Normal(_))
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -147,6 +190,7 @@ impl Default for Config {
             autonomic: true,
             dashboard: false,
             dashboard_port: 4080,
+            offer: Offer::default(),
             placement: Placement::default(),
             traces: traces::Settings::default(),
             renamed: None,
@@ -227,6 +271,7 @@ impl Config {
                 "reachable_at holds '{place}', which is neither an address nor a DNS name"
             ));
         }
+        self.offer.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
         self.traces.check()
     }
@@ -374,6 +419,25 @@ mod tests {
                 .to_string()
                 .contains("firewall must be auto or off")
         );
+    }
+
+    #[test]
+    fn directories_of_images_are_named_from_the_root_and_unknown_offers_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        let load = |text: &str| {
+            std::fs::write(layout.config(), text).unwrap();
+            Config::load(&layout)
+        };
+        let offer = load("[offer]\nimages = [\"/srv/images\"]\n").unwrap().offer;
+        let dirs: Vec<PathBuf> = vec!["/usr/lib/p2pvm".into(), "/srv/images".into()];
+        assert_eq!(offer.image_dirs(), dirs);
+        for bad in ["images", "/", "/srv/../etc", ""] {
+            let said = load(&format!("[offer]\nimages = [\"{bad}\"]\n")).unwrap_err();
+            assert!(said.to_string().contains("[offer] images"), "{bad}: {said}");
+        }
+        let said = load("[offer]\nimage = []\n").unwrap_err().to_string();
+        assert!(said.contains("unknown field `image`"), "{said}");
     }
 
     #[test]

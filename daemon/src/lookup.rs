@@ -167,6 +167,15 @@ impl Parts {
         }
     }
 
+    /// Whether a member is the founder's machine or a delegate: the root's signature says so in its
+    /// certificate.
+    pub(crate) fn is_issuer(&self, member: MemberId) -> bool {
+        let certificate = self.control.certificate(member);
+        certificate.is_some_and(|certificate| {
+            certificate.rights().admit && self.trust.verify(&certificate).is_ok()
+        })
+    }
+
     pub(crate) fn issuer(&self) -> Outcome<Issuer<'_>> {
         self.control.issuer().ok_or_else(|| {
             Failure::refused(

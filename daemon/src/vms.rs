@@ -1,9 +1,11 @@
 //! Virtual machines: those of this host, those of hosts that are gone, and whether guests answer.
 
 pub(crate) mod absent;
+mod admit;
 mod cluster;
 mod gone;
 pub(crate) mod guests;
 pub(crate) mod http;
+pub(crate) mod rights;
 pub(crate) mod service;
 mod view;

@@ -167,9 +167,11 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
         absent: absent.clone(),
         guests,
         manager: manager.clone(),
+        policies: policies.clone(),
         questions: questions.clone(),
         reach: reach.clone(),
         traces: own.traces,
+        image_dirs: config.offer.image_dirs(),
     });
     let node = Arc::new(Node {
         parts: parts.clone(),
@@ -282,11 +284,11 @@ fn host_resolver(parts: &Parts, network: &Network) -> HostResolver {
 /// Serves the VM part of the control API to other members, one connection a stream.
 async fn serve_members(vms: Arc<Vms>) {
     let mut streams = vms.parts.fabric().accept_streams(forward::SERVICE);
-    let router = server::for_members(vms);
     let mut running = JoinSet::new();
     while let Some((member, stream)) = streams.recv().await {
         while running.try_join_next().is_some() {}
-        let service = hyper_util::service::TowerToHyperService::new(router.clone());
+        let router = server::for_member(vms.clone(), member);
+        let service = hyper_util::service::TowerToHyperService::new(router);
         running.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(hyper_util::rt::TokioIo::new(stream), service);

@@ -1,12 +1,12 @@
 //! Who may join: every way in which an invite can be wrong is refused with its reason, and a
-//! revoked member is out.
+//! revoked member is out. What a member may then do on the hosts of others.
 
 mod common;
 
-use common::{is_connected, lab, network, public_sites, refused};
-use p2pvm_api::{Failed, InviteAnswer, Joined, Kind, RevokeAnswer};
+use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused};
+use p2pvm_api::{AclAnswer, AclShow, Failed, InviteAnswer, Joined, Kind, RevokeAnswer};
 use p2pvm_lab::lab::Lab;
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 /// A second network on the same testbed.
 fn other_network(lab: &Lab, host: &str) {
@@ -180,5 +180,80 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
         )
         .contains("no image file")
     );
+    lab.down().unwrap();
+}
+
+/// Denies what no rule allows, and waits until every host has heard.
+fn close(lab: &Lab, by: &str, hosts: &[&str]) {
+    let file = lab.dir(by).unwrap().join("policy.toml");
+    fs::write(&file, "default = \"deny\"").unwrap();
+    lab.json::<AclAnswer>(by, &["acl", "set", file.to_str().unwrap()])
+        .unwrap();
+    for host in hosts {
+        lab.wait(
+            &format!("{host} to have the policy"),
+            Duration::from_secs(10),
+            Duration::from_millis(50),
+            || Ok((lab.json::<AclShow>(host, &["acl", "show"])?.version == Some(1)).then_some(())),
+        )
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network_is_open() {
+    let lab = lab("rights", &public_sites(&["a", "b", "c"], 10.0));
+    let dir = lab.dir("a").unwrap();
+    let (key, offered) = (dir.join("root.key"), dir.join("offered"));
+    fs::create_dir(&offered).unwrap();
+    fs::copy(image(), offered.join("guest.qcow2")).unwrap();
+    std::os::unix::fs::symlink(&key, offered.join("link")).unwrap();
+    let offer = format!("[offer]\nimages = [\"{}\"]\n", offered.display());
+    lab.configure("a", &format!("{SETTINGS}{offer}")).unwrap();
+    network(&lab, &["a", "b", "c"]);
+    let create = |by: &str, name: &str, on: &str, image: &str| {
+        let words = [
+            "vm", "create", name, "--on", on, "--image", image, "--memory", "64M",
+        ];
+        lab.try_p2pvm(by, &words).unwrap()
+    };
+    let secret = fs::read(&key).unwrap();
+    for file in [&key, &dir.join("identity")] {
+        let (code, out, said) = create("b", "leak", "a", file.to_str().unwrap());
+        assert_eq!(code, 5, "{out} {said}");
+        assert!(said.contains("other members may name"), "{said}");
+    }
+    assert_eq!(fs::read_dir(dir.join("images")).unwrap().count(), 0);
+    let (code, out, _) = lab.try_p2pvm("b", &["vm", "show", "leak"]).unwrap();
+    assert_eq!(code, 3, "{out}");
+
+    let of_a = offered.join("guest.qcow2");
+    let (code, _, said) = create("b", "link", "a", offered.join("link").to_str().unwrap());
+    assert!(code == 5 && said.contains("over a link"), "{code} {said}");
+    let (code, out, said) = create("b", "bs", "a", of_a.to_str().unwrap());
+    assert_eq!(code, 0, "{out} {said}");
+
+    for name in ["one", "two"] {
+        let (code, out, said) = create("c", name, "c", image());
+        assert_eq!(code, 0, "{out} {said}");
+    }
+    lab.p2pvm("b", &["vm", "delete", "one"]).unwrap();
+    close(&lab, "a", &["a", "b", "c"]);
+    let said = refused(&lab, "b", &["vm", "delete", "two"], 5);
+    assert!(said.contains("lacks the right to delete 'two'"), "{said}");
+    let (code, _, said) = create("b", "more", "c", image());
+    assert!(
+        code == 5 && said.contains("create VMs on c"),
+        "{code} {said}"
+    );
+    lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
+    // The owner of one on another host, and the founder's machine.
+    lab.p2pvm("b", &["vm", "delete", "bs"]).unwrap();
+    lab.p2pvm("a", &["vm", "delete", "two"]).unwrap();
+    let kept = lab.dir("b").unwrap().join("images");
+    let leaked = fs::read_dir(kept).unwrap().flatten().any(|file| {
+        fs::read(file.path()).is_ok_and(|bytes| bytes.windows(32).any(|part| part == secret))
+    });
+    assert!(!leaked);
     lab.down().unwrap();
 }

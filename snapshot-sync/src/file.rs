@@ -116,9 +116,10 @@ pub async fn import_file(
     .await
 }
 
-/// Writes the file that `manifest` describes to `path`, sparse. It replaces an existing file in one
-/// step, when it is complete and durable. A killed export leaves `.<name>.partial` beside it, which
-/// the next export to `path` overwrites. One export to a path at a time.
+/// Writes the file that `manifest` describes to `path`, sparse, which its owner alone may read. It
+/// replaces an existing file in one step, when it is complete and durable. A killed export leaves
+/// `.<name>.partial` beside it, which the next export to `path` overwrites. One export to a path at
+/// a time.
 ///
 /// # Errors
 /// `NotFound` or `Corrupt` of a chunk, or [`Error::Io`]. Then `path` is unchanged.
@@ -128,7 +129,7 @@ pub async fn export_file(
     path: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
-    export_with(store, manifest, path, None, progress).await
+    export_with(store, manifest, path, 0o600, progress).await
 }
 
 /// As [`export_file`], but the file is read-only.
@@ -138,14 +139,14 @@ pub(crate) async fn export_read_only(
     path: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
-    export_with(store, manifest, path, Some(0o444), progress).await
+    export_with(store, manifest, path, 0o400, progress).await
 }
 
 async fn export_with(
     store: &ChunkStore,
     manifest: &Manifest,
     path: &Path,
-    mode: Option<u32>,
+    mode: u32,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
     let stop = StopOnDrop(Arc::default());
@@ -264,17 +265,15 @@ fn export(
     store: &ChunkStore,
     manifest: &Manifest,
     path: &Path,
-    mode: Option<u32>,
+    mode: u32,
     progress: &watch::Sender<Progress>,
     stopped: &AtomicBool,
 ) -> Result<(), Error> {
     let partial = partial_path(path);
-    let written =
-        write_partial(store, manifest, &partial, progress, stopped).and_then(|()| match mode {
-            Some(mode) => fs::set_permissions(&partial, fs::Permissions::from_mode(mode))
-                .map_err(io_at("protecting", &partial)),
-            None => Ok(()),
-        });
+    let written = write_partial(store, manifest, &partial, progress, stopped).and_then(|()| {
+        fs::set_permissions(&partial, fs::Permissions::from_mode(mode))
+            .map_err(io_at("protecting", &partial))
+    });
     if let Err(e) = written {
         let _ = fs::remove_file(&partial);
         return Err(e);

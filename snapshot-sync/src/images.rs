@@ -11,6 +11,7 @@ use p2pvm_overlay::MemberId;
 use std::{
     collections::HashMap,
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -39,6 +40,9 @@ impl Images {
     pub fn open(exchange: Arc<Exchange>, dir: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(io_at("creating a directory", &dir))?;
+        // The daemon opens images for its guests: nobody else on the machine reads them.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+            .map_err(io_at("protecting", &dir))?;
         for entry in fs::read_dir(&dir).map_err(io_at("listing", &dir))? {
             let entry = entry.map_err(io_at("listing", &dir))?;
             if entry.file_name().to_string_lossy().ends_with(".partial") {

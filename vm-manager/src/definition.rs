@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     path::PathBuf,
 };
 use zeroize::Zeroize;
@@ -56,12 +57,24 @@ pub struct Definition {
 pub enum ImageSource {
     /// A qcow2 or raw file on this host; its content becomes an image of the network.
     File(PathBuf),
+    /// The same, named by another member: only a file below one of these directories.
+    Below {
+        /// The directories.
+        dirs: Vec<PathBuf>,
+        /// The file.
+        path: PathBuf,
+    },
     /// An image that some member holds already.
     Stored(ManifestId),
 }
 
-/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a
-/// typing error is noticed at once.
+/// How many members may vote on a VM at most.
+const MAX_VOTERS: usize = 15;
+/// The MTUs that a guest may be told: what IPv6 requires (RFC 8200 §5), to jumbo frames.
+const MTUS: RangeInclusive<u16> = 1280..=9216;
+
+/// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a slip
+/// of the hand shows at once.
 const MAX_DISK_BYTES: u64 = 16 << 40;
 
 /// A user's request for a new VM.
@@ -127,27 +140,51 @@ impl NewVm {
     /// # Errors
     /// [`Error::Refused`] naming what is out of range.
     pub fn check(&self) -> Result<(), Error> {
+        let size = (self.cpus, self.memory_mib, self.disk_bytes.unwrap_or(0));
+        check_name(&self.name).and_then(|()| check_size(size))
+    }
+}
+
+impl Definition {
+    /// Whether such a VM can have been made: what another member says of one is not believed.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] naming what is out of range.
+    pub fn check(&self) -> Result<(), Error> {
         check_name(&self.name)?;
-        if self.cpus == 0 || self.cpus > 256 {
-            return Err(Error::Refused(format!(
-                "{} processors: choose 1 to 256",
-                self.cpus
-            )));
+        check_size((self.cpus, self.memory_mib, self.disk_bytes))?;
+        let wrong = |what: String| Err(Error::Refused(format!("'{}' has {what}", self.name)));
+        if self.voters.is_empty() || self.voters.len() > MAX_VOTERS {
+            return wrong(format!(
+                "{} voters: a VM has 1 to {MAX_VOTERS}",
+                self.voters.len()
+            ));
         }
-        if self.memory_mib < 16 {
-            return Err(Error::Refused(format!(
-                "{} MiB of memory: no guest starts with less than 16",
-                self.memory_mib
-            )));
-        }
-        if let Some(bytes) = self.disk_bytes.filter(|bytes| *bytes > MAX_DISK_BYTES) {
-            let (asked, most) = (bytes >> 40, MAX_DISK_BYTES >> 40);
-            return Err(Error::Refused(format!(
-                "a disk of {asked} TiB: choose at most {most} TiB"
-            )));
+        if !MTUS.contains(&self.address.mtu) {
+            return wrong(format!("an impossible MTU, {}", self.address.mtu));
         }
         Ok(())
     }
+}
+
+fn check_size((cpus, memory_mib, disk_bytes): (u32, u64, u64)) -> Result<(), Error> {
+    if cpus == 0 || cpus > 256 {
+        return Err(Error::Refused(format!(
+            "{cpus} processors: choose 1 to 256"
+        )));
+    }
+    if memory_mib < 16 {
+        return Err(Error::Refused(format!(
+            "{memory_mib} MiB of memory: no guest starts with less than 16"
+        )));
+    }
+    if disk_bytes > MAX_DISK_BYTES {
+        let (asked, most) = (disk_bytes >> 40, MAX_DISK_BYTES >> 40);
+        return Err(Error::Refused(format!(
+            "a disk of {asked} TiB: choose at most {most} TiB"
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,6 +223,27 @@ mod tests {
             .check()
             .is_ok()
         );
+    }
+
+    #[test]
+    fn a_definition_that_no_host_makes_is_refused() {
+        let good = crate::host::registry::tests::entry("web").definition;
+        assert!(good.check().is_ok());
+        let spoilt: [(&str, fn(&mut Definition)); 7] = [
+            ("cannot be a name", |vm| vm.name = "../web".into()),
+            ("processors", |vm| vm.cpus = 0),
+            ("MiB of memory", |vm| vm.memory_mib = 1),
+            ("at most 16 TiB", |vm| vm.disk_bytes = u64::MAX),
+            ("0 voters", |vm| vm.voters.clear()),
+            ("16 voters", |vm| vm.voters = vec![MemberId([1; 32]); 16]),
+            ("MTU", |vm| vm.address.mtu = 0),
+        ];
+        for (why, spoil) in spoilt {
+            let mut vm = good.clone();
+            spoil(&mut vm);
+            let said = vm.check().unwrap_err().to_string();
+            assert!(said.contains(why), "{why}: {said}");
+        }
     }
 
     #[test]

@@ -58,17 +58,40 @@ pub struct VmRecord {
     pub wanted: Wanted,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// The member that the VM was made for; `None` in records of earlier versions.
+    #[serde(skip)]
+    pub owner: Option<MemberId>,
 }
 
+/// The optional field behind a record that holds the VM's owner.
+const OWNER: u8 = 1;
+
 impl VmRecord {
-    /// The record's value.
+    /// The record's value. Optional fields follow the record: one byte for the kind, one for the
+    /// length, the bytes. A member that does not know a field skips it; one of a former version
+    /// reads no further than the record.
     pub fn to_bytes(&self) -> Vec<u8> {
-        framed::to_bytes(self)
+        let mut bytes = framed::to_bytes(self);
+        if let Some(MemberId(owner)) = self.owner {
+            bytes.extend([OWNER, owner.len() as u8]);
+            bytes.extend(owner);
+        }
+        bytes
     }
 
     /// Reads a record's value; `None` for anything else.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        framed::from_bytes(bytes)
+        let (mut record, mut fields): (Self, _) = framed::take_from_bytes(bytes)?;
+        while let [field, length, rest @ ..] = fields {
+            let Some((value, behind)) = rest.split_at_checked(usize::from(*length)) else {
+                break;
+            };
+            if *field == OWNER {
+                record.owner = value.try_into().ok().map(MemberId);
+            }
+            fields = behind;
+        }
+        Some(record)
     }
 
     /// What a record says of a VM; `None` if it is no VM's, lies at another VM's place or is not
@@ -219,6 +242,49 @@ impl Directory {
             // The name is another VM's by now, so nothing of this one is left there.
             Ok(()) | Err(RecordError::Exists(_)) => Ok(()),
             Err(e) => Err(undecided("giving the VM's name back")(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::registry::tests::entry;
+
+    #[test]
+    fn a_records_owner_is_read_and_former_versions_read_the_rest() {
+        let record = VmRecord {
+            definition: entry("web").definition,
+            holder: MemberId([4; 32]),
+            epoch: Epoch(3),
+            wanted: Wanted::Running,
+            snapshots: vec![],
+            owner: Some(MemberId([9; 32])),
+        };
+        let bytes = record.to_bytes();
+        assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
+        let plain = VmRecord {
+            owner: None,
+            ..record.clone()
+        };
+        assert_eq!(
+            framed::from_bytes::<VmRecord>(&bytes),
+            Some(plain.clone()),
+            "as it was read before there were such fields"
+        );
+        assert_eq!(
+            VmRecord::from_bytes(&framed::to_bytes(&plain)),
+            Some(plain.clone())
+        );
+        let later = [
+            plain.to_bytes(),
+            vec![200, 2, 7, 7],
+            bytes[bytes.len() - 34..].into(),
+        ];
+        assert_eq!(VmRecord::from_bytes(&later.concat()), Some(record));
+        for junk in [&[OWNER][..], &[OWNER, 32, 1], &[OWNER, 1, 1]] {
+            let bytes = [plain.to_bytes(), junk.into()].concat();
+            assert_eq!(VmRecord::from_bytes(&bytes), Some(plain.clone()));
         }
     }
 }

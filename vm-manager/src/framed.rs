@@ -12,8 +12,13 @@ pub(crate) fn to_bytes<T: Serialize>(document: &T) -> Vec<u8> {
 }
 
 pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    take_from_bytes(bytes).map(|(document, _)| document)
+}
+
+/// The document, and what follows it.
+pub(crate) fn take_from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, &[u8])> {
     match bytes.split_first()? {
-        (&FORMAT, rest) => postcard::from_bytes(rest).ok(),
+        (&FORMAT, rest) => postcard::take_from_bytes(rest).ok(),
         _ => None,
     }
 }

@@ -27,6 +27,13 @@ pub trait Port: Send + Sync + 'static {
     /// Gives address and name back: the VM was deleted.
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error>;
 
+    /// Whether the addresses in the definition are the VM's, which another member brings here: by
+    /// the network's records, and as they follow from its key.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with whose they are, [`Error::Agreement`] if that cannot be found out.
+    async fn owns(&self, vm: &Definition) -> Result<(), Error>;
+
     /// Joins the guest's TAP, which exists, to the overlay. Undoes an earlier [`Port::forward`] of
     /// its address here.
     async fn attach(

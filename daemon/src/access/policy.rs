@@ -47,6 +47,15 @@ impl Policies {
         policies
     }
 
+    /// Whether what no rule allows is denied; also as long as no member has said whether there are
+    /// rules.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+            || self
+                .standing()
+                .is_some_and(|(_, policy)| policy.default == Action::Deny)
+    }
+
     /// The present policy.
     pub fn standing(&self) -> Option<(SignedPolicy, Arc<NetworkPolicy>)> {
         self.standing

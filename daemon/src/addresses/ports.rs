@@ -11,8 +11,8 @@ use p2pvm_host::chain;
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::KeyPair,
-    membership::vm_mac,
-    plane::{GuestPort, Leaving, Route},
+    membership::{policy::Who, vm_mac},
+    plane::{Directory, GuestPort, Leaving, Route},
 };
 use p2pvm_vm_manager::{Definition, Error, GuestAddress, hypervisor::MachineSpec, port::Port};
 use std::{
@@ -184,6 +184,36 @@ impl Port for Ports {
             .release_name(keys, NameKind::Vm, old)
             .await
             .map_err(agreed("giving the VM's old name back"))
+    }
+
+    async fn owns(&self, vm: &Definition) -> Result<(), Error> {
+        let (parts, address, id) = (&self.parts, &vm.address, vm.vm);
+        let refused = |why: String| {
+            let name = &vm.name;
+            Error::Refused(format!("'{name}' cannot come to this host: {why}"))
+        };
+        let derived = (parts.network.vm_v6(id), vm_mac(id));
+        if (address.v6, address.mac) != derived {
+            return Err(refused(
+                "its IPv6 or Ethernet address is not its own".into(),
+            ));
+        }
+        let (v4, prefix) = (IpAddr::V4(address.v4), parts.addresses.subnet().prefix);
+        if address.prefix != prefix {
+            return Err(refused(format!("its subnet is not of {prefix} bits")));
+        }
+        match parts.addresses.resolve(v4).await {
+            Ok(Some(holder)) if holder.subject() == Subject::Vm(id) => Ok(()),
+            Ok(Some(holder)) => Err(refused(format!("its address {v4} is {}'s", holder.name))),
+            Ok(None) => Err(refused(format!(
+                "nobody has its address {v4} by the records"
+            ))),
+            // Members that answer nothing now have said before whose it is.
+            Err(_) if matches!(parts.book.who(&v4), Who::Vm { id: known, .. } if known == id) => {
+                Ok(())
+            }
+            Err(e) => Err(agreed("asking whose the VM's address is")(e)),
+        }
     }
 
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error> {

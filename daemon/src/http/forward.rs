@@ -1,11 +1,14 @@
 //! Passes a request about a VM on to the member that can answer it: its holder, or for a new VM and
-//! a restore the member the user chose. A request travels one hop only; the far end answers from
-//! its own state.
+//! a restore the member the user chose. A request travels one hop only: what another member asks is
+//! answered from this host's own state, and never asked of a third in this host's name.
 
 use super::traced;
-use crate::{failure::fabric, vms::service::Vms};
+use crate::{
+    failure::fabric,
+    vms::{rights::Asker, service::Vms},
+};
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::{Path, Request, State},
     http::StatusCode,
@@ -24,7 +27,7 @@ use std::sync::Arc;
 /// The stream service that carries the VM part of the control API between members.
 pub const SERVICE: &str = "api";
 
-/// Marks a request that has had its hop.
+/// Marks a request that has had its hop, for members of former versions, which look for it.
 const FORWARDED: &str = "p2pvm-forwarded";
 
 /// How long a restore request may be.
@@ -33,11 +36,12 @@ const MAX_BODY_BYTES: usize = 64 << 10;
 /// Sends the request to the VM's holder where that is another member.
 pub async fn to_holder(
     State(vms): State<Arc<Vms>>,
+    Extension(asker): Extension<Asker>,
     Path(name): Path<String>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if request.headers().contains_key(FORWARDED) || vms.has(&name) {
+    if asker != Asker::Root || vms.has(&name) {
         return next.run(request).await;
     }
     match vms.holder_of(&name).await {
@@ -81,8 +85,12 @@ struct Chosen {
 }
 
 /// Sends a request for a new VM or a restore to the member named in it.
-pub async fn to_chosen(State(vms): State<Arc<Vms>>, request: Request, next: Next) -> Response {
-    let forwarded = request.headers().contains_key(FORWARDED);
+pub async fn to_chosen(
+    State(vms): State<Arc<Vms>>,
+    Extension(asker): Extension<Asker>,
+    request: Request,
+    next: Next,
+) -> Response {
     let (parts, body) = request.into_parts();
     let chosen = async {
         let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES)
@@ -90,7 +98,7 @@ pub async fn to_chosen(State(vms): State<Arc<Vms>>, request: Request, next: Next
             .doing("reading the request")?;
         let wanted: Chosen = serde_json::from_slice(&bytes)
             .map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
-        let on = match wanted.on.filter(|_| !forwarded) {
+        let on = match wanted.on.filter(|_| asker == Asker::Root) {
             Some(text) => vms.parts.resolve_member(&text).await?,
             None => vms.parts.me(),
         };

@@ -2,18 +2,31 @@
 //! those about VMs for other members.
 
 use crate::{
-    access, access::service::Access, cluster, cluster::service::Cluster, machine,
-    machine::service::Machine, members, members::service::Members, node, node::service::Node,
-    placement, placement::service::Placement, routes, routes::subnets::Subnets, vms,
-    vms::service::Vms,
+    access,
+    access::service::Access,
+    cluster,
+    cluster::service::Cluster,
+    machine,
+    machine::service::Machine,
+    members,
+    members::service::Members,
+    node,
+    node::service::Node,
+    placement,
+    placement::service::Placement,
+    routes,
+    routes::subnets::Subnets,
+    vms,
+    vms::{rights::Asker, service::Vms},
 };
 use axum::{
-    Router,
+    Extension, Router,
     extract::Request,
     middleware,
     response::{IntoResponse, Response},
 };
 use p2pvm_api::Failure;
+use p2pvm_overlay::MemberId;
 use std::{sync::Arc, time::Duration};
 
 /// How long a request waits for the beginning of its answer.
@@ -54,11 +67,12 @@ pub(crate) fn local(services: &Services) -> Router {
         .merge(vms::http::of_cluster(vms.clone()))
         .merge(vms::http::routes(vms.clone()))
         .layer(middleware::from_fn(in_time))
+        .layer(Extension(Asker::Root))
 }
 
-/// What other members may ask: virtual machines.
-pub(crate) fn for_members(vms: Arc<Vms>) -> Router {
-    vms::http::routes(vms)
+/// What another member may ask: virtual machines.
+pub(crate) fn for_member(vms: Arc<Vms>, member: MemberId) -> Router {
+    vms::http::routes(vms).layer(Extension(Asker::Member(member)))
 }
 
 /// Ends a request that nothing answers. A streamed answer has begun by then and says itself how it

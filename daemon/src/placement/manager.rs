@@ -171,7 +171,8 @@ impl Manager {
         LocalLoad {
             cpu: load.cpu,
             cpus: load.cpus.round().max(1.0) as u32,
-            memory_used_mib: load.memory_used_mib,
+            // What guests were given counts, though they do not use all of it yet.
+            memory_used_mib: load.memory_used_mib.max(self.host.promised_mib()),
             memory_total_mib: load.memory_total_mib,
             vms,
             place: self.parts.connector.coordinate(self.parts.me()),

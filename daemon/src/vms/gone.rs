@@ -91,6 +91,7 @@ impl Vms {
             snapshots: record.snapshots.clone(),
             still: None,
             note: Some(note),
+            owner: record.owner,
         };
         VmView {
             state: state.to_owned(),

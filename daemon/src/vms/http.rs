@@ -1,14 +1,18 @@
 //! The control API about virtual machines.
 
-use super::service::Vms;
+use super::{
+    admit,
+    rights::{Asker, Right},
+    service::Vms,
+};
 use crate::http::{Answer, forward, report::streamed, traced};
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{DefaultBodyLimit, Path, Query, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodFilter, get, on, post},
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
@@ -29,32 +33,45 @@ pub(crate) fn of_cluster(vms: Arc<Vms>) -> Router {
         .with_state(vms)
 }
 
-/// What other members may ask as well: virtual machines.
+/// What other members may ask as well: virtual machines. Each request says in an extension who
+/// asks, and names the right that it takes; without either there is no answer.
 pub(crate) fn routes(vms: Arc<Vms>) -> Router {
+    let takes = |right| middleware::from_fn_with_state((vms.clone(), right), admit::check);
+    let deleting = on(MethodFilter::DELETE, delete).layer(takes(Right::Delete));
+    let moving = post(migrate).delete(cancel_migration);
     let one = Router::new()
-        .route("/vms/{name}", get(show).delete(delete))
-        .route("/vms/{name}/start", post(start))
-        .route("/vms/{name}/stop", post(stop))
-        .route("/vms/{name}/console", get(console))
         .route(
-            "/vms/{name}/migrate",
-            post(migrate).delete(cancel_migration),
+            "/vms/{name}",
+            get(show).layer(takes(Right::See)).merge(deleting),
         )
-        .route("/vms/{name}/snapshot", post(snapshot))
-        .route("/vms/{name}/explain", get(explain))
+        .route("/vms/{name}/start", post(start).layer(takes(Right::Start)))
+        .route("/vms/{name}/stop", post(stop).layer(takes(Right::Stop)))
+        .route(
+            "/vms/{name}/console",
+            get(console).layer(takes(Right::Console)),
+        )
+        .route("/vms/{name}/migrate", moving.layer(takes(Right::Move)))
+        .route(
+            "/vms/{name}/snapshot",
+            post(snapshot).layer(takes(Right::Snapshot)),
+        )
+        .route("/vms/{name}/explain", get(explain).layer(takes(Right::See)))
         .layer(middleware::from_fn_with_state(
             vms.clone(),
             forward::to_holder,
         ));
     let chosen = Router::new()
-        .route("/vms", post(create))
-        .route("/vms/{name}/restore", post(restore))
+        .route("/vms", post(create).layer(takes(Right::Create)))
+        .route(
+            "/vms/{name}/restore",
+            post(restore).layer(takes(Right::Restore)),
+        )
         .layer(middleware::from_fn_with_state(
             vms.clone(),
             forward::to_chosen,
         ));
     Router::new()
-        .route("/vms", get(list))
+        .route("/vms", get(list).layer(takes(Right::See)))
         .merge(one)
         .merge(chosen)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
@@ -69,8 +86,12 @@ async fn list(State(vms): Shared) -> Answer<Sorted<Vec<VmView>>> {
     vms.list().await.map(Sorted).map(Json)
 }
 
-async fn create(State(vms): Shared, Json(r): Json<CreateVm>) -> Response {
-    streamed(move |reporter| async move { vms.create(r, &reporter).await })
+async fn create(
+    State(vms): Shared,
+    Extension(asker): Extension<Asker>,
+    Json(r): Json<CreateVm>,
+) -> Response {
+    streamed(move |reporter| async move { vms.create(asker, r, &reporter).await })
 }
 
 async fn show(State(vms): Shared, Path(name): Path<String>) -> Answer<Sorted<VmView>> {
@@ -163,26 +184,5 @@ async fn console(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wiring::alone::{Alone, get, post};
-    use hyper::StatusCode;
-    use serde_json::json;
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_vm_that_no_member_has_is_not_found() {
-        let alone = Alone::start().await;
-        let routes = || routes(alone.services.vms.clone());
-        assert_eq!(get(routes(), "/vms").await, (StatusCode::OK, json!([])));
-        let (status, said) = get(routes(), "/vms/web").await;
-        assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
-        assert!(said.to_string().contains("there is no VM 'web'"), "{said}");
-        let elsewhere = json!({"name": "web", "image": "/no/image", "on": "cellar"});
-        let (status, said) = post(routes(), "/vms", &elsewhere).await;
-        assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
-        assert!(
-            said.to_string().contains("no member 'cellar' is known"),
-            "{said}"
-        );
-    }
-}
+#[path = "http_tests.rs"]
+mod tests;

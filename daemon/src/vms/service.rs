@@ -1,7 +1,8 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use super::{absent::Absent, guests::Guests, view::durability_text};
+use super::{absent::Absent, guests::Guests, rights::Asker, view::durability_text};
 use crate::{
+    access::policy::Policies,
     addresses::reach::Reach,
     cluster::ask::Questions,
     failure::OrFailure,
@@ -75,10 +76,13 @@ pub(crate) struct Vms {
     pub(crate) absent: Arc<Absent>,
     pub(crate) guests: Arc<Guests>,
     pub(crate) manager: Arc<Manager>,
+    pub(crate) policies: Arc<Policies>,
     pub(crate) questions: Arc<Questions>,
     pub(crate) reach: Arc<Reach>,
     /// What makes spans.
     pub(crate) traces: Traces,
+    /// The directories whose files other members may name as images.
+    pub(crate) image_dirs: Vec<PathBuf>,
 }
 
 impl Vms {
@@ -103,20 +107,13 @@ impl Vms {
         Ok(self.view(&self.host.status(name).await.or_failure()?))
     }
 
-    /// Defines a VM here.
-    pub async fn create(&self, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
+    /// Defines a VM here, for the member that asks.
+    pub async fn create(&self, asker: Asker, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
+            self.host.has_memory(r.memory_mib).or_failure()?;
         }
-        let image = if r.image.starts_with('/') {
-            ImageSource::File(PathBuf::from(&r.image))
-        } else {
-            ImageSource::Stored(r.image.parse().map_err(|e| {
-                Failure::usage(format!(
-                    "{e}: give the path of an image file, or an image's id"
-                ))
-            })?)
-        };
+        let (owner, image) = (self.owner_for(asker), self.image_for(asker, &r.image)?);
         let new = NewVm {
             name: r.name.clone(),
             image,
@@ -128,7 +125,7 @@ impl Vms {
         // are connected yet.
         self.reach.gather().await;
         let mut vm = watched(reporter, async |progress| {
-            self.host.create(new, &progress).await
+            self.host.create_for(owner, new, &progress).await
         })
         .await
         .or_failure()?;
@@ -141,6 +138,31 @@ impl Vms {
             vm = self.host.start(&r.name).await.or_failure()?;
         }
         Ok(self.view(&vm))
+    }
+
+    fn owner_for(&self, asker: Asker) -> MemberId {
+        match asker {
+            Asker::Root => self.parts.me(),
+            Asker::Member(member) => member,
+        }
+    }
+
+    /// The image that the asker names: this host's root any file, another member only those that
+    /// this host's owner offers.
+    fn image_for(&self, asker: Asker, image: &str) -> Outcome<ImageSource> {
+        let path = PathBuf::from(image);
+        match asker {
+            Asker::Root if path.is_absolute() => Ok(ImageSource::File(path)),
+            Asker::Member(_) if path.is_absolute() => Ok(ImageSource::Below {
+                dirs: self.image_dirs.clone(),
+                path,
+            }),
+            _ => image.parse().map(ImageSource::Stored).map_err(|e| {
+                Failure::usage(format!(
+                    "{e}: give the path of an image file, or an image's id"
+                ))
+            }),
+        }
     }
 
     /// Starts a VM here.

@@ -1,9 +1,14 @@
 //! The requests that the page may send: this list and no other.
 
 use super::{Dashboard, access, console, files};
-use crate::{http::forward, machine::sight, node::health::health, vms::http as vms};
+use crate::{
+    http::forward,
+    machine::sight,
+    node::health::health,
+    vms::{http as vms, rights::Asker},
+};
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{Request, State},
     middleware::{self, Next},
@@ -53,7 +58,8 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
         .layer(middleware::from_fn_with_state(
             dashboard.clone(),
             access::with_token,
-        ));
+        ))
+        .layer(Extension(Asker::Root));
     Router::new()
         .nest("/api", api)
         .fallback(files::serve)

@@ -6,7 +6,7 @@ use super::{Below, Own, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
     addresses::{kept::SavedLease, ports::Ports, reach::Reach},
-    config::Config,
+    config::{Config, Offer},
     http::server::Services,
     layout::Layout,
     lifecycle::Lifecycle,
@@ -38,7 +38,12 @@ use p2pvm_vm_manager::{
     vault::ChunkVault,
 };
 use serde_json::Value;
-use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Instant};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -105,12 +110,21 @@ pub(crate) struct Alone {
 impl Alone {
     /// The founder of the network "lab", called "attic".
     pub async fn start() -> Self {
+        Self::offering(Vec::new()).await
+    }
+
+    /// The same, whose other members may name the files of these directories as images.
+    pub async fn offering(images: Vec<PathBuf>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         membership::found(&layout, ("lab", Some("10.83.0.0/16")), ("attic", &[]), true).unwrap();
         let membership = membership::load(&layout).unwrap();
         let config = Config {
             upnp: false,
+            offer: Offer {
+                images,
+                ..Offer::default()
+            },
             ..Config::default()
         };
         let planes = planes(&layout, membership).await;
@@ -234,4 +248,9 @@ pub(crate) async fn get(router: Router, path: &str) -> (StatusCode, Value) {
 pub(crate) async fn post(router: Router, path: &str, body: &Value) -> (StatusCode, Value) {
     let request = Request::post(path).header("content-type", "application/json");
     send(router, request.body(Body::from(body.to_string())).unwrap()).await
+}
+
+/// Asks a router to remove something.
+pub(crate) async fn delete(router: Router, path: &str) -> (StatusCode, Value) {
+    send(router, Request::delete(path).body(Body::empty()).unwrap()).await
 }

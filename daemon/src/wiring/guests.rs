@@ -19,7 +19,9 @@ use p2pvm_vm_manager::{
     vault::ChunkVault,
 };
 use std::{
+    fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -42,6 +44,9 @@ pub(super) struct Chunks {
 impl Chunks {
     pub fn open(layout: &Layout, config: &Config, parts: &Parts) -> Outcome<Self> {
         let store = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
+        // Guests' memory and keys are in them.
+        fs::set_permissions(layout.chunks(), fs::Permissions::from_mode(0o700))
+            .doing("protecting the chunk store")?;
         let options = ExchangeOptions {
             replica_percent: config.replica_percent,
             ..ExchangeOptions::default()
@@ -70,7 +75,11 @@ pub(super) async fn open(
         traces,
         sleep: Arc::new(ThisMachine),
     };
-    Host::open(host_parts, HostOptions::default(), layout.dir())
+    let options = HostOptions {
+        memory_mib: (config.offer.memory_mib > 0).then_some(config.offer.memory_mib),
+        ..HostOptions::default()
+    };
+    Host::open(host_parts, options, layout.dir())
         .await
         .doing("taking up the VMs")
 }

@@ -32,7 +32,7 @@ impl Case {
             &self.store,
             manifest,
             path,
-            None,
+            0o600,
             &quiet(),
             &AtomicBool::new(false),
         )

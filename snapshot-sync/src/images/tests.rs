@@ -55,7 +55,7 @@ async fn an_image_imported_on_one_member_is_a_read_only_file_on_another() {
     assert_eq!(fs::read(&there).unwrap(), content);
     assert_eq!(
         fs::metadata(&there).unwrap().permissions().mode() & 0o777,
-        0o444
+        0o400
     );
     assert_eq!(b.images.list().await.unwrap(), vec![id]);
     net.kill(a.exchange.me());

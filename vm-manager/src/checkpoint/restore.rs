@@ -12,7 +12,7 @@ use crate::{
     error::undecided,
     handover::longest_run,
     host::{
-        Activity, Entry, Host, Role, Slot, VmStatus,
+        Activity, Entry, Guest, Host, Promise, Role, Slot, VmStatus,
         remote::{VmAnswer, VmRequest},
     },
     hypervisor::{Progress, RunState, Start},
@@ -67,11 +67,15 @@ impl Host {
             .cloned();
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
+        if self.slot_of(record.definition.vm).is_none() {
+            self.may_come(&record.definition).await?;
+        }
         let holder = self.may_restore(&record, options).await?;
-        self.room_for(record.definition.memory_mib)?;
+        let memory = self.memory.promise(record.definition.memory_mib)?;
         progress.send_modify(|p| p.phase = "fetch".into());
         let was_kept = self.parts.vault.keeps(found.checkpoint).await?;
-        let restored = self.restore_from(&record, &found, holder, progress).await;
+        let what = (&record, &found, holder);
+        let restored = self.restore_from(what, memory, progress).await;
         if restored.is_err() && !was_kept && self.slot_of(record.definition.vm).is_none() {
             self.let_go(&record, &found).await;
         }
@@ -89,9 +93,8 @@ impl Host {
 
     async fn restore_from(
         self: &Arc<Self>,
-        record: &VmRecord,
-        found: &Snapshot,
-        holder: MemberId,
+        (record, found, holder): (&VmRecord, &Snapshot, MemberId),
+        memory: Promise,
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
@@ -122,7 +125,7 @@ impl Host {
             older: older.as_ref(),
             progress,
         };
-        if let Err(e) = self.bring_back(&restore).await {
+        if let Err(e) = self.bring_back(&restore, memory).await {
             self.drop_restored(&slot).await;
             return Err(e);
         }
@@ -178,6 +181,7 @@ impl Host {
                 epoch: e.epoch,
                 wanted: e.wanted,
                 snapshots: e.snapshots,
+                owner: e.owner,
             }),
             None => self.record(name).await,
         }
@@ -262,14 +266,15 @@ impl Host {
             snapshots: record.snapshots.clone(),
             note: None,
             gives_way: None,
+            owner: record.owner,
         })
     }
 
     /// All bytes first, then the right to run the VM, then its guest.
-    async fn bring_back(&self, restore: &Restore<'_>) -> Result<(), Error> {
+    async fn bring_back(&self, restore: &Restore<'_>, memory: Promise) -> Result<(), Error> {
         let ram = self.fetch_files(restore).await?;
         self.take_over(restore).await?;
-        self.start_restored(restore, ram.as_deref()).await?;
+        self.start_restored(restore, memory, ram.as_deref()).await?;
         if let Some(ram) = ram {
             // The guest has read it; a file left behind costs only space.
             let _ = std::fs::remove_file(&ram);
@@ -343,14 +348,19 @@ impl Host {
             .map(drop)
     }
 
-    async fn start_restored(&self, restore: &Restore<'_>, ram: Option<&Path>) -> Result<(), Error> {
+    async fn start_restored(
+        &self,
+        restore: &Restore<'_>,
+        memory: Promise,
+        ram: Option<&Path>,
+    ) -> Result<(), Error> {
         restore.progress.send_modify(|p| p.phase = "start".into());
         let (slot, port) = (restore.slot, &self.parts.port);
         let entry = slot.entry();
         let spec = self.registry.spec(&entry);
         let start = ram.map_or(Start::Boot, |ram| Start::Checkpoint(ram.to_owned()));
         let machine = self.parts.hypervisor.launch(&spec, start).await?;
-        self.install(slot, machine.clone());
+        self.install(slot, Guest::new(machine.clone(), memory));
         port.attach(&spec, &entry.definition.address, entry.epoch)
             .await?;
         port.frozen(entry.definition.vm, false).await?;

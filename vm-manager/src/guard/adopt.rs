@@ -6,7 +6,7 @@ use crate::{
     Error, Host,
     directory::Wanted,
     handover::longest_run,
-    host::{Activity, Entry, Role, Side, Slot, registry::superseded, run_here},
+    host::{Activity, Entry, Guest, Role, Side, Slot, registry::superseded, run_here},
     hypervisor::RunState,
 };
 use p2pvm_overlay::{Epoch, MemberId, chain};
@@ -57,7 +57,8 @@ impl Host {
             .map_or(RunState::Stopped, |m| *m.watch().borrow());
         tracing::info!(vm = %entry.listed_name(), role = ?entry.role, ?state, "taken up again");
         if let Some(machine) = machine.filter(|_| state != RunState::Stopped) {
-            self.install(slot, machine);
+            let memory = self.memory.note(entry.definition.memory_mib);
+            self.install(slot, Guest::new(machine, memory));
         }
         match entry.role {
             Role::Unmade => {

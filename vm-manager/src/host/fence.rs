@@ -196,8 +196,8 @@ impl Host {
     }
 
     pub(crate) async fn kill_guest(&self, slot: &Slot) -> Result<(), Error> {
-        match slot.take_machine() {
-            Some(machine) => machine.kill().await,
+        match slot.take_guest() {
+            Some(guest) => guest.machine.kill().await,
             None => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! Creating, starting, stopping and deleting a VM on this host.
 
-use super::{Activity, Entry, Host, Ownership, Role, Slot, VmStatus};
+use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus};
 use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm,
     ballot::{Ground, VmVoters},
@@ -8,6 +8,7 @@ use crate::{
     directory::{Wanted, vm_key},
     error::undecided,
     hypervisor::{Progress, RunState, Start},
+    image_file::ImageFile,
 };
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -34,13 +35,26 @@ fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
 }
 
 impl Host {
-    /// Makes a VM: its key, voters, name, address, disk. It does not run yet.
+    /// Makes a VM of this host's own: [`Host::create_for`].
+    ///
+    /// # Errors
+    /// As [`Host::create_for`].
+    pub async fn create(
+        &self,
+        new: NewVm,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
+        self.create_for(self.me, new, progress).await
+    }
+
+    /// Makes a VM for a member: its key, voters, name, address, disk. It does not run yet.
     ///
     /// # Errors
     /// [`Error::Refused`] for a name that is taken or limits that are out of range; the error of
     /// the step that failed. Nothing is left behind.
-    pub async fn create(
+    pub async fn create_for(
         &self,
+        owner: MemberId,
         new: NewVm,
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
@@ -51,32 +65,45 @@ impl Host {
                 new.name
             )));
         }
-        self.room_for(new.memory_mib)?;
+        self.memory.can_ever_hold(new.memory_mib)?;
         progress.send_modify(|p| p.phase = "image".into());
-        let image = match &new.image {
-            ImageSource::File(path) => {
-                // Checked before anything is stored: a file that is no image, or does not fit,
-                // leaves nothing behind.
-                let size = self.parts.hypervisor.check_image(path).await?;
-                disk_size(size, new.disk_bytes)?;
-                self.room_on_disk(std::fs::metadata(path).map_or(0, |found| found.len()))?;
-                self.parts.vault.import_image(path, progress).await?
+        let (image, is_new) = match &new.image {
+            ImageSource::Stored(id) => (*id, !self.parts.vault.has_image(*id).await),
+            ImageSource::File(_) | ImageSource::Below { .. } => {
+                (self.import(&new, progress).await?, true)
             }
-            ImageSource::Stored(id) => *id,
         };
-        let is_new =
-            matches!(new.image, ImageSource::File(_)) || !self.parts.vault.has_image(image).await;
-        let made = self.create_from(&new, image, progress).await;
+        let made = self.create_from(&new, (image, owner), progress).await;
         if made.is_err() && is_new {
             self.drop_unused(image).await;
         }
         made
     }
 
+    /// Makes an image of the file that the VM's image is. Checked before anything is stored: a file
+    /// that is no image, or does not fit, leaves nothing behind.
+    async fn import(
+        &self,
+        new: &NewVm,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<ManifestId, Error> {
+        let source = new.image.clone();
+        let step = "open the disk image";
+        let opened = tokio::task::spawn_blocking(move || ImageFile::of(&source)).await;
+        let file = opened
+            .map_err(|source| Error::Task { step, source })??
+            .ok_or_else(|| Error::NotFound("the image's file".into()))?;
+        let path = file.path();
+        let checked = self.parts.hypervisor.check_image(path).await;
+        disk_size(checked.map_err(|e| file.named(e))?, new.disk_bytes)?;
+        self.room_on_disk(std::fs::metadata(path).map_or(0, |found| found.len()))?;
+        self.parts.vault.import_image(path, progress).await
+    }
+
     async fn create_from(
         &self,
         new: &NewVm,
-        image: ManifestId,
+        (image, owner): (ManifestId, MemberId),
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
         // Until the VM is listed.
@@ -120,6 +147,7 @@ impl Host {
             snapshots: vec![],
             note: None,
             gives_way: None,
+            owner: Some(owner),
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
@@ -223,10 +251,8 @@ impl Host {
     pub(crate) async fn boot(&self, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
         let name = &entry.definition.name;
-        if let Some(left) = slot.take_machine() {
-            left.kill().await?;
-        }
-        self.room_for(entry.definition.memory_mib)?;
+        self.kill_guest(slot).await?;
+        let memory = self.memory.promise(entry.definition.memory_mib)?;
         let entry = match self.claim(&entry).await.map_err(undecided(
             "asking the VM's voters whether it may start here",
         ))? {
@@ -247,7 +273,7 @@ impl Host {
         let entry = self.update(slot, |e| e.wanted = Wanted::Running)?;
         self.ease();
         let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
-        self.install(slot, machine);
+        self.install(slot, Guest::new(machine, memory));
         self.parts
             .port
             .attach(&spec, &entry.definition.address, entry.epoch)
@@ -284,17 +310,18 @@ impl Host {
         let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = Wanted::Stopped)?;
-        if let Some(machine) = slot.take_machine() {
+        if let Some(guest) = slot.take_guest() {
             let stopped = if patience.is_zero() {
-                machine.kill().await
+                guest.machine.kill().await
             } else {
-                machine.stop(patience).await
+                guest.machine.stop(patience).await
             };
             if let Err(e) = stopped {
                 // It may still run: it stays listed.
-                self.install(&slot, machine);
+                self.install(&slot, guest);
                 return Err(e);
             }
+            drop(guest);
             self.parts.port.detach(slot.entry().definition.vm).await?;
         }
         self.publish(&slot).await;
@@ -315,9 +342,7 @@ impl Host {
         let _operation = slot.begin_after_check(Activity::Deleting).await?;
         let entry = slot.entry();
         if entry.is_branch() {
-            if let Some(machine) = slot.take_machine() {
-                machine.kill().await?;
-            }
+            self.kill_guest(&slot).await?;
             return self.remove(&slot);
         }
         self.must_be_held(&slot)?;
@@ -369,33 +394,6 @@ impl Host {
                 &watch::Sender::default(),
             )
             .await
-    }
-
-    /// Refuses a VM whose memory this host does not have.
-    pub(crate) fn room_for(&self, memory_mib: u64) -> Result<(), Error> {
-        let installed =
-            nix::sys::sysinfo::sysinfo().map_or(u64::MAX, |info| info.ram_total() >> 20);
-        if memory_mib > installed {
-            let said = format!(
-                "{memory_mib} MiB of memory do not fit: this host has {installed} MiB in all"
-            );
-            return Err(Error::Refused(said));
-        }
-        let Some(limit) = self.options.memory_mib else {
-            return Ok(());
-        };
-        let used: u64 = self
-            .slots()
-            .iter()
-            .filter(|s| s.machine().is_some())
-            .map(|s| s.entry().definition.memory_mib)
-            .sum();
-        if used + memory_mib > limit {
-            return Err(Error::Refused(format!(
-                "{memory_mib} MiB do not fit: {used} of the {limit} MiB for VMs are in use here"
-            )));
-        }
-        Ok(())
     }
 
     /// This member and the connected ones closest to the VM on the ring: an odd number, since an

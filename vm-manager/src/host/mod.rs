@@ -32,7 +32,9 @@ mod claim;
 mod fence;
 mod images;
 mod life;
+mod memory;
 mod names;
+mod newcomer;
 pub mod registry;
 pub mod remote;
 mod room;
@@ -43,9 +45,10 @@ mod underway;
 pub use activity::Activity;
 pub use claim::Ownership;
 pub(crate) use fence::run_here;
+pub(crate) use memory::Promise;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
-pub(crate) use slot::{Operation, Slot, lock};
+pub(crate) use slot::{Guest, Operation, Slot, lock};
 pub use status::{
     HostEvent, HostStats, MigrationOutcome, RunsOn, Standstill, VmState, VmStats, VmStatus,
 };
@@ -75,7 +78,7 @@ pub struct Parts {
 /// A host's own choices.
 #[derive(Clone, Debug)]
 pub struct HostOptions {
-    /// Memory that VMs may be given in all, MiB; `None` for no limit.
+    /// Memory that guests may be given in all, MiB; `None` for all but a reserve.
     pub memory_mib: Option<u64>,
     /// How many other members should hold each snapshot.
     pub copies: usize,
@@ -111,6 +114,7 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::InUse,
+    pub(crate) memory: memory::Memory,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
@@ -126,6 +130,7 @@ impl Host {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
             clock: Clock::new(parts.sleep.clone()),
+            memory: memory::Memory::of_this_machine(options.memory_mib),
             parts,
             options,
             registry,
@@ -185,6 +190,7 @@ impl Host {
             snapshots: record.snapshots,
             note: None,
             still: None,
+            owner: record.owner,
         })
     }
 
@@ -258,6 +264,19 @@ impl Host {
         }
     }
 
+    /// Memory that guests here have been given, MiB.
+    pub fn promised_mib(&self) -> u64 {
+        self.memory.promised_mib()
+    }
+
+    /// Whether a guest of that size would be admitted now.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the figures.
+    pub fn has_memory(&self, mib: u64) -> Result<(), Error> {
+        self.memory.promise(mib).map(drop)
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.clock.now()
     }
@@ -294,7 +313,7 @@ impl Host {
             .any(|listed| Arc::ptr_eq(listed, slot))
     }
 
-    /// The incarnation listed under `name`.
+    /// The incarnation listed under `name`; of several the one that holds its VM.
     pub(crate) fn slot_named(&self, name: &str) -> Option<Arc<Slot>> {
         let is_it = |slot: &Arc<Slot>| {
             let entry = lock(&slot.entry);
@@ -328,6 +347,9 @@ impl Host {
 
     /// The same for the entry of a VM that is not here yet; `None`: it is, as something else than a
     /// branch.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if another VM here has its name or address.
     pub(crate) fn insert_if_absent(&self, entry: Entry) -> Result<Option<Arc<Slot>>, Error> {
         let slot = Slot::new(entry.clone());
         {
@@ -339,6 +361,7 @@ impl Host {
             if slots.values().any(is_same) {
                 return Ok(None);
             }
+            newcomer::clashes_with_none(slots.values(), &entry.definition)?;
             slots.insert(entry.incarnation(), slot.clone());
         }
         if let Err(e) = self.registry.save(&entry) {
@@ -418,6 +441,7 @@ impl Host {
             epoch: entry.epoch,
             wanted: entry.wanted,
             snapshots: entry.snapshots.clone(),
+            owner: entry.owner,
         };
         match self
             .directory
@@ -444,8 +468,9 @@ impl Host {
     }
 
     /// Lists a guest as the VM's and watches it end.
-    pub(crate) fn install(&self, slot: &Arc<Slot>, machine: Arc<dyn Machine>) {
-        *lock(&slot.machine) = Some(machine.clone());
+    pub(crate) fn install(&self, slot: &Arc<Slot>, guest: Guest) {
+        let machine = guest.machine.clone();
+        *lock(&slot.guest) = Some(guest);
         let (host, slot) = (self.this.clone(), slot.clone());
         self.spawn(async move {
             let mut watch = machine.watch();
@@ -479,7 +504,7 @@ impl Host {
         if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {
             return;
         }
-        slot.take_machine();
+        slot.take_guest();
         let entry = slot.entry();
         if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
             tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port \

@@ -117,6 +117,9 @@ pub struct Entry {
     /// and is no branch.
     #[serde(default)]
     pub gives_way: Option<MemberId>,
+    /// The member that it was made for; `None` for a VM of an earlier version.
+    #[serde(default)]
+    pub owner: Option<MemberId>,
 }
 
 impl Entry {
@@ -356,6 +359,7 @@ pub(crate) mod tests {
             snapshots: vec![],
             note: None,
             gives_way: None,
+            owner: None,
         }
     }
 

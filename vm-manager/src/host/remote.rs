@@ -225,6 +225,7 @@ mod tests {
             snapshots: vec![],
             note: None,
             still,
+            owner: None,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::{
     activity::Activity,
+    memory::Promise,
     registry::{Entry, Role},
     status::{VmState, VmStatus},
     underway::OutgoingMove,
@@ -28,7 +29,7 @@ const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// One incarnation in memory.
 pub(crate) struct Slot {
     pub(super) entry: Mutex<Entry>,
-    pub(super) machine: Mutex<Option<Arc<dyn Machine>>>,
+    pub(super) guest: Mutex<Option<Guest>>,
     turn: Arc<tokio::sync::Mutex<()>>,
     activity: Mutex<Option<Activity>>,
     /// The move to another member that is under way.
@@ -40,6 +41,22 @@ pub(crate) struct Slot {
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
+}
+
+/// A guest with the memory that it was given, which is free again when this is dropped: after its
+/// process has ended.
+pub(crate) struct Guest {
+    pub(crate) machine: Arc<dyn Machine>,
+    _memory: Promise,
+}
+
+impl Guest {
+    pub(crate) fn new(machine: Arc<dyn Machine>, memory: Promise) -> Self {
+        Self {
+            machine,
+            _memory: memory,
+        }
+    }
 }
 
 /// The right to change a VM, held for the length of one operation.
@@ -63,7 +80,7 @@ impl Slot {
     pub(crate) fn new(entry: Entry) -> Arc<Self> {
         Arc::new(Self {
             entry: Mutex::new(entry),
-            machine: Mutex::new(None),
+            guest: Mutex::default(),
             turn: Arc::default(),
             activity: Mutex::new(None),
             outgoing: Mutex::default(),
@@ -80,12 +97,14 @@ impl Slot {
 
     /// The guest, if it has one.
     pub(crate) fn machine(&self) -> Option<Arc<dyn Machine>> {
-        lock(&self.machine).clone()
+        lock(&self.guest)
+            .as_ref()
+            .map(|guest| guest.machine.clone())
     }
 
     /// Takes the guest away: what happens to it from now on is not this VM's.
-    pub(crate) fn take_machine(&self) -> Option<Arc<dyn Machine>> {
-        lock(&self.machine).take()
+    pub(crate) fn take_guest(&self) -> Option<Guest> {
+        lock(&self.guest).take()
     }
 
     pub(crate) fn run_state(&self) -> RunState {
@@ -207,6 +226,7 @@ impl Slot {
             snapshots: entry.snapshots,
             note: entry.note,
             still: None,
+            owner: entry.owner,
         }
     }
 }

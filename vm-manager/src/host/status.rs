@@ -56,6 +56,9 @@ pub struct VmStatus {
     /// for those that know it.
     #[serde(skip)]
     pub still: Option<Standstill>,
+    /// The member that it was made for, as far as this host knows.
+    #[serde(skip)]
+    pub owner: Option<MemberId>,
 }
 
 /// Why a guest stands still, with the room on its host's disk.

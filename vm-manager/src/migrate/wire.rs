@@ -4,8 +4,8 @@
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member that does not know a field skips it, and a member that misses one goes on
-//! without it. Two are in use: the span that the move's trace is within, and how much disk the move
-//! takes.
+//! without it. Three are in use: the span that the move's trace is within, how much disk the move
+//! takes, and the VM's owner.
 
 use crate::{
     Definition,
@@ -117,6 +117,8 @@ pub enum Answer {
 const TRACEPARENT: u8 = 1;
 /// The optional field that holds a [`DiskNeed`]: two little-endian numbers of 64 bits.
 const DISK_NEED: u8 = 2;
+/// The optional field that holds a member's id.
+const OWNER: u8 = 3;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +136,8 @@ pub struct Extras {
     pub within: SpanContext,
     /// With an offer: how much disk the move takes.
     pub need: Option<DiskNeed>,
+    /// With an offer: the member that the VM was made for.
+    pub owner: Option<MemberId>,
 }
 
 impl Extras {
@@ -141,6 +145,7 @@ impl Extras {
     pub const NONE: Self = Self {
         within: SpanContext::NONE,
         need: None,
+        owner: None,
     };
 }
 
@@ -155,6 +160,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([DISK_NEED, 16]);
         body.extend(disk.to_le_bytes());
         body.extend(image.to_le_bytes());
+    }
+    if let Some(MemberId(owner)) = extras.owner {
+        body.extend([OWNER, owner.len() as u8]);
+        body.extend(owner);
     }
     body
 }
@@ -183,6 +192,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                     .map(|(disk, image)| DiskNeed { disk, image });
                 extras.need = need.or(extras.need);
             }
+            OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
             _ => {}
         }
         fields = behind;
@@ -238,6 +248,7 @@ mod tests {
                 disk: 7 << 30,
                 image: 9,
             }),
+            owner: Some(MemberId([5; 32])),
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));
@@ -260,7 +271,8 @@ mod tests {
             decode(&body).unwrap().1,
             Extras {
                 within: from_traceparent(CONTEXT).unwrap(),
-                need: None
+                need: None,
+                owner: None,
             }
         );
     }

@@ -8,6 +8,7 @@ use p2pvm_overlay::chain;
 use serde_json::Value;
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -121,6 +122,7 @@ pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) ->
         &[&image, disk, Path::new(&size)],
     )
     .await?;
+    owners_alone(disk)?;
     flush(disk)
 }
 
@@ -143,7 +145,14 @@ pub(crate) async fn rebase(disk: &Path, image: &Path) -> Result<(), Error> {
         &[&image, disk],
     )
     .await?;
+    owners_alone(disk)?;
     flush(disk)
+}
+
+/// The daemon opens a guest's disk for it: nobody else on the machine reads it.
+fn owners_alone(disk: &Path) -> Result<(), Error> {
+    fs::set_permissions(disk, fs::Permissions::from_mode(0o600))
+        .map_err(io_at("protect the disk", disk))
 }
 
 /// Has a file's content survive a power cut.

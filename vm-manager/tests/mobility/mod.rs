@@ -68,6 +68,13 @@ impl Port for FakePort {
             mtu: 1340,
         })
     }
+    async fn owns(&self, vm: &Definition) -> Result<(), Error> {
+        let id = vm.vm.0;
+        match vm.address.v4.octets() == [10, 7, id[0], id[1]] {
+            true => Ok(()),
+            false => Err(Error::Refused(format!("{} is another's", vm.address.v4))),
+        }
+    }
     async fn renew(&self, _: &KeyPair, _: &Definition, _: Epoch) -> Result<(), Error> {
         Ok(())
     }
@@ -187,6 +194,7 @@ pub struct Lab {
     pub traces: Vec<Traces>,
     pub image: PathBuf,
     real_guests: bool,
+    options: HostOptions,
     _dir: tempfile::TempDir,
 }
 
@@ -197,6 +205,17 @@ impl Lab {
         let image = dir.path().join("image.raw");
         std::fs::write(&image, vec![7; 100_000]).unwrap();
         Self::build(n, dir, image, false).await
+    }
+
+    /// The same, each of which may give its guests so many MiB.
+    pub async fn with_memory(n: usize, mib: u64) -> Self {
+        let mut lab = Self::new(n).await;
+        lab.options.memory_mib = Some(mib);
+        for i in 0..n {
+            lab.kill_daemon(i);
+            lab.up(i).await;
+        }
+        lab
     }
 
     /// `n` members, all up, whose guests are real ones of `image`.
@@ -234,6 +253,7 @@ impl Lab {
             traces,
             image,
             real_guests,
+            options: HostOptions::default(),
             _dir: dir,
         };
         let ids: Vec<_> = lab.sites.iter().map(Site::me).collect();
@@ -309,7 +329,7 @@ impl Lab {
             traces: self.traces[i].clone(),
             sleep: site.sleep.clone(),
         };
-        let host = Host::open(parts, HostOptions::default(), &site.dir)
+        let host = Host::open(parts, self.options.clone(), &site.dir)
             .await
             .unwrap();
         site.daemon = Some((host, dht, voter));

@@ -59,7 +59,7 @@ impl Move {
             tracing::warn!(error = %chain(&e), "the process of the guest that ended is still \
                 there");
         }
-        self.slot.take_machine();
+        self.slot.take_guest();
         if let Err(e) = host.parts.port.detach(self.vm()).await {
             tracing::warn!(vm = %name, error = %chain(&e), "the guest's port could not be taken \
                 away");

@@ -130,6 +130,7 @@ impl Move {
         let extras = Extras {
             within: self.trail.within().clone(),
             need: self.host.disk_need(entry).await,
+            owner: entry.owner,
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;

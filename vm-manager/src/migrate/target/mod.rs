@@ -14,13 +14,14 @@ use crate::{
     directory::Wanted,
     error::undecided,
     handover::{TargetInput, TargetOutput},
-    host::{Activity, Entry, Host, Operation, Role, Side, Slot, lock},
+    host::{Activity, Entry, Host, Operation, Promise, Role, Side, Slot, lock},
     hypervisor::Progress,
 };
 use arrival::Arrival;
 use async_trait::async_trait;
 use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId, chain};
 use phases::{AnswerSource, Reception};
+use places::Places;
 use std::{
     collections::BTreeMap,
     io,
@@ -30,6 +31,7 @@ use std::{
 
 mod arrival;
 mod phases;
+mod places;
 
 /// How long a request for news waits for some.
 const NEWS: Duration = Duration::from_secs(1);
@@ -42,6 +44,7 @@ type ById = Arc<Mutex<BTreeMap<u64, Arc<Arrival>>>>;
 pub(crate) struct Arrivals {
     host: Weak<Host>,
     by_id: ById,
+    places: Places,
 }
 
 #[async_trait]
@@ -64,6 +67,7 @@ impl Arrivals {
         let arrivals = Arc::new(Self {
             host: host.weak(),
             by_id: ById::default(),
+            places: Places::default(),
         });
         let fabric = &host.parts.fabric;
         fabric.serve(SERVICE, arrivals.clone());
@@ -148,13 +152,14 @@ impl Arrivals {
     ) -> Result<Answer, Error> {
         let root = host.receive_trace(&extras.within, &offer, from);
         let admission = root.trail().step("admit");
-        let admitted = match host.fits(&offer, extras.need).await {
-            Ok(()) => host.admit(from, &offer),
-            Err(e) => Err(e),
+        let admitting = async {
+            let place = self.places.take(from)?;
+            Ok((place, host.admit(from, &offer, extras).await?))
         };
+        let admitted = admitting.await;
         admission.ended(&admitted);
-        let (slot, operation) = match admitted {
-            Ok(place) => place,
+        let (place, admitted) = match admitted {
+            Ok(admitted) => admitted,
             Err(e) => {
                 root.failed(&chain(&e));
                 return Err(e);
@@ -170,6 +175,11 @@ impl Arrivals {
         );
         let arrival = Arc::new(Arrival::new(offer, from, host.now(), root));
         self.remember(&arrival);
+        let Admitted {
+            slot,
+            operation,
+            memory,
+        } = admitted;
         let guest = Reception {
             host: host.clone(),
             slot,
@@ -177,8 +187,8 @@ impl Arrivals {
         };
         let by_id = self.by_id.clone();
         let work = async move {
-            let _operation = operation;
-            if guest.run().await == AnswerSource::Entry {
+            let _until_it_is_over = (operation, place);
+            if guest.run(memory).await == AnswerSource::Entry {
                 lock(&by_id).remove(&guest.arrival.id());
             }
         };
@@ -205,6 +215,13 @@ impl Arrivals {
             .ok_or_else(|| io::Error::other("no such migration is ready here"))?;
         tunnel::deliver(stream, &socket).await
     }
+}
+
+/// What a VM that may come is given here.
+struct Admitted {
+    slot: Arc<Slot>,
+    operation: Operation,
+    memory: Promise,
 }
 
 impl Host {
@@ -242,7 +259,12 @@ impl Host {
     }
 
     /// Gives the VM its place here, if it may come.
-    fn admit(&self, from: MemberId, offer: &Offer) -> Result<(Arc<Slot>, Operation), Error> {
+    async fn admit(
+        &self,
+        from: MemberId,
+        offer: &Offer,
+        extras: &Extras,
+    ) -> Result<Admitted, Error> {
         let name = &offer.definition.name;
         if offer.secret.keys().vm_id() != offer.definition.vm {
             return Err(Error::Refused(format!(
@@ -257,7 +279,9 @@ impl Host {
         if self.slot_of(offer.definition.vm).is_some() {
             return Err(is_here());
         }
-        self.room_for(offer.definition.memory_mib)?;
+        let memory = self.memory.promise(offer.definition.memory_mib)?;
+        self.fits(offer, extras.need).await?;
+        self.may_come(&offer.definition).await?;
         let slot = self.insert_if_absent(Entry {
             definition: offer.definition.clone(),
             secret: offer.secret.clone(),
@@ -269,10 +293,15 @@ impl Host {
             snapshots: offer.snapshots.clone(),
             note: None,
             gives_way: None,
+            owner: extras.owner,
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;
-        Ok((slot, operation))
+        Ok(Admitted {
+            slot,
+            operation,
+            memory,
+        })
     }
 
     /// Opens the arrival's window, once the voters have granted its epoch.

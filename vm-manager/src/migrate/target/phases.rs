@@ -7,7 +7,7 @@ use crate::{
     Error,
     ballot::{BallotError, VmVoters},
     handover::{TargetInput, TargetOutput},
-    host::{Host, Role, Side, Slot},
+    host::{Guest, Host, Promise, Role, Side, Slot},
     hypervisor::{Machine, Start},
     trace::Step,
 };
@@ -52,8 +52,8 @@ struct Running<'r>(&'r Reception);
 
 impl Reception {
     /// Receives the guest until it is confirmed here, gone, or left to the voters.
-    pub(super) async fn run(&self) -> AnswerSource {
-        let running = match self.reach_running().await {
+    pub(super) async fn run(&self, memory: Promise) -> AnswerSource {
+        let running = match self.reach_running(memory).await {
             Ok(running) => running,
             Err(e) => {
                 self.leave_nothing(&chain(&e)).await;
@@ -67,8 +67,8 @@ impl Reception {
         answers
     }
 
-    async fn reach_running(&self) -> Result<Running<'_>, Error> {
-        let waiting = self.unless_given_up(self.prepare()).await?;
+    async fn reach_running(&self, memory: Promise) -> Result<Running<'_>, Error> {
+        let waiting = self.unless_given_up(self.prepare(memory)).await?;
         tracing::info!("ready to receive");
         let whole = waiting.receive().await?;
         whole.run().await
@@ -86,7 +86,7 @@ impl Reception {
     }
 
     /// Fetches the image and starts a guest that waits.
-    async fn prepare(&self) -> Result<Waiting<'_>, Error> {
+    async fn prepare(&self, memory: Promise) -> Result<Waiting<'_>, Error> {
         let (host, arrival) = (&self.host, &self.arrival);
         let image = arrival.offer.definition.image;
         arrival.progress.send_modify(|p| p.phase = "image".into());
@@ -100,7 +100,10 @@ impl Reception {
         let image = arrival.trail.through("fetch image", fetching).await?;
         let machine = arrival
             .trail
-            .through("start the waiting guest", self.start_waiting(&image))
+            .through(
+                "start the waiting guest",
+                self.start_waiting(&image, memory),
+            )
             .await?;
         Ok(Waiting {
             here: self,
@@ -108,7 +111,11 @@ impl Reception {
         })
     }
 
-    async fn start_waiting(&self, image: &Path) -> Result<Arc<dyn Machine>, Error> {
+    async fn start_waiting(
+        &self,
+        image: &Path,
+        memory: Promise,
+    ) -> Result<Arc<dyn Machine>, Error> {
         let (host, definition) = (&self.host, &self.arrival.offer.definition);
         let hypervisor = &host.parts.hypervisor;
         let spec = host.registry.spec(&self.slot.entry());
@@ -116,7 +123,7 @@ impl Reception {
             .create_disk(image, &spec.disk, Some(definition.disk_bytes))
             .await?;
         let machine = hypervisor.launch(&spec, Start::Incoming).await?;
-        host.install(&self.slot, machine.clone());
+        host.install(&self.slot, Guest::new(machine.clone(), memory));
         self.arrival.set_ready(machine.incoming().await?);
         Ok(machine)
     }

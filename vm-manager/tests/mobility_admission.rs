@@ -1,0 +1,264 @@
+//! What may come to a host: a member that brings a VM is believed only as far as it can be checked,
+//! and memory is promised once.
+#![allow(missing_docs)]
+
+mod mobility;
+
+use mobility::Lab;
+use p2pvm_overlay::{
+    Epoch, Fabric, FabricError, MemberId, UnixTime,
+    identity::{Identity, KeyPair},
+};
+use p2pvm_vm_manager::{
+    Definition, Error, GuestAddress, ImageSource, NewVm, VmSecret,
+    checkpoint::RestoreOptions,
+    directory::{Directory, Snapshot, VmRecord, Wanted},
+    hypervisor::MigrateOptions,
+    migrate::{
+        RunsOn,
+        wire::{Answer, LONG, Offer, Request, ask},
+    },
+    vault::Durability,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+/// A member that says of VMs what it likes.
+struct Rogue {
+    fabric: Arc<dyn Fabric>,
+    directory: Directory,
+    image: p2pvm_snapshot_sync::ManifestId,
+    serial: u64,
+}
+
+impl Rogue {
+    /// A member of `lab` beside its hosts; it knows the image of a VM on host 0.
+    fn of(lab: &Lab) -> Self {
+        let fabric: Arc<dyn Fabric> = lab.net.add(Identity::generate().member_id());
+        let (host, dht, _) = lab.sites[0].daemon.as_ref().unwrap();
+        Self {
+            fabric,
+            directory: Directory::new(dht.clone()),
+            image: host.list()[0].definition.image,
+            serial: 0,
+        }
+    }
+
+    /// A VM of its own with a name and an address of its own.
+    async fn vm(&self, name: &str) -> (KeyPair, Definition) {
+        let keys = KeyPair::generate();
+        self.directory.take_name(&keys, name).await.unwrap();
+        let id = keys.vm_id().0;
+        let definition = Definition {
+            vm: keys.vm_id(),
+            name: name.into(),
+            cpus: 1,
+            memory_mib: 64,
+            disk_bytes: 1 << 20,
+            image: self.image,
+            voters: vec![self.fabric.me()],
+            address: GuestAddress {
+                v4: [10, 7, id[0], id[1]].into(),
+                prefix: 16,
+                v6: std::net::Ipv6Addr::from(u128::from(id[2])),
+                mac: [2, 0, id[0], id[1], id[2], id[3]],
+                mtu: 1340,
+            },
+            created: UnixTime(7),
+        };
+        (keys, definition)
+    }
+
+    async fn offer(
+        &mut self,
+        to: MemberId,
+        keys: &KeyPair,
+        definition: &Definition,
+    ) -> Result<Answer, FabricError> {
+        self.serial += 1;
+        let offer = Offer {
+            id: self.serial,
+            definition: definition.clone(),
+            secret: VmSecret::of(keys),
+            epoch: Epoch(2),
+            snapshots: vec![],
+        };
+        ask(&*self.fabric, to, &Request::Prepare(Box::new(offer)), LONG).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offer_with_anothers_name_or_address_is_refused_before_anything_is_made() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    let web = lab.host(0).list()[0].definition.clone();
+    let mut rogue = Rogue::of(&lab);
+    let (keys, good) = rogue.vm("mine").await;
+    let spoilt: [(&str, &dyn Fn(&mut Definition)); 6] = [
+        ("named 'web'", &|vm| vm.name = "web".into()),
+        ("no VM has that name", &|vm| vm.name = "nobodys".into()),
+        ("that of 'web'", &|vm| vm.address.v4 = web.address.v4),
+        ("is another's", &|vm| vm.address.v4 = [10, 7, 0, 1].into()),
+        ("1 to 256", &|vm| vm.cpus = 0),
+        ("do not fit", &|vm| vm.memory_mib = u64::MAX),
+    ];
+    let before = lab.host(0).promised_mib();
+    for (why, spoil) in spoilt {
+        let mut vm = good.clone();
+        spoil(&mut vm);
+        let refused = rogue.offer(lab.me(0), &keys, &vm).await.unwrap_err();
+        assert!(refused.to_string().contains(why), "{why}: {refused}");
+        assert_eq!(lab.host(0).list().len(), 1, "{why}");
+    }
+    assert_eq!(lab.host(0).promised_mib(), before, "nothing is kept for it");
+    // On a host without "web" the network's records say whose the name is.
+    let mut vm = good.clone();
+    vm.name = "web".into();
+    let refused = rogue.offer(lab.me(1), &keys, &vm).await.unwrap_err();
+    assert!(refused.to_string().contains("another VM's"), "{refused}");
+    let taken = rogue.offer(lab.me(0), &keys, &good).await.unwrap();
+    assert!(matches!(taken, Answer::Preparing(_)), "{taken:?}");
+    assert_eq!(lab.host(0).status("web").await.unwrap().definition, web);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_member_brings_a_bounded_number_of_vms_at_a_time() {
+    let lab = Lab::new(2).await;
+    lab.vm(0, "web").await;
+    let mut rogue = Rogue::of(&lab);
+    let mut vms = Vec::new();
+    for i in 0..10 {
+        vms.push(rogue.vm(&format!("mine-{i}")).await);
+    }
+    let mut taken = 0;
+    let mut last = None;
+    for (keys, vm) in &vms {
+        match rogue.offer(lab.me(1), keys, vm).await {
+            Ok(_) => taken += 1,
+            Err(refused) => last = Some(refused.to_string()),
+        }
+    }
+    assert_eq!(taken, 8);
+    assert!(last.unwrap().contains("on their way"));
+    // Its silence gives the places and the memory back.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(
+        (lab.host(1).list().len(), lab.host(1).promised_mib()),
+        (0, 0)
+    );
+    let (keys, vm) = &vms[9];
+    assert!(rogue.offer(lab.me(1), keys, vm).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_takes_anothers_address_is_not_restored() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    let web = lab.host(0).list()[0].definition.clone();
+    let rogue = Rogue::of(&lab);
+    let (keys, mut definition) = rogue.vm("mine").await;
+    definition.address.v4 = web.address.v4;
+    let snapshot = Snapshot {
+        name: "s".into(),
+        checkpoint: web.image,
+        taken: UnixTime(7),
+        epoch: Epoch(1),
+        with_ram: false,
+        durability: Durability::Local,
+        providers: vec![],
+    };
+    let record = VmRecord {
+        definition,
+        holder: rogue.fabric.me(),
+        epoch: Epoch(1),
+        wanted: Wanted::Stopped,
+        snapshots: vec![snapshot],
+        owner: None,
+    };
+    rogue.directory.publish(&keys, &record, 0).await.unwrap();
+    let force = RestoreOptions { force: true };
+    for host in [0, 1] {
+        let quiet = watch::Sender::default();
+        let refused = lab.host(host).restore("mine", "s", force, &quiet).await;
+        let refused = refused.unwrap_err();
+        let why = refused.to_string();
+        assert!(matches!(refused, Error::Refused(_)), "{why}");
+        assert!(why.contains("another's") || why.contains("'web'"), "{why}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_vms_that_come_at_once_the_one_that_does_not_fit_stays() {
+    let lab = Lab::with_memory(3, 100).await;
+    let vms = [lab.vm(0, "a").await, lab.vm(1, "b").await];
+    let go = |host: usize, name: &'static str| {
+        let (host, to) = (lab.host(host), lab.me(2));
+        async move {
+            let quiet = watch::Sender::default();
+            let options = MigrateOptions::default();
+            host.migrate(name, to, options, quiet).await.unwrap()
+        }
+    };
+    let (a, b) = tokio::join!(go(0, "a"), go(1, "b"));
+    let mut ends = [a.runs_on, b.runs_on];
+    ends.sort_by_key(|end| *end == RunsOn::Target);
+    assert_eq!(ends, [RunsOn::Source, RunsOn::Target]);
+    let why = a.failure.or(b.failure).unwrap();
+    assert!(why.contains("64 MiB of memory do not fit"), "{why}");
+    assert_eq!(lab.host(2).promised_mib(), 64);
+    let there = vms
+        .iter()
+        .filter(|vm| lab.world.running(**vm) == [lab.me(2)]);
+    assert_eq!(there.count(), 1);
+    lab.assert_never_double("memory");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_does_not_fit_is_refused_until_a_guest_has_ended() {
+    let lab = Lab::with_memory(1, 100).await;
+    lab.vm(0, "a").await;
+    let host = lab.host(0);
+    let new = |name: &str, memory_mib| NewVm {
+        name: name.into(),
+        image: ImageSource::File(lab.image.clone()),
+        cpus: 1,
+        memory_mib,
+        disk_bytes: None,
+    };
+    let quiet = watch::Sender::default();
+    let refused = host.create(new("huge", 101), &quiet).await.unwrap_err();
+    assert!(refused.to_string().contains("100 of its"), "{refused}");
+    host.create(new("b", 64), &quiet).await.unwrap();
+    let refused = host.start("b").await.unwrap_err();
+    assert!(
+        refused.to_string().contains("64 of the 100 MiB"),
+        "{refused}"
+    );
+    host.stop("a").await.unwrap();
+    host.start("b").await.unwrap();
+    host.stop("b").await.unwrap();
+    assert_eq!(host.promised_mib(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vms_owner_goes_where_the_vm_goes() {
+    let lab = Lab::new(3).await;
+    let owner = MemberId([9; 32]);
+    let new = NewVm {
+        name: "web".into(),
+        image: ImageSource::File(lab.image.clone()),
+        cpus: 1,
+        memory_mib: 64,
+        disk_bytes: None,
+    };
+    let quiet = watch::Sender::default();
+    lab.host(0).create_for(owner, new, &quiet).await.unwrap();
+    lab.host(0).start("web").await.unwrap();
+    let options = MigrateOptions::default();
+    let (host, to) = (lab.host(0), lab.me(1));
+    host.migrate("web", to, options, quiet).await.unwrap();
+    for host in [1, 2] {
+        let known = lab.host(host).status("web").await.unwrap();
+        assert_eq!((known.holder, known.owner), (to, Some(owner)), "{host}");
+    }
+}
