@@ -22,11 +22,12 @@ pub mod operations;
 mod path;
 mod routes;
 mod sorted;
+mod tokens;
 mod vms;
 
 pub use {
     access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, moves::*, node::*,
-    path::*, routes::*, sorted::*, vms::*,
+    path::*, routes::*, sorted::*, tokens::*, vms::*,
 };
 
 /// Checks the exact text of an answer: what is said, and that it is understood.

@@ -4,8 +4,8 @@
 use crate::{
     access, access::service::Access, cluster, cluster::service::Cluster, machine,
     machine::service::Machine, members, members::service::Members, node, node::service::Node,
-    placement, placement::service::Placement, routes, routes::subnets::Subnets, vms,
-    vms::service::Vms,
+    placement, placement::service::Placement, routes, routes::subnets::Subnets, tokens,
+    tokens::service::Tokens, vms, vms::service::Vms,
 };
 use axum::{
     Router,
@@ -28,6 +28,7 @@ pub(crate) struct Services {
     pub node: Arc<Node>,
     pub placement: Arc<Placement>,
     pub subnets: Arc<Subnets>,
+    pub tokens: Arc<Tokens>,
     pub vms: Arc<Vms>,
 }
 
@@ -41,6 +42,7 @@ pub(crate) fn local(services: &Services) -> Router {
         node,
         placement,
         subnets,
+        tokens,
         vms,
     } = services;
     node::http::routes(node.clone())
@@ -50,6 +52,7 @@ pub(crate) fn local(services: &Services) -> Router {
         .merge(machine::http::routes(machine.clone()))
         .merge(access::http::routes(access.clone()))
         .merge(routes::http::routes(subnets.clone()))
+        .merge(tokens::http::routes(tokens.clone()))
         .merge(placement::http::routes(placement.clone()))
         .merge(vms::http::of_cluster(vms.clone()))
         .merge(vms::http::routes(vms.clone()))

@@ -228,6 +228,11 @@ pub(crate) async fn get(router: Router, path: &str) -> (StatusCode, Value) {
     send(router, Request::get(path).body(Body::empty()).unwrap()).await
 }
 
+/// Asks a router to end something.
+pub(crate) async fn delete(router: Router, path: &str) -> (StatusCode, Value) {
+    send(router, Request::delete(path).body(Body::empty()).unwrap()).await
+}
+
 /// Asks a router to do something.
 pub(crate) async fn post(router: Router, path: &str, body: &Value) -> (StatusCode, Value) {
     let request = Request::post(path).header("content-type", "application/json");
