@@ -24,11 +24,12 @@ mod path;
 mod printed;
 mod routes;
 mod sorted;
+mod tokens;
 mod vms;
 
 pub use {
     access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, metrics::*, moves::*,
-    node::*, path::*, printed::*, routes::*, sorted::*, vms::*,
+    node::*, path::*, printed::*, routes::*, sorted::*, tokens::*, vms::*,
 };
 
 /// Checks the exact text of an answer: what is said, and that it is understood.

@@ -242,7 +242,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, ROUTES, PLACEMENT, VMS, DASHBOARD,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, ROUTES, PLACEMENT, VMS, DASHBOARD,
 ];
 
 /// The node itself.
@@ -370,6 +370,34 @@ const ACCESS: &[Operation] = &[
         "Decides whether the policy allows a conversation.",
     )
     .body::<AclCheck>(),
+];
+
+/// Rights that owners give.
+const TOKENS: &[Operation] = &[
+    json::<Vec<TokenView>>(Method::Get, "/tokens", ROOT, "Lists the tokens kept here."),
+    json::<TokenView>(
+        Method::Post,
+        "/tokens",
+        ROOT,
+        "Signs a token for rights on a VM of this member.",
+    )
+    .body::<CreateToken>(),
+    json::<TokenView>(
+        Method::Post,
+        "/tokens/attenuate",
+        ROOT,
+        "Passes a token on to another member, with the same rights or less.",
+    )
+    .body::<PassToken>(),
+    json::<TokenView>(Method::Post, "/tokens/show", ROOT, "Reads a token.").body::<TokenText>(),
+    json::<TokenView>(
+        Method::Post,
+        "/tokens/add",
+        ROOT,
+        "Keeps a token, which this member then shows by itself.",
+    )
+    .body::<TokenText>(),
+    json::<TokenRemoved>(Method::Delete, "/tokens/{id}", ROOT, "Forgets a token."),
 ];
 
 /// Subnets beyond hosts.

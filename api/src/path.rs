@@ -16,3 +16,13 @@ pub fn vm_path(name: &str, operation: &str) -> Outcome<String> {
     let slash = if operation.is_empty() { "" } else { "/" };
     Ok(format!("/vms/{name}{slash}{operation}"))
 }
+
+/// The API path of a token that is kept; refuses what could not be one's id.
+pub fn token_path(id: &str) -> Outcome<String> {
+    if id.is_empty() || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Failure::usage(format!(
+            "'{id}' cannot be a token's id: see 'p2pvm token list'"
+        )));
+    }
+    Ok(format!("/tokens/{id}"))
+}

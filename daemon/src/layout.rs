@@ -111,6 +111,11 @@ impl Layout {
         self.0.join("dashboard.sock")
     }
 
+    /// The tokens that were given to this member.
+    pub fn tokens(&self) -> PathBuf {
+        self.0.join("tokens")
+    }
+
     /// The web dashboard's token.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")

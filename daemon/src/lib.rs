@@ -28,6 +28,7 @@ mod run;
 pub mod service;
 pub mod shown;
 mod succession;
+mod tokens;
 mod traces;
 mod vms;
 mod web;

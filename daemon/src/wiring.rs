@@ -29,6 +29,7 @@ use crate::{
     parts::Parts,
     placement::{drain::Drains, manager::Manager, service::Placement},
     routes::subnets::Subnets,
+    tokens::service::Tokens,
     traces::Exporter,
     vms::{absent::Absent, guests::Guests, service::Vms},
 };
@@ -161,6 +162,7 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
     let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
     let members = Members::new(parts.clone());
     let machine = Machine::new(parts.clone(), proofs.clone());
+    let tokens = Tokens::new(parts.clone(), own.layout.tokens());
     let vms = Arc::new(Vms {
         parts: parts.clone(),
         host,
@@ -170,6 +172,7 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
         policies: policies.clone(),
         questions: questions.clone(),
         reach: reach.clone(),
+        tokens: tokens.clone(),
         traces: own.traces,
         image_dirs: config.offer.image_dirs(),
     });
@@ -194,6 +197,7 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
         node,
         placement: Placement::new(manager.clone(), drains),
         subnets,
+        tokens,
         vms,
     };
     Wired {

@@ -6,7 +6,7 @@ use crate::{
     bugreport,
     cli::{
         Cli, Command, Context, appliance, dashboard, drain, lab, limit, netcheck, network, policy,
-        ring, say, stop, traffic, vm,
+        ring, say, stop, token, traffic, vm,
     },
     doctor, top,
 };
@@ -98,6 +98,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Trace(a) => ring::trace(&context, &a.member).await,
         Command::Leave(a) => stop::leave(&context, a.force).await,
         Command::Acl(a) => policy::acl(&context, a).await,
+        Command::Token(a) => token::run(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Iso(a) => appliance::iso(&context, a),

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused};
-use p2pvm_api::{AclAnswer, AclShow, Failed, InviteAnswer, Joined, Kind, RevokeAnswer};
+use p2pvm_api::{AclAnswer, AclShow, Failed, InviteAnswer, Joined, Kind, RevokeAnswer, TokenView};
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
 
@@ -200,6 +200,37 @@ fn close(lab: &Lab, by: &str, hosts: &[&str]) {
     }
 }
 
+/// The VM "two" is c's. Its owner lets b stop it and delete it; b lets a member only stop it.
+fn tokens_open_what_the_owner_gave(lab: &Lab) {
+    let create = ["token", "create", "--vm", "two", "--for", "1h"];
+    let make = |by: &str, rest: &[&str]| {
+        let token = lab.p2pvm(by, &[&create[..], rest].concat()).unwrap();
+        token.trim().to_owned()
+    };
+    let given = make("c", &["--may", "stop", "--to", "b"]);
+    let said = refused(lab, "a", &["token", "add", &given], 5);
+    assert!(said.contains("was given to b"), "{said}");
+    lab.p2pvm("b", &["token", "add", &given]).unwrap();
+    lab.p2pvm("b", &["vm", "stop", "two"]).unwrap();
+    let said = refused(lab, "b", &["vm", "delete", "two"], 5);
+    assert!(said.contains("does not have the right 'delete'"), "{said}");
+    // One that b signed itself is worth nothing.
+    let own = make("b", &["--may", "delete", "--to", "b"]);
+    lab.p2pvm("b", &["token", "add", &own]).unwrap();
+    refused(lab, "b", &["vm", "delete", "two"], 5);
+    let wider = ["token", "attenuate", &given, "--may", "delete", "--to", "a"];
+    let said = refused(lab, "b", &wider, 5);
+    assert!(said.contains("cannot be widened"), "{said}");
+    let kept: Vec<TokenView> = lab.json("b", &["token", "list"]).unwrap();
+    assert_eq!(kept.len(), 2);
+    for token in &kept {
+        assert_eq!(token.on, "vm two");
+        lab.p2pvm("b", &["token", "remove", &token.id]).unwrap();
+    }
+    let said = refused(lab, "b", &["vm", "stop", "two"], 5);
+    assert!(said.contains("lacks the right to stop 'two'"), "{said}");
+}
+
 #[test]
 fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network_is_open() {
     let lab = lab("rights", &public_sites(&["a", "b", "c"], 10.0));
@@ -247,6 +278,7 @@ fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network
         "{code} {said}"
     );
     lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
+    tokens_open_what_the_owner_gave(&lab);
     // The owner of one on another host, and the founder's machine.
     lab.p2pvm("b", &["vm", "delete", "bs"]).unwrap();
     lab.p2pvm("a", &["vm", "delete", "two"]).unwrap();

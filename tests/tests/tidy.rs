@@ -33,6 +33,7 @@ const LAYERS: [&[&str]; 6] = [
     &[
         "p2pvm-dht",
         "p2pvm-snapshot-sync",
+        "p2pvm-authority",
         "p2pvm-autonomic",
         "p2pvm-lab",
     ],

@@ -5,13 +5,14 @@
 use super::traced;
 use crate::{
     failure::fabric,
+    tokens::service::HEADER,
     vms::{rights::Asker, service::Vms},
 };
 use axum::{
     Extension, Json,
     body::Body,
     extract::{Path, Request, State},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -53,6 +54,7 @@ pub async fn to_holder(
                 return absent(&vms, &name).await;
             }
             let asking = traced::begin(&vms.traces, &name, &mut request);
+            show_tokens(&vms, &name, &mut request).await;
             match (pass_on(&vms, holder, request).await, asking) {
                 (Ok(answer), Some(asking)) => traced::follow(asking, answer),
                 (Ok(answer), None) => answer,
@@ -88,6 +90,7 @@ struct Chosen {
 pub async fn to_chosen(
     State(vms): State<Arc<Vms>>,
     Extension(asker): Extension<Asker>,
+    vm: Option<Path<String>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -106,16 +109,30 @@ pub async fn to_chosen(
     };
     match chosen.await {
         Ok((on, bytes)) => {
-            let request = Request::from_parts(parts, Body::from(bytes));
+            let mut request = Request::from_parts(parts, Body::from(bytes));
             if on == vms.parts.me() {
                 next.run(request).await
             } else {
+                if let Some(Path(name)) = vm {
+                    show_tokens(&vms, &name, &mut request).await;
+                }
                 pass_on(&vms, on, request)
                     .await
                     .unwrap_or_else(IntoResponse::into_response)
             }
         }
         Err(failure) => failure.into_response(),
+    }
+}
+
+/// Shows the tokens that this member was given for the VM; those of the caller, if it gave any, are
+/// no member's business.
+async fn show_tokens(vms: &Vms, name: &str, request: &mut Request) {
+    request.headers_mut().remove(HEADER);
+    for token in vms.tokens.for_vm(name).await {
+        if let Ok(value) = HeaderValue::from_str(&token.to_string()) {
+            request.headers_mut().append(HEADER, value);
+        }
     }
 }
 
@@ -156,7 +173,7 @@ async fn pass_on(vms: &Vms, to: MemberId, mut request: Request) -> Outcome<Respo
     });
     request
         .headers_mut()
-        .insert(FORWARDED, axum::http::HeaderValue::from_static("1"));
+        .insert(FORWARDED, HeaderValue::from_static("1"));
     let ours = request
         .extensions_mut()
         .remove::<hyper::upgrade::OnUpgrade>();

@@ -16,6 +16,8 @@ use crate::{
     placement::service::Placement,
     routes,
     routes::subnets::Subnets,
+    tokens,
+    tokens::service::Tokens,
     vms,
     vms::{rights::Asker, service::Vms},
 };
@@ -41,6 +43,7 @@ pub(crate) struct Services {
     pub node: Arc<Node>,
     pub placement: Arc<Placement>,
     pub subnets: Arc<Subnets>,
+    pub tokens: Arc<Tokens>,
     pub vms: Arc<Vms>,
 }
 
@@ -54,6 +57,7 @@ pub(crate) fn local(services: &Services) -> Router {
         node,
         placement,
         subnets,
+        tokens,
         vms,
     } = services;
     node::http::routes(node.clone())
@@ -63,6 +67,7 @@ pub(crate) fn local(services: &Services) -> Router {
         .merge(machine::http::routes(machine.clone()))
         .merge(access::http::routes(access.clone()))
         .merge(routes::http::routes(subnets.clone()))
+        .merge(tokens::http::routes(tokens.clone()))
         .merge(placement::http::routes(placement.clone()))
         .merge(vms::http::of_cluster(vms.clone()))
         .merge(vms::http::routes(vms.clone()))

@@ -8,11 +8,12 @@
 //! | the VM's owner | everything with it | everything with it |
 //! | any other member | everything | see |
 //!
-//! A network is closed where its access rules say `default = "deny"`. A VM's owner is the member
+//! A member that lacks a right may show a token of the VM's owner that gives it
+//! (`p2pvm_authority`). A network is closed where its access rules say `default = "deny"`. A VM's owner is the member
 //! that it was made for. A VM of a version without owners belongs to the host that has it.
 
+pub(crate) use p2pvm_authority::Right;
 use p2pvm_overlay::MemberId;
-use std::fmt;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +22,6 @@ pub(crate) enum Asker {
     Root,
     /// Another member, as its connection proves.
     Member(MemberId),
-}
-
-/// What is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Right {
-    /// To see a VM's state, and why it was moved.
-    See,
-    /// To make a VM on this host.
-    Create,
-    Start,
-    Stop,
-    /// To move it from this host, or to cancel that.
-    Move,
-    Snapshot,
-    /// To bring it back on this host.
-    Restore,
-    Console,
-    Delete,
 }
 
 /// What the asker is to the VM and to this host.
@@ -67,19 +50,11 @@ pub(crate) fn decide(standing: Standing, right: Right, closed: bool) -> Result<(
     }
 }
 
-impl fmt::Display for Right {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::See => "see",
-            Self::Create => "create",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Move => "move",
-            Self::Snapshot => "snapshot",
-            Self::Restore => "restore",
-            Self::Console => "use the console of",
-            Self::Delete => "delete",
-        })
+/// The right as a verb before a VM's name.
+pub(crate) fn verb(right: Right) -> &'static str {
+    match right {
+        Right::Console => "use the console of",
+        other => other.word(),
     }
 }
 
@@ -87,32 +62,24 @@ impl fmt::Display for Right {
 mod tests {
     use super::*;
 
-    const ALL: [Right; 9] = [
-        Right::See,
-        Right::Create,
-        Right::Start,
-        Right::Stop,
-        Right::Move,
-        Right::Snapshot,
-        Right::Restore,
-        Right::Console,
-        Right::Delete,
-    ];
-
     /// The rights of a standing.
     fn may(standing: Standing, closed: bool) -> Vec<Right> {
         let allowed = |right: &Right| decide(standing, *right, closed).is_ok();
-        ALL.into_iter().filter(allowed).collect()
+        Right::ALL.into_iter().filter(allowed).collect()
     }
 
     #[test]
     fn the_table_holds_row_by_row() {
         for standing in [Standing::Root, Standing::Issuer, Standing::Owner] {
             for closed in [false, true] {
-                assert_eq!(may(standing, closed), ALL, "{standing:?}, closed: {closed}");
+                assert_eq!(
+                    may(standing, closed),
+                    Right::ALL,
+                    "{standing:?}, closed: {closed}"
+                );
             }
         }
-        assert_eq!(may(Standing::Other, false), ALL);
+        assert_eq!(may(Standing::Other, false), Right::ALL);
         assert_eq!(may(Standing::Other, true), [Right::See]);
     }
 

@@ -12,6 +12,7 @@ use crate::{
         manager::Manager,
         moves::{moved, step_of},
     },
+    tokens::service::Tokens,
 };
 use opentelemetry::trace::SpanContext;
 use p2pvm_api::{
@@ -79,6 +80,7 @@ pub(crate) struct Vms {
     pub(crate) policies: Arc<Policies>,
     pub(crate) questions: Arc<Questions>,
     pub(crate) reach: Arc<Reach>,
+    pub(crate) tokens: Arc<Tokens>,
     /// What makes spans.
     pub(crate) traces: Traces,
     /// The directories whose files other members may name as images.

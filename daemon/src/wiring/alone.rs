@@ -244,13 +244,13 @@ pub(crate) async fn get(router: Router, path: &str) -> (StatusCode, Value) {
     send(router, Request::get(path).body(Body::empty()).unwrap()).await
 }
 
+/// Sends a DELETE request to a router.
+pub(crate) async fn delete(router: Router, path: &str) -> (StatusCode, Value) {
+    send(router, Request::delete(path).body(Body::empty()).unwrap()).await
+}
+
 /// Sends a POST request to a router.
 pub(crate) async fn post(router: Router, path: &str, body: &Value) -> (StatusCode, Value) {
     let request = Request::post(path).header("content-type", "application/json");
     send(router, request.body(Body::from(body.to_string())).unwrap()).await
-}
-
-/// Asks a router to remove something.
-pub(crate) async fn delete(router: Router, path: &str) -> (StatusCode, Value) {
-    send(router, Request::delete(path).body(Body::empty()).unwrap()).await
 }

@@ -148,6 +148,13 @@ pub enum Command {
         after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22"
     )]
     Acl(Acl),
+    /// Tokens: rights on a VM that its owner gives to other members
+    #[command(
+        subcommand,
+        after_help = "Example:\n  p2pvm token create --vm web --may console,start --for 2h --to lab3 \
+            > web.token"
+    )]
+    Token(super::token_args::Token),
     /// Routes to members' LANs through the network
     #[command(
         subcommand,

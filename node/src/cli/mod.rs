@@ -17,6 +17,8 @@ mod progress;
 pub(crate) mod ring;
 mod silent;
 pub(crate) mod stop;
+pub(crate) mod token;
+mod token_args;
 pub(crate) mod traffic;
 pub(crate) mod vm;
 mod vm_args;

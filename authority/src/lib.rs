@@ -1,0 +1,20 @@
+//! Who may do what: a right is a signed statement that its bearer shows and that the receiver of a
+//! request checks by itself, offline.
+//!
+//! A [`Token`] is a chain of links. Its first link is signed by the owner of a resource and names
+//! the key that it is for. That key may pass the token on with a link of its own, which can only
+//! narrow: a request has to satisfy every link. Only who proves the key of the last link can use the
+//! token, so a copied token is worth nothing to a thief. The idea is that of SPKI certificates (RFC
+//! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
+//! Biscuit.
+//!
+//! Nothing here asks the network or the clock: the caller says who asked and what time it is.
+
+mod right;
+mod token;
+
+pub use right::{Amounts, ParseRightError, Resource, Right, Rights};
+pub use token::{Grant, Link, MAX_LIFE, ParseTokenError, Refusal, Request, Serial, Token};
+
+/// A key that can be given rights and can pass them on: a member's, later a user's.
+pub type Principal = [u8; 32];

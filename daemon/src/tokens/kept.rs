@@ -1,0 +1,116 @@
+//! The tokens that were given to this member, one file each.
+
+use p2pvm_api::{Doing, Failure, Outcome};
+use p2pvm_authority::Token;
+use p2pvm_overlay::durable::write_atomically;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// How many tokens are kept.
+const MAX_TOKENS: usize = 1024;
+
+/// The file names' suffix.
+const SUFFIX: &str = ".token";
+
+/// Tokens by their id.
+pub(super) struct KeptTokens {
+    dir: PathBuf,
+    tokens: Mutex<BTreeMap<String, Token>>,
+}
+
+/// What a token is called here.
+pub(super) fn id_of(token: &Token) -> String {
+    let serial = token.links().last().map(|link| link.serial);
+    data_encoding::HEXLOWER.encode(&serial.unwrap_or_default()[..6])
+}
+
+impl KeptTokens {
+    /// Reads those in `dir`, which need not exist. A file that cannot be read is left alone.
+    pub fn open(dir: PathBuf) -> Self {
+        let mut tokens = BTreeMap::new();
+        match fs::read_dir(&dir) {
+            Ok(entries) => {
+                for path in entries.flatten().map(|entry| entry.path()) {
+                    match read(&path) {
+                        Ok(Some(token)) => {
+                            tokens.insert(id_of(&token), token);
+                        }
+                        Ok(None) => {}
+                        Err(error) => {
+                            tracing::warn!(file = %path.display(), %error, "token not read");
+                        }
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(dir = %dir.display(), %error, "tokens not read"),
+        }
+        Self {
+            dir,
+            tokens: tokens.into(),
+        }
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, BTreeMap<String, Token>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn all(&self) -> Vec<Token> {
+        self.tokens().values().cloned().collect()
+    }
+
+    /// Keeps a token; one that is kept already stays.
+    pub fn add(&self, token: &Token) -> Outcome<()> {
+        let mut tokens = self.tokens();
+        let id = id_of(token);
+        if !tokens.contains_key(&id) && tokens.len() >= MAX_TOKENS {
+            return Err(Failure::refused(format!(
+                "{MAX_TOKENS} tokens are kept here already: remove those that expired with 'p2pvm \
+                 token remove ID'"
+            )));
+        }
+        let text = format!("{token}\n");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .and_then(|()| write_atomically(&self.file(&id), text.as_bytes(), 0o600))
+            .doing("keeping the token")?;
+        tokens.insert(id, token.clone());
+        Ok(())
+    }
+
+    /// Forgets a token; false if there is none of this id.
+    pub fn remove(&self, id: &str) -> Outcome<bool> {
+        let mut tokens = self.tokens();
+        if !tokens.contains_key(id) {
+            return Ok(false);
+        }
+        match fs::remove_file(self.file(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).doing("removing the token")?;
+            }
+            _ => {}
+        }
+        tokens.remove(id);
+        Ok(true)
+    }
+
+    /// `id` is one of [`id_of`]: hexadecimal digits.
+    fn file(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}{SUFFIX}"))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Token>> {
+    if !path.to_string_lossy().ends_with(SUFFIX) {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path)?;
+    text.parse().map(Some).map_err(io::Error::other)
+}

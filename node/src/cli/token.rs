@@ -1,0 +1,141 @@
+//! `p2pvm token`.
+
+use super::{
+    Context,
+    print::{self, report},
+    token_args::{Token, TokenCreate, TokenPass},
+};
+use hyper::Method;
+use p2pvm_api::{
+    CreateToken, Doing, Failure, Outcome, PassToken, TokenRemoved, TokenText, TokenView,
+};
+use std::{fs, io::Read};
+
+/// The most bytes read of a file with a token: one has a few thousand.
+const MAX_READ_BYTES: u64 = 64 << 10;
+
+pub(crate) async fn run(context: &Context, token: Token) -> Outcome<()> {
+    match token {
+        Token::Create(a) => create(context, a).await,
+        Token::Attenuate(a) => attenuate(context, a).await,
+        Token::Show { token } => show(context, "/tokens/show", &token).await,
+        Token::Add { token } => show(context, "/tokens/add", &token).await,
+        Token::List => list(context).await,
+        Token::Remove { id } => remove(context, &id).await,
+    }
+}
+
+async fn create(context: &Context, a: TokenCreate) -> Outcome<()> {
+    let wanted = CreateToken {
+        vm: a.vm,
+        may: a.may,
+        seconds: a.valid.as_secs(),
+        to: a.to,
+    };
+    print_text(context, "/tokens", &wanted).await
+}
+
+async fn attenuate(context: &Context, a: TokenPass) -> Outcome<()> {
+    let wanted = PassToken {
+        token: read(&a.token)?,
+        may: a.may,
+        seconds: a.valid.map(|valid| valid.as_secs()),
+        to: a.to,
+    };
+    print_text(context, "/tokens/attenuate", &wanted).await
+}
+
+/// Prints the token alone, so that it can be sent on; what it allows goes to standard error.
+async fn print_text(context: &Context, path: &str, wanted: &impl serde::Serialize) -> Outcome<()> {
+    let made: TokenView = context.daemon().await?.post(path, wanted).await?;
+    report(context, &made, || {
+        println!("{}", made.token);
+        eprintln!(
+            "{} may {} {} until {}; there: p2pvm token add FILE",
+            made.to,
+            made.may.join(", "),
+            made.on,
+            made.until
+        );
+    })
+}
+
+async fn show(context: &Context, path: &str, token: &str) -> Outcome<()> {
+    let text = TokenText {
+        token: read(token)?,
+    };
+    let view: TokenView = context.daemon().await?.post(path, &text).await?;
+    report(context, &view, || {
+        println!(
+            "{}: {} may {} {}",
+            view.id,
+            view.to,
+            view.may.join(", "),
+            view.on
+        );
+        println!(
+            "  given by {}, until {}",
+            view.from.join(", then "),
+            view.until
+        );
+        if let Some(note) = &view.note {
+            println!("  {note}");
+        }
+    })
+}
+
+async fn list(context: &Context) -> Outcome<()> {
+    let tokens: Vec<TokenView> = context.daemon().await?.get("/tokens").await?;
+    report(context, &tokens, || {
+        let rows: Vec<[String; 6]> = tokens
+            .iter()
+            .map(|t| {
+                [
+                    t.id.clone(),
+                    t.on.clone(),
+                    t.may.join(","),
+                    t.from.join(" > "),
+                    t.until.clone(),
+                    t.note.clone().unwrap_or_default(),
+                ]
+            })
+            .collect();
+        print::table(["ID", "ON", "MAY", "FROM", "UNTIL", "NOTE"], &rows);
+    })
+}
+
+async fn remove(context: &Context, id: &str) -> Outcome<()> {
+    let path = p2pvm_api::token_path(id)?;
+    let nothing: Option<&()> = None;
+    let removed: TokenRemoved = context
+        .daemon()
+        .await?
+        .ask(Method::DELETE, &path, nothing)
+        .await?;
+    report(context, &removed, || {
+        println!("token {} is forgotten here", removed.removed)
+    })
+}
+
+/// A token from the command line, a file or standard input.
+fn read(from: &str) -> Outcome<String> {
+    if from.trim_start().starts_with("p2pvmtoken") {
+        return Ok(from.trim().to_owned());
+    }
+    let mut text = String::new();
+    if from == "-" {
+        std::io::stdin()
+            .take(MAX_READ_BYTES)
+            .read_to_string(&mut text)
+            .doing("reading the token from standard input")?;
+    } else {
+        let file = fs::File::open(from).doing(format_args!("cannot read {from}"))?;
+        file.take(MAX_READ_BYTES)
+            .read_to_string(&mut text)
+            .doing(format_args!("reading {from}"))?;
+    }
+    if text.trim().is_empty() {
+        return Err(Failure::usage(format!("{from} is empty: it has no token")));
+    }
+    Ok(text.trim().to_owned())
+}

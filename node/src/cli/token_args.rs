@@ -1,0 +1,77 @@
+//! The grammar of `p2pvm token`.
+
+use clap::{Args, Subcommand};
+use std::time::Duration;
+
+/// `p2pvm token ...`
+#[derive(Subcommand)]
+pub enum Token {
+    /// Sign a token: rights on a VM of this member's, for another member
+    #[command(
+        after_help = "The token is a line of text. Only the named member can use it, so it may \
+            travel by mail. The rights are see, start, stop, console,\nmove, snapshot, restore and \
+            delete.\n\nExample:\n  p2pvm token create --vm web --may console,start --for 2h --to \
+            lab3 > web.token"
+    )]
+    Create(TokenCreate),
+    /// Pass a token on to another member, with the same rights or less
+    #[command(
+        after_help = "Example:\n  p2pvm token attenuate web.token --may console --to lab4 > \
+            console.token"
+    )]
+    Attenuate(TokenPass),
+    /// Say what a token allows, to whom and until when
+    #[command(after_help = "Example:\n  p2pvm token show web.token")]
+    Show {
+        /// A token, a file with one, or - for standard input
+        token: String,
+    },
+    /// Keep a token that was given to this member: its commands then use it by themselves
+    #[command(after_help = "Example:\n  p2pvm token add web.token && p2pvm vm start web")]
+    Add {
+        /// A token, a file with one, or - for standard input
+        token: String,
+    },
+    /// List the tokens that are kept here
+    #[command(after_help = "Example:\n  p2pvm token list")]
+    List,
+    /// Forget a token
+    #[command(after_help = "Example:\n  p2pvm token remove 09ab3c5d7e01")]
+    Remove {
+        /// The token's id in 'p2pvm token list'
+        id: String,
+    },
+}
+
+/// Arguments of `token create`.
+#[derive(Args)]
+pub struct TokenCreate {
+    /// The VM's name or id
+    #[arg(long)]
+    pub vm: String,
+    /// What is allowed
+    #[arg(long, value_name = "RIGHT,...", value_delimiter = ',', required = true)]
+    pub may: Vec<String>,
+    /// How long the token is valid, such as 90m, 24h or 7d
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub valid: Duration,
+    /// The member that may use it
+    #[arg(long, value_name = "MEMBER")]
+    pub to: String,
+}
+
+/// Arguments of `token attenuate`.
+#[derive(Args)]
+pub struct TokenPass {
+    /// A token that was given to this member, a file with one, or - for standard input
+    pub token: String,
+    /// What is allowed; by default all that the token allows
+    #[arg(long, value_name = "RIGHT,...", value_delimiter = ',')]
+    pub may: Vec<String>,
+    /// How long the new token is valid; by default as long as the given one
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub valid: Option<Duration>,
+    /// The member that may use it
+    #[arg(long, value_name = "MEMBER")]
+    pub to: String,
+}
