@@ -35,6 +35,27 @@ fn wants(shared: &Shared, nat: NatKind) -> bool {
     }
 }
 
+/// What is known now: the kind of NAT, and the outside address that others have seen.
+fn known(shared: &Shared) -> (NatKind, Option<IpAddr>) {
+    let nat = &shared.state().nat;
+    (nat.kind, nat.reflexive.map(|seen| seen.ip()))
+}
+
+/// Waits until a mapping is wanted that was not, or the other way round, or the outside address is
+/// another: that needs another mapping. Learning tells of every round, so what is known is looked
+/// at.
+async fn changed(shared: &Shared, wanted: bool, reflexive: Option<IpAddr>) {
+    loop {
+        // Made before the look, which also finds what was learned before.
+        let learned = shared.learned.notified();
+        let (nat, seen) = known(shared);
+        if wants(shared, nat) != wanted || seen != reflexive {
+            return;
+        }
+        learned.await;
+    }
+}
+
 /// Keeps a mapping while there is a NAT.
 pub(crate) async fn keep(shared: Arc<Shared>) {
     let map = |local: Vec<IpAddr>, port| async move { portmap::map(&local, port).await };
@@ -50,10 +71,7 @@ async fn keep_by<F: Future<Output = Option<Mapping>>>(
     loop {
         // Made before the router is asked, so that a call that comes meanwhile is not lost.
         let again = shared.learn_again.notified();
-        let (nat, reflexive) = {
-            let state = shared.state();
-            (state.nat.kind, state.nat.reflexive.map(|r| r.ip()))
-        };
+        let (nat, reflexive) = known(&shared);
         let wanted = wants(&shared, nat);
         if wanted {
             let local: Vec<IpAddr> = shared.plane.local_addresses();
@@ -85,26 +103,10 @@ async fn keep_by<F: Future<Output = Option<Mapping>>>(
             (true, Some(_)) => REASSURE,
             (true, None) => ASK_AGAIN,
         };
-        let changed = async {
-            // Another outside address needs another mapping; learning tells of every round, so the
-            // address itself is looked at.
-            loop {
-                // Made before the look, which also finds what was learned meanwhile.
-                let learned = shared.learned.notified();
-                let (kind, seen) = {
-                    let state = shared.state();
-                    (state.nat.kind, state.nat.reflexive.map(|r| r.ip()))
-                };
-                if wants(&shared, kind) != wanted || seen != reflexive {
-                    return;
-                }
-                learned.await;
-            }
-        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = again => {}
-            () = changed => {}
+            () = changed(&shared, wanted, reflexive) => {}
             () = shared.closing.notified() => {
                 shared.state().nat.mapped = None;
                 if let Some(mapping) = held.take() {
