@@ -7,3 +7,4 @@ pub(crate) mod guests;
 pub(crate) mod http;
 pub(crate) mod service;
 mod view;
+pub(crate) mod voters;

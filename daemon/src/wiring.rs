@@ -30,7 +30,7 @@ use crate::{
     placement::{drain::Drains, manager::Manager, service::Placement},
     routes::subnets::Subnets,
     traces::Exporter,
-    vms::{absent::Absent, guests::Guests, service::Vms},
+    vms::{absent::Absent, guests::Guests, service::Vms, voters},
 };
 use guests::Chunks;
 use network::Network;
@@ -250,6 +250,11 @@ fn spawn(
         network.keeper.clone(),
     ));
     tasks.spawn(wired.absent.clone().run());
+    tasks.spawn(voters::watch(
+        parts.clone(),
+        host.clone(),
+        wired.absent.clone(),
+    ));
     tasks.spawn(clocks::watch(parts.clone()));
     tasks.spawn(interface::watch(parts.clone()));
     let dir = layout.dir().to_owned();
