@@ -9,3 +9,4 @@ pub(crate) mod http;
 pub(crate) mod rights;
 pub(crate) mod service;
 mod view;
+pub(crate) mod voters;

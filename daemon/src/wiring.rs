@@ -31,7 +31,7 @@ use crate::{
     routes::subnets::Subnets,
     tokens::service::Tokens,
     traces::Exporter,
-    vms::{absent::Absent, guests::Guests, service::Vms},
+    vms::{absent::Absent, guests::Guests, service::Vms, voters},
 };
 use guests::Chunks;
 use network::Network;
@@ -256,6 +256,11 @@ fn spawn(
         network.keeper.clone(),
     ));
     tasks.spawn(wired.absent.clone().run());
+    tasks.spawn(voters::watch(
+        parts.clone(),
+        host.clone(),
+        wired.absent.clone(),
+    ));
     tasks.spawn(clocks::watch(parts.clone()));
     tasks.spawn(interface::watch(parts.clone()));
     let dir = layout.dir().to_owned();
