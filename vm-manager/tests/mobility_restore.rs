@@ -131,6 +131,25 @@ async fn what_came_for_a_restore_that_failed_goes_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_holder_lets_go_what_members_kept_for_a_dead_one() {
+    let mut lab = Lab::new(5).await;
+    lab.vm(0, "web").await;
+    snapshot(&lab, 0).await;
+    let (without, replicas): (Vec<_>, Vec<_>) = (1..5).partition(|i| lab.kept(*i).0 == 0);
+    assert_eq!(replicas.len(), 2);
+    lab.power_off(0);
+    let host = lab.host(without[0]);
+    host.restore("web", "one", FORCE, &watch::Sender::default())
+        .await
+        .unwrap();
+    host.delete_snapshot("web", "one").await.unwrap();
+    for i in replicas {
+        assert_eq!(lab.kept(i).0, 0, "member {i}");
+    }
+    assert_eq!(lab.kept(without[0]).0, 1, "its image");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_was_only_cut_off_freezes_its_copy_when_it_is_back() {
     let lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
