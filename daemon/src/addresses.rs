@@ -1,6 +1,7 @@
 //! Addresses and names in the network: resolving them, claiming this host's, guests' ports, and how
 //! this host's programs are led to the resolver.
 
+pub(crate) mod allowance;
 pub(crate) mod changed;
 pub(crate) mod kept;
 pub(crate) mod ports;

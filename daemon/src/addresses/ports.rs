@@ -128,12 +128,6 @@ impl Ports {
         }
     }
 
-    fn route(&self, address: &GuestAddress, member: MemberId, epoch: Epoch) {
-        for ip in both(address) {
-            self.parts.plane.set_route(ip, Route { member, epoch });
-        }
-    }
-
     fn forward_both(&self, address: &GuestAddress, to: Option<Route>) {
         for ip in both(address) {
             self.parts.plane.set_forward(ip, to);
@@ -188,8 +182,7 @@ impl Port for Ports {
 
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error> {
         for ip in both(&vm.address) {
-            self.reach.forget_here(ip);
-            self.parts.plane.remove_route(ip);
+            self.reach.forget(ip);
         }
         let lease =
             self.parts
@@ -276,16 +269,25 @@ impl Port for Ports {
         for ip in both(address) {
             self.reach.forget_here(ip);
         }
-        self.forward_both(address, Some(Route { member: to, epoch }));
+        self.forward_both(address, Some(there));
         Ok(())
     }
 
     async fn recall(&self, address: &GuestAddress, epoch: Epoch) -> Result<(), Error> {
         self.forward_both(address, None);
-        self.route(address, self.parts.me(), epoch);
+        let here = Route {
+            member: self.parts.me(),
+            epoch,
+        };
+        for ip in both(address) {
+            self.reach.note_moved(ip, here);
+            self.parts.plane.set_route(ip, here);
+        }
         Ok(())
+        let there = Route { member: to, epoch };
     }
 
+            self.reach.note_moved(ip, there);
     async fn announce(
         &self,
         keys: &KeyPair,
@@ -294,9 +296,9 @@ impl Port for Ports {
         epoch: Epoch,
     ) -> Result<(), Error> {
         for ip in both(&vm.address) {
-            self.parts.book.note(ip, Subject::Vm(vm.vm));
+            self.reach.note(ip, Subject::Vm(vm.vm), route);
+            self.parts.plane.set_route(ip, route);
         }
-        self.route(&vm.address, holder, epoch);
         let records =
             self.parts
                 .addresses
@@ -304,6 +306,10 @@ impl Port for Ports {
         self.reach.tell_here(records);
         let (parts, keys, v4, name) = (
             self.parts.clone(),
+        let route = Route {
+            member: holder,
+            epoch,
+        };
             KeyPair::from_seed(&keys.seed()),
             vm.address.v4,
             vm.name.clone(),
