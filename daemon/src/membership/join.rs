@@ -109,7 +109,7 @@ pub async fn join(
         Trust::load(joined.network.id, &layout.revocations()).doing("reading revocations")?;
     for revocation in joined.revocations {
         // A revocation that does not verify concerns no member of this network.
-        if let Err(refusal) = trust.add_revocation(revocation) {
+        if let Err(refusal) = trust.hear(revocation) {
             tracing::debug!(%refusal, "an invalid revocation came with the certificate");
         }
     }
@@ -119,6 +119,7 @@ pub async fn join(
         joined.peers.join("\n").as_bytes(),
         0o644,
     )?;
+    trust.keep();
     write_atomically(&layout.certificate(), &encode(&joined.certificate)?, 0o644)?;
     let notes = called
         .note

@@ -7,8 +7,8 @@
 //! connection and uses that one from then on.
 
 use super::wire::{
-    AdmitRequest, ByClock, Contact, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES, MAX_REPLY_BYTES,
-    Presentation, Reply, read_bytes, read_value, write_value,
+    AdmitRequest, ByClock, Contact, Gossip, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES,
+    MAX_REPLY_BYTES, Presentation, Reply, read_bytes, read_value, write_value,
 };
 use crate::{
     id::{MemberId, UnixTime},
@@ -32,6 +32,8 @@ use tokio::sync::Semaphore;
 const CERTIFICATE_SECONDS: u64 = 10 * 365 * 86_400;
 /// Requests to join that are decided at the same time; each may ask other members.
 const ADMISSIONS_AT_ONCE: usize = 16;
+/// How many revocations come with a refusal. Reason: one says why.
+const MAX_PROOF: usize = 64;
 /// An admission asks the DHT and may be passed on: several round trips.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -335,7 +337,7 @@ impl Door {
                 let proof = match refusal {
                     Refusal::Revoked => self
                         .trust
-                        .revocations()
+                        .weightiest()
                         .into_iter()
                         .filter(about_peer)
                         .collect(),
@@ -352,6 +354,7 @@ impl Door {
                 // Members of before do not read it: what they leave unread hurts nobody.
                 let _ = write_value(stream, &ByClock::now()).await;
                 // Waits for the other to hang up, so that the reason arrives before the connection
+                        .take(MAX_PROOF)
                 // ends.
                 let _ = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0])).await;
                 Err(DoorError::Refused(refusal))
@@ -389,7 +392,17 @@ impl Door {
             rtt: None,
             admitted: None,
         };
-        let revocations = self.trust.revocations();
+        // What does not fit is told when it connects as a member.
+        let all = Gossip {
+            contacts: Vec::new(),
+            revocations: self.trust.weightiest(),
+        };
+        let revocations = all
+            .pages()
+            .into_iter()
+            .next()
+            .unwrap_or_default()
+            .revocations;
         Ok((
             proved,
             Reply::Admitted {
