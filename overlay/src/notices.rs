@@ -30,6 +30,8 @@ const SERVICE: &str = "notice";
 /// Issuers of policies kept: the root and a few delegates. With the longest texts they fit one
 /// message.
 const MAX_POLICIES: usize = 16;
+/// Where the root's policy stands.
+const ROOTS_POLICY: NoticeKey = (0, None);
 /// Members that offer something: a message with all of them stays below
 /// [`crate::fabric::MAX_BODY_BYTES`].
 const MAX_OFFERS: usize = 1024;
@@ -131,7 +133,10 @@ impl Notices {
             Some(_) => {}
             None => {
                 let most = if key.0 == 0 { MAX_POLICIES } else { MAX_OFFERS };
-                if known.keys().filter(|(kind, _)| *kind == key.0).count() >= most {
+                // The root's policy has a place whatever its delegates have said.
+                if key != ROOTS_POLICY
+                    && known.keys().filter(|(kind, _)| *kind == key.0).count() >= most
+                {
                     return Ok(false);
                 }
             }
