@@ -91,6 +91,12 @@ pub async fn join(
                 invite; if that one is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
         )),
+        // The invite itself was read before it was shown.
+        JoinError::Refused(Refusal::Tampered) => Failure::refused(
+            "the member asked answered with a certificate that is not what this machine asked \
+                for, such as one with another link key: it may be hostile, so join at another \
+                member (p2pvm join MULTIADDR --invite FILE)",
+        ),
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
         JoinError::MemberExpired => member_expired(wall),
         JoinError::Expired(theirs) => expired(&invite, wall, Some(theirs)),
@@ -113,13 +119,13 @@ pub async fn join(
             tracing::debug!(%refusal, "an invalid revocation came with the certificate");
         }
     }
+    trust.keep();
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;
     write_atomically(
         &layout.bootstrap(),
         joined.peers.join("\n").as_bytes(),
         0o644,
     )?;
-    trust.keep();
     write_atomically(&layout.certificate(), &encode(&joined.certificate)?, 0o644)?;
     let notes = called
         .note

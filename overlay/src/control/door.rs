@@ -277,17 +277,31 @@ impl Door {
             .judge(peer, *shown, measured)
             .map_err(DoorError::Refused)?;
         if let Some(admitted) = &admitted {
-            self.trust
-                .verify(&admitted.certificate)
+            self.is_as_asked(&admitted.certificate)
                 .map_err(DoorError::Refused)?;
-            if admitted.certificate.member() != self.me {
-                return Err(DoorError::Refused(Refusal::NotYours));
-            }
         }
         stream.write_all(&[1]).await?;
         stream.close().await?;
         proved.admitted = admitted;
         Ok(proved)
+    }
+
+    /// Whether a certificate says what this joiner asked for. The request passes through the
+    /// member that was asked: with a link key of that one's own it could be this node on the packet
+    /// plane.
+    fn is_as_asked(&self, certificate: &Certificate) -> Result<(), Refusal> {
+        self.trust.verify(certificate)?;
+        if certificate.member() != self.me {
+            return Err(Refusal::NotYours);
+        }
+        let is_it = |request: &AdmitRequest| {
+            certificate.link_key() == request.link_key && certificate.name() == request.name
+        };
+        self.joining
+            .as_ref()
+            .is_some_and(is_it)
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 
     /// The listener's part.
@@ -340,6 +354,7 @@ impl Door {
                         .weightiest()
                         .into_iter()
                         .filter(about_peer)
+                        .take(MAX_PROOF)
                         .collect(),
                     _ => Vec::new(),
                 };
@@ -354,7 +369,6 @@ impl Door {
                 // Members of before do not read it: what they leave unread hurts nobody.
                 let _ = write_value(stream, &ByClock::now()).await;
                 // Waits for the other to hang up, so that the reason arrives before the connection
-                        .take(MAX_PROOF)
                 // ends.
                 let _ = tokio::time::timeout(Duration::from_secs(2), stream.read(&mut [0])).await;
                 Err(DoorError::Refused(refusal))
