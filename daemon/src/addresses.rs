@@ -5,5 +5,6 @@ pub(crate) mod allowance;
 pub(crate) mod changed;
 pub(crate) mod kept;
 pub(crate) mod ports;
+mod questions;
 pub(crate) mod reach;
 pub(crate) mod resolver;
