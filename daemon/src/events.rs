@@ -44,7 +44,8 @@ pub(crate) async fn follow_plane(
             PlaneEvent::MovedHint { addr, route } => {
                 tracing::debug!(
                     %addr, to = %parts.name_of(route.member), epoch = %route.epoch, "moved"
-                )
+                );
+                reach.note_hint(addr, route);
             }
         }
     }

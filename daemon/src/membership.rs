@@ -174,6 +174,13 @@ pub fn load(layout: &Layout) -> Outcome<Membership> {
                 join again",
         ));
     }
+    if certificate.link_key() != identity.link_key() {
+        return Err(Failure::refused(
+            "the certificate here has a link key that is not this machine's: the member that \
+                admitted it put in another; leave with 'p2pvm leave --force' and join again, at \
+                another member",
+        ));
+    }
     let root = read_if_there(&layout.root_key())?
         .and_then(|seed| <[u8; 32]>::try_from(seed).ok())
         .map(|seed| KeyPair::from_seed(&seed));

@@ -11,6 +11,7 @@
 //! to be done ([`mod@plan`]), the [`journal`] says beforehand what will have to be undone, and
 //! [`mod@undo`] undoes it, from whatever process.
 
+pub mod apart;
 pub mod causes;
 pub mod device;
 pub mod durable;

@@ -81,6 +81,12 @@ pub enum ControlError {
     /// The network's root alone has the right to do that.
     #[error("{} may admit members: only the network's root may revoke it", .0.short())]
     NoRightOverDelegates(MemberId),
+    /// This delegate has no revocation left.
+    #[error(
+        "this node has revoked as many members and invites as a delegate may: only the network's \
+            root can revoke more"
+    )]
+    NoneLeft,
 }
 
 /// An event on the control plane.
@@ -317,7 +323,8 @@ impl Control {
     /// member's certificate, others judge when they see it.
     ///
     /// # Errors
-    /// [`ControlError::NoRight`] or [`ControlError::NoRightOverDelegates`]: others would ignore it.
+    /// [`ControlError::NoRight`], [`ControlError::NoRightOverDelegates`] or
+    /// [`ControlError::NoneLeft`]: the others would not heed it.
     pub async fn revoke(&self, target: Target) -> Result<(), ControlError> {
         let issuer = self.issuer().ok_or(ControlError::NoRight)?;
         if let Target::Member(member) = target
@@ -328,6 +335,9 @@ impl Control {
                 .is_some_and(|certificate| !issuer.may_expel(&certificate))
         {
             return Err(ControlError::NoRightOverDelegates(member));
+        }
+        if !issuer.is_root() && self.shared.door.trust.is_used_up(&self.shared.me) {
+            return Err(ControlError::NoneLeft);
         }
         let revocation = Revocation::issue(
             &issuer,

@@ -108,9 +108,22 @@ impl MemberId {
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch after this one.
+    /// The largest epoch that a holder may have. Reason: the versions of records, and packets,
+    /// have 32 bits for it.
+    pub const MAX: Self = Self(u32::MAX as u64 - 1);
+    /// How many epochs ahead of what it knows a member follows on another's word alone. Reason: a
+    /// VM may move several times before anybody looks; an epoch that is far ahead would shut out
+    /// the true holder.
+    pub const MAX_STEP: u64 = 8;
+
+    /// The epoch after this one. The last one has none: nobody grants an epoch twice.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
+    }
+
+    /// Whether this is one of the [`Epoch::MAX_STEP`] epochs after `known`.
+    pub fn follows(self, known: Self) -> bool {
+        self > known && self.0 - known.0 <= Self::MAX_STEP
     }
 }
 
@@ -149,6 +162,14 @@ mod tests {
         let id = MemberId([7; 32]);
         assert_eq!(id.to_string().parse::<MemberId>(), Ok(id));
         assert_eq!(id.to_string().to_uppercase().parse::<MemberId>(), Ok(id));
+    }
+
+    #[test]
+    fn the_last_epoch_has_none_after_it() {
+        assert_eq!(Epoch(3).next(), Epoch(4));
+        assert_eq!(Epoch(u64::MAX).next(), Epoch(u64::MAX));
+        assert!(Epoch(4).follows(Epoch(3)) && !Epoch(3).follows(Epoch(3)));
+        assert!(!Epoch(u64::MAX).follows(Epoch(3)) && !Epoch(1).follows(Epoch(u64::MAX)));
     }
 
     #[test]

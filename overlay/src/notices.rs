@@ -30,6 +30,8 @@ const SERVICE: &str = "notice";
 /// How many issuers' policies are kept: the root's and a few delegates'. Reason: with the longest
 /// texts they fit one message.
 const MAX_POLICIES: usize = 16;
+/// Where the root's policy stands.
+const ROOTS_POLICY: NoticeKey = (0, None);
 /// How many members' offers are kept. Reason: a message with all of them stays below
 /// [`crate::fabric::MAX_BODY_BYTES`].
 const MAX_OFFERS: usize = 1024;
@@ -132,7 +134,10 @@ impl Notices {
             Some(_) => {}
             None => {
                 let most = if key.0 == 0 { MAX_POLICIES } else { MAX_OFFERS };
-                if known.keys().filter(|(kind, _)| *kind == key.0).count() >= most {
+                // The root's policy has a place whatever its delegates have said.
+                if key != ROOTS_POLICY
+                    && known.keys().filter(|(kind, _)| *kind == key.0).count() >= most
+                {
                     return Ok(false);
                 }
             }

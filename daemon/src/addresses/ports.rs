@@ -2,6 +2,7 @@
 //! network (ARP, ND, DHCP, DNS) are answered here; its packets never pass this module, the packet
 //! plane carries them.
 
+use super::questions::Questions;
 use crate::{addresses::reach::Reach, parts::Parts};
 use async_trait::async_trait;
 use p2pvm_dhcp::{
@@ -30,7 +31,13 @@ pub struct Ports {
     parts: Arc<Parts>,
     reach: Arc<Reach>,
     resolver: Arc<Resolver>,
-    responders: Mutex<HashMap<VmId, Responder>>,
+    guests: Mutex<HashMap<VmId, Guest>>,
+}
+
+/// What answers one guest.
+struct Guest {
+    responder: Responder,
+    questions: Questions,
 }
 
 fn failed(step: &'static str) -> impl FnOnce(p2pvm_overlay::plane::Error) -> Error {
@@ -63,34 +70,34 @@ impl Ports {
             parts,
             reach,
             resolver: Arc::new(resolver),
-            responders: Mutex::default(),
+            guests: Mutex::default(),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Responder>> {
-        self.responders
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a frame that the packet plane leaves to the daemon.
     pub fn frame(self: &Arc<Self>, vm: VmId, frame: &[u8]) {
-        let (answers, question) = {
-            let mut responders = self.lock();
-            let Some(responder) = responders.get_mut(&vm) else {
+        let now = Instant::now();
+        let answers = {
+            let mut guests = self.lock();
+            let Some(Guest {
+                responder,
+                questions,
+            }) = guests.get_mut(&vm)
+            else {
                 return;
             };
-            (
-                responder.handle(Instant::now(), frame),
-                responder.dns_question(frame),
-            )
+            if let Some(question) = responder.dns_question(frame) {
+                let ports = self.clone();
+                questions.begin(now, async move { ports.name(vm, question).await });
+            }
+            responder.handle(now, frame)
         };
         for answer in answers {
             self.parts.plane.send_to_guest(vm, answer);
-        }
-        if let Some(question) = question {
-            let ports = self.clone();
-            tokio::spawn(async move { ports.name(vm, question).await });
         }
     }
 
@@ -103,7 +110,7 @@ impl Ports {
             .lock()
             .get(&vm)
             .filter(|_| !answer.is_empty())
-            .map(|responder| responder.dns_answer(&question, &answer));
+            .map(|guest| guest.responder.dns_answer(&question, &answer));
         if let Some(frame) = frame {
             self.parts.plane.send_to_guest(vm, frame);
         }
@@ -118,19 +125,13 @@ impl Ports {
             let due: Vec<_> = self
                 .lock()
                 .iter_mut()
-                .map(|(vm, responder)| (*vm, responder.tick(now)))
+                .map(|(vm, guest)| (*vm, guest.responder.tick(now)))
                 .collect();
             for (vm, frames) in due {
                 for frame in frames {
                     self.parts.plane.send_to_guest(vm, frame);
                 }
             }
-        }
-    }
-
-    fn route(&self, address: &GuestAddress, member: MemberId, epoch: Epoch) {
-        for ip in both(address) {
-            self.parts.plane.set_route(ip, Route { member, epoch });
         }
     }
 
@@ -218,8 +219,7 @@ impl Port for Ports {
 
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error> {
         for ip in both(&vm.address) {
-            self.reach.forget_here(ip);
-            self.parts.plane.remove_route(ip);
+            self.reach.forget(ip);
         }
         let lease =
             self.parts
@@ -249,7 +249,11 @@ impl Port for Ports {
             address.mtu,
         )
         .with_v6(parts.network.vm_prefix());
-        self.lock().insert(spec.vm, Responder::new(config));
+        let guest = Guest {
+            responder: Responder::new(config),
+            questions: Questions::new(Instant::now()),
+        };
+        self.lock().insert(spec.vm, guest);
         self.forward_both(address, None);
         for ip in both(address) {
             parts.book.note(ip, Subject::Vm(spec.vm));
@@ -303,16 +307,25 @@ impl Port for Ports {
         to: MemberId,
         epoch: Epoch,
     ) -> Result<(), Error> {
+        let there = Route { member: to, epoch };
         for ip in both(address) {
             self.reach.forget_here(ip);
+            self.reach.note_moved(ip, there);
         }
-        self.forward_both(address, Some(Route { member: to, epoch }));
+        self.forward_both(address, Some(there));
         Ok(())
     }
 
     async fn recall(&self, address: &GuestAddress, epoch: Epoch) -> Result<(), Error> {
         self.forward_both(address, None);
-        self.route(address, self.parts.me(), epoch);
+        let here = Route {
+            member: self.parts.me(),
+            epoch,
+        };
+        for ip in both(address) {
+            self.reach.note_moved(ip, here);
+            self.parts.plane.set_route(ip, here);
+        }
         Ok(())
     }
 
@@ -323,10 +336,14 @@ impl Port for Ports {
         holder: MemberId,
         epoch: Epoch,
     ) -> Result<(), Error> {
+        let route = Route {
+            member: holder,
+            epoch,
+        };
         for ip in both(&vm.address) {
-            self.parts.book.note(ip, Subject::Vm(vm.vm));
+            self.reach.note(ip, Subject::Vm(vm.vm), route);
+            self.parts.plane.set_route(ip, route);
         }
-        self.route(&vm.address, holder, epoch);
         let records =
             self.parts
                 .addresses

@@ -4,12 +4,19 @@
 //!
 //! What members tell each other are the signed address records themselves, the same that the DHT
 //! keeps: a record proves that its owner says so, and the epoch in it says which of two is newer.
+//! Whose the address is, it does not prove: [`heard`] says what is believed, and the DHT the rest.
+
+mod asks;
+mod heard;
+mod learn;
 
 use crate::{addresses::kept::SavedLease, parts::Parts};
+use asks::Asks;
 use async_trait::async_trait;
-use futures::{StreamExt, stream::FuturesUnordered};
+use heard::Heard;
+use learn::{MAX_DOUBTS, MAX_READYING};
 use p2pvm_api::{Doing, Outcome};
-use p2pvm_dhcp::{Addresses, Lease, address_key, dns::HostResolver};
+use p2pvm_dhcp::{Addresses, Lease, Subject, address_key, dns::HostResolver};
 use p2pvm_dht::Record;
 use p2pvm_host::{Repeated, chain};
 use p2pvm_overlay::{
@@ -21,10 +28,10 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 /// The service by which members tell each other which addresses are with them.
 const SERVICE: &str = "route";
@@ -34,8 +41,6 @@ const MAX_RECORDS: usize = 512;
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long before an address without a holder is asked for again.
 const NEGATIVE_FOR: Duration = Duration::from_secs(3);
-/// How many lookups of wanted addresses run at a time.
-const MAX_LOOKUPS: usize = 32;
 /// How many links a guest's new host is asked to have ready.
 const MAX_TALKERS: usize = 16;
 /// How long before a fenced host is told again.
@@ -73,6 +78,13 @@ pub struct Reach {
     parts: Arc<Parts>,
     /// Signed records of the addresses that are with this host now.
     here: Mutex<HashMap<IpAddr, Record>>,
+    /// What is known of addresses, and which questions about them are open.
+    heard: Mutex<Heard>,
+    asks: Mutex<Asks>,
+    /// There are questions to begin.
+    asked: Notify,
+    doubts: Semaphore,
+    readying: Arc<Semaphore>,
     /// Addresses that had no holder when last asked for.
     nobody: Mutex<HashMap<IpAddr, Instant>>,
     lease: watch::Sender<Option<Lease>>,
@@ -95,6 +107,11 @@ impl Reach {
         let reach = Arc::new(Self {
             parts,
             here: Mutex::default(),
+            heard: Mutex::default(),
+            asks: Mutex::default(),
+            asked: Notify::new(),
+            doubts: Semaphore::new(MAX_DOUBTS),
+            readying: Arc::new(Semaphore::new(MAX_READYING)),
             nobody: Mutex::default(),
             lease: watch::channel(None).0,
             claimed: watch::channel(None).0,
@@ -207,6 +224,14 @@ impl Reach {
         &self.parts.addresses
     }
 
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asks(&self) -> MutexGuard<'_, Asks> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until enough members are connected for their majority to mean something: all that are
     /// known, as many as hold a record, or, where some do not answer, those that did when no more
     /// came for a while. A node that knows nobody, such as a founder, does not wait.
@@ -314,14 +339,12 @@ impl Reach {
                 .doing("setting the address")?;
         }
         for ip in [IpAddr::V4(lease.v4), IpAddr::V6(v6)] {
-            parts.book.learn(ip, &lease.holder);
-            self.plane().set_route(
-                ip,
-                Route {
-                    member: parts.me(),
-                    epoch: Epoch(0),
-                },
-            );
+            let route = Route {
+                member: parts.me(),
+                epoch: Epoch(0),
+            };
+            self.note(ip, Subject::Member(parts.me()), route);
+            self.plane().replace_route(ip, route);
         }
         self.lease.send_replace(Some(lease.clone()));
         Ok(())
@@ -331,8 +354,7 @@ impl Reach {
     fn let_go(&self) {
         self.kept.forget();
         if let Some(lease) = self.lease.send_replace(None) {
-            self.forget_here(lease.v4.into());
-            self.plane().remove_route(lease.v4.into());
+            self.forget(lease.v4.into());
         }
     }
 
@@ -420,6 +442,13 @@ impl Reach {
             .remove(&ip);
     }
 
+    /// An address is nobody's.
+    pub fn forget(&self, ip: IpAddr) {
+        self.forget_here(ip);
+        self.heard().forget(&ip);
+        self.plane().remove_route(ip);
+    }
+
     fn all_here(&self) -> Vec<(IpAddr, Record)> {
         let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
         here.iter()
@@ -440,115 +469,8 @@ impl Reach {
             .call(member, SERVICE, message, TELL_TIMEOUT)
             .await
         {
-            Ok(answer) => self.learn(&answer),
+            Ok(answer) => self.learn(member, &answer),
             Err(error) => tracing::debug!(?member, %error, "addresses not exchanged"),
-        }
-    }
-
-    /// Believes what is signed and newer than what is known.
-    fn learn(&self, message: &[u8]) {
-        let records = match postcard::from_bytes::<Told>(message) {
-            Ok(Told::Here(records)) => records,
-            Ok(Told::Talkers(members)) => {
-                for member in members
-                    .into_iter()
-                    .filter(|m| *m != self.parts.me())
-                    .take(MAX_TALKERS)
-                {
-                    let parts = self.parts.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = parts.connector.ensure(member).await {
-                            tracing::debug!(?member, error = %chain(&error), "no link ready for a \
-                                guest that is about to come");
-                        }
-                    });
-                }
-                return;
-            }
-            Ok(Told::Stale(addr, known)) => {
-                // Only a hint: the VM's voters are asked before anything is believed.
-                if let Some(told) = self.on_stale.get() {
-                    told(addr, known);
-                }
-                return;
-            }
-            Err(_) => {
-                tracing::debug!("a message about routes that cannot be understood");
-                return;
-            }
-        };
-        for (ip, record) in records.into_iter().take(MAX_RECORDS) {
-            if record.key != address_key(ip) || !record.is_authentic() {
-                continue;
-            }
-            if let Some(holder) = self.addresses().believe(ip, &record) {
-                self.parts.book.learn(ip, &holder);
-                self.nobody
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .remove(&ip);
-                self.plane().set_route(
-                    ip,
-                    Route {
-                        member: holder.member,
-                        epoch: holder.epoch,
-                    },
-                );
-            }
-        }
-    }
-
-    /// Finds out who holds an address that a packet wants.
-    async fn resolve(&self, ip: IpAddr) {
-        let began = Instant::now();
-        let found = loop {
-            let found = self.addresses().resolve(ip).await;
-            // Right after the start those who know may not be connected yet.
-            if matches!(found, Ok(Some(_)))
-                || self.claimed.borrow().is_some()
-                || began.elapsed() > GATHER_LIMIT
-            {
-                break found;
-            }
-            tokio::time::sleep(RESOLVE_RETRY).await;
-        };
-        match found {
-            Ok(Some(holder)) => {
-                self.parts.book.learn(ip, &holder);
-                self.plane().set_route(
-                    ip,
-                    Route {
-                        member: holder.member,
-                        epoch: holder.epoch,
-                    },
-                );
-            }
-            Ok(None) => {
-                let mut nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner);
-                nobody.retain(|_, asked| asked.elapsed() < NEGATIVE_FOR);
-                nobody.insert(ip, Instant::now());
-            }
-            Err(error) => tracing::debug!(%ip, error = %chain(&error), "not resolved"),
-        }
-    }
-
-    /// Answers the packet plane's questions about addresses, a bounded number at a time.
-    pub async fn resolve_all(&self, mut wanted: tokio::sync::mpsc::Receiver<IpAddr>) {
-        let mut running = FuturesUnordered::new();
-        let mut asked: std::collections::HashSet<IpAddr> = std::collections::HashSet::new();
-        loop {
-            tokio::select! {
-                ip = wanted.recv() => {
-                    let Some(ip) = ip else { return };
-                    let since = self.nobody.lock().unwrap_or_else(PoisonError::into_inner)
-                        .get(&ip).copied();
-                    let has_none = since.is_some_and(|at| at.elapsed() < NEGATIVE_FOR);
-                    if running.len() < MAX_LOOKUPS && !has_none && asked.insert(ip) {
-                        running.push(async move { self.resolve(ip).await; ip });
-                    }
-                }
-                Some(ip) = running.next() => { asked.remove(&ip); }
-            }
         }
     }
 
@@ -593,8 +515,11 @@ struct Answers(Arc<Reach>);
 
 #[async_trait]
 impl Serve for Answers {
-    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        self.0.learn(&body);
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+        self.0.learn(from, &body);
         postcard::to_allocvec(&Told::Here(self.0.all_here())).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

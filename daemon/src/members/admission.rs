@@ -22,6 +22,11 @@ use std::{
     time::Duration,
 };
 
+/// How many slots are tried for one request to join. Reason: each costs some members a record, and
+/// an invite may have thousands; those found taken are remembered, and the next request goes on.
+const MAX_TRIED: usize = 256;
+/// How many invites' taken slots are remembered.
+const MAX_INVITES: usize = 16;
 /// How long a slot outlives its invite. Reason: clocks differ.
 const SLOT_GRACE: Duration = Duration::from_secs(24 * 3600);
 
@@ -75,11 +80,25 @@ impl Counted {
     }
 }
 
+/// The slots found taken, with the joiner that has each. A slot is never free again.
+#[derive(Default)]
+struct Taken(HashMap<InviteId, HashMap<u32, MemberId>>);
+
+impl Taken {
+    fn of(&mut self, invite: InviteId) -> &mut HashMap<u32, MemberId> {
+        if self.0.len() >= MAX_INVITES && !self.0.contains_key(&invite) {
+            self.0.clear();
+        }
+        self.0.entry(invite).or_default()
+    }
+}
+
 /// Counts in the DHT and on this host's disk.
 pub struct SlotAdmission {
     records: Arc<dyn Records>,
     addresses: Arc<Addresses>,
     counted: Arc<Mutex<Counted>>,
+    taken: Mutex<Taken>,
 }
 
 fn slot_key(invite: InviteId, slot: u32) -> RingAddr {
@@ -103,40 +122,73 @@ impl SlotAdmission {
             records,
             addresses,
             counted: Arc::new(Mutex::new(Counted::open(path)?)),
+            taken: Mutex::default(),
         })
+    }
+
+    /// The slots to try for a joiner, at most [`MAX_TRIED`]; none if it is known to have one.
+    ///
+    /// # Errors
+    /// All are known to be taken by others.
+    fn slots(&self, invite: &Invite, joiner: MemberId) -> Result<Vec<u32>, Refusal> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = taken.of(invite.id());
+        if taken.values().any(|has| *has == joiner) {
+            return Ok(Vec::new());
+        }
+        let first = u32::from_be_bytes([joiner.0[0], joiner.0[1], joiner.0[2], joiner.0[3]]);
+        let uses = u64::from(invite.uses());
+        // Joiners begin at different slots, so that many at once seldom meet.
+        let slots: Vec<u32> = (0..uses)
+            .map(|i| ((u64::from(first) + i) % uses) as u32)
+            .filter(|slot| !taken.contains_key(slot))
+            .take(MAX_TRIED)
+            .collect();
+        if slots.is_empty() {
+            return Err(Refusal::UsedUp);
+        }
+        Ok(slots)
     }
 
     /// Takes a slot for the joiner, or finds the one it has.
     async fn take_slot(&self, invite: &Invite, joiner: MemberId) -> Result<(), Refusal> {
         let left = Duration::from_secs(invite.terms().expires.0.saturating_sub(UnixTime::now().0));
-        let first = u32::from_be_bytes([joiner.0[0], joiner.0[1], joiner.0[2], joiner.0[3]]);
-        for i in 0..invite.uses() {
-            // Joiners begin at different slots, so that many at once seldom meet.
-            let slot = (u64::from(first) + u64::from(i)) % u64::from(invite.uses());
-            // Each slot has a key of its own, so that nobody, this host included, can give a taken
-            // slot to another.
+        let slots = self.slots(invite, joiner)?;
+        let is_known = slots.is_empty();
+        for slot in slots {
+            // A key of its own for each slot: nobody, this host included, can give a taken slot to
+            // another.
             let owner = KeyPair::generate();
-            match self
+            let key = slot_key(invite.id(), slot);
+            let created = self
                 .records
-                .create(
-                    &owner,
-                    slot_key(invite.id(), slot as u32),
-                    joiner.0.to_vec(),
-                    left + SLOT_GRACE,
-                )
-                .await
-            {
-                Ok(_) => return Ok(()),
-                Err(RecordError::Exists(other))
-                    if other.value.as_deref() == Some(&joiner.0[..]) =>
-                {
-                    return Ok(());
+                .create(&owner, key, joiner.0.to_vec(), left + SLOT_GRACE);
+            let has = match created.await {
+                Ok(_) => joiner,
+                Err(RecordError::Exists(other)) => {
+                    let value = other.value.as_deref().and_then(|v| v.try_into().ok());
+                    // What is no member's id is nobody's, and taken.
+                    MemberId(value.unwrap_or_default())
                 }
-                Err(RecordError::Exists(_)) => {}
                 Err(e) => return Err(undecided(e)),
+            };
+            self.taken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .of(invite.id())
+                .insert(slot, has);
+            if has == joiner {
+                return Ok(());
             }
         }
-        Err(Refusal::UsedUp)
+        if is_known {
+            return Ok(());
+        }
+        // Either there are more to try, or the next request finds that there are none.
+        self.slots(invite, joiner)?;
+        Err(Refusal::Undecided(
+            "nearly all uses of the invite are taken: try again".to_owned(),
+        ))
     }
 }
 
@@ -197,6 +249,106 @@ impl Admission for NotYet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2pvm_dht::Record;
+    use p2pvm_overlay::membership::{Groups, InviteTerms, Ipv4Subnet, Issuer, NetworkConfig};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Records in memory that are never free again, and how many were to be made.
+    #[derive(Default)]
+    struct Slots {
+        taken: Mutex<HashMap<RingAddr, Record>>,
+        creates: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Records for Slots {
+        async fn create(
+            &self,
+            owner: &KeyPair,
+            key: RingAddr,
+            value: Vec<u8>,
+            _: Duration,
+        ) -> Result<Record, RecordError> {
+            self.creates.fetch_add(1, Ordering::Relaxed);
+            let mut taken = self.taken.lock().unwrap();
+            if let Some(other) = taken.get(&key) {
+                return Err(RecordError::Exists(Box::new(other.clone())));
+            }
+            let record = Record::sign(owner, key, 1, UnixTime::now().plus(60), Some(value));
+            taken.insert(key, record.clone());
+            Ok(record)
+        }
+
+        async fn put(
+            &self,
+            _: &KeyPair,
+            _: RingAddr,
+            _: u64,
+            _: Vec<u8>,
+            _: Duration,
+        ) -> Result<Record, RecordError> {
+            unreachable!("no slot is written again")
+        }
+
+        async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError> {
+            Ok(self.taken.lock().unwrap().get(&key).cloned())
+        }
+
+        async fn delete(&self, _: &KeyPair, _: RingAddr) -> Result<(), RecordError> {
+            unreachable!("no slot is given back")
+        }
+    }
+
+    fn member(n: u32) -> MemberId {
+        MemberId(*blake3::hash(&n.to_be_bytes()).as_bytes())
+    }
+
+    #[tokio::test]
+    async fn a_used_up_invite_costs_a_bounded_number_of_records_per_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = KeyPair::from_seed(&[1; 32]);
+        let subnet = Ipv4Subnet::new([10, 9, 0, 0].into(), 16).unwrap();
+        let network = NetworkConfig::found(&root, "lab", subnet, UnixTime(1)).unwrap();
+        let terms = InviteTerms {
+            uses: 1000,
+            expires: UnixTime::now().plus(60),
+            delegate: false,
+            groups: Groups::default(),
+        };
+        let invite = Invite::issue(&Issuer::root(&root), &network, &[], terms).unwrap();
+        let records = Arc::new(Slots::default());
+        let addresses = Arc::new(Addresses::new(
+            records.clone(),
+            "10.9.0.0/16".parse().unwrap(),
+            dir.path().join("leases"),
+        ));
+        let log = dir.path().join("admissions.log");
+        let other = SlotAdmission::open(records.clone(), addresses, &log).unwrap();
+        // Other members admitted them all.
+        for n in 0..1000 {
+            let (key, value) = (slot_key(invite.id(), n), member(n).0.to_vec());
+            let made = records.create(&root, key, value, Duration::ZERO).await;
+            assert!(made.is_ok());
+        }
+        let (mut asked, mut verdict) = (0, Ok(()));
+        while verdict != Err(Refusal::UsedUp) {
+            let before = records.creates.load(Ordering::Relaxed);
+            verdict = other.admit(&invite, member(2000), "a").await;
+            let tried = records.creates.load(Ordering::Relaxed) - before;
+            assert!(
+                verdict.is_err() && tried <= MAX_TRIED,
+                "{verdict:?} {tried}"
+            );
+            asked += 1;
+        }
+        assert_eq!(asked, 1000usize.div_ceil(MAX_TRIED));
+        let before = records.creates.load(Ordering::Relaxed);
+        let late = other.admit(&invite, member(2001), "a").await;
+        assert_eq!(late, Err(Refusal::UsedUp));
+        assert_eq!(records.creates.load(Ordering::Relaxed), before);
+        // A joiner that has a slot is admitted by any issuer.
+        assert_eq!(other.admit(&invite, member(7), "a").await, Ok(()));
+    }
 
     #[test]
     fn a_use_counted_before_a_crash_is_counted_after_it() {

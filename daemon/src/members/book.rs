@@ -128,17 +128,20 @@ impl Book {
             .cloned();
         Who::Vm { id, name }
     }
+
+    /// Whose an address is.
+    pub fn owner(&self, addr: &IpAddr) -> Option<Subject> {
+        self.owners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(addr)
+            .copied()
+    }
 }
 
 impl Directory for Book {
     fn who(&self, addr: &IpAddr) -> Who {
-        let owner = self
-            .owners
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(addr)
-            .copied();
-        match owner {
+        match self.owner(addr) {
             Some(Subject::Member(id)) => self.member(id),
             Some(Subject::Vm(id)) => self.vm(id),
             None => Who::Unknown,

@@ -120,6 +120,12 @@ impl Members {
                         founder's word against it: revoke it on the machine that has root.key"
                 )));
             }
+            Err(ControlError::NoneLeft) => {
+                return Err(Failure::refused(
+                    "this member has revoked as many members and invites as a delegate may: revoke \
+                        it on the machine that has root.key",
+                ));
+            }
             done => done.doing("revoking")?,
         }
         // A member not met here may be a delegate, whom this member cannot revoke.

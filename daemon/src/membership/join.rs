@@ -91,6 +91,12 @@ pub async fn join(
                 invite; if that one is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
         )),
+        // The invite itself was read before it was shown.
+        JoinError::Refused(Refusal::Tampered) => Failure::refused(
+            "the member asked answered with a certificate that is not what this machine asked \
+                for, such as one with another link key: it may be hostile, so join at another \
+                member (p2pvm join MULTIADDR --invite FILE)",
+        ),
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
         JoinError::MemberExpired => member_expired(wall),
         JoinError::Expired(theirs) => expired(&invite, wall, Some(theirs)),
@@ -109,10 +115,11 @@ pub async fn join(
         Trust::load(joined.network.id, &layout.revocations()).doing("reading revocations")?;
     for revocation in joined.revocations {
         // A revocation that does not verify concerns no member of this network.
-        if let Err(refusal) = trust.add_revocation(revocation) {
+        if let Err(refusal) = trust.hear(revocation) {
             tracing::debug!(%refusal, "an invalid revocation came with the certificate");
         }
     }
+    trust.keep();
     write_atomically(&layout.network(), &encode(&joined.network)?, 0o644)?;
     write_atomically(
         &layout.bootstrap(),

@@ -100,6 +100,7 @@ impl Hypervisor for NoGuests {
 /// A member that is alone.
 pub(crate) struct Alone {
     pub services: Services,
+    pub reach: Arc<Reach>,
     pub lifecycle: Arc<Lifecycle>,
     pub layout: Layout,
     pub config: Config,
@@ -139,7 +140,7 @@ impl Alone {
             policies,
             subnets,
             host: host(&layout, &parts, &reach).await,
-            reach,
+            reach: reach.clone(),
         };
         let own = Own {
             lifecycle: lifecycle.clone(),
@@ -149,6 +150,7 @@ impl Alone {
         };
         Self {
             services: wire(&config, &parts, below, own).services,
+            reach,
             lifecycle,
             layout,
             config,

@@ -7,6 +7,7 @@ use crate::{
     entry::{Holder, NameEntry, NameKind, address_key, name_key},
 };
 use p2pvm_dht::record::Record;
+use p2pvm_overlay::Epoch;
 use std::net::{IpAddr, Ipv4Addr};
 
 impl Addresses {
@@ -73,7 +74,13 @@ impl Addresses {
             (IpAddr::V6(v6), Some(derive)) => derive(holder.subject()) == v6,
             (IpAddr::V6(_), None) => false,
         };
-        (holder.owner() == record.owner && derived).then_some(holder)
+        // A larger epoch fits neither the record's version nor a packet.
+        let newest = if holder.vm.is_some() {
+            Epoch::MAX
+        } else {
+            Epoch(0)
+        };
+        (holder.owner() == record.owner && derived && holder.epoch <= newest).then_some(holder)
     }
 }
 

@@ -104,7 +104,7 @@ impl Addresses {
                 }
                 Some(record) => {
                     return self
-                        .overwrite(keys, key, epoch, record.version + 1, value)
+                        .overwrite(keys, key, epoch, record.version.saturating_add(1), value)
                         .await;
                 }
                 None => {
@@ -119,7 +119,7 @@ impl Addresses {
         if record.value.as_ref() == Some(&value) && epoch_of(record.version) >= epoch {
             return Ok(record);
         }
-        self.overwrite(keys, key, epoch, record.version + 1, value)
+        self.overwrite(keys, key, epoch, record.version.saturating_add(1), value)
             .await
     }
 
@@ -133,7 +133,10 @@ impl Addresses {
         version: u64,
         value: Vec<u8>,
     ) -> Result<Record, Error> {
-        let mut version = version.max(epoch.0 << 32);
+        if epoch > Epoch::MAX {
+            return Err(Error::Superseded { epoch });
+        }
+        let mut version = version.max(version_of(epoch));
         for _ in 0..MAX_OVERTAKES {
             if epoch_of(version) > epoch {
                 return Err(Error::Superseded {
@@ -166,6 +169,11 @@ fn subject_of(kind: NameKind, owner: [u8; 32]) -> Subject {
         NameKind::Host => Subject::Member(MemberId(owner)),
         NameKind::Vm => Subject::Vm(VmId(owner)),
     }
+}
+
+/// The first version of an epoch's records.
+pub(super) fn version_of(epoch: Epoch) -> u64 {
+    epoch.0.min(Epoch::MAX.0) << 32
 }
 
 fn epoch_of(version: u64) -> Epoch {

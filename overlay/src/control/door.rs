@@ -7,8 +7,8 @@
 //! connection and uses that one from then on.
 
 use super::wire::{
-    AdmitRequest, ByClock, Contact, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES, MAX_REPLY_BYTES,
-    Presentation, Reply, read_bytes, read_value, write_value,
+    AdmitRequest, ByClock, Contact, Gossip, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES,
+    MAX_REPLY_BYTES, Presentation, Reply, read_bytes, read_value, write_value,
 };
 use crate::{
     id::{MemberId, UnixTime},
@@ -32,6 +32,8 @@ use tokio::sync::Semaphore;
 const CERTIFICATE_SECONDS: u64 = 10 * 365 * 86_400;
 /// How many requests to join are decided at a time. Reason: each may ask other members.
 const ADMISSIONS_AT_ONCE: usize = 16;
+/// How many revocations come with a refusal. Reason: one says why.
+const MAX_PROOF: usize = 64;
 /// How long an admission may take. Reason: it asks the DHT and may be passed on, which takes
 /// several round trips.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(15);
@@ -277,17 +279,31 @@ impl Door {
             .judge(peer, *shown, measured)
             .map_err(DoorError::Refused)?;
         if let Some(admitted) = &admitted {
-            self.trust
-                .verify(&admitted.certificate)
+            self.is_as_asked(&admitted.certificate)
                 .map_err(DoorError::Refused)?;
-            if admitted.certificate.member() != self.me {
-                return Err(DoorError::Refused(Refusal::NotYours));
-            }
         }
         stream.write_all(&[1]).await?;
         stream.close().await?;
         proved.admitted = admitted;
         Ok(proved)
+    }
+
+    /// Whether a certificate says what this joiner asked for. The request passes through the
+    /// member that was asked: with a link key of that one's own it could be this node on the packet
+    /// plane.
+    fn is_as_asked(&self, certificate: &Certificate) -> Result<(), Refusal> {
+        self.trust.verify(certificate)?;
+        if certificate.member() != self.me {
+            return Err(Refusal::NotYours);
+        }
+        let is_it = |request: &AdmitRequest| {
+            certificate.link_key() == request.link_key && certificate.name() == request.name
+        };
+        self.joining
+            .as_ref()
+            .is_some_and(is_it)
+            .then_some(())
+            .ok_or(Refusal::Tampered)
     }
 
     /// The listener's part.
@@ -338,9 +354,10 @@ impl Door {
                 let proof = match refusal {
                     Refusal::Revoked => self
                         .trust
-                        .revocations()
+                        .weightiest()
                         .into_iter()
                         .filter(about_peer)
+                        .take(MAX_PROOF)
                         .collect(),
                     _ => Vec::new(),
                 };
@@ -392,7 +409,17 @@ impl Door {
             rtt: None,
             admitted: None,
         };
-        let revocations = self.trust.revocations();
+        // What does not fit is told when it connects as a member.
+        let all = Gossip {
+            contacts: Vec::new(),
+            revocations: self.trust.weightiest(),
+        };
+        let revocations = all
+            .pages()
+            .into_iter()
+            .next()
+            .unwrap_or_default()
+            .revocations;
         Ok((
             proved,
             Reply::Admitted {

@@ -196,13 +196,15 @@ async fn decide(
                 tracing::debug!(member = ?member_of(&peer), "knocking \
                     failed: {}", p2pvm_host::chain(&error));
                 match error {
-                    // This member cannot decide, or is of another network; another may.
+                    // This one cannot, cannot now, or is of another network; another may. One that
+                    // answers with what was not asked for is not the only one either.
                     DoorError::TurnedDown(
                         why
                         @ (Refusal::CannotAdmit | Refusal::Undecided(_) | Refusal::OtherNetwork),
                         _,
                         _,
-                    ) => {
+                    )
+                    | DoorError::Refused(why @ Refusal::Tampered) => {
                         refusal = Some(why);
                     }
                     DoorError::TurnedDown(Refusal::Expired, _, Some(clock)) => {

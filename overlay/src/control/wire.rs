@@ -204,7 +204,46 @@ pub struct Gossip {
     pub revocations: Vec<Revocation>,
 }
 
-/// The answer to a stream's opener.
+/// How many bytes of contacts and revocations a message takes. Reason: a message is bounded
+/// ([`crate::fabric::MAX_BODY_BYTES`]), and so is the answer to a joiner, which has contacts too.
+const PAGE_BYTES: usize = 256 << 10;
+
+impl Gossip {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.contacts.is_empty() && self.revocations.is_empty()
+    }
+
+    /// The same in messages of bounded length: in one, unless there is very much.
+    pub fn pages(self) -> Vec<Self> {
+        let (mut pages, mut page, mut used) = (Vec::new(), Self::default(), 0);
+        let mut turn = |page: &mut Self, length: usize| {
+            if used + length > PAGE_BYTES && !page.is_empty() {
+                pages.push(std::mem::take(page));
+                used = 0;
+            }
+            used += length;
+        };
+        for revocation in self.revocations {
+            turn(&mut page, length(&revocation));
+            page.revocations.push(revocation);
+        }
+        for contact in self.contacts {
+            turn(&mut page, length(&contact));
+            page.contacts.push(contact);
+        }
+        if !page.is_empty() {
+            pages.push(page);
+        }
+        pages
+    }
+}
+
+fn length(value: &impl Serialize) -> usize {
+    postcard::to_stdvec(value).map_or(0, |bytes| bytes.len())
+}
+
+/// How a stream's opener is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
@@ -294,6 +333,10 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        id::NetworkId,
+        membership::{Issuer, Target},
+    };
     use futures::io::Cursor;
     use proptest::prelude::*;
 
@@ -313,6 +356,35 @@ mod tests {
                 let _ = decode::<Gossip>(&body);
             });
         }
+    }
+
+    #[test]
+    fn however_many_revocations_there_are_each_message_is_bounded() {
+        let root = KeyPair::from_seed(&[1; 32]);
+        let (network, issuer) = (NetworkId(root.public()), Issuer::root(&root));
+        let revocations: Vec<_> = (0..20_000u32)
+            .map(|n| {
+                let mut id = [0; 32];
+                id[..4].copy_from_slice(&n.to_be_bytes());
+                let target = Target::Member(MemberId(id));
+                Revocation::issue(&issuer, network, target, UnixTime(1))
+            })
+            .collect();
+        let gossip = |revocations: &[Revocation]| Gossip {
+            contacts: Vec::new(),
+            revocations: revocations.to_vec(),
+        };
+        assert_eq!(gossip(&revocations[..9]).pages().len(), 1);
+        assert!(gossip(&[]).pages().is_empty());
+        let pages = gossip(&revocations).pages();
+        assert!(length(&gossip(&revocations)) > crate::fabric::MAX_BODY_BYTES && pages.len() > 8);
+        // With the contacts that an answer to a joiner has besides.
+        assert!(pages.iter().all(|page| length(page) < MAX_REPLY_BYTES / 3));
+        let told: Vec<_> = pages
+            .into_iter()
+            .flat_map(|page| page.revocations)
+            .collect();
+        assert_eq!(told, revocations);
     }
 
     #[test]

@@ -1,32 +1,68 @@
 //! What this node holds against whom: the network's revocations, and the verdicts that follow.
 //!
 //! The set of revocations only grows, verdicts depend on the set alone and not on the order in
-//! which it was learned, so members that have exchanged their sets agree.
+//! which it was learned, so members that have exchanged their sets agree. A delegate's share of it
+//! is bounded, so that it cannot keep anybody from being revoked; the root's always fit, also that
+//! of the delegate, with which all of its own fall. What a delegate signs beyond its share is
+//! dropped by each member as it comes: displacing others would bring back whom they expelled.
+
+mod file;
 
 use super::{Certificate, Invite, Refusal, Revocation, Target};
 use crate::{
-    durable::Rewritten,
+    durable::apart,
     id::{MemberId, NetworkId, UnixTime},
 };
+use file::RevocationFile;
 use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    collections::{BTreeMap, HashMap},
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-/// More revocations than any network of ours has members; bounds what gossip can make us keep.
-const MAX_REVOCATIONS: usize = 65_536;
+/// How many revocations of one delegate are kept. Reason: more than a delegate has members to
+/// expel, and few enough to tell; the root can always revoke more.
+pub const MAX_OF_DELEGATE: usize = 1024;
 
 /// One target may be revoked by the root and by delegates; each is kept once.
 type Key = (Target, Option<MemberId>);
 
+#[derive(Default)]
+struct Known {
+    all: BTreeMap<Key, Revocation>,
+    /// How many of them are each delegate's.
+    of_delegates: HashMap<MemberId, usize>,
+}
+
+impl Known {
+    fn is_full(&self, delegate: &MemberId) -> bool {
+        self.of_delegates
+            .get(delegate)
+            .is_some_and(|n| *n >= MAX_OF_DELEGATE)
+    }
+
+    fn insert(&mut self, revocation: Revocation) {
+        let by = revocation.delegate();
+        let before = self.all.insert((revocation.target(), by), revocation);
+        if let (Some(delegate), None) = (by, before) {
+            *self.of_delegates.entry(delegate).or_default() += 1;
+        }
+    }
+}
+
 /// Verifies certificates and invites against the network's root and the known revocations.
 pub struct Trust {
     network: NetworkId,
-    file: Option<PathBuf>,
-    revocations: RwLock<BTreeMap<Key, Revocation>>,
-    rewritten: Rewritten,
+    file: Option<Mutex<RevocationFile>>,
+    revocations: RwLock<Known>,
+    /// Those that are not in the file yet.
+    unkept: Mutex<Vec<Revocation>>,
+    /// Somebody is about to write them.
+    keeping: AtomicBool,
 }
 
 impl Trust {
@@ -36,7 +72,8 @@ impl Trust {
             network,
             file: None,
             revocations: RwLock::default(),
-            rewritten: Rewritten::default(),
+            unkept: Mutex::default(),
+            keeping: AtomicBool::new(false),
         }
     }
 
@@ -46,28 +83,19 @@ impl Trust {
     /// # Errors
     /// What the file system says, or `InvalidData` for a file that is no list of revocations.
     pub fn load(network: NetworkId, file: &Path) -> io::Result<Self> {
-        let kept: Vec<Revocation> = match fs::read(file) {
-            Ok(raw) => postcard::from_bytes(&raw).map_err(|e| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{} holds no revocations: {e}", file.display()),
-                )
-            })?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(e),
-        };
-        let kept = kept
-            .into_iter()
+        let (file, kept) = RevocationFile::open(file)?;
+        let mut known = Known::default();
+        kept.into_iter()
             .filter(|r| r.verify(network).is_ok())
-            .map(|r| ((r.target(), r.delegate()), r));
+            .for_each(|r| known.insert(r));
         Ok(Self {
-            file: Some(file.to_owned()),
-            revocations: RwLock::new(kept.collect()),
+            file: Some(Mutex::new(file)),
+            revocations: RwLock::new(known),
             ..Self::new(network)
         })
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Revocation>> {
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
         self.revocations
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -78,45 +106,109 @@ impl Trust {
         self.network
     }
 
-    /// Takes a revocation, on disk before it returns. `Ok(false)` if it was known.
+    /// Takes a revocation, on disk before it returns. `Ok(false)` if it was known, or its delegate
+    /// has revoked as many as one may.
     ///
     /// # Errors
     /// Why it is not valid. A full disk does not hinder its effect, only its keeping, and is
     /// logged.
     pub fn add_revocation(&self, revocation: Revocation) -> Result<bool, Refusal> {
+        let is_new = self.hear(revocation)?;
+        if is_new {
+            apart(|| self.keep());
+        }
+        Ok(is_new)
+    }
+
+    /// As [`Trust::add_revocation`], but leaves the disk to [`Trust::keep_beside`].
+    ///
+    /// # Errors
+    /// Why it is not valid.
+    pub fn hear(&self, revocation: Revocation) -> Result<bool, Refusal> {
+        let key = (revocation.target(), revocation.delegate());
+        let has_place = |known: &Known| {
+            !known.all.contains_key(&key) && key.1.is_none_or(|by| !known.is_full(&by))
+        };
+        // What is not kept costs no signature.
+        if !has_place(&self.read()) {
+            return Ok(false);
+        }
         revocation.verify(self.network)?;
         let mut known = self
             .revocations
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let key = (revocation.target(), revocation.delegate());
-        if known.contains_key(&key) || known.len() >= MAX_REVOCATIONS {
+        if !has_place(&known) {
             return Ok(false);
         }
-        known.insert(key, revocation);
-        // It holds from now on; who judges by it does not wait for the disk.
-        drop(known);
-        let newest =
-            || postcard::to_stdvec(&self.read().values().collect::<Vec<_>>()).unwrap_or_default();
-        if let Some(file) = &self.file
-            && let Err(e) = self.rewritten.write(file, newest, 0o644)
-        {
-            tracing::error!("revocations cannot be kept in {}: {e}", file.display());
+        known.insert(revocation.clone());
+        if self.file.is_some() {
+            self.unkept().push(revocation);
         }
         Ok(true)
     }
 
-    /// All revocations known.
-    pub fn revocations(&self) -> Vec<Revocation> {
-        self.read().values().cloned().collect()
+    fn unkept(&self) -> std::sync::MutexGuard<'_, Vec<Revocation>> {
+        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A hash of the set: two members with the same digest need not exchange it.
+    /// Writes what was heard to the file.
+    pub fn keep(&self) {
+        let Some(file) = &self.file else { return };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = std::mem::take(&mut *self.unkept());
+        if !new.is_empty()
+            && let Err(e) = file.keep(&new, || self.revocations())
+        {
+            tracing::error!("revocations cannot be kept: {e}");
+        }
+    }
+
+    /// Writes what was heard to the file, beside the caller: a disk may take seconds for it.
+    pub fn keep_beside(self: &Arc<Self>) {
+        if self.unkept().is_empty() || self.keeping.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || {
+            // What is heard from now on has the next one begun.
+            this.keeping.store(false, Ordering::SeqCst);
+            this.keep();
+        });
+    }
+
+    /// All revocations known.
+    pub fn revocations(&self) -> Vec<Revocation> {
+        self.read().all.values().cloned().collect()
+    }
+
+    /// The revocations known, the root's first.
+    pub fn weightiest(&self) -> Vec<Revocation> {
+        let mut all = self.revocations();
+        all.sort_by_key(|revocation| revocation.delegate().is_some());
+        all
+    }
+
+    /// Whether this delegate has revoked as many members and invites as one may.
+    pub fn is_used_up(&self, delegate: &MemberId) -> bool {
+        self.read().is_full(delegate)
+    }
+
+    /// A hash of the set: two members with the same digest need not exchange it. Of a delegate that
+    /// has revoked as many as one may, which ones does not count: others dropped others.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher =
             blake3::Hasher::new_derive_key("p2pvm 2026 digest of the known revocations");
-        for key in self.read().keys() {
+        let known = self.read();
+        let is_counted = |by: &Option<MemberId>| by.is_none_or(|by| !known.is_full(&by));
+        for key in known.all.keys().filter(|(_, by)| is_counted(by)) {
             hasher.update(&super::certificate::bytes(key));
+        }
+        let mut full: Vec<_> = known.of_delegates.keys().collect();
+        full.retain(|delegate| known.is_full(delegate));
+        full.sort_unstable();
+        for delegate in full {
+            hasher.update(&delegate.0);
         }
         *hasher.finalize().as_bytes()
     }
@@ -138,7 +230,7 @@ impl Trust {
     /// As [`Trust::verify`].
     pub fn verify_at(&self, certificate: &Certificate, now: UnixTime) -> Result<(), Refusal> {
         certificate.verify_signatures(self.network, now)?;
-        let known = self.read();
+        let known = &self.read().all;
         let by_root = |member| known.contains_key(&(Target::Member(member), None));
         let by_delegate = |member| {
             let of_member = known
@@ -172,7 +264,7 @@ impl Trust {
             return Err(Refusal::OtherNetwork);
         }
         invite.check(now)?;
-        let known = self.read();
+        let known = &self.read().all;
         let by_root = |target| known.contains_key(&(target, None));
         let target = Target::Invite(invite.id());
         let by_delegate = known
@@ -190,6 +282,8 @@ impl Trust {
     }
 }
 
+#[cfg(test)]
+mod bound_tests;
 #[cfg(test)]
 #[path = "trust_tests.rs"]
 mod tests;

@@ -4,17 +4,17 @@ use super::super::*;
 use super::*;
 use crate::identity::{Identity, KeyPair};
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::{fs, net::Ipv4Addr};
 
-const NOW: UnixTime = UnixTime(1_000_000);
+pub(super) const NOW: UnixTime = UnixTime(1_000_000);
 
-struct World {
-    root: KeyPair,
-    network: NetworkConfig,
-    trust: Trust,
+pub(super) struct World {
+    pub root: KeyPair,
+    pub network: NetworkConfig,
+    pub trust: Trust,
 }
 
-fn world(seed: u8) -> World {
+pub(super) fn world(seed: u8) -> World {
     let root = KeyPair::from_seed(&[seed; 32]);
     let subnet = Ipv4Subnet::new(Ipv4Addr::new(10, 9, 0, 0), 16).unwrap();
     let network = NetworkConfig::found(&root, "lab", subnet, UnixTime(1)).unwrap();
@@ -44,12 +44,12 @@ impl World {
         )
     }
 
-    fn member(&self, who: &Identity) -> Certificate {
+    pub fn member(&self, who: &Identity) -> Certificate {
         self.certify(&Issuer::root(&self.root), who, "alpha", false, NOW.0 + 100)
             .unwrap()
     }
 
-    fn delegate(&self, who: &Identity) -> Certificate {
+    pub fn delegate(&self, who: &Identity) -> Certificate {
         self.certify(&Issuer::root(&self.root), who, "delta", true, NOW.0 + 100)
             .unwrap()
     }
@@ -70,7 +70,7 @@ impl World {
         .unwrap()
     }
 
-    fn revoke(&self, issuer: &Issuer<'_>, target: Target) {
+    pub fn revoke(&self, issuer: &Issuer<'_>, target: Target) {
         assert_eq!(
             self.trust
                 .add_revocation(Revocation::issue(issuer, self.network.id, target, NOW)),

@@ -166,6 +166,21 @@ fn a_revoked_delegates_policy_falls_with_it_whatever_its_version() {
 }
 
 #[test]
+fn the_roots_policy_is_taken_however_many_delegates_have_theirs() {
+    let network = network();
+    let board = network.board();
+    for n in 0..MAX_POLICIES + 3 {
+        let delegate = Identity::generate();
+        let own = network.certificate(&delegate, true);
+        let policy = network.policy(&Issuer::delegate(delegate.keys(), &own), 1, "allow");
+        assert_eq!(board.add(policy), Ok(n < MAX_POLICIES));
+    }
+    let root = Issuer::root(&network.root);
+    assert_eq!(board.add(network.policy(&root, 2, "deny")), Ok(true));
+    assert_eq!(standing(&board).as_deref(), Some("default = \"deny\""));
+}
+
+#[test]
 fn an_offer_is_its_members_own_and_ends_by_itself() {
     let (network, member, other) = (network(), Identity::generate(), Identity::generate());
     let board = network.board();

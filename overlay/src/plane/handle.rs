@@ -132,6 +132,12 @@ impl Plane {
         self.inner().set_route(addr, route);
     }
 
+    /// Sets the route of an address, whatever epoch is known, and sends packets that waited for it:
+    /// the address has another owner.
+    pub fn replace_route(&self, addr: IpAddr, route: Route) {
+        self.inner().replace_route(addr, route);
+    }
+
     /// Removes the route of an address.
     pub fn remove_route(&self, addr: IpAddr) {
         self.inner().tables.routes.rcu(|routes| {

@@ -85,6 +85,17 @@ impl Routes {
         true
     }
 
+    /// Sets a route whatever epoch is known: the address is another owner's.
+    pub fn replace(&mut self, addr: IpAddr, route: Route) {
+        self.remove(&addr);
+        self.set(addr, route);
+    }
+
+    /// The member that holds an address itself, not a subnet around it.
+    pub fn holder(&self, addr: &IpAddr) -> Option<&Route> {
+        self.addresses.get(addr)
+    }
+
     /// Whether [`Routes::set`] would change anything.
     pub fn would_change(&self, addr: &IpAddr, route: &Route) -> bool {
         let newer = is_host(addr, route) && self.hosts.get(&route.member) != Some(addr);
@@ -128,6 +139,9 @@ mod tests {
         assert!(!routes.set(addr, route(2, 4)));
         assert_eq!(routes.get(&addr), Some(&route(1, 5)));
         assert!(routes.set(addr, route(2, 6)));
+        routes.replace(addr, route(3, 0));
+        assert_eq!(routes.get(&addr), Some(&route(3, 0)));
+        assert_eq!(routes.host_of(&MemberId([3; 32])), Some(addr));
     }
 
     #[test]

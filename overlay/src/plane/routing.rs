@@ -39,6 +39,23 @@ impl Inner {
                 routes
             });
         }
+        self.release_waiting(addr);
+    }
+
+    /// Sets a route whatever epoch is known.
+    pub fn replace_route(&self, addr: IpAddr, route: Route) {
+        if self.tables.routes.load().holder(&addr) != Some(&route) {
+            self.tables.routes.rcu(|routes| {
+                let mut routes = Routes::clone(routes);
+                routes.replace(addr, route);
+                routes
+            });
+        }
+        self.set_route(addr, route);
+    }
+
+    /// Sends the packets that waited for the route of an address.
+    fn release_waiting(&self, addr: IpAddr) {
         let now = Instant::now();
         let outgoing = lock(&self.waiting.unresolved).take(now, &addr);
         let incoming = lock(&self.waiting.unknown_sources).take(now, &addr);
@@ -101,14 +118,15 @@ impl Inner {
         out.flush(&self.udp);
     }
 
-    /// Takes a hint that `addr` has moved. Only the member that held it so far is believed.
+    /// Takes a hint that `addr` has moved. Only the member that held it so far is believed, and
+    /// only for the next epochs.
     pub fn moved(&self, from: &Peer, addr: IpAddr, member: MemberId, epoch: Epoch) {
         let believed = self
             .tables
             .routes
             .load()
-            .get(&addr)
-            .is_some_and(|known| known.member == from.member && known.epoch < epoch);
+            .holder(&addr)
+            .is_some_and(|known| known.member == from.member && epoch.follows(known.epoch));
         if believed {
             let route = Route { member, epoch };
             self.set_route(addr, route);

@@ -2,6 +2,7 @@
 //! root.
 
 mod adapt;
+mod apart;
 mod mend;
 mod nested;
 mod policy;

@@ -53,6 +53,10 @@ pub(crate) fn open(name: &str, mtu: u16) -> Result<OwnedFd, Error> {
         fs::write(&sysctl, "1")
             .map_err(io_at("keep the kernel's IPv6 off the guest's TAP", &sysctl))?;
     }
+    // Nor may it hear what a guest says before its port is attached. The port sees to it again.
+    if let Err(error) = p2pvm_overlay::keep_apart(name) {
+        tracing::debug!(name, %error, "the kernel has no filter for a guest's TAP");
+    }
     let control =
         std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"));
     let control = control.map_err(io_at("set up the guest's TAP", name))?;

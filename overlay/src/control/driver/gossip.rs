@@ -23,15 +23,16 @@ const CUT_DELAY: Duration = Duration::from_millis(300);
 
 impl Driver {
     pub(super) fn tell(&self, member: MemberId, gossip: Gossip) {
-        let (shared, Ok(body)) = (self.shared.clone(), postcard::to_stdvec(&gossip)) else {
-            return;
-        };
+        let shared = self.shared.clone();
         tokio::spawn(async move {
-            if let Err(e) = shared
-                .call(member, GOSSIP_SERVICE, body, Duration::from_secs(10))
-                .await
-            {
-                tracing::debug!(%member, "gossip was not delivered: {e}");
+            for page in gossip.pages() {
+                let Ok(body) = postcard::to_stdvec(&page) else {
+                    return;
+                };
+                let told = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10));
+                if let Err(e) = told.await {
+                    return tracing::debug!(%member, "gossip was not delivered: {e}");
+                }
             }
         });
     }
@@ -52,8 +53,9 @@ impl Driver {
         let new: Vec<Revocation> = gossip
             .revocations
             .into_iter()
-            .filter(|r| trust.add_revocation(r.clone()) == Ok(true))
+            .filter(|r| trust.hear(r.clone()) == Ok(true))
             .collect();
+        trust.keep_beside();
         let mut news = Gossip {
             revocations: new,
             contacts: Vec::new(),

@@ -70,6 +70,8 @@ impl Driver {
     pub(super) fn save_at_last(&mut self) -> BoxFuture<'static, ()> {
         let (before, shared) = (self.saving.under_way.take(), self.shared.clone());
         let all = async move {
+            let trust = shared.door.trust.clone();
+            let _ = tokio::task::spawn_blocking(move || trust.keep()).await;
             if let Some(before) = before {
                 let _ = before.await;
             }

@@ -1,8 +1,11 @@
 //! What a machine that is no member gets.
 
 use super::*;
+use crate::identity::LinkKey;
+use door::{Door, DoorError, Proved};
 use futures::StreamExt;
 use libp2p::{Swarm, identify, swarm::SwarmEvent};
+use tokio_util::compat::TokioAsyncReadCompatExt;
 
 /// Asks for everything at once.
 #[derive(libp2p::swarm::NetworkBehaviour)]
@@ -131,4 +134,79 @@ async fn a_member_is_reached_though_a_stranger_answers_first_at_an_address_it_te
         .await
         .unwrap();
     meshed(&[&first, &second]).await;
+}
+
+/// A member that may admit and answers a joiner as it likes.
+async fn admit(
+    world: &World,
+    (joiner, door): (&Identity, &Door),
+    certified: (LinkKey, &str),
+) -> Result<Proved, DoorError> {
+    let (host, (link_key, name)) = (Identity::generate(), certified);
+    let contact = Contact::sign(&host, world.certify(&host, "host", true), vec![], false, 1);
+    let certificate = Issuer::root(&world.root)
+        .certify(
+            &world.network,
+            (joiner.member_id(), link_key),
+            name,
+            Rights { admit: false },
+            (UnixTime::now(), UnixTime::now().plus(3600)),
+        )
+        .unwrap();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (mut near, mut far) = (near.compat(), far.compat());
+    let answering = async {
+        let _hello: wire::Hello = wire::read_value(&mut far, 1 << 16).await.unwrap();
+        let presentation = wire::Presentation {
+            contact,
+            revocations: [0; 32],
+            contacts: [0; 32],
+            known: 0,
+        };
+        let reply = wire::Reply::Admitted {
+            certificate: Box::new(certificate),
+            presentation: Box::new(presentation),
+            revocations: vec![],
+            contacts: vec![],
+        };
+        wire::write_value(&mut far, &reply).await.unwrap();
+    };
+    let (proved, ()) = tokio::join!(door.knock(host.member_id(), &mut near), answering);
+    proved
+}
+
+#[tokio::test]
+async fn a_joiner_rejects_a_certificate_with_another_link_key_or_name() {
+    let (world, joiner) = (World::new(1), Identity::generate());
+    let invite = Invite::issue(
+        &Issuer::root(&world.root),
+        &world.network,
+        &[],
+        InviteTerms {
+            uses: 1,
+            expires: UnixTime::now().plus(60),
+            delegate: false,
+            groups: crate::membership::Groups::default(),
+        },
+    )
+    .unwrap();
+    let request = wire::AdmitRequest {
+        invite,
+        name: "third".to_owned(),
+        link_key: joiner.link_key(),
+    };
+    let trust = Arc::new(Trust::new(world.network.id));
+    let door = Door::of_joiner(joiner.member_id(), world.network.clone(), trust, request);
+    let (own, others) = (joiner.link_key(), Identity::generate().link_key());
+    for (certified, is_taken) in [
+        ((own, "third"), true),
+        ((others, "third"), false),
+        ((own, "fourth"), false),
+    ] {
+        match admit(&world, (&joiner, &door), certified).await {
+            Ok(proved) => assert!(is_taken && proved.admitted.is_some()),
+            Err(DoorError::Refused(why)) => assert!(!is_taken && why == Refusal::Tampered),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
 }

@@ -1,28 +1,16 @@
 //! What one guest's interface has to be like, and what became of keeping it so.
 
 use crate::plane::{interface::repairs::RepairLog, io::tap_holder::TapHolder};
-use p2pvm_host::links::links;
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use p2pvm_host::{apart::keep_apart, links::links};
+use std::time::{Duration, Instant};
 
 /// How often the process that holds the interface is looked up, or its settings read.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
 
-/// Keeps the host's own stack from answering the guest: it would reply to ARP for any address of
-/// the host (ip-sysctl, arp_ignore).
+/// Keeps the host's own stack from hearing and answering the guest.
 pub(crate) fn mute_host_stack(ifname: &str) {
-    for (file, value) in [
-        (format!("/proc/sys/net/ipv4/conf/{ifname}/arp_ignore"), "8"),
-        (
-            format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6"),
-            "1",
-        ),
-    ] {
-        if let Err(error) = fs::write(&file, value) {
-            tracing::debug!(%file, %error, "cannot set a kernel parameter");
-        }
+    if let Err(error) = keep_apart(ifname) {
+        tracing::debug!(ifname, %error, "the kernel has no filter for a guest's interface");
     }
 }
 
@@ -60,6 +48,8 @@ impl Care {
             return;
         }
         self.looked = Some(now);
+        // Another program may have set it back, as systemd-udevd does with an interface that comes.
+        mute_host_stack(ifname);
         match &mut self.holder {
             Some(holder) => holder.look(),
             None => self.holder = TapHolder::find(ifname),
