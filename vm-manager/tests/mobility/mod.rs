@@ -63,7 +63,7 @@ impl Port for FakePort {
         Ok(GuestAddress {
             v4: [10, 7, id[0], id[1]].into(),
             prefix: 16,
-            v6: Ipv6Addr::LOCALHOST,
+            v6: Ipv6Addr::from(u128::from_be_bytes(id[..16].try_into().unwrap())),
             mac,
             mtu: 1340,
         })
