@@ -91,12 +91,7 @@ pub async fn join(
                 invite; if that one is refused too, remove {}, so that it joins as a new member",
             layout.identity().display()
         )),
-        // The invite itself was read before it was shown.
-        JoinError::Refused(Refusal::Tampered) => Failure::refused(
-            "the member asked answered with a certificate that is not what this machine asked \
-                for, such as one with another link key: it may be hostile, so join at another \
-                member (p2pvm join MULTIADDR --invite FILE)",
-        ),
+        JoinError::Refused(Refusal::Tampered) => altered(),
         JoinError::Refused(Refusal::Expired) => expired(&invite, wall, None),
         JoinError::MemberExpired => member_expired(wall),
         JoinError::Expired(theirs) => expired(&invite, wall, Some(theirs)),
@@ -134,6 +129,15 @@ pub async fn join(
         .chain(clock_note(UnixTime::wall(), joined.certificate.issued()))
         .collect();
     Ok(Welcome { called, notes })
+}
+
+/// A member's answer is not what was asked for. The invite itself was read before it was shown.
+fn altered() -> Failure {
+    Failure::refused(
+        "the member asked answered with a certificate that is not what this machine asked for, \
+            such as one with another link key: it may be hostile, so join at another member \
+            (p2pvm join MULTIADDR --invite FILE)",
+    )
 }
 
 #[cfg(test)]
