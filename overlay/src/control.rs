@@ -26,6 +26,7 @@ mod requests;
 mod serve;
 mod shared;
 mod streams;
+mod unproved;
 mod wire;
 
 pub use config::ControlConfig;

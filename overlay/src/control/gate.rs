@@ -7,6 +7,7 @@
 use super::{
     address::member_of,
     door::{Door, DoorError, Proved},
+    unproved::Unproved,
     wire::MEMBER_PROTOCOL,
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -61,6 +62,7 @@ pub struct Gated<B: NetworkBehaviour> {
     /// What is behind the gate.
     pub inner: B,
     door: Arc<Door>,
+    unproved: Unproved,
     events: VecDeque<ToSwarm<GateEvent<B::ToSwarm>, THandlerInEvent<B>>>,
 }
 
@@ -70,6 +72,7 @@ impl<B: NetworkBehaviour> Gated<B> {
         Self {
             inner,
             door,
+            unproved: Unproved::default(),
             events: VecDeque::new(),
         }
     }
@@ -104,6 +107,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
+        self.unproved.begin(id, remote)?;
         self.inner
             .handle_pending_inbound_connection(id, local, remote)
     }
@@ -148,6 +152,11 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
+        match &event {
+            FromSwarm::ListenFailure(failure) => self.unproved.end(failure.connection_id),
+            FromSwarm::ConnectionClosed(closed) => self.unproved.end(closed.connection_id),
+            _ => {}
+        }
         self.inner.on_swarm_event(event);
     }
 
@@ -162,6 +171,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
                 .inner
                 .on_connection_handler_event(peer, connection, event),
             FromHandler::Proved(proved) => {
+                self.unproved.end(connection);
                 self.events
                     .push_back(ToSwarm::GenerateEvent(GateEvent::Proved {
                         peer,
