@@ -16,6 +16,7 @@ mod driver;
 mod find;
 mod gate;
 mod host;
+mod inbound;
 mod join;
 mod lookup;
 mod mapped;
@@ -26,7 +27,6 @@ mod requests;
 mod serve;
 mod shared;
 mod streams;
-mod unproved;
 mod wire;
 
 pub use config::ControlConfig;

@@ -7,7 +7,7 @@
 use super::{
     address::member_of,
     door::{Door, DoorError, Proved},
-    unproved::Unproved,
+    inbound::Inbound,
     wire::MEMBER_PROTOCOL,
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -62,7 +62,7 @@ pub struct Gated<B: NetworkBehaviour> {
     /// What is behind the gate.
     pub inner: B,
     door: Arc<Door>,
-    unproved: Unproved,
+    inbound: Inbound,
     events: VecDeque<ToSwarm<GateEvent<B::ToSwarm>, THandlerInEvent<B>>>,
 }
 
@@ -72,7 +72,7 @@ impl<B: NetworkBehaviour> Gated<B> {
         Self {
             inner,
             door,
-            unproved: Unproved::default(),
+            inbound: Inbound::default(),
             events: VecDeque::new(),
         }
     }
@@ -107,7 +107,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.unproved.begin(id, remote)?;
+        self.inbound.begin(id, remote)?;
         self.inner
             .handle_pending_inbound_connection(id, local, remote)
     }
@@ -119,6 +119,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<Self::ConnectionHandler, ConnectionDenied> {
+        self.inbound.established(id, peer)?;
         let inner = self
             .inner
             .handle_established_inbound_connection(id, peer, local, remote)?;
@@ -153,8 +154,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
         match &event {
-            FromSwarm::ListenFailure(failure) => self.unproved.end(failure.connection_id),
-            FromSwarm::ConnectionClosed(closed) => self.unproved.end(closed.connection_id),
+            FromSwarm::ListenFailure(failure) => self.inbound.end(failure.connection_id),
+            FromSwarm::ConnectionClosed(closed) => self.inbound.end(closed.connection_id),
             _ => {}
         }
         self.inner.on_swarm_event(event);
@@ -171,7 +172,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
                 .inner
                 .on_connection_handler_event(peer, connection, event),
             FromHandler::Proved(proved) => {
-                self.unproved.end(connection);
+                self.inbound.proved(connection);
                 self.events
                     .push_back(ToSwarm::GenerateEvent(GateEvent::Proved {
                         peer,
