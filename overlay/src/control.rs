@@ -4,9 +4,9 @@
 //!
 //! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above see it
 //! as a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until
-//! then, `streams` opens raw streams, `requests` asks others by them, `serve` answers them, `driver`
-//! keeps the connections, `book` remembers where members are, `find` asks others for the members
-//! that it does not have. [`names`] looks hosts up by their names.
+//! then, `streams` opens raw streams, `requests` asks others by them, `serve` answers them,
+//! `driver` keeps the connections, `book` remembers where members are, `find` asks others for the
+//! members that it does not have. [`names`] looks hosts up by their names.
 
 mod address;
 mod book;
