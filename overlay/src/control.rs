@@ -4,9 +4,9 @@
 //!
 //! [`join`] makes a machine a member, [`Control::start`] runs its host, and the crates above use it
 //! as a [`Fabric`]. Its parts: `door` proves membership, `gate` keeps everything else shut until
-//! then, `streams` opens raw streams, `requests` makes requests of them, `driver` keeps the
-//! connections, `book` stores where members are, `find` looks up the others. [`names`] resolves
-//! host names.
+//! then, `streams` opens raw streams, `requests` makes requests of them, `serve` answers them,
+//! `driver` keeps the connections, `book` stores where members are, `find` looks up the others.
+//! [`names`] resolves host names.
 
 mod address;
 mod book;
@@ -16,6 +16,7 @@ mod driver;
 mod find;
 mod gate;
 mod host;
+mod inbound;
 mod join;
 mod lookup;
 mod mapped;
@@ -23,6 +24,7 @@ mod marked;
 pub mod names;
 mod outside;
 mod requests;
+mod serve;
 mod shared;
 mod streams;
 mod wire;
@@ -42,17 +44,17 @@ use book::Book;
 use door::Door;
 use driver::Driver;
 use libp2p::{Multiaddr, multiaddr::Protocol};
+use serve::Server;
 use shared::{Command, Shared};
 use std::{
     net::IpAddr,
     sync::{Arc, PoisonError},
     time::Duration,
 };
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use wire::{Contact, GOSSIP_SERVICE, Gossip};
 
-/// How many streams are served at a time. Further ones wait, in a queue of [`INCOMING`].
-const SERVED_AT_ONCE: usize = 512;
+/// How many streams that others opened wait to be looked at.
 const INCOMING: usize = 256;
 /// How long a member that leaves waits for others to receive that.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -183,7 +185,7 @@ impl Control {
         );
         let mut tasks = vec![
             tokio::spawn(driver.run()).abort_handle(),
-            tokio::spawn(serve(shared.clone(), streams)).abort_handle(),
+            tokio::spawn(serve(Server::new(shared.clone()), streams)).abort_handle(),
         ];
         let way_in = config.map_port.then(mapped::WayIn::new);
         tasks.extend(
@@ -471,24 +473,13 @@ fn listen(
 }
 
 async fn serve(
-    shared: Arc<Shared>,
+    server: Arc<Server>,
     mut streams: mpsc::Receiver<(libp2p::PeerId, streams::Carried)>,
 ) {
-    let slots = Arc::new(Semaphore::new(SERVED_AT_ONCE));
     while let Some((peer, carried)) = streams.recv().await {
-        let Some(member) = address::member_of(&peer) else {
-            continue;
-        };
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            if let Err(e) = shared.serve_stream(member, carried).await {
-                tracing::debug!(%member, "a stream ended early: {e}");
-            }
-            drop(slot);
-        });
+        if let Some(member) = address::member_of(&peer) {
+            server.begin(member, carried.stream, carried.token);
+        }
     }
 }
 

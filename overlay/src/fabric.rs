@@ -71,6 +71,12 @@ pub type BoxStream = Box<dyn Stream>;
 pub trait Serve: Send + Sync + 'static {
     /// Answers `body`, sent by the proved member `from`.
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String>;
+
+    /// Whether other members' work stands still until it is answered: then a flood of requests to
+    /// other services does not delay it.
+    fn is_vital(&self) -> bool {
+        false
+    }
 }
 
 /// The interface of the control plane for the crates above.

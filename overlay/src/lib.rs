@@ -24,6 +24,7 @@ pub mod portmap;
 pub mod ring;
 pub mod ring_driver;
 pub mod ring_net;
+pub mod seats;
 pub mod stun;
 pub mod underlay;
 

@@ -281,6 +281,11 @@ impl Serve for Service {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         self.answer(from, &body).await.map_err(|e| chain(&e))
     }
+
+    /// No VM starts, moves or is restored without votes.
+    fn is_vital(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod gossip;
 mod link;
 mod mesh;
 mod reach;
+mod reservations;
 mod roam;
 mod saving;
 
@@ -24,10 +25,11 @@ use super::{
 };
 use crate::{id::MemberId, identity::Identity, membership::Certificate};
 use futures::StreamExt;
-use libp2p::{Multiaddr, PeerId, Swarm, core::transport::ListenerId};
+use libp2p::{Multiaddr, PeerId, Swarm};
 use mesh::Mesh;
+use reservations::Reservations;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -64,7 +66,7 @@ pub struct Driver {
     /// Members whose contact is being looked up, and members that may be looked up.
     searching: HashSet<MemberId>,
     may_search: HashSet<MemberId>,
-    reservations: BTreeMap<PeerId, ListenerId>,
+    reservations: Reservations,
     publish_at: Option<Instant>,
     published: (Vec<String>, bool),
     /// Whether this member has left the network.
@@ -104,7 +106,7 @@ impl Driver {
             waiting: HashMap::new(),
             searching: HashSet::new(),
             may_search: HashSet::new(),
-            reservations: BTreeMap::new(),
+            reservations: Reservations::default(),
             publish_at: Some(now + PUBLISH_DELAY),
             published: (Vec::new(), false),
             has_left: false,

@@ -7,6 +7,7 @@
 use super::{
     address::member_of,
     door::{Door, DoorError, Proved},
+    inbound::Inbound,
     wire::MEMBER_PROTOCOL,
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -62,6 +63,7 @@ pub struct Gated<B: NetworkBehaviour> {
     /// The behaviour behind the gate.
     pub inner: B,
     door: Arc<Door>,
+    inbound: Inbound,
     events: VecDeque<ToSwarm<GateEvent<B::ToSwarm>, THandlerInEvent<B>>>,
 }
 
@@ -71,6 +73,7 @@ impl<B: NetworkBehaviour> Gated<B> {
         Self {
             inner,
             door,
+            inbound: Inbound::default(),
             events: VecDeque::new(),
         }
     }
@@ -105,6 +108,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
+        self.inbound.begin(id, remote)?;
         self.inner
             .handle_pending_inbound_connection(id, local, remote)
     }
@@ -116,6 +120,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<Self::ConnectionHandler, ConnectionDenied> {
+        self.inbound.established(id, peer)?;
         let inner = self
             .inner
             .handle_established_inbound_connection(id, peer, local, remote)?;
@@ -149,6 +154,11 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
+        match &event {
+            FromSwarm::ListenFailure(failure) => self.inbound.end(failure.connection_id),
+            FromSwarm::ConnectionClosed(closed) => self.inbound.end(closed.connection_id),
+            _ => {}
+        }
         self.inner.on_swarm_event(event);
     }
 
@@ -163,6 +173,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
                 .inner
                 .on_connection_handler_event(peer, connection, event),
             FromHandler::Proved(proved) => {
+                self.inbound.proved(connection);
                 self.events
                     .push_back(ToSwarm::GenerateEvent(GateEvent::Proved {
                         peer,

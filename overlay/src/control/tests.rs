@@ -1,5 +1,6 @@
 //! Several control hosts in one process, on loopback.
 
+mod flood;
 mod joining;
 mod large;
 mod leaving;

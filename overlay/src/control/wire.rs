@@ -288,12 +288,26 @@ pub async fn write_bytes(stream: &mut (impl AsyncWrite + Unpin), body: &[u8]) ->
 
 /// Reads a body from [`write_bytes`], of `max` bytes at most.
 pub async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<Vec<u8>> {
+    let length = read_length(stream, max).await?;
+    read_body(stream, length).await
+}
+
+/// Reads the length in front of a body of `max` bytes at most.
+pub async fn read_length(stream: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<usize> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await?;
     let length = u32::from_be_bytes(length) as usize;
     if length > max {
         return Err(invalid("a frame is longer than allowed"));
     }
+    Ok(length)
+}
+
+/// Reads a body whose length is known.
+pub async fn read_body(
+    stream: &mut (impl AsyncRead + Unpin),
+    length: usize,
+) -> io::Result<Vec<u8>> {
     // Grows with the bytes that arrive, so that a claimed length alone costs no memory.
     let mut body = Vec::with_capacity(length.min(64 << 10));
     stream.take(length as u64).read_to_end(&mut body).await?;

@@ -7,7 +7,7 @@ use super::{
 use crate::{ChunkId, ChunkStore, Error, error::blocking, store::Pin};
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
-use p2pvm_overlay::{BoxStream, MemberId, Serve, chain};
+use p2pvm_overlay::{BoxStream, MemberId, Serve, chain, seats::Seats};
 use std::{
     io,
     sync::{Arc, Weak},
@@ -15,7 +15,6 @@ use std::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    sync::Semaphore,
     task::{JoinHandle, JoinSet},
 };
 
@@ -25,8 +24,11 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// How many chunks are read from the disk at a time, while the previous ones are sent.
 const READ_AHEAD: usize = 8;
 
-/// How long a stream is idle before it is closed.
+/// How long a stream is idle before it is closed, and how long one chunk may take.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// A member has at most one in so many of the streams that are served at once.
+const SHARE: usize = 4;
 
 struct Handler(Weak<Exchange>);
 
@@ -36,17 +38,17 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
         .fabric
         .serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
     let mut streams = exchange.core.fabric.accept_streams(SERVICE);
-    let (store, places) = (
+    let (store, all) = (
         exchange.core.store.clone(),
-        Arc::new(Semaphore::new(exchange.core.options.max_streams)),
+        exchange.core.options.max_streams,
     );
+    let seats = Seats::new(all, all.div_ceil(SHARE));
     tokio::spawn(async move {
         let mut served = JoinSet::new();
         while let Some((member, stream)) = streams.recv().await {
             while served.try_join_next().is_some() {}
-            // No place left: the stream is dropped, and the fetch asks other members or dials
-            // again.
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            // No seat left: the stream is dropped, and the fetch asks other members or dials again.
+            let Some(seat) = seats.try_take(member) else {
                 continue;
             };
             let store = store.clone();
@@ -54,7 +56,7 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
                 if let Err(e) = serve_stream(store, stream).await {
                     tracing::debug!(%member, "serving chunks ended: {e}");
                 }
-                drop(place);
+                drop(seat);
             });
         }
     })
@@ -72,10 +74,10 @@ async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
             .buffered(2);
         while let Some(frames) = groups.next().await {
             for frame in frames {
-                frame.write(&mut writer).await?;
+                tokio::time::timeout(IDLE, frame.write(&mut writer)).await??;
             }
         }
-        writer.flush().await?;
+        tokio::time::timeout(IDLE, writer.flush()).await??;
     }
     Ok(())
 }
@@ -144,5 +146,26 @@ impl Exchange {
             Ok(Answer::Has(bits))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_chunks_nobody_reads_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ChunkStore::open(dir.path()).unwrap();
+        let content: Vec<u8> = (0..1u32 << 16).flat_map(u32::to_le_bytes).collect();
+        let id = store.put(&content).unwrap();
+        let (mut here, there) = tokio::io::duplex(4096);
+        let served = tokio::spawn(serve_stream(store, Box::new(there)));
+        Frame::Want(vec![id]).write(&mut here).await.unwrap();
+        let ended = tokio::time::timeout(IDLE * 3, served).await;
+        assert_eq!(
+            ended.expect("it ends").unwrap().unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
     }
 }

@@ -48,7 +48,7 @@ impl Driver {
             wanted,
             is_known: &|member| book.get(member).is_some(),
             is_public: &|member| book.get(member).is_some_and(|c| c.public),
-            is_reserved: &|peer| self.reservations.contains_key(peer),
+            is_reserved: &|peer| self.reservations.contains(peer),
             streams: &|id| streams.in_use(id),
         };
         decide(&mut self.mesh, &view)

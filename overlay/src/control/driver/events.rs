@@ -84,7 +84,7 @@ impl Driver {
                 ..
             } => {
                 tracing::debug!("a listener ended: {reason:?}");
-                self.reservations.retain(|_, id| *id != listener_id);
+                self.reservations.ended(listener_id);
                 self.addresses_changed();
             }
             SwarmEvent::ExternalAddrConfirmed { .. } | SwarmEvent::ExternalAddrExpired { .. } => {
@@ -134,10 +134,17 @@ impl Driver {
                 self.relaying(src_peer_id);
                 self.relaying(dst_peer_id);
             }
-            InsideEvent::RelayClient(
-                relay::client::Event::ReservationReqAccepted { relay_peer_id, .. }
-                | relay::client::Event::OutboundCircuitEstablished { relay_peer_id, .. },
-            ) => self.relaying(relay_peer_id),
+            InsideEvent::RelayClient(relay::client::Event::ReservationReqAccepted {
+                relay_peer_id,
+                ..
+            }) => {
+                self.reservations.accepted(&relay_peer_id);
+                self.relaying(relay_peer_id);
+            }
+            InsideEvent::RelayClient(relay::client::Event::OutboundCircuitEstablished {
+                relay_peer_id,
+                ..
+            }) => self.relaying(relay_peer_id),
             InsideEvent::Dcutr(event) => {
                 tracing::debug!(peer = %event.remote_peer_id, "hole punching: {:?}", event.result)
             }

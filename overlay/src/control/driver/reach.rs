@@ -135,12 +135,12 @@ impl Driver {
 
     pub(super) fn reserve(&mut self, now: Instant) {
         if self.is_reachable() {
-            for (_, id) in std::mem::take(&mut self.reservations) {
+            for id in self.reservations.give_up() {
                 self.swarm.remove_listener(id);
             }
             return;
         }
-        self.reservations.retain(|peer, _| self.mesh.has_link(peer));
+        self.reservations.retain(|peer| self.mesh.has_link(peer));
         if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
             return;
         }
@@ -163,7 +163,7 @@ impl Driver {
             .filter_map(|(member, seen)| {
                 Some((seen.rtt.unwrap_or(Duration::MAX), peer_of(*member)?))
             })
-            .filter(|(_, peer)| !self.reservations.contains_key(peer))
+            .filter(|(_, peer)| !self.reservations.contains(peer))
             .collect();
         drop(book);
         relays.sort_unstable();
@@ -178,7 +178,7 @@ impl Driver {
                 .with(Protocol::P2p(relay))
                 .with(Protocol::P2pCircuit);
             match self.swarm.listen_on(address) {
-                Ok(id) => drop(self.reservations.insert(relay, id)),
+                Ok(id) => self.reservations.asked(relay, id),
                 Err(e) => tracing::debug!("no circuit can be reserved: {e}"),
             }
         }

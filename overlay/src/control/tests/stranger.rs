@@ -4,7 +4,13 @@ use super::*;
 use crate::identity::LinkKey;
 use door::{Door, DoorError, Proved};
 use futures::StreamExt;
-use libp2p::{Swarm, identify, swarm::SwarmEvent};
+use libp2p::{
+    Swarm, identify,
+    swarm::{
+        ConnectionId, FromSwarm, ListenError, NetworkBehaviour, SwarmEvent,
+        behaviour::ListenFailure, dummy,
+    },
+};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 /// Asks for everything at once.
@@ -209,4 +215,33 @@ async fn a_joiner_rejects_a_certificate_with_another_link_key_or_name() {
             Err(other) => panic!("{other:?}"),
         }
     }
+
+#[test]
+fn strangers_connections_are_turned_away_beyond_a_number_until_some_end() {
+    let world = World::new(1);
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "first", true);
+    let door = door_of(&world.config(identity, certificate, Vec::new()), None);
+    let mut gate = gate::Gated::new(dummy::Behaviour, Arc::new(door));
+    let local: Multiaddr = "/ip4/192.0.2.9/tcp/4001".parse().unwrap();
+    let remote: Multiaddr = "/ip4/192.0.2.1/tcp/4001".parse().unwrap();
+    let mut begun = |ids: std::ops::Range<usize>, ended: Option<usize>| {
+        if let Some(ended) = ended {
+            gate.on_swarm_event(FromSwarm::ListenFailure(ListenFailure {
+                local_addr: &local,
+                send_back_addr: &remote,
+                error: &ListenError::Aborted,
+                connection_id: ConnectionId::new_unchecked(ended),
+                peer_id: None,
+            }));
+        }
+        ids.filter(|id| {
+            let id = ConnectionId::new_unchecked(*id);
+            gate.handle_pending_inbound_connection(id, &local, &remote)
+                .is_ok()
+        })
+        .count()
+    };
+    assert_eq!(begun(0..300, None), 64);
+    assert_eq!(begun(300..310, Some(5)), 1);
 }
