@@ -215,6 +215,7 @@ async fn a_joiner_rejects_a_certificate_with_another_link_key_or_name() {
             Err(other) => panic!("{other:?}"),
         }
     }
+}
 
 #[test]
 fn strangers_connections_are_turned_away_beyond_a_number_until_some_end() {
