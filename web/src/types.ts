@@ -266,7 +266,7 @@ export interface SnapshotTaken {
   checkpoint: string;
   /** The members that hold all of it; none if that was not known in time. */
   holders: string[] | null;
-  /** That member's name. */
+  /** Its name. */
   name: string;
   /** How long the guest was paused, milliseconds. */
   pause_ms: number;
@@ -280,7 +280,7 @@ export interface SnapshotTaken {
 export interface SnapshotView {
   /** The members that hold all of it. */
   holders: string[];
-  /** That member's name. */
+  /** Its name. */
   name: string;
   /** "local", "replicating N of K" or "durable". */
   state: string;
@@ -456,7 +456,7 @@ export interface VmView {
   memory_mib: number;
   /** The progress of its move to another member, if it is being moved. */
   moving: Moving | null;
-  /** That member's name. */
+  /** Its name. */
   name: string;
   /** Why it is in a state that its user did not ask for. */
   note: string | null;
