@@ -102,7 +102,10 @@ mod tests {
         };
         assert_text(
             &view,
-            r#"{"from":["lab1"],"id":"09ab","may":["start"],"note":null,"on":"vm web","to":"lab3","token":"p2pvmtoken1abc","until":"2026-11-30T22:00:00Z"}"#,
+            concat!(
+                r#"{"from":["lab1"],"id":"09ab","may":["start"],"note":null,"on":"vm web","#,
+                r#""to":"lab3","token":"p2pvmtoken1abc","until":"2026-11-30T22:00:00Z"}"#
+            ),
         );
     }
 }

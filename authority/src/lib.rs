@@ -3,7 +3,7 @@
 //!
 //! A [`Token`] is a chain of links. Its first link is signed by the owner of a resource and names
 //! the key that it is for. That key may pass the token on with a link of its own, which can only
-//! narrow: a request has to satisfy every link. Only who proves the key of the last link can use the
+//! narrow: a request has to satisfy every link. Only the holder of the last link's key can use the
 //! token, so a copied token is worth nothing to a thief. The idea is that of SPKI certificates (RFC
 //! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
 //! Biscuit.

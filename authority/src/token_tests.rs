@@ -243,7 +243,9 @@ fn the_wire_format_stays_as_it_was_published() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), text in ".{0,80}") {
+    fn no_bytes_make_it_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..300), text in ".{0,80}"
+    ) {
         let _ = Token::from_bytes(&bytes);
         let _ = text.parse::<Token>();
         let _ = format!("{PREFIX}{text}").parse::<Token>();
@@ -267,8 +269,8 @@ proptest! {
 
     #[test]
     fn a_chain_allows_what_each_of_its_links_allows(
-        sets in prop::collection::vec(0u32..512, 1..=4), ends in prop::collection::vec(0u64..100, 4),
-        right in 0usize..9, now in 0u64..100,
+        sets in prop::collection::vec(0u32..512, 1..=4),
+        ends in prop::collection::vec(0u64..100, 4), right in 0usize..9, now in 0u64..100,
     ) {
         let right = Right::ALL[right];
         let link = |at: usize| Grant {

@@ -229,7 +229,8 @@ mod tests {
     fn a_definition_that_no_host_makes_is_refused() {
         let good = crate::host::registry::tests::entry("web").definition;
         assert!(good.check().is_ok());
-        let spoilt: [(&str, fn(&mut Definition)); 7] = [
+        type Spoil = fn(&mut Definition);
+        let spoilt: [(&str, Spoil); 7] = [
             ("cannot be a name", |vm| vm.name = "../web".into()),
             ("processors", |vm| vm.cpus = 0),
             ("MiB of memory", |vm| vm.memory_mib = 1),

@@ -94,7 +94,8 @@ async fn an_offer_with_anothers_name_or_address_is_refused_before_anything_is_ma
     let web = lab.host(0).list()[0].definition.clone();
     let mut rogue = Rogue::of(&lab);
     let (keys, good) = rogue.vm("mine").await;
-    let spoilt: [(&str, &dyn Fn(&mut Definition)); 6] = [
+    type Spoil<'a> = &'a dyn Fn(&mut Definition);
+    let spoilt: [(&str, Spoil); 6] = [
         ("named 'web'", &|vm| vm.name = "web".into()),
         ("no VM has that name", &|vm| vm.name = "nobodys".into()),
         ("that of 'web'", &|vm| vm.address.v4 = web.address.v4),

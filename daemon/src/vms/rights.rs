@@ -9,8 +9,9 @@
 //! | any other member | everything | see |
 //!
 //! A member that lacks a right may show a token of the VM's owner that gives it
-//! (`p2pvm_authority`). A network is closed where its access rules say `default = "deny"`. A VM's owner is the member
-//! that it was made for. A VM of a version without owners belongs to the host that has it.
+//! (`p2pvm_authority`). A network is closed where its access rules say `default = "deny"`. A VM's
+//! owner is the member that it was made for. A VM of a version without owners belongs to the host
+//! that has it.
 
 pub(crate) use p2pvm_authority::Right;
 use p2pvm_overlay::MemberId;

@@ -12,6 +12,7 @@ pub mod limit;
 pub mod netcheck;
 pub(crate) mod network;
 pub(crate) mod policy;
+mod policy_args;
 pub mod print;
 mod progress;
 pub(crate) mod ring;

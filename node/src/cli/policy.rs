@@ -2,7 +2,8 @@
 
 use super::{
     Context,
-    args::{Acl, Routes},
+    args::Routes,
+    policy_args::Acl,
     print::{self, report},
 };
 use p2pvm_api::{

@@ -3,6 +3,10 @@
 use clap::{Args, Subcommand};
 use std::time::Duration;
 
+/// The example of `p2pvm token`.
+pub const EXAMPLE: &str = "Example:\n  p2pvm token create --vm web --may console,start --for 2h \
+    --to lab3 > web.token";
+
 /// `p2pvm token ...`
 #[derive(Subcommand)]
 pub enum Token {

@@ -313,8 +313,7 @@ impl Door {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> Result<Proved, DoorError> {
         let hello = read_value(stream, MAX_HELLO_BYTES).await?;
-        // The revocation behind the refusal: the other's own, or that of a member that it depends
-        // on.
+        // A refusal may rest on the revocation of the other or of one that it depends on.
         let mut concerned = vec![peer];
         match &hello {
             Hello::Prove(shown) => {

@@ -4,7 +4,7 @@ use crate::addresses::allowance::Allowance;
 use p2pvm_dhcp::Holder;
 use p2pvm_overlay::MemberId;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -49,8 +49,8 @@ impl Asks {
 
     /// Opens a question of this node's own.
     pub fn check(&mut self, ip: IpAddr) {
-        if !self.open.contains_key(&ip) {
-            self.open.insert(ip, HashMap::new());
+        if let Entry::Vacant(place) = self.open.entry(ip) {
+            place.insert(HashMap::new());
             self.new.push(ip);
         }
     }
