@@ -387,7 +387,9 @@ impl Lab {
                 &[
                     "sh",
                     "-euc",
-                    "read -r pid <$P2PVM_DIR/daemon.pid; kill -9 $pid; echo $pid",
+                    "read -r pid <$P2PVM_DIR/daemon.pid; kill -9 $pid; \
+                        while grep -qs '^State:[^ZX]*$' /proc/$pid/status; do sleep 0.01; done; \
+                        echo $pid",
                 ],
             )?;
             return Ok(said.trim().parse().unwrap_or_default());
@@ -404,6 +406,13 @@ impl Lab {
             nix::sys::signal::Signal::SIGKILL,
         )
         .map_err(|e| LabError::Io(format!("killing process {pid}"), e.into()))?;
+        // Until it is gone, its sockets take packets that nothing will answer.
+        self.wait(
+            &format!("process {pid} to end"),
+            Duration::from_secs(30),
+            Duration::from_millis(1),
+            || Ok(has_ended(pid).then_some(())),
+        )?;
         Ok(pid as u32)
     }
 
@@ -501,4 +510,12 @@ impl Drop for Client {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Whether a process is gone, or a zombie, which has closed its files.
+fn has_ended(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
+        let state = stat.rsplit(')').next().map(str::trim_start);
+        state.is_none_or(|state| state.starts_with(['Z', 'X']))
+    })
 }

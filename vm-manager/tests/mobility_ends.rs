@@ -96,6 +96,27 @@ async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
     }
 }
 
+/// The first target was granted an epoch, so that the second one needs a newer one.
+#[tokio::test(start_paused = true)]
+async fn after_a_move_that_was_ended_the_vm_moves_to_another_member_at_once() {
+    let lab = Lab::new(4).await;
+    let vm = lab.vm(0, "web").await;
+    let (moving, strike, trap) = moving(&lab, Step::Ram).await;
+    lab.host(0).cancel_migration("web").await.unwrap();
+    let first = moving.await.unwrap().unwrap();
+    drop((strike, trap));
+    let options = MigrateOptions::default();
+    let (why, progress) = (Occasion::default(), watch::Sender::default());
+    let second = lab
+        .host(0)
+        .migrate_because(why, "web", lab.me(2), options, progress)
+        .await
+        .unwrap();
+    assert_eq!((second.runs_on, &second.failure), (RunsOn::Target, &None));
+    assert!(second.epoch > first.epoch, "{first:?} {second:?}");
+    assert_eq!(lab.world.running(vm), [lab.me(2)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_image_that_no_vm_here_uses_goes_at_the_daemons_start() {
     let mut lab = Lab::new(4).await;

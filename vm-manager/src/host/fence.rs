@@ -34,6 +34,11 @@ impl Host {
         let Ok(_operation) = slot.begin(Activity::Checking) else {
             return Ok(());
         };
+        self.check_now(slot).await
+    }
+
+    /// As [`Self::check`], within an operation of the caller's.
+    pub(crate) async fn check_now(&self, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
         if entry.role != Role::Held {
             return Ok(());

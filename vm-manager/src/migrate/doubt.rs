@@ -126,14 +126,16 @@ impl Host {
         };
         self.spawn(async move {
             // The operation that called this one ends first.
-            drop(slot.begin_next(Activity::Waiting).await);
+            let operation = slot.begin_next(Activity::Checking).await;
             host.ask_newer_epoch(&slot).await;
+            drop(operation);
         });
     }
 
-    /// Asks the voters for an epoch that is newer than the one promised to a target.
+    /// Asks the voters for an epoch that is newer than the one promised to a target, within an
+    /// operation of the caller's: until then no other target is granted one.
     pub(super) async fn ask_newer_epoch(&self, slot: &Arc<Slot>) {
-        if let Err(e) = self.check(slot).await {
+        if let Err(e) = self.check_now(slot).await {
             tracing::info!(error = %chain(&e), "a newer epoch will be asked for later");
         }
     }

@@ -10,11 +10,16 @@ use crate::{
 };
 use p2pvm_overlay::chain;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How much later than the end of its monitor the end of a guest may become known.
 const ENDED: Duration = Duration::from_secs(2);
 /// How long the process of a guest that powered itself off may take to end.
 const ENDING: Duration = Duration::from_secs(5);
+
+/// How long a failed move is not over for want of a newer epoch. Reason: voters that can be reached
+/// answer within a round trip and a flush.
+const NEWER_EPOCH: Duration = Duration::from_secs(2);
 
 impl Move {
     pub(super) async fn take_back(&self, setback: Setback, operation: Operation) -> Ending {
@@ -28,9 +33,8 @@ impl Move {
             false => self.stay(&error).await,
         };
         back.done();
-        drop(operation);
         if promised && !ended {
-            self.newer_epoch_in_background();
+            self.newer_epoch(operation).await;
         }
         Ending {
             runs_on: RunsOn::Source,
@@ -109,9 +113,17 @@ impl Move {
         });
     }
 
-    fn newer_epoch_in_background(&self) {
+    /// Ends the operation with a newer epoch than the target's, and waits for that a while: the
+    /// target of the next move would be refused the one that the voters have given away.
+    async fn newer_epoch(&self, operation: Operation) {
         let (host, slot) = (self.host.clone(), self.slot.clone());
-        self.host
-            .spawn(async move { host.ask_newer_epoch(&slot).await });
+        let (asked, is_over) = oneshot::channel();
+        self.host.spawn(async move {
+            host.ask_newer_epoch(&slot).await;
+            drop(operation);
+            // An error means that the move has been reported meanwhile.
+            let _ = asked.send(());
+        });
+        let _ = tokio::time::timeout(NEWER_EPOCH, is_over).await;
     }
 }
