@@ -511,8 +511,10 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
         "{}",
         current()
     );
+    // One question of the C library may be lost while the killed daemon's traces are removed (5 s);
+    // a look-up that waits for our dead server each time would take ten.
     assert!(
-        began.elapsed() < Duration::from_secs(3),
+        began.elapsed() < Duration::from_secs(8),
         "{:?}",
         began.elapsed()
     );
