@@ -6,7 +6,7 @@ pub const LONG_FILES: &[(&str, usize)] = &[
     ("node/src/cli/network.rs", 753),
     ("node/src/doctor/judge.rs", 697),
     ("node/tests/e2e_dashboard.rs", 751),
-    ("node/tests/e2e_policy.rs", 672),
+    ("node/tests/e2e_policy.rs", 671),
     ("overlay/src/membership/trust_tests.rs", 643),
 ];
 /// Files with wider lines, by their number: tables, addresses and settings that cannot be broken.
@@ -138,7 +138,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_policy.rs: fn \
             a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterwards",
-        145,
+        144,
     ),
     (
         "node/tests/e2e_policy.rs: fn \
