@@ -27,9 +27,9 @@ mod vm_args;
 pub use args::{Cli, Command, Top as TopArgs};
 pub use progress::Progress;
 
-use p2pvm_api::{Failed, Failure, Kind, Outcome, Sorted, client::Client};
+use p2pvm_api::{Doing, Failed, Failure, Kind, Outcome, Sorted, client::Client};
 use p2pvm_daemon::{layout::Layout, shown};
-use std::process::ExitCode;
+use std::{fs, io::Read, process::ExitCode};
 
 /// Says what is wrong with an invalid command line, or prints the requested help.
 pub fn misused(error: &clap::Error, json: bool) -> ExitCode {
@@ -63,6 +63,23 @@ pub(crate) fn say(failure: &Failure, json: bool) {
         println!("{}", failed(failure.clone()));
     }
     eprintln!("p2pvm: {}", shown::text(&failure.message));
+}
+
+/// Up to `most` bytes of text from a file, or from standard input for `-`.
+fn read_text(from: &str, most: u64, what: &str) -> Outcome<String> {
+    let mut text = String::new();
+    if from == "-" {
+        std::io::stdin()
+            .take(most)
+            .read_to_string(&mut text)
+            .doing(format_args!("reading the {what} from standard input"))?;
+    } else {
+        let file = fs::File::open(from).doing(format_args!("cannot read {from}"))?;
+        file.take(most)
+            .read_to_string(&mut text)
+            .doing(format_args!("reading {from}"))?;
+    }
+    Ok(text)
 }
 
 /// A command's context: what it needs besides its arguments.

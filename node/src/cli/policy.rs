@@ -5,12 +5,12 @@ use super::{
     args::Routes,
     policy_args::Acl,
     print::{self, report},
+    read_text,
 };
 use p2pvm_api::{
-    AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, Doing, Outcome, RouteOffered,
+    AcceptRoutes, AclAnswer, AclCheck, AclSet, AclShow, AclVerdict, Outcome, RouteOffered,
     RouteSubnet, RouteView, RouteWithdrawn, RoutesAccepted,
 };
-use std::{fs, io::Read};
 
 /// The most bytes read of a policy; the daemon enforces the real limit.
 const MAX_READ_BYTES: u64 = 200 << 10;
@@ -34,19 +34,7 @@ pub(crate) async fn acl(context: &Context, acl: Acl) -> Outcome<()> {
 }
 
 async fn set(context: &Context, file: &str) -> Outcome<()> {
-    let mut text = String::new();
-    if file == "-" {
-        std::io::stdin()
-            .take(MAX_READ_BYTES)
-            .read_to_string(&mut text)
-            .doing("reading the policy from standard input")?;
-    } else {
-        let opened = fs::File::open(file).doing(format_args!("cannot read {file}"))?;
-        opened
-            .take(MAX_READ_BYTES)
-            .read_to_string(&mut text)
-            .doing(format_args!("reading {file}"))?;
-    }
+    let text = read_text(file, MAX_READ_BYTES, "policy")?;
     let answer: AclAnswer = context
         .daemon()
         .await?

@@ -3,13 +3,11 @@
 use super::{
     Context,
     print::{self, report},
+    read_text,
     token_args::{Token, TokenCreate, TokenPass},
 };
 use hyper::Method;
-use p2pvm_api::{
-    CreateToken, Doing, Failure, Outcome, PassToken, TokenRemoved, TokenText, TokenView,
-};
-use std::{fs, io::Read};
+use p2pvm_api::{CreateToken, Failure, Outcome, PassToken, TokenRemoved, TokenText, TokenView};
 
 /// The most bytes read of a file with a token: one has a few thousand.
 const MAX_READ_BYTES: u64 = 64 << 10;
@@ -122,18 +120,7 @@ fn read(from: &str) -> Outcome<String> {
     if from.trim_start().starts_with("p2pvmtoken") {
         return Ok(from.trim().to_owned());
     }
-    let mut text = String::new();
-    if from == "-" {
-        std::io::stdin()
-            .take(MAX_READ_BYTES)
-            .read_to_string(&mut text)
-            .doing("reading the token from standard input")?;
-    } else {
-        let file = fs::File::open(from).doing(format_args!("cannot read {from}"))?;
-        file.take(MAX_READ_BYTES)
-            .read_to_string(&mut text)
-            .doing(format_args!("reading {from}"))?;
-    }
+    let text = read_text(from, MAX_READ_BYTES, "token")?;
     if text.trim().is_empty() {
         return Err(Failure::usage(format!("{from} is empty: it has no token")));
     }
