@@ -3,24 +3,23 @@
 
 mod testbed_common;
 
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{RcvBufForce, UdpGsoSegment},
+};
 use p2pvm_lab::{Testbed, sites::Properties};
 use std::{
     io::{Read, Write},
+    iter,
     net::{TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
-use testbed_common::{at, receive, socket, up};
+use testbed_common::{PATIENCE, at, kept_out, reaches, receive, silent, socket, up};
 
 /// Round trips of `count` datagrams one after the other, sorted; an echo on `to` answers.
 fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Duration> {
     let (client, server) = (socket(testbed, from, 0), socket(testbed, to, 7));
-    client
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
-    server
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
     let address = at(testbed, to, 7);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -78,20 +77,22 @@ fn a_round_trip_takes_what_the_link_says_and_little_more() {
     }
 }
 
+/// Room for all datagrams of a test, also while the reader does not run.
+fn with_room(socket: UdpSocket) -> UdpSocket {
+    setsockopt(&socket, RcvBufForce, &(4 << 20)).unwrap();
+    socket
+}
+
 /// Sends numbered datagrams over a link that loses a tenth, and answers which arrived.
 fn arrived(seed: u64, pause: Duration) -> Vec<String> {
     let testbed = up(&format!(
         "seed={seed}\n[default]\nrtt_ms=4\njitter_ms=1\nloss=0.1\n[[site]]\nname='a'\n[[site]]\n\
             name='b'\n"
     ));
-    let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
-    let reader = thread::spawn(move || {
-        let mut got = Vec::new();
-        while let Some((text, _)) = receive(&to) {
-            got.push(text);
-        }
-        got
-    });
+    let (from, to) = (
+        socket(&testbed, "a", 0),
+        with_room(socket(&testbed, "b", 9)),
+    );
     for number in 0..500 {
         from.send_to(number.to_string().as_bytes(), at(&testbed, "b", 9))
             .unwrap();
@@ -99,7 +100,13 @@ fn arrived(seed: u64, pause: Duration) -> Vec<String> {
             thread::sleep(pause);
         }
     }
-    reader.join().unwrap()
+    // Order is kept, so what comes before an end has come.
+    for _ in 0..20 {
+        from.send_to(b"end", at(&testbed, "b", 9)).unwrap();
+    }
+    iter::repeat_with(|| receive(&to).0)
+        .take_while(|text| text != "end")
+        .collect()
 }
 
 #[test]
@@ -221,11 +228,6 @@ fn a_lossy_link_spoils_no_byte_of_a_stream() {
     assert!(counters.lost > 0 && counters.refused == 0, "{counters:?}");
 }
 
-fn passes(from: &UdpSocket, to: &UdpSocket, address: std::net::SocketAddr) -> bool {
-    from.send_to(b"x", address).unwrap();
-    receive(to).is_some()
-}
-
 #[test]
 fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
     let testbed = up(
@@ -242,12 +244,12 @@ fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
         at(&testbed, "b1", 9),
         at(&testbed, "c", 9),
     );
-    assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
+    assert!(reaches(&a, to_b, &b) && reaches(&b, to_a, &a));
     testbed.cut("a", "b").unwrap();
-    assert!(!passes(&a, &b, to_b) && !passes(&b, &a, to_a));
-    assert!(passes(&a, &c, to_c) && passes(&b, &c, to_c));
+    assert!(kept_out(&a, to_b, &b) && kept_out(&b, to_a, &a));
+    assert!(reaches(&a, to_c, &c) && reaches(&b, to_c, &c));
     testbed.heal("b", "a").unwrap();
-    assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
+    assert!(reaches(&a, to_b, &b) && reaches(&b, to_a, &a));
     for (x, y) in [("a", "b1"), ("b1", "b2"), ("a", "a")] {
         assert!(
             testbed
@@ -266,9 +268,9 @@ fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
             .contains("named z")
     );
     testbed.isolate("b1").unwrap();
-    assert!(!passes(&a, &b, to_b));
+    assert!(kept_out(&a, to_b, &b));
     testbed.rejoin("b1").unwrap();
-    assert!(passes(&a, &b, to_b) && passes(&b, &c, to_c));
+    assert!(reaches(&a, to_b, &b) && reaches(&b, to_c, &c));
 }
 
 /// What `cut`, `heal` and `reshape` were told holds for the very next packet, also right after the
@@ -278,7 +280,7 @@ fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
     let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");
     let (a, b) = (socket(&testbed, "a", 9), socket(&testbed, "b", 9));
     let (to_a, to_b) = (at(&testbed, "a", 9), at(&testbed, "b", 9));
-    assert!(passes(&a, &b, to_b) && passes(&b, &a, to_a));
+    assert!(reaches(&a, to_b, &b) && reaches(&b, to_a, &a));
     for round in 0..200 {
         let (x, y) = if round % 2 == 0 {
             ("a", "b")
@@ -305,8 +307,7 @@ fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
         b.send_to(b"healed", to_a).unwrap();
         a.send_to(b"healed", to_b).unwrap();
         for socket in [&a, &b] {
-            let heard = receive(socket).map(|(text, _)| text);
-            assert_eq!(heard.as_deref(), Some("healed"), "round {round}");
+            assert_eq!(receive(socket).0, "healed", "round {round}");
         }
     }
 }
@@ -332,24 +333,15 @@ fn a_link_can_change_its_shape_while_it_runs() {
 /// whole, and loses only itself.
 #[test]
 fn joined_datagrams_are_lost_one_by_one() {
-    use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
     let testbed = up(
         "seed=9\n[default]\nrtt_ms=2\nloss=0.02\nmbit=50\n[[site]]\nname='a'\n\
             nat='port-restricted'\n[[site]]\nname='b'\n",
     );
-    let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
+    let (from, to) = (
+        socket(&testbed, "a", 0),
+        with_room(socket(&testbed, "b", 9)),
+    );
     setsockopt(&from, UdpGsoSegment, &1000).unwrap();
-    let reader = thread::spawn(move || {
-        let (mut heard, mut buffer) = (Vec::new(), [0; 2048]);
-        while let Ok(length) = to.recv(&mut buffer) {
-            assert!(
-                length == 1000 && buffer[2..1000].iter().all(|byte| *byte == buffer[1]),
-                "{length} bytes"
-            );
-            heard.push(u16::from(buffer[0]) * 20 + u16::from(buffer[1]));
-        }
-        heard
-    });
     for round in 0..50u8 {
         let joined: Vec<u8> = (0..20u8)
             .flat_map(|number| std::iter::once(round).chain(std::iter::repeat_n(number, 999)))
@@ -358,9 +350,23 @@ fn joined_datagrams_are_lost_one_by_one() {
         // 20 kB take 3.3 ms at 50 Mbit/s.
         thread::sleep(Duration::from_millis(5));
     }
-    let heard = reader.join().unwrap();
-    let counters = testbed.counters().unwrap()[0][1];
+    let since = Instant::now();
+    let mut counters = testbed.counters().unwrap()[0][1];
+    while counters.packets + counters.lost < 1000 && since.elapsed() < PATIENCE {
+        counters = testbed.counters().unwrap()[0][1];
+    }
     assert_eq!(counters.packets + counters.lost, 1000, "{counters:?}");
-    assert_eq!(heard.len() as u64, counters.packets, "{counters:?}");
+    let heard: Vec<u16> = (0..counters.packets)
+        .map(|_| {
+            let mut buffer = [0; 2048];
+            let length = to.recv(&mut buffer).expect("what was not lost arrives");
+            assert!(
+                length == 1000 && buffer[2..1000].iter().all(|byte| *byte == buffer[1]),
+                "{length} bytes"
+            );
+            u16::from(buffer[0]) * 20 + u16::from(buffer[1])
+        })
+        .collect();
+    assert!(silent(&to), "more than the link says");
     assert!(heard.is_sorted() && counters.lost > 0);
 }

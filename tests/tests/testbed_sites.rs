@@ -7,18 +7,12 @@ mod testbed_common;
 use p2pvm_lab::Testbed;
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
-use testbed_common::{at, at6, receive, socket, socket6, up};
-
-/// Whether `from` reaches `to` at `address`.
-fn reaches(from: &UdpSocket, address: SocketAddr, to: &UdpSocket) -> bool {
-    // Without a way there the kernel says so at once, which is as good as silence.
-    from.send_to(b"knock", address).is_ok() && receive(to).is_some()
-}
+use testbed_common::{at, at6, kept_out, reaches, receive, socket, socket6, up};
 
 #[test]
 fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
@@ -34,12 +28,12 @@ fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
         socket6(&testbed, "six", 4000),
     );
     assert!(
-        !reaches(&open, at6(&testbed, "home", 4000), &home),
+        kept_out(&open, at6(&testbed, "home", 4000), &home),
         "nobody asked for it"
     );
     home.send_to(b"hello", at6(&testbed, "open", 4000)).unwrap();
     assert_eq!(
-        receive(&open).unwrap().1,
+        receive(&open).1,
         at6(&testbed, "home", 4000),
         "seen as what it is"
     );
@@ -48,7 +42,7 @@ fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
         "an answer"
     );
     assert!(
-        !reaches(&six, at6(&testbed, "home", 4000), &home),
+        kept_out(&six, at6(&testbed, "home", 4000), &home),
         "another's"
     );
     assert!(
@@ -68,7 +62,7 @@ fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
     );
     let (from, four) = (socket(&testbed, "six", 0), socket(&testbed, "four", 4000));
     assert!(
-        !reaches(&from, at(&testbed, "four", 4000), &four),
+        kept_out(&from, at(&testbed, "four", 4000), &four),
         "there is no IPv4 at an IPv6-only site"
     );
     assert!(reaches(
@@ -146,7 +140,7 @@ fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
             name='w'\n",
     );
     let (inside, outside) = (socket(&testbed, "home", 4000), socket(&testbed, "w", 1000));
-    assert!(!reaches(&outside, at(&testbed, "home", 4000), &inside));
+    assert!(kept_out(&outside, at(&testbed, "home", 4000), &inside));
     assert_eq!(natpmp(&testbed, "home", 4000), Some((0, 4000)));
     assert!(
         reaches(&outside, at(&testbed, "home", 4000), &inside),
@@ -154,7 +148,7 @@ fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
     );
     inside.send_to(b"hello", at(&testbed, "w", 1000)).unwrap();
     assert_eq!(
-        receive(&outside).unwrap().1,
+        receive(&outside).1,
         at(&testbed, "home", 4000),
         "seen as what was mapped"
     );
@@ -216,7 +210,7 @@ fn small_links_cut_complain_or_swallow() {
     let fresh = socket(&testbed, "a", 0);
     drop(from);
     fresh.send_to(&[7; 1400], at(&testbed, "b", 9)).unwrap();
-    assert_eq!(receive(&to).map(|(text, _)| text.len()), Some(1400));
+    assert_eq!(receive(&to).0.len(), 1400);
     drop(testbed);
 
     let testbed = up(&text.replace("[default]", "[default]\nblack_hole=true"));
@@ -244,15 +238,13 @@ fn a_site_that_is_renumbered_has_other_addresses_and_no_mappings() {
         let (inside, outside) = (socket(&testbed, "home", 4000), socket(&testbed, "w", 1000));
         let seen = |testbed: &Testbed| {
             inside.send_to(b"hello", at(testbed, "w", 1000)).unwrap();
-            receive(&outside)
-                .expect("nothing keeps a host from writing out")
-                .1
+            receive(&outside).1
         };
         let (before, old) = (seen(&testbed), at(&testbed, "home", 0).ip());
         let old6 = at6(&testbed, "home", 4000);
         testbed.renumber("home").unwrap();
         assert!(
-            !reaches(&outside, before, &inside),
+            kept_out(&outside, before, &inside),
             "{nat}: the old address leads nowhere"
         );
         let after = seen(&testbed);
@@ -294,7 +286,7 @@ fn a_host_that_moves_keeps_its_programs_and_gets_another_address() {
     let inside = socket(&testbed, "home1", 4000);
     let heard_from = |testbed: &Testbed| {
         inside.send_to(b"hello", at(testbed, "w", 1000)).unwrap();
-        receive(&outside).expect("the host is connected").1
+        receive(&outside).1
     };
     let addresses = |testbed: &Testbed| testbed.run("home1", &["hostname", "-I"]).unwrap();
     let (first, old) = (heard_from(&testbed), testbed.host("home1").unwrap().address);
@@ -345,7 +337,7 @@ fn a_suspended_host_stands_still_and_goes_on_when_woken() {
     ticks.recv_timeout(Duration::from_secs(5)).unwrap();
     assert!(testbed.suspend("a").unwrap() >= 1);
     let (a, b) = (socket(&testbed, "a", 9), socket(&testbed, "b", 9));
-    assert!(!reaches(&b, at(&testbed, "a", 9), &a));
+    assert!(kept_out(&b, at(&testbed, "a", 9), &a));
     while ticks.try_recv().is_ok() {}
     assert!(
         ticks.recv_timeout(Duration::from_millis(500)).is_err(),
