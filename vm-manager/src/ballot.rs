@@ -1,7 +1,7 @@
-//! The voters as the moves of a VM use them. A VM's voters are three members named in its
-//! definition; an epoch is *granted* when a majority promised it to one holder, and *confirmed*
-//! when a majority knows that this holder runs the VM. Together they are the two phases of Paxos
-//! (Lamport 1998), the epoch its ballot.
+//! The voters as the moves of a VM use them. A VM's voters are an odd number of members named in
+//! its definition, three by default where there are as many; an epoch is *granted* when a majority
+//! has promised it to one holder, and *confirmed* when a majority has written down that this holder
+//! runs the VM. Together they are the two phases of Paxos (Lamport 1998), the epoch its ballot.
 
 use async_trait::async_trait;
 use p2pvm_dht::{
@@ -21,7 +21,7 @@ pub enum Ground {
     Doubt,
 }
 
-/// What a majority of voters know to be the newest epoch.
+/// The newest epoch by the answers of a majority of voters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Newest {
     /// The epoch.
@@ -64,7 +64,7 @@ pub enum BallotError {
     Invalid(&'static str),
 }
 
-/// A VM's voters. The VM's key proves to voters that never heard of it that its owner named them.
+/// A VM's voters. The VM's key proves to voters without a record of it that its owner named them.
 #[derive(Clone, Copy)]
 pub struct VmVoters<'a> {
     /// The VM's keys.
@@ -102,7 +102,7 @@ pub trait Ballot: Send + Sync + 'static {
         holder: MemberId,
     ) -> Result<(), BallotError>;
 
-    /// The newest epoch that a majority knows of.
+    /// The newest epoch by the answers of a majority.
     async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError>;
 
     /// Tells the voters that `holder`, this member, has deleted the VM, so that they may forget it.

@@ -1,8 +1,7 @@
 //! The time by which a guest's right to run is measured: it goes on while the machine sleeps.
 //!
-//! A laptop that is suspended in the middle of a move must know at its wake-up that its time is
-//! over.
-//! `CLOCK_MONOTONIC`, which timers of this program follow, stands still in a suspend;
+//! A laptop that is suspended in the middle of a move must find at its wake-up that its time is
+//! over. `CLOCK_MONOTONIC`, which timers of this program follow, stands still in a suspend;
 //! `CLOCK_BOOTTIME` does not, and a timer of the kernel by it fires at once after the wake-up.
 
 use async_trait::async_trait;
@@ -27,7 +26,7 @@ use tokio::{
     time::Instant,
 };
 
-/// How the machine's sleep is seen; in tests, made.
+/// The measure of the machine's sleep; tests simulate it.
 #[async_trait]
 pub trait Sleep: Send + Sync + 'static {
     /// How long the machine has slept since a fixed moment.
@@ -68,7 +67,7 @@ fn timer(time: Duration) -> io::Result<AsyncFd<OwnedFd>> {
     // Zero would disarm it.
     let time = TimeSpec::from(time.max(Duration::from_nanos(1)));
     timer.set(Expiration::OneShot(time), TimerSetTimeFlags::empty())?;
-    // SAFETY: the descriptor is owned by what is registered, and nothing else knows its number.
+    // SAFETY: the descriptor is owned by what is registered, and nothing else holds its number.
     let timer =
         unsafe { AsyncFd::register_with_interest(OwnedFd::from(timer), Interest::READABLE) }?;
     Ok(timer)

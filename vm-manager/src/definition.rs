@@ -28,7 +28,8 @@ pub struct GuestAddress {
     pub mtu: u16,
 }
 
-/// A VM as its users know it. Nothing in it is secret; it is published in the VM's record.
+/// A VM as its users see it, on whichever host it runs. Nothing in it is secret; it is published in
+/// the VM's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
     /// Its public key, which owns its records.
@@ -68,9 +69,10 @@ pub enum ImageSource {
     Stored(ManifestId),
 }
 
-/// How many members may vote on a VM at most.
+/// How many members may vote on a VM. Reason: every question goes to all of them, and the VM's
+/// record lists them.
 const MAX_VOTERS: usize = 15;
-/// The MTUs that a guest may be told: what IPv6 requires (RFC 8200 §5), to jumbo frames.
+/// The MTUs that a guest may be told: from what IPv6 requires (RFC 8200 §5) to jumbo frames.
 const MTUS: RangeInclusive<u16> = 1280..=9216;
 
 /// The largest disk that a VM may have. Reason: no file is larger on most file systems, and a slip
@@ -146,7 +148,7 @@ impl NewVm {
 }
 
 impl Definition {
-    /// Whether such a VM can have been made: what another member says of one is not believed.
+    /// Checks a definition that another member sent: whether a host can have made such a VM.
     ///
     /// # Errors
     /// [`Error::Refused`] naming what is out of range.

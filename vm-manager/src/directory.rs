@@ -16,6 +16,10 @@ pub const RECORD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How many snapshots one VM's record lists at most. Reason: the record stays within its bounds.
 pub const MAX_SNAPSHOTS: usize = 64;
 
+/// How many counts a record is published with before the attempt fails. Reason: a member that
+/// refuses one names its own, so that only another writer makes the next one fail.
+const PUBLISH_TRIES: u32 = 4;
+
 /// A snapshot of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -45,7 +49,7 @@ pub enum Wanted {
     Stopped,
 }
 
-/// A VM as the network knows it.
+/// What the network's records say of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
     /// The VM.
@@ -68,8 +72,8 @@ const OWNER: u8 = 1;
 
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
-    /// length, the bytes. A member that does not know a field skips it; one of a former version
-    /// reads no further than the record.
+    /// length, the bytes. A member skips a field whose kind it cannot read; one of an earlier
+    /// version reads no further than the record.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = framed::to_bytes(self);
         if let Some(MemberId(owner)) = self.owner {
@@ -196,14 +200,14 @@ impl Directory {
     /// one used.
     ///
     /// # Errors
-    /// [`Error::Agreement`] if too few members answer, or one knows of a newer epoch.
+    /// [`Error::Agreement`] if too few members answer, or one has a newer epoch.
     pub async fn publish(
         &self,
         keys: &KeyPair,
         record: &VmRecord,
         mut seq: u32,
     ) -> Result<u32, Error> {
-        for _ in 0..4 {
+        for _ in 0..PUBLISH_TRIES {
             match self
                 .0
                 .put(
@@ -252,7 +256,7 @@ mod tests {
     use crate::host::registry::tests::entry;
 
     #[test]
-    fn a_records_owner_is_read_and_former_versions_read_the_rest() {
+    fn a_records_owner_is_read_and_earlier_versions_read_the_rest() {
         let record = VmRecord {
             definition: entry("web").definition,
             holder: MemberId([4; 32]),

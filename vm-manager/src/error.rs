@@ -5,7 +5,7 @@ use p2pvm_overlay::FabricError;
 use std::{io, path::PathBuf};
 use tokio::task::JoinError;
 
-/// The cause of a step that several crates' errors, or a sentence, may have made fail.
+/// The cause of a failed step: another crate's error, or a sentence.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why an operation on a VM failed.
@@ -97,8 +97,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the hypervisor failed, which a guest's own end brings about as well.
-    pub(crate) fn is_hypervisors(&self) -> bool {
+    /// Whether the hypervisor failed. A guest that ends by itself looks the same.
+    pub(crate) fn is_of_hypervisor(&self) -> bool {
         matches!(self, Self::Hypervisor { .. } | Self::Monitor { .. })
     }
 }
@@ -115,7 +115,7 @@ pub(crate) fn io_at(
     }
 }
 
-/// Wraps what made a decision of records or voters fail.
+/// Wraps the cause for which records or voters could not decide.
 pub(crate) fn undecided<E: Into<Cause>>(step: &'static str) -> impl FnOnce(E) -> Error {
     move |cause| Error::Agreement {
         step,

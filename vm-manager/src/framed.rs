@@ -1,6 +1,6 @@
 //! Documents that hosts keep and publish (a VM's record, a checkpoint's): one byte that names the
-//! format, then postcard. A reader refuses a format that it does not know, so that a newer one is
-//! never half understood.
+//! format, then postcard. A reader refuses every other format, so that a newer one is never half
+//! understood.
 
 use serde::{Serialize, de::DeserializeOwned};
 

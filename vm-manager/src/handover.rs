@@ -2,17 +2,19 @@
 //!
 //! The target may begin to run within its *window* (ten seconds from its last arming) and must have
 //! a majority's confirmation two seconds after it, or freeze. The source, having handed over and
-//! heard nothing, counts from what it knows of the target's last arming; when that time and the
-//! clock guard have passed, a target without confirmation is frozen for certain, and the voters'
-//! next epoch decides. So the two never run at once, whatever is lost or late, and the hand-over
-//! itself waits for no voter.
+//! heard nothing, counts from the moment in which the last arming was answered; when that time and
+//! the clock guard have passed, a target without confirmation is frozen for certain, and the
+//! voters' next epoch decides. So the two never run at once, whatever is lost or late, and the
+//! hand-over itself waits for no voter.
 //!
 //! Times are durations since any fixed moment of a clock that goes on while the machine sleeps
 //! ([`crate::clock`]).
 
 use std::time::Duration;
 
-/// How long after its last arming a target may begin to run the guest.
+/// How long after its last arming a target may begin to run the guest. Reason: the source arms it
+/// every three seconds, so that one arming may get lost, and without news after the hand-over the
+/// source has to wait this long.
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// How long past the window a target that runs may stay unconfirmed before it freezes itself.
 pub const CONFIRM_GRACE: Duration = Duration::from_secs(2);
@@ -144,7 +146,7 @@ impl TargetWindow {
     }
 }
 
-/// What the source knows of the target's right to run.
+/// The source's bound on the target's right to run.
 #[derive(Clone, Debug, Default)]
 pub struct SourceClaim {
     serial: u64,
@@ -333,8 +335,8 @@ mod tests {
     }
 
     /// Random armings that arrive late, out of order or never, random answers, clocks that differ
-    /// by up to 2.9 %, the source's being the faster: an unconfirmed target has stopped when the
-    /// source believes so.
+    /// by up to 2.9 %, the source's being the faster: an unconfirmed target has stopped by the time
+    /// from which the source counts on it.
     #[test]
     fn the_source_never_counts_on_a_target_that_still_runs() {
         for seed in 0..20_000u64 {

@@ -66,7 +66,7 @@ pub enum Start {
 pub enum RunState {
     /// Executing.
     Running,
-    /// Held: by us, by an I/O error, or at the end of a migration.
+    /// Held: by this host, by an I/O error, or at the end of a migration.
     Paused,
     /// Waiting for, or receiving, a migration.
     Incoming,
@@ -147,7 +147,7 @@ pub struct Progress {
     pub phase: String,
     /// Bytes moved in this phase.
     pub done_bytes: u64,
-    /// Bytes known to be needed in this phase.
+    /// Bytes that this phase needs, as far as is known now.
     pub total_bytes: u64,
     /// How fast the guest dirties its memory, bytes per second.
     pub dirty_rate: u64,
@@ -226,8 +226,8 @@ pub trait Machine: Send + Sync + 'static {
     /// Changes of what it does; ends with [`RunState::Stopped`].
     fn watch(&self) -> watch::Receiver<RunState>;
 
-    /// Why it stands still, or ended, without a request of this host's. Known before
-    /// [`Machine::watch`] tells the change.
+    /// Why it stands still, or ended, without a request of this host's. Set before
+    /// [`Machine::watch`] reports the change.
     fn halted(&self) -> Option<Halt>;
 
     /// Asks the guest to power down and waits; kills it after `patience`.

@@ -69,9 +69,9 @@ const OTHERS: [(&[u8], &str, &str); 13] = [
 pub(crate) struct ImageFile {
     /// Where it is read.
     path: PathBuf,
-    /// How it was named.
+    /// How the request named it.
     named: PathBuf,
-    /// Keeps the file that was found the one that is read.
+    /// Held open, so that the file that was checked is the one that is read.
     _found: Option<OwnedFd>,
 }
 
@@ -128,7 +128,7 @@ impl ImageFile {
         &self.path
     }
 
-    /// An error about the file, by the name that it was asked for by.
+    /// The same error, with the name that the request used.
     pub(crate) fn named(&self, error: Error) -> Error {
         let (read, named) = (
             self.path.display().to_string(),
@@ -182,7 +182,7 @@ fn not_allowed(path: &Path, dirs: &[PathBuf], why: &str) -> Error {
     ))
 }
 
-/// What is said of a file that is no image.
+/// The refusal of a file that is no image.
 fn refusal(path: &Path, what: &str, advice: &str) -> Error {
     Error::Refused(format!(
         "{} is {what}, no disk image: {advice}",

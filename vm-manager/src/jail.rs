@@ -31,20 +31,21 @@ use std::{
 /// The first of the guests' uids. Reason: Debian and systemd hand out none above
 /// (systemd.io/UIDS-GIDS).
 const UID_BASE: u32 = 0x7000_0000;
-/// How many uids guests are spread over.
+/// How many uids guests are spread over. Reason: two guests of a host hardly ever share one of so
+/// many.
 const UID_COUNT: u32 = 1 << 24;
-/// The device that the guest gets a node of its own for, in its run directory and over the
+/// The device of which each guest gets a node of its own: in its run directory, mounted over the
 /// system's.
 const USERFAULTFD: &str = "/dev/userfaultfd";
 const USERFAULTFD_NODE: &str = "userfaultfd";
 
-/// How many times the removal of a dead guest's cgroup is tried.
+/// How many times the removal of a dead guest's cgroup is tried before it is left.
 const REMOVE_TRIES: u32 = 50;
 /// How long between two tries.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no
-/// scheduling games.
+/// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no change
+/// of its own scheduling.
 pub(crate) const SECCOMP: &str =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -76,8 +77,8 @@ impl Jail {
         }
     }
 
-    /// Takes the run directory from a guest that had it by a version before this one; where guests
-    /// have uids of their own, they may walk through it and no more.
+    /// Takes the run directory for the daemon's user, where guests have uids of their own: the
+    /// guest may only walk through it. Earlier versions gave it to the guest.
     pub(crate) fn shut(&self, run_dir: &RunDir) -> io::Result<()> {
         self.uid.map_or(Ok(()), |uid| run_dir.seize(uid))
     }
@@ -100,8 +101,8 @@ impl Jail {
     }
 
     /// Makes `command` start inside, with `inherit` as the only descriptors beside its standard
-    /// ones. Its process writes its number to `pid_file` before it becomes QEMU, so that a daemon
-    /// killed right after the fork is no reason to lose it.
+    /// ones. Its process writes its number to `pid_file` before it becomes QEMU, so that the next
+    /// daemon finds it even if this one is killed right after the fork.
     pub(crate) fn enter(
         &self,
         command: &mut tokio::process::Command,
@@ -179,7 +180,7 @@ fn confine(uid: Option<u32>, groups: &[File], inherit: &[RawFd]) -> io::Result<(
     Ok(())
 }
 
-/// Whether this user namespace knows `uid` (a container may not).
+/// Whether this user namespace maps `uid` (a container's may not).
 fn uid_is_mapped(uid: u32) -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.lines().any(|line| {

@@ -5,7 +5,7 @@
 //! records.
 //!
 //! The floors, lowest first: the traits and documents, with [`handover`] (the right to run a guest
-//! during a move, without IO); [`host`]; [`migrate`] and [`checkpoint`], which do not know each
+//! during a move, without IO); [`host`]; [`migrate`] and [`checkpoint`], neither of which uses the
 //! other; `guard`, what a host does unasked. None uses a higher one.
 
 pub mod ballot;

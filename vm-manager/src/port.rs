@@ -27,8 +27,8 @@ pub trait Port: Send + Sync + 'static {
     /// Gives address and name back: the VM was deleted.
     async fn release(&self, keys: &KeyPair, vm: &Definition) -> Result<(), Error>;
 
-    /// Whether the addresses in the definition are the VM's, which another member brings here: by
-    /// the network's records, and as they follow from its key.
+    /// Checks the addresses in the definition of a VM that another member brings here: whether they
+    /// are the VM's by the network's records, and follow from its key.
     ///
     /// # Errors
     /// [`Error::Refused`] with whose they are, [`Error::Agreement`] if that cannot be found out.

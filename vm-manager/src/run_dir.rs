@@ -1,9 +1,9 @@
 //! A guest's run directory, made so that a guest that has broken out of QEMU gains nothing by it.
 //!
 //! The daemon owns the directory, binds its sockets and opens its logs, and passes QEMU the
-//! descriptors: a guest can neither make nor rename a name here. The daemon opens a name below the
-//! directory's own descriptor and follows no link, because versions before this one gave the
-//! directory to the guest, and their guests still run.
+//! descriptors: a guest can neither make nor rename a file here. The daemon opens a name below the
+//! directory's own descriptor and follows no link, because earlier versions gave the directory to
+//! the guest, and their guests still run.
 
 use nix::{
     fcntl::{AtFlags, OFlag, openat},

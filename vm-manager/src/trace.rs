@@ -1,11 +1,11 @@
 //! Traces of what this crate does, as OpenTelemetry spans: a migration is one trace over both its
 //! hosts.
 //!
-//! Only OpenTelemetry's API is known here; the program brings the tracer that records, and without
-//! one ([`Traces::default`]) a [`Step`] costs next to nothing and goes nowhere. The context of a
-//! trace travels as a `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>)
-//! and is read strictly, since another member wrote it; `tracestate`, which may be long, does not
-//! travel.
+//! This crate uses OpenTelemetry's API alone; the program brings the tracer that records, and
+//! without one ([`Traces::default`]) a [`Step`] costs next to nothing and goes nowhere. The context
+//! of a trace travels as a `traceparent`
+//! (<https://www.w3.org/TR/trace-context/#traceparent-header>) and is read strictly, since another
+//! member wrote it; `tracestate`, which may be long, does not travel.
 
 use opentelemetry::{
     Context, KeyValue, Value,
@@ -18,7 +18,7 @@ use opentelemetry::{
 use p2pvm_overlay::{MemberId, chain};
 use std::{borrow::Cow, error::Error, fmt::Display, future::Future, sync::Arc};
 
-/// How many bytes a text in a span has at most. Reason: some are told by another member.
+/// How many bytes of a text a span keeps. Reason: some texts come from other members.
 const MAX_TEXT_BYTES: usize = 1024;
 /// How many bytes a `traceparent` of the version in use has.
 const TRACEPARENT_BYTES: usize = 55;
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(
             unknown_flags.trace_flags(),
             TraceFlags::SAMPLED,
-            "flags that are not known are not passed on"
+            "unknown flags are not passed on"
         );
         for bad in [
             "",

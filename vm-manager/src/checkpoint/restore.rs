@@ -1,8 +1,8 @@
 //! Restoring a VM from a snapshot on this host: all bytes first, then the right to run it, then its
 //! guest.
 //!
-//! A VM whose guest runs somewhere is never restored beside it. A holder that cannot be asked may
-//! run it: its user has to say `force`, and the new epoch fences the old holder's guest.
+//! A VM whose guest runs somewhere is never restored beside it. A holder that does not answer may
+//! run it: the user has to set `force`, and the new epoch fences the old holder's guest.
 
 use super::SavedVm;
 use crate::{
@@ -28,7 +28,7 @@ use tokio::sync::watch;
 /// Choices of a restore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestoreOptions {
-    /// The holder does not answer, and its user says that it is dead or may be fenced.
+    /// Restores though the holder does not answer: the user says that it is dead or may be fenced.
     pub force: bool,
 }
 
@@ -114,7 +114,7 @@ impl Host {
         }
         let epoch = after(newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)))
             .map_err(undecided("asking for the VM's next epoch"))?;
-        self.let_give_way(record, holder).await?;
+        self.ask_to_give_way(record, holder).await?;
         let slot = self.restored_entry(record, &kept, epoch)?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
@@ -146,9 +146,9 @@ impl Host {
     }
 
     /// Asks the holder to remove its stopped copy when the VM runs here, as a restore there would
-    /// replace it as well. A holder that does not answer, or does not know the request, keeps its
+    /// replace it as well. A holder that does not answer, or is too old for the request, keeps its
     /// copy as a branch.
-    async fn let_give_way(&self, record: &VmRecord, holder: MemberId) -> Result<(), Error> {
+    async fn ask_to_give_way(&self, record: &VmRecord, holder: MemberId) -> Result<(), Error> {
         let (name, vm) = (&record.definition.name, record.definition.vm);
         if holder == self.me
             || !matches!(
@@ -168,7 +168,7 @@ impl Host {
         }
     }
 
-    /// What is known of the VM: its entry here, or its record.
+    /// The VM's record, made of its entry here if there is one.
     async fn known(&self, name: &str) -> Result<VmRecord, Error> {
         match self
             .slot_named(name)
@@ -187,7 +187,8 @@ impl Host {
         }
     }
 
-    /// Whether the VM's guest runs nowhere, as far as can be known; returns its present holder.
+    /// Refuses a VM whose guest runs at its holder, or may run there since the holder does not
+    /// answer and `force` is not set; returns the holder.
     async fn may_restore(
         self: &Arc<Self>,
         record: &VmRecord,
@@ -206,8 +207,7 @@ impl Host {
             Err(_) if options.force => Ok(holder),
             Err(_) => Err(Error::Refused(format!(
                 "the host of '{name}', {}, does not answer and may still run it: if it is dead, \
-                    restore with --force \
-                 (its copy is then cut off from the network for good)",
+                    restore with --force (its copy is then cut off from the network for good)",
                 holder.short()
             ))),
         }

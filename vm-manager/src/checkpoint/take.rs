@@ -143,7 +143,7 @@ impl Host {
         ))
     }
 
-    /// Has a snapshot copied to other members, and writes down how well it is kept as that grows.
+    /// Has a snapshot copied to other members, and writes its durability down as that grows.
     pub(crate) async fn replicate(
         &self,
         slot: &Arc<Slot>,
@@ -198,8 +198,8 @@ impl Host {
                 && !slot.is_copying(snapshot.checkpoint)
                 && let Err(e) = self.replicate(slot, &snapshot).await
             {
-                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "its copies to other \
-                    members cannot go on");
+                tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "cannot continue \
+                    its copies to other members");
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::{
 use p2pvm_overlay::{Epoch, MemberId, chain};
 use std::{sync::Arc, time::Duration};
 
-/// How long before an attempt is repeated that the voters could not settle yet.
+/// How long before voters that could not settle a VM are asked again.
 const RETRY: Duration = Duration::from_secs(5);
 
 impl Host {
@@ -129,8 +129,8 @@ impl Host {
             return false;
         };
         machine.may_be_handed_over().await.unwrap_or_else(|e| {
-            tracing::warn!(vm = %slot.entry().listed_name(), error = %chain(&e), "how far an \
-                interrupted move had come is not known: the guest stands still");
+            tracing::warn!(vm = %slot.entry().listed_name(), error = %chain(&e), "cannot tell \
+                how far an interrupted move had come: the guest stands still");
             true
         })
     }
@@ -171,7 +171,7 @@ impl Host {
     /// stands still goes on, or one that should run is booted, once they have answered.
     async fn resume_life(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
-        // The VM may have been lost, and that not have been written down.
+        // This host may have lost the VM without having written it down.
         slot.set_unproven(slot.run_state() == RunState::Paused);
         if slot.machine().is_some() && !slot.is_unproven() {
             let spec = self.registry.spec(&entry);

@@ -1,7 +1,7 @@
 //! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
 //! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`).
 //!
-//! This is the crate's top floor: it knows moves and snapshots, and [`crate::host`] does not.
+//! This is the crate's top floor: it uses moves and snapshots, and [`crate::host`] does not.
 
 use crate::{
     Error, Host,
@@ -14,7 +14,7 @@ mod adopt;
 mod rounds;
 
 impl Host {
-    /// Opens the host whose VMs are defined in `dir`: takes up what runs, decides what was
+    /// Opens the host whose VMs are defined in `dir`: takes up what runs, settles what was
     /// interrupted, serves other members.
     ///
     /// # Errors

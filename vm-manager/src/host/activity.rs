@@ -6,7 +6,7 @@ use std::fmt;
 /// Makes the enum, and both ways between its variants and their words, from one table.
 macro_rules! activities {
     ($($(#[$doc:meta])* $variant:ident = $words:literal,)*) => {
-        /// The operation that has a VM.
+        /// The operation that works on a VM.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum Activity {
             $($(#[$doc])* $variant,)*
@@ -47,8 +47,6 @@ activities! {
     Checking = "asking its voters",
     /// Its voters have to say where it may run.
     Settling = "waiting for its voters",
-    /// It waits for the operation before.
-    Waiting = "waiting",
     /// It is created.
     Creating = "being made",
     /// It is started.

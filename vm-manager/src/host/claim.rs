@@ -1,7 +1,7 @@
-//! May the VM run here? A host asks whenever that is in doubt: after a restart, after a migration
-//! that broke, when a peer says that the epoch is old. A VM that is confirmed for no other member
-//! is claimed under a new epoch: a majority grants it (phase 1) and confirms it (phase 2) before
-//! the answer is yes.
+//! Whether a VM may run here. A host asks its voters whenever that is in doubt: after a restart,
+//! after a migration that broke, when a peer reports that the epoch is old. A VM that is confirmed
+//! for no other member is claimed under a new epoch: a majority grants it (phase 1) and confirms it
+//! (phase 2) before the answer is yes.
 
 use super::{Entry, Host};
 use crate::ballot::{BallotError, Ground, VmVoters, after};
@@ -22,7 +22,8 @@ pub enum Ownership {
     },
 }
 
-/// How many times a claim is repeated that another one has overtaken.
+/// How many times a claim is repeated after another one has overtaken it. Reason: random pauses end
+/// a race of two within a few rounds.
 const ROUNDS: usize = 4;
 
 impl Host {

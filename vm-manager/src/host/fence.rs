@@ -13,7 +13,8 @@ use crate::{
 use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
 use std::{sync::Arc, time::Duration};
 
-/// How long an operation on a VM may take to end before the VM is given up all the same.
+/// How long an operation on a VM may take to end before the VM is given up all the same. Reason:
+/// with the port shut, it may never end.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Gives up a migration that may be under way, and has the guest run here, also if it was held
@@ -84,7 +85,7 @@ impl Host {
         self.fence(slot, holder, newer).await;
     }
 
-    /// Asks a held VM's voters before its guest goes on, where this host does not know why it
+    /// Asks a held VM's voters before its guest goes on, if this host has no record of why it
     /// stands still.
     pub(super) async fn prove(&self, slot: &Arc<Slot>) -> Result<(), Error> {
         if !slot.is_unproven() {
@@ -132,8 +133,8 @@ impl Host {
 
     /// The VM went on elsewhere: its guest here stands still, cut off, and is listed as a branch.
     pub(crate) async fn fence(&self, slot: &Arc<Slot>, holder: MemberId, newer: Epoch) {
-        // Until it is written down: a full disk may keep it from that, and the guest must not go on
-        // for it when there is room again.
+        // Unproven before the branch is written down: a full disk may prevent that, and the guest
+        // must not go on when there is room again.
         slot.set_unproven(true);
         self.hold_still(slot).await;
         let note = format!("epoch {newer} went to {}", holder.short());
@@ -173,7 +174,6 @@ impl Host {
             .into_iter()
             .filter(|slot| !slot.entry().is_branch())
         {
-            // An operation on it may never end now that its port is shut.
             let _operation: Result<Operation, _> =
                 tokio::time::timeout(GIVE_UP_LIMIT, slot.begin_next(Activity::GivingUp)).await;
             self.fence(&slot, self.me, slot.entry().epoch).await;
@@ -207,21 +207,20 @@ impl Host {
         }
     }
 
-    /// A peer refused packets of a VM here because it knows a newer epoch: asks the VM's voters
-    /// now.
+    /// A peer refused packets of a VM here because of a newer epoch: asks the VM's voters now.
     pub fn stale_epoch(&self, vm: VmId, known: Epoch) {
         if let Some(slot) = self.slot_of(vm).filter(|slot| known > slot.entry().epoch) {
             self.check_soon(slot);
         }
     }
 
-    /// Asks a VM's voters in a task: another member knows a newer epoch.
+    /// Asks a VM's voters in a task: another member has reported a newer epoch.
     pub(super) fn check_soon(&self, slot: Arc<Slot>) {
         let Some(host) = self.strong() else { return };
         self.spawn(async move {
             if let Err(e) = host.check(&slot).await {
-                tracing::info!(error = %chain(&e), "a peer knows a newer epoch, and the voters \
-                    could not be asked");
+                tracing::info!(error = %chain(&e), "cannot ask the voters about the newer epoch \
+                    that a member reported");
             }
         });
     }

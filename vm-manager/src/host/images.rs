@@ -1,6 +1,6 @@
 //! Images that no VM here uses are removed, or the disk would slowly fill: at once where the VM did
-//! not arrive or was not made, after a while where it left or was deleted, and at the daemon's
-//! start whenever no VM uses it.
+//! not arrive or was not made, after a day where it left or was deleted, and at the daemon's start
+//! whenever no VM uses it.
 //!
 //! The disk of every VM here lies over its image, so a used image must stay; an [`ImageUse`] stands
 //! for a VM that is not listed yet.
@@ -61,7 +61,7 @@ impl Host {
                 .any(|slot| slot.entry().definition.image == image)
     }
 
-    /// Removes an image that was fetched for a VM which is not here in the end.
+    /// Removes an image, unless a VM here uses it.
     pub(crate) async fn drop_unused(&self, image: ManifestId) {
         match self
             .parts

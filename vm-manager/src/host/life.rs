@@ -80,8 +80,8 @@ impl Host {
         made
     }
 
-    /// Makes an image of the file that the VM's image is. Checked before anything is stored: a file
-    /// that is no image, or does not fit, leaves nothing behind.
+    /// Makes an image of the file that a new VM names. The file is checked before anything is
+    /// stored: a file that is no image, or does not fit, leaves nothing behind.
     async fn import(
         &self,
         new: &NewVm,
@@ -214,8 +214,8 @@ impl Host {
             self.remove(slot)
         };
         if let Err(e) = gone.await {
-            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "a VM is not wholly \
-                removed yet: tried again later");
+            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "cannot remove all of \
+                a VM yet: the next round tries again");
             return;
         }
         let vm = VmVoters {
@@ -224,8 +224,8 @@ impl Host {
         };
         let told = self.parts.ballot.deleted(vm, entry.epoch, self.me).await;
         if let Err(e) = told {
-            tracing::debug!(vm = %entry.definition.name, error = %chain(&e), "its voters go on \
-                remembering a deleted VM");
+            tracing::debug!(vm = %entry.definition.name, error = %chain(&e), "cannot tell the \
+                voters that the VM was deleted");
         }
     }
 
@@ -247,7 +247,7 @@ impl Host {
         Ok(self.status_of(&slot))
     }
 
-    /// Boots a held VM from its disk, after its voters said that it is this host's.
+    /// Boots a held VM from its disk, once its voters have said that it is this host's.
     pub(crate) async fn boot(&self, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
         let name = &entry.definition.name;
@@ -328,8 +328,8 @@ impl Host {
         Ok(self.status_of(&slot))
     }
 
-    /// Deletes a VM that is stopped, with its snapshots here, its name and its address; or a
-    /// branch.
+    /// Deletes a VM that is stopped, with its snapshots here and on the members that answer, its
+    /// name and its address; or a branch.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`] if it runs, [`Error::Agreement`] if its voters

@@ -12,7 +12,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// How much of a host's memory is kept for itself, MiB: an eighth, and no more than this.
+/// How much memory a host keeps for itself at most, MiB; a small host keeps an eighth. Reason: what
+/// the host itself needs does not grow with its memory.
 const MOST_KEPT_MIB: u64 = 512;
 
 /// What guests on this host may be given.

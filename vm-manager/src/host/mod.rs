@@ -84,7 +84,8 @@ pub struct HostOptions {
     pub copies: usize,
     /// How many members vote on a VM made here, at most. Odd.
     pub voters: usize,
-    /// How often the voters of each running VM are asked whether it is still this host's.
+    /// How often the voters of each held VM, running or not, are asked whether it is still this
+    /// host's.
     pub guard_every: Duration,
     /// How often address leases and records are renewed.
     pub renew_every: Duration,
@@ -123,7 +124,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host over the VMs that are defined in `dir`, none of which it knows yet.
+    /// A host over the VMs that are defined in `dir`, none of which it has loaded yet.
     pub(crate) fn new(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
         let registry = Registry::open(&dir.join("vms"))?;
         Ok(Arc::new_cyclic(|this| Self {
@@ -170,7 +171,7 @@ impl Host {
         all
     }
 
-    /// A VM here, or what the network knows of one elsewhere.
+    /// A VM here, or what the network's records say of one elsewhere.
     ///
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Agreement`] if too few members answer.
@@ -202,7 +203,7 @@ impl Host {
         }
     }
 
-    /// What the network knows of the VM of that name.
+    /// The network's record of the VM of that name.
     ///
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Agreement`] if too few members answer.
@@ -345,8 +346,7 @@ impl Host {
         Ok(self.list_entry(entry))
     }
 
-    /// The same for the entry of a VM that is not here yet; `None`: it is, as something else than a
-    /// branch.
+    /// Lists and writes the entry of a VM that is not here yet; `None` if it is, and is no branch.
     ///
     /// # Errors
     /// [`Error::Refused`] if another VM here has its name or address.
@@ -361,7 +361,7 @@ impl Host {
             if slots.values().any(is_same) {
                 return Ok(None);
             }
-            newcomer::clashes_with_none(slots.values(), &entry.definition)?;
+            newcomer::refuse_clash(slots.values(), &entry.definition)?;
             slots.insert(entry.incarnation(), slot.clone());
         }
         if let Err(e) = self.registry.save(&entry) {
@@ -398,7 +398,8 @@ impl Host {
         Ok(next)
     }
 
-    /// A second incarnation that may run the VM here would run it beside the first.
+    /// Asserts that at most one incarnation holds the VM here: a second would run it beside the
+    /// first.
     fn assert_one_held(&self, entry: &Entry) {
         let is_held = |entry: &Entry, vm| entry.definition.vm == vm && entry.role.is_held();
         let vm = entry.definition.vm;
@@ -428,7 +429,7 @@ impl Host {
         Ok(())
     }
 
-    /// Puts the VM's record into the DHT; what fails is tried again by the guard.
+    /// Puts the VM's record into the DHT; after a failure the next round tries again.
     pub(crate) async fn publish(&self, slot: &Slot) {
         slot.set_unpublished(true);
         let entry = slot.entry();

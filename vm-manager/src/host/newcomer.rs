@@ -1,30 +1,30 @@
-//! A VM that another member brings here, by a move or by its record for a restore: what that member
-//! says of it is believed only as far as it can be checked.
+//! A VM that another member brings here, by a move or by its record for a restore: this host
+//! accepts of that member only what it can check.
 //!
-//! Whoever made a VM has its key and may write anything into its definition. So its name and its
-//! address count if the network's records, which each have one owner, say that they are this VM's,
-//! and if no VM here has them.
+//! The member that made a VM has its key and may write anything into its definition. So its name
+//! and its address count if the network's records, which each have one owner, say that they are
+//! this VM's, and if no VM here has them.
 
 use super::{Entry, Host, Slot, lock};
 use crate::{Definition, Error};
 use std::sync::Arc;
 
-/// Why a VM here hinders another one, if it does: the same name or address would mean two VMs.
+/// Why a VM here keeps another one away, if it does: two VMs would have one name or address.
 fn clash(here: &Entry, new: &Definition) -> Option<String> {
     let (old, name) = (&here.definition, here.listed_name());
     if old.vm == new.vm || here.is_branch() {
         // A branch has no port, and is listed under another name.
-        return (old.vm != new.vm && name == new.name).then(|| said_of_name(&name));
+        return (old.vm != new.vm && name == new.name).then(|| name_clash(&name));
     }
     if name == new.name || old.name == new.name {
-        return Some(said_of_name(&new.name));
+        return Some(name_clash(&new.name));
     }
     let (ours, theirs) = (&old.address, &new.address);
     let is_same = ours.v4 == theirs.v4 || ours.v6 == theirs.v6 || ours.mac == theirs.mac;
     (ours.prefix != 0 && is_same).then(|| format!("its address is that of '{name}' here"))
 }
 
-fn said_of_name(name: &str) -> String {
+fn name_clash(name: &str) -> String {
     format!("this host has another VM named '{name}'")
 }
 
@@ -33,8 +33,8 @@ fn refused(name: &str, why: &str) -> Error {
     Error::Refused(format!("'{name}' cannot come to this host: {why}"))
 }
 
-/// Whether none of the VMs here has the name or address of a new one.
-pub(super) fn clashes_with_none<'s>(
+/// Refuses a new VM whose name or address a VM here has.
+pub(super) fn refuse_clash<'s>(
     here: impl IntoIterator<Item = &'s Arc<Slot>>,
     vm: &Definition,
 ) -> Result<(), Error> {
@@ -47,13 +47,13 @@ pub(super) fn clashes_with_none<'s>(
 }
 
 impl Host {
-    /// Whether the VM may come to this host, as far as what is known of it goes.
+    /// Checks the definition, the name and the addresses of a VM that is to come to this host.
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason; [`Error::Agreement`] if too few members answer.
     pub(crate) async fn may_come(&self, vm: &Definition) -> Result<(), Error> {
         vm.check()?;
-        clashes_with_none(&self.slots(), vm)?;
+        refuse_clash(&self.slots(), vm)?;
         let owns_name = async {
             match self.directory.resolve(&vm.name).await? {
                 Some(owner) if owner == vm.vm => Ok(()),

@@ -1,6 +1,6 @@
 //! The VMs this host answers for, on disk: one directory an incarnation, one file in it that is
 //! replaced atomically (temporary name, fsync, rename, fsync of the directory), so that a daemon
-//! killed at any instant finds either the old or the new truth.
+//! killed at any instant leaves either the old entry or the new one.
 //!
 //! An *incarnation* is one stay of a VM on a host, named by the VM and the epoch in which it came.
 //! A copy that lost the VM and a later stay of the same VM are two incarnations with two
@@ -23,6 +23,7 @@ use std::{
 };
 
 const FILE: &str = "vm.json";
+/// What the name of an incarnation's directory begins with while its files are removed.
 const GONE: &str = ".gone-";
 
 /// A side of a migration.
@@ -84,7 +85,7 @@ impl Role {
         matches!(self, Self::Held | Self::Leaving { .. })
     }
 
-    /// Whether this host is the VM's holder, or is found to be it when a doubt is settled.
+    /// Whether this host is the VM's holder, or may prove to be when a doubt is settled.
     fn may_be_held(&self) -> bool {
         self.is_held() || matches!(self, Self::Doubtful { .. })
     }
@@ -170,6 +171,7 @@ pub type UnreadableDirs = Vec<(PathBuf, String)>;
 
 /// The places of entries that hold a VM, or may come to, though a newer entry holds it, each with
 /// that entry's epoch.
+///
 /// Reason: a restore by an earlier version left both where the daemon ended, or the new guest
 /// failed, in its last steps.
 pub(crate) fn superseded(entries: &[Entry]) -> Vec<(usize, Epoch)> {
@@ -370,7 +372,7 @@ pub(crate) mod tests {
         let mut first = entry("web");
         registry.save(&first).unwrap();
         // A kill while the next version was being written leaves a torn temporary file beside the
-        // old truth.
+        // old entry.
         fs::write(registry.path(&first).join("vm.new"), b"{\"definition\":").unwrap();
         let (entries, broken) = registry.load().unwrap();
         assert_eq!(

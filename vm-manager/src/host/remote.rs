@@ -15,7 +15,7 @@ use std::{
 /// The service's name.
 pub const SERVICE: &str = "vm";
 
-/// How long a member may take to answer.
+/// How long a member may take to answer before it counts as silent.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A question to a member.
@@ -25,8 +25,8 @@ pub enum VmRequest {
     List,
     /// Whether the VM's guest runs there.
     Runs(VmId),
-    /// May the asking member restore the VM, which is stopped there? Its copy there is removed
-    /// then. Older members do not know this request.
+    /// Whether the asking member may restore the VM, which is stopped there; the copy there is then
+    /// removed. Older members refuse this request.
     GiveWay(VmId),
     /// The asking member runs the VM now: ask its voters.
     Took(VmId),
@@ -72,7 +72,7 @@ fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// An answer that was received.
+/// Decodes an answer.
 fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
     let (mut answer, behind) = postcard::take_from_bytes::<VmAnswer>(body)?;
     if let VmAnswer::Vms(vms) = &mut answer {
@@ -157,7 +157,7 @@ impl Host {
         let given = self.update(slot, |e| e.gives_way = Some(to));
         given
             .inspect_err(|e| {
-                tracing::warn!(error = %chain(e), "it cannot be written down that a VM may be \
+                tracing::warn!(error = %chain(e), "cannot write down that a VM may be \
                     restored elsewhere")
             })
             .is_ok()

@@ -20,7 +20,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 /// How many bytes of the disk stay free when images and disks are stored, and must be free before a
 /// guest goes on that found none. Reason: records and voters' promises need room too.
 const KEPT_FREE: u64 = 64 << 20;
-/// How small a part of a small file system is enough before a guest goes on: one in this many.
+/// The part of a small file system that must be free before a guest goes on: one in this many.
+/// Reason: it may never have `KEPT_FREE` free.
 const SHARE: u64 = 16;
 /// How long between two looks for room for guests that wait for it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,8 +33,8 @@ fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
-/// How much must be free before guests go on: what is kept free anyway, and the part of the reserve
-/// that was spent.
+/// How much must be free before guests go on: what is kept free anyway, or less on a small file
+/// system.
 fn needed(room: Room) -> u64 {
     KEPT_FREE.min(room.size / SHARE)
 }

@@ -23,8 +23,11 @@ use std::{
     time::Duration,
 };
 
-/// How long a check with voters that do not answer takes at most.
+/// How long an operation waits for a check with the voters before it is refused. Reason: a check
+/// whose voters do not answer ends within this time.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// How long between two looks whether such a check is over.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One incarnation in memory.
 pub(crate) struct Slot {
@@ -36,8 +39,8 @@ pub(crate) struct Slot {
     pub(super) outgoing: Mutex<Option<OutgoingMove>>,
     /// The record in the DHT is older than the entry.
     unpublished: AtomicBool,
-    /// The guest stands still for a reason that this daemon does not know, or because the VM was
-    /// lost and that could not be written down: the voters are asked before it goes on.
+    /// The guest stands still, and this daemon has no record of the reason, or could not write down
+    /// that the VM was lost: the voters are asked before it goes on.
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
@@ -185,12 +188,12 @@ impl Slot {
         let until = tokio::time::Instant::now() + CHECK_LIMIT;
         loop {
             match self.begin(what.clone()) {
-                // Between two operations the activity is not known for a moment.
+                // Between two operations there is no activity for a moment.
                 Err(_)
                     if matches!(*lock(&self.activity), None | Some(Activity::Checking))
                         && tokio::time::Instant::now() < until =>
                 {
-                    tokio::time::sleep(CHECK_LIMIT / 200).await;
+                    tokio::time::sleep(LOOK).await;
                 }
                 begun => return begun,
             }

@@ -21,7 +21,7 @@ pub enum VmState {
     Stopped,
     /// It is being moved away; its guest still executes here.
     Leaving,
-    /// It is being moved here.
+    /// It is being moved, restored or made here.
     Arriving,
     /// It is held until the voters say whether it may run here.
     Doubtful,
@@ -52,11 +52,11 @@ pub struct VmStatus {
     pub snapshots: Vec<Snapshot>,
     /// Why it is in a state that its user did not ask for.
     pub note: Option<String>,
-    /// Why its guest stands still without a request. It is sent to other members behind the list,
-    /// for those that know it.
+    /// Why its guest stands still without a request. Other members get it after the list, where
+    /// older ones do not read it.
     #[serde(skip)]
     pub still: Option<Standstill>,
-    /// The member that it was made for, as far as this host knows.
+    /// The member that it was made for; `None` where that is unknown, as in other members' lists.
     #[serde(skip)]
     pub owner: Option<MemberId>,
 }
@@ -118,7 +118,7 @@ pub struct VmStats {
 /// What this host runs on and what its guests use, for the load vector and `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostStats {
-    /// What guests run on; `None` until probed or when no hypervisor works.
+    /// What guests run on; `None` if the probe failed.
     pub accel: Option<Accel>,
     /// Running VMs.
     pub vms: Vec<VmStats>,

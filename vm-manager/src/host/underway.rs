@@ -62,8 +62,8 @@ impl Host {
     /// done. The outcome of the move is that the VM stayed.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Refused`] if the VM is not being moved, or went over in this
-    /// moment.
+    /// [`Error::NotFound`]; [`Error::Refused`] if the VM is not being moved, or has just been
+    /// handed over.
     pub async fn cancel_migration(&self, name: &str) -> Result<(), Error> {
         let slot = self.named(name)?;
         let Some(outgoing) = slot.outgoing_move() else {

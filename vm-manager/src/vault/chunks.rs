@@ -86,7 +86,7 @@ impl Vault for ChunkVault {
     ) -> Result<ManifestId, Error> {
         followed(progress, async |p| self.images.import(file, p).await)
             .await
-            .map_err(failed("taking the image in"))
+            .map_err(failed("importing the image"))
     }
 
     async fn ensure_image(
@@ -99,7 +99,7 @@ impl Vault for ChunkVault {
             self.images.ensure_local(image, providers, p).await
         })
         .await
-        .map_err(failed("having the image here"))
+        .map_err(failed("fetching the image"))
     }
 
     async fn has_image(&self, image: ManifestId) -> bool {
@@ -121,7 +121,7 @@ impl Vault for ChunkVault {
         self.images
             .remove_if(image, unused)
             .await
-            .map_err(failed("letting the image go"))
+            .map_err(failed("removing the image"))
     }
 
     async fn store(
@@ -269,7 +269,7 @@ impl Vault for ChunkVault {
     ) -> Result<(), Error> {
         let (chunks, me) = (self.chunks(), self.exchange.me());
         let is_provider = providers.contains(&me);
-        blocking("letting the snapshot go", move || {
+        blocking("removing the snapshot", move || {
             // This host may have kept it for the VM's previous holder.
             let mut pins = chunks.pins_of(id, PIN)?;
             pins.retain(|pin| is_provider || pin.owner.is_none());
@@ -280,8 +280,8 @@ impl Vault for ChunkVault {
         for provider in providers.iter().filter(|p| **p != me) {
             let released = self.exchange.release(id, PIN, *provider, Some(keys)).await;
             if let Err(e) = released {
-                tracing::info!(provider = %provider.short(), error = %chain(&e), "a copy of a \
-                    deleted snapshot stays there");
+                tracing::info!(provider = %provider.short(), error = %chain(&e), "cannot remove \
+                    the member's copy of a deleted snapshot");
             }
         }
         Ok(())
@@ -289,7 +289,7 @@ impl Vault for ChunkVault {
 
     async fn let_go(&self, id: ManifestId) -> Result<(), Error> {
         let chunks = self.chunks();
-        blocking("letting the snapshot go", move || chunks.unpin(id, PIN))
+        blocking("removing the snapshot", move || chunks.unpin(id, PIN))
             .await
             .map(drop)
     }

@@ -50,7 +50,7 @@ impl Move {
     async fn guest_ended(&self, error: &Error) -> bool {
         let machine = &*self.machine;
         let late =
-            error.is_hypervisors() && tokio::time::timeout(ENDED, ended(machine)).await.is_ok();
+            error.is_of_hypervisor() && tokio::time::timeout(ENDED, ended(machine)).await.is_ok();
         late || has_ended(machine)
     }
 
