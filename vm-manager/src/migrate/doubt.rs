@@ -15,12 +15,12 @@ use crate::{
 use p2pvm_overlay::{Epoch, MemberId, chain};
 use std::{sync::Arc, time::Duration};
 
-/// How long before the voters are asked again that could not decide yet.
+/// How long before voters that could not decide yet are asked again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a source that could ask the voters leaves the VM to a target that answers and is in
 /// doubt as well. Reason: the target's copy is the newer one.
 const DEFER: Duration = Duration::from_secs(30);
-/// How long before a target that works on it is asked again.
+/// How long before a target whose guest is not confirmed yet is asked again.
 const POLL: Duration = Duration::from_millis(300);
 
 /// What a source does next about its doubt, by the target's answer.
@@ -120,7 +120,8 @@ impl Host {
         tracing::info!(reason, "the target gave the VM up; it goes on here");
         let epoch = slot.entry().epoch;
         self.thaw(slot, Side::Source, epoch).await;
-        // The target's epoch was promised: the source's has to be newer for peers that heard of it.
+        // The target's epoch was promised: the source's has to be newer for peers that have
+        // received it.
         let (Some(host), slot) = (self.strong(), slot.clone()) else {
             return;
         };

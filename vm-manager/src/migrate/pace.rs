@@ -1,11 +1,11 @@
 //! Carries one of QEMU's streams between two hosts without letting it queue up on the way.
 //!
-//! QEMU stops the guest when it believes that the rest of RAM goes out within the planned downtime,
-//! by the rate at which its socket took bytes so far. A transport that buffers megabytes makes it
-//! believe too much: the guest then stands still while the buffers drain. So what may be under way
-//! is bounded here by delay, as TCP Vegas does it (Brakmo and Peterson 1995): the far side
-//! acknowledges what its QEMU has taken, and the window grows while the round trip stays near the
-//! smallest seen and shrinks when it rises above.
+//! QEMU stops the guest when the rest of RAM goes out within the planned downtime at the rate at
+//! which its socket took bytes so far. A transport that buffers megabytes makes that rate too high:
+//! the guest then stands still while the buffers drain. So what may be under way is bounded here by
+//! delay, as TCP Vegas does it (Brakmo and Peterson 1995): the far side acknowledges what its QEMU
+//! has taken, and the window grows while the round trip stays near the smallest seen and shrinks
+//! when it rises above.
 //!
 //! The wire is frames both ways: data, acknowledgement of all bytes so far, end. One task writes,
 //! so that neither side ever waits for the other's acknowledgement to be written.
@@ -23,9 +23,9 @@ use tokio::{
 
 /// The largest data frame, bytes.
 const MAX_FRAME: usize = 64 << 10;
-/// How small the window gets at least, bytes. Reason: two frames keep a slow path busy.
+/// The smallest window, bytes. Reason: two frames keep a slow path busy.
 const MIN_WINDOW: u64 = 128 << 10;
-/// How large the window gets at most, bytes. Reason: 200 ms at 10 Gbit/s.
+/// The largest window, bytes. Reason: 200 ms at 10 Gbit/s.
 const MAX_WINDOW: u64 = 256 << 20;
 /// How much queueing is allowed on a path without delay. Reason: the scheduling of two busy hosts.
 const MIN_QUEUEING: Duration = Duration::from_millis(15);
@@ -34,7 +34,7 @@ const DATA: u8 = 0;
 const ACK: u8 = 1;
 const END: u8 = 2;
 
-/// How much may be under way.
+/// How many bytes may be under way, and how many are.
 #[derive(Debug)]
 pub struct Pace {
     sent: u64,
@@ -196,7 +196,7 @@ async fn read(
     loop {
         let kind = match remote.read_u8().await {
             Ok(kind) => kind,
-            // The far side has said its end, heard ours, and closed.
+            // The far side has sent its end, received this side's, and closed.
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && shared.taken().1 => return Ok(()),
             Err(e) => return Err(e),
         };

@@ -1,6 +1,6 @@
-//! What the spans of a migration say: the whole of it at its source, the whole of it at its target,
-//! the passes over memory. [`super::source`] and [`super::target`] begin and end the spans of the
-//! steps, where each is taken.
+//! What the spans of a migration say: one of the whole move at its source, one of the whole arrival
+//! at its target, and events for the passes over memory. [`super::source`] and [`super::target`]
+//! begin and end the spans of the steps, where each is taken.
 
 use super::{Occasion, wire::Offer};
 use crate::{
@@ -43,7 +43,7 @@ impl Host {
     }
 
     /// The span of the whole arrival.
-    pub(super) fn receive_trace(
+    pub(super) fn begin_arrival_trace(
         &self,
         within: &SpanContext,
         offer: &Offer,

@@ -3,8 +3,8 @@
 //! be repeated.
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
-//! bytes. A member that does not know a field skips it, and a member that misses one goes on
-//! without it. Three are in use: the span that the move's trace is within, how much disk the move
+//! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
+//! missing. Three are in use: the span that the move's trace is within, how much disk the move
 //! takes, and the VM's owner.
 
 use crate::{
@@ -47,7 +47,7 @@ pub struct Offer {
 pub enum Request {
     /// Prepare to take the VM.
     Prepare(Box<Offer>),
-    /// How far is the preparation? It also shows that the source lives.
+    /// How far has the preparation come? It also shows that the source lives.
     Progress {
         /// The migration.
         id: u64,
@@ -66,7 +66,7 @@ pub enum Request {
         id: u64,
         /// The VM.
         vm: VmId,
-        /// The source knows already that the guest runs there.
+        /// Whether the target has told the source already that the guest runs there.
         running: bool,
     },
     /// Give the move up, unless the guest runs there; what became of it?
@@ -83,7 +83,7 @@ pub enum Request {
 /// An answer of the target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
-    /// Work goes on.
+    /// The preparation goes on.
     Preparing(Progress),
     /// RAM and disk can be sent.
     Ready {
@@ -103,8 +103,8 @@ pub enum Answer {
     },
     /// The guest ran here, is held still, and waits for the voters.
     Doubtful,
-    /// This member does not know the migration. That proves nothing: it may have forgotten it, or
-    /// have moved the VM on.
+    /// This member has no record of the migration. That proves nothing: it may have been restarted,
+    /// or have moved the VM on.
     Unknown,
     /// The guest never ran here and never will.
     Gone {

@@ -1,10 +1,10 @@
 //! RAM and disk of one instant, while the guest runs on.
 //!
-//! QEMU's *background snapshot*: RAM is write-protected and saved page by page, a page the guest
-//! wants to write first of all. The guest stands still only for the devices' state and the
-//! protecting: 11 ms for 128 MiB when the host is quiet, 15–30 ms when it is loaded. Against it,
-//! pre-copy into a file stops the guest 40–220 ms: the qcow2 is flushed in that time, and on a
-//! journaling file system that flush waits for the RAM file's data too.
+//! QEMU's *background snapshot*: RAM is write-protected and saved page by page, a page that the
+//! guest is about to write before the others. The guest stands still only for the devices' state
+//! and the protecting: 11 ms for 128 MiB when the host is quiet, 15–30 ms when it is loaded.
+//! Pre-copy into a file, by comparison, stops the guest 40–220 ms: the qcow2 is flushed in that
+//! time, and on a journaling file system that flush waits for the RAM file's data too.
 //!
 //! For disk and RAM to be of the same instant, the guest is stopped *here*, a copy-before-write
 //! backup of its disk begun, the snapshot begun, and the guest let go when the first page is out.
@@ -237,7 +237,7 @@ async fn by_precopy(
             stopped = Some(Instant::now());
         }
     }
-    // Completion gave the disk away; it is still ours.
+    // Completion deactivated the disk, which is still this host's.
     qmp.run("blockdev-set-active", json!({ "active": true }))
         .await?;
     backup(qmp).await?;
@@ -286,7 +286,7 @@ async fn job(qmp: &Qmp) -> Result<Option<Value>, Error> {
         .cloned())
 }
 
-/// Takes the ended backup off QEMU's list, with what it has to say.
+/// Takes the ended backup off QEMU's list; returns its error.
 async fn dismiss(qmp: &Qmp) -> Result<(), Error> {
     while let Some(job) = job(qmp).await? {
         if job["status"] != "concluded" {
@@ -336,9 +336,9 @@ pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
     qmp.run("blockdev-del", json!({ "node-name": COPY }))
         .await?;
     if let Err(error) = ended {
-        tracing::debug!(error = %chain(&error), "how the interrupted copy of the disk ended");
+        tracing::debug!(error = %chain(&error), "the interrupted copy of the disk ended");
     }
-    tracing::info!("a checkpoint that was interrupted is cleared away");
+    tracing::info!("cleared away an interrupted checkpoint");
     Ok(())
 }
 

@@ -121,7 +121,7 @@ fn machine(args: &mut Arguments, spec: &MachineSpec, accel: Accel, kvm: Option<R
     args.add("vga", "none");
 }
 
-/// What the daemon steers the guest by, and the guest's console.
+/// What the daemon controls the guest by, and the guest's console.
 fn control(args: &mut Arguments, fds: InheritedFds) {
     args.add("sandbox", crate::jail::SECCOMP);
     args.add(

@@ -52,8 +52,8 @@ pub(crate) async fn open(run_dir: &Path, turn: &Arc<Semaphore>) -> Result<BoxStr
     }))
 }
 
-/// Empties logs that have grown too long. They are appended to, so that what comes goes to the new
-/// end.
+/// Empties logs that have grown too long. They are opened for appending, so that the next line goes
+/// to the new end.
 pub(crate) fn cut_logs(run_dir: &Path) {
     let Ok(dir) = RunDir::open(run_dir) else {
         return;

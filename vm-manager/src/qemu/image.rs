@@ -17,7 +17,7 @@ use std::{
 pub(crate) const HINT: &str =
     "apt-get install -t bookworm-backports qemu-system-x86 qemu-utils (version 10 or later)";
 
-/// What a disk file says of itself.
+/// What a disk file's header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Info {
     pub(crate) format: &'static str,
@@ -40,7 +40,7 @@ pub(crate) async fn info(path: &Path) -> Result<Info, Error> {
 fn parse(path: &Path, text: &str) -> Result<Info, Error> {
     let broken = |what: &str| Error::Refused(format!("{}: {what}", path.display()));
     let value: Value = serde_json::from_str(text)
-        .map_err(|e| broken(&format!("qemu-img said something else than JSON: {e}")))?;
+        .map_err(|e| broken(&format!("the answer of qemu-img is not JSON: {e}")))?;
     let format = match value["format"].as_str() {
         Some("qcow2") => "qcow2",
         Some("raw") => "raw",
@@ -84,7 +84,7 @@ pub(crate) async fn standalone(path: &Path) -> Result<Info, Error> {
     }
 }
 
-/// Refuses a qcow2 whose tables point behind its end, as those of a broken-off download do.
+/// Refuses a qcow2 whose tables point past its end, as those of a broken-off download do.
 pub(crate) async fn check_whole(path: &Path, info: &Info) -> Result<(), Error> {
     if info.format != "qcow2" {
         return Ok(());
@@ -110,7 +110,7 @@ pub(crate) async fn check_whole(path: &Path, info: &Info) -> Result<(), Error> {
 pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) -> Result<(), Error> {
     let image = fs::canonicalize(image).map_err(io_at("open the disk image", image))?;
     let below = standalone(&image).await?;
-    // Whole megabytes: partition tools and the mirror both dislike a ragged end.
+    // Whole megabytes: partition tools and the mirror both handle a ragged end badly.
     let size = size
         .unwrap_or(0)
         .max(below.virtual_size)
@@ -122,7 +122,7 @@ pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) ->
         &[&image, disk, Path::new(&size)],
     )
     .await?;
-    owners_alone(disk)?;
+    protect(disk)?;
     flush(disk)
 }
 
@@ -145,12 +145,12 @@ pub(crate) async fn rebase(disk: &Path, image: &Path) -> Result<(), Error> {
         &[&image, disk],
     )
     .await?;
-    owners_alone(disk)?;
+    protect(disk)?;
     flush(disk)
 }
 
 /// The daemon opens a guest's disk for it: nobody else on the machine reads it.
-fn owners_alone(disk: &Path) -> Result<(), Error> {
+fn protect(disk: &Path) -> Result<(), Error> {
     fs::set_permissions(disk, fs::Permissions::from_mode(0o600))
         .map_err(io_at("protect the disk", disk))
 }

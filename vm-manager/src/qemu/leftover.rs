@@ -1,5 +1,4 @@
-//! Guests whose daemon is gone for good, and with it everything about them: they are ended without
-//! it.
+//! Ends guests whose daemon is gone for good.
 
 use super::{PROGRAM, command, machine::KILL_PATIENCE, process::Process};
 use crate::{Error, host::Registry, jail::Jail};

@@ -144,7 +144,7 @@ impl Machine for QemuMachine {
             };
         }
         let press = async {
-            // A paused guest cannot hear the button.
+            // A paused guest does not react to the button.
             if *self.state.borrow() == RunState::Running {
                 while self.qmp.run("system_powerdown", json!({})).await.is_ok()
                     && !self.gone(PRESS_AGAIN).await
@@ -269,7 +269,7 @@ async fn disk_halt(qmp: &Qmp) -> Result<Option<Halt>, Error> {
     }))
 }
 
-/// Keeps `state` true until the process has ended, then clears up behind it.
+/// Keeps `state` and `halt` up to date until the process has ended, then clears up behind it.
 async fn follow(
     qmp: Qmp,
     mut events: broadcast::Receiver<Event>,
@@ -299,7 +299,7 @@ async fn follow(
             },
         };
         if changed && let Ok(now) = run_state(&qmp).await {
-            // The reason first: subscribers ask for it when they hear of the change.
+            // The reason first: subscribers ask for it when they see the change.
             if now != RunState::Stopped
                 && let Ok(why) = disk_halt(&qmp).await
             {
@@ -314,7 +314,7 @@ async fn follow(
         process.ended(KILL_PATIENCE).await;
     }
     if let Err(error) = RunDir::open(&spec.run_dir).and_then(|dir| dir.remove(PID_FILE)) {
-        tracing::debug!(vm = %spec.vm.short(), %error, "the number of the ended process stays");
+        tracing::debug!(vm = %spec.vm.short(), %error, "the pid file of the ended process stays");
     }
     jail.remove().await;
     state.send_replace(RunState::Stopped);

@@ -15,8 +15,8 @@
 //!   `return-path` for pre-copy).
 //!
 //! So **half a round trip** remains (one way for the last bytes), **plus at most one** for a write
-//! under way; the carrier of the sockets adds its own queueing: it should buffer little more
-//! than a round trip's worth.
+//! under way; the carrier of the sockets adds its own queueing: it should buffer little more than a
+//! round trip's worth.
 //!
 //! The target's disk is opened by [`super::relay`], so that its negotiation does not stop the
 //! guest's devices.
@@ -68,13 +68,12 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sets the capabilities named and clears the others that this driver ever sets.
 pub(super) fn capabilities(wanted: &[&str]) -> Value {
-    const ALL: [&str; 6] = [
+    const ALL: [&str; 5] = [
         "events",
         PAUSES,
         "auto-converge",
         "postcopy-ram",
         "background-snapshot",
-        "mapped-ram",
     ];
     let states: Vec<Value> = ALL
         .iter()

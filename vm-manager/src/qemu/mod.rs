@@ -1,4 +1,4 @@
-//! The QEMU driver: guests as QEMU 10 processes that outlive the daemon, steered over QMP.
+//! The QEMU driver: guests as QEMU 10 processes that outlive the daemon, controlled over QMP.
 //!
 //! `command` says what a guest is made of, [`crate::jail`] what it may touch, `machine` how it
 //! lives, `migration` how it moves, `moving` how far a move has come, `checkpoint` how the guest is
@@ -59,7 +59,7 @@ const LOG: &str = "qemu.log";
 const LOG_TAIL: u64 = 16 << 10;
 /// How long a started QEMU may take until its monitor answers.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-/// How long loading a checkpoint may take: RAM at the speed of a slow disk.
+/// How long loading a checkpoint may take. Reason: RAM at the speed of a slow disk.
 const LOAD_PATIENCE: Duration = Duration::from_secs(300);
 
 /// QEMU on this host.
@@ -71,7 +71,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The driver that keeps what it learns about this host in `state_dir`. `accel` forces an
+    /// The driver that keeps the verdict on this host's KVM in `state_dir`. `accel` forces an
     /// accelerator; else the host is probed by booting `probe`, and without one [`Accel::Tcg`] is
     /// taken.
     pub fn new(state_dir: impl Into<PathBuf>, accel: Option<Accel>, probe: Option<Probe>) -> Self {
@@ -140,7 +140,7 @@ impl Qemu {
         Error::Hypervisor {
             step: "start QEMU",
             detail: if detail.is_empty() {
-                "it ended without a word".to_owned()
+                "it ended and printed nothing".to_owned()
             } else {
                 detail
             },
@@ -339,7 +339,7 @@ impl Hypervisor for Qemu {
             jail.remove().await;
             return Ok(None);
         };
-        // A guest of a version before this one had the directory.
+        // An earlier version gave the directory to the guest.
         let run_dir = RunDir::open(&spec.run_dir)
             .and_then(|dir| jail.shut(&dir).map(|()| dir))
             .map_err(io_at("take the run directory", &spec.run_dir))?;

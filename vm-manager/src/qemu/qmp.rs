@@ -1,7 +1,7 @@
 //! A QMP connection: commands in, answers and events out, file descriptors passed along.
 //!
-//! Why not the typed `qapi` crate: its connection ends for good at an event that its schema (QEMU
-//! 9.0) does not know and at an answer whose caller has gone away, and both are ordinary here (QEMU
+//! Why not the typed `qapi` crate: its connection ends for good at an event that is not in its
+//! schema (QEMU 9.0) and at an answer whose caller has gone away, and both are ordinary here (QEMU
 //! is newer; callers time out). What a hypervisor answers is therefore read field by field from
 //! JSON, and what is unknown is passed over.
 //!
@@ -21,7 +21,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -44,25 +44,34 @@ const ENDED: &str = "the guest's process has ended";
 const EVENTS: usize = 256;
 
 /// The longest line that is read. Reason: what a broken QEMU sends is held in memory; its longest
-/// honest answer has some 100 KiB.
+/// regular answer has some 100 KiB.
 const MAX_LINE: u64 = 4 << 20;
 /// The longest event that is passed on. Reason: many are kept for a slow reader.
 const MAX_EVENT: usize = 64 << 10;
 
-/// Something that QEMU told unasked.
+/// A message that QEMU sent unasked.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) data: Value,
 }
 
-/// What QEMU returned, or its words for why not.
+/// What QEMU returned, or its description of the error.
 type Answer = Result<Value, String>;
 
+/// The callers of the commands that are under way, by the commands' ids.
+type Pending = HashMap<u64, oneshot::Sender<Answer>>;
+
 struct Shared {
-    pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+    pending: Mutex<Pending>,
     events: broadcast::Sender<Event>,
     closed: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One guest's monitor. Cheap to clone.
@@ -156,11 +165,7 @@ impl Qmp {
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         let (tx, rx) = oneshot::channel();
-        self.shared
-            .pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, tx);
+        self.shared.pending().insert(id, tx);
         let exchange = async {
             let writer = self.writer.lock().await;
             if *self.shared.closed.borrow() {
@@ -178,11 +183,7 @@ impl Qmp {
             answer.map_err(|words| refused(command, words))
         };
         let result = tokio::time::timeout(PATIENCE, exchange).await;
-        self.shared
-            .pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        self.shared.pending().remove(&id);
         result.unwrap_or(Err(Error::TimedOut {
             step: command,
             seconds: PATIENCE.as_secs(),
@@ -190,7 +191,7 @@ impl Qmp {
     }
 }
 
-/// An answer that QEMU should not have given.
+/// The error of a command that QEMU refused, or answered unexpectedly.
 pub(crate) fn refused(step: &'static str, detail: impl Into<String>) -> Error {
     Error::Hypervisor {
         step,
@@ -284,7 +285,7 @@ async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
-                tracing::warn!(%error, "a guest's monitor is let go");
+                tracing::warn!(%error, "the connection to a guest's monitor is closed");
                 break;
             }
         }
@@ -296,11 +297,7 @@ async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
         }
     }
     shared.closed.send_replace(true);
-    shared
-        .pending
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clear();
+    shared.pending().clear();
 }
 
 /// Passes one message of QEMU's on: an event to all subscribers, or an answer to its command's
@@ -318,12 +315,7 @@ fn take(mut message: Value, shared: &Shared) {
     let Some(id) = message["id"].as_u64() else {
         return;
     };
-    let Some(caller) = shared
-        .pending
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(&id)
-    else {
+    let Some(caller) = shared.pending().remove(&id) else {
         return;
     };
     let answer = match message.get_mut("return") {

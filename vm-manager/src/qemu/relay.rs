@@ -4,7 +4,7 @@
 //! disk, and negotiating NBD takes some five round trips: on a path of 200 ms the guest's devices
 //! would stand still for a second before the move has even begun. So QEMU's own storage daemon
 //! opens the far disk, waits as long as it takes, and offers it again on a socket of this host,
-//! which QEMU opens in no time. Each write is still answered by the far side only.
+//! which QEMU opens at once. Each write is still answered by the far side only.
 //!
 //! The storage daemon lives in the guest's jail and ends with the move, or with this process.
 
@@ -27,6 +27,7 @@ const READY: &str = "relay.pid";
 const LOG: &str = "relay.log";
 /// How long opening the disk may take. Reason: it may be on the other side of the world.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long between two looks whether it is open.
 const LOOK: Duration = Duration::from_millis(10);
 /// How much of its log is read, bytes.
 const LOG_TAIL: u64 = 16 << 10;

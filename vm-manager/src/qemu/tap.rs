@@ -1,7 +1,7 @@
 //! The TAP interface that a guest's port ends in.
 //!
 //! It is not persistent: QEMU holds its only descriptor, so the interface goes with the guest,
-//! however that ends. The kernel must not speak on it (the daemon answers the guest), so it gets no
+//! however that ends. The kernel must not send on it (the daemon answers the guest), so it gets no
 //! address, IPv6 autoconfiguration included.
 
 use crate::{Error, error::io_at};
@@ -53,7 +53,8 @@ pub(crate) fn open(name: &str, mtu: u16) -> Result<OwnedFd, Error> {
         fs::write(&sysctl, "1")
             .map_err(io_at("keep the kernel's IPv6 off the guest's TAP", &sysctl))?;
     }
-    // Nor may it hear what a guest says before its port is attached. The port sees to it again.
+    // Nor may it receive what a guest sends before its port is attached, which installs the filter
+    // again.
     if let Err(error) = p2pvm_overlay::keep_apart(name) {
         tracing::debug!(name, %error, "the kernel has no filter for a guest's TAP");
     }

@@ -12,13 +12,13 @@ use p2pvm_overlay::chain;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How much later than the end of its monitor the end of a guest may become known.
+/// How long after the end of its monitor the end of a guest may be noticed.
 const ENDED: Duration = Duration::from_secs(2);
 /// How long the process of a guest that powered itself off may take to end.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// How long a failed move is not over for want of a newer epoch. Reason: voters that can be reached
-/// answer within a round trip and a flush.
+/// How long a failed move waits for a newer epoch before it is reported. Reason: voters that can be
+/// reached answer within a round trip and a flush.
 const NEWER_EPOCH: Duration = Duration::from_secs(2);
 
 impl Move {

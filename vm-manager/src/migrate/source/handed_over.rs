@@ -15,7 +15,9 @@ use crate::{
 use p2pvm_overlay::{Epoch, chain};
 use std::{sync::Arc, time::Duration};
 
-/// How long a caller waits for a hand-over in doubt to be settled.
+/// How long a caller waits for a hand-over in doubt to be settled before the outcome is undecided.
+/// Reason: an unconfirmed target has frozen long before, and the voters have been asked several
+/// times since.
 const VERDICT: Duration = Duration::from_secs(90);
 
 /// The last of the guest was sent, or sending it failed.
@@ -29,7 +31,7 @@ pub(super) struct HandedOver<'m> {
     pub(super) news: News,
 }
 
-/// What the target has told of the guest since its pause.
+/// What the target has reported of the guest since its pause.
 pub(super) enum News {
     /// Nothing yet.
     Nothing {

@@ -21,7 +21,7 @@ use crate::{
     Error,
     ballot::after,
     error::undecided,
-    host::{Activity, Entry, Host, HostEvent, Operation, OutgoingMove, Slot, VmState, VmStatus},
+    host::{Activity, Entry, Host, HostEvent, Operation, OutgoingMove, Slot},
     hypervisor::{Halt, Machine, MigrateOptions, MigrationReport, Progress, RunState},
     trace::{Step, Trail},
 };
@@ -76,7 +76,7 @@ struct Interruption {
     machine: Arc<dyn Machine>,
 }
 
-/// How a move ended, as far as its phases know.
+/// How a move ended, by its phases alone.
 struct Ending {
     runs_on: RunsOn,
     failure: Option<String>,
@@ -106,7 +106,7 @@ impl Host {
             .await
     }
 
-    /// The same, and says why.
+    /// As [`Host::migrate`], with the reason for the move's trace.
     ///
     /// # Errors
     /// As [`Host::migrate`].
@@ -149,28 +149,6 @@ impl Host {
                 "this host is shutting down; the move is settled when it is up again".into(),
             )
         })
-    }
-
-    /// Moves every running VM to the member that `choose` gives for it; without one it stays.
-    pub async fn drain(
-        &self,
-        choose: impl Fn(&VmStatus) -> Option<MemberId>,
-    ) -> Vec<(String, Result<MigrationOutcome, Error>)> {
-        let mut done = Vec::new();
-        for vm in self
-            .list()
-            .into_iter()
-            .filter(|vm| vm.state == VmState::Running)
-        {
-            if let Some(to) = choose(&vm) {
-                let options = MigrateOptions::default();
-                let outcome = self
-                    .migrate(&vm.name, to, options, watch::Sender::default())
-                    .await;
-                done.push((vm.name, outcome));
-            }
-        }
-        done
     }
 }
 
@@ -327,8 +305,7 @@ impl Interruption {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         tokio::select! {
-            // A cancellation before the hand-over is heeded, also in the moment in which all is
-            // ready for it.
+            // A cancellation before the hand-over takes effect even when all is ready for it.
             biased;
             Ok(_) = self.cancel.wait_for(|cancel| *cancel) => Err(Error::Cancelled),
             how = ended(&*self.machine) => Err(Error::Refused(how.to_owned())),

@@ -24,14 +24,14 @@ use crate::{
 use p2pvm_overlay::chain;
 use std::{future::Future, os::unix::fs::MetadataExt, path::Path, pin::pin, time::Duration};
 
-/// How long before the hand-over a target may stay silent until it is given up.
+/// How long a target may stay silent before the hand-over until the move is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long before the target is armed again while RAM is sent. Reason: its window is fresh at the
-/// hand-over.
+/// How long before the target is armed again while RAM is sent, or asked again while the disk is
+/// copied. Reason: its window is fresh at the hand-over.
 const REARM_EVERY: Duration = Duration::from_secs(3);
-/// How long before a target is asked again that has no news of its running guest, or did not
-/// answer, while the guest here stands still.
-pub(super) const POLL_PAUSED: Duration = Duration::from_millis(20);
+/// How long before a target that has no news of its guest, or did not answer, is asked again while
+/// the guest here stands still.
+const POLL_PAUSED: Duration = Duration::from_millis(20);
 
 /// Why a move did not come to its hand-over.
 pub(super) struct Setback {
@@ -56,7 +56,7 @@ impl Setback {
     }
 }
 
-/// The target knows of the VM and prepares.
+/// The target has the offer and prepares.
 struct Offered<'m>(&'m Move);
 
 /// The target waits for disk and RAM, and the tunnels to it are open.
@@ -159,7 +159,7 @@ impl Move {
         }
     }
 
-    /// Does `work` as long as the target says that it waits.
+    /// Does `work`; fails if the target gives the move up or stays silent for too long.
     async fn while_target_lives<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,
@@ -307,7 +307,7 @@ impl<'m> Armed<'m> {
     }
 
     /// Does `work` and keeps the target's window open. An arming that is under way when `work` ends
-    /// stays unanswered: the claim counts with it, and the hand-over does not wait for it.
+    /// stays unanswered: the claim counts it, and the hand-over does not wait for it.
     async fn while_armed<T>(
         &mut self,
         work: impl Future<Output = Result<T, Error>>,
@@ -363,7 +363,7 @@ impl<'m> Paused<'m> {
 
 impl<'m> Cleared<'m> {
     /// Hands the guest over. By post-copy it runs at the target while most of its memory is still
-    /// here; the target says meanwhile since when.
+    /// here; the target is asked meanwhile when it began.
     pub(super) async fn hand_over(self) -> HandedOver<'m> {
         let Paused {
             this,

@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 
-/// How long a source may say nothing before a target that it has not armed gives up.
+/// How long a source may stay silent before a target that it has not armed gives up.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// How far the preparation is.
@@ -163,12 +163,12 @@ impl Arrival {
         self.state().window.next_tick()
     }
 
-    /// Tells all that wait of news.
+    /// Wakes all that wait for news.
     pub(super) fn notify(&self) {
         self.news.notify_waiters();
     }
 
-    /// Waits until the answer is another than `old`.
+    /// Waits until the answer differs from `old`.
     pub(super) async fn differs_from(&self, old: &Answer) {
         loop {
             let notified = self.news.notified();
@@ -189,8 +189,8 @@ impl Arrival {
         self.notify();
     }
 
-    /// Waits until the migration was given up, by its source or since that has been silent for
-    /// long; gives the reason.
+    /// Waits until the migration is given up, by its source or because the source has been silent
+    /// for too long; returns the reason.
     pub(super) async fn given_up(&self, now: impl Fn() -> Duration) -> String {
         loop {
             let notified = self.news.notified();
@@ -210,7 +210,7 @@ impl Arrival {
             if tick.is_some() {
                 self.handle(now(), TargetInput::Tick);
             } else if now() >= self.state().heard + SILENCE {
-                self.give_up(now(), "the source said nothing for too long");
+                self.give_up(now(), "the source has been silent for too long");
             }
         }
     }

@@ -2,7 +2,8 @@
 //! disk and a waiting guest, runs the guest the moment it is whole, and has its voters confirm that
 //! ([`phases`]). [`crate::handover`] says when it may run.
 //!
-//! An [`Arrival`] is what both know of one migration; [`Arrivals`] has them all and is the service.
+//! An [`Arrival`] is the state of one migration that both share; [`Arrivals`] has them all and is
+//! the service.
 
 use super::{
     tunnel,
@@ -121,7 +122,7 @@ impl Arrivals {
             },
             Request::Settle { id, vm, running } => {
                 let Some(arrival) = known(id) else {
-                    return Ok(host.answer_from_memory(vm));
+                    return Ok(host.answer_from_entry(vm));
                 };
                 let old = if running {
                     Answer::Running
@@ -134,7 +135,7 @@ impl Arrivals {
             }
             Request::Abort { id, vm, reason } => {
                 let Some(arrival) = self.known(id, from) else {
-                    return Ok(host.answer_from_memory(vm));
+                    return Ok(host.answer_from_entry(vm));
                 };
                 arrival.give_up(host.now(), &reason);
                 Ok(arrival.answer())
@@ -150,7 +151,7 @@ impl Arrivals {
         offer: Offer,
         extras: &Extras,
     ) -> Result<Answer, Error> {
-        let root = host.receive_trace(&extras.within, &offer, from);
+        let root = host.begin_arrival_trace(&extras.within, &offer, from);
         let admission = root.trail().step("admit");
         let admitting = async {
             let place = self.places.take(from)?;
@@ -217,7 +218,7 @@ impl Arrivals {
     }
 }
 
-/// What a VM that may come is given here.
+/// What an admitted VM is given here.
 struct Admitted {
     slot: Arc<Slot>,
     operation: Operation,
@@ -225,8 +226,8 @@ struct Admitted {
 }
 
 impl Host {
-    /// What this host can say of a migration that it no longer remembers.
-    fn answer_from_memory(&self, vm: VmId) -> Answer {
+    /// The answer about a migration that is forgotten here, from the VM's entry.
+    fn answer_from_entry(&self, vm: VmId) -> Answer {
         match self.slot_of(vm).map(|slot| slot.entry()) {
             Some(Entry {
                 role: Role::Held | Role::Leaving { .. },
@@ -243,8 +244,8 @@ impl Host {
         }
     }
 
-    /// Whether this host's disk has room for what comes. A source of a former version does not say
-    /// how much that is.
+    /// Whether this host's disk has room for what comes. A source of an earlier version does not
+    /// say how much that is.
     async fn fits(&self, offer: &Offer, need: Option<DiskNeed>) -> Result<(), Error> {
         let Some(DiskNeed { disk, image }) = need else {
             return Ok(());

@@ -174,7 +174,7 @@ impl<'r> Whole<'r> {
                 .port
                 .attach(&spec, &offer.definition.address, offer.epoch)
                 .await?;
-            // Looked at last: nothing but the guest itself is waited for from here on.
+            // The window is read last: from here on only the guest itself is waited for.
             let window = here.arrival.handle(host.now(), TargetInput::Whole);
             if window != Some(TargetOutput::Resume) {
                 return Err(Error::Refused(

@@ -1,5 +1,5 @@
-//! How many VMs may be on their way here: each has a QEMU that waits, before anything is known of
-//! the VM but what its source says.
+//! How many VMs may be on their way here: each has a QEMU that waits before the VM's voters are
+//! asked.
 
 use crate::{Error, host::lock};
 use p2pvm_overlay::MemberId;
@@ -10,7 +10,7 @@ use std::{
 
 /// How many VMs one member may be bringing at a time. Reason: a drain brings two.
 const OF_ONE: usize = 8;
-/// How many all members together may be bringing.
+/// How many all members together may be bringing. Reason: three members at their limit.
 const OF_ALL: usize = 24;
 
 /// How many VMs each member is bringing.
@@ -48,8 +48,9 @@ impl Places {
         );
         if of_one >= OF_ONE || of_all >= OF_ALL {
             return Err(Error::Refused(format!(
-                "{of_all} VMs are on their way to this host, {of_one} of them from here; it takes \
-                    {OF_ALL} at a time, {OF_ONE} of one member: try again when some are there"
+                "{of_all} VMs are on their way to this host, {of_one} of them from the same \
+                    member; it takes {OF_ALL} at a time, {OF_ONE} of one member: try again when \
+                    some have arrived"
             )));
         }
         *taken.entry(from).or_default() += 1;
