@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_what_is_read_though_the_name_is_another_files_by_then() {
+    fn the_file_that_was_checked_is_read_though_its_name_was_replaced() {
         let (dir, images) = offered();
         let path = images.join("linux/web.img");
         let image = ImageFile::below(std::slice::from_ref(&images), &path).unwrap();

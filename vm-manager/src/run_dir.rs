@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_a_file_of_the_host_is_neither_read_nor_cut_nor_overwritten() {
+    fn a_link_to_a_host_file_is_neither_read_cut_nor_overwritten() {
         let (dir, run_dir, precious) = places();
         symlink(&precious, dir.path().join("run/log")).unwrap();
         run_dir.cut("log", 1).unwrap_err();

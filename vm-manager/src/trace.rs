@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_tracer_a_step_is_part_of_no_trace_but_hands_one_on() {
+    fn without_a_tracer_a_step_has_no_trace_but_hands_one_on() {
         let traces = Traces::default();
         let step = traces.begin(&SpanContext::NONE, SpanKind::Internal, "alone");
         assert_eq!((step.trace_id(), traceparent(step.context())), (None, None));

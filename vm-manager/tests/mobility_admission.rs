@@ -1,5 +1,5 @@
-//! What may come to a host: a member that brings a VM is believed only as far as it can be checked,
-//! and memory is promised once.
+//! What may come to a host: a host accepts of a member that brings a VM only what it can check, and
+//! memory is promised once.
 #![allow(missing_docs)]
 
 mod mobility;
@@ -23,7 +23,7 @@ use p2pvm_vm_manager::{
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
-/// A member that says of VMs what it likes.
+/// A member that claims of VMs whatever a test wants.
 struct Rogue {
     fabric: Arc<dyn Fabric>,
     directory: Directory,
@@ -32,7 +32,7 @@ struct Rogue {
 }
 
 impl Rogue {
-    /// A member of `lab` beside its hosts; it knows the image of a VM on host 0.
+    /// A member of `lab` beside its hosts; it names the image of a VM on host 0.
     fn of(lab: &Lab) -> Self {
         let fabric: Arc<dyn Fabric> = lab.net.add(Identity::generate().member_id());
         let (host, dht, _) = lab.sites[0].daemon.as_ref().unwrap();
@@ -88,7 +88,7 @@ impl Rogue {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_offer_with_anothers_name_or_address_is_refused_before_anything_is_made() {
+async fn an_offer_with_anothers_name_or_address_is_refused_and_leaves_nothing() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
     let web = lab.host(0).list()[0].definition.clone();
@@ -189,7 +189,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_vms_that_come_at_once_the_one_that_does_not_fit_stays() {
+async fn of_two_arriving_vms_the_one_that_does_not_fit_stays() {
     let lab = Lab::with_memory(3, 100).await;
     let vms = [lab.vm(0, "a").await, lab.vm(1, "b").await];
     let go = |host: usize, name: &'static str| {
@@ -215,7 +215,7 @@ async fn of_two_vms_that_come_at_once_the_one_that_does_not_fit_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_does_not_fit_is_refused_until_a_guest_has_ended() {
+async fn a_start_is_refused_until_there_is_memory_for_it() {
     let lab = Lab::with_memory(1, 100).await;
     lab.vm(0, "a").await;
     let host = lab.host(0);

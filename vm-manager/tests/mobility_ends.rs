@@ -1,5 +1,5 @@
-//! Moves that somebody ends, or that end by the guest; guests that stand still on a full disk:
-//! nothing is lost, and what is said is so.
+//! Moves that are cancelled, or that end with their guest; guests that stand still on a full disk:
+//! nothing is lost, and every answer is true.
 #![allow(missing_docs)]
 
 mod mobility;
@@ -61,7 +61,7 @@ async fn nothing_half_made(lab: &Lab, vm: VmId, context: &str) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
+async fn a_move_ended_at_any_step_leaves_its_guest_where_it_was() {
     for step in BEFORE {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
@@ -98,7 +98,7 @@ async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
 
 /// The first target was granted an epoch, so that the second one needs a newer one.
 #[tokio::test(start_paused = true)]
-async fn after_a_move_that_was_ended_the_vm_moves_to_another_member_at_once() {
+async fn after_a_cancelled_move_the_vm_moves_elsewhere_at_once() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     let (moving, strike, trap) = moving(&lab, Step::Ram).await;
@@ -129,7 +129,7 @@ async fn an_image_that_no_vm_here_uses_goes_at_the_daemons_start() {
     assert_eq!(lab.kept(1), (1, 1));
     lab.up(1).await;
     lab.keeps_nothing(1, "an interrupted arrival").await;
-    // One that was deleted leaves its image for a while, in case it is made anew.
+    // One that was deleted leaves its image for a while, in case it is made again.
     lab.host(0).stop("web").await.unwrap();
     lab.host(0).delete("web").await.unwrap();
     assert!(
@@ -189,7 +189,7 @@ async fn a_stop_goes_before_a_move() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_to_wait_for_a_move_says_where_to_how_far_and_how_to_end_it() {
+async fn a_refusal_during_a_move_names_target_progress_and_the_way_out() {
     let lab = Lab::new(4).await;
     lab.vm(0, "web").await;
     let (moving, strike, _trap) = moving(&lab, Step::Ram).await;
@@ -224,7 +224,7 @@ async fn what_has_to_wait_for_a_move_says_where_to_how_far_and_how_to_end_it() {
         RunsOn::Target,
         "nothing of that has ended the move"
     );
-    // Once it is over, nobody is told that it goes on.
+    // Once it is over, no answer says that it goes on.
     let refused = lab
         .host(1)
         .cancel_migration("web")
@@ -250,7 +250,7 @@ async fn a_stop_that_comes_too_late_says_where_the_vm_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_powers_itself_off_during_its_move_is_stopped_and_said_to_be() {
+async fn a_guest_that_powers_off_during_its_move_is_reported_stopped() {
     for step in BEFORE {
         let mut lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
@@ -294,7 +294,7 @@ async fn a_guest_that_powers_itself_off_during_its_move_is_stopped_and_said_to_b
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_found_the_disk_full_goes_on_by_itself_when_there_is_room() {
+async fn a_guest_on_a_full_disk_goes_on_when_there_is_room() {
     let lab = Lab::new(3).await;
     let vm = lab.vm(0, "web").await;
     let machine = lab.world.machine(vm, lab.me(0)).unwrap();
@@ -317,7 +317,7 @@ async fn a_guest_that_found_the_disk_full_goes_on_by_itself_when_there_is_room()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_stands_still_moves_with_its_memory_and_a_start_does_not_end_it() {
+async fn a_halted_guest_moves_with_its_memory_and_survives_a_start() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     // An error that room does not settle: nothing goes on by itself.

@@ -1,4 +1,4 @@
-//! A network that was cut in two, and orderly restores elsewhere: no name stands twice, nothing
+//! A network that was cut in two, and orderly restores elsewhere: no name is listed twice, nothing
 //! half-made stays, no copy is left.
 #![allow(missing_docs)]
 
@@ -59,7 +59,7 @@ async fn snapshot(lab: &Lab, i: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_vms_of_one_name_made_in_two_halves_one_keeps_it_and_both_can_be_deleted() {
+async fn of_two_namesakes_one_keeps_the_name_and_both_can_be_deleted() {
     for round in 0..6 {
         let lab = Lab::new(4).await;
         cut(&lab, true);
@@ -76,8 +76,8 @@ async fn of_two_vms_of_one_name_made_in_two_halves_one_keeps_it_and_both_can_be_
             both.len() == 2 && both[0] == "dup" && both[1].starts_with("dup-"),
             "round {round}: {both:?}"
         );
-        // The records say the same: each name leads to the VM that is called so, and the loser ran
-        // on all the while.
+        // The records say the same: each name leads to the VM listed under it, and the loser ran on
+        // all the while.
         let here = |i: usize| -> VmStatus { lab.host(i).list().remove(0) };
         for (i, vm) in [(0, vms[0]), (2, vms[1])] {
             let status = here(i);
@@ -115,9 +115,10 @@ async fn of_two_vms_of_one_name_made_in_two_halves_one_keeps_it_and_both_can_be_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_made_is_never_listed_and_goes_by_itself_when_the_network_is_whole() {
+async fn a_failed_creation_is_never_listed_and_goes_once_the_cut_heals() {
     let lab = Lab::new(4).await;
-    // Nobody has noticed the cut yet: records find no majority, neither to make nor to give back.
+    // No member has noticed the cut yet: records find no majority, neither to make nor to give
+    // back.
     lab.net.set_notice(Duration::from_secs(600));
     for other in 1..4 {
         lab.net.set_cut(lab.me(0), lab.me(other), true);
@@ -146,7 +147,7 @@ async fn what_could_not_be_made_is_never_listed_and_goes_by_itself_when_the_netw
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_behind_and_may_come_back() {
+async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_and_may_return() {
     for force in [false, true] {
         let lab = Lab::new(5).await;
         let vm = lab.vm(0, "web").await;
@@ -199,7 +200,7 @@ async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_behind_and_may_come_back
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_copy_whose_host_could_not_be_asked_is_kept_and_lies_where_it_is_shown() {
+async fn a_stopped_copy_whose_host_was_away_is_kept_and_shown_there() {
     let lab = Lab::new(5).await;
     lab.vm(0, "web").await;
     snapshot(&lab, 0).await;

@@ -1,4 +1,4 @@
-//! Live migration with every step struck by every blow: never two guests, and one in the end.
+//! Live migration with every kind of failure at every step: never two guests, and one in the end.
 #![allow(missing_docs)]
 
 mod mobility;
@@ -70,7 +70,7 @@ async fn a_vm_moves_with_its_memory_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_at_any_step_leaves_the_vm_running_where_the_outcome_says() {
+async fn after_any_failed_step_the_vm_runs_where_the_outcome_says() {
     for step in STEPS {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
@@ -168,7 +168,7 @@ async fn an_isolated_target_freezes_and_the_source_goes_on() {
     }
 }
 
-/// Which side a blow hits, and whether its guests die with it.
+/// Moves a VM, and at `step` kills the daemon of member `victim`, with `power` its guests too.
 async fn strike(step: Step, victim: usize, power: bool) {
     let context = format!(
         "{} of member {victim} dies at {step:?}",

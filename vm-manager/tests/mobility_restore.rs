@@ -26,11 +26,11 @@ async fn snapshot(lab: &Lab, i: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_held_guest_goes_on_after_a_restart_only_when_its_voters_say_so() {
+async fn after_a_restart_a_paused_guest_waits_for_its_voters() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
-    // It was fenced, which a full disk kept from being written down.
+    // It was fenced, and a full disk kept that from being written down.
     lab.world.machine(vm, lab.me(0)).unwrap().hold();
     lab.kill_daemon(0);
     lab.up(0).await;
@@ -56,7 +56,7 @@ async fn a_held_guest_goes_on_after_a_restart_only_when_its_voters_say_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force() {
+async fn a_dead_hosts_vm_comes_back_with_its_memory_only_by_force() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
@@ -89,7 +89,7 @@ async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_came_for_a_restore_that_failed_goes_again() {
+async fn a_failed_restore_leaves_no_bytes_unless_it_has_the_epoch() {
     let mut lab = Lab::new(5).await;
     lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
@@ -150,7 +150,7 @@ async fn a_new_holder_lets_go_what_members_kept_for_a_dead_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_host_that_was_only_cut_off_freezes_its_copy_when_it_is_back() {
+async fn a_host_that_was_cut_off_freezes_its_copy_when_back() {
     let lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
@@ -215,7 +215,7 @@ async fn a_running_vm_is_not_restored_beside_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restore_in_place_whose_guest_fails_leaves_one_holder_and_a_branch() {
+async fn a_failed_restore_in_place_leaves_one_holder_and_a_branch() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
@@ -315,7 +315,7 @@ async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_a_restore_writes_the_name_means_the_copy_that_holds_the_vm() {
+async fn while_a_restore_writes_the_name_means_the_held_copy() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     snapshot(&lab, 0).await;
@@ -345,7 +345,7 @@ async fn while_a_restore_writes_the_name_means_the_copy_that_holds_the_vm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_killed_daemon_takes_its_guest_up_again_and_a_rebooted_host_boots_it() {
+async fn a_new_daemon_takes_its_guest_up_a_rebooted_host_boots_it() {
     let mut lab = Lab::new(3).await;
     let vm = lab.vm(0, "web").await;
     lab.kill_daemon(0);

@@ -30,7 +30,7 @@ async fn a_target_that_slept_through_its_window_freezes_at_the_wake_up() {
     begin_move(&lab);
     let strike = trap.recv().await.unwrap();
     let guest = lab.world.machine(vm, lab.me(1)).unwrap();
-    // It runs, no voter has heard of it, and the lid is shut.
+    // It runs, no voter has been told, and the lid is shut.
     lab.isolate(1, true);
     strike.2.send(false).unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -69,7 +69,7 @@ async fn a_target_that_slept_before_it_was_whole_never_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_ran_on_after_its_hand_over_stands_still_after_a_restart() {
+async fn a_guest_that_ran_on_after_hand_over_is_held_after_restart() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     let mut trap = lab.trap(Step::HandedOver);

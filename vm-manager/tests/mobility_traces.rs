@@ -153,7 +153,7 @@ async fn a_move_is_one_trace_over_both_hosts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
+async fn a_failed_or_cancelled_move_ends_its_spans_with_the_reason() {
     for step in [
         Step::Launch,
         Step::Mirror,
@@ -179,7 +179,7 @@ async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
             if cancel {
                 lab.host(0).cancel_migration("web").await.unwrap();
             }
-            // Who gives a move up does not wait for the step that is under way.
+            // A cancellation does not wait for the step that is under way.
             assert!(strike.2.send(!cancel).is_ok() || cancel, "{step:?}");
             let outcome = moving.await.unwrap().unwrap();
             assert_eq!(
@@ -218,7 +218,7 @@ async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trace_that_began_elsewhere_goes_on_even_through_a_host_that_records_none() {
+async fn a_trace_goes_on_through_a_host_that_records_none() {
     let asked =
         from_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
     for records in [true, false] {
@@ -259,7 +259,7 @@ async fn a_trace_that_began_elsewhere_goes_on_even_through_a_host_that_records_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn hosts_that_record_nothing_move_as_ever_and_name_no_trace() {
+async fn hosts_that_record_nothing_move_and_name_no_trace() {
     let mut lab = Lab::new(4).await;
     lab.kill_daemon(0);
     lab.traces[0] = Traces::default();

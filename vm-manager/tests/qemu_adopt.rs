@@ -164,8 +164,8 @@ async fn move_whole(image: &Path, hosts: &[Host; 2], source: &Guest) -> Guest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
-    let Some(image) = image("a_move_whose_daemon_was_killed_can_be_given_up_and_made_again") else {
+async fn a_move_whose_daemon_died_can_be_given_up_and_repeated() {
+    let Some(image) = image("a_move_whose_daemon_died_can_be_given_up_and_repeated") else {
         return;
     };
     let hosts = [Host::new(), Host::new()];
@@ -210,9 +210,8 @@ async fn a_move_whose_daemon_was_killed_can_be_given_up_and_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_whose_daemon_was_killed_is_not_in_the_way_of_the_next() {
-    let Some(image) = image("a_checkpoint_whose_daemon_was_killed_is_not_in_the_way_of_the_next")
-    else {
+async fn a_checkpoint_whose_daemon_died_does_not_hinder_the_next() {
+    let Some(image) = image("a_checkpoint_whose_daemon_died_does_not_hinder_the_next") else {
         return;
     };
     let host = Host::new();

@@ -62,7 +62,7 @@ async fn console(lab: &Lab, host: usize) -> Console {
     Console::of(lab.host(host).console("web").await.unwrap())
 }
 
-/// Makes and starts the VM on the first host; its console, once somebody can type there.
+/// Makes and starts the VM on the first host; its console, once its shell takes input.
 async fn started(lab: &Lab) -> Console {
     let new = NewVm {
         name: "web".into(),
@@ -122,9 +122,8 @@ async fn take_durable_snapshot(lab: &Lab) {
 const LOOK: &str = "cat /run/mark /data/mark /proc/sys/kernel/random/boot_id";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
-    let Some(image) = image("a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory")
-    else {
+async fn a_vm_moves_live_and_survives_its_hosts_loss_with_its_memory() {
+    let Some(image) = image("a_vm_moves_live_and_survives_its_hosts_loss_with_its_memory") else {
         return;
     };
     let mut lab = Lab::with_qemu(3, image).await;
@@ -179,9 +178,8 @@ async fn a_vm_moves_live_and_survives_the_loss_of_its_host_with_its_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later() {
-    let Some(image) = image("a_vm_whose_daemon_was_killed_in_mid_move_goes_on_and_moves_later")
-    else {
+async fn a_vm_whose_daemon_died_mid_move_runs_on_and_moves_later() {
+    let Some(image) = image("a_vm_whose_daemon_died_mid_move_runs_on_and_moves_later") else {
         return;
     };
     let mut lab = Lab::with_qemu(3, image).await;
@@ -302,10 +300,8 @@ fn assert_order_of_post_copy(lab: &Lab) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began() {
-    let Some(image) =
-        image("a_move_by_post_copy_is_one_trace_over_both_hosts_that_says_when_it_began")
-    else {
+async fn a_post_copy_move_is_one_trace_that_says_when_it_began() {
+    let Some(image) = image("a_post_copy_move_is_one_trace_that_says_when_it_began") else {
         return;
     };
     let lab = Lab::with_qemu(3, image).await;

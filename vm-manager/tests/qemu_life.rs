@@ -184,8 +184,8 @@ async fn a_guest_that_cannot_start_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kvm_is_believed_only_if_a_guest_runs_on_it() {
-    let Some(image) = image("kvm_is_believed_only_if_a_guest_runs_on_it") else {
+async fn kvm_is_used_only_if_a_guest_runs_on_it() {
+    let Some(image) = image("kvm_is_used_only_if_a_guest_runs_on_it") else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

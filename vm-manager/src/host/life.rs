@@ -419,7 +419,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_smaller_than_its_image_is_refused_with_the_size_that_would_do() {
+    fn a_disk_smaller_than_its_image_is_refused_with_the_least_size() {
         assert_eq!(
             (disk_size(5, None).unwrap(), disk_size(5, Some(9)).unwrap()),
             (5, 9)

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_checked_for_a_while_after_a_member_came_and_not_in_between() {
+    fn names_are_checked_only_for_a_while_after_a_member_came() {
         let (a, b) = (MemberId([1; 32]), MemberId([2; 32]));
         let mut checks = NameChecks::default();
         assert!((0..ROUNDS).all(|_| checks.due(vec![a])));

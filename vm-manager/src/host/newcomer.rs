@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_with_the_name_or_an_address_of_a_vm_here_clashes() {
+    fn a_newcomer_with_a_name_or_address_in_use_here_clashes() {
         let here = entry("web");
         let new = other(&here);
         assert_eq!(clash(&here, &new), None);

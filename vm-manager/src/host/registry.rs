@@ -415,7 +415,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_stay_in_doubt_gives_way_to_a_newer_one_that_holds_the_vm() {
+    fn a_stay_in_doubt_gives_way_to_a_newer_held_one() {
         let doubtful = Entry {
             role: Role::Doubtful {
                 id: 7,

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn why_a_guest_stands_still_is_told_and_members_that_know_nothing_of_it_read_the_list() {
+    fn older_members_read_a_list_that_says_why_guests_stand_still() {
         let still = Standstill {
             why: Halt::DiskFull,
             path: "/x".into(),

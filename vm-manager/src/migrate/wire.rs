@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_goes_with_a_request_and_a_member_without_traces_reads_it() {
+    fn a_trace_goes_with_a_request_that_older_members_still_read() {
         let within = from_traceparent(CONTEXT).unwrap();
         let extras = Extras {
             within,
@@ -279,7 +279,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_stands_behind_a_request_does_not_spoil_it(
+        fn unknown_bytes_after_a_request_do_not_spoil_it(
             junk in proptest::collection::vec(any::<u8>(), 0..300)
         ) {
             let mut body = postcard::to_allocvec(&request()).unwrap();

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ended_migration_is_open_only_while_the_guest_stands_where_it_left_it() {
+    fn an_ended_migration_is_open_until_its_guest_has_gone_on() {
         for migration in [
             "setup",
             "active",

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_foreign_process_with_the_number_of_a_dead_guest_is_not_taken_for_it() {
+    fn another_process_with_a_dead_guests_number_is_not_taken_for_it() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(
             dir.path().join(PID_FILE),

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_monitor_that_never_ends_its_line_is_let_go() {
+    async fn a_monitor_that_never_ends_its_line_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let (qmp, mut server) = pair(dir.path()).await;
         let mut events = qmp.subscribe();

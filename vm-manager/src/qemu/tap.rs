@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_no_interface_can_have_is_refused_before_the_kernel_sees_it() {
+    fn an_invalid_interface_name_is_refused_before_the_kernel_sees_it() {
         for name in ["", "sixteen-letters-", "a/b", "a b"] {
             assert!(matches!(open(name, 1340), Err(Error::Refused(_))), "{name}");
         }

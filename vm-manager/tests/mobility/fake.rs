@@ -37,7 +37,7 @@ pub enum Step {
     Rebase,
     /// Before anything is handed over.
     SwitchOver,
-    /// After the last byte left, before the source knows.
+    /// After the last byte left, before the source is told.
     HandedOver,
     FinishIncoming,
     Resume,
@@ -50,9 +50,9 @@ pub type Strike = (Step, MemberId, oneshot::Sender<bool>);
 #[derive(Default)]
 pub struct World {
     machines: Mutex<Vec<Arc<FakeMachine>>>,
-    /// The step to stop at, and who decides there whether it fails (`true`).
+    /// The step to stop at, and the way to the test, which decides whether it fails (`true`).
     pub trap: Mutex<Option<(Step, mpsc::Sender<Strike>)>>,
-    /// Hosts whose daemon is dead: a guest there has no port, so nobody hears it.
+    /// Hosts whose daemon is dead: a guest there has no port, so no packet of it leaves.
     pub unheard: Mutex<BTreeSet<MemberId>>,
     /// Guests that run although another of the same VM does: must stay empty.
     pub doubles: Mutex<Vec<String>>,
@@ -111,7 +111,7 @@ impl World {
                     });
                 }
                 Ok(false) => {}
-                // The one who waits here is dead.
+                // The daemon that waits here is dead.
                 Err(_) => std::future::pending().await,
             }
         }

@@ -37,7 +37,7 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// What the overlay knows: the newest announcement of each VM.
+/// What the overlay has been told: the newest announcement of each VM.
 #[derive(Default)]
 pub struct Peers {
     pub announced: Mutex<BTreeMap<VmId, (Epoch, MemberId)>>,
@@ -183,7 +183,7 @@ impl Site {
     }
 }
 
-/// All of it.
+/// The network, its members, and what tests see of them.
 pub struct Lab {
     pub net: MemoryNet,
     pub world: Arc<World>,
@@ -352,7 +352,7 @@ impl Lab {
         self.world.power_off(self.me(i));
     }
 
-    /// Cuts or heals `i` from everyone.
+    /// Cuts member `i` off from all others, or joins it to them again.
     pub fn isolate(&self, i: usize, cut: bool) {
         for j in (0..self.sites.len()).filter(|j| *j != i) {
             self.net.set_cut(self.me(i), self.me(j), cut);
@@ -413,8 +413,8 @@ impl Lab {
         receiver
     }
 
-    /// Waits until exactly `wanted` runs the VM and the overlay knows it there, at most ten minutes
-    /// of virtual time.
+    /// Waits until one of `wanted` alone runs the VM and has announced it, at most ten minutes of
+    /// virtual time; returns which.
     pub async fn settles_on(&self, vm: VmId, wanted: &[usize], context: &str) -> usize {
         for _ in 0..1200 {
             let running = self.world.running(vm);

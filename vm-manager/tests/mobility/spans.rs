@@ -83,7 +83,7 @@ impl Spans {
             .collect()
     }
 
-    /// Who did what, and how it ended.
+    /// The member, name and status of each span that has ended.
     pub fn outline(&self) -> Vec<(usize, String, Status)> {
         self.ended()
             .into_iter()

@@ -104,7 +104,7 @@ impl Host {
         guest
     }
 
-    /// Takes up the guest that a daemon before this one has let go of.
+    /// Takes up the guest that an earlier daemon has let go of.
     pub async fn adopt(&self, spec: &MachineSpec) -> Guest {
         for _ in 0..100 {
             // The old connection must be gone first: a monitor serves one client.

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_member_does_not_take_the_places_of_all_and_gets_its_own_back() {
+    fn one_member_cannot_take_all_places_and_gets_its_own_back() {
         let places = Places::default();
         let [a, b, c, d] = [1, 2, 3, 4].map(|n| MemberId([n; 32]));
         let take = |from, n| {
