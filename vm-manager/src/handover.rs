@@ -17,6 +17,7 @@ use std::time::Duration;
 /// source has to wait this long.
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// How long past the window a target that runs may stay unconfirmed before it freezes itself.
+/// Reason: a guest that begins at the window's end still has to be confirmed.
 pub const CONFIRM_GRACE: Duration = Duration::from_secs(2);
 /// How many times as long as the target's window the source waits. Reason: two clocks may drift
 /// apart by this much.

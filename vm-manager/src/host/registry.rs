@@ -68,7 +68,8 @@ pub enum Role {
         /// The other side, which may have it.
         other: MemberId,
     },
-    /// It is being made or deleted: what is left of it is removed when the daemon starts.
+    /// It is being made or deleted: if that is broken off, a round of the host removes what is left
+    /// of it.
     Unmade,
     /// A copy that lost the VM to another holder.
     Branch {

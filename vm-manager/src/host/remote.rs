@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 pub enum VmRequest {
     /// The member's VMs.
     List,
-    /// Whether the VM's guest runs there.
+    /// Whether the VM's guest is there: running, paused, arriving or in doubt.
     Runs(VmId),
     /// Whether the asking member may restore the VM, which is stopped there; the copy there is then
     /// removed. Older members refuse this request.
@@ -37,7 +37,7 @@ pub enum VmRequest {
 pub enum VmAnswer {
     /// Its VMs.
     Vms(Vec<VmStatus>),
-    /// Whether the guest runs; `None`: the member has no such VM.
+    /// Whether the guest is there; `None`: the member has no such VM.
     Runs(Option<bool>),
     /// Whether the VM is stopped there and given away.
     GivesWay(bool),

@@ -38,7 +38,7 @@ pub struct VmStatus {
     pub name: String,
     /// What it is doing.
     pub state: VmState,
-    /// The member that has it.
+    /// The member that has it; of a branch, the host where it lies.
     pub holder: MemberId,
     /// The epoch of its holding.
     pub epoch: Epoch,
@@ -151,7 +151,7 @@ pub struct MigrationOutcome {
     pub from: MemberId,
     /// The target.
     pub to: MemberId,
-    /// Where it runs now.
+    /// Which side has it now.
     pub runs_on: RunsOn,
     /// The epoch of its present holding.
     pub epoch: Epoch,

@@ -48,8 +48,8 @@ impl Host {
         });
     }
 
-    /// Settles a doubtful VM: by the other side's word if it answers, by the voters' if it does
-    /// not.
+    /// Settles a doubtful VM: on the source by the target's word if it answers, else by the
+    /// voters'.
     pub(crate) async fn settle(&self, slot: &Arc<Slot>, wait: Duration) {
         let claim_from = self.now() + wait;
         let mut deferred = Duration::ZERO;

@@ -1,10 +1,10 @@
 //! Live migration between two hosts that share nothing.
 //!
 //! The source leads; the target prepares, is *armed*, receives, and runs. [`crate::handover`]
-//! decides which side may run the guest (pure, tested over all interleavings); [`source`] and
-//! [`target`] are its shells, [`doubt`] settles what a lost answer or a restart leaves open, and
-//! [`tunnel`] carries QEMU's streams over the fabric. One id names a migration in the logs of both
-//! hosts.
+//! decides which side may run the guest (pure, tested over thousands of random interleavings);
+//! [`source`] and [`target`] are its shells, [`doubt`] settles what a lost answer or a restart
+//! leaves open, and [`tunnel`] carries QEMU's streams over the fabric. One id names a migration in
+//! the logs of both hosts.
 //!
 //! At most one side ever runs the guest. Until the hand-over that is the source. Then it is the
 //! target, if it became whole within its window and a majority of the voters confirmed it; else the

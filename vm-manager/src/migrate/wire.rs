@@ -22,9 +22,9 @@ use std::time::Duration;
 /// The service's name, for requests and streams.
 pub const SERVICE: &str = "migrate";
 
-/// How long a request that is answered from memory may take.
+/// How long a request may take for which the target asks no other member.
 pub const SHORT: Duration = Duration::from_secs(3);
-/// How long a request that asks voters or starts a guest may take.
+/// How long a request may take for which the target asks voters or records.
 pub const LONG: Duration = Duration::from_secs(10);
 
 /// What the source offers.

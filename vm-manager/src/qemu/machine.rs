@@ -28,7 +28,7 @@ pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long before the power button is pressed again. Reason: a guest that is still booting misses
 /// the first press.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
-/// How long between two looks at the length of the console's log.
+/// How long between two looks at the lengths of the guest's logs.
 const LOG_CHECK: Duration = Duration::from_secs(30);
 
 /// A guest in a QEMU process. Dropping it lets go of the monitor, which serves one client, so that

@@ -63,7 +63,8 @@ const LOOK_PAUSED: Duration = Duration::from_millis(10);
 /// How many full passes over RAM before pre-copy counts as not converging, where post-copy is
 /// allowed.
 const PASSES: u64 = 3;
-/// How long a cancelled job may take before its connection is cut.
+/// How long a cancelled job may take before its connection is cut. Reason: on a dead one it never
+/// ends.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sets the capabilities named and clears the others that this driver ever sets.

@@ -20,7 +20,8 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 
-/// How long a source may stay silent before a target that it has not armed gives up.
+/// How long a source may stay silent before a target that it has not armed gives up. Reason: longer
+/// than a source waits for a silent target.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// How far the preparation is.

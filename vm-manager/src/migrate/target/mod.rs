@@ -34,7 +34,7 @@ mod arrival;
 mod phases;
 mod places;
 
-/// How long a request for news waits for some.
+/// How long a request for news waits for some. Reason: less than the source waits for an answer.
 const NEWS: Duration = Duration::from_secs(1);
 /// How many arrivals are remembered before ended ones are forgotten. Reason: sources ask late.
 const REMEMBERED: usize = 256;
