@@ -10,7 +10,7 @@ use p2pvm_overlay::{
     identity::{Identity, KeyPair},
 };
 use p2pvm_vm_manager::{
-    Definition, Error, GuestAddress, ImageSource, NewVm, VmSecret,
+    Definition, Error, GuestAddress, NewVm, VmSecret,
     checkpoint::RestoreOptions,
     directory::{Directory, Snapshot, VmRecord, Wanted},
     hypervisor::MigrateOptions,
@@ -220,11 +220,8 @@ async fn a_start_is_refused_until_there_is_memory_for_it() {
     lab.vm(0, "a").await;
     let host = lab.host(0);
     let new = |name: &str, memory_mib| NewVm {
-        name: name.into(),
-        image: ImageSource::File(lab.image.clone()),
-        cpus: 1,
         memory_mib,
-        disk_bytes: None,
+        ..lab.new_vm(name)
     };
     let quiet = watch::Sender::default();
     let refused = host.create(new("huge", 101), &quiet).await.unwrap_err();
@@ -245,14 +242,7 @@ async fn a_start_is_refused_until_there_is_memory_for_it() {
 async fn a_vms_owner_goes_where_the_vm_goes() {
     let lab = Lab::new(3).await;
     let owner = MemberId([9; 32]);
-    let new = NewVm {
-        name: "web".into(),
-        image: ImageSource::File(lab.image.clone()),
-        cpus: 1,
-        memory_mib: 64,
-        disk_bytes: None,
-    };
-    let quiet = watch::Sender::default();
+    let (new, quiet) = (lab.new_vm("web"), watch::Sender::default());
     lab.host(0).create_for(owner, new, &quiet).await.unwrap();
     lab.host(0).start("web").await.unwrap();
     let options = MigrateOptions::default();

@@ -6,11 +6,10 @@ mod mobility;
 
 use mobility::Lab;
 use p2pvm_vm_manager::{
-    Error, ImageSource, NewVm,
+    Error,
     checkpoint::RestoreOptions,
     host::{VmState, VmStatus},
     hypervisor::MigrateOptions,
-    vault::Durability,
 };
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
@@ -27,35 +26,10 @@ fn cut(lab: &Lab, cut: bool) {
     }
 }
 
-fn new(lab: &Lab, name: &str) -> NewVm {
-    NewVm {
-        name: name.into(),
-        image: ImageSource::File(lab.image.clone()),
-        cpus: 1,
-        memory_mib: 64,
-        disk_bytes: None,
-    }
-}
-
 async fn names(lab: &Lab, from: usize) -> Vec<String> {
     let (all, silent) = lab.host(from).list_all().await;
     assert!(silent.is_empty(), "{silent:?}");
     all.into_iter().map(|vm| vm.name).collect()
-}
-
-async fn snapshot(lab: &Lab, i: usize) {
-    let mut taken = lab
-        .host(i)
-        .snapshot("web", "one", &watch::Sender::default())
-        .await
-        .unwrap();
-    taken
-        .copies
-        .wait_for(|c| c.durability == Durability::Durable)
-        .await
-        .unwrap();
-    // The record with the providers follows.
-    tokio::time::sleep(Duration::from_secs(5)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,7 +82,7 @@ async fn of_two_namesakes_one_keeps_the_name_and_both_can_be_deleted() {
             );
         }
         lab.host(1)
-            .create(new(&lab, "dup"), &watch::Sender::default())
+            .create(lab.new_vm("dup"), &watch::Sender::default())
             .await
             .unwrap();
     }
@@ -125,7 +99,7 @@ async fn a_failed_creation_is_never_listed_and_goes_once_the_cut_heals() {
     }
     let refused = lab
         .host(0)
-        .create(new(&lab, "dup"), &watch::Sender::default())
+        .create(lab.new_vm("dup"), &watch::Sender::default())
         .await
         .unwrap_err();
     assert!(matches!(refused, Error::Agreement { .. }), "{refused}");
@@ -141,7 +115,7 @@ async fn a_failed_creation_is_never_listed_and_goes_once_the_cut_heals() {
         .count();
     assert_eq!(left, 0, "nor is anything left on the disk");
     lab.host(3)
-        .create(new(&lab, "dup"), &watch::Sender::default())
+        .create(lab.new_vm("dup"), &watch::Sender::default())
         .await
         .unwrap();
 }
@@ -151,7 +125,7 @@ async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_and_may_return() {
     for force in [false, true] {
         let lab = Lab::new(5).await;
         let vm = lab.vm(0, "web").await;
-        snapshot(&lab, 0).await;
+        lab.take_snapshot(0).await;
         lab.host(0).stop("web").await.unwrap();
         let options = RestoreOptions { force };
         let back = lab
@@ -203,7 +177,7 @@ async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_and_may_return() {
 async fn a_stopped_copy_whose_host_was_away_is_kept_and_shown_there() {
     let lab = Lab::new(5).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
     lab.isolate(0, true);
     let options = RestoreOptions { force: true };

@@ -75,16 +75,7 @@ async fn after_any_failed_step_the_vm_runs_where_the_outcome_says() {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
         let mut trap = lab.trap(step);
-        let (host, to) = (lab.host(0), lab.me(1));
-        let moving = tokio::spawn(async move {
-            host.migrate(
-                "web",
-                to,
-                MigrateOptions::default(),
-                watch::Sender::default(),
-            )
-            .await
-        });
+        let moving = lab.begin_move(0, 1);
         trap.recv().await.unwrap().2.send(true).unwrap();
         let outcome = moving.await.unwrap().unwrap();
         let on = lab.settles_on(vm, &[0, 1], &format!("{step:?}")).await;
@@ -109,16 +100,7 @@ async fn a_cut_between_the_two_at_any_step_leaves_one_running() {
             let lab = Lab::new(4).await;
             let vm = lab.vm(0, "web").await;
             let mut trap = lab.trap(step);
-            let (host, to) = (lab.host(0), lab.me(1));
-            let moving = tokio::spawn(async move {
-                host.migrate(
-                    "web",
-                    to,
-                    MigrateOptions::default(),
-                    watch::Sender::default(),
-                )
-                .await
-            });
+            let moving = lab.begin_move(0, 1);
             let strike = trap.recv().await.unwrap();
             lab.net.set_cut(lab.me(0), lab.me(1), true);
             strike.2.send(false).unwrap();
@@ -146,16 +128,7 @@ async fn an_isolated_target_freezes_and_the_source_goes_on() {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
         let mut trap = lab.trap(step);
-        let (host, to) = (lab.host(0), lab.me(1));
-        let moving = tokio::spawn(async move {
-            host.migrate(
-                "web",
-                to,
-                MigrateOptions::default(),
-                watch::Sender::default(),
-            )
-            .await
-        });
+        let moving = lab.begin_move(0, 1);
         let strike = trap.recv().await.unwrap();
         lab.isolate(1, true);
         strike.2.send(false).unwrap();
@@ -177,16 +150,7 @@ async fn strike(step: Step, victim: usize, power: bool) {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     let mut trap = lab.trap(step);
-    let (host, to) = (lab.host(0), lab.me(1));
-    let moving = tokio::spawn(async move {
-        host.migrate(
-            "web",
-            to,
-            MigrateOptions::default(),
-            watch::Sender::default(),
-        )
-        .await
-    });
+    let moving = lab.begin_move(0, 1);
     let struck = trap.recv().await.unwrap();
     if power {
         lab.power_off(victim);
@@ -242,16 +206,7 @@ async fn only_one_operation_at_a_time_works_on_a_vm() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
     let mut trap = lab.trap(Step::Ram);
-    let (host, to) = (lab.host(0), lab.me(1));
-    let moving = tokio::spawn(async move {
-        host.migrate(
-            "web",
-            to,
-            MigrateOptions::default(),
-            watch::Sender::default(),
-        )
-        .await
-    });
+    let moving = lab.begin_move(0, 1);
     let strike = trap.recv().await.unwrap();
     let refused = lab.host(0).start("web").await.unwrap_err().to_string();
     assert!(refused.contains("is being moved"), "{refused}");

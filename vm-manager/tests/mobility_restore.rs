@@ -4,32 +4,17 @@
 mod mobility;
 
 use mobility::{Lab, fake::Step};
-use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState, vault::Durability};
+use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
 
 const FORCE: RestoreOptions = RestoreOptions { force: true };
 
-async fn snapshot(lab: &Lab, i: usize) {
-    let mut taken = lab
-        .host(i)
-        .snapshot("web", "one", &watch::Sender::default())
-        .await
-        .unwrap();
-    taken
-        .copies
-        .wait_for(|c| c.durability == Durability::Durable)
-        .await
-        .unwrap();
-    // The record with the providers follows.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_a_paused_guest_waits_for_its_voters() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     // It was fenced, and a full disk kept that from being written down.
     lab.world.machine(vm, lab.me(0)).unwrap().hold();
     lab.kill_daemon(0);
@@ -59,7 +44,7 @@ async fn after_a_restart_a_paused_guest_waits_for_its_voters() {
 async fn a_dead_hosts_vm_comes_back_with_its_memory_only_by_force() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     lab.power_off(0);
     let back = lab.restore_by_force(4).await;
     assert_eq!(
@@ -92,7 +77,7 @@ async fn a_dead_hosts_vm_comes_back_with_its_memory_only_by_force() {
 async fn a_failed_restore_leaves_no_bytes_unless_it_has_the_epoch() {
     let mut lab = Lab::new(5).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     let without = (1..5)
         .find(|i| lab.kept(*i) == (0, 0))
         .expect("two of four hold copies");
@@ -113,7 +98,7 @@ async fn a_failed_restore_leaves_no_bytes_unless_it_has_the_epoch() {
     // Without its voters a restore fails after all its bytes have come.
     let lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     let voters = lab.host(0).status("web").await.unwrap().definition.voters;
     let without = (1..5)
         .find(|i| lab.kept(*i) == (0, 0))
@@ -134,7 +119,7 @@ async fn a_failed_restore_leaves_no_bytes_unless_it_has_the_epoch() {
 async fn a_new_holder_lets_go_what_members_kept_for_a_dead_one() {
     let mut lab = Lab::new(5).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     let (without, replicas): (Vec<_>, Vec<_>) = (1..5).partition(|i| lab.kept(*i).0 == 0);
     assert_eq!(replicas.len(), 2);
     lab.power_off(0);
@@ -153,7 +138,7 @@ async fn a_new_holder_lets_go_what_members_kept_for_a_dead_one() {
 async fn a_host_that_was_cut_off_freezes_its_copy_when_back() {
     let lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     lab.isolate(0, true);
     let back = lab
         .host(3)
@@ -175,7 +160,7 @@ async fn a_host_that_was_cut_off_freezes_its_copy_when_back() {
 async fn a_running_vm_is_not_restored_beside_itself() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     for options in [RestoreOptions::default(), FORCE] {
         let refused = lab
             .host(2)
@@ -218,7 +203,7 @@ async fn a_running_vm_is_not_restored_beside_itself() {
 async fn a_failed_restore_in_place_leaves_one_holder_and_a_branch() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
     let mut trap = lab.trap(Step::Launch);
     let host = lab.host(0);
@@ -252,7 +237,7 @@ async fn a_failed_restore_in_place_leaves_one_holder_and_a_branch() {
 async fn a_daemon_killed_after_a_restore_had_its_epoch_leaves_one_holder() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
     let mut trap = lab.trap(Step::Launch);
     let host = lab.host(0);
@@ -294,7 +279,7 @@ fn listed(lab: &Lab) -> Vec<(String, VmState)> {
 async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
     let mut lab = Lab::new(4).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
     let mut trap = lab.trap(Step::Rebase);
     let host = lab.host(0);
@@ -318,7 +303,7 @@ async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
 async fn while_a_restore_writes_the_name_means_the_held_copy() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.take_snapshot(0).await;
     // Its directory sorts before that of the ninth epoch.
     for _ in 1..9 {
         lab.host(0).stop("web").await.unwrap();
@@ -380,16 +365,9 @@ async fn a_new_daemon_takes_its_guest_up_a_rebooted_host_boots_it() {
 async fn a_name_is_one_vms_in_the_whole_network() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
-    let new = p2pvm_vm_manager::NewVm {
-        name: "web".into(),
-        image: p2pvm_vm_manager::ImageSource::File(lab.image.clone()),
-        cpus: 1,
-        memory_mib: 64,
-        disk_bytes: None,
-    };
     let refused = lab
         .host(1)
-        .create(new, &watch::Sender::default())
+        .create(lab.new_vm("web"), &watch::Sender::default())
         .await
         .unwrap_err();
     assert!(

@@ -165,16 +165,7 @@ async fn a_failed_or_cancelled_move_ends_its_spans_with_the_reason() {
             let lab = Lab::new(4).await;
             let vm = lab.vm(0, "web").await;
             let mut trap = lab.trap(step);
-            let (host, to) = (lab.host(0), lab.me(1));
-            let moving = tokio::spawn(async move {
-                host.migrate(
-                    "web",
-                    to,
-                    MigrateOptions::default(),
-                    watch::Sender::default(),
-                )
-                .await
-            });
+            let moving = lab.begin_move(0, 1);
             let strike = trap.recv().await.unwrap();
             if cancel {
                 lab.host(0).cancel_migration("web").await.unwrap();

@@ -23,9 +23,10 @@ use p2pvm_vm_manager::{
     checkpoint::RestoreOptions,
     clock::Sleep,
     host::{VmState, VmStatus},
-    hypervisor::{Accel, Hypervisor, MachineSpec},
+    hypervisor::{Accel, Hypervisor, MachineSpec, MigrateOptions},
+    migrate::MigrationOutcome,
     qemu::Qemu,
-    vault::ChunkVault,
+    vault::{ChunkVault, Durability},
 };
 use spans::Spans;
 use std::{
@@ -35,7 +36,10 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 /// What the overlay has been told: the newest announcement of each VM.
 #[derive(Default)]
@@ -359,18 +363,22 @@ impl Lab {
         }
     }
 
-    /// A running VM on member `i`, its memory 42.
-    pub async fn vm(&self, i: usize, name: &str) -> VmId {
-        let new = NewVm {
+    /// A VM of the lab's image, still to be made.
+    pub fn new_vm(&self, name: &str) -> NewVm {
+        NewVm {
             name: name.into(),
             image: ImageSource::File(self.image.clone()),
             cpus: 1,
             memory_mib: 64,
             disk_bytes: None,
-        };
+        }
+    }
+
+    /// A running VM on member `i`, its memory 42.
+    pub async fn vm(&self, i: usize, name: &str) -> VmId {
         let vm = self
             .host(i)
-            .create(new, &watch::Sender::default())
+            .create(self.new_vm(name), &watch::Sender::default())
             .await
             .unwrap()
             .definition
@@ -382,6 +390,36 @@ impl Lab {
             .memory
             .store(42, std::sync::atomic::Ordering::SeqCst);
         vm
+    }
+
+    /// Begins to move the VM "web" from one member to another.
+    pub fn begin_move(
+        &self,
+        from: usize,
+        to: usize,
+    ) -> JoinHandle<Result<MigrationOutcome, Error>> {
+        let (host, to) = (self.host(from), self.me(to));
+        tokio::spawn(async move {
+            let options = MigrateOptions::default();
+            host.migrate("web", to, options, watch::Sender::default())
+                .await
+        })
+    }
+
+    /// Takes the snapshot "one" of the VM "web" on member `i`; waits until it is durable.
+    pub async fn take_snapshot(&self, i: usize) {
+        let mut taken = self
+            .host(i)
+            .snapshot("web", "one", &watch::Sender::default())
+            .await
+            .unwrap();
+        taken
+            .copies
+            .wait_for(|c| c.durability == Durability::Durable)
+            .await
+            .unwrap();
+        // The record with the providers follows.
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
 
     /// How many pins and image files member `i` has.
