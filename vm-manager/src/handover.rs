@@ -41,7 +41,7 @@ pub enum TargetState {
     GaveUp,
 }
 
-/// What happens to a target.
+/// An event at the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetInput {
     /// The source armed the target, with the arming's serial number; the voters granted the epoch
@@ -59,7 +59,7 @@ pub enum TargetInput {
     Tick,
 }
 
-/// What the target has to do.
+/// An action that the target has to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetOutput {
     /// Answer that it is armed.

@@ -161,7 +161,7 @@ pub struct Progress {
     pub post_copy: bool,
 }
 
-/// What QEMU says of a finished migration.
+/// QEMU's figures of a finished migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationReport {
     /// From start to completion, milliseconds.
@@ -242,7 +242,7 @@ pub trait Machine: Send + Sync + 'static {
     /// Lets the guest run.
     async fn resume(&self) -> Result<(), Error>;
 
-    /// What it uses.
+    /// Its present use of processor and memory.
     async fn stats(&self) -> Result<MachineStats, Error>;
 
     /// The serial console, both ways. One reader at a time; what was printed before is replayed

@@ -44,7 +44,7 @@ const REMOVE_TRIES: u32 = 50;
 /// How long between two tries.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What QEMU may ask of the kernel: no old system calls, no set-uid, no child processes, no change
+/// QEMU's filter of system calls: none that are obsolete, no set-uid, no child processes, no change
 /// of its own scheduling.
 pub(crate) const SECCOMP: &str =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";

@@ -1,5 +1,6 @@
-//! What a VM's life asks of the network: an address of its own, a port on this host, and that
-//! packets find it after a move. The node implements it over DHCP-in-the-DHT and the packet plane.
+//! The network as a VM's life needs it: an address of the VM's own, a port on this host, and
+//! packets that find the VM after a move. The node implements it over DHCP-in-the-DHT and the
+//! packet plane.
 
 use crate::{Definition, Error, GuestAddress, hypervisor::MachineSpec};
 use async_trait::async_trait;

@@ -25,7 +25,7 @@ const TRACEPARENT_BYTES: usize = 55;
 
 type Names = Arc<dyn Fn(MemberId) -> Option<String> + Send + Sync>;
 
-/// What makes spans.
+/// The maker of spans, by the program's tracer.
 #[derive(Clone)]
 pub struct Traces {
     tracer: Arc<BoxedTracer>,
@@ -97,7 +97,7 @@ impl Step {
             .then(|| self.context().trace_id().to_string())
     }
 
-    /// What makes steps within this one.
+    /// The maker of steps within this one.
     pub fn trail(&self) -> Trail {
         Trail {
             traces: self.traces.clone(),
@@ -185,7 +185,7 @@ impl Drop for Step {
     }
 }
 
-/// What makes the steps within one span.
+/// The maker of steps within one span.
 #[derive(Clone)]
 pub struct Trail {
     traces: Traces,

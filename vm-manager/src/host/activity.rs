@@ -1,4 +1,4 @@
-//! What is being done with a VM, in a few words that people read and members tell each other.
+//! The operations on a VM, each in a few words that people read and members send each other.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;

@@ -36,7 +36,7 @@ impl Tunnel {
     /// Listens in `dir`; only this process's user may connect.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system's error.
     pub fn open(
         dir: &Path,
         channel: Channel,

@@ -8,7 +8,7 @@ use std::path::Path;
 /// keeps of them. No daemon may run there. Gives their names.
 ///
 /// # Errors
-/// What the file system says, or [`Error::TimedOut`] if a guest's process does not end.
+/// The file system's error, or [`Error::TimedOut`] if a guest's process does not end.
 pub async fn end_guests(dir: &Path) -> Result<Vec<String>, Error> {
     let dir = dir.join("vms");
     if !dir.is_dir() {

@@ -241,7 +241,7 @@ impl Machine for QemuMachine {
     }
 }
 
-/// What the guest does, asked of QEMU.
+/// The guest's state, as QEMU reports it.
 pub(super) async fn run_state(qmp: &Qmp) -> Result<RunState, Error> {
     let answer = qmp.run("query-status", json!({})).await?;
     match answer["status"].as_str() {
@@ -253,7 +253,7 @@ pub(super) async fn run_state(qmp: &Qmp) -> Result<RunState, Error> {
     }
 }
 
-/// Why a guest that stands still was stopped by QEMU: what its disk says.
+/// Why QEMU stopped a guest that stands still, by the state of its disk.
 async fn disk_halt(qmp: &Qmp) -> Result<Option<Halt>, Error> {
     if qmp.run("query-status", json!({})).await?["status"] != "io-error" {
         return Ok(None);

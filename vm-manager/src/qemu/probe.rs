@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// The verdict's file in the state directory.
 const FILE: &str = "accel.json";
 
-/// What is booted to find out.
+/// The guest that the probe boots.
 #[derive(Clone, Debug)]
 pub enum Probe {
     /// A bootable disk image that prints `says` on its serial console once user space runs.

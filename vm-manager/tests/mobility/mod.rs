@@ -194,7 +194,7 @@ pub struct Lab {
     pub peers: Arc<Peers>,
     pub sites: Vec<Site>,
     pub spans: Spans,
-    /// What makes each member's spans, from its next start on.
+    /// The maker of each member's spans, from its next start on.
     pub traces: Vec<Traces>,
     pub image: PathBuf,
     real_guests: bool,

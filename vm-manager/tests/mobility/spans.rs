@@ -40,7 +40,7 @@ impl SpanProcessor for Keeper {
 }
 
 impl Spans {
-    /// What makes the spans of member `site`.
+    /// The maker of the spans of member `site`.
     pub fn of(&self, site: usize) -> Traces {
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Keeper {

@@ -54,7 +54,7 @@ struct Move {
     trail: Trail,
 }
 
-/// What a move is asked to do.
+/// A request for a move.
 struct Order {
     why: Occasion,
     to: MemberId,
