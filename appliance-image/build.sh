@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the bootable appliance: one hybrid ISO that boots on BIOS and UEFI, from CD and from a USB stick,
-# into a member. Everything except p2pvm and its guest image comes from Debian packages. Run as root.
+# Builds the bootable appliance: one hybrid ISO that boots on BIOS and UEFI, from CD and from a USB
+# stick, into a member. Everything except p2pvm and its guest image comes from Debian packages. Run
+# as root.
 #
 #   appliance-image/build.sh --binary P2PVM --guest IMAGE [--base TAR] [-o OUTPUT]
 #
@@ -9,8 +10,8 @@
 # --base    the Debian tree as a tar; it is made if it does not exist, and otherwise used unchanged
 # -o        the ISO; default: target/appliance-image/p2pvm.iso (CARGO_TARGET_DIR applies)
 #
-# The same inputs give the same bytes: all times are SOURCE_DATE_EPOCH (default: the last commit's), names are
-# sorted, ids are derived from the content. docs/appliance.md has the reasons.
+# The same inputs give the same bytes: all times are SOURCE_DATE_EPOCH (default: the last commit's),
+# names are sorted, ids are derived from the content. docs/appliance.md has the reasons.
 set -eu
 umask 022
 export LC_ALL=C TZ=UTC PATH="$PATH:/usr/sbin:/sbin"
@@ -29,15 +30,19 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ -x "$binary" ] || fail "--binary '$binary' is not a program: build it with cargo build --release -p p2pvm"
+[ -x "$binary" ] ||
+    fail "--binary '$binary' is not a program: build it with cargo build --release -p p2pvm"
 [ -s "$guest" ] || fail "--guest '$guest' does not exist: make it with guest-image/build.sh"
 [ "$(id -u)" = 0 ] || fail "run as root: the tree's files belong to root"
 [ "$(dpkg --print-architecture)" = amd64 ] || fail "the appliance is built on amd64 machines only"
-for need in mmdebstrap mksquashfs:squashfs-tools xorriso grub-mkimage:grub-common mkfs.vfat:dosfstools mcopy:mtools strip:binutils zstd cpio:cpio depmod:kmod xz:xz-utils; do
-    command -v "${need%:*}" >/dev/null || fail "${need%:*} is not installed: apt-get install ${need#*:}"
+for need in mmdebstrap mksquashfs:squashfs-tools xorriso grub-mkimage:grub-common \
+    mkfs.vfat:dosfstools mcopy:mtools strip:binutils zstd cpio:cpio depmod:kmod xz:xz-utils; do
+    command -v "${need%:*}" >/dev/null ||
+        fail "${need%:*} is not installed: apt-get install ${need#*:}"
 done
 for platform in i386-pc:grub-pc-bin x86_64-efi:grub-efi-amd64-bin; do
-    [ -d "/usr/lib/grub/${platform%:*}" ] || fail "GRUB for ${platform%:*} is not installed: apt-get install ${platform#*:}"
+    [ -d "/usr/lib/grub/${platform%:*}" ] ||
+        fail "GRUB for ${platform%:*} is not installed: apt-get install ${platform#*:}"
 done
 : "${SOURCE_DATE_EPOCH:=$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 1767225600)}"
 export SOURCE_DATE_EPOCH
@@ -49,9 +54,10 @@ trap 'exit 1' HUP INT TERM
 root=$work/root
 mkdir "$root"
 
-# --- Debian ------------------------------------------------------------------------------------------
-# Debian 13 on any build host: its QEMU is the 10.0 whose machine types p2pvm names, and its libc is new enough for a
-# p2pvm that was built on Debian 12 or 13. The kernel is the full one: the cloud kernel has neither ATA nor CD-ROM.
+# --- Debian ---------------------------------------------------------------------------------------
+# Debian 13 on any build host: its QEMU is the 10.0 whose machine types p2pvm names, and its libc is
+# new enough for a p2pvm that was built on Debian 12 or 13. The kernel is the full one: the cloud
+# kernel has neither ATA nor CD-ROM.
 suite=trixie
 packages=linux-image-amd64,systemd-sysv,udev,kmod,dbus,systemd-resolved,systemd-timesyncd,iproute2,iputils-ping,nftables
 packages=$packages,e2fsprogs,qemu-system-x86,qemu-utils,seabios,busybox-static
@@ -72,8 +78,9 @@ tar -C "$root" -xf "$base" --numeric-owner
 kernel=$(cd "$root/usr/lib/modules" && echo *)
 case $kernel in *' '* | '*') fail "the tree must have one kernel, but has '$kernel'" ;; esac
 
-# --- remove what a host of virtual machines does not need ----------------------------------------------
-# The list of packages stays. The package manager's data go, because an appliance is replaced, not upgraded in place.
+# --- remove what a host of virtual machines does not need -----------------------------------------
+# The list of packages stays. The package manager's data go, because an appliance is replaced, not
+# upgraded in place.
 mkdir -p "$root/usr/share/doc/p2pvm" "$root/usr/lib/p2pvm"
 chroot "$root" dpkg-query -W >"$root/usr/share/doc/p2pvm/packages"
 modules=$root/usr/lib/modules/$kernel
@@ -88,7 +95,7 @@ install -m 644 "$root/boot/vmlinuz-$kernel" "$work/vmlinuz"
     etc/machine-id var/lib/dbus/machine-id var/lib/systemd/random-seed etc/*- etc/hostname etc/resolv.conf etc/ssh)
 (cd "$root/usr/share/qemu" && rm -rf -- *.dtb *.lid hppa* npcm* openbios* palcode* s390* skiboot* slof* u-boot* vof* linux-user* trace-events-all *.bmp *.svg)
 
-# --- add p2pvm and the appliance's files ----------------------------------------------------------------
+# --- add p2pvm and the appliance's files ----------------------------------------------------------
 cp -R --no-preserve=ownership "$here/files/." "$root/"
 install -m 755 "$binary" "$root/usr/bin/p2pvm"
 strip --strip-all "$root/usr/bin/p2pvm"
@@ -106,13 +113,14 @@ units mask getty@tty1 serial-getty@ttyS0 apt-daily.timer apt-daily-upgrade.timer
     e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-firstboot.service ldconfig.service systemd-journal-catalog-update.service
 rm -rf "$root/var/cache/ldconfig" "$root/var/log/"* "$root/run/"* "$root/tmp/"*
 
-# --- the squashfs; its name is a hash of its content, so that the initramfs finds this version only --------
+# --- the squashfs, named by its hash, so that the initramfs finds this version only ----------------
 # mksquashfs fails if both SOURCE_DATE_EPOCH and its own options give the times.
-env -u SOURCE_DATE_EPOCH mksquashfs "$root" "$work/squashfs" -quiet -no-progress -noappend -comp zstd -Xcompression-level 19 -b 256K -no-exports -no-xattrs \
+env -u SOURCE_DATE_EPOCH mksquashfs "$root" "$work/squashfs" -quiet -no-progress -noappend \
+    -comp zstd -Xcompression-level 19 -b 256K -no-exports -no-xattrs \
     -mkfs-time "$SOURCE_DATE_EPOCH" -all-time "$SOURCE_DATE_EPOCH" -processors 2 >&2
 name=root-$(sha256sum "$work/squashfs" | cut -c1-16).squashfs
 
-# --- the initramfs: busybox, one script, and the drivers of bootable media ---------------------------------
+# --- the initramfs: busybox, one script, and the drivers of bootable media ------------------------
 early=$work/early
 mkdir -p "$early/bin" "$early/etc" "$early/lib/modules/$kernel"
 install -m 755 "$root/usr/bin/busybox" "$early/bin/busybox"
@@ -133,7 +141,7 @@ rm -f "$early/lib/modules/$kernel/"*.bin
 find "$early" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 (cd "$early" && find . | sort | cpio --quiet --reproducible -o -H newc -R 0:0) | zstd -q -19 >"$work/initrd"
 
-# --- GRUB for BIOS and UEFI, with all its modules ------------------------------------------------------------
+# --- GRUB for BIOS and UEFI, with all its modules -------------------------------------------------
 common="normal linux configfile search search_label echo test serial terminal all_video iso9660 part_msdos part_gpt fat boot reboot halt minicmd ls cat"
 printf 'search --no-floppy --set=root --file /live/%s\nset prefix=($root)/boot/grub\n' "$name" >"$work/early.cfg"
 # shellcheck disable=SC2086
@@ -147,7 +155,7 @@ mkfs.vfat --invariant -n P2PVM-EFI "$work/efi.img" >/dev/null
 MTOOLS_SKIP_CHECK=1 mmd -i "$work/efi.img" ::EFI ::EFI/BOOT
 MTOOLS_SKIP_CHECK=1 mcopy -m -i "$work/efi.img" "$work/bootx64.efi" ::EFI/BOOT/BOOTX64.EFI
 
-# --- the ISO -----------------------------------------------------------------------------------------------
+# --- the ISO --------------------------------------------------------------------------------------
 iso=$work/iso
 mkdir -p "$iso/boot/grub" "$iso/live" "$iso/p2pvm"
 mv "$work/squashfs" "$iso/live/$name"
@@ -157,7 +165,8 @@ cp "$work/eltorito.img" "$iso/boot/grub/eltorito.img"
 "$binary" appliance reserve >"$iso/p2pvm/invite"
 find "$iso" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 stamp=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S00)
-# Partition 1 shows the ISO again at an offset, so that a disk with it can be mounted by partition (docs/appliance.md).
+# Partition 1 shows the ISO again at an offset, so that a disk with it can be mounted by partition
+# (docs/appliance.md).
 xorriso -as mkisofs -quiet -iso-level 3 -r -J -V P2PVM-LIVE --modification-date="$stamp" --set_all_file_dates "$stamp" \
     --grub2-mbr /usr/lib/grub/i386-pc/boot_hybrid.img -partition_offset 16 -append_partition 2 0xef "$work/efi.img" \
     -b boot/grub/eltorito.img -no-emul-boot -boot-load-size 4 -boot-info-table --grub2-boot-info \

@@ -15,7 +15,10 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
-cargo deb --version >/dev/null 2>&1 || { echo "deb.sh: cargo-deb is not installed: cargo install --locked cargo-deb" >&2; exit 3; }
+if ! cargo deb --version >/dev/null 2>&1; then
+  echo "deb.sh: cargo-deb is not installed: scripts/tools.sh deb" >&2
+  exit 3
+fi
 flag=--$profile
 [ "$profile" = debug ] && flag=
 target=${CARGO_TARGET_DIR:-target}
@@ -24,7 +27,8 @@ if [ -z "${P2PVM_BIN:-}" ]; then
   cargo build --locked $flag -p p2pvm
   P2PVM_BIN=$target/$profile/p2pvm
 fi
-# A directory of its own, so that two builds do not collide; cargo-deb reads its paths from node/Cargo.toml.
+# A directory of its own, so that nothing of a previous build gets into the package. cargo-deb reads
+# its paths from node/Cargo.toml.
 stage=target/package
 rm -rf "$stage"
 mkdir -p "$stage" "$out"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks formatting, lints and the dependency rules. If a tool is missing, it says which check it
-# leaves out; with --strict, and in continuous integration (CI is set), it installs the tool or fails.
+# leaves out; with --strict, or if CI is set, it installs the tool or fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
@@ -11,7 +11,7 @@ case ${1:-} in
   *) echo "usage: scripts/lint.sh [--strict]" >&2; exit 2 ;;
 esac
 
-# Whether the tool is here, and if not what is not checked.
+# Whether the tool $1 is installed; if it is not, says that $2 is not checked.
 have() {
   if [ -n "$strict" ]; then
     scripts/tools.sh "$1" || exit 1
@@ -23,7 +23,7 @@ have() {
 
 if have fmt "formatting"; then cargo fmt --all --check; fi
 if have deny "dependency rules (deny.toml)"; then
-  # It asks no registry itself: what the lock file names is here before.
+  # cargo-deny runs offline, on the crates of the lock file that cargo fetched.
   cargo fetch --locked --target x86_64-unknown-linux-gnu
   cargo deny --offline check licenses bans sources
 fi

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Takes the pictures of the status screen in docs/screenshots/: it runs `p2pvm top` in tmux on a real network on the emulated
-# wide area, and saves the screen as text (.txt) and with its colours (.svg). Needs root, tmux, a built p2pvm and the guest image.
-#   P2PVM=target/debug/p2pvm IMAGE=target/guest-image/guest.qcow2 OUT=docs/screenshots scripts/screenshots.sh
+# Takes the pictures of the status screen in docs/screenshots/: it runs `p2pvm top` in tmux on a
+# real network on the emulated wide area, and saves the screen as text (.txt) and with its colours
+# (.svg). Needs root, tmux, a built p2pvm and the guest image. These are the defaults:
+#   P2PVM=target/debug/p2pvm IMAGE=target/guest-image/guest.qcow2 OUT=docs/screenshots \
+#     scripts/screenshots.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$(realpath "${P2PVM:-target/debug/p2pvm}")
@@ -16,7 +18,10 @@ cleanup() { "$bin" testbed down --name "$bed" >/dev/null 2>&1 || true; }
 trap cleanup EXIT
 
 # open HOST COLUMNS ROWS WORDS...: opens a terminal with `p2pvm WORDS...` in it.
-open() { pane "$1" -f /dev/null new-session -d -x "$2" -y "$3" "env LANG=C.UTF-8 TERM=xterm-256color $bin ${*:4}"; }
+open() {
+  pane "$1" -f /dev/null new-session -d -x "$2" -y "$3" \
+    "env LANG=C.UTF-8 TERM=xterm-256color $bin ${*:4}"
+}
 close() { pane "$1" kill-server || true; }
 # wait_for HOST TEXT: waits until the screen shows the text.
 wait_for() {
@@ -29,7 +34,8 @@ wait_for() {
   return 1
 }
 
-# Turns a screen's lines with their colours into SVG: 8 x 17 pixels a cell, the sixteen colours of the Linux console.
+# svg COLUMNS: turns a screen's lines with their colours into SVG: 8 x 17 pixels a cell, the sixteen
+# colours of the Linux console.
 svg() {
   perl -CSD -e '
     my @names = qw(#101418 #cc4444 #4caf50 #d0a020 #5080e0 #b060c0 #30a8b0 #c8c8c8 #707070 #ff6666 #70d070 #ffd050 #80a8ff #e080e0 #60d8e0 #ffffff);
@@ -69,7 +75,7 @@ svg() {
   ' "$1"
 }
 
-# shot HOST NAME COLUMNS
+# shot HOST NAME COLUMNS: saves the host's screen as NAME.txt and NAME.svg.
 shot() {
   pane "$1" capture-pane -p >"$out/$2.txt"
   pane "$1" capture-pane -p -e | svg "$3" >"$out/$2.svg"
@@ -94,7 +100,9 @@ close bootstrap
 
 invite=$(on bootstrap "$bin" invite --uses 5)
 for host in london amsterdam lyon prague madrid; do on "$host" "$bin" join "$invite" >/dev/null; done
-for host in bootstrap london amsterdam prague madrid; do on lyon "$bin" ping "$host" --count 3 --interval 200ms >/dev/null || true; done
+for host in bootstrap london amsterdam prague madrid; do
+  on lyon "$bin" ping "$host" --count 3 --interval 200ms >/dev/null || true
+done
 on lyon "$bin" vm create web --image "$image" --cpus 1 --memory 128M --start >/dev/null
 on lyon "$bin" vm create db --image "$image" --cpus 1 --memory 128M >/dev/null
 open lyon 80 24 top

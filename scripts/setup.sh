@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the build, the tests and the demo need and that this machine lacks. Idempotent: if all
-# are installed, it prints nothing and changes nothing. Needs root only to install.
-# `setup.sh iso` also installs what the appliance's ISO and its boot tests need, `setup.sh deb` what the package's test needs,
-# `setup.sh web` a browser for the dashboard's tests, `setup.sh slow` what boots machines with other programs.
+# Installs the Debian packages that the build, the tests and the demo need and that this machine
+# lacks. Idempotent: if all are installed, it prints nothing and changes nothing. Needs root only to
+# install.
+# `setup.sh iso` also installs what the appliance's ISO and its boot tests need, `setup.sh deb` what
+# the package's test needs, `setup.sh web` a browser for the dashboard's tests, `setup.sh slow` what
+# boots machines with other programs.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
 # Warns early: a build that fills the disk fails in many places without naming the cause.
 needed=14
 free=$(df --output=avail -BG "$(dirname "$0")/.." | tail -1 | tr -dc 0-9)
-if [ $# -eq 0 ] && [ ! -d "${CARGO_TARGET_DIR:-target}/debug/deps" ] && [ "$free" -lt "$needed" ]; then
+if [ $# -eq 0 ] && [ ! -d "${CARGO_TARGET_DIR:-target}/debug/deps" ] \
+  && [ "$free" -lt "$needed" ]; then
   echo "setup: only $free GiB are free here; a build with all tests needs about $needed" >&2
 fi
 
@@ -43,7 +46,10 @@ fi
 
 qemu_major() { qemu-system-x86_64 --version 2>/dev/null | sed -n 's/.*version \([0-9]*\)\..*/\1/p'; }
 need_qemu=
-{ [ "$(qemu_major || true)" -ge 10 ] 2>/dev/null && command -v qemu-img >/dev/null && command -v qemu-storage-daemon >/dev/null; } || need_qemu=1
+if ! [ "$(qemu_major || true)" -ge 10 ] 2>/dev/null || ! command -v qemu-img >/dev/null \
+  || ! command -v qemu-storage-daemon >/dev/null; then
+  need_qemu=1
+fi
 # The guest image is made of Debian packages, so apt needs its package lists.
 need_lists=
 case $(apt-cache policy linux-image-cloud-amd64 2>/dev/null) in *"Candidate: "[0-9]*) ;; *) need_lists=1 ;; esac
@@ -63,9 +69,14 @@ if [ -n "$need_qemu" ]; then
   if [ "${VERSION_CODENAME:-}" = bookworm ]; then
     case $(apt-cache policy) in *bookworm-backports*) ;; *)
       # The mirror this machine already uses also carries the backports.
-      mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' | awk '$2 ~ /^bookworm/ && $1 !~ /security/ && $1 ~ /debian/ {print $1; exit}')
-      [ -n "$mirror" ] || { echo "setup: no Debian mirror is configured: add one to /etc/apt/sources.list" >&2; exit 1; }
-      echo "deb $mirror bookworm-backports main" | as_root tee /etc/apt/sources.list.d/p2pvm-backports.list >/dev/null
+      mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' |
+        awk '$2 ~ /^bookworm/ && $1 !~ /security/ && $1 ~ /debian/ {print $1; exit}')
+      if [ -z "$mirror" ]; then
+        echo "setup: no Debian mirror is configured: add one to /etc/apt/sources.list" >&2
+        exit 1
+      fi
+      echo "deb $mirror bookworm-backports main" |
+        as_root tee /etc/apt/sources.list.d/p2pvm-backports.list >/dev/null
       as_root apt-get update -qq ;;
     esac
     release=(-t bookworm-backports)

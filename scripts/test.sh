@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-# Which tests run here, beside which others and for how long is said in .config/nextest.toml, which
-# `cargo test` does not read: there is no running them without.
+# There is no fallback on `cargo test`: it does not read .config/nextest.toml, which says which
+# tests run, beside which others and for how long.
 scripts/tools.sh nextest
 if [ "$(id -u)" -ne 0 ]; then
   # The user builds; only the tests run as root.

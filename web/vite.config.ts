@@ -1,13 +1,14 @@
 import { defineConfig } from "vite";
 
-// `dist` is what daemon/build.rs puts into the program. Paths are relative: the page knows nothing of where it is served.
+// daemon/build.rs puts `dist` into the program. Paths are relative, so that the page works below
+// any address.
 export default defineConfig({
   base: "./",
   build: {
     target: "es2022",
-    // dist/.gitignore stays, so that the directory is always there for cargo to watch.
+    // dist/.gitignore stays, so that cargo always has the directory to watch.
     emptyOutDir: false,
-    // The policy of the page allows no data: address but for the icon.
+    // The page's Content-Security-Policy (daemon/src/web/access.rs) allows no data: address.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
   },

@@ -1,15 +1,19 @@
-// The part of the daemon's API that this page may use. Every request carries the token in a header, never in an address or a cookie: a
-// cookie would go to every port of the host, and an address into logs.
+// The part of the daemon's API that this page may use. Every request carries the token in a header,
+// never in an address or a cookie: a cookie would go to every port of the host, and an address into
+// logs.
 
 import { follow, Refused } from "./lines";
 import type { Explained, Failure, Step, View } from "./types";
 
-/** Where the token is kept: in this tab, until it is closed. */
+/** The token's key in the tab's session storage, which lasts until the tab is closed. */
 const KEY = "p2pvm-token";
 /** How long a request for the view may take, milliseconds. */
 const PATIENCE_MS = 10_000;
 
-/** Removes the token from the address (`#token=...`), so that no history has it, or returns the stored one. */
+/**
+ * Returns the token of the address (`#token=...`) or the stored one. Stores the former and removes
+ * it from the address, so that it stays out of the browser's history.
+ */
 export function takeToken(): string | null {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) {
@@ -74,7 +78,10 @@ export class Api {
     await this.send("DELETE", `/vms/${encodeURIComponent(vm)}/migrate`);
   }
 
-  /** A VM's console. The token is a second subprotocol name, because a page cannot set another header of a WebSocket. */
+  /**
+   * A VM's console. The token is a second subprotocol name, because a page cannot set another
+   * header of a WebSocket.
+   */
   console(vm: string): WebSocket {
     const at = new URL(`api/vms/${encodeURIComponent(vm)}/console`, location.href);
     at.protocol = at.protocol === "https:" ? "wss:" : "ws:";

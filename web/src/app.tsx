@@ -26,7 +26,7 @@ export function App() {
   const [token, setToken] = useState(takeToken);
   const [refused, setRefused] = useState<string | null>(null);
   useEffect(() => {
-    // A link with a new token was opened in a tab that has the page open.
+    // The user opened a link with a new token in a tab that has the page open.
     const changed = () => location.hash.includes("token=") && setToken(takeToken());
     window.addEventListener("hashchange", changed);
     return () => window.removeEventListener("hashchange", changed);
@@ -73,7 +73,10 @@ function Login({ refused, enter }: { refused: string | null; enter: (token: stri
   );
 }
 
-/** Polls every second; returns the last view, why there is no newer one, and a function that polls at once. */
+/**
+ * Polls every second. Returns the last view, why there is no newer one, and a function that polls
+ * at once.
+ */
 function useView(api: Api, leave: (why: string) => void): [View | null, string | null, () => void] {
   const [view, setView] = useState<View | null>(null);
   const [trouble, setTrouble] = useState<string | null>(null);
@@ -146,7 +149,7 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
       <Header view={view} leave={() => leave(null)} />
       {trouble && (
         <p class="banner" role="alert">
-          {trouble} What is shown is from before; trying again.
+          {trouble} The page shows the last answer; retrying.
         </p>
       )}
       {view.silent.length > 0 && <p class="banner soft">No answer from {view.silent.join(", ")}: its VMs may be missing here.</p>}

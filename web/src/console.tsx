@@ -1,4 +1,5 @@
-// A VM's console: xterm.js over a WebSocket. When the VM moves, its old host closes the connection, and the console reconnects to the new host.
+// A VM's console: xterm.js over a WebSocket. When the VM moves, its previous host closes the
+// connection, and the console reconnects to the new host.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Terminal } from "@xterm/xterm";
@@ -11,7 +12,9 @@ const COLUMNS = 80;
 const ROWS = 24;
 /** A character's width relative to its height in browsers' monospace fonts. */
 const ASPECT = 0.602;
-/** How often a lost console is reconnected, and the time between two attempts. */
+/**
+ * How many times a lost console reconnects before it gives up, and the time between two attempts.
+ */
 const TRIES = 30;
 const RETRY_MS = 1000;
 /** The key that leaves the console, as in `p2pvm vm console`: Ctrl-]. */
@@ -45,7 +48,7 @@ export default function Console({ name, api, close }: { name: string; api: Api; 
         tries += 1;
         if (tries > TRIES) setState(refused ?? "the console is lost: close this window and open it again");
         else {
-          setState(refused ?? "lost; taking it up again");
+          setState(refused ?? "lost; reconnecting");
           timer = window.setTimeout(connect, RETRY_MS);
         }
       };

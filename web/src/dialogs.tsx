@@ -12,7 +12,7 @@ interface DialogProps {
   title: string;
   close: () => void;
   wide?: boolean;
-  /** Whether Escape and a press outside leave it open, because its content uses them. */
+  /** Whether Escape and a click outside leave it open, because its content uses them. */
   stays?: boolean;
   children: ComponentChildren;
 }
@@ -188,7 +188,7 @@ export function Why({ vm, api, close }: { vm: VmView; api: Api; close: () => voi
     <Dialog title={`Why ${vm.name} is on ${vm.host}`} close={close} wide>
       {told == null && <p>Asking the members…</p>}
       {typeof told === "string" && <p role="alert">{told}</p>}
-      {Array.isArray(told) && told.length === 0 && <p class="empty">The members remember no decision about {vm.name}.</p>}
+      {Array.isArray(told) && told.length === 0 && <p class="empty">No member has recorded a decision about {vm.name}.</p>}
       {Array.isArray(told) && told.length > 0 && (
         <ol class="decisions">
           {told.map((e) => (

@@ -1,8 +1,9 @@
-// Dragging a VM onto a member with a mouse, a pen or a finger. It uses pointer events, because HTML's drag and drop does not support touch.
+// Dragging a VM onto a member with a mouse, a pen or a finger. It uses pointer events, because
+// HTML's drag and drop does not support touch.
 
 import { useEffect, useState } from "preact/hooks";
 
-/** How many pixels a press may move before it is a drag. */
+/** How many pixels a pressed pointer may move before it drags. */
 const SLACK = 6;
 
 export interface Drag {
@@ -56,7 +57,8 @@ export function useDrag(drop: (vm: string, member: string) => void): [Drag | nul
 
   const take = (vm: string, event: PointerEvent) => {
     if (event.button !== 0) return;
-    // The touched element captures a finger's pointer: release it, so that the element below can be found.
+    // The touched element captures a finger's pointer: release it, so that `elementFromPoint` finds
+    // the element below.
     (event.target as Element).releasePointerCapture?.(event.pointerId);
     setHeld({ vm, x: event.clientX, y: event.clientY, pointer: event.pointerId });
   };

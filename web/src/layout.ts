@@ -1,6 +1,7 @@
-// Places the map's members: the shorter their round trip, the nearer on the page. It uses stress majorization (Gansner, Koren and
-// North: Graph Drawing by Stress Majorization, 2004) over round trips, then pushes overlapping boxes apart. The same input gives the
-// same picture; a changed input begins from the previous picture, so that members do not jump.
+// Places the map's members: the shorter their round trip, the nearer on the page. It uses stress
+// majorization (Gansner, Koren and North: Graph Drawing by Stress Majorization, 2004) over round
+// trips, then pushes overlapping boxes apart. The same input gives the same picture; a changed
+// input begins from the previous picture, so that members do not jump.
 
 export interface Point {
   x: number;
@@ -14,18 +15,24 @@ export interface Known {
   rttMs: number;
 }
 
-/** Rounds of majorization without and with a previous picture. */
+/** How many rounds of majorization run without and with a previous picture. */
 const FRESH_ROUNDS = 300;
 const WARM_ROUNDS = 60;
-/** Rounds of pushing apart. */
+/** How many times overlapping boxes are pushed apart at most. */
 const PUSHES = 200;
 
-/** A round trip as a length. Long ones are compressed, so that two neighbours do not become one point beside a distant third. */
+/**
+ * A round trip as a length. Long ones are compressed, so that two neighbours do not become one
+ * point beside a distant third.
+ */
 export function lengthOf(rttMs: number): number {
   return Math.sqrt(Math.max(rttMs, 0) + 4);
 }
 
-/** All distances: along known links if two members have none of their own; 1.5 times the longest if no links connect them. */
+/**
+ * All distances: along known links if two members have none of their own; 1.5 times the longest if
+ * no links connect them.
+ */
 export function distances(count: number, known: Known[]): number[][] {
   const d = Array.from({ length: count }, (_, i) => Array.from({ length: count }, (_, j) => (i === j ? 0 : Infinity)));
   for (const { a, b, rttMs } of known) {
@@ -86,8 +93,10 @@ export function boxOf(members: number, width: number, vms: number): { w: number;
   return { w: 156, h: vms > 2 && members <= 7 ? 108 : vms > 0 ? 84 : 56, small: false };
 }
 
-/** Coordinates as shares of the room, 0 to 1. Half by their values and half by their order: one that is far out does not press the
- * others together. */
+/**
+ * Coordinates as shares of the room, 0 to 1, half by their values and half by their order. Reason:
+ * one that is far out would press the others together.
+ */
 function spread(values: number[]): number[] {
   const low = Math.min(...values);
   const size = Math.max(...values) - low;
@@ -131,7 +140,10 @@ export function pointOn({ a, b, bend }: Line, t: number): Point {
   return { x: at((p) => p.x), y: at((p) => p.y) };
 }
 
-/** The places of the links' labels: on the visible part of the link, clear of boxes and of each other if possible. */
+/**
+ * The places of the links' labels: on the visible part of the link, clear of boxes and of each
+ * other if possible.
+ */
 export function labels(links: (Line & { w: number })[], boxes: Point[], box: { w: number; h: number }, height: number): Point[] {
   const set: { x: number; y: number; w: number }[] = [];
   const overlap = (p: Point, w: number, q: Point, qw: number, qh: number) =>
@@ -155,7 +167,10 @@ export function labels(links: (Line & { w: number })[], boxes: Point[], box: { w
   });
 }
 
-/** Fits places into a page of `width` x `height` pixels, each with a box of size `box`; boxes do not overlap if there is room. */
+/**
+ * Fits places into a page of `width` x `height` pixels, each with a box of size `box`; boxes do not
+ * overlap if there is room.
+ */
 export function fit(places: Point[], box: { w: number; h: number }, width: number, height: number): Point[] {
   // Large boxes leave room for a label between them.
   const gap = box.w > 120 ? 40 : 10;

@@ -6,7 +6,7 @@ import { ms, percent } from "./format";
 import { boxOf, distances, fit, labels, lineOf, majorize, type Known, type Point } from "./layout";
 import { troubled, type Edge, type Member, type Network, type Way } from "./model";
 
-/** How many links may all have labels; with more, only those of the chosen member do. */
+/** Up to how many links all have labels; beyond, only the chosen member's have. */
 const LABELLED = 15;
 /** How many VMs a member shows by name in a row, and the height from which it has two rows. */
 const CHIPS = 2;
@@ -44,7 +44,10 @@ function useSize(): [{ current: HTMLDivElement | null }, { width: number; height
   return [element, size];
 }
 
-/** Places that change only if members come or go, or a round trip changes a lot, so that jitter does not move the picture. */
+/**
+ * Places that change only if members come or go, or a round trip changes a lot, so that jitter does
+ * not move the picture.
+ */
 function usePlaces(net: Network): Point[] {
   const before = useRef(new Map<string, Point>());
   const coarse = (rtt: number) => Math.round(Math.log2(rtt + 2) * 2) / 2;

@@ -1,5 +1,5 @@
-// Turns the daemon's answer into what the page draws: members and links, each once, and the progress of VMs' moves. Pure functions,
-// tested without a browser.
+// Turns the daemon's answer into what the page draws: members and links, each once, and the
+// progress of VMs' moves. Pure functions, tested without a browser.
 
 import type { Decided, Step, View, VmView } from "./types";
 
@@ -53,7 +53,10 @@ export function wayOf(path: string | null | undefined): Way {
 
 const pair = (a: string, b: string) => (a < b ? `${a} ${b}` : `${b} ${a}`);
 
-/** Every member and every link once. A member's report about itself counts more than this node's knowledge of it. */
+/**
+ * Every member and every link once. A member's report about itself takes precedence over this
+ * node's record of it.
+ */
 export function network(view: View): Network {
   const members = new Map<string, Member>();
   const { status } = view;
@@ -86,7 +89,7 @@ export function network(view: View): Network {
   const add = (a: string, b: string, path: string | null, rttMs: number | null) => {
     const key = pair(a, b);
     const known = edges.get(key);
-    // Both ends report it; a measured round trip counts more than none.
+    // Both ends report it; a report with a round trip replaces one without.
     if (path && (!known || (known.rttMs == null && rttMs != null))) edges.set(key, { a, b, way: wayOf(path), path, rttMs });
   };
   for (const p of view.peers) add(status.member, p.member, p.path, p.rtt_ms);
@@ -127,7 +130,10 @@ export function rttBetween(net: Network, a: string, b: string): number | null {
   return net.edges.find((e) => pair(e.a, e.b) === key)?.rttMs ?? null;
 }
 
-/** The default target of a restore: the VM's host if it answers, otherwise a member that has the snapshot. */
+/**
+ * The default target of a restore: the VM's host if it answers, otherwise a member that has the
+ * snapshot, otherwise this node.
+ */
 export function restoreOn(net: Network, vm: VmView, holders: string[]): string {
   const heard = net.members.filter((m) => m.heard);
   const best = heard.find((m) => m.id === vm.host_id) ?? heard.find((m) => holders.includes(m.name)) ?? heard.find((m) => m.here) ?? heard[0];

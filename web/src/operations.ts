@@ -23,14 +23,14 @@ export interface Operation {
   ended: Ended | null;
 }
 
-/** What an operation asks for. */
+/** The body of an operation's request. */
 export type Body = MigrateVm | RestoreVm | SnapshotVm;
 
 export type Operations = Record<string, Operation>;
 
 export interface Doing {
   operations: Operations;
-  /** Begins an operation; at most one a VM. */
+  /** Begins an operation, unless another one of the VM runs; a stop overrides a move. */
   begin(vm: string, kind: string, what: string, body?: Body): void;
   cancel(vm: string): void;
   dismiss(vm: string): void;
@@ -70,7 +70,7 @@ export function undone(error: Error): Ended {
   return { how: cancelled ? "cancelled" : "failed", text: error.message };
 }
 
-/** What a card shows of a running operation, also of one started elsewhere; null: none runs. */
+/** The running operation as a card shows it, also one started elsewhere; null: none runs. */
 export function underWay(vm: VmView, operation: Operation | undefined): { what: string; share: number | null; note: string } | null {
   const say = (what: string, step: Step | null) => {
     const amount = step && step.total_bytes > 0 ? `${bytes(step.done_bytes)} of ${bytes(step.total_bytes)}` : "";

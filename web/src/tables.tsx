@@ -47,7 +47,7 @@ export function Decisions({ list }: { list: Decided[] }) {
   return (
     <section class="panel" aria-labelledby="decisions-title">
       <h2 id="decisions-title">Decisions</h2>
-      {list.length === 0 && <p class="empty">None yet. What the members decide about VMs by themselves stands here, with the reason.</p>}
+      {list.length === 0 && <p class="empty">None yet. The members' own decisions about VMs appear here, with their reasons.</p>}
       <ol class="decisions">
         {list.map((d) => (
           <li key={d.at + d.vm + d.host}>

@@ -1,5 +1,6 @@
-// A person with a browser: opens the dashboard, looks, moves a VM by dragging it, types into its console, takes a snapshot, and takes
-// pictures of it all. Run by node/tests/e2e_dashboard.rs on a network of emulated hosts.
+// A user with a browser: opens the dashboard, moves a VM by dragging it, types into its console,
+// takes a snapshot, and takes pictures of it all. node/tests/e2e_dashboard.rs runs it on a network
+// of emulated hosts.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
@@ -11,12 +12,12 @@ const card = page.locator('[data-vm="web"]');
 const host = async () => (await card.locator(".host").textContent()) ?? "";
 
 await run(context, page, async () => {
-  await step("without a token a login is shown, and a wrong one is refused", async () => {
+  await step("without a token the page shows a login, and rejects a wrong one", async () => {
     await page.goto(url);
     await page.getByLabel("Token").fill("wrong");
     await page.getByRole("button", { name: "Open" }).click();
     await page.getByRole("alert").filter({ hasText: "p2pvm dashboard" }).waitFor();
-    // The browser itself notes the refusal: that one is wanted.
+    // The browser logs the expected 401 as an error.
     assert.ok(complaints.every((c) => c.includes("401")), complaints.join("\n"));
     complaints.length = 0;
   });
@@ -28,7 +29,7 @@ await run(context, page, async () => {
     assert.equal(await page.evaluate(() => document.cookie), "");
   });
 
-  await step("every member and every link with its round trip is on the map, and the decision with its reason is told", async () => {
+  await step("the map shows every member and every link with its round trip, the list a decision with its reason", async () => {
     await page.waitForFunction(() => document.querySelectorAll(".node:not(.silent)").length === 4 && document.querySelectorAll(".rtt").length >= 6, null, { timeout: 60_000 });
     await page.locator(".panel .decisions li").filter({ hasText: "load" }).first().waitFor();
     const ways = await page.evaluate(() => [...document.querySelectorAll(".canvas path.link")].map((l) => l.getAttribute("class")));
@@ -41,7 +42,7 @@ await run(context, page, async () => {
     await page.getByLabel("Theme").selectOption("auto");
   });
 
-  await step("the console shows the guest and takes what is typed", async () => {
+  await step("the console shows the guest and sends what the user types", async () => {
     await card.getByRole("button", { name: "Console" }).click();
     await page.locator(".console-state.ok").waitFor();
     await page.keyboard.press("Enter");
@@ -78,7 +79,7 @@ await run(context, page, async () => {
     await card.getByRole("button", { name: "Dismiss" }).click();
   });
 
-  await step("the console goes on when somebody else moves the VM", async () => {
+  await step("the console reconnects when another user moves the VM", async () => {
     await card.getByRole("button", { name: "Console" }).click();
     await page.locator(".console-state.ok").waitFor();
     const moved = page.evaluate(
@@ -96,7 +97,7 @@ await run(context, page, async () => {
     await page.locator("dialog").waitFor({ state: "detached" });
   });
 
-  await step("keys alone are enough to move it", async () => {
+  await step("the VM moves by keyboard alone", async () => {
     await page.locator(`.node[data-name="${from}"] .chip`, { hasText: "web" }).waitFor();
     await page.getByLabel("Theme").focus();
     for (let n = 0; n < 80 && !(await page.evaluate(() => document.activeElement?.matches("[data-vm=web] .migrate"))); n++) await page.keyboard.press("Tab");
@@ -106,7 +107,7 @@ await run(context, page, async () => {
     await page.locator("dialog").waitFor({ state: "detached" });
     await card.locator(".migrate").focus();
     await page.keyboard.press("Enter");
-    // The member that is chosen has the focus; the arrows go round.
+    // The chosen member has the focus; the arrow keys choose another.
     for (let n = 0; n < 5 && !(await page.getByRole("button", { name: `Move to ${to}` }).isVisible()); n++) await page.keyboard.press("ArrowDown");
     await page.keyboard.press("Enter");
     await card.locator(".ended.ok").waitFor({ timeout: SLOW });
@@ -114,7 +115,7 @@ await run(context, page, async () => {
     await card.getByRole("button", { name: "Dismiss" }).click();
   });
 
-  await step("a snapshot is taken and listed, and the reasons are told", async () => {
+  await step("a snapshot is taken and listed, and the reasons are shown", async () => {
     await card.getByRole("button", { name: /Snapshots/ }).click();
     await page.getByLabel("New snapshot").fill("before-upgrade");
     await page.getByRole("button", { name: "Take it" }).click();
@@ -131,7 +132,7 @@ await run(context, page, async () => {
     await page.keyboard.press("Escape");
   });
 
-  await step("on a phone everything fits, and a finger's width is enough", async () => {
+  await step("on a phone the page fits, and a tap opens the console", async () => {
     const phone = await open({ name: "phone", viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 1, colorScheme: "light" });
     try {
       await phone.page.goto(`${url}#token=${token}`);

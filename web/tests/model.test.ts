@@ -37,13 +37,13 @@ const view = (more: Partial<View> = {}): View => ({
 });
 
 describe("the network of a view", () => {
-  it("has this node, its peers and those that others told of, each once", () => {
+  it("has this node, its peers and the members that others report, each once", () => {
     const net = network(view({ members: [sight("a"), sight("b"), sight("d")] }));
     expect(net.members.map((m) => [m.name, m.here, m.heard])).toEqual([["a", true, true], ["b", false, true], ["c", false, false], ["d", false, true]]);
     expect(net.members[1]!.path).toBe("direct 198.18.0.2:4002");
   });
 
-  it("draws a link that both ends tell of once, with the round trip that is known", () => {
+  it("has a link that both ends report once, with the known round trip", () => {
     const told = [
       sight("b", { links: [{ to: id("a").slice(0, 8), path: "direct", rtt_ms: 21 }, { to: id("d").slice(0, 8), path: "relayed via a", rtt_ms: null }] }),
       sight("d", { links: [{ to: id("b").slice(0, 8), path: "relayed via a", rtt_ms: 44 }, { to: "ffff", path: "direct", rtt_ms: 1 }] }),
@@ -54,38 +54,38 @@ describe("the network of a view", () => {
     expect(rttBetween(net, id("a"), id("d"))).toBeNull();
   });
 
-  it("puts each VM on the member that has it", () => {
+  it("has each VM on its host", () => {
     const net = network(view({ vms: [vm()] }));
     expect(net.members.map((m) => m.vms.length)).toEqual([0, 1, 0]);
   });
 
-  it("offers every member that is heard but the VM's own, the least busy first", () => {
+  it("offers every member that answers but the VM's host, the least busy first", () => {
     const net = network(view({ members: [sight("d", { cpu: 0.9 }), sight("e", { cpu: 0.1 })] }));
     expect(targets(net, vm()).map((m) => m.name)).toEqual(["e", "a", "d"]);
   });
 });
 
-it("knows a path by the word it begins with", () => {
+it("the kind of a path is the word that it begins with", () => {
   const ways = ["direct 1.2.3.4:5", "relayed via b", "over the ring, 2 hops", "stream", "pigeon", null].map(wayOf);
   expect(ways).toEqual(["direct", "relayed", "ring", "stream", "none", "none"]);
 });
 
-it("lists decisions of all members, the newest first, with the VM's name and who decided", () => {
+it("lists decisions of all members, the newest first, with the VM's and the member's names", () => {
   const d = (at: string, of: string) => ({ vm: of, at, host: "", text: `at ${at}`, details: null });
   const told = [sight("b", { decisions: [d("2026-01-01T00:00:01Z", id("9"))] }), sight("d", { decisions: [d("2026-01-01T00:00:02Z", id("8"))] })];
   expect(decisions(view({ members: told, vms: [vm()] })).map((x) => [x.vm, x.host])).toEqual([["88888888", "d"], ["web", "b"]]);
 });
 
-describe("what is under way", () => {
+describe("a running operation", () => {
   const step = { phase: "ram", done_bytes: 1 << 20, total_bytes: 4 << 20, note: "dirty 1 MB/s" };
-  it("is what this page began, then what the VM's host says, then nothing", () => {
+  it("is the page's own, else the one that the VM's host reports, else none", () => {
     const operation = { kind: "migrate", what: "moving to c", step, ended: null };
     expect(underWay(vm(), operation)).toEqual({ what: "moving to c: ram", share: 0.25, note: "1.0 MiB of 4.0 MiB, dirty 1 MB/s" });
     expect(underWay(vm({ moving: { to: "d", step } }), undefined)?.what).toBe("moving to d: ram");
     expect(underWay(vm({ activity: "stopping" }), undefined)).toEqual({ what: "stopping", share: null, note: "" });
     expect(underWay(vm(), { ...operation, ended: { how: "ok", text: "" } })).toBeNull();
   });
-  it("has no share where the total is not known, and never more than all of it", () => {
+  it("has no share if the total is unknown, and never more than the whole", () => {
     expect(share({ ...step, total_bytes: 0 })).toBeNull();
     expect(share({ ...step, done_bytes: 9 << 20 })).toBe(1);
   });
@@ -93,19 +93,19 @@ describe("what is under way", () => {
     const done = { host: "c", total_ms: 5230, downtime_ms: 131, ram_bytes: 90 << 20 };
     expect(outcome("migrate", "web", done)).toBe("web runs on c: moved in 5.2 s, paused for 131 ms, 90.0 MiB of RAM");
   });
-  it("is no failure where somebody cancelled it", () => {
+  it("is cancelled, not failed, if a user cancelled it", () => {
     const said = (cancelled?: boolean) => undone(new Refused({ kind: "failed", message: "web still runs on b", cancelled })).how;
     expect([said(true), said(false), said()]).toEqual(["cancelled", "failed", "failed"]);
     expect(undone(new Error("no daemon"))).toEqual({ how: "failed", text: "no daemon" });
   });
 });
 
-it("calls a VM troubled that nobody wanted in its state", () => {
+it("a VM is troubled in a state that no user asked for", () => {
   expect([vm(), vm({ state: "stopped" }), vm({ state: "arriving" }), vm({ state: "branch" }), vm({ note: "no majority" })].map(troubled)).toEqual([false, false, false, true, true]);
 });
 
-describe("what may be begun while something is under way", () => {
-  it("is a stop, which goes before a move, and nothing else", () => {
+describe("beside a running operation", () => {
+  it("only a stop may begin, and only beside a move", () => {
     expect(mayBegin("stop", undefined)).toBe(true);
     expect(mayBegin("stop", "migrate")).toBe(true);
     expect(mayBegin("stop", "snapshot")).toBe(false);
@@ -113,11 +113,11 @@ describe("what may be begun while something is under way", () => {
   });
 });
 
-it("calls what a stopped VM left behind no trouble, and a VM of a dead host one", () => {
+it("a leftover is not troubled, a dead host's VM is", () => {
   expect([vm({ state: "leftover", note: "epoch 2 went to c" }), vm({ state: "unreachable", note: "host b is dead" })].map(troubled)).toEqual([false, true]);
 });
 
-it("restores a dead host's VM on a member that is there and has the snapshot", () => {
+it("restores a dead host's VM on a member that answers and has the snapshot", () => {
   const net = network(view({ peers: [peer("b"), peer("c", { connected: true }), peer("d", { connected: true })], members: [] }));
   expect(restoreOn(net, vm({ host_id: id("b") }), ["d"])).toBe(id("d"));
   expect(restoreOn(net, vm({ host_id: id("c") }), ["d"])).toBe(id("c"));

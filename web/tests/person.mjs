@@ -1,5 +1,5 @@
-// What the scripts that stand for a person with a browser share. Each is run by node/tests/e2e_dashboard.rs on a network of emulated
-// hosts:
+// Shared by the scripts that play a user with a browser. node/tests/e2e_dashboard.rs runs each on a
+// network of emulated hosts:
 //   node SCRIPT URL TOKEN PICTURES PROFILE
 
 import assert from "node:assert/strict";
@@ -13,16 +13,16 @@ export const SLOW = 120_000;
 const QUICK = 20_000;
 const program = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 
-/** What the browser complained of. */
+/** The errors that the browser logged. */
 export const complaints = [];
-/** Addresses that are not the dashboard's and were asked all the same. */
+/** Requested addresses that are not the dashboard's. */
 const strangers = new Set();
 
 mkdirSync(pictures, { recursive: true });
 
 /** A window of a new browser. */
 export async function open(options) {
-  // A new and empty profile, and nothing that calls home.
+  // A new and empty profile, and no requests of the browser's own.
   const context = await chromium.launchPersistentContext(join(profile, options.name), {
     executablePath: program,
     headless: true,
@@ -43,7 +43,7 @@ export async function step(what, work) {
   console.log(`${what}: ${((Date.now() - began) / 1000).toFixed(1)} s`);
 }
 
-/** Types a line into the console that is open, again if need be, until the screen shows what is wanted. */
+/** Types a line into the open console, again if needed, until the screen shows the wanted text. */
 export async function typed(page, line, wanted) {
   for (let tries = 0; ; tries++) {
     await page.keyboard.type(`${line}\n`, { delay: 15 });
@@ -55,12 +55,12 @@ export async function typed(page, line, wanted) {
   }
 }
 
-/** Does the work, leaves a picture where it fails, and closes the window. */
+/** Does the work, takes a picture if it fails, and closes the window. */
 export async function run(context, page, work) {
   try {
     await work();
-    assert.deepEqual([...strangers], [], "no request goes anywhere else");
-    assert.deepEqual(complaints, [], "the browser has nothing to complain of");
+    assert.deepEqual([...strangers], [], "every request goes to the dashboard");
+    assert.deepEqual(complaints, [], "the browser logs no error");
   } catch (error) {
     await page.screenshot({ path: join(pictures, "dashboard-failed.png") }).catch(() => {});
     console.error(error, complaints);

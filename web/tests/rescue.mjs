@@ -1,5 +1,5 @@
-// A person who thinks better of it: gives up a move that is under way, on the page where it was begun and on another, and takes a VM
-// back to a snapshot on another member. The links are slow, so that a move lasts long enough to be given up.
+// A user who cancels a move, on the page that began it and on another, and restores a VM from a
+// snapshot on another member. The links are slow, so that a move lasts long enough to be cancelled.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
@@ -14,7 +14,7 @@ const on = (page) => page.locator('[data-vm="web"]');
 const card = on(page);
 const where = async () => (await card.locator(".host").textContent()) ?? "";
 
-/** One state of the page: dark and light on the desk, and, if wanted, on the phone. */
+/** Takes pictures of the page: dark and light on the desk, and, if asked, on the phone. */
 async function shots(name, onPhone) {
   await page.screenshot({ path: join(pictures, `dashboard-${name}-dark.png`), animations: "disabled" });
   await page.getByLabel("Theme").evaluate((select) => {
@@ -50,11 +50,11 @@ async function dismiss() {
   await card.locator(".ended").waitFor({ state: "detached" });
 }
 
-/** Nothing is under way any more, on either page, and the guest is where it was. */
+/** Checks that no operation runs any more, on either page, and that the guest is where it was. */
 async function stayed(at) {
   const said = await card.locator(".ended").textContent();
   assert.match(said, new RegExp(`^cancelled: web did not move and stays on ${at}`), said);
-  assert.equal(await page.locator('[role="alert"]').count(), 0, "nothing is wrong");
+  assert.equal(await page.locator('[role="alert"]').count(), 0, "a cancelled move is no error");
   for (const seen of [page, phone.page]) {
     await on(seen).locator(".under-way").waitFor({ state: "detached" });
     await on(seen).locator(".state.running").waitFor();
@@ -64,7 +64,7 @@ async function stayed(at) {
 
 await run(phone.context, phone.page, () =>
   run(desk.context, page, async () => {
-    // What the browser asks before a VM is stopped.
+    // The page asks before it stops a VM.
     page.on("dialog", (question) => question.accept());
     for (const seen of [page, phone.page]) {
       await seen.goto(`${url}#token=${token}`);
@@ -73,7 +73,7 @@ await run(phone.context, phone.page, () =>
     const from = await where();
     const to = from === "paris" ? "london" : "paris";
 
-    await step("a snapshot is taken of what the guest had in mind", async () => {
+    await step("a snapshot holds the guest's memory", async () => {
       await inConsole("mark=before; echo is-$mark", "is-before");
       await card.getByRole("button", { name: /Snapshots/ }).click();
       await page.getByLabel("New snapshot").fill("good");
@@ -83,7 +83,7 @@ await run(phone.context, phone.page, () =>
       await inConsole("mark=after; echo is-$mark", "is-after");
     });
 
-    await step(`a move from ${from} to ${to} is given up where it was begun, and the guest runs on`, async () => {
+    await step(`a move from ${from} to ${to} is cancelled on the page that began it, and the guest runs on`, async () => {
       await beginMove(to);
       await on(phone.page).locator(".cancel").waitFor();
       await on(phone.page).scrollIntoViewIfNeeded();
@@ -96,7 +96,7 @@ await run(phone.context, phone.page, () =>
       await inConsole("echo still-$mark", "still-after");
     });
 
-    await step("a move is given up on another page than the one where it was begun", async () => {
+    await step("a move is cancelled on another page", async () => {
       await beginMove(to);
       await on(phone.page).getByRole("button", { name: "Cancel" }).tap();
       await card.locator(".ended.cancelled").waitFor({ timeout: SLOW });
@@ -104,7 +104,7 @@ await run(phone.context, phone.page, () =>
       await dismiss();
     });
 
-    await step("a VM that runs is not restored", async () => {
+    await step("a running VM is not restored", async () => {
       await card.getByRole("button", { name: "Snapshots (1)" }).click();
       await page.getByRole("button", { name: "Restore…" }).click();
       await page.locator("dialog").getByText("stop it first").waitFor();
@@ -114,7 +114,7 @@ await run(phone.context, phone.page, () =>
       await page.locator("dialog").waitFor({ state: "detached" });
     });
 
-    await step(`once stopped it is restored on ${to}, as it was when the snapshot was taken`, async () => {
+    await step(`the stopped VM is restored on ${to} with the snapshot's memory`, async () => {
       await card.getByRole("button", { name: "Stop" }).click();
       await card.locator(".ended.ok").waitFor({ timeout: SLOW });
       await card.locator(".state.stopped").waitFor();
