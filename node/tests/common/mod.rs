@@ -5,11 +5,13 @@
 pub mod small;
 pub mod trouble;
 
+use p2pvm_api::{AclAnswer, AclShow};
 use p2pvm_lab::{
     Sites, chain,
     lab::{Lab, LabError},
 };
 use std::{
+    fs,
     net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
@@ -170,6 +172,35 @@ pub fn refused(lab: &Lab, host: &str, words: &[&str], code: i32) -> String {
     let (got, out, said) = lab.try_p2pvm(host, words).unwrap();
     assert_eq!(got, code, "p2pvm {}: {out} {said}", words.join(" "));
     said
+}
+
+/// Writes a policy to a file of the host, for `acl set`.
+pub fn write_policy(lab: &Lab, host: &str, text: &str) -> PathBuf {
+    let file = lab.dir(host).unwrap().join("policy.toml");
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// The policy in force on a host.
+pub fn policy_on(lab: &Lab, host: &str) -> Result<AclShow, LabError> {
+    lab.json(host, &["acl", "show"])
+}
+
+/// Puts a policy in force and waits until every host has it.
+pub fn set_policy(lab: &Lab, by: &str, hosts: &[&str], text: &str) {
+    let file = write_policy(lab, by, text);
+    let set: AclAnswer = lab
+        .json(by, &["acl", "set", file.to_str().unwrap()])
+        .unwrap();
+    for host in hosts {
+        lab.wait(
+            &format!("{host} to have the policy"),
+            Duration::from_secs(10),
+            Duration::from_millis(50),
+            || Ok((policy_on(lab, host)?.version == Some(set.version)).then_some(())),
+        )
+        .unwrap();
+    }
 }
 
 /// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the
