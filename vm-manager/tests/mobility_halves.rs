@@ -10,7 +10,6 @@ use p2pvm_vm_manager::{
     checkpoint::RestoreOptions,
     host::{VmState, VmStatus},
     hypervisor::MigrateOptions,
-    vault::Durability,
 };
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
@@ -41,21 +40,6 @@ async fn names(lab: &Lab, from: usize) -> Vec<String> {
     let (all, silent) = lab.host(from).list_all().await;
     assert!(silent.is_empty(), "{silent:?}");
     all.into_iter().map(|vm| vm.name).collect()
-}
-
-async fn snapshot(lab: &Lab, i: usize) {
-    let mut taken = lab
-        .host(i)
-        .snapshot("web", "one", &watch::Sender::default())
-        .await
-        .unwrap();
-    taken
-        .copies
-        .wait_for(|c| c.durability == Durability::Durable)
-        .await
-        .unwrap();
-    // The record with the providers follows.
-    tokio::time::sleep(Duration::from_secs(5)).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +134,7 @@ async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_behind_and_may_come_back
     for force in [false, true] {
         let lab = Lab::new(5).await;
         let vm = lab.vm(0, "web").await;
-        snapshot(&lab, 0).await;
+        lab.snapshot(0).await;
         lab.host(0).stop("web").await.unwrap();
         let options = RestoreOptions { force };
         let back = lab
@@ -202,7 +186,7 @@ async fn a_stopped_vm_restored_elsewhere_leaves_no_copy_behind_and_may_come_back
 async fn a_stopped_copy_whose_host_could_not_be_asked_is_kept_and_lies_where_it_is_shown() {
     let lab = Lab::new(5).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
     lab.isolate(0, true);
     let options = RestoreOptions { force: true };

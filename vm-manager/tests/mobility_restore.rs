@@ -3,33 +3,21 @@
 
 mod mobility;
 
-use mobility::{Lab, fake::Step};
-use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState, vault::Durability};
+use mobility::{
+    Lab,
+    fake::{Step, Strike},
+};
+use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
 
 const FORCE: RestoreOptions = RestoreOptions { force: true };
 
-async fn snapshot(lab: &Lab, i: usize) {
-    let mut taken = lab
-        .host(i)
-        .snapshot("web", "one", &watch::Sender::default())
-        .await
-        .unwrap();
-    taken
-        .copies
-        .wait_for(|c| c.durability == Durability::Durable)
-        .await
-        .unwrap();
-    // The record with the providers follows.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_held_guest_goes_on_after_a_restart_only_when_its_voters_say_so() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     // It was fenced, which a full disk kept from being written down.
     lab.world.machine(vm, lab.me(0)).unwrap().hold();
     lab.kill_daemon(0);
@@ -59,7 +47,7 @@ async fn a_held_guest_goes_on_after_a_restart_only_when_its_voters_say_so() {
 async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     lab.power_off(0);
     let back = lab.restore_by_force(4).await;
     assert_eq!(
@@ -92,18 +80,12 @@ async fn a_vm_whose_host_died_comes_back_elsewhere_with_its_memory_only_by_force
 async fn what_came_for_a_restore_that_failed_goes_again() {
     let mut lab = Lab::new(5).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     let without = (1..5)
         .find(|i| lab.kept(*i) == (0, 0))
         .expect("two of four hold copies");
     lab.power_off(0);
-    let mut trap = lab.trap(Step::Launch);
-    let host = lab.host(without);
-    let restoring = tokio::spawn(async move {
-        host.restore("web", "one", FORCE, &watch::Sender::default())
-            .await
-    });
-    let strike = trap.recv().await.unwrap();
+    let (restoring, strike) = lab.restoring(without, FORCE, Step::Launch).await;
     assert_ne!(lab.kept(without), (0, 0));
     // It has the epoch by now: what came is what there is of the VM.
     strike.2.send(true).unwrap();
@@ -113,7 +95,7 @@ async fn what_came_for_a_restore_that_failed_goes_again() {
     // Without its voters a restore fails after all its bytes have come.
     let lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     let voters = lab.host(0).status("web").await.unwrap().definition.voters;
     let without = (1..5)
         .find(|i| lab.kept(*i) == (0, 0))
@@ -134,7 +116,7 @@ async fn what_came_for_a_restore_that_failed_goes_again() {
 async fn a_new_holder_lets_go_what_members_kept_for_a_dead_one() {
     let mut lab = Lab::new(5).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     let (without, replicas): (Vec<_>, Vec<_>) = (1..5).partition(|i| lab.kept(*i).0 == 0);
     assert_eq!(replicas.len(), 2);
     lab.power_off(0);
@@ -153,7 +135,7 @@ async fn a_new_holder_lets_go_what_members_kept_for_a_dead_one() {
 async fn a_host_that_was_only_cut_off_freezes_its_copy_when_it_is_back() {
     let lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     lab.isolate(0, true);
     let back = lab
         .host(3)
@@ -175,7 +157,7 @@ async fn a_host_that_was_only_cut_off_freezes_its_copy_when_it_is_back() {
 async fn a_running_vm_is_not_restored_beside_itself() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     for options in [RestoreOptions::default(), FORCE] {
         let refused = lab
             .host(2)
@@ -218,16 +200,11 @@ async fn a_running_vm_is_not_restored_beside_itself() {
 async fn a_restore_in_place_whose_guest_fails_leaves_one_holder_and_a_branch() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
-    let mut trap = lab.trap(Step::Launch);
-    let host = lab.host(0);
-    let restoring = tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        host.restore("web", "one", options, &watch::Sender::default())
-            .await
-    });
-    trap.recv().await.unwrap().2.send(true).unwrap();
+    let options = RestoreOptions::default();
+    let (restoring, strike) = lab.restoring(0, options, Step::Launch).await;
+    strike.2.send(true).unwrap();
     restoring.await.unwrap().unwrap_err();
     let states = |lab: &Lab| -> Vec<_> {
         let all = lab.host(0).list();
@@ -248,22 +225,21 @@ async fn a_restore_in_place_whose_guest_fails_leaves_one_holder_and_a_branch() {
     lab.host(0).delete("web-branch-e1").await.unwrap();
 }
 
+/// Kills member 0's daemon while a restore of "web" stands at `step`; the dead daemon's call never
+/// returns.
+async fn killed_in_a_restore(lab: &mut Lab, step: Step) -> Strike {
+    let (_, strike) = lab.restoring(0, RestoreOptions::default(), step).await;
+    lab.kill_daemon(0);
+    strike
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_daemon_killed_after_a_restore_had_its_epoch_leaves_one_holder() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
-    let mut trap = lab.trap(Step::Launch);
-    let host = lab.host(0);
-    tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        let _ = host
-            .restore("web", "one", options, &watch::Sender::default())
-            .await;
-    });
-    let _strike = trap.recv().await.unwrap();
-    lab.kill_daemon(0);
+    let _strike = killed_in_a_restore(&mut lab, Step::Launch).await;
     // As an earlier version wrote it: the older copy is a holder as well.
     let older = lab.sites[0]
         .dir
@@ -294,19 +270,10 @@ fn listed(lab: &Lab) -> Vec<(String, VmState)> {
 async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
     let mut lab = Lab::new(4).await;
     lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
-    let mut trap = lab.trap(Step::Rebase);
-    let host = lab.host(0);
-    tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        let _ = host
-            .restore("web", "one", options, &watch::Sender::default())
-            .await;
-    });
     // The voters hold the VM confirmed for this host, in the epoch of the older copy.
-    let _strike = trap.recv().await.unwrap();
-    lab.kill_daemon(0);
+    let _strike = killed_in_a_restore(&mut lab, Step::Rebase).await;
     lab.up(0).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(listed(&lab), [("web".to_owned(), VmState::Stopped)]);
@@ -318,7 +285,7 @@ async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
 async fn while_a_restore_writes_the_name_means_the_copy_that_holds_the_vm() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    snapshot(&lab, 0).await;
+    lab.snapshot(0).await;
     // Its directory sorts before that of the ninth epoch.
     for _ in 1..9 {
         lab.host(0).stop("web").await.unwrap();
@@ -330,14 +297,8 @@ async fn while_a_restore_writes_the_name_means_the_copy_that_holds_the_vm() {
     lab.host(0).stop("web").await.unwrap();
     let before = lab.host(0).status("web").await.unwrap();
     assert_eq!((before.epoch.0, before.state), (9, VmState::Stopped));
-    let mut trap = lab.trap(Step::Rebase);
-    let host = lab.host(0);
-    tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        host.restore("web", "one", options, &watch::Sender::default())
-            .await
-    });
-    let strike = trap.recv().await.unwrap();
+    let options = RestoreOptions::default();
+    let (_restoring, strike) = lab.restoring(0, options, Step::Rebase).await;
     let during = lab.host(0).status("web").await.unwrap();
     assert_eq!((during.epoch.0, during.state), (9, VmState::Stopped));
     assert!(lab.world.machine(vm, lab.me(0)).is_none());

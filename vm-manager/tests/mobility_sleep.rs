@@ -7,28 +7,15 @@ mod mobility;
 use mobility::{Lab, fake::Step};
 use p2pvm_vm_manager::{
     host::{Activity, VmState, VmStatus},
-    hypervisor::{Machine, MigrateOptions, RunState},
+    hypervisor::{Machine, RunState},
 };
 use std::time::Duration;
-use tokio::sync::watch;
-
-/// Begins to move "web" from 0 to 1.
-fn begin_move(lab: &Lab) {
-    let (host, to) = (lab.host(0), lab.me(1));
-    tokio::spawn(async move {
-        let options = MigrateOptions::default();
-        host.migrate("web", to, options, watch::Sender::default())
-            .await
-    });
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_target_that_slept_through_its_window_freezes_at_the_wake_up() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::Resumed);
-    begin_move(&lab);
-    let strike = trap.recv().await.unwrap();
+    let (_moving, strike) = lab.moving(Step::Resumed).await;
     let guest = lab.world.machine(vm, lab.me(1)).unwrap();
     // It runs, no voter has heard of it, and the lid is shut.
     lab.isolate(1, true);
@@ -56,9 +43,7 @@ async fn a_target_that_slept_through_its_window_freezes_at_the_wake_up() {
 async fn a_target_that_slept_before_it_was_whole_never_runs() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::FinishIncoming);
-    begin_move(&lab);
-    let strike = trap.recv().await.unwrap();
+    let (_moving, strike) = lab.moving(Step::FinishIncoming).await;
     let mut handed_over = lab.trap(Step::HandedOver);
     strike.2.send(false).unwrap();
     let strike = handed_over.recv().await.unwrap();
@@ -72,9 +57,7 @@ async fn a_target_that_slept_before_it_was_whole_never_runs() {
 async fn a_guest_that_ran_on_after_its_hand_over_stands_still_after_a_restart() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::HandedOver);
-    begin_move(&lab);
-    let _strike = trap.recv().await.unwrap();
+    let (_moving, _strike) = lab.moving(Step::HandedOver).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // The daemon is killed after the target had all that matters, and QEMU's last write fails.
     lab.isolate(0, true);

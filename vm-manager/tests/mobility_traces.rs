@@ -164,18 +164,7 @@ async fn a_move_that_fails_or_is_given_up_ends_its_spans_with_the_reason() {
         for cancel in [false, true] {
             let lab = Lab::new(4).await;
             let vm = lab.vm(0, "web").await;
-            let mut trap = lab.trap(step);
-            let (host, to) = (lab.host(0), lab.me(1));
-            let moving = tokio::spawn(async move {
-                host.migrate(
-                    "web",
-                    to,
-                    MigrateOptions::default(),
-                    watch::Sender::default(),
-                )
-                .await
-            });
-            let strike = trap.recv().await.unwrap();
+            let (moving, strike) = lab.moving(step).await;
             if cancel {
                 lab.host(0).cancel_migration("web").await.unwrap();
             }

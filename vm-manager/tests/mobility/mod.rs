@@ -23,9 +23,10 @@ use p2pvm_vm_manager::{
     checkpoint::RestoreOptions,
     clock::Sleep,
     host::{VmState, VmStatus},
-    hypervisor::{Accel, Hypervisor, MachineSpec},
+    hypervisor::{Accel, Hypervisor, MachineSpec, MigrateOptions},
+    migrate::{MigrationOutcome, Occasion},
     qemu::Qemu,
-    vault::ChunkVault,
+    vault::{ChunkVault, Durability},
 };
 use spans::Spans;
 use std::{
@@ -35,7 +36,15 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+/// A move that was begun.
+pub type Moving = JoinHandle<Result<MigrationOutcome, Error>>;
+/// A restore that was begun.
+pub type Restoring = JoinHandle<Result<VmStatus, Error>>;
 
 /// What the overlay knows: the newest announcement of each VM.
 #[derive(Default)]
@@ -411,6 +420,54 @@ impl Lab {
         let (sender, receiver) = mpsc::channel(4);
         *self.world.trap.lock().unwrap() = Some((step, sender));
         receiver
+    }
+
+    /// Moves "web" from member 0 to 1; the move stands at `step`.
+    pub async fn moving(&self, step: Step) -> (Moving, Strike) {
+        self.moving_because(Occasion::default(), step).await
+    }
+
+    /// The same, and says why.
+    pub async fn moving_because(&self, why: Occasion, step: Step) -> (Moving, Strike) {
+        let mut trap = self.trap(step);
+        let (host, to) = (self.host(0), self.me(1));
+        let moving = tokio::spawn(async move {
+            let (options, progress) = (MigrateOptions::default(), watch::Sender::default());
+            host.migrate_because(why, "web", to, options, progress)
+                .await
+        });
+        (moving, trap.recv().await.unwrap())
+    }
+
+    /// Takes the snapshot "one" of "web" on member `i` and waits for its copies and its record.
+    pub async fn snapshot(&self, i: usize) {
+        let mut taken = self
+            .host(i)
+            .snapshot("web", "one", &watch::Sender::default())
+            .await
+            .unwrap();
+        taken
+            .copies
+            .wait_for(|c| c.durability == Durability::Durable)
+            .await
+            .unwrap();
+        // The record with the providers follows.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+
+    /// Restores "web" from "one" on member `i`; the restore stands at `step`.
+    pub async fn restoring(
+        &self,
+        i: usize,
+        options: RestoreOptions,
+        step: Step,
+    ) -> (Restoring, Strike) {
+        let (mut trap, host) = (self.trap(step), self.host(i));
+        let restoring = tokio::spawn(async move {
+            host.restore("web", "one", options, &watch::Sender::default())
+                .await
+        });
+        (restoring, trap.recv().await.unwrap())
     }
 
     /// Waits until exactly `wanted` runs the VM and the overlay knows it there, at most ten minutes
