@@ -4,7 +4,7 @@
 mod common;
 
 use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused, set_policy};
-use p2pvm_api::{Failed, InviteAnswer, Joined, Kind, RevokeAnswer, TokenView};
+use p2pvm_api::{Failed, Founded, InviteAnswer, Joined, Kind, RevokeAnswer, TokenView};
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
 
@@ -164,11 +164,14 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
         )
         .contains("overlaps")
     );
-    lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
+    let founded: Founded = lab.json("a", &["init", "--network", "lab"]).unwrap();
     assert!(refused(&lab, "a", &["init", "--network", "lab"], 5).contains("already"));
     assert!(refused(&lab, "a", &["status"], 1).contains("p2pvm up"));
     lab.start("a").unwrap();
-    lab.start("a").unwrap();
+    let status = lab.start("a").unwrap();
+    assert_eq!(founded.member, status.member);
+    assert_eq!(founded.network_id, status.network_id);
+    assert_eq!(founded.subnet, status.subnet);
     assert!(refused(&lab, "a", &["ping", "nobody"], 3).contains("p2pvm peers"));
     assert!(refused(&lab, "a", &["vm", "show", "ghost"], 3).contains("ghost"));
     assert!(

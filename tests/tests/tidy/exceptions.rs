@@ -3,7 +3,7 @@
 /// Files and functions that were longer when the rules came, with their lines. An entry only
 /// shrinks or goes; there are no new ones.
 pub const LONG_FILES: &[(&str, usize)] = &[
-    ("node/src/cli/network.rs", 753),
+    ("node/src/cli/network.rs", 749),
     ("node/src/doctor/judge.rs", 697),
     ("node/tests/e2e_dashboard.rs", 751),
     ("node/tests/e2e_policy.rs", 643),
