@@ -11,6 +11,23 @@ pub struct Failed {
     pub error: Failure,
 }
 
+/// What `p2pvm init` prints. The fields are in alphabetical order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founded {
+    /// This member's id.
+    pub member: String,
+    /// Its host name in the network.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// The network's id.
+    pub network_id: String,
+    /// A note about this machine's name.
+    pub note: Option<String>,
+    /// The subnet of the network's addresses.
+    pub subnet: String,
+}
+
 /// What `p2pvm join` prints: the status, and how long joining took.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Joined {
@@ -73,6 +90,20 @@ mod tests {
                 error: Failure::not_found("there is no VM web"),
             },
             r#"{"error":{"kind":"not-found","message":"there is no VM web"}}"#,
+        );
+        assert_text(
+            &Founded {
+                member: "mfzwizltoq".into(),
+                name: "attic".into(),
+                network: "lab".into(),
+                network_id: "nzsxi53pojvq".into(),
+                note: None,
+                subnet: "10.83.0.0/16".into(),
+            },
+            concat!(
+                r#"{"member":"mfzwizltoq","name":"attic","network":"lab","#,
+                r#""network_id":"nzsxi53pojvq","note":null,"subnet":"10.83.0.0/16"}"#
+            ),
         );
         assert_text(
             &DoctorPage {

@@ -235,6 +235,11 @@ fn health(change: &dyn Fn(&mut Model)) -> (Health, String) {
     model.health()
 }
 
+/// The health of the same with another node.
+fn health_with(node: Node) -> (Health, String) {
+    health(&|m| m.reach = DaemonState::Up(Box::new(node.clone())))
+}
+
 #[test]
 fn health_is_one_word() {
     assert_eq!(health(&|_| {}).0, Health::Ok);
@@ -289,7 +294,7 @@ fn health_has_its_reason() {
         up_seconds: 12,
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(bereft.clone())));
+    let (word, why) = health_with(bereft);
     assert_eq!(
         (word, why.as_str()),
         (
@@ -309,7 +314,7 @@ fn health_has_its_reason() {
         wanting: Some("permission denied".into()),
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(refused.clone())));
+    let (word, why) = health_with(refused);
     assert_eq!(
         (word, why.as_str()),
         (
@@ -321,7 +326,7 @@ fn health_has_its_reason() {
         failing: vec!["p2pvm0 is down".into(), "no nft".into()],
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(unreachable.clone())));
+    let (word, why) = health_with(unreachable);
     assert_eq!(
         (word, why.as_str()),
         (
@@ -333,7 +338,7 @@ fn health_has_its_reason() {
         warnings: 2,
         ..node()
     };
-    let (word, why) = health(&|m| m.reach = DaemonState::Up(Box::new(warned.clone())));
+    let (word, why) = health_with(warned);
     assert!(
         word == Health::Ok && why.ends_with("see 'p2pvm doctor'"),
         "{why}"

@@ -6,6 +6,7 @@
 use axum::Json;
 use p2pvm_api::Outcome;
 
+pub(crate) mod connection;
 pub(crate) mod forward;
 pub(crate) mod report;
 pub(crate) mod server;

@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     events,
     http::{
-        forward,
+        connection, forward,
         server::{self, Services},
     },
     layout::Layout,
@@ -41,8 +41,12 @@ use p2pvm_host::{Keeper, chain};
 use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
+
+/// How long the head of another member's request may take to arrive.
+/// Reason: the member opens a stream to send a request at once.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// The daemon's services and parts, until its end.
 pub(crate) struct Daemon {
@@ -297,11 +301,8 @@ async fn serve_members(vms: Arc<Vms>) {
     while let Some((member, stream)) = streams.recv().await {
         while running.try_join_next().is_some() {}
         let router = server::for_member(vms.clone(), member);
-        let service = hyper_util::service::TowerToHyperService::new(router);
         running.spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(hyper_util::rt::TokioIo::new(stream), service);
-            if let Err(error) = connection.with_upgrades().await {
+            if let Err(error) = connection::converse(stream, router, HEAD_LIMIT).await {
                 tracing::debug!(?member, error = %chain(&error), "a member's request ended");
             }
         });

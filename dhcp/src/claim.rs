@@ -26,7 +26,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use write::{WriteMode, version_of};
+use write::WriteMode;
 
 /// How long a claim lasts without renewal.
 pub const LEASE_TTL: Duration = Duration::from_secs(3600);
@@ -347,7 +347,7 @@ impl Addresses {
                 Record::sign(
                     vm_keys,
                     address_key(*ip),
-                    version_of(epoch),
+                    epoch.first_version(),
                     expires,
                     Some(holder.encode()),
                 ),
@@ -381,7 +381,7 @@ impl Addresses {
             v6,
             holder,
             expires: UnixTime::now(),
-            version: version_of(epoch),
+            version: epoch.first_version(),
         }
     }
 }

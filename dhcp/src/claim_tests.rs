@@ -128,6 +128,26 @@ async fn a_name_has_one_owner_and_the_loser_keeps_no_address() {
 }
 
 #[tokio::test]
+async fn a_vm_moves_in_no_epoch_beyond_the_last() {
+    let (records, dir) = (
+        Arc::new(MemoryRecords::default()),
+        tempfile::tempdir().unwrap(),
+    );
+    let addresses = node(&records, "10.77.0.0/16", dir.path(), "o");
+    let (vm, (_, member)) = (KeyPair::from_seed(&[9; 32]), keys(1));
+    let lease = addresses
+        .claim_vm(&vm, member, Epoch(1), "web")
+        .await
+        .unwrap();
+    for epoch in [Epoch::MAX.next(), Epoch(u64::MAX)] {
+        let made = addresses.lease_of(&vm, lease.v4, member, epoch, "web");
+        assert_eq!(made.version, Epoch::MAX.first_version());
+        let moved = addresses.move_vm(&vm, lease.v4, member, epoch, "web").await;
+        assert!(matches!(moved, Err(Error::Superseded { .. })), "{epoch}");
+    }
+}
+
+#[tokio::test]
 async fn a_moved_vm_resolves_to_its_new_holder_and_the_old_one_cannot_take_it_back() {
     let (records, dir) = (
         Arc::new(MemoryRecords::default()),

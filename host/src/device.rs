@@ -249,6 +249,11 @@ mod tests {
         });
     }
 
+    fn ip(args: &str) {
+        let status = Command::new("ip").args(args.split(' ')).status();
+        assert!(status.unwrap().success(), "{args}");
+    }
+
     #[test]
     fn an_interface_is_set_up_renamed_and_given_an_mtu() {
         in_a_namespace(|index| {
@@ -267,16 +272,6 @@ mod tests {
     #[test]
     fn a_flushed_route_of_an_address_is_put_back_and_leads_there_again() {
         in_a_namespace(|index| {
-            let ip = |args: &str| {
-                assert!(
-                    Command::new("ip")
-                        .args(args.split(' '))
-                        .status()
-                        .unwrap()
-                        .success(),
-                    "{args}"
-                )
-            };
             set_up(index).unwrap();
             ip("addr add 10.77.0.3/16 dev d0");
             ip("-6 addr add fd77::3/48 dev d0 nodad");
@@ -300,16 +295,6 @@ mod tests {
     #[test]
     fn a_replaced_route_is_put_before_the_other_which_stays() {
         in_a_namespace(|index| {
-            let ip = |args: &str| {
-                assert!(
-                    Command::new("ip")
-                        .args(args.split(' '))
-                        .status()
-                        .unwrap()
-                        .success(),
-                    "{args}"
-                )
-            };
             set_up(index).unwrap();
             ip("addr add 10.77.0.3/16 dev d0");
             ip("route replace 10.77.0.0/16 dev d1");

@@ -27,6 +27,16 @@ fn firewall_findings(network: &Network) -> Vec<Finding> {
         .collect()
 }
 
+/// Runs the advised commands, after which the keeper finds nothing more.
+fn advice_helps(network: &Network, advice: impl IntoIterator<Item = String>) {
+    for command in advice {
+        sh(&command);
+    }
+    until("the commands to have helped", || {
+        firewall_findings(network).is_empty()
+    });
+}
+
 #[test]
 fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
     for (chains, forward_chain) in [
@@ -280,12 +290,7 @@ E");
             ),
             "left alone: {ours}"
         );
-        for finding in all {
-            sh(&finding.advice);
-        }
-        until("the commands to have helped", || {
-            firewall_findings(&network).is_empty()
-        });
+        advice_helps(&network, all.into_iter().map(|finding| finding.advice));
         network.end();
         sh("nft flush chain inet mine through");
         assert!(before.contains("inet mine") && !sh("nft list ruleset").contains("p2pvm_"));
@@ -367,12 +372,7 @@ iptables-legacy -t mangle -A OUTPUT -o p2pvm0 -j DROP; iptables-nft -t raw -A PR
             0,
             "a person's rules are left alone"
         );
-        for finding in all {
-            sh(&finding.advice);
-        }
-        until("the commands to have helped", || {
-            firewall_findings(&network).is_empty()
-        });
+        advice_helps(&network, all.into_iter().map(|finding| finding.advice));
         network.end();
     });
 }
@@ -419,10 +419,7 @@ fn what_may_not_be_opened_is_named_with_commands_that_help_as_they_are_typed() {
                     "{program}: {advice:?}"
                 );
             }
-            advice.iter().for_each(|command| drop(sh(command)));
-            until("the commands to have helped", || {
-                firewall_findings(&network).is_empty()
-            });
+            advice_helps(&network, advice.clone());
             // They are the administrator's now: nobody takes them away.
             network.end();
             let after = snapshot();

@@ -3,8 +3,8 @@
 
 mod common;
 
-use p2pvm_lab::chaos::{self, Options};
-use std::path::Path;
+use common::{chaos_options, play_chaos};
+use p2pvm_lab::chaos::Options;
 
 /// Two minutes, and the last event's return.
 const EVENTS: [&str; 8] = [
@@ -21,26 +21,11 @@ const EVENTS: [&str; 8] = [
 #[test]
 fn after_what_befalls_hosts_most_all_is_back_within_20_s_and_nothing_stays() {
     let options = Options {
-        seed: 1,
-        minutes: 4,
-        only: Vec::new(),
         events: EVENTS.map(str::to_owned).to_vec(),
-        list: false,
-        image: None,
-        name: format!("e2e-chaos-{}", std::process::id()),
-        keep_going: true,
-        program: None,
+        ..chaos_options("e2e-chaos", 1, 4)
     };
-    let report = match chaos::run(
-        &options,
-        Path::new(env!("CARGO_BIN_EXE_p2pvm")),
-        &options.name,
-        |line| println!("{line}"),
-    ) {
-        Err(chaos::Failed::NoTree(why)) => {
-            return println!("NOT RUN: no Debian tree can be made here: {why}");
-        }
-        report => report.unwrap(),
+    let Some(report) = play_chaos(&options) else {
+        return;
     };
     assert!(report.is_good(), "{report:#?}");
     assert_eq!(report.steps.len(), EVENTS.len());

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{SETTINGS, image, lab, network, public_sites};
+use common::{SETTINGS, image, lab, network, overload, public_sites};
 use p2pvm_api::{DashboardView, View, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
@@ -669,24 +669,7 @@ fn a_person_with_a_browser_sees_the_network_moves_a_vm_by_dragging_it_and_types_
         lab.ping(from, to, 3, "200ms").unwrap();
     }
     // A busy host sheds its VM by itself, and there is a decision to show.
-    let mut hog = Command::new("/bin/sh");
-    hog.args(["-c", "while :; do :; done"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut hog = lab.testbed().spawn("lyon", &mut hog).unwrap();
-    let shed = lab.wait(
-        "the VM to leave the busy host",
-        Duration::from_secs(90),
-        Duration::from_millis(500),
-        || {
-            let vm = lab.vm("paris", "web")?;
-            Ok((vm.host != "lyon" && vm.state == "running").then_some(()))
-        },
-    );
-    hog.kill().unwrap();
-    hog.wait().unwrap();
-    shed.unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("lyon", 60)));
+    overload(&lab, "lyon", "paris");
 
     let pictures = browse(&lab, &door, "madrid", "browser.mjs");
     assert!(pictures >= 6, "{pictures}");

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused};
-use p2pvm_api::{AclAnswer, AclShow, Failed, InviteAnswer, Joined, Kind, RevokeAnswer, TokenView};
+use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused, set_policy};
+use p2pvm_api::{Failed, Founded, InviteAnswer, Joined, Kind, RevokeAnswer, TokenView};
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
 
@@ -164,11 +164,14 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
         )
         .contains("overlaps")
     );
-    lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
+    let founded: Founded = lab.json("a", &["init", "--network", "lab"]).unwrap();
     assert!(refused(&lab, "a", &["init", "--network", "lab"], 5).contains("already"));
     assert!(refused(&lab, "a", &["status"], 1).contains("p2pvm up"));
     lab.start("a").unwrap();
-    lab.start("a").unwrap();
+    let status = lab.start("a").unwrap();
+    assert_eq!(founded.member, status.member);
+    assert_eq!(founded.network_id, status.network_id);
+    assert_eq!(founded.subnet, status.subnet);
     assert!(refused(&lab, "a", &["ping", "nobody"], 3).contains("p2pvm peers"));
     assert!(refused(&lab, "a", &["vm", "show", "ghost"], 3).contains("ghost"));
     assert!(
@@ -181,23 +184,6 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
         .contains("no image file")
     );
     lab.down().unwrap();
-}
-
-/// Denies what no rule allows, and waits until every host has heard.
-fn close(lab: &Lab, by: &str, hosts: &[&str]) {
-    let file = lab.dir(by).unwrap().join("policy.toml");
-    fs::write(&file, "default = \"deny\"").unwrap();
-    lab.json::<AclAnswer>(by, &["acl", "set", file.to_str().unwrap()])
-        .unwrap();
-    for host in hosts {
-        lab.wait(
-            &format!("{host} to have the policy"),
-            Duration::from_secs(10),
-            Duration::from_millis(50),
-            || Ok((lab.json::<AclShow>(host, &["acl", "show"])?.version == Some(1)).then_some(())),
-        )
-        .unwrap();
-    }
 }
 
 /// The VM "two" is c's. Its owner lets b stop it and delete it; b lets a member only stop it.
@@ -269,7 +255,7 @@ fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network
         assert_eq!(code, 0, "{out} {said}");
     }
     lab.p2pvm("b", &["vm", "delete", "one"]).unwrap();
-    close(&lab, "a", &["a", "b", "c"]);
+    set_policy(&lab, "a", &["a", "b", "c"], "default = \"deny\"");
     let said = refused(&lab, "b", &["vm", "delete", "two"], 5);
     assert!(said.contains("lacks the right to delete 'two'"), "{said}");
     let (code, _, said) = create("b", "more", "c", image());

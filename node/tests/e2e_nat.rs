@@ -5,7 +5,8 @@ mod common;
 
 use common::{
     lab, network, refused,
-    trouble::{forget, nft, stream},
+    trouble::{forget, nft, router, stream},
+    until_direct,
 };
 use p2pvm_api::{InviteAnswer, Status};
 use p2pvm_lab::{
@@ -33,6 +34,12 @@ fn join_all(lab: &Lab, hosts: &[&str]) {
         lab.join(host, &invite)
             .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 40)));
     }
+}
+
+/// How often the rules of a site's router name this port.
+fn rules_naming(lab: &Lab, site: &str, port: &str) -> usize {
+    let listed = router(lab, site, &["nft", "list", "ruleset"]);
+    listed.matches(port).count()
 }
 
 /// Waits until a host's status is as wanted.
@@ -121,29 +128,8 @@ fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
         "{page:?}"
     );
     assert!(page.pcp && page.nat_pmp && page.upnp, "{page:?}");
-    lab.wait(
-        "a direct path between two symmetric NATs",
-        Duration::from_secs(20),
-        Duration::from_millis(300),
-        || {
-            Ok(lab
-                .ping("strict", "home", 3, "200ms")?
-                .path
-                .starts_with("direct")
-                .then_some(()))
-        },
-    )
-    .unwrap();
-    let rules = || {
-        let listed = lab.testbed().inside_router("home", || {
-            std::process::Command::new("nft")
-                .args(["list", "ruleset"])
-                .output()
-        });
-        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout)
-            .matches("4002")
-            .count()
-    };
+    until_direct(&lab, "strict", "home", Duration::from_secs(20));
+    let rules = || rules_naming(&lab, "home", "4002");
     assert!(rules() > 0);
     lab.p2pvm("home", &["down"]).unwrap();
     assert_eq!(rules(), 0, "the mapping is taken back");
@@ -184,30 +170,9 @@ fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_for
         );
         lab.join(guest, &invite.invite)
             .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(founder, 40)));
-        lab.wait(
-            "a direct path between two homes",
-            Duration::from_secs(30),
-            Duration::from_millis(300),
-            || {
-                Ok(lab
-                    .ping(guest, founder, 2, "200ms")?
-                    .path
-                    .starts_with("direct")
-                    .then_some(()))
-            },
-        )
-        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(founder, 40)));
+        until_direct(&lab, guest, founder, Duration::from_secs(30));
     }
-    let rules = || {
-        let listed = lab.testbed().inside_router("asked", || {
-            std::process::Command::new("nft")
-                .args(["list", "ruleset"])
-                .output()
-        });
-        String::from_utf8_lossy(&listed.unwrap().unwrap().stdout)
-            .matches("4001")
-            .count()
-    };
+    let rules = || rules_naming(&lab, "asked", "4001");
     assert!(rules() > 0);
     lab.p2pvm("asked", &["down"]).unwrap();
     assert_eq!(rules(), 0, "the mapping is taken back");
@@ -269,19 +234,7 @@ fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
     );
     network(&lab, &["pub", "open", "home", "office"]);
     for (from, to) in [("home", "office"), ("home", "open")] {
-        lab.wait(
-            "a direct path",
-            Duration::from_secs(40),
-            Duration::from_millis(500),
-            || {
-                Ok(lab
-                    .ping(from, to, 2, "100ms")?
-                    .path
-                    .starts_with("direct")
-                    .then_some(()))
-            },
-        )
-        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(from, 40)));
+        until_direct(&lab, from, to, Duration::from_secs(40));
     }
     let (natted, open) = (stream(&lab, "home", "office"), stream(&lab, "home", "open"));
     std::thread::sleep(Duration::from_secs(3));

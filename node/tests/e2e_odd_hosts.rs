@@ -4,7 +4,7 @@
 mod common;
 mod hosts;
 
-use common::{lab, network, public_sites, refused};
+use common::{lab, network, public_sites, refused, until_direct};
 use hosts::Stage;
 use p2pvm_api::Cluster;
 use p2pvm_lab::{
@@ -321,19 +321,7 @@ fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_i
         began.elapsed().as_secs_f64()
     );
     assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
-    lab.wait(
-        "a direct path",
-        Duration::from_secs(20),
-        Duration::from_millis(200),
-        || {
-            Ok(lab
-                .ping("a", "c", 2, "100ms")?
-                .path
-                .starts_with("direct")
-                .then_some(()))
-        },
-    )
-    .unwrap();
+    until_direct(&lab, "a", "c", Duration::from_secs(20));
     // What writes: offers, their withdrawal, and what is heard of another's.
     let began = Instant::now();
     let (rtts, (answers, changes)) = pinged_while(&lab, 30, || {

@@ -2,49 +2,21 @@
 
 mod common;
 
-use common::{Lan, SETTINGS, address, image, lab, network, public_sites, refused};
-use p2pvm_api::{AclAnswer, AclShow, AclVerdict, VmView};
-use p2pvm_lab::{
-    chain,
-    lab::{Lab, LabError},
+use common::{
+    Lan, SETTINGS, address, image, lab, network, policy_on, public_sites, refused, set_policy,
+    write_policy,
 };
+use p2pvm_api::{AclVerdict, VmView};
+use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::PathBuf,
     time::Duration,
 };
 
 /// A packet that is dropped is missed by then; one that is delivered takes some milliseconds here.
 const SILENCE: Duration = Duration::from_millis(1200);
-
-fn write_policy(lab: &Lab, host: &str, text: &str) -> PathBuf {
-    let file = lab.dir(host).unwrap().join("policy.toml");
-    fs::write(&file, text).unwrap();
-    file
-}
-
-fn shown(lab: &Lab, host: &str) -> Result<AclShow, LabError> {
-    lab.json(host, &["acl", "show"])
-}
-
-/// Puts a policy in force and waits until every host has it.
-fn set_policy(lab: &Lab, by: &str, hosts: &[&str], text: &str) {
-    let file = write_policy(lab, by, text);
-    let set: AclAnswer = lab
-        .json(by, &["acl", "set", file.to_str().unwrap()])
-        .unwrap();
-    for host in hosts {
-        lab.wait(
-            &format!("{host} to have the policy"),
-            Duration::from_secs(10),
-            Duration::from_millis(50),
-            || Ok((shown(lab, host)?.version == Some(set.version)).then_some(())),
-        )
-        .unwrap();
-    }
-}
 
 /// Answers each TCP connection with one byte.
 fn listen(lab: &Lab, host: &str, port: u16) {
@@ -167,7 +139,7 @@ fn rules_hold_where_packets_arrive_and_acl_check_says_what_happens() {
     assert_eq!(allowed, 1, "ops to servers on tcp/2222 and nothing else");
     let said = check(&lab, "a", "c", "b", "tcp/2222");
     assert_eq!((said.rule, said.line), (Some(1), Some(4)), "{said:?}");
-    assert!(shown(&lab, "b").unwrap().denied_here > 0);
+    assert!(policy_on(&lab, "b").unwrap().denied_here > 0);
 
     // A datagram's answer comes back; the same datagram unasked does not arrive.
     let bind = |host: &str, port| {

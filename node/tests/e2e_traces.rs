@@ -97,6 +97,17 @@ fn print(all: &BTreeMap<String, Taken>, parent: &[u8], began: u64, depth: usize)
     }
 }
 
+/// Waits until a host's log has a line with this text.
+fn wait_for_line(lab: &Lab, host: &str, text: &str) {
+    lab.wait(
+        &format!("'{text}' to be said"),
+        Duration::from_secs(30),
+        Duration::from_millis(100),
+        || Ok(lab.log_tail(host, 400).contains(text).then_some(())),
+    )
+    .unwrap();
+}
+
 fn metric(lab: &Lab, host: &str, name: &str) -> f64 {
     let page = lab.p2pvm(host, &["metrics"]).unwrap();
     let line = page
@@ -292,18 +303,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
         began.elapsed().as_secs_f64()
     );
     assert_eq!(back.host, "a");
-    lab.wait(
-        "the failure to be said",
-        Duration::from_secs(30),
-        Duration::from_millis(100),
-        || {
-            Ok(lab
-                .log_tail("b", 400)
-                .contains("does not answer")
-                .then_some(()))
-        },
-    )
-    .unwrap();
+    wait_for_line(&lab, "b", "does not answer");
     assert!(metric(&lab, "b", "p2pvm_trace_spans_waiting") >= 9.0);
     assert_eq!(metric(&lab, "b", "p2pvm_trace_spans_dropped_total"), 0.0);
     let there = collector(&lab);
@@ -313,18 +313,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
         all["receive web"].span.parent_span_id,
         all["migrate web"].span.span_id
     );
-    lab.wait(
-        "its return to be said",
-        Duration::from_secs(30),
-        Duration::from_millis(100),
-        || {
-            Ok(lab
-                .log_tail("b", 400)
-                .contains("takes spans again")
-                .then_some(()))
-        },
-    )
-    .unwrap();
+    wait_for_line(&lab, "b", "takes spans again");
     assert_eq!(
         lab.log_tail("b", 400)
             .matches("does not answer; spans wait")

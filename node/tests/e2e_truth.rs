@@ -43,17 +43,19 @@ fn until(
     common::until(lab, what, limit, || is_so(&status(lab, host)))
 }
 
+/// Waits until a host's health is ok.
+fn until_well(lab: &Lab, host: &str) {
+    let what = format!("{host} to be well");
+    until(lab, host, &what, Duration::from_secs(40), |status| {
+        word(status) == "ok"
+    });
+}
+
 #[test]
 fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
     let lab = lab("soon", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    until(
-        &lab,
-        "b",
-        "b to be well",
-        Duration::from_secs(40),
-        |status| word(status) == "ok",
-    );
+    until_well(&lab, "b");
     for round in 0..3 {
         // What comes and goes all the time, as containers do, before and meanwhile, changes nothing
         // about that.
@@ -98,13 +100,7 @@ fn members_whose_control_port_alone_is_blocked_are_not_called_unreachable() {
     let lab = lab("control", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     lab.ping("a", "b", 1, "100ms").unwrap();
-    until(
-        &lab,
-        "b",
-        "b to be well",
-        Duration::from_secs(40),
-        |status| word(status) == "ok",
-    );
+    until_well(&lab, "b");
     run(
         &lab,
         "b",
@@ -185,13 +181,7 @@ const VPN: &str = "ip tuntap add vpn0 mode tun && ip link set vpn0 up && ip rout
 fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_it() {
     let lab = lab("vpn", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
-    until(
-        &lab,
-        "b",
-        "b to be well",
-        Duration::from_secs(40),
-        |status| word(status) == "ok",
-    );
+    until_well(&lab, "b");
     run(&lab, "b", VPN);
     let named = |status: &Status| {
         let mut found = findings(status, "control");

@@ -7,7 +7,6 @@ use common::{image, lab, network, public_sites};
 use p2pvm_api::{RevokeAnswer, Status, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
-    collections::BTreeSet,
     fs,
     process::Command,
     time::{Duration, Instant},
@@ -96,6 +95,21 @@ fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
     .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(lab)))
 }
 
+/// Waits until a host sees both members.
+fn sees_both(lab: &Lab, host: &str, one: &str, other: &str) {
+    lab.wait(
+        &format!("{host} to see both"),
+        Duration::from_secs(60),
+        Duration::from_secs(1),
+        || {
+            let peers = lab.peers(host)?;
+            let sees = |member: &str| peers.iter().any(|p| p.member == member);
+            Ok((sees(one) && sees(other)).then_some(()))
+        },
+    )
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(lab)));
+}
+
 #[test]
 fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_vms_are_branches() {
     let lab = lab("twins", &public_sites(&["a", "b", "c"], 5.0));
@@ -134,17 +148,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
         "the elder goes on as it was"
     );
     assert_ne!(its_address, at);
-    lab.wait(
-        "a to see both",
-        Duration::from_secs(60),
-        Duration::from_secs(1),
-        || {
-            let peers = lab.peers("a")?;
-            let seen: BTreeSet<&str> = peers.iter().map(|p| p.member.as_str()).collect();
-            Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
-        },
-    )
-    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
+    sees_both(&lab, "a", &before, &new);
     for of in [&at, &its_address] {
         let split = Instant::now();
         lab.wait(
@@ -205,17 +209,7 @@ fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
     let (new, its_address) = becomes_another(&lab, "c", &before);
     assert_eq!(member(&lab, "a"), before);
     assert_ne!(Some(its_address), address(&lab, "a"));
-    lab.wait(
-        "b to see both",
-        Duration::from_secs(60),
-        Duration::from_secs(1),
-        || {
-            let peers = lab.peers("b")?;
-            let seen: BTreeSet<&str> = peers.iter().map(|p| p.member.as_str()).collect();
-            Ok((seen.contains(&*before) && seen.contains(&*new)).then_some(()))
-        },
-    )
-    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
+    sees_both(&lab, "b", &before, &new);
     // A daemon that is killed and starts again, beside what it said before, stays who it is.
     for host in ["a", "c"] {
         lab.kill_daemon(host).unwrap();

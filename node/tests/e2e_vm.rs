@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{image, lab, network, public_sites, refused, small::Small};
+use common::{assert_unbroken, image, lab, network, public_sites, refused, small::Small};
 use p2pvm_api::{DrainAnswer, SnapshotTaken, VmView};
 use p2pvm_lab::{chain, lab::Lab, sites::Properties};
 use std::{
@@ -49,11 +49,7 @@ fn a_vm_moves_live_while_a_client_counts_and_the_moved_one_is_found_by_name_ever
     assert_eq!(moved.host, "c");
     std::thread::sleep(Duration::from_secs(2));
     let seen = client.finish().unwrap();
-    assert_eq!(
-        (seen.lost, seen.doubled, seen.counter_gaps, &seen.ended),
-        (0, 0, 0, &None),
-        "{seen:?}"
-    );
+    assert_unbroken(&seen);
     assert!(seen.replies > 100, "{seen:?}");
     let vm = show(&lab, "b");
     assert_eq!((vm.host.as_str(), vm.epoch), ("c", 2));
@@ -216,11 +212,7 @@ fn a_move_that_is_given_up_or_whose_target_dies_leaves_the_vm_where_it_was_and_i
     assert_eq!(moved.host, "d");
     std::thread::sleep(Duration::from_secs(1));
     let seen = client.finish().unwrap();
-    assert_eq!(
-        (seen.lost, seen.doubled, seen.counter_gaps, &seen.ended),
-        (0, 0, 0, &None),
-        "{seen:?}"
-    );
+    assert_unbroken(&seen);
     lab.down().unwrap();
 }
 

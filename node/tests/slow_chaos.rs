@@ -4,8 +4,9 @@
 
 mod common;
 
-use p2pvm_lab::chaos::{self, Options};
-use std::path::{Path, PathBuf};
+use common::{chaos_options, image, play_chaos};
+use p2pvm_lab::chaos::Options;
+use std::path::PathBuf;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
@@ -16,27 +17,16 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[test]
 fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_end() {
+    let (seed, minutes) = (
+        number("P2PVM_CHAOS_SEED", 1),
+        number("P2PVM_CHAOS_MINUTES", 15),
+    );
     let options = Options {
-        seed: number("P2PVM_CHAOS_SEED", 1),
-        minutes: number("P2PVM_CHAOS_MINUTES", 15),
-        only: Vec::new(),
-        events: Vec::new(),
-        list: false,
-        image: Some(PathBuf::from(common::image())),
-        name: format!("slow-chaos-{}", std::process::id()),
-        keep_going: true,
-        program: None,
+        image: Some(PathBuf::from(image())),
+        ..chaos_options("slow-chaos", seed, minutes)
     };
-    let report = match chaos::run(
-        &options,
-        Path::new(env!("CARGO_BIN_EXE_p2pvm")),
-        &options.name,
-        |line| println!("{line}"),
-    ) {
-        Err(chaos::Failed::NoTree(why)) => {
-            return println!("NOT RUN: no Debian tree can be made here: {why}");
-        }
-        report => report.unwrap(),
+    let Some(report) = play_chaos(&options) else {
+        return;
     };
     assert!(report.is_good(), "{report:#?}\nagain: {}", report.again());
     assert!(

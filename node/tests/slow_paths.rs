@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    SETTINGS, lab, network,
-    trouble::{forget, judge, nft, nothing, play, router, stale, stream},
+    SETTINGS,
+    trouble::{forget, judge, nft, nothing, play, router, stale, stream, two_homes},
 };
 use p2pvm_lab::{
     chain,
@@ -19,36 +19,8 @@ use std::time::{Duration, Instant};
 const PAIR: (&str, &str) = ("home", "office");
 const NONE: Duration = Duration::ZERO;
 
-/// Two public members and two behind NATs that talk directly.
-fn world(test: &str, homes: &str) -> Lab {
-    world_with(test, homes, SETTINGS)
-}
-
-fn world_with(test: &str, homes: &str, settings: &str) -> Lab {
-    let lab = lab(
-        test,
-        &format!(
-            "seed = 11\n[default]\nrtt_ms = 30\nmbit = 500\n[[site]]\nname = \
-                'pub'\n[[site]]\nname = 'open'\n\
-             [[site]]\nname = 'home'\n{homes}\n[[site]]\nname = 'office'\nnat = 'port-restricted'\n"
-        ),
-    );
-    lab.configure("home", settings).unwrap();
-    network(&lab, &["pub", "open", "home", "office"]);
-    lab.wait(
-        "a direct path",
-        Duration::from_secs(40),
-        Duration::from_millis(500),
-        || {
-            Ok(lab
-                .ping(PAIR.0, PAIR.1, 2, "100ms")?
-                .path
-                .starts_with("direct")
-                .then_some(()))
-        },
-    )
-    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("home", 40)));
-    lab
+fn world(test: &str, home: &str) -> Lab {
+    two_homes(test, home, "", SETTINGS)
 }
 
 #[test]
@@ -273,9 +245,10 @@ fn a_pair_that_was_cut_or_heard_in_one_direction_only_is_direct_again_within_a_m
 
 #[test]
 fn a_port_mapping_that_the_router_has_lost_is_there_again_within_a_minute() {
-    let mut lab = world_with(
+    let mut lab = two_homes(
         "unmapped",
         "nat = 'symmetric'\nupnp = true",
+        "",
         &SETTINGS.replace("upnp = false", "upnp = true"),
     );
     // The router starts anew: its service knows no mapping any more, and its connections are gone.

@@ -6,9 +6,10 @@
 mod common;
 
 use common::{
-    SETTINGS, lab, network,
+    SETTINGS,
     trouble::{
         CARRIED_AGAIN, forget, judge, nft, nothing, play, play_total, router, stream, stream_of,
+        two_homes,
     },
 };
 use p2pvm_lab::{
@@ -23,33 +24,8 @@ const NONE: Duration = Duration::ZERO;
 /// What is found out about a NAT, and told to others, is true again within this.
 const TRUE_AGAIN: Duration = Duration::from_secs(60);
 
-/// Two public members, and two behind NATs that talk directly; `more` is further sites.
 fn world(test: &str, home: &str, more: &str) -> Lab {
-    let lab = lab(
-        test,
-        &format!(
-            "seed = 11\n[default]\nrtt_ms = 30\nmbit = 500\n[[site]]\nname = \
-                'pub'\n[[site]]\nname = 'open'\n\
-             [[site]]\nname = 'home'\n{home}\n[[site]]\nname = 'office'\nnat = \
-             'port-restricted'\n{more}\n"
-        ),
-    );
-    lab.configure("home", SETTINGS).unwrap();
-    network(&lab, &["pub", "open", "home", "office"]);
-    lab.wait(
-        "a direct path",
-        Duration::from_secs(40),
-        Duration::from_millis(500),
-        || {
-            Ok(lab
-                .ping(PAIR.0, PAIR.1, 2, "100ms")?
-                .path
-                .starts_with("direct")
-                .then_some(()))
-        },
-    )
-    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("home", 40)));
-    lab
+    two_homes(test, home, more, SETTINGS)
 }
 
 /// `netcheck` on `home` shows this address as the one that others see, and the path to `office` as

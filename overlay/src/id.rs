@@ -121,6 +121,12 @@ impl Epoch {
         Self(self.0.saturating_add(1))
     }
 
+    /// The first version of this epoch's records: the epoch in the upper 32 bits, the holder's own
+    /// count below. Beyond [`Epoch::MAX`] it stays the same.
+    pub fn first_version(self) -> u64 {
+        self.0.min(Self::MAX.0) << 32
+    }
+
     /// Whether this is one of the [`Epoch::MAX_STEP`] epochs after `known`.
     pub fn follows(self, known: Self) -> bool {
         self > known && self.0 - known.0 <= Self::MAX_STEP
@@ -170,6 +176,15 @@ mod tests {
         assert_eq!(Epoch(u64::MAX).next(), Epoch(u64::MAX));
         assert!(Epoch(4).follows(Epoch(3)) && !Epoch(3).follows(Epoch(3)));
         assert!(!Epoch(u64::MAX).follows(Epoch(3)) && !Epoch(1).follows(Epoch(u64::MAX)));
+    }
+
+    #[test]
+    fn no_epoch_has_an_older_version_than_the_one_before() {
+        assert_eq!(Epoch(3).first_version(), 3 << 32);
+        let last = Epoch::MAX.first_version();
+        assert_eq!(last, u64::from(u32::MAX - 1) << 32);
+        assert_eq!(Epoch::MAX.next().first_version(), last);
+        assert_eq!(Epoch(u64::MAX).first_version(), last);
     }
 
     #[test]

@@ -11,11 +11,11 @@ use p2pvm_lab::{Testbed, sites::Properties};
 use std::{
     io::{Read, Write},
     iter,
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::UdpSocket,
     thread,
     time::{Duration, Instant},
 };
-use testbed_common::{PATIENCE, at, kept_out, reaches, receive, silent, socket, up};
+use testbed_common::{PATIENCE, at, connection, kept_out, reaches, receive, silent, socket, up};
 
 /// Round trips of `count` datagrams one after the other, sorted; an echo on `to` answers.
 fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Duration> {
@@ -133,16 +133,7 @@ fn the_same_seed_loses_the_same_packets_and_order_is_kept() {
 
 /// Mbit/s of one TCP stream over so much time.
 fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
-    let listener = testbed
-        .inside(to, || TcpListener::bind("0.0.0.0:5001"))
-        .unwrap()
-        .unwrap();
-    let address = at(testbed, to, 5001);
-    let mut client = testbed
-        .inside(from, || TcpStream::connect(address))
-        .unwrap()
-        .unwrap();
-    let (mut server, _) = listener.accept().unwrap();
+    let (mut client, mut server) = connection(testbed, from, to, 5001);
     let reader = thread::spawn(move || {
         let (mut buffer, mut total, started) = (vec![0; 1 << 20], 0, Instant::now());
         loop {
@@ -198,15 +189,7 @@ fn a_lossy_link_spoils_no_byte_of_a_stream() {
         "seed=3\n[default]\nrtt_ms=2\nloss=0.01\nmbit=100\n[[site]]\nname='a'\nnat='symmetric'\n\
             [[site]]\nname='b'\n",
     );
-    let listener = testbed
-        .inside("b", || TcpListener::bind("0.0.0.0:5001"))
-        .unwrap()
-        .unwrap();
-    let mut client = testbed
-        .inside("a", || TcpStream::connect(at(&testbed, "b", 5001)))
-        .unwrap()
-        .unwrap();
-    let (mut server, _) = listener.accept().unwrap();
+    let (mut client, mut server) = connection(&testbed, "a", "b", 5001);
     let data: Vec<u8> = (0..2_000_000u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect();

@@ -6,9 +6,9 @@ mod testbed_common;
 use p2pvm_lab::Testbed;
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, UdpSocket},
 };
-use testbed_common::{at, heard, kept_out, reaches, receive, silent, socket, up};
+use testbed_common::{at, connection, heard, kept_out, reaches, receive, silent, socket, up};
 
 /// A site with this NAT and two hosts, a public site with two hosts.
 fn world(nat: &str) -> Testbed {
@@ -278,15 +278,8 @@ fn where_udp_is_blocked_tcp_still_passes() {
             kept_out(&outside, at(&testbed, "home", 4000), &inside),
             "{nat}: in"
         );
-        let listener = testbed
-            .inside("w", || TcpListener::bind("0.0.0.0:80"))
-            .unwrap()
-            .unwrap();
-        let mut client = testbed
-            .inside("home", || TcpStream::connect(at(&testbed, "w", 80)))
-            .unwrap()
-            .unwrap();
-        let (mut server, from) = listener.accept().unwrap();
+        let (mut client, mut server) = connection(&testbed, "home", "w", 80);
+        let from = server.peer_addr().unwrap();
         assert_eq!(from.ip(), at(&testbed, "home", 0).ip());
         client.write_all(b"hello").unwrap();
         let mut heard = [0; 5];

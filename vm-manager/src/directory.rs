@@ -119,7 +119,7 @@ pub fn name_key(name: &str) -> RingAddr {
 
 /// The version of a VM's record: the epoch decides, then the holder's own count.
 pub fn version(epoch: Epoch, seq: u32) -> u64 {
-    (epoch.0 << 32) | u64::from(seq)
+    epoch.first_version() | u64::from(seq)
 }
 
 /// The VM records of the network.
@@ -256,7 +256,14 @@ mod tests {
     use crate::host::registry::tests::entry;
 
     #[test]
-    fn a_records_owner_is_read_and_earlier_versions_read_the_rest() {
+    fn a_later_epochs_version_is_newer_whatever_was_counted() {
+        assert_eq!(version(Epoch(2), 7), (2 << 32) + 7);
+        assert!(version(Epoch(2), 0) > version(Epoch(1), u32::MAX));
+        assert!(version(Epoch(u64::MAX), 0) > version(Epoch(3), u32::MAX));
+    }
+
+    #[test]
+    fn a_records_owner_is_read_and_former_versions_read_the_rest() {
         let record = VmRecord {
             definition: entry("web").definition,
             holder: MemberId([4; 32]),

@@ -5,48 +5,29 @@
 mod mobility;
 
 use mobility::{
-    Lab,
+    Lab, Moving,
     fake::{Step, Strike},
 };
 use p2pvm_overlay::VmId;
 use p2pvm_vm_manager::{
-    Error,
     directory::Wanted,
     host::VmState,
     hypervisor::{Halt, MigrateOptions},
-    migrate::{MigrationOutcome, Occasion, RunsOn},
+    migrate::{Occasion, RunsOn},
 };
 use std::time::Duration;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
-
-type Moving = JoinHandle<Result<MigrationOutcome, Error>>;
+use tokio::sync::watch;
 
 /// The steps at which the guest runs at the source.
 const BEFORE: [Step; 3] = [Step::Launch, Step::Mirror, Step::Ram];
 
-/// A move of "web" from 0 to 1 that stands at `step`.
-async fn moving(lab: &Lab, step: Step) -> (Moving, Strike, mpsc::Receiver<Strike>) {
-    let mut trap = lab.trap(step);
-    let (host, to) = (lab.host(0), lab.me(1));
+/// A move of "web" from 0 to 1, whose target is called lyon, that stands at `step`.
+async fn moving(lab: &Lab, step: Step) -> (Moving, Strike) {
     let why = Occasion {
         called: Some("lyon".into()),
         ..Occasion::default()
     };
-    let moving = tokio::spawn(async move {
-        host.migrate_because(
-            why,
-            "web",
-            to,
-            MigrateOptions::default(),
-            watch::Sender::default(),
-        )
-        .await
-    });
-    let strike = trap.recv().await.unwrap();
-    (moving, strike, trap)
+    lab.moving_because(why, step).await
 }
 
 /// The VM is nowhere but where it was.
@@ -65,7 +46,7 @@ async fn a_move_ended_at_any_step_leaves_its_guest_where_it_was() {
     for step in BEFORE {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
-        let (moving, _strike, _trap) = moving(&lab, step).await;
+        let (moving, _strike) = moving(&lab, step).await;
         let began = tokio::time::Instant::now();
         lab.host(0).cancel_migration("web").await.unwrap();
         assert!(
@@ -101,10 +82,10 @@ async fn a_move_ended_at_any_step_leaves_its_guest_where_it_was() {
 async fn after_a_cancelled_move_the_vm_moves_elsewhere_at_once() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let (moving, strike, trap) = moving(&lab, Step::Ram).await;
+    let (moving, strike) = moving(&lab, Step::Ram).await;
     lab.host(0).cancel_migration("web").await.unwrap();
     let first = moving.await.unwrap().unwrap();
-    drop((strike, trap));
+    drop(strike);
     let options = MigrateOptions::default();
     let (why, progress) = (Occasion::default(), watch::Sender::default());
     let second = lab
@@ -122,7 +103,7 @@ async fn an_image_that_no_vm_here_uses_goes_at_the_daemons_start() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     // The target's daemon is killed while it prepares; the source gives up.
-    let (moving, _strike, _trap) = moving(&lab, Step::Mirror).await;
+    let (moving, _strike) = moving(&lab, Step::Mirror).await;
     lab.kill_daemon(1);
     lab.host(0).cancel_migration("web").await.unwrap();
     assert!(moving.await.unwrap().unwrap().cancelled);
@@ -168,7 +149,7 @@ async fn a_stop_goes_before_a_move() {
     for step in BEFORE {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
-        let (moving, _strike, _trap) = moving(&lab, step).await;
+        let (moving, _strike) = moving(&lab, step).await;
         let began = tokio::time::Instant::now();
         let stopped = lab.host(0).stop("web").await.unwrap();
         assert!(
@@ -192,7 +173,7 @@ async fn a_stop_goes_before_a_move() {
 async fn a_refusal_during_a_move_names_target_progress_and_the_way_out() {
     let lab = Lab::new(4).await;
     lab.vm(0, "web").await;
-    let (moving, strike, _trap) = moving(&lab, Step::Ram).await;
+    let (moving, strike) = moving(&lab, Step::Ram).await;
     let host = lab.host(0);
     let second = host
         .migrate(
@@ -238,7 +219,7 @@ async fn a_refusal_during_a_move_names_target_progress_and_the_way_out() {
 async fn a_stop_that_comes_too_late_says_where_the_vm_is() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let (moving, strike, _trap) = moving(&lab, Step::SwitchOver).await;
+    let (moving, strike) = moving(&lab, Step::SwitchOver).await;
     let host = lab.host(0);
     let stopping = tokio::spawn(async move { host.stop("web").await });
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -254,7 +235,7 @@ async fn a_guest_that_powers_off_during_its_move_is_reported_stopped() {
     for step in BEFORE {
         let mut lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
-        let (moving, _strike, _trap) = moving(&lab, step).await;
+        let (moving, _strike) = moving(&lab, step).await;
         lab.world
             .machine(vm, lab.me(0))
             .unwrap()

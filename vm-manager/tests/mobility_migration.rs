@@ -74,9 +74,8 @@ async fn after_any_failed_step_the_vm_runs_where_the_outcome_says() {
     for step in STEPS {
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
-        let mut trap = lab.trap(step);
-        let moving = lab.begin_move(0, 1);
-        trap.recv().await.unwrap().2.send(true).unwrap();
+        let (moving, strike) = lab.moving(step).await;
+        strike.2.send(true).unwrap();
         let outcome = moving.await.unwrap().unwrap();
         let on = lab.settles_on(vm, &[0, 1], &format!("{step:?}")).await;
         assert_eq!(
@@ -99,9 +98,7 @@ async fn a_cut_between_the_two_at_any_step_leaves_one_running() {
             let context = format!("cut at {step:?}, heals: {heals}");
             let lab = Lab::new(4).await;
             let vm = lab.vm(0, "web").await;
-            let mut trap = lab.trap(step);
-            let moving = lab.begin_move(0, 1);
-            let strike = trap.recv().await.unwrap();
+            let (moving, strike) = lab.moving(step).await;
             lab.net.set_cut(lab.me(0), lab.me(1), true);
             strike.2.send(false).unwrap();
             if heals {
@@ -127,9 +124,7 @@ async fn an_isolated_target_freezes_and_the_source_goes_on() {
         let context = format!("target isolated at {step:?}");
         let lab = Lab::new(4).await;
         let vm = lab.vm(0, "web").await;
-        let mut trap = lab.trap(step);
-        let moving = lab.begin_move(0, 1);
-        let strike = trap.recv().await.unwrap();
+        let (moving, strike) = lab.moving(step).await;
         lab.isolate(1, true);
         strike.2.send(false).unwrap();
         moving.await.unwrap().unwrap();
@@ -149,9 +144,7 @@ async fn strike(step: Step, victim: usize, power: bool) {
     );
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(step);
-    let moving = lab.begin_move(0, 1);
-    let struck = trap.recv().await.unwrap();
+    let (moving, struck) = lab.moving(step).await;
     if power {
         lab.power_off(victim);
     } else {
@@ -205,9 +198,7 @@ async fn a_source_that_loses_power_leaves_one_running() {
 async fn only_one_operation_at_a_time_works_on_a_vm() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::Ram);
-    let moving = lab.begin_move(0, 1);
-    let strike = trap.recv().await.unwrap();
+    let (moving, strike) = lab.moving(Step::Ram).await;
     let refused = lab.host(0).start("web").await.unwrap_err().to_string();
     assert!(refused.contains("is being moved"), "{refused}");
     strike.2.send(false).unwrap();

@@ -3,7 +3,10 @@
 
 mod mobility;
 
-use mobility::{Lab, fake::Step};
+use mobility::{
+    Lab,
+    fake::{Step, Strike},
+};
 use p2pvm_vm_manager::{Error, checkpoint::RestoreOptions, host::VmState};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
@@ -15,7 +18,7 @@ async fn after_a_restart_a_paused_guest_waits_for_its_voters() {
     let mut lab = Lab::new(5).await;
     let vm = lab.vm(0, "web").await;
     lab.take_snapshot(0).await;
-    // It was fenced, and a full disk kept that from being written down.
+    // It was fenced, which a full disk kept from being written down.
     lab.world.machine(vm, lab.me(0)).unwrap().hold();
     lab.kill_daemon(0);
     lab.up(0).await;
@@ -82,13 +85,7 @@ async fn a_failed_restore_leaves_no_bytes_unless_it_has_the_epoch() {
         .find(|i| lab.kept(*i) == (0, 0))
         .expect("two of four hold copies");
     lab.power_off(0);
-    let mut trap = lab.trap(Step::Launch);
-    let host = lab.host(without);
-    let restoring = tokio::spawn(async move {
-        host.restore("web", "one", FORCE, &watch::Sender::default())
-            .await
-    });
-    let strike = trap.recv().await.unwrap();
+    let (restoring, strike) = lab.restoring(without, FORCE, Step::Launch).await;
     assert_ne!(lab.kept(without), (0, 0));
     // It has the epoch by now: what came is what there is of the VM.
     strike.2.send(true).unwrap();
@@ -205,14 +202,9 @@ async fn a_failed_restore_in_place_leaves_one_holder_and_a_branch() {
     let vm = lab.vm(0, "web").await;
     lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
-    let mut trap = lab.trap(Step::Launch);
-    let host = lab.host(0);
-    let restoring = tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        host.restore("web", "one", options, &watch::Sender::default())
-            .await
-    });
-    trap.recv().await.unwrap().2.send(true).unwrap();
+    let options = RestoreOptions::default();
+    let (restoring, strike) = lab.restoring(0, options, Step::Launch).await;
+    strike.2.send(true).unwrap();
     restoring.await.unwrap().unwrap_err();
     let states = |lab: &Lab| -> Vec<_> {
         let all = lab.host(0).list();
@@ -233,22 +225,21 @@ async fn a_failed_restore_in_place_leaves_one_holder_and_a_branch() {
     lab.host(0).delete("web-branch-e1").await.unwrap();
 }
 
+/// Kills member 0's daemon while a restore of "web" stands at `step`; the dead daemon's call never
+/// returns.
+async fn killed_in_a_restore(lab: &mut Lab, step: Step) -> Strike {
+    let (_, strike) = lab.restoring(0, RestoreOptions::default(), step).await;
+    lab.kill_daemon(0);
+    strike
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_daemon_killed_after_a_restore_had_its_epoch_leaves_one_holder() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
     lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
-    let mut trap = lab.trap(Step::Launch);
-    let host = lab.host(0);
-    tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        let _ = host
-            .restore("web", "one", options, &watch::Sender::default())
-            .await;
-    });
-    let _strike = trap.recv().await.unwrap();
-    lab.kill_daemon(0);
+    let _strike = killed_in_a_restore(&mut lab, Step::Launch).await;
     // As an earlier version wrote it: the older copy is a holder as well.
     let older = lab.sites[0]
         .dir
@@ -281,17 +272,8 @@ async fn a_daemon_killed_while_a_restore_writes_keeps_the_older_disk() {
     lab.vm(0, "web").await;
     lab.take_snapshot(0).await;
     lab.host(0).stop("web").await.unwrap();
-    let mut trap = lab.trap(Step::Rebase);
-    let host = lab.host(0);
-    tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        let _ = host
-            .restore("web", "one", options, &watch::Sender::default())
-            .await;
-    });
     // The voters hold the VM confirmed for this host, in the epoch of the older copy.
-    let _strike = trap.recv().await.unwrap();
-    lab.kill_daemon(0);
+    let _strike = killed_in_a_restore(&mut lab, Step::Rebase).await;
     lab.up(0).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(listed(&lab), [("web".to_owned(), VmState::Stopped)]);
@@ -315,14 +297,8 @@ async fn while_a_restore_writes_the_name_means_the_held_copy() {
     lab.host(0).stop("web").await.unwrap();
     let before = lab.host(0).status("web").await.unwrap();
     assert_eq!((before.epoch.0, before.state), (9, VmState::Stopped));
-    let mut trap = lab.trap(Step::Rebase);
-    let host = lab.host(0);
-    tokio::spawn(async move {
-        let options = RestoreOptions::default();
-        host.restore("web", "one", options, &watch::Sender::default())
-            .await
-    });
-    let strike = trap.recv().await.unwrap();
+    let options = RestoreOptions::default();
+    let (_restoring, strike) = lab.restoring(0, options, Step::Rebase).await;
     let during = lab.host(0).status("web").await.unwrap();
     assert_eq!((during.epoch.0, during.state), (9, VmState::Stopped));
     assert!(lab.world.machine(vm, lab.me(0)).is_none());

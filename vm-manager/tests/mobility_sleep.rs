@@ -15,9 +15,7 @@ use std::time::Duration;
 async fn a_target_that_slept_through_its_window_freezes_at_the_wake_up() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::Resumed);
-    lab.begin_move(0, 1);
-    let strike = trap.recv().await.unwrap();
+    let (_moving, strike) = lab.moving(Step::Resumed).await;
     let guest = lab.world.machine(vm, lab.me(1)).unwrap();
     // It runs, no voter has been told, and the lid is shut.
     lab.isolate(1, true);
@@ -45,9 +43,7 @@ async fn a_target_that_slept_through_its_window_freezes_at_the_wake_up() {
 async fn a_target_that_slept_before_it_was_whole_never_runs() {
     let lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::FinishIncoming);
-    lab.begin_move(0, 1);
-    let strike = trap.recv().await.unwrap();
+    let (_moving, strike) = lab.moving(Step::FinishIncoming).await;
     let mut handed_over = lab.trap(Step::HandedOver);
     strike.2.send(false).unwrap();
     let strike = handed_over.recv().await.unwrap();
@@ -61,9 +57,7 @@ async fn a_target_that_slept_before_it_was_whole_never_runs() {
 async fn a_guest_that_ran_on_after_hand_over_is_held_after_restart() {
     let mut lab = Lab::new(4).await;
     let vm = lab.vm(0, "web").await;
-    let mut trap = lab.trap(Step::HandedOver);
-    lab.begin_move(0, 1);
-    let _strike = trap.recv().await.unwrap();
+    let (_moving, _strike) = lab.moving(Step::HandedOver).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // The daemon is killed after the target had all that matters, and QEMU's last write fails.
     lab.isolate(0, true);

@@ -164,9 +164,7 @@ async fn a_failed_or_cancelled_move_ends_its_spans_with_the_reason() {
         for cancel in [false, true] {
             let lab = Lab::new(4).await;
             let vm = lab.vm(0, "web").await;
-            let mut trap = lab.trap(step);
-            let moving = lab.begin_move(0, 1);
-            let strike = trap.recv().await.unwrap();
+            let (moving, strike) = lab.moving(step).await;
             if cancel {
                 lab.host(0).cancel_migration("web").await.unwrap();
             }

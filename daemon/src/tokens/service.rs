@@ -40,7 +40,7 @@ impl Tokens {
         }
         let to = self.parts.resolve_member(&r.to).await?;
         let vm = self.vm(&r.vm).await?;
-        let grant = self.grant(Resource::Vm(vm), rights, to, Some(r.seconds))?;
+        let grant = grant(Resource::Vm(vm), rights, to, end_after(r.seconds)?);
         let token = Token::issue(self.parts.identity.keys(), grant);
         Ok(self.view(&token).await)
     }
@@ -62,10 +62,8 @@ impl Tokens {
         }
         self.is_ours(&token)?;
         let to = self.parts.resolve_member(&r.to).await?;
-        let mut grant = self.grant(token.resource(), may, to, r.seconds)?;
-        if r.seconds.is_none() {
-            grant.until = token.until();
-        }
+        let until = r.seconds.map_or(Ok(token.until()), end_after)?;
+        let grant = grant(token.resource(), may, to, until);
         let passed = token.pass_on(self.parts.identity.keys(), grant);
         let passed = passed.ok_or_else(|| {
             Failure::refused("the token has been passed on as often as a token can be")
@@ -137,34 +135,6 @@ impl Tokens {
         )))
     }
 
-    fn grant(
-        &self,
-        resource: Resource,
-        rights: Rights,
-        to: MemberId,
-        seconds: Option<u64>,
-    ) -> Outcome<Grant> {
-        let seconds = seconds.unwrap_or(1);
-        if seconds == 0 {
-            return Err(Failure::usage("a token is valid for at least a second"));
-        }
-        if seconds > MAX_LIFE.as_secs() - BACK {
-            return Err(Failure::usage(format!(
-                "a token is valid for at most {}",
-                humantime::format_duration(MAX_LIFE - Duration::from_secs(86400))
-            )));
-        }
-        let now = UnixTime::now();
-        Ok(Grant {
-            resource,
-            rights,
-            audience: to.0,
-            from: now.0.saturating_sub(BACK),
-            until: now.plus(seconds).0,
-            amounts: Amounts::default(),
-        })
-    }
-
     /// The VM of a name or an id.
     async fn vm(&self, text: &str) -> Outcome<VmId> {
         if let Ok(id) = text.parse() {
@@ -215,6 +185,31 @@ impl Tokens {
             Resource::Host(member) => format!("host {}", self.parts.name_of(member)),
             Resource::Network(network) => format!("network {}", network.short()),
         }
+    }
+}
+
+/// The end of a token that is valid for `seconds` from now.
+fn end_after(seconds: u64) -> Outcome<u64> {
+    if seconds == 0 {
+        return Err(Failure::usage("a token is valid for at least a second"));
+    }
+    if seconds > MAX_LIFE.as_secs() - BACK {
+        return Err(Failure::usage(format!(
+            "a token is valid for at most {}",
+            humantime::format_duration(MAX_LIFE - Duration::from_secs(86400))
+        )));
+    }
+    Ok(UnixTime::now().plus(seconds).0)
+}
+
+fn grant(resource: Resource, rights: Rights, to: MemberId, until: u64) -> Grant {
+    Grant {
+        resource,
+        rights,
+        audience: to.0,
+        from: UnixTime::now().0.saturating_sub(BACK),
+        until,
+        amounts: Amounts::default(),
     }
 }
 

@@ -7,11 +7,8 @@
 //! keeps no other out; a request's head has to arrive in time.
 
 use super::{Dashboard, access::Hosts, routes};
+use crate::http::connection::converse;
 use axum::Router;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_host::{SocketPath, chain};
 use std::{
@@ -63,7 +60,7 @@ impl Dashboard {
                 Ok((stream, _)) => {
                     let router = router.clone();
                     running.spawn(async move {
-                        converse(stream, router).await;
+                        serve_connection(stream, router).await;
                         drop(seat);
                     });
                 }
@@ -148,7 +145,7 @@ impl Dashboard {
             };
             let router = router.clone();
             running.spawn(async move {
-                converse(stream, router).await;
+                serve_connection(stream, router).await;
                 drop(seat);
             });
         }
@@ -200,13 +197,11 @@ async fn moved(
 }
 
 /// Serves one connection until it ends.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, router: Router) {
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .with_upgrades();
-    if let Err(error) = connection.await {
+async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    router: Router,
+) {
+    if let Err(error) = converse(stream, router, HEAD_LIMIT).await {
         tracing::debug!(error = %chain(&error), "a connection to the dashboard ended");
     }
 }

@@ -136,7 +136,7 @@ impl Addresses {
         if epoch > Epoch::MAX {
             return Err(Error::Superseded { epoch });
         }
-        let mut version = version.max(version_of(epoch));
+        let mut version = version.max(epoch.first_version());
         for _ in 0..MAX_OVERTAKES {
             if epoch_of(version) > epoch {
                 return Err(Error::Superseded {
@@ -169,11 +169,6 @@ fn subject_of(kind: NameKind, owner: [u8; 32]) -> Subject {
         NameKind::Host => Subject::Member(MemberId(owner)),
         NameKind::Vm => Subject::Vm(VmId(owner)),
     }
-}
-
-/// The first version of an epoch's records.
-pub(super) fn version_of(epoch: Epoch) -> u64 {
-    epoch.0.min(Epoch::MAX.0) << 32
 }
 
 fn epoch_of(version: u64) -> Epoch {

@@ -56,6 +56,12 @@ fn with_own_mounts(test: impl FnOnce() + Send) -> bool {
     thread::scope(|scope| scope.spawn(own).join().unwrap())
 }
 
+/// Mounts a file or a directory over another.
+fn bind(source: &Path, target: &Path) {
+    let none = None::<&str>;
+    mount(Some(source), target, none, MsFlags::MS_BIND, none).unwrap();
+}
+
 #[test]
 fn a_plain_file_keeps_its_text_mode_owner_and_attributes() {
     let dir = tempfile::tempdir().unwrap();
@@ -189,24 +195,10 @@ fn a_file_that_is_mounted_by_itself_is_rewritten_also_where_all_else_is_read_onl
         fs::write(&real, ORIGINAL).unwrap();
         let path = etc.join("resolv.conf");
         fs::write(&path, "").unwrap();
-        mount(
-            Some(&real),
-            &path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .unwrap();
+        bind(&real, &path);
         goes_in_and_out(&path);
         assert_eq!(fs::read(&real).unwrap(), ORIGINAL);
-        mount(
-            Some(&etc),
-            &etc,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .unwrap();
+        bind(&etc, &etc);
         mount(
             None::<&str>,
             &etc,
@@ -217,14 +209,7 @@ fn a_file_that_is_mounted_by_itself_is_rewritten_also_where_all_else_is_read_onl
         .unwrap();
         // The mount of the file lies below the new one of its directory.
         fs::write(&real, ORIGINAL).unwrap();
-        mount(
-            Some(&real),
-            &path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .unwrap();
+        bind(&real, &path);
         goes_in_and_out(&path);
         assert_eq!(fs::read(&real).unwrap(), ORIGINAL);
     });

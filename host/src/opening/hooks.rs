@@ -105,6 +105,17 @@ fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
     let Some(net) = wanted.offered.first() else {
         return;
     };
+    let mut add = |hook, packet, what, matches, legacy| {
+        probes.push(Probe {
+            hook,
+            packet,
+            what,
+            matches,
+            legacy,
+            surely: false,
+            offered: true,
+        });
+    };
     for lan in lans {
         for hook in IN {
             let packet = Packet {
@@ -114,19 +125,13 @@ fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
                 ..Packet::default()
             };
             let what = format!("answers from the offered subnets that come in by {lan}");
-            let (matches, legacy) = (
-                format!("iifname \"{lan}\" ip saddr {net}"),
-                format!("-i {lan} -s {net}"),
-            );
-            probes.push(Probe {
+            add(
                 hook,
                 packet,
                 what,
-                matches,
-                legacy,
-                surely: false,
-                offered: true,
-            });
+                format!("iifname \"{lan}\" ip saddr {net}"),
+                format!("-i {lan} -s {net}"),
+            );
         }
         for hook in ["postrouting", "egress"] {
             let packet = Packet {
@@ -136,19 +141,13 @@ fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
                 ..Packet::default()
             };
             let what = format!("what {device} forwards into the offered subnets by {lan}");
-            let (matches, legacy) = (
-                format!("oifname \"{lan}\" ip daddr {net}"),
-                format!("-o {lan} -d {net}"),
-            );
-            probes.push(Probe {
+            add(
                 hook,
                 packet,
                 what,
-                matches,
-                legacy,
-                surely: false,
-                offered: true,
-            });
+                format!("oifname \"{lan}\" ip daddr {net}"),
+                format!("-o {lan} -d {net}"),
+            );
         }
     }
 }

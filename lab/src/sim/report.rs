@@ -55,6 +55,15 @@ fn by_size(reports: &[Report], of: impl Fn(&Report) -> f64) -> Curve {
     reports.iter().map(|r| (r.members as f64, of(r))).collect()
 }
 
+/// Two curves: a spread's average and its 99th percentile.
+fn mean_and_p99(reports: &[Report], of: impl Fn(&Report) -> &Spread) -> Vec<Series> {
+    let curve = |name, values| line(name, Look::Marked, values);
+    vec![
+        curve("average", by_size(reports, |r| of(r).mean)),
+        curve("99th percentile", by_size(reports, |r| of(r).p99)),
+    ]
+}
+
 /// One curve for each report.
 fn each_size(reports: &[Report], of: impl Fn(&Report) -> &Curve) -> Vec<Series> {
     reports
@@ -105,41 +114,19 @@ fn stretch(reports: &[Report]) -> Plot {
 }
 
 fn idle(reports: &[Report]) -> Plot {
-    let series = vec![
-        line(
-            "average",
-            Look::Marked,
-            by_size(reports, |r| r.idle.bytes.mean),
-        ),
-        line(
-            "99th percentile",
-            Look::Marked,
-            by_size(reports, |r| r.idle.bytes.p99),
-        ),
-        line(
-            "aim at 10 000 members",
-            Look::Dashed,
-            by_size(reports, |_| IDLE_AIM),
-        ),
-    ];
+    let mut series = mean_and_p99(reports, |r| &r.idle.bytes);
+    series.push(line(
+        "aim at 10 000 members",
+        Look::Dashed,
+        by_size(reports, |_| IDLE_AIM),
+    ));
     let title = "What a member sends when nothing happens";
     let y = Axis::linear("bytes a second, with all headers");
     ("idle.svg", chart(title, members(), y, series))
 }
 
 fn idle_messages(reports: &[Report]) -> Plot {
-    let series = vec![
-        line(
-            "average",
-            Look::Marked,
-            by_size(reports, |r| r.idle.messages.mean),
-        ),
-        line(
-            "99th percentile",
-            Look::Marked,
-            by_size(reports, |r| r.idle.messages.p99),
-        ),
-    ];
+    let series = mean_and_p99(reports, |r| &r.idle.messages);
     let title = "Messages of a member when nothing happens";
     let y = Axis::linear("messages a second");
     ("idle-messages.svg", chart(title, members(), y, series))

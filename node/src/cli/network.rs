@@ -8,13 +8,12 @@ use super::{
     silent,
 };
 use p2pvm_api::{
-    Doing, Failure, InviteAnswer, InviteRequest, Joined, Kind, Outcome, Peer, PingRequest,
+    Doing, Failure, Founded, InviteAnswer, InviteRequest, Joined, Kind, Outcome, Peer, PingRequest,
     PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
     client::{Client, Event},
 };
 use p2pvm_daemon::{layout::Layout, lock, membership, naming, naming::Called, preflight, service};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
-use serde_json::json;
 use std::{
     fs,
     io::Read,
@@ -59,10 +58,14 @@ pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
         a.force,
     )?;
     if context.json {
-        return print::json(&json!({
-            "member": founded.member, "name": called.label, "network": a.network,
-            "network_id": founded.network, "note": called.note, "subnet": founded.subnet,
-        }));
+        return print::json(&Founded {
+            member: founded.member,
+            name: called.label,
+            network: a.network,
+            network_id: founded.network.to_string(),
+            note: called.note,
+            subnet: founded.subnet.to_string(),
+        });
     }
     if let Some(note) = &called.note {
         eprintln!("note: {note}");
@@ -242,6 +245,10 @@ fn said_since(log: &Path, written: u64) -> String {
 async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Outcome<Status> {
     let mut progress = Progress::new("starting");
     let (began, mut seen) = (Instant::now(), None::<Instant>);
+    let waiting_for = |what: &str| Step {
+        phase: format!("waiting for {what}"),
+        ..Step::default()
+    };
     loop {
         alive()?;
         let ask = async {
@@ -263,12 +270,7 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
             Some(status) if status.address.is_some() && is_welcome(&status, began.elapsed()) => {
                 return Ok(status);
             }
-            Some(status) if status.address.is_some() => {
-                progress.step(&Step {
-                    phase: "waiting for a member".to_owned(),
-                    ..Step::default()
-                });
-            }
+            Some(status) if status.address.is_some() => progress.step(&waiting_for("a member")),
             Some(status) if began.elapsed() > ADDRESS_LIMIT => return Err(no_address(&status)),
             // Only its silence shows that a service has ended.
             None if seen.is_some_and(|at| at.elapsed() > DYING_LIMIT) => {
@@ -286,14 +288,8 @@ async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Ou
                     layout.log().display()
                 )));
             }
-            Some(_) => progress.step(&Step {
-                phase: "waiting for an address".to_owned(),
-                ..Step::default()
-            }),
-            None => progress.step(&Step {
-                phase: "waiting for the daemon".to_owned(),
-                ..Step::default()
-            }),
+            Some(_) => progress.step(&waiting_for("an address")),
+            None => progress.step(&waiting_for("the daemon")),
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }

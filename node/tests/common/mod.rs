@@ -5,14 +5,16 @@
 pub mod small;
 pub mod trouble;
 
+use p2pvm_api::{AclAnswer, AclShow};
 use p2pvm_lab::{
-    Sites, chain,
-    lab::{Lab, LabError},
+    Sites, chain, chaos,
+    lab::{Lab, LabError, Seen},
 };
 use std::{
+    fs,
     net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -133,6 +135,78 @@ pub fn is_connected(lab: &Lab, host: &str, name: &str) -> Result<bool, LabError>
     Ok(peers.iter().any(|peer| peer.name == name && peer.connected))
 }
 
+/// Waits until pings of one host to another take a direct path.
+pub fn until_direct(lab: &Lab, from: &str, to: &str, limit: Duration) {
+    lab.wait(
+        &format!("a direct path from {from} to {to}"),
+        limit,
+        Duration::from_millis(300),
+        || {
+            let path = lab.ping(from, to, 3, "200ms")?.path;
+            Ok(path.starts_with("direct").then_some(()))
+        },
+    )
+    .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(from, 40)));
+}
+
+/// Keeps a host's processors busy until the VM "web", as `asked` shows it, runs on another.
+pub fn overload(lab: &Lab, host: &str, asked: &str) {
+    let mut hog = Command::new("/bin/sh");
+    hog.args(["-c", "while :; do :; done"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut hog = lab.testbed().spawn(host, &mut hog).unwrap();
+    let left = lab.wait(
+        "the VM to leave the busy host",
+        Duration::from_secs(90),
+        Duration::from_millis(500),
+        || {
+            let vm = lab.vm(asked, "web")?;
+            Ok((vm.host != host && vm.state == "running").then_some(()))
+        },
+    );
+    hog.kill().unwrap();
+    hog.wait().unwrap();
+    left.unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
+}
+
+/// Fails if a counting client lost a reply, got one twice or lost its connection.
+pub fn assert_unbroken(seen: &Seen) {
+    assert_eq!(
+        (seen.lost, seen.doubled, seen.counter_gaps, &seen.ended),
+        (0, 0, 0, &None),
+        "{seen:?}"
+    );
+}
+
+/// A run of random events on a host, without a guest, that goes on after a step that failed.
+pub fn chaos_options(test: &str, seed: u64, minutes: u64) -> chaos::Options {
+    chaos::Options {
+        seed,
+        minutes,
+        only: Vec::new(),
+        events: Vec::new(),
+        list: false,
+        image: None,
+        name: format!("{test}-{}", std::process::id()),
+        keep_going: true,
+        program: None,
+    }
+}
+
+/// Plays the events; `None`, with a note, where no Debian tree for the host can be made.
+pub fn play_chaos(options: &chaos::Options) -> Option<chaos::Report> {
+    let program = Path::new(env!("CARGO_BIN_EXE_p2pvm"));
+    match chaos::run(options, program, &options.name, |line| println!("{line}")) {
+        Err(chaos::Failed::NoTree(why)) => {
+            println!("NOT RUN: no Debian tree can be made here: {why}");
+            None
+        }
+        report => Some(report.unwrap()),
+    }
+}
+
 /// Waits until something is so; gives how long that took. Otherwise fails with each host's health,
 /// rules and last words.
 pub fn until(lab: &Lab, what: &str, limit: Duration, is_so: impl Fn() -> bool) -> Duration {
@@ -170,6 +244,35 @@ pub fn refused(lab: &Lab, host: &str, words: &[&str], code: i32) -> String {
     let (got, out, said) = lab.try_p2pvm(host, words).unwrap();
     assert_eq!(got, code, "p2pvm {}: {out} {said}", words.join(" "));
     said
+}
+
+/// Writes a policy to a file of the host, for `acl set`.
+pub fn write_policy(lab: &Lab, host: &str, text: &str) -> PathBuf {
+    let file = lab.dir(host).unwrap().join("policy.toml");
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// The policy in force on a host.
+pub fn policy_on(lab: &Lab, host: &str) -> Result<AclShow, LabError> {
+    lab.json(host, &["acl", "show"])
+}
+
+/// Puts a policy in force and waits until every host has it.
+pub fn set_policy(lab: &Lab, by: &str, hosts: &[&str], text: &str) {
+    let file = write_policy(lab, by, text);
+    let set: AclAnswer = lab
+        .json(by, &["acl", "set", file.to_str().unwrap()])
+        .unwrap();
+    for host in hosts {
+        lab.wait(
+            &format!("{host} to have the policy"),
+            Duration::from_secs(10),
+            Duration::from_millis(50),
+            || Ok((policy_on(lab, host)?.version == Some(set.version)).then_some(())),
+        )
+        .unwrap();
+    }
 }
 
 /// A machine on a host's LAN, 192.168.77.9: a namespace of its own behind a second interface of the

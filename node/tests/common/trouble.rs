@@ -1,6 +1,7 @@
 //! What routers and providers do to a path, played on the testbed's real NATs while two members
 //! talk, and what became of it.
 
+use super::{lab, network, until_direct};
 use p2pvm_lab::{
     figures::{Figure, Recorder},
     lab::Lab,
@@ -21,6 +22,23 @@ use std::{
 pub const DIRECT_AGAIN: Duration = Duration::from_secs(60);
 /// The stream goes on within this after the loss.
 pub const CARRIED_AGAIN: Duration = Duration::from_secs(12);
+
+/// Two public members, and two behind NATs that talk directly, `home` and `office`. `home` gives
+/// the keys of its site, `more` further sites.
+pub fn two_homes(test: &str, home: &str, more: &str, settings: &str) -> Lab {
+    let lab = lab(
+        test,
+        &format!(
+            "seed = 11\n[default]\nrtt_ms = 30\nmbit = 500\n[[site]]\nname = 'pub'\n\
+             [[site]]\nname = 'open'\n[[site]]\nname = 'home'\n{home}\n\
+             [[site]]\nname = 'office'\nnat = 'port-restricted'\n{more}\n"
+        ),
+    );
+    lab.configure("home", settings).unwrap();
+    network(&lab, &["pub", "open", "home", "office"]);
+    until_direct(&lab, "home", "office", Duration::from_secs(40));
+    lab
+}
 
 /// Runs a program in a site's router; what it printed.
 pub fn router(lab: &Lab, site: &str, argv: &[&str]) -> String {

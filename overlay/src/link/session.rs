@@ -255,21 +255,26 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    /// The two ends of one session.
+    fn both_ends() -> (Session, Session) {
+        let key = [7; 32];
+        let end = |initiator| {
+            let parts = Parts {
+                local: 1,
+                remote: 1,
+                cipher: Cipher::preferred(),
+                initiator,
+                sealing: &key,
+                opening: &key,
+            };
+            Session::new(parts, Instant::now())
+        };
+        (end(true), end(false))
+    }
+
     #[test]
     fn an_envelope_opens_once_and_neither_its_address_nor_its_kind_can_be_changed() {
-        let key = [7; 32];
-        let parts = |initiator| Parts {
-            local: 1,
-            remote: 1,
-            cipher: Cipher::preferred(),
-            initiator,
-            sealing: &key,
-            opening: &key,
-        };
-        let (session, far) = (
-            Session::new(parts(true), Instant::now()),
-            Session::new(parts(false), Instant::now()),
-        );
+        let (session, far) = both_ends();
         let plain: Vec<u8> = (0..200).collect();
         let seal = || {
             let mut buf = vec![0; HEADER_LEN + plain.len() + TAG_LEN];
@@ -331,19 +336,7 @@ mod tests {
 
     #[test]
     fn threads_that_seal_together_never_share_a_nonce() {
-        let key = [7; 32];
-        let parts = |initiator| Parts {
-            local: 1,
-            remote: 1,
-            cipher: Cipher::preferred(),
-            initiator,
-            sealing: &key,
-            opening: &key,
-        };
-        let (session, far) = (
-            Session::new(parts(true), Instant::now()),
-            Session::new(parts(false), Instant::now()),
-        );
+        let (session, far) = both_ends();
         let seal = || -> Vec<(u64, Vec<u8>)> {
             let one = || {
                 let mut buf = vec![0; HEADER_LEN + 20 + TAG_LEN];

@@ -54,6 +54,13 @@ impl World {
             .unwrap()
     }
 
+    /// A member that a delegate admitted by its own certificate.
+    fn member_of(&self, delegate: &Identity, own: &Certificate, who: &Identity) -> Certificate {
+        let issuer = Issuer::delegate(delegate.keys(), own);
+        self.certify(&issuer, who, "beta", false, NOW.0 + 9)
+            .unwrap()
+    }
+
     fn invite(&self, issuer: &Issuer<'_>) -> Invite {
         let terms = InviteTerms {
             uses: 2,
@@ -82,21 +89,9 @@ impl World {
 #[test]
 fn the_root_and_its_delegates_certify_and_nobody_else_does() {
     let world = world(1);
-    let (delegate, member, stranger) = (
-        Identity::generate(),
-        Identity::generate(),
-        Identity::generate(),
-    );
+    let [delegate, member, stranger] = std::array::from_fn(|_| Identity::generate());
     let own = world.delegate(&delegate);
-    let by_delegate = world
-        .certify(
-            &Issuer::delegate(delegate.keys(), &own),
-            &member,
-            "beta",
-            false,
-            NOW.0 + 9,
-        )
-        .unwrap();
+    let by_delegate = world.member_of(&delegate, &own, &member);
     assert_eq!(world.trust.verify_at(&world.member(&member), NOW), Ok(()));
     assert_eq!(world.trust.verify_at(&by_delegate, NOW), Ok(()));
 
@@ -285,21 +280,9 @@ fn a_name_is_a_host_name() {
 #[test]
 fn a_revoked_member_is_none_and_a_revoked_delegate_takes_its_members_along() {
     let world = world(1);
-    let (delegate, member, other) = (
-        Identity::generate(),
-        Identity::generate(),
-        Identity::generate(),
-    );
+    let [delegate, member, other] = std::array::from_fn(|_| Identity::generate());
     let own = world.delegate(&delegate);
-    let by_delegate = world
-        .certify(
-            &Issuer::delegate(delegate.keys(), &own),
-            &member,
-            "b",
-            false,
-            NOW.0 + 9,
-        )
-        .unwrap();
+    let by_delegate = world.member_of(&delegate, &own, &member);
     world.revoke(
         &Issuer::root(&world.root),
         Target::Member(delegate.member_id()),

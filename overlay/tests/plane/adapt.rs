@@ -1,7 +1,7 @@
 //! Links adapt: relays that die, refuse or are limited, paths that carry less, addresses that
 //! change, a family that fails.
 
-use super::{LIMIT, ping, until};
+use super::{LIMIT, ping, two_behind_nats, until};
 use crate::world::{self, Host, Nat, World, introduce, sh, within};
 use p2pvm_overlay::{
     connect::NatKind,
@@ -424,18 +424,7 @@ async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nat_that_gets_another_address_is_noticed_behind_it_and_links_come_back() {
     let mut world = World::new(Duration::from_millis(10));
-    let (r, s) = (world.host(Nat::None), world.host(Nat::None));
-    let (a, b) = (
-        world.host(Nat::PortRestricted),
-        world.host(Nat::PortRestricted),
-    );
-    introduce(&[&r, &s, &a, &b]);
-    until("both know their NAT", || {
-        [&a, &b]
-            .iter()
-            .all(|h| h.connector.nat_kind() == NatKind::Cone)
-    })
-    .await;
+    let (_open, a, b) = two_behind_nats(&mut world).await;
     assert!(matches!(
         a.plane.ping(b.member, LIMIT).await.expect("answers").path,
         Path::Direct(_)

@@ -93,9 +93,8 @@ async fn an_unresolved_address_is_asked_for_and_its_packets_wait() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_port_restricted_nats_are_punched() {
-    let mut world = World::new(Duration::from_millis(10));
+/// Two open members, and two behind port-restricted NATs, which they have found out.
+async fn two_behind_nats(world: &mut World) -> ([Host; 2], Host, Host) {
     let (r, s) = (world.host(Nat::None), world.host(Nat::None));
     let (a, b) = (
         world.host(Nat::PortRestricted),
@@ -108,6 +107,13 @@ async fn two_port_restricted_nats_are_punched() {
             .all(|h| h.connector.nat_kind() == NatKind::Cone)
     })
     .await;
+    ([r, s], a, b)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_port_restricted_nats_are_punched() {
+    let mut world = World::new(Duration::from_millis(10));
+    let ([r, s], a, b) = two_behind_nats(&mut world).await;
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
     assert!(matches!(pong.path, Path::Direct(_)), "{pong:?}");
     assert!(tokio::task::block_in_place(|| ping(&b, &a.overlay(), 3)).0);

@@ -4,7 +4,7 @@
 use p2pvm_lab::{Sites, Testbed, chain};
 use std::{
     io::ErrorKind,
-    net::{SocketAddr, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -74,6 +74,20 @@ pub fn at(testbed: &Testbed, host: &str, port: u16) -> SocketAddr {
         port,
     )
         .into()
+}
+
+/// Both ends of a TCP connection from a host to a port of another, the client's first.
+pub fn connection(testbed: &Testbed, from: &str, to: &str, port: u16) -> (TcpStream, TcpStream) {
+    let listener = testbed
+        .inside(to, || TcpListener::bind(("0.0.0.0", port)))
+        .unwrap()
+        .unwrap();
+    let address = at(testbed, to, port);
+    let client = testbed
+        .inside(from, || TcpStream::connect(address))
+        .unwrap()
+        .unwrap();
+    (client, listener.accept().unwrap().0)
 }
 
 /// The next datagram's text and sender; panics if none comes within [`PATIENCE`].

@@ -3,11 +3,11 @@
 /// Files and functions that were longer when the rules came, with their lines. An entry only
 /// shrinks or goes; there are no new ones.
 pub const LONG_FILES: &[(&str, usize)] = &[
-    ("node/src/cli/network.rs", 753),
+    ("node/src/cli/network.rs", 749),
     ("node/src/doctor/judge.rs", 697),
-    ("node/tests/e2e_dashboard.rs", 751),
-    ("node/tests/e2e_policy.rs", 671),
-    ("overlay/src/membership/trust_tests.rs", 643),
+    ("node/tests/e2e_dashboard.rs", 734),
+    ("node/tests/e2e_policy.rs", 643),
+    ("overlay/src/membership/trust_tests.rs", 626),
 ];
 /// Files with wider lines, by their number: tables, addresses and settings that cannot be broken.
 pub const WIDE_FILES: &[(&str, usize)] = &[
@@ -128,7 +128,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_odd_hosts.rs: fn \
             on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_it",
-        101,
+        89,
     ),
     (
         "node/tests/e2e_policy.rs: fn \
@@ -157,7 +157,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_traces.rs: fn \
             one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none",
-        227,
+        205,
     ),
     (
         "node/tests/e2e_truth.rs: fn \
@@ -167,12 +167,12 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_truth.rs: fn \
             members_whose_control_port_alone_is_blocked_are_not_called_unreachable",
-        79,
+        73,
     ),
     (
         "node/tests/e2e_twins.rs: fn \
             of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_vms_are_branches",
-        98,
+        88,
     ),
     (
         "node/tests/e2e_vm.rs: fn \
@@ -187,7 +187,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/iso_members.rs: fn \
             two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out_and_back_while_a_client_counts",
-        93,
+        89,
     ),
     ("node/tests/slow_hosts.rs: fn beside", 77),
     (
@@ -199,11 +199,6 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
         "node/tests/slow_routers.rs: fn \
             another_router_with_another_nat_is_followed_whichever_comes_first",
         81,
-    ),
-    (
-        "overlay/src/link/session.rs: fn \
-            an_envelope_opens_once_and_neither_its_address_nor_its_kind_can_be_changed",
-        72,
     ),
     ("overlay/src/membership/policy/read.rs: fn parse", 100),
     (

@@ -24,7 +24,7 @@ use p2pvm_vm_manager::{
     clock::Sleep,
     host::{VmState, VmStatus},
     hypervisor::{Accel, Hypervisor, MachineSpec, MigrateOptions},
-    migrate::MigrationOutcome,
+    migrate::{MigrationOutcome, Occasion},
     qemu::Qemu,
     vault::{ChunkVault, Durability},
 };
@@ -40,6 +40,11 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
+
+/// A move that was begun.
+pub type Moving = JoinHandle<Result<MigrationOutcome, Error>>;
+/// A restore that was begun.
+pub type Restoring = JoinHandle<Result<VmStatus, Error>>;
 
 /// What the overlay has been told: the newest announcement of each VM.
 #[derive(Default)]
@@ -392,20 +397,6 @@ impl Lab {
         vm
     }
 
-    /// Begins to move the VM "web" from one member to another.
-    pub fn begin_move(
-        &self,
-        from: usize,
-        to: usize,
-    ) -> JoinHandle<Result<MigrationOutcome, Error>> {
-        let (host, to) = (self.host(from), self.me(to));
-        tokio::spawn(async move {
-            let options = MigrateOptions::default();
-            host.migrate("web", to, options, watch::Sender::default())
-                .await
-        })
-    }
-
     /// Takes the snapshot "one" of the VM "web" on member `i`; waits until it is durable.
     pub async fn take_snapshot(&self, i: usize) {
         let mut taken = self
@@ -449,6 +440,38 @@ impl Lab {
         let (sender, receiver) = mpsc::channel(4);
         *self.world.trap.lock().unwrap() = Some((step, sender));
         receiver
+    }
+
+    /// Moves "web" from member 0 to 1; the move stands at `step`.
+    pub async fn moving(&self, step: Step) -> (Moving, Strike) {
+        self.moving_because(Occasion::default(), step).await
+    }
+
+    /// The same, and says why.
+    pub async fn moving_because(&self, why: Occasion, step: Step) -> (Moving, Strike) {
+        let mut trap = self.trap(step);
+        let (host, to) = (self.host(0), self.me(1));
+        let moving = tokio::spawn(async move {
+            let (options, progress) = (MigrateOptions::default(), watch::Sender::default());
+            host.migrate_because(why, "web", to, options, progress)
+                .await
+        });
+        (moving, trap.recv().await.unwrap())
+    }
+
+    /// Restores "web" from "one" on member `i`; the restore stands at `step`.
+    pub async fn restoring(
+        &self,
+        i: usize,
+        options: RestoreOptions,
+        step: Step,
+    ) -> (Restoring, Strike) {
+        let (mut trap, host) = (self.trap(step), self.host(i));
+        let restoring = tokio::spawn(async move {
+            host.restore("web", "one", options, &watch::Sender::default())
+                .await
+        });
+        (restoring, trap.recv().await.unwrap())
     }
 
     /// Waits until one of `wanted` alone runs the VM and has announced it, at most ten minutes of
