@@ -51,8 +51,8 @@ pub fn parse(stored: &[u8]) {
     let _ = decode(ChunkId([0; 32]), stored);
 }
 
-/// The content of a stored form, after checking that it is that of `id`. Never more than
-/// [`MAX_CHUNK_BYTES`] are inflated.
+/// The content of a stored form, after a check that its hash is `id`. At most [`MAX_CHUNK_BYTES`]
+/// are inflated.
 pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
     let corrupt = |cause| Error::Corrupt { id, cause };
     let content = match stored.split_first() {

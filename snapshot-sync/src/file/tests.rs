@@ -43,7 +43,7 @@ fn quiet() -> watch::Sender<Progress> {
     watch::channel(Progress::default()).0
 }
 
-/// Ranges of a file that hold data; what lies between is a hole.
+/// Makes a file of `size` bytes with data in `ranges` and holes between them.
 fn sparse(path: &Path, size: u64, ranges: &[(u64, Vec<u8>)]) {
     let file = File::create(path).unwrap();
     file.set_len(size).unwrap();
@@ -156,7 +156,7 @@ fn an_import_whose_caller_has_gone_ends() {
 }
 
 #[test]
-fn a_block_length_that_is_none_is_refused() {
+fn an_impossible_block_length_is_refused() {
     let case = Case::new();
     let path = case.dir.path().join("from");
     fs::write(&path, b"x").unwrap();

@@ -2,8 +2,8 @@
 //! and pins under way: they hold their chunks (see [`super::Hold`]), and holds released meanwhile
 //! last until the end.
 //!
-//! A pin with a damaged manifest is set aside: what it names, as written down when it was pinned
-//! ([`super::names`]), stays, and the rest is collected. The caller fetches what is damaged again.
+//! A pin with a damaged manifest is set aside: the chunks that it named when it was pinned
+//! ([`super::names`]) stay, and the rest is collected. The caller fetches the damaged chunks again.
 
 use super::{ChunkStore, Pin};
 use crate::{ChunkId, Error, ManifestId, error::io_at};
@@ -24,12 +24,12 @@ pub struct CollectionReport {
     pub freed_bytes: u64,
     /// Pins that lack chunks, or have damaged ones: to be fetched again.
     pub damaged: Vec<Pin>,
-    /// No chunk was removed, because what a damaged manifest names is unknown: it was pinned by a
-    /// release that did not write it down.
+    /// No chunk was removed, because the names of a damaged manifest are unknown: the release that
+    /// pinned it did not write them, or their file is damaged too.
     pub unswept: bool,
 }
 
-/// What the pins name.
+/// What the pins name; `is_all` is false if the names of a damaged manifest are unknown.
 struct Marked {
     live: HashSet<ChunkId>,
     damaged: Vec<Pin>,
@@ -38,7 +38,7 @@ struct Marked {
 
 impl ChunkStore {
     /// Removes the chunks that no pin names, no work under way holds, and that are older than
-    /// `grace`: a fetch that a restart interrupted finds again what it had.
+    /// `grace`, so that a fetch which a restart interrupted finds its chunks again.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -54,7 +54,7 @@ impl ChunkStore {
         result
     }
 
-    /// The pins that lack chunks. Damage inside of a chunk shows when the chunk is read, which
+    /// The pins that lack chunks. A chunk with other content counts as present until it is read, as
     /// [`ChunkStore::scrub`] does.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl ChunkStore {
                 true
             });
             match walked {
-                // A full disk can do without the names.
+                // A full disk is no reason to fail: the names are written at the next collection.
                 Ok(()) => drop(self.note_names(*id, &names)),
                 Err(
                     error @ (Error::NotFound(_) | Error::Corrupt { .. } | Error::Malformed { .. }),

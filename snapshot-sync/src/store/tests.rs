@@ -193,7 +193,7 @@ fn a_collection_takes_nothing_that_is_held_or_young() {
 }
 
 #[test]
-fn what_is_let_go_during_a_collection_outlives_it() {
+fn a_hold_dropped_during_a_collection_lasts_until_its_end() {
     let (_dir, store) = fresh();
     let id = store.put(b"pinned after the marking").unwrap();
     let mut hold = store.hold();

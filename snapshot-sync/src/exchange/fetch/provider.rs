@@ -11,15 +11,15 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 
 /// What happened to a provider.
 pub(super) enum Event {
-    /// Its stream is open; wants go here.
+    /// Its stream is open; the ids of wanted chunks go into the sender.
     Up(MemberId, mpsc::Sender<Vec<ChunkId>>),
     Chunk(MemberId, ChunkId, Vec<u8>),
     Missing(MemberId, ChunkId),
-    /// Its stream ended, and why.
+    /// Its stream ended, for this reason.
     Down(MemberId, String),
 }
 
-/// Keeps one stream to a provider until it ends; returns why.
+/// Keeps one stream to a provider until it ends; returns the reason.
 pub(super) async fn run(
     fabric: &Arc<dyn Fabric>,
     member: MemberId,
@@ -53,7 +53,7 @@ pub(super) async fn run(
                 _ => {
                     return Err(std::io::Error::new(
                         std::io::ErrorKind::InvalidData,
-                        "a frame that only an asker sends",
+                        "a frame that only a fetching member sends",
                     ));
                 }
             };
