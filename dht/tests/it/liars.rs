@@ -1,5 +1,5 @@
-//! Members that lie as replicas, a third of all, and members that flood, forge and send what is too
-//! old or too large.
+//! Members that lie as replicas, a third of all, and members that flood, forge, and send records
+//! that are too old or too large.
 
 use crate::net::{World, key, owner};
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 enum Lie {
     /// Holds nothing and takes everything.
     Deny,
-    /// Says that every key is the liars', for a long time already.
+    /// Says that every key has long been the liars'.
     Claim,
 }
 
@@ -71,8 +71,8 @@ struct Tally {
     wrong: u32,
 }
 
-/// What comes of a hundred keys with a third of thirty members lying, by whether more than two of a
-/// key's replicas lie.
+/// Counts the outcomes for a hundred keys with a third of thirty members lying: first the keys of
+/// which at most two replicas lie, then the others.
 async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
     let world = World::new(seed, 30);
     let liars: BTreeSet<usize> = sample(&mut *world.chance.lock().unwrap(), 30, 10)
@@ -101,7 +101,7 @@ async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
             .create(&owner(1), place, vec![n], HOUR)
             .await;
         tokio::time::sleep(Duration::from_millis(200)).await;
-        // Every liar now says to every replica that the key is another's.
+        // Every liar now tells every replica that the key has another owner.
         for mouth in &mouths {
             for replica in &replicas {
                 let _ = mouth
@@ -312,13 +312,13 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     );
     assert!(
         dht.create(&owner(1), place(0), vec![2], HOUR).await.is_ok(),
-        "a renewal is none too many"
+        "a renewal is not refused"
     );
     assert!(
         dht.create(&owner(2), place(9999), vec![1], HOUR)
             .await
             .is_ok(),
-        "another owner has his own share"
+        "another owner has its own share"
     );
     dht.delete(&owner(1), place(0)).await.unwrap();
     assert!(
@@ -328,8 +328,8 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
         "what is deleted is free again"
     );
 
-    // A member that makes an owner for each record: at a rate that it cannot pass. All at once, so
-    // that no time goes by.
+    // A member that makes an owner for each record is held to a rate. All requests are sent at
+    // once, so that no time passes.
     let from = world.dht(1);
     let flood = (0..2 * limits.burst).map(|n| {
         let from = from.clone();
@@ -351,6 +351,6 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(
         from.create(&owner(4), key(2), vec![1], HOUR).await.is_ok(),
-        "and so may he, slowly"
+        "the flooding member may go on too, slowly"
     );
 }

@@ -1,3 +1,6 @@
+//! Records over several members: create, renew, replace, delete, and what replicas do when members
+//! die, join or are cut off.
+
 use crate::net::{World, key, owner};
 use p2pvm_dht::{RecordError, Records, Store};
 use std::time::Duration;
@@ -286,7 +289,7 @@ async fn two_owners_made_by_a_partition_become_the_same_one_everywhere() {
             world.dht(0).create(&loser, key(1), vec![], HOUR).await,
             Err(RecordError::Exists(_))
         ),
-        "the loser's renewal tells him"
+        "the loser's renewal fails"
     );
 }
 
