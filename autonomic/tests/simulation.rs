@@ -1,6 +1,6 @@
-//! Hundreds of managers in virtual time: each sees its own node and what its peers tell it, nothing
-//! else. Messages take 5 to 200 ms, one in twenty is lost; migrations take 3 to 20 s and one in
-//! twenty fails. The seed is in each assertion.
+//! Hundreds of managers in virtual time: each has its own node's load and its peers' messages,
+//! nothing else. Messages take 5 to 200 ms, and one in twenty is lost; migrations take 3 to 20 s
+//! and one in twenty fails. The seed is in each assertion.
 
 use p2pvm_autonomic::{
     Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Placement, VmLoad,

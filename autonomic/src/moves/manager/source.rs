@@ -1,5 +1,5 @@
-//! The source's side of a move: which VM this node offers to which peer, and what follows from the
-//! answer. One VM is given away at a time.
+//! The source's side of a move: which VM this node offers to which peer, and what it does after the
+//! answer. It gives away one VM at a time.
 
 use super::{Manager, MigrationEnd, Output};
 use crate::{
@@ -39,7 +39,7 @@ impl Manager {
                     reason,
                 });
             }
-            // Too late, or the VM is gone or busy by now: the peer need not wait for it.
+            // Too late, or the VM is gone or busy by now: the peer is told not to wait for it.
             ours => {
                 if ours.is_some() {
                     self.outgoing = None;
@@ -83,7 +83,7 @@ impl Manager {
         }
     }
 
-    /// After an offer has failed: asks the next best peer, unless enough have been asked.
+    /// Asks the next best peer after an offer has failed, unless enough have been asked.
     fn next_offer(&mut self, now: Millis, decision: Decision) {
         let Some(failed) = self.outgoing.take() else {
             return;
@@ -146,8 +146,8 @@ impl Manager {
         }
     }
 
-    /// Offers the VM whose move is worth most to the best peer not yet asked. Returns whether there
-    /// was one.
+    /// Offers the VM whose move is worth most to the best peer that was not asked yet. Returns
+    /// whether there was one.
     fn offer_best(&mut self, now: Millis, asked: Vec<MemberId>) -> bool {
         let mut best: Option<(f64, VmId, Candidate)> = None;
         let mut kept = Vec::new();
