@@ -28,10 +28,10 @@ impl Figures {
     }
 
     /// Adds the peer that was considered, with its affinity.
-    pub(super) fn at(self, place: &Candidate) -> Self {
+    pub(super) fn at(self, candidate: &Candidate) -> Self {
         Self {
-            affinity: Some(place.affinity),
-            ..self.against(place.member, place.predicted)
+            affinity: Some(candidate.affinity),
+            ..self.against(candidate.member, candidate.predicted)
         }
     }
 

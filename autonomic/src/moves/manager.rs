@@ -237,7 +237,7 @@ impl Manager {
     pub fn places_for(&self, vm: VmId) -> Vec<Candidate> {
         let demand = self.meter.vms.get(&vm);
         demand.map_or_else(Vec::new, |demand| {
-            score::places(self.view.entries(), self.source(), demand, &self.placement)
+            score::candidates(self.view.entries(), self.source(), demand, &self.placement)
         })
     }
 
@@ -255,7 +255,7 @@ impl Manager {
             giving: self
                 .outgoing
                 .as_ref()
-                .map(|o| (o.offer.vm.to_string(), o.place.member.to_string())),
+                .map(|o| (o.offer.vm.to_string(), o.candidate.member.to_string())),
             expected: self.arriving.expected().map(|r| r.vm.to_string()).collect(),
         }
     }

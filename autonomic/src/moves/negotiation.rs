@@ -16,7 +16,7 @@ pub(crate) enum Stage {
 #[derive(Clone, Debug)]
 pub(crate) struct OutgoingMove {
     pub(crate) offer: Offer,
-    pub(crate) place: Candidate,
+    pub(crate) candidate: Candidate,
     /// The peers that were asked earlier in this round.
     pub(crate) asked: Vec<MemberId>,
     pub(crate) stage: Stage,
@@ -26,7 +26,7 @@ pub(crate) struct OutgoingMove {
 
 impl OutgoingMove {
     pub(crate) fn is_offer(&self, to: MemberId, id: u64) -> bool {
-        self.place.member == to && self.offer.id == id
+        self.candidate.member == to && self.offer.id == id
     }
 }
 

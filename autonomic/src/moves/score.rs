@@ -69,7 +69,7 @@ pub(crate) fn memory_fits(
     used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * placement.memory_limit
 }
 
-fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Candidate {
+fn candidate(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Candidate {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
     let there = Standing {
         member: load.member,
@@ -90,7 +90,7 @@ fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement
 }
 
 /// The known peers with room in memory for a VM, best first.
-pub(crate) fn places<'a>(
+pub(crate) fn candidates<'a>(
     entries: impl Iterator<Item = &'a Entry>,
     here: Source,
     demand: &Demand,
@@ -104,36 +104,39 @@ pub(crate) fn places<'a>(
             placement,
         )
     };
-    let mut places: Vec<Candidate> = entries
+    let mut candidates: Vec<Candidate> = entries
         .map(|e| &e.load)
         .filter(fits)
-        .map(|load| place(load, here, demand, placement))
+        .map(|load| candidate(load, here, demand, placement))
         .collect();
-    places.sort_by(|a, b| {
+    candidates.sort_by(|a, b| {
         b.score(placement)
             .total_cmp(&a.score(placement))
             .then(a.member.cmp(&b.member))
     });
-    places
+    candidates
 }
 
 /// Whether a move there is worth making and likely to be accepted.
-pub(crate) fn is_worthwhile(place: &Candidate, placement: &Placement) -> bool {
-    place.gain >= placement.min_gain && place.predicted <= placement.low_watermark
+pub(crate) fn is_worthwhile(candidate: &Candidate, placement: &Placement) -> bool {
+    candidate.gain >= placement.min_gain && candidate.predicted <= placement.low_watermark
 }
 
-/// The places nearly as good as the first of `places`.
-pub(crate) fn equally_good<'a>(places: &'a [Candidate], placement: &Placement) -> &'a [Candidate] {
-    let count = places
+/// Those of `candidates` that are nearly as good as the first.
+pub(crate) fn equally_good<'a>(
+    candidates: &'a [Candidate],
+    placement: &Placement,
+) -> &'a [Candidate] {
+    let count = candidates
         .iter()
-        .take_while(|p| places[0].score(placement) - p.score(placement) < SAME_GAIN)
+        .take_while(|p| candidates[0].score(placement) - p.score(placement) < SAME_GAIN)
         .count();
-    &places[..count]
+    &candidates[..count]
 }
 
 /// What a move is worth: the score times the CPUs that the VM takes along, less the cost of moving
 /// its memory.
-pub(crate) fn worth(place: &Candidate, demand: &Demand, placement: &Placement) -> f64 {
-    place.score(placement) * (demand.cpu + LEAST_CPU)
+pub(crate) fn worth(candidate: &Candidate, demand: &Demand, placement: &Placement) -> f64 {
+    candidate.score(placement) * (demand.cpu + LEAST_CPU)
         - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
 }
