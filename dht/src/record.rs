@@ -11,7 +11,7 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The largest value a replica stores.
+/// How many bytes a record's value has at most.
 pub const MAX_VALUE_BYTES: usize = 32 << 10;
 
 const DOMAIN: &str = "p2pvm record 1";

@@ -72,7 +72,7 @@ impl Images {
             progress,
         )
         .await?;
-        self.pin(imported.id).await?;
+        pin(self.store(), imported.id).await?;
         Ok(imported.id)
     }
 
@@ -175,10 +175,6 @@ impl Images {
 
     async fn is_pinned(&self, image: ImageId) -> Result<bool, Error> {
         Ok(self.list().await?.contains(&image))
-    }
-
-    async fn pin(&self, image: ImageId) -> Result<(), Error> {
-        pin(self.store(), image).await
     }
 }
 

@@ -31,8 +31,10 @@ use tokio::{
 /// How many chunks one job verifies and writes.
 const GROUP: usize = 32;
 /// How many bytes wait to be verified before the streams are no longer read.
+/// Reason: bounds memory.
 const STAGED_BYTES: usize = 4 << 20;
 /// How many bytes are written before they are made durable.
+/// Reason: bounds what is fetched again after a crash.
 const COMMIT_BYTES: u64 = 32 << 20;
 /// How long a written chunk waits at most to be made durable.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);

@@ -28,6 +28,7 @@ const READ_AHEAD: usize = 8;
 const IDLE: Duration = Duration::from_secs(60);
 
 /// The share of all streams that one member may have at once: one in this many.
+/// Reason: a member that opens many streams leaves some to the others.
 const SHARE: usize = 4;
 
 struct Handler(Weak<Exchange>);

@@ -9,8 +9,10 @@ use super::{ChunkStore, Pin};
 use crate::{ChunkId, Error, ManifestId, error::io_at};
 use p2pvm_overlay::chain;
 use std::{
-    collections::HashSet, fs, io, sync::PoisonError, sync::atomic::Ordering, time::Duration,
-    time::SystemTime,
+    collections::HashSet,
+    fs, io,
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, SystemTime},
 };
 
 /// What a collection did.
@@ -43,11 +45,7 @@ impl ChunkStore {
     /// # Errors
     /// [`Error::Io`].
     pub fn gc(&self, grace: Duration) -> Result<CollectionReport, Error> {
-        let _one_at_a_time = self
-            .0
-            .collecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.collecting();
         self.holds().begin_collection();
         let result = self.mark_and_sweep(grace);
         self.holds().end_collection();
@@ -60,11 +58,7 @@ impl ChunkStore {
     /// # Errors
     /// [`Error::Io`].
     pub fn damaged_pins(&self) -> Result<Vec<Pin>, Error> {
-        let _one_at_a_time = self
-            .0
-            .collecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.collecting();
         self.mark().map(|marked| marked.damaged)
     }
 
@@ -101,6 +95,12 @@ impl ChunkStore {
             }
         }
         Ok((None, self.0.damaged.load(Ordering::Relaxed) - before))
+    }
+
+    /// Waits until no other collection runs.
+    fn collecting(&self) -> MutexGuard<'_, ()> {
+        let collecting = &self.0.collecting;
+        collecting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mark(&self) -> Result<Marked, Error> {

@@ -2,7 +2,6 @@
 
 use crate::{
     ChunkId,
-    chunk::MAX_CHUNK_BYTES,
     exchange::{SERVICE, wire::Frame},
 };
 use p2pvm_overlay::{Fabric, MemberId, chain};
@@ -46,11 +45,9 @@ pub(super) async fn run(
     let read = async {
         while let Some(frame) = Frame::read(&mut reader).await? {
             let event = match frame {
-                Frame::Chunk(id, stored) if stored.len() <= MAX_CHUNK_BYTES + 1 => {
-                    Event::Chunk(member, id, stored)
-                }
+                Frame::Chunk(id, stored) => Event::Chunk(member, id, stored),
                 Frame::Missing(id) => Event::Missing(member, id),
-                _ => {
+                Frame::Want(_) => {
                     return Err(std::io::Error::new(
                         std::io::ErrorKind::InvalidData,
                         "a frame that only a fetching member sends",
