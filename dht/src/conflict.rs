@@ -50,7 +50,7 @@ async fn decide(peers: &Peers, key: RingAddr) {
         .with(move |replica, now| replica.adopt(now, key, winner))
         .await;
     if let Err(e) = adopted {
-        tracing::error!(error = %chain(&e), "cannot take over what the other replicas hold");
+        tracing::error!(error = %chain(&e), "cannot store what most replicas hold");
     }
 }
 

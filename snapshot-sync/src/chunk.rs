@@ -64,7 +64,7 @@ pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
         }
         _ => {
             return Err(corrupt(
-                format!("{} bytes of no known form", stored.len()).into(),
+                format!("{} bytes of an unknown form", stored.len()).into(),
             ));
         }
     };

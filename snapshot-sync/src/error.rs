@@ -83,7 +83,7 @@ pub enum Error {
     /// The caller did not ask for the replica, and did not prove with the VM's key that it may
     /// release it.
     #[error("the replica of {} is kept for {}: let the member that asked for it release it, or the \
-        one that holds the VM", .manifest.short(), shorts(.owners))]
+        one that holds the VM", .manifest.short(), keepers(.owners))]
     NotYours {
         /// The manifest.
         manifest: ManifestId,
@@ -122,6 +122,14 @@ fn shorts(members: &[MemberId]) -> String {
         .map(MemberId::short)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// The members that a replica is kept for, in words.
+fn keepers(owners: &[MemberId]) -> String {
+    if owners.is_empty() {
+        return "the member that has it".to_owned();
+    }
+    shorts(owners)
 }
 
 /// `cause` says what is wrong with the bytes, or is the parser's error.

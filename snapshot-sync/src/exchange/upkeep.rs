@@ -52,7 +52,7 @@ impl Exchange {
             if let Err(e) = self.mend(pin.manifest, &providers, &quiet).await {
                 tracing::warn!(
                     manifest = %pin.manifest.short(), label = pin.label, error = %chain(&e),
-                    "what is damaged on this disk cannot be repaired yet"
+                    "damaged chunks on this disk cannot be repaired yet"
                 );
             }
         }

@@ -142,7 +142,10 @@ impl Request {
         if bounded {
             Ok(request)
         } else {
-            Err(malformed("request", "it asks for too much"))
+            Err(malformed(
+                "request",
+                "it has too many ids or providers, or too long a label",
+            ))
         }
     }
 }
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_for_too_much_is_refused() {
+    fn a_request_beyond_its_bounds_is_refused() {
         assert!(
             Request::parse(&Request::Has(vec![ChunkId([0; 32]); MAX_IDS + 1]).to_bytes()).is_err()
         );

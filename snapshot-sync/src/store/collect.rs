@@ -122,7 +122,7 @@ impl ChunkStore {
                 Err(
                     error @ (Error::NotFound(_) | Error::Corrupt { .. } | Error::Malformed { .. }),
                 ) => {
-                    tracing::debug!(manifest = %id, "set aside: {}", chain(&error));
+                    tracing::debug!(manifest = %id, "a damaged manifest: {}", chain(&error));
                     damaged.insert(*id);
                     let noted = self.noted_names(*id);
                     is_all &= noted.is_some();
