@@ -62,7 +62,7 @@ fn a_token_opens_what_its_owner_gave_and_nothing_else() {
 }
 
 #[test]
-fn a_token_is_valid_from_its_start_and_no_longer_at_its_end() {
+fn a_token_is_valid_from_its_start_until_its_end() {
     let (owner, friend) = (key(1), key(2));
     let token = Token::issue(&owner, grant(&friend, &[Right::Start]));
     let at = |now: u64| {

@@ -32,7 +32,7 @@ pub struct Placement {
     pub peak_half_life_ms: u64,
     /// Above this load a node begins to offer VMs.
     pub high_watermark: f64,
-    /// Below this load the overload is over, and [`Self::sustained_ms`] counts anew; also the
+    /// Below this load the overload is over, and [`Placement::sustained_ms`] counts anew; also the
     /// highest load, the VM included, at which a node accepts a VM.
     pub low_watermark: f64,
     /// How long the overload must last before a VM is offered.

@@ -181,8 +181,9 @@ fn a_vm_that_became_unmovable_meanwhile_stays() {
     assert_eq!((releases(&answer), migrations(&answer)), (1, vec![]));
 }
 
+/// Whether it failed or was cancelled.
 #[test]
-fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_longer_each_time() {
+fn an_unsuccessful_migration_frees_the_target_and_the_vm_rests() {
     for (end, decision) in [
         (MigrationEnd::Failed, Decision::Failed),
         (MigrationEnd::Cancelled, Decision::Cancelled),

@@ -76,7 +76,7 @@ fn offered(near: f32, far: f32, rate: f64, load: f64) -> Option<(MemberId, Strin
 }
 
 #[test]
-fn of_two_places_with_about_the_same_load_the_one_nearer_to_the_vms_traffic_is_asked() {
+fn of_equally_loaded_peers_the_one_nearer_to_the_traffic_is_asked() {
     let (to, said) = offered(0.25, 0.2, 1e6, 1.0).unwrap();
     assert_eq!(to, NEAR, "{said}");
     assert!(

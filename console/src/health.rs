@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_host_is_named_once_with_its_vms_and_no_health_is_ok_meanwhile() {
+    fn a_dead_host_is_named_once_and_health_is_degraded() {
         let why = Some("host lab3 is dead");
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let said = lost(

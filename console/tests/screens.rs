@@ -360,7 +360,7 @@ fn the_answers_of_a_daemon_that_is_gone_are_cleared() {
 }
 
 #[test]
-fn a_network_of_one_shows_its_invite_and_the_way_to_join_another() {
+fn a_lone_member_shows_its_invite_and_how_to_join_another() {
     let text = shown(&alone());
     has(
         &text,
@@ -377,7 +377,7 @@ fn a_network_of_one_shows_its_invite_and_the_way_to_join_another() {
 }
 
 #[test]
-fn the_invite_is_drawn_as_codes_that_fit_and_as_text_where_there_are_no_blocks() {
+fn the_invite_is_drawn_as_codes_that_fit_or_as_text() {
     let mut model = alone();
     assert_eq!(
         press(&mut model, "i"),
@@ -417,7 +417,7 @@ fn the_invite_is_drawn_as_codes_that_fit_and_as_text_where_there_are_no_blocks()
 }
 
 #[test]
-fn a_refused_invite_stays_on_the_screen_with_its_reason_to_be_typed_again() {
+fn a_refused_invite_stays_on_the_screen_with_the_reason() {
     let mut model = alone();
     press(&mut model, "j");
     model.press(Key::Paste("p2pvm1bad\r\n wrapped".into()));
@@ -459,7 +459,7 @@ fn a_refused_invite_stays_on_the_screen_with_its_reason_to_be_typed_again() {
 }
 
 #[test]
-fn a_machine_is_stopped_only_from_its_console_and_only_when_asked_twice() {
+fn a_machine_is_stopped_only_from_its_console_when_confirmed_twice() {
     let mut model = busy();
     for keys in ["ryY", "pyY", "s"] {
         assert_eq!(press(&mut model, keys), None, "{keys}");

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_has_its_reason_and_what_is_given_back_is_free_again() {
+    fn each_limit_has_its_reason_and_frees_what_is_given_back() {
         let mut accounts = Accounts::new(LIMITS);
         let key = |n: u8| RingAddr([n; 32]);
         for n in 0..2 {

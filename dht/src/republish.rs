@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_nearest_old_replicas_tell_a_new_one_and_the_others_stay_quiet() {
+    fn only_the_two_nearest_old_replicas_tell_a_new_one() {
         let (old, now) = (members(&[1, 2, 3, 4, 5]), members(&[9, 1, 2, 3, 4]));
         for me in [1, 2] {
             assert_eq!(

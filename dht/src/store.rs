@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn both_stores_keep_the_same_promise_and_sled_keeps_it_over_a_restart() {
+    fn both_stores_keep_the_promise_and_sled_over_a_restart() {
         promise(&MemoryStore::default());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("records");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_whose_disk_was_full_keeps_what_it_had_and_goes_on_when_there_is_room() {
+    fn a_store_keeps_its_records_on_a_full_disk_and_writes_again_later() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let mount = std::process::Command::new("mount")

@@ -150,7 +150,7 @@ pub struct Figure {
 }
 
 impl Figure {
-    /// A figure of some rounds. Pages show it as a whole number unless [`Self::digits`] is set.
+    /// A figure of some rounds. Pages show it as a whole number unless [`Self::digits()`] is used.
     pub fn new<R: Into<Amount>>(
         name: &str,
         what: &str,

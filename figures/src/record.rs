@@ -104,7 +104,7 @@ mod tests {
     use crate::Sets;
 
     #[test]
-    fn what_is_recorded_says_where_and_when() {
+    fn a_recorded_set_says_where_and_when() {
         let dir = tempfile::tempdir().unwrap();
         let recorder = Recorder::begin(Some(dir.path()));
         let figures = [Figure::new("rate", "a rate", "Gbit/s", [1.0])];

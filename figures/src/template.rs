@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_an_error_unless_it_may_lack() {
+    fn a_missing_figure_is_an_error_unless_it_may_lack() {
         for bad in [
             "{nothing}",
             "{rate}",

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_compress_costs_one_byte() {
+    fn incompressible_content_costs_one_byte() {
         let content: Vec<u8> = (0..100_000u32)
             .flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..1].to_vec())
             .collect();

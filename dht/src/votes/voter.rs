@@ -312,7 +312,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_voter_promises_an_epoch_to_one_holder_and_never_an_older_one(
+        fn a_voter_promises_each_epoch_once_and_never_an_older_one(
             proposals in proptest::collection::vec(proposals(), 1..30)
         ) {
             let mut log: Option<LogEntry> = None;

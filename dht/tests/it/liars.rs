@@ -179,7 +179,7 @@ fn as_figures(kind: &str, seed: u64, tally: &Tally) -> Vec<Figure> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_member_alone_cannot_take_a_key_by_saying_that_it_is_settled() {
+async fn one_member_alone_cannot_take_a_key_by_claiming_it() {
     let world = World::new(3, 9);
     let made = world
         .dht(0)
@@ -218,7 +218,7 @@ async fn refusal(world: &World, request: Request) -> Option<Refusal> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_forged_stale_oversized_or_too_long_is_refused_with_its_own_reason() {
+async fn forged_expired_oversized_and_too_long_records_are_refused_with_the_reason() {
     let world = World::new(4, 5);
     let now = 1_800_000_000;
     let good = |expires, value| Record::sign(&owner(1), key(1), 1, UnixTime(expires), Some(value));
@@ -254,7 +254,7 @@ async fn what_is_forged_stale_oversized_or_too_long_is_refused_with_its_own_reas
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_writer_whose_clock_is_wrong_by_more_than_its_records_last_is_told_so() {
+async fn a_writer_with_a_wrong_clock_is_refused_with_the_reason() {
     let mut world = World::new(5, 5);
     let skewed = |world: &mut World, seconds: i64| {
         let clock = Arc::new(move || UnixTime((1_800_000_000 + seconds) as u64));
@@ -295,7 +295,7 @@ async fn a_writer_whose_clock_is_wrong_by_more_than_its_records_last_is_told_so(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not() {
+async fn a_flooding_owner_or_member_uses_up_its_own_limits() {
     let world = World::new(6, 5);
     let limits = Limits::default();
     let dht = world.dht(0);

@@ -212,7 +212,7 @@ fn simulate(seeds: std::ops::Range<u64>, run: impl AsyncFn(u64)) {
 }
 
 #[test]
-fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
+fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts() {
     simulate(0..25, async |seed| {
         let parliament = Parliament::new(seed).await;
         let set = parliament.set();

@@ -135,7 +135,7 @@ async fn a_long_path_is_filled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_broken_provider_owed_comes_from_another() {
+async fn chunks_that_a_broken_provider_owed_come_from_another() {
     let net = MemoryNet::new(NEAR);
     let (a, b, c) = (
         Member::new(&net, 1, NEAR),
@@ -246,7 +246,7 @@ async fn a_chunk_that_no_provider_has_ends_the_fetch_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lying_provider_is_not_asked_again_and_its_chunks_are_not_kept() {
+async fn a_lying_provider_is_not_asked_again_nor_its_chunks_kept() {
     let net = MemoryNet::new(NEAR);
     let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
     let (file, _hold) = a.file(0..50);
@@ -396,7 +396,7 @@ async fn a_member_without_room_refuses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_all_here_is_not_pushed() {
+async fn an_incomplete_manifest_is_not_pushed() {
     let net = MemoryNet::new(NEAR);
     let a = Member::new(&net, 1, NEAR);
     let _b = Member::new(&net, 2, NEAR);

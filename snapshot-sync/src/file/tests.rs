@@ -129,7 +129,7 @@ fn a_failed_export_leaves_the_old_file_and_no_partial_one() {
 }
 
 #[test]
-fn what_a_killed_export_left_is_overwritten() {
+fn a_partial_file_of_a_killed_export_is_overwritten() {
     let case = Case::new();
     let (from, to) = (case.dir.path().join("from"), case.dir.path().join("to"));
     fs::write(&from, vec![5; 300_000]).unwrap();

@@ -195,7 +195,7 @@ impl Member {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_damaged_below_a_pin_comes_back_from_another_member() {
+async fn damaged_chunks_of_a_pin_are_repaired_from_another_member() {
     let net = MemoryNet::new(NEAR);
     let [a, b] = [1, 2].map(|n| Member::new(&net, n, NEAR));
     let (file, _hold) = a.file(0..30);
