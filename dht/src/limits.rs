@@ -1,8 +1,8 @@
 //! How much a replica keeps for one owner, for one member and for all, and how fast a member may
 //! begin new keys: a flood uses up the share of the member that makes it, not the others'.
 //!
-//! Every cell is charged to the owner of its record and to the member that first brought it.
-//! Renewals and smaller values are never refused; every refusal gives its reason ([`Refusal`]).
+//! Every cell is charged to the owner of its record and to the member that first brought it. A cell
+//! that does not grow is never refused for a limit; every refusal gives its reason ([`Refusal`]).
 
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};

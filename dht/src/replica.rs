@@ -118,7 +118,8 @@ impl StoredCell {
 }
 
 impl Replica {
-    /// The replica of member `me` over `store`. Unreadable cells are charged to `me`.
+    /// The replica of member `me` over `store`. Cells without a known bringer, and unreadable ones,
+    /// are charged to `me`.
     pub fn new(me: MemberId, store: Arc<dyn Store>, limits: Limits) -> Self {
         let accounts = Accounts::new(limits);
         let (withdrawn, withdrawn_order, claims) =
@@ -450,9 +451,9 @@ impl Replica {
         self.store.remove(&key.0)
     }
 
-    /// Up to `limit` cells after `after` that other replicas should hold as well, dropping those
-    /// that have expired: settled ones, and attempts older than `attempt_seconds`, whose creator is
-    /// not about to withdraw them any more.
+    /// Of up to `limit` stored cells after `after`, those that other replicas should hold as well:
+    /// settled ones, graves, and attempts older than `attempt_seconds`, which their creator no
+    /// longer withdraws. Expired cells are dropped from the store.
     ///
     /// # Errors
     /// [`StoreError`] if the disk failed.

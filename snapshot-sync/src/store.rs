@@ -3,7 +3,8 @@
 //! [`batch`](Batch)). Everything blocks: async callers go through `spawn_blocking`.
 //!
 //! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<hash of label and member>`,
-//! `names/<manifest>`, `tmp/` for what is being written (emptied at open). One process at a time.
+//! `names/<manifest>`, `tmp/` for what is being written (emptied at open). The caller opens a store
+//! in one process at a time.
 
 mod batch;
 mod collect;

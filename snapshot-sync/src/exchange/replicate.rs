@@ -83,8 +83,9 @@ impl Exchange {
 
     /// Replicates `manifest` under `label` to `k` of the `candidates`, the first ones preferred;
     /// the next replaces one that fails. The replication ends when the manifest is durable or the
-    /// receiver is dropped. The caller pins it here and records the holders where other members
-    /// find them.
+    /// receiver is dropped, and at once if the manifest is incomplete here, as
+    /// [`Replication::trouble`] then says. The caller pins it here and records the holders where
+    /// other members find them.
     pub fn replicate(
         &self,
         manifest: ManifestId,
