@@ -118,8 +118,8 @@ impl ChunkStore {
     /// The content of a chunk, verified.
     ///
     /// # Errors
-    /// `NotFound`; `Corrupt` if the disk holds other content, which is removed so that the chunk can
-    /// be fetched again; [`Error::Io`].
+    /// `NotFound`; `Corrupt` if the disk holds other content, which is removed, so that the chunk
+    /// is fetched again; [`Error::Io`].
     pub fn get(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
         self.get_both(id).map(|(_, content)| content)
     }
