@@ -1,6 +1,6 @@
 //! How long a receiver takes to read and check a token, as it was given and as it was passed on,
-//! beside one bare ed25519 signature: microseconds, round by round over all of them, so that what
-//! else the machine does falls on all alike. `cargo bench -p p2pvm-authority`.
+//! beside one bare ed25519 signature: microseconds. Each round measures all of them, so that other
+//! load of the machine affects all alike. `cargo bench -p p2pvm-authority`.
 
 use p2pvm_authority::{Amounts, Grant, Request, Resource, Right, Token};
 use p2pvm_figures::{Figure, Recorder};
@@ -14,11 +14,11 @@ use std::{
 };
 
 const ROUNDS: usize = 15;
-/// Of one measurement in one round.
+/// How long one measurement of one round takes.
 const SLICE: Duration = Duration::from_millis(50);
 const NOW: u64 = 1_800_000_000;
 
-/// Nanoseconds of one call.
+/// How many nanoseconds one call takes.
 fn time(mut one: impl FnMut()) -> f64 {
     let (began, mut calls) = (Instant::now(), 0u32);
     while began.elapsed() < SLICE {

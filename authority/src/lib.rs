@@ -1,14 +1,14 @@
-//! Who may do what: a right is a signed statement that its bearer shows and that the receiver of a
-//! request checks by itself, offline.
+//! Rights as signed statements: the bearer sends one with its request, and the receiver checks it
+//! by itself, offline.
 //!
 //! A [`Token`] is a chain of links. Its first link is signed by the owner of a resource and names
 //! the key that it is for. That key may pass the token on with a link of its own, which can only
-//! narrow: a request has to satisfy every link. Only the holder of the last link's key can use the
+//! narrow it: a request must satisfy every link. Only the holder of the last link's key can use the
 //! token, so a copied token is worth nothing to a thief. The idea is that of SPKI certificates (RFC
 //! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
 //! Biscuit.
 //!
-//! Nothing here asks the network or the clock: the caller says who asked and what time it is.
+//! Nothing here uses the network or the clock: the caller gives the asker's key and the time.
 
 mod right;
 mod token;

@@ -1,10 +1,10 @@
-//! What can be allowed, on what, and how much of it.
+//! Rights, the resources that they are about, and amounts.
 
 use p2pvm_overlay::{MemberId, NetworkId, VmId};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// An action that its resource's owner can allow to somebody else.
+/// An action that a resource's owner can allow another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Right {
@@ -64,7 +64,7 @@ impl fmt::Display for Right {
     }
 }
 
-/// A word that names no right.
+/// The word is not a right.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{0}' is not a right; the rights are {all}", all = Rights::all())]
 pub struct ParseRightError(String);
@@ -79,12 +79,12 @@ impl FromStr for Right {
     }
 }
 
-/// A set of rights. A bit that this version does not know is kept and allows nothing here.
+/// A set of rights. An unknown bit, of a later version, is kept and allows nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rights(u32);
 
 impl Rights {
-    /// Every right that this version knows.
+    /// Every right of this version.
     pub fn all() -> Rights {
         Right::ALL.into_iter().collect()
     }
@@ -104,7 +104,7 @@ impl Rights {
         Rights(self.0 & other.0)
     }
 
-    /// Whether it has no right that this version knows.
+    /// Whether it has no right of this version.
     pub fn is_empty(self) -> bool {
         self.and(Rights::all()).0 == 0
     }
@@ -132,7 +132,7 @@ impl fmt::Display for Rights {
     }
 }
 
-/// What rights are about.
+/// The thing that a right is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resource {
     /// One VM, with its snapshots.
@@ -145,7 +145,8 @@ pub enum Resource {
     Network(NetworkId),
 }
 
-/// How much of a resource a request takes, or a link allows at most; `None` is no statement.
+/// How much of a resource a request takes, or a link allows at most. `None` in a link is no bound;
+/// in a request it is more than any bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amounts {
     /// Virtual processors.
@@ -159,8 +160,7 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    /// The first amount in which a request asks for more than is allowed. A request that leaves an
-    /// allowed amount open asks for more than any.
+    /// The first amount of which a request asks for more than is allowed.
     pub(crate) fn excess(&self, allowed: &Amounts) -> Option<&'static str> {
         fn more<T: PartialOrd>(asked: Option<T>, most: Option<T>) -> bool {
             match (asked, most) {

@@ -1,9 +1,9 @@
-//! A token: links from the owner's key to the asker's, each signed by the key that the link before
-//! it is for.
+//! A token: links from the owner's key to the asker's, each signed by the key that the previous
+//! link is for.
 //!
-//! Wire format, version 1: the byte 1, then postcard of the links. The text form is
-//! `p2pvmtoken1` and lower-case base32 of these bytes. A link's signature covers the signature
-//! before it, so that no link can be put into another chain.
+//! Wire format, version 1: the byte 1, then postcard of the links. The text form is `p2pvmtoken1`
+//! and lower-case base32 of these bytes. A link's signature covers the previous link's, so that no
+//! link can be put into another chain.
 
 use crate::{Amounts, Principal, Resource, Right, Rights};
 use data_encoding::BASE32_NOPAD;
@@ -11,17 +11,18 @@ use p2pvm_overlay::identity::{KeyPair, Signature, verify};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
 
-/// What a link's signature is for.
+/// The domain of a link's signature.
 const DOMAIN: &str = "p2pvm token link 1";
 const PREFIX: &str = "p2pvmtoken1";
 const VERSION: u8 = 1;
-/// How often a token can be passed on.
+/// How many links a token has at most, so that it is passed on three times at most.
 /// Reason: each link costs the receiver one signature check.
 const MAX_LINKS: usize = 4;
-/// How long a token's bytes may be: four links have about 1000.
+/// How many bytes a token has at most.
+/// Reason: four links have about 1000.
 const MAX_BYTES: usize = 2048;
-/// The longest time that a link may be valid.
-/// Reason: what was given and forgotten ends by itself.
+/// How long a link is valid at most, whatever it claims.
+/// Reason: a right that was given and forgotten ends by itself.
 pub const MAX_LIFE: Duration = Duration::from_secs(366 * 86400);
 
 /// A link's own random number, by which it is revoked.
@@ -30,28 +31,28 @@ pub type Serial = [u8; 16];
 /// What one key allows another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// What it is about.
+    /// The resource that it is about.
     pub resource: Resource,
-    /// What is allowed.
+    /// The rights that it gives.
     pub rights: Rights,
-    /// Who may use it.
+    /// The key that may use it.
     pub audience: Principal,
     /// From this time on, in seconds since 1970.
     pub from: u64,
     /// Before this time.
     pub until: u64,
-    /// At most so much, each time.
+    /// How much each request may take.
     pub amounts: Amounts,
 }
 
 /// A grant with its giver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// Who gives.
+    /// The key that gives.
     pub issuer: Principal,
-    /// What is given.
+    /// What it gives.
     pub grant: Grant,
-    /// By which it can be revoked.
+    /// The number by which it is revoked.
     pub serial: Serial,
     signature: Signature,
 }
@@ -79,25 +80,25 @@ fn signed(issuer: &Principal, grant: &Grant, serial: &Serial, before: Option<&Li
         .expect("a link has nothing that postcard cannot write")
 }
 
-/// What somebody asks for, as the receiver sees it.
+/// A request, as its receiver sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Who asks, proved by the connection.
+    /// The key that asks, proved by the connection.
     pub asker: Principal,
-    /// For what.
+    /// The resource.
     pub resource: Resource,
-    /// To do what.
+    /// The right that it needs.
     pub right: Right,
-    /// How much of it.
+    /// How much of the resource it takes.
     pub amounts: Amounts,
-    /// When, in seconds since 1970.
+    /// The receiver's time, in seconds since 1970.
     pub now: u64,
 }
 
 /// Why a token does not allow a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Its first link is not the owner's.
+    /// Its first link is not an owner's.
     #[error("the token was not given by the owner")]
     Owner,
     /// It was changed, or put together from parts.
@@ -126,7 +127,7 @@ pub enum Refusal {
     Revoked,
 }
 
-/// A text or bytes that are no token.
+/// Why a text or bytes are not a token.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseTokenError {
     /// It is something else.
@@ -136,7 +137,7 @@ pub enum ParseTokenError {
     #[error("the token is damaged or incomplete")]
     Damaged,
     /// A newer p2pvm made it.
-    #[error("the token has version {0} and this p2pvm knows only {VERSION}; update p2pvm")]
+    #[error("the token has version {0} and this p2pvm reads only {VERSION}; update p2pvm")]
     Version(u8),
 }
 
@@ -148,15 +149,16 @@ pub struct Token {
 }
 
 impl Token {
-    /// The owner of a resource gives rights on it.
+    /// A token by which the owner of a resource gives rights on it.
     pub fn issue(owner: &KeyPair, grant: Grant) -> Token {
         Token {
             links: vec![Link::sign(owner, grant, None)],
         }
     }
 
-    /// The present holder passes the token on to another. The result allows what all links allow,
-    /// whatever `grant` says. `None` if the token is another's or was passed on too often.
+    /// Passes the token on from `holder` to another key. The result allows what all links allow,
+    /// whatever `grant` says. `None` if `holder` does not hold the token, or it was passed on too
+    /// often.
     pub fn pass_on(&self, holder: &KeyPair, grant: Grant) -> Option<Token> {
         let last = self.last();
         if last.grant.audience != holder.public() || self.links.len() >= MAX_LINKS {
@@ -176,12 +178,12 @@ impl Token {
         self.links.last().expect("a token has at least one link")
     }
 
-    /// What it is about.
+    /// The resource that it is about.
     pub fn resource(&self) -> Resource {
         self.last().grant.resource
     }
 
-    /// Who may use it.
+    /// The key that may use it.
     pub fn audience(&self) -> Principal {
         self.last().grant.audience
     }
@@ -192,13 +194,13 @@ impl Token {
         grants.reduce(Rights::and).unwrap_or_default()
     }
 
-    /// Before when it can be used, in seconds since 1970.
+    /// The time before which it can be used, in seconds since 1970.
     pub fn until(&self) -> u64 {
-        let ends = self.links.iter().map(|link| link.grant.until);
+        let ends = self.links.iter().map(|link| link.grant.end());
         ends.min().unwrap_or_default()
     }
 
-    /// Whether it allows a request; `owners` are the keys whose word counts for the resource.
+    /// Whether it allows a request; `owners` are the keys that own the resource.
     /// Signatures are checked last: all other reasons for a refusal cost next to nothing.
     pub fn check(
         &self,
@@ -239,7 +241,7 @@ impl Token {
         bytes
     }
 
-    /// Reads the wire form. What was read has not been checked.
+    /// Reads the wire form. The token is not checked.
     pub fn from_bytes(bytes: &[u8]) -> Result<Token, ParseTokenError> {
         match bytes.split_first() {
             Some((&VERSION, rest)) if bytes.len() <= MAX_BYTES => {
@@ -270,12 +272,16 @@ impl Grant {
         if request.now < self.from {
             return Err(Refusal::Early(Duration::from_secs(self.from - request.now)));
         }
-        // A link that claims to be valid for longer than any may be is not believed to its end.
-        let until = self.until.min(self.from.saturating_add(MAX_LIFE.as_secs()));
-        if request.now >= until {
-            return Err(Refusal::Expired(Duration::from_secs(request.now - until)));
+        let end = self.end();
+        if request.now >= end {
+            return Err(Refusal::Expired(Duration::from_secs(request.now - end)));
         }
         Ok(())
+    }
+
+    /// When it ends: a grant that claims a longer life than [`MAX_LIFE`] ends after that.
+    fn end(&self) -> u64 {
+        self.until.min(self.from.saturating_add(MAX_LIFE.as_secs()))
     }
 }
 

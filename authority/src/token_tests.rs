@@ -1,3 +1,5 @@
+//! What a token allows, and what makes it invalid.
+
 use super::*;
 use p2pvm_overlay::VmId;
 use proptest::prelude::*;
@@ -60,7 +62,7 @@ fn a_token_opens_what_its_owner_gave_and_nothing_else() {
 }
 
 #[test]
-fn a_token_is_valid_from_its_first_second_and_not_in_its_last() {
+fn a_token_is_valid_from_its_start_until_its_end() {
     let (owner, friend) = (key(1), key(2));
     let token = Token::issue(&owner, grant(&friend, &[Right::Start]));
     let at = |now: u64| {
@@ -80,12 +82,13 @@ fn a_token_is_valid_from_its_first_second_and_not_in_its_last() {
         now: NOW + MAX_LIFE.as_secs(),
         ..request(&friend, Right::Start)
     };
+    assert_eq!(token.until(), NOW + MAX_LIFE.as_secs());
     let checked = token.check(&[owner.public()], &late, never);
     assert_eq!(checked, Err(Refusal::Expired(Duration::ZERO)));
 }
 
 #[test]
-fn who_passes_a_token_on_can_only_narrow_it() {
+fn passing_a_token_on_can_only_narrow_it() {
     let (owner, friend, guest) = (key(1), key(2), key(3));
     let token = Token::issue(&owner, grant(&friend, &[Right::Start, Right::Console]));
     let mut wider = grant(&guest, &[Right::Console, Right::Delete]);
@@ -148,7 +151,7 @@ fn links_of_two_tokens_make_no_third() {
         mixed.check(&[owner.public()], &asked, never),
         Err(Refusal::Forged)
     );
-    // The owner's link alone, said to be the guest's.
+    // The owner's link alone, made out to the guest.
     let mut renamed = large.clone();
     renamed.links[0].grant.audience = guest.public();
     assert_eq!(
@@ -203,7 +206,7 @@ fn amounts_bound_each_request() {
 }
 
 #[test]
-fn what_is_no_token_is_refused_with_what_it_is() {
+fn other_and_damaged_texts_are_refused_with_the_reason() {
     let token = Token::issue(&key(1), grant(&key(2), &[Right::See]));
     let text = token.to_string();
     assert_eq!(format!(" {text}\n").parse(), Ok(token.clone()));

@@ -9,7 +9,8 @@ use std::{
     fmt,
 };
 
-/// How many VMs have a history; the one whose last entry is oldest goes first.
+/// How many VMs have a history before the one with the oldest last entry is dropped.
+/// Reason: bounds memory.
 const MAX_VMS: usize = 512;
 
 /// How much affinity there is before the text mentions it.
@@ -19,7 +20,7 @@ const WORTH_SAYING: f64 = 0.01;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
-    /// The node is overloaded, but no peer that it knows is enough better.
+    /// The node is overloaded, but no known peer would be better by enough.
     Kept,
     /// A peer was asked to take it.
     Offered,
@@ -37,7 +38,7 @@ pub enum Decision {
     Cancelled,
     /// This node agreed to take it in.
     TakenIn,
-    /// The source called it off.
+    /// The source withdrew its offer.
     CalledOff,
 }
 
@@ -82,7 +83,7 @@ impl fmt::Display for Explanation {
         match self.decision {
             Decision::Kept => write!(
                 f,
-                "kept here: overloaded, but no known peer is enough better"
+                "kept here: overloaded, but no known peer would be better by enough"
             )?,
             Decision::Offered => write!(f, "offered to {peer}")?,
             Decision::Refused(why) => write!(f, "refused by {peer}: {why}")?,

@@ -1,8 +1,8 @@
-//! A partial view of the others' loads. After Cyclon (Voulgaris et al. 2005): each period a node
-//! shuffles a few entries with the peer that it has not heard of for longest, so that news spread
-//! epidemically and the dead age out. Different from Cyclon, half of the view is kept for the least
-//! loaded nodes known, since these are what a view is for; the other half is random and keeps the
-//! graph connected. No node knows all.
+//! A partial view of the other nodes' loads. After Cyclon (Voulgaris et al. 2005): each period a
+//! node shuffles a few entries with the peer whose entry is oldest, so that news spread
+//! epidemically and dead nodes age out. Unlike in Cyclon, half of the view is kept for the least
+//! loaded nodes known, which are the candidates for a move; the other half is random and keeps the
+//! graph connected.
 
 use crate::{
     load::{LoadVector, Millis},
@@ -19,7 +19,7 @@ const MAX_SEEDS: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) load: LoadVector,
-    /// When it was true, by our clock.
+    /// When it was measured, by this node's clock.
     pub(crate) at: Millis,
 }
 
@@ -38,7 +38,7 @@ impl View {
             .choose_multiple(rng, MAX_SEEDS);
     }
 
-    /// Adds a peer's entries; newer measurements replace older ones.
+    /// Adds a peer's entries; newer measurements replace older ones, and too old ones are left out.
     pub(crate) fn merge(
         &mut self,
         me: MemberId,
@@ -65,13 +65,13 @@ impl View {
             .retain(|_, entry| now.since(entry.at) <= placement.entry_max_age_ms);
     }
 
-    /// Drops a peer that did not answer, until another peer tells of it again.
+    /// Drops a peer that did not answer, until another peer sends an entry of it.
     pub(crate) fn forget(&mut self, member: MemberId) {
         self.entries.remove(&member);
     }
 
-    /// The peers to gossip with: the one not heard of for longest, and others at random, entry
-    /// points among them.
+    /// The peers to gossip with: the one with the oldest entry, and others at random, entry points
+    /// among them.
     pub(crate) fn partners(&self, count: usize, rng: &mut impl Rng) -> Vec<MemberId> {
         let oldest = self
             .entries
@@ -88,7 +88,7 @@ impl View {
         others.sort_unstable();
         others.dedup();
         others.shuffle(rng);
-        // One time in four an entry point is preferred, so that two halves of a healed network find
+        // One time in four an entry point comes first, so that two halves of a healed network find
         // each other.
         let seed = self
             .seeds
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(
             view.entries().map(|e| e.load.cpu).collect::<Vec<_>>(),
             [0.5],
-            "neither older news nor oneself"
+            "neither an older measurement nor the node itself"
         );
         view.expire(Millis(100_000 + placement.entry_max_age_ms), &placement);
         assert_eq!(view.entries().count(), 0);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn gossip_goes_to_the_one_unheard_of_for_longest() {
+    fn gossip_goes_to_the_peer_with_the_oldest_entry() {
         let (mut view, placement, mut rng) = (
             View::default(),
             Placement::default(),

@@ -1,6 +1,7 @@
 //! Decides where VMs should run: load gossip over a partial view, a placement score, negotiation
 //! between two nodes, hysteresis. No IO and no clock: [`Manager::handle`] takes what happened,
-//! [`Manager::poll`] gives what to do. No node sees all, and none decides for others.
+//! [`Manager::poll`] gives what to do. Each node has a partial view, and decides for its own VMs
+//! alone.
 
 mod explain;
 mod gossip;

@@ -1,7 +1,7 @@
-//! Bounds on what this node keeps and what it takes from a peer.
+//! Bounds on what this node keeps and on what it accepts from a peer.
 
-/// How many of its peers a VM's traffic is counted for.
-/// Reason: the rest changes nothing.
+/// How many of the members that a VM exchanges traffic with are counted, the busiest first.
+/// Reason: the others hardly change where the VM is best placed.
 pub(crate) const MAX_TALKS: usize = 8;
 
 /// How many entries one gossip message has at most.

@@ -1,4 +1,4 @@
-//! What a node measures of itself, smooths, and tells its peers.
+//! A node's load: as it is measured, smoothed, and sent to peers.
 
 use crate::{limits::MAX_TALKS, placement::Placement};
 use p2pvm_overlay::{MemberId, VmId, coordinates::Coordinate};
@@ -27,7 +27,7 @@ impl Millis {
 /// A VM's traffic with one member and its guests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Talk {
-    /// The member; the VM's own host for two guests of the same host.
+    /// The member; for traffic between two guests of one host, that host.
     pub member: MemberId,
     /// Bytes a second, both ways together, as the packet plane has counted over the last seconds.
     pub rate: f64,
@@ -46,7 +46,7 @@ pub struct VmLoad {
     pub memory_mib: u64,
     /// Whether it may be moved now: running, and no snapshot or migration of it under way.
     pub movable: bool,
-    /// Its traffic by member, without noise; the largest count.
+    /// Its traffic by member; only those with the most traffic count.
     pub talks: Vec<Talk>,
 }
 
@@ -89,7 +89,7 @@ pub struct LoadVector {
 }
 
 impl LoadVector {
-    /// Whether the figures are possible ones.
+    /// Whether the figures are possible.
     pub(crate) fn is_sound(&self) -> bool {
         self.cpu.is_finite() && (0.0..=1.0).contains(&self.cpu) && (1..=65_536).contains(&self.cpus)
     }
@@ -176,7 +176,7 @@ fn sane(value: f64) -> f64 {
     }
 }
 
-/// The share of an old value that is left after `elapsed`.
+/// The share of an old value that is left after `elapsed_ms`.
 fn fade(elapsed_ms: u64, half_life_ms: u64) -> f64 {
     0.5f64.powf(elapsed_ms as f64 / half_life_ms.max(1) as f64)
 }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_starved_vm_is_reckoned_with_what_it_used_before() {
+    fn a_starved_vm_counts_with_what_it_used_before() {
         let placement = Placement::default();
         let mut meter = Meter::default();
         meter.measure(Millis(0), &placement, load(0.5, 1.0));

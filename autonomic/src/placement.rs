@@ -1,6 +1,6 @@
-//! When a node acts and how far it trusts what it hears. Every figure is a field, so that a node's
-//! configuration file (or a simulation) can set it; the defaults move a VM off a host that became
-//! fully loaded within ten seconds, and leave a calm network alone.
+//! When a node acts, and how long it relies on a peer's report. Every figure is a field, so that a
+//! node's configuration file (or a simulation) can set it; the defaults move a VM off a host that
+//! became fully loaded within ten seconds, and leave a calm network alone.
 
 use crate::limits::MAX_ENTRIES;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ pub struct Placement {
     pub tick_ms: u64,
     /// How often a node that is busy or whose load changes gossips.
     pub gossip_period_ms: u64,
-    /// How often a calm node gossips: idle traffic is this rate.
+    /// How often a calm node gossips; this sets the traffic of an idle network.
     pub calm_gossip_period_ms: u64,
     /// How many peers a busy node gossips with each time; a calm one gossips with one.
     pub fanout: usize,
@@ -28,16 +28,16 @@ pub struct Placement {
     pub entry_max_age_ms: u64,
     /// The half-life of the smoothing of measured loads.
     pub load_half_life_ms: u64,
-    /// The half-life of a VM's peak, which stands for what it would use if it were not starved.
+    /// The half-life of a VM's peak, the estimate of what the VM would use if it were not starved.
     pub peak_half_life_ms: u64,
-    /// Above this load a node wants to give a VM away.
+    /// Above this load a node begins to offer VMs.
     pub high_watermark: f64,
-    /// Below this load it no longer wants to; also the highest load, the VM included, at which a
-    /// node accepts a VM.
+    /// Below this load the overload is over, and [`Placement::sustained_ms`] counts anew; also the
+    /// highest load, the VM included, at which a node accepts a VM.
     pub low_watermark: f64,
-    /// How long the load must stay high before a VM is given away.
+    /// How long the overload must last before a VM is offered.
     pub sustained_ms: u64,
-    /// How much lower the load that a VM meets must be after the move than before.
+    /// How much lower the load of the VM's node must be after the move than before.
     pub min_gain: f64,
     /// How many points of load a place gains if the move would take all of a VM's traffic off the
     /// network, and loses in the reverse case. It chooses among places; load alone decides whether
@@ -47,7 +47,7 @@ pub struct Placement {
     pub affinity_above: u64,
     /// How long a VM that has moved stays where it is.
     pub vm_cooldown_ms: u64,
-    /// How long a node that has given a VM away waits for its effect before giving another.
+    /// How long a node that has given a VM away waits for the effect before it offers another.
     pub node_cooldown_ms: u64,
     /// How long to wait for the answer to an offer.
     pub offer_timeout_ms: u64,
@@ -64,7 +64,7 @@ pub struct Placement {
     pub max_arrivals: usize,
     /// The share of its memory that a node lets VMs and itself fill.
     pub memory_limit: f64,
-    /// How many explanations are kept of each VM.
+    /// How many explanations each VM's history keeps.
     pub explanations_per_vm: usize,
 }
 
@@ -86,7 +86,7 @@ impl Default for Placement {
             sustained_ms: 4000,
             min_gain: 0.15,
             affinity_weight: 0.10,
-            // As much as earns a shortcut: a copy or a call, not a shell.
+            // As much as makes the ring add a shortcut: a copy or a call, not a shell.
             affinity_above: 8000,
             vm_cooldown_ms: 120_000,
             node_cooldown_ms: 15_000,
@@ -102,7 +102,7 @@ impl Default for Placement {
     }
 }
 
-/// Figures that cannot work together.
+/// The figures cannot work together.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("[placement] cannot work: {0}")]
 pub struct UnusablePlacement(&'static str);
@@ -111,7 +111,7 @@ impl Placement {
     /// Checks that the figures can work together.
     ///
     /// # Errors
-    /// [`UnusablePlacement`] says which rule is broken.
+    /// [`UnusablePlacement`] with the rule that is broken.
     pub fn check(&self) -> Result<(), UnusablePlacement> {
         let shares = [
             self.high_watermark,

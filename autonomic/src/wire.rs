@@ -10,12 +10,11 @@ use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 2;
 
-/// How old an entry may be.
+/// How many milliseconds old an entry is before the message is rejected.
 /// Reason: larger ages make no difference.
 const MAX_AGE_MS: u32 = 3_600_000;
 
-/// A load and how old it was when the message was sent: clocks of different nodes are never
-/// compared.
+/// A load and its age when the message was sent: clocks of different nodes are never compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadReport {
     /// The load.
@@ -44,11 +43,11 @@ pub struct Offer {
 pub enum OfferRefusal {
     /// Its CPUs would be too busy.
     Busy,
-    /// Its memory would not suffice.
+    /// Its memory would be too full.
     Memory,
-    /// The VM would gain too little, by what it knows of its own load.
+    /// The VM would gain too little, by the peer's own load.
     LittleGain,
-    /// It is taking others in, or giving one away itself.
+    /// It is taking other VMs in, or giving one away itself.
     Occupied,
     /// It is being drained or has no measurement yet.
     Unavailable,
@@ -57,22 +56,22 @@ pub enum OfferRefusal {
 /// A message between two managers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// Loads that the sender knows, its own among them; asks for the receiver's.
+    /// Loads of the sender's view, and its own; the receiver answers with its loads.
     Shuffle(Vec<LoadReport>),
     /// The answer to a shuffle.
     ShuffleReply(Vec<LoadReport>),
     /// Asks the receiver to take a VM.
     Offer(Offer),
-    /// Takes the VM of that offer; capacity is reserved.
+    /// Accepts the VM of that offer; capacity is reserved.
     Accept {
-        /// The offer's.
+        /// The offer's id.
         id: u64,
         /// The accepting node's load with the VM.
         predicted: f32,
     },
-    /// Does not take it.
+    /// Refuses the VM of that offer.
     Reject {
-        /// The offer's.
+        /// The offer's id.
         id: u64,
         /// Why not.
         why: OfferRefusal,
@@ -81,19 +80,19 @@ pub enum Message {
     },
     /// The VM of that offer will not come: the reservation may go.
     Release {
-        /// The offer's.
+        /// The offer's id.
         id: u64,
     },
 }
 
-/// Why bytes are no message.
+/// Why bytes are not a message.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WireError {
     /// Longer than [`MAX_MESSAGE_BYTES`].
     #[error("an autonomic message of {0} bytes is too long")]
     TooLong(usize),
-    /// Of a version that this node does not speak.
-    #[error("autonomic messages of version {0} are not understood: update this node")]
+    /// Of a version that this node does not read.
+    #[error("autonomic messages of version {0} cannot be read: update the older node")]
     Version(u8),
     /// Not a message, or one with impossible figures.
     #[error("the autonomic message is malformed")]
@@ -110,7 +109,7 @@ impl Message {
     /// Reads a message.
     ///
     /// # Errors
-    /// [`WireError`] says why not.
+    /// [`WireError`] with the reason.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(WireError::TooLong(bytes.len()));
@@ -255,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn rubbish_is_refused(mut bytes: Vec<u8>) {
+        fn any_bytes_are_decoded_without_a_panic(mut bytes: Vec<u8>) {
             let _ = Message::decode(&bytes);
             bytes.insert(0, VERSION);
             let _ = Message::decode(&bytes);

@@ -1,4 +1,4 @@
-//! Two managers face to face, message by message: who may move what when answers are lost, late or
+//! One manager and its peer, message by message: what moves when answers are lost, late or
 //! negative.
 
 use p2pvm_autonomic::{
@@ -89,7 +89,7 @@ fn tell(manager: &mut Manager, second: u64, from: MemberId, message: Message) ->
     outputs(manager)
 }
 
-/// An overloaded node that knows `peers` and has made an offer by second 10.
+/// An overloaded node with `peers` in its view, which has made an offer by second 5.
 fn offering(peers: &[(MemberId, f32)]) -> (Manager, MemberId, Offer) {
     let mut manager = Manager::new(ME, Placement::default(), 1);
     let entries = peers
@@ -121,7 +121,7 @@ fn nothing_moves_before_the_peer_has_agreed_and_then_once() {
     assert_eq!(
         migrations(&tell(&mut manager, 6, OTHER, accept(&offer))),
         [],
-        "not from somebody else"
+        "an answer of another member does not count"
     );
     assert_eq!(
         migrations(&tell(&mut manager, 6, PEER, accept(&offer))),
@@ -155,7 +155,7 @@ fn a_late_agreement_is_released() {
 }
 
 #[test]
-fn a_refusal_turns_to_the_next_best_and_corrects_what_was_believed() {
+fn after_a_refusal_the_next_best_peer_is_asked() {
     let (mut manager, first, offer) = offering(&[(PEER, 0.1), (OTHER, 0.3)]);
     assert_eq!(first, PEER);
     let refusal = Message::Reject {
@@ -181,8 +181,9 @@ fn a_vm_that_became_unmovable_meanwhile_stays() {
     assert_eq!((releases(&answer), migrations(&answer)), (1, vec![]));
 }
 
+/// Whether it failed or was cancelled.
 #[test]
-fn a_migration_that_failed_or_was_cancelled_frees_the_target_and_the_vm_rests_longer_each_time() {
+fn an_unsuccessful_migration_frees_the_target_and_the_vm_rests() {
     for (end, decision) in [
         (MigrationEnd::Failed, Decision::Failed),
         (MigrationEnd::Cancelled, Decision::Cancelled),
@@ -278,7 +279,7 @@ fn a_peer_agrees_by_its_own_load_memory_and_promises() {
 }
 
 #[test]
-fn what_was_promised_counts_until_it_is_called_off_or_runs_out() {
+fn a_promise_counts_until_it_is_withdrawn_or_expires() {
     let mut manager = target(0.1);
     assert_eq!(
         answer(&tell(&mut manager, 6, PEER, offer(1, 1, 1.0, 512))),
@@ -307,7 +308,7 @@ fn what_was_promised_counts_until_it_is_called_off_or_runs_out() {
     assert_eq!(
         manager.status(Millis(7000)).expected.len(),
         2,
-        "only who was promised may call off"
+        "only the source that was promised may withdraw"
     );
     tell(&mut manager, 7, PEER, Message::Release { id: 1 });
     assert_eq!(manager.status(Millis(7000)).expected.len(), 1);
@@ -346,7 +347,7 @@ fn a_disabled_or_drained_node_moves_nothing_by_itself() {
         assert_eq!(
             manager.places_for(VM).first().map(|p| p.member),
             Some(PEER),
-            "whoever drains still learns where to"
+            "a drain still gets its candidates"
         );
     }
 }

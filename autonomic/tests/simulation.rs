@@ -1,6 +1,6 @@
-//! Hundreds of managers in virtual time: each sees its own node and what its peers tell it, nothing
-//! else. Messages take 5 to 200 ms, one in twenty is lost; migrations take 3 to 20 s and one in
-//! twenty fails. The seed is in each assertion.
+//! Hundreds of managers in virtual time: each has its own node's load and its peers' messages,
+//! nothing else. Messages take 5 to 200 ms, and one in twenty is lost; migrations take 3 to 20 s
+//! and one in twenty fails. The seed is in each assertion.
 
 use p2pvm_autonomic::{
     Decision, Input, LocalLoad, Manager, Message, MigrationEnd, Millis, Output, Placement, VmLoad,
@@ -305,7 +305,7 @@ fn hundreds_of_nodes_spread_a_crowd_of_vms_and_come_to_rest() {
 }
 
 #[test]
-fn a_hog_drives_a_vm_off_its_host_within_fifteen_seconds_and_the_vm_stays_away() {
+fn a_vm_leaves_an_overloaded_host_within_fifteen_seconds_for_good() {
     for seed in 0..20 {
         let mut world = World::new(
             seed,
@@ -346,7 +346,7 @@ fn where_all_are_equally_loaded_nothing_moves() {
 }
 
 #[test]
-fn a_load_that_swings_around_the_threshold_moves_a_vm_at_most_now_and_then() {
+fn a_load_around_the_threshold_moves_a_vm_rarely() {
     let mut world = World::new(
         7,
         &Placement::default(),

@@ -1,5 +1,5 @@
-//! Where an overloaded node sends a VM that talks: nearer to whom it talks with, as far as the
-//! loads allow.
+//! Where an overloaded node offers a VM with traffic: nearer to the members that it exchanges
+//! traffic with, as far as the loads allow.
 
 use p2pvm_autonomic::{
     Input, LoadReport, LoadVector, LocalLoad, Manager, Message, Millis, Output, Placement, Talk,
@@ -20,8 +20,8 @@ fn at(ms: i32) -> Option<Coordinate> {
     )
 }
 
-/// To whom a VM that exchanges `rate` bytes a second with a guest of FRIEND, 100 ms away, is
-/// offered, and what is said of it. NEAR stands beside FRIEND, FAR on the other side.
+/// The peer that gets the offer of a VM which exchanges `rate` bytes a second with a guest of
+/// FRIEND, 100 ms away, and the explanation. NEAR is beside FRIEND, FAR on the other side.
 fn offered(near: f32, far: f32, rate: f64, load: f64) -> Option<(MemberId, String)> {
     let mut manager = Manager::new(ME, Placement::default(), 1);
     let heard = |member, cpu, ms| {
@@ -76,7 +76,7 @@ fn offered(near: f32, far: f32, rate: f64, load: f64) -> Option<(MemberId, Strin
 }
 
 #[test]
-fn of_two_places_with_about_the_same_load_the_one_nearer_to_the_vms_traffic_is_asked() {
+fn of_equally_loaded_peers_the_one_nearer_to_the_traffic_is_asked() {
     let (to, said) = offered(0.25, 0.2, 1e6, 1.0).unwrap();
     assert_eq!(to, NEAR, "{said}");
     assert!(
@@ -107,6 +107,6 @@ fn load_rules() {
     assert_eq!(
         offered(0.7, 0.7, 1e9, 1.0),
         None,
-        "nor to where there is no room"
+        "no peer with room, no offer"
     );
 }

@@ -1,4 +1,5 @@
-//! The dialogs in the overview's place: logs, the invite, joining, stopping the machine, help.
+//! The dialogs that are shown instead of the overview: logs, the invite, joining, stopping the
+//! machine, help.
 
 use crate::{
     model::{Invitation, Model, Power, Screen},
@@ -31,7 +32,7 @@ pub(crate) fn draw(screen: &Screen, model: &Model, page: &mut Page<'_>) {
 fn logs(model: &Model, back: usize, page: &mut Page<'_>) {
     page.rule(model.theme, "Log of the daemon");
     if model.logs.is_empty() {
-        page.text(" nothing is there yet");
+        page.text(" no lines yet");
     }
     let end = model.logs.len().saturating_sub(back);
     // As many of the last lines as fit, long ones wrapped.
@@ -115,7 +116,7 @@ fn invite(model: &Model, invitation: &Invitation, shown: usize, page: &mut Page<
     };
     page.wrapped(&codes, Style::new());
     page.wrapped(
-        "Whoever has it can join: hand it to nobody else.",
+        "Any machine with this text can join: keep it secret.",
         Style::new(),
     );
 }
@@ -128,7 +129,7 @@ fn join(model: &Model, input: &str, answer: Option<&str>, page: &mut Page<'_>) {
         Style::new(),
     );
     page.gap();
-    // The end is being typed: the beginning is cut if it does not fit.
+    // The beginning is cut if not all fits, since the end is being typed.
     let width = page.width().saturating_sub(4).max(1);
     let all: Vec<char> = format!("{input}_").chars().collect();
     let lines: Vec<String> = all.chunks(width).map(|c| c.iter().collect()).collect();
@@ -175,7 +176,7 @@ fn confirm(model: &Model, power: Power, again: bool, page: &mut Page<'_>) {
     }
     page.gap();
     page.wrapped(
-        &format!("Really {verb}? A capital Y does it."),
+        &format!("Really {verb}? Press a capital Y."),
         model.theme.title(),
     );
 }
@@ -213,7 +214,7 @@ fn help(model: &Model, page: &mut Page<'_>) {
     page.gap();
     page.wrapped(
         "Health: ok; alone (no other member yet); joining (no address yet); degraded (something \
-            is missing, it says what); offline (this machine has \
+            is missing; the text says what); offline (this machine has \
          no address); outside (in no network); starting; down (no daemon answers).",
         Style::new(),
     );

@@ -1,6 +1,6 @@
 //! Paints a [`Model`]: the header, the overview or a dialog, and the keys. Text of other members
-//! (names, notes, decisions) goes through the buffer, which drops control characters: nobody can
-//! control the terminal by naming a machine.
+//! (names, notes, decisions) goes through the buffer, which drops control characters: the name of a
+//! machine cannot control the terminal.
 
 use crate::{
     Health, Theme, dialogs,
@@ -14,7 +14,6 @@ use ratatui::{
     style::Style,
     text::{Line, Span},
 };
-use std::time::Duration;
 
 /// Paints the model into `buffer`.
 pub fn draw(model: &Model, buffer: &mut Buffer) {
@@ -109,10 +108,10 @@ fn node_lines(node: &Node, page: &mut Page<'_>) {
     ));
 }
 
-/// "3d 4h", "2h 5m", "41s": two figures are enough.
+/// "3d 4h", "2h 5m", "41s": at most two units.
 fn duration(seconds: u64) -> String {
     let (d, h, m) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match Duration::from_secs(seconds).as_secs() {
+    match seconds {
         s if s < 60 => format!("{s}s"),
         s if s < 3600 => format!("{m}m {}s", s % 60),
         s if s < 86_400 => format!("{h}h {m}m"),

@@ -1,9 +1,10 @@
-//! The node's health in one word, and why. The word is the same on every terminal and on the
-//! dashboard, so that it can be searched for in a log: both fill in [`Vitals`].
+//! The node's health in one word, with the reason. The word is the same on every terminal and on
+//! the dashboard, so that it can be searched for in a log: both fill in [`Vitals`].
 
 use std::collections::BTreeMap;
 
-/// How many seconds after the start a node may look for its place on the ring.
+/// How many seconds after the start a node may look for its place on the ring before it is
+/// degraded.
 const SETTLING_S: u64 = 30;
 
 /// The state of a VM whose host does not answer, dead or cut off.
@@ -12,17 +13,17 @@ pub const UNREACHABLE: &str = "unreachable";
 pub const LEFTOVER: &str = "leftover";
 /// The state of a VM whose host left the network or was expelled: no host will answer for it.
 pub const ORPHANED: &str = "orphaned";
-/// How many VMs of one dead host are named.
+/// How many VMs of one dead host are named before the rest is counted.
 const NAMED: usize = 6;
 
-/// How the node is.
+/// The state of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// A member with others, and nothing is wrong.
     Ok,
     /// No daemon answers.
     Down,
-    /// The daemon is there and does not answer yet.
+    /// The daemon runs and does not answer yet.
     Starting,
     /// The machine belongs to no network.
     Outside,
@@ -68,7 +69,7 @@ pub struct Vitals<'a> {
     pub was_on_ring: bool,
     /// Seconds since the daemon started.
     pub up_seconds: u64,
-    /// How many other members it knows.
+    /// How many other members are known.
     pub known: usize,
     /// How many of them it is connected to.
     pub connected: usize,
@@ -76,13 +77,13 @@ pub struct Vitals<'a> {
     pub linked: usize,
     /// The port by which members connect to this node, UDP and TCP.
     pub control_port: Option<u16>,
-    /// Why there is no address yet, if known.
+    /// Why no address is claimed yet, if known.
     pub wanting: Option<&'a str>,
     /// The faults of this machine, each a sentence with its cause.
     pub failing: Vec<&'a str>,
     /// How many things work less well than they could.
     pub warnings: usize,
-    /// A sentence for each host that is gone with its VMs ([`lost`]).
+    /// A sentence for each host that does not answer, with its VMs ([`lost`]).
     pub lost: Vec<String>,
     /// The names of other VMs that a person should look at ([`is_troubled`]).
     pub troubled: Vec<&'a str>,
@@ -217,8 +218,8 @@ pub fn udp_port(multiaddr: &str) -> Option<u16> {
         .ok()
 }
 
-/// A sentence for each host that is gone, from the names and notes of VMs that are [`UNREACHABLE`].
-/// A note says why; VMs of one host have the same note.
+/// A sentence for each host that does not answer, from the names and notes of the VMs that are
+/// [`UNREACHABLE`]. A note gives the reason; VMs of one host have the same note.
 pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<String> {
     let mut hosts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, note) in vms {
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_host_is_named_once_with_its_vms_and_no_health_is_ok_meanwhile() {
+    fn a_dead_host_is_named_once_and_health_is_degraded() {
         let why = Some("host lab3 is dead");
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let said = lost(
@@ -334,7 +335,7 @@ mod tests {
         );
         assert!(
             !is_troubled(ORPHANED, true),
-            "a person has sent its host away"
+            "a person has expelled its host"
         );
     }
 }

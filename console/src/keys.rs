@@ -1,14 +1,14 @@
-//! The meaning of a key on each screen.
+//! What a key does on each screen.
 
 use crate::model::{JoinPhase, Model, Power, Screen};
 
-/// How many characters of an invite are taken.
+/// How many characters of an invite are taken before the rest is dropped.
 /// Reason: no invite is longer.
 const MAX_INPUT_CHARS: usize = 8192;
 /// How many lines a page key scrolls.
 const PAGE_LINES: usize = 10;
 
-/// A key that the screen knows.
+/// A key that some screen uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
     /// A character.
@@ -39,7 +39,7 @@ pub enum Key {
     Interrupt,
 }
 
-/// An action that the terminal's owner carries out.
+/// An action that the caller carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// End the screen.
@@ -48,11 +48,11 @@ pub enum Action {
     Logs,
     /// Ask the daemon for an invite.
     Invite,
-    /// Check an invite and join with it; `leave` says that the own network may be left for it.
+    /// Check an invite and join with it.
     Join {
         /// The invite.
         invite: String,
-        /// Whether the person agreed to leave.
+        /// Whether the user agreed to leave the machine's own network for it.
         leave: bool,
     },
     /// Open a shell.
@@ -62,7 +62,7 @@ pub enum Action {
 }
 
 impl Model {
-    /// The present meaning of a key.
+    /// Handles a key: changes the model, or returns what the caller has to do.
     pub fn press(&mut self, key: Key) -> Option<Action> {
         if key == Key::Interrupt && !self.options.console {
             return Some(Action::Quit);
@@ -110,8 +110,8 @@ impl Model {
             }
             Screen::Confirm { power, again: true } => {
                 self.screen = Screen::Main;
-                // Another key than the first time, so that a finger that rests on the keyboard does
-                // not stop a machine.
+                // Another key than the first time, so that a key that is held down does not stop a
+                // machine.
                 (key == Key::Char('Y')).then_some(Action::Power(power))
             }
         }
@@ -133,7 +133,7 @@ impl Model {
             }
             Key::Char('i') => {
                 self.screen = Screen::Invite { page: 0 };
-                // A console renews the invite that it shows; anywhere else an old one may have
+                // A console renews the invite that it shows; on other terminals it may have
                 // expired.
                 if self.options.console && self.is_alone() && matches!(self.invitation, Some(Ok(_)))
                 {

@@ -1,12 +1,12 @@
 //! The status screen of a node (`p2pvm top`, and tty1 of the appliance), without the node.
 //!
-//! A [`Model`] holds what is known and what the user is doing; [`Model::press`] turns a key into an
-//! [`Action`] or a change of the model; [`draw`] paints a model into a buffer of cells. None of the
-//! three does IO, so that every screen can be tested as text. `node/src/top/` owns the terminal,
-//! feeds the model and carries the actions out.
+//! A [`Model`] holds the node's state and the screen that the user has opened; [`Model::press`]
+//! turns a key into an [`Action`] or a change of the model; [`draw`] paints a model into a buffer
+//! of cells. None of the three does IO, so that every screen can be tested as text. `node/src/top/`
+//! owns the terminal, feeds the model and carries the actions out.
 //!
-//! Everything is said in words; colours and line characters are added if the [`Theme`] says that
-//! the terminal has them. 80x24 is the smallest size that shows all; on a smaller one text is cut.
+//! All information is text; colours and line characters are added if the [`Theme`] says that the
+//! terminal has them. 80x24 is the smallest size that shows all; on a smaller one text is cut.
 
 #![deny(missing_docs)]
 

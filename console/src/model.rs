@@ -1,4 +1,4 @@
-//! The screen's content, and its user's actions.
+//! The screen's content: the state of node and network, and the dialog that is open.
 
 use crate::{
     Theme,
@@ -10,7 +10,7 @@ use crate::{
 pub enum DaemonState {
     /// The machine belongs to no network.
     NoMembership,
-    /// No daemon answers, and why if that is known.
+    /// No daemon answers; the text says why, if that is known.
     Away(String),
     /// A daemon holds the lock and does not answer yet.
     Starting,
@@ -47,7 +47,7 @@ pub struct Node {
     pub joined_another: bool,
     /// The port by which members connect to it, UDP and TCP.
     pub control_port: Option<u16>,
-    /// Why there is no address yet, if known.
+    /// Why no address is claimed yet, if known.
     pub wanting: Option<String>,
     /// The faults of this machine, each a sentence with its cause.
     pub failing: Vec<String>,
@@ -85,13 +85,13 @@ pub struct Vm {
     pub host: String,
     /// Its address.
     pub address: String,
-    /// How many processors it keeps busy, if its host told.
+    /// How many processors it keeps busy, if its host reports it.
     pub cpu: Option<f64>,
     /// Virtual processors.
     pub cpus: u32,
     /// A long operation on it.
     pub doing: Option<Activity>,
-    /// Why it is in a state that nobody asked for.
+    /// Why it is in a state that was not requested.
     pub note: Option<String>,
 }
 
@@ -104,7 +104,7 @@ impl Vm {
 /// A long operation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
-    /// What, in a few words.
+    /// The operation, in a few words.
     pub what: String,
     /// How far, 0 to 1, if that is known.
     pub share: Option<f64>,
@@ -130,7 +130,7 @@ pub struct Invitation {
     pub terms: String,
 }
 
-/// The actions that the user may take here.
+/// The actions that are offered on this terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Whether this is the machine's own console, which does not end and may reboot the machine or
@@ -140,7 +140,7 @@ pub struct Options {
     pub shell: bool,
 }
 
-/// How far joining a network is.
+/// The stage of joining a network.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum JoinPhase {
     /// The invite is being typed.
@@ -148,7 +148,7 @@ pub enum JoinPhase {
     Typing,
     /// It is being checked, or used.
     Working,
-    /// It is good, but the machine would have to leave its own network first.
+    /// It is valid, but the machine would have to leave its own network first.
     AskLeave,
 }
 
@@ -161,7 +161,7 @@ pub enum Power {
     Off,
 }
 
-/// What is in front.
+/// The screen that is shown.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Screen {
     /// The overview.
@@ -177,16 +177,16 @@ pub enum Screen {
         /// The page.
         page: usize,
     },
-    /// An invite is asked for.
+    /// The user enters an invite.
     Join {
         /// The text typed so far.
         input: String,
         /// The result of the last try.
         answer: Option<String>,
-        /// How far it is.
+        /// The stage.
         phase: JoinPhase,
     },
-    /// The machine is to be stopped.
+    /// The user is asked whether to stop the machine.
     Confirm {
         /// How.
         power: Power,
@@ -222,7 +222,7 @@ pub struct Model {
     pub clock: String,
     /// A warning that this node's state is lost at power-off, if it is.
     pub warning: Option<String>,
-    /// What is in front.
+    /// The screen that is shown.
     pub screen: Screen,
     /// The first member shown.
     pub scroll: usize,
@@ -235,7 +235,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model that knows nothing yet.
+    /// A model without any answer of the daemon yet.
     pub fn new(theme: Theme, options: Options) -> Self {
         Self {
             reach: DaemonState::Starting,
@@ -265,7 +265,7 @@ impl Model {
         }
     }
 
-    /// Sets what is known of the daemon. Without a daemon, its earlier answers are cleared.
+    /// Sets the daemon's state. If no daemon answers, its earlier answers are cleared.
     pub fn set_reach(&mut self, reach: DaemonState) {
         if !matches!(reach, DaemonState::Up(_)) {
             self.members.clear();
@@ -285,7 +285,7 @@ impl Model {
             && self.vms.is_empty()
     }
 
-    /// Asks whether to leave the machine's own network for the one of a valid invite.
+    /// Asks the user whether to leave the machine's own network for the one of a valid invite.
     pub fn ask_to_leave(&mut self, network: &str) {
         let own = self
             .node()
@@ -299,7 +299,7 @@ impl Model {
         }
     }
 
-    /// Shows how joining ended; `Ok` closes the dialog.
+    /// Shows the result of joining; `Ok` closes the dialog.
     pub fn join_ended(&mut self, outcome: Result<String, String>) {
         match (outcome, &mut self.screen) {
             (Ok(said), _) => {

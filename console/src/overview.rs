@@ -1,4 +1,4 @@
-//! The overview: members, VMs and decisions, which share the rows that there are.
+//! The overview: members, VMs and decisions, which share the rows of the screen.
 
 use crate::{
     Health, Theme,
@@ -67,8 +67,8 @@ pub(crate) fn draw(model: &Model, page: &mut Page<'_>) {
     }
 }
 
-/// Divides `rows` among sections that want so many: equal shares, and what one section does not
-/// need goes to the others.
+/// Divides `rows` among sections that have `wants` rows: equal shares, and what one section does
+/// not need goes to the others.
 fn share(rows: usize, wants: &[usize]) -> Vec<usize> {
     let mut given = vec![0; wants.len()];
     let mut left = rows;

@@ -9,15 +9,16 @@ use qrcode::{Color, EcLevel, QrCode};
 
 /// The quiet zone that the standard asks for, modules.
 const QUIET: usize = 4;
-/// The quiet zone on a small screen, modules: every reader of today accepts it.
+/// The quiet zone on a small screen, modules: current readers accept it.
 const QUIET_SMALL: usize = 2;
-/// How many parts a code has at most. Reason: nobody scans more.
+/// How many codes a text becomes at most.
+/// Reason: each is scanned by hand.
 const MAX_PARTS: usize = 6;
 
 /// One code, ready to be drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Code {
-    /// Its lines: light modules are full, dark ones are blank, as on a dark terminal.
+    /// Its lines: light modules are full blocks and dark ones blanks, as on a dark terminal.
     pub lines: Vec<String>,
     /// The part of the text that it holds.
     pub text: String,

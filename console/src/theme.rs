@@ -19,8 +19,8 @@ impl Theme {
         unicode: false,
     };
 
-    /// What to expect of a terminal by its name (`TERM`), the locale's name (`LC_ALL`, `LC_CTYPE`
-    /// or `LANG`), and whether the user asked for no colours (<https://no-color.org>).
+    /// The style of a terminal by its name (`TERM`), the locale's name (`LC_ALL`, `LC_CTYPE` or
+    /// `LANG`), and whether the user wants no colours (<https://no-color.org>).
     pub fn of(term: &str, locale: &str, no_colour: bool) -> Self {
         let term = term.to_ascii_lowercase();
         let mono = term.is_empty()
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_is_asked_for_no_more_than_it_has() {
+    fn a_terminal_gets_only_what_it_can_show() {
         assert_eq!(
             Theme::of("linux", "C", false),
             Theme {

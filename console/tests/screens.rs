@@ -288,7 +288,8 @@ fn health_is_one_word() {
 
 #[test]
 fn health_has_its_reason() {
-    // Its only neighbour has died, and the connection is not given up yet: that is no start.
+    // Its only neighbour has died, and the connection has not timed out yet: the node is not
+    // starting.
     let bereft = Node {
         on_ring: false,
         up_seconds: 12,
@@ -346,7 +347,7 @@ fn health_has_its_reason() {
 }
 
 #[test]
-fn what_a_daemon_said_does_not_stay_on_the_screen_when_it_is_gone() {
+fn the_answers_of_a_daemon_that_is_gone_are_cleared() {
     let mut model = busy();
     model.set_reach(DaemonState::Away("no p2pvm daemon is running here".into()));
     let text = shown(&model);
@@ -364,7 +365,7 @@ fn what_a_daemon_said_does_not_stay_on_the_screen_when_it_is_gone() {
 }
 
 #[test]
-fn a_network_of_one_shows_its_invite_and_the_way_to_join_another() {
+fn a_lone_member_shows_its_invite_and_how_to_join_another() {
     let text = shown(&alone());
     has(
         &text,
@@ -381,12 +382,12 @@ fn a_network_of_one_shows_its_invite_and_the_way_to_join_another() {
 }
 
 #[test]
-fn the_invite_is_drawn_as_codes_that_fit_and_as_text_where_there_are_no_blocks() {
+fn the_invite_is_drawn_as_codes_that_fit_or_as_text() {
     let mut model = alone();
     assert_eq!(
         press(&mut model, "i"),
         Some(Action::Invite),
-        "a new one: the old one may have run out"
+        "a new one: the previous one may have expired"
     );
     model = alone();
     model.options = CONSOLE;
@@ -397,7 +398,7 @@ fn the_invite_is_drawn_as_codes_that_fit_and_as_text_where_there_are_no_blocks()
     assert_eq!(
         press(&mut model, "i"),
         None,
-        "the invite that a console shows is the one"
+        "a console keeps the invite that it shows"
     );
     has(&shown(&model), &["as 3 QR codes"]);
     model.press(Key::Right);
@@ -421,7 +422,7 @@ fn the_invite_is_drawn_as_codes_that_fit_and_as_text_where_there_are_no_blocks()
 }
 
 #[test]
-fn a_refused_invite_stays_on_the_screen_with_its_reason_to_be_typed_again() {
+fn a_refused_invite_stays_on_the_screen_with_the_reason() {
     let mut model = alone();
     press(&mut model, "j");
     model.press(Key::Paste("p2pvm1bad\r\n wrapped".into()));
@@ -463,7 +464,7 @@ fn a_refused_invite_stays_on_the_screen_with_its_reason_to_be_typed_again() {
 }
 
 #[test]
-fn a_machine_is_stopped_only_from_its_console_and_only_when_asked_twice() {
+fn a_machine_is_stopped_only_from_its_console_when_confirmed_twice() {
     let mut model = busy();
     for keys in ["ryY", "pyY", "s"] {
         assert_eq!(press(&mut model, keys), None, "{keys}");
@@ -502,7 +503,7 @@ fn logs_show_their_end_and_scroll_back() {
 }
 
 #[test]
-fn what_others_wrote_cannot_command_the_terminal() {
+fn text_of_other_members_cannot_control_the_terminal() {
     let mut model = busy();
     model.members[0].name = "\x1b[2Jevil\x07".into();
     model.decisions[0].text = "\x1b]0;owned\x07".into();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub const CLOCK_GUARD_SECONDS: u64 = 10;
 
 /// How many graves a cell keeps.
-/// Reason: bounds memory; more would take as many owners that delete one key within its lifetime.
+/// Reason: bounds memory; more graves need more owners that delete one key within its lifetime.
 const MAX_GRAVES: usize = 8;
 
 /// A replica's view of a key.
@@ -24,8 +24,8 @@ const MAX_GRAVES: usize = 8;
 pub struct Cell {
     /// The live record or attempt; never a tombstone.
     pub record: Option<Record>,
-    /// The newest version with which its owner is known to have won the key. A deletion that is
-    /// heard of later and is not older voids it: what the owner wrote since is then a new attempt.
+    /// The newest version with which its owner is known to have won the key. A deletion that
+    /// arrives later and is not older voids it: what the owner wrote since is then a new attempt.
     pub settled: Option<u64>,
     /// Tombstones, at most one for each owner.
     pub graves: Vec<Record>,
@@ -65,7 +65,7 @@ impl Cell {
         cell
     }
 
-    /// Drops what has expired by `now`.
+    /// Drops records and graves that have expired by `now`.
     pub fn expire(&mut self, now: UnixTime) {
         self.graves
             .retain(|g| g.expires.plus(CLOCK_GUARD_SECONDS) > now);
@@ -105,8 +105,8 @@ impl Cell {
             .max()
     }
 
-    /// Whether every record in it is at `key` and signed by its owner, and graves are within
-    /// bounds.
+    /// Whether every record in it is at `key` and signed by its owner, and there are not too many
+    /// graves.
     pub fn is_authentic(&self, key: &RingAddr) -> bool {
         self.graves.len() <= MAX_GRAVES
             && self.graves.iter().all(|g| g.value.is_none())
@@ -118,7 +118,7 @@ impl Cell {
                 .all(|r| r.key == *key && r.is_authentic())
     }
 
-    /// Adds what another replica holds. The caller has checked that it [`Self::is_authentic`].
+    /// Adds what another replica holds. The caller has checked it with [`Self::is_authentic`].
     pub fn merge(&mut self, other: Self) {
         let mut live = other.record;
         if let Some(dead) = live.take_if(|r| r.value.is_none()) {

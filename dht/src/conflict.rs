@@ -1,5 +1,5 @@
-//! Two owners of one key: what a replica does when another member claims a key that it holds for
-//! another owner.
+//! Two owners of one key: what a replica does when a member claims, for another owner, a key that
+//! the replica holds.
 //!
 //! A claim alone displaces nothing, or any member could take any key with one message. The replica
 //! asks the members closest to the key, as its own lookup finds them, and follows their majority,
@@ -50,7 +50,7 @@ async fn decide(peers: &Peers, key: RingAddr) {
         .with(move |replica, now| replica.adopt(now, key, winner))
         .await;
     if let Err(e) = adopted {
-        tracing::error!(error = %chain(&e), "cannot take over what the other replicas hold");
+        tracing::error!(error = %chain(&e), "cannot store what most replicas hold");
     }
 }
 
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(
             verdict(&key, &[held(1), held(1), held(2), held(2)], 5),
             None,
-            "one silent: nobody has a majority"
+            "one silent: no owner has a majority"
         );
         assert_eq!(
             verdict(&key, &[held(2), held(2), Cell::default()], 5),

@@ -1,5 +1,5 @@
-//! The deciding halves of a write and a read: they take the replicas' answers one by one and say
-//! when the outcome is certain. One parallel round; no clock and no network in them.
+//! The decisions of a write and a read: each takes the replicas' answers to one parallel round, one
+//! by one, and gives the outcome as soon as it is certain. There is no clock and no network here.
 //!
 //! Why two creators never both win: a replica holds one owner at a time, and only gives up an
 //! unsettled one when its creator withdraws; the creator then never claims that attempt again. A
@@ -64,7 +64,7 @@ pub struct Write {
     refused: Vec<Refusal>,
     /// How many replicas must accept.
     needed: usize,
-    /// A create also fails if one replica knows another owner's settled record.
+    /// A create also fails if one replica holds another owner's settled record.
     creates: bool,
 }
 
@@ -129,7 +129,7 @@ impl Write {
         }
     }
 
-    /// A write of `record` to `asked` replicas if nobody has the key.
+    /// A write of `record` to `asked` replicas, if the key is free.
     pub fn create(record: Record, asked: usize) -> Self {
         Self {
             needed: sure(asked),
@@ -203,8 +203,8 @@ impl Write {
             if self.accepted >= self.needed {
                 return Some(WriteOutcome::Won);
             }
-            // Another owner's majority may still be withdrawn if its creator did not hear of it;
-            // then the key becomes free later.
+            // Another owner's majority may still be withdrawn, if its creator did not get the
+            // answers; then the key becomes free later.
             if let Some((other, _)) = alive()
                 .find(|(r, _)| alive().filter(|(o, _)| o.owner == r.owner).count() >= majority)
             {
@@ -283,8 +283,8 @@ impl Read {
         if let Some(record) = live.records.iter().copied().find(winner) {
             return Some(Ok(live.newest(&record.owner)));
         }
-        // Nobody has a majority: enough must have been heard that an owner with one cannot have
-        // been missed.
+        // No owner has a majority: enough replicas must have answered that an owner with one cannot
+        // have been missed.
         if answered < sure(asked) {
             return if answered + waiting < sure(asked) {
                 too_few
@@ -331,7 +331,7 @@ impl Read {
         Some(Ok(possible.and_then(|r| live.newest(&r.owner))))
     }
 
-    /// The records heard of that neither a grave nor time has ended.
+    /// The records among the answers that are neither buried nor expired.
     fn live(&self, now: UnixTime) -> LiveRecords<'_> {
         let graves = self.graves();
         let records = self
@@ -343,7 +343,8 @@ impl Read {
         LiveRecords { records, graves }
     }
 
-    /// Whether a replica says that a version of `owner` which is not buried has won the key.
+    /// Whether a replica answered that a version of `owner`, one that is not buried, has won the
+    /// key.
     fn is_settled(&self, live: &LiveRecords<'_>, owner: &[u8; 32]) -> bool {
         let versions = self
             .heard
@@ -366,7 +367,7 @@ impl Read {
         graves
     }
 
-    /// Whether all records heard of that are not buried belong to one owner.
+    /// Whether all records among the answers that are not buried belong to one owner.
     pub fn is_of_one_owner(&self) -> bool {
         let graves = self.graves();
         let mut owners = self

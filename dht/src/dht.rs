@@ -1,6 +1,7 @@
-//! The async shell: asks the fabric who is closest to a key, sends one request to each of them at
-//! once, lets [`crate::coordinate`] decide, and serves this node's own [`crate::replica::Replica`].
-//! What a decision leaves to do (settling, withdrawing, repairing) goes on in the background.
+//! The async shell: asks the fabric for the members closest to a key, sends one request to each of
+//! them at once, lets [`crate::coordinate`] decide, and serves this node's own
+//! [`crate::replica::Replica`]. What a decision leaves to do (settling, withdrawing, repairing)
+//! goes on in the background.
 
 use crate::{
     cell::{Cell, prefers},
@@ -34,8 +35,8 @@ const ATTEMPTS: u32 = 10;
 /// Reason: longer than any round of calls takes.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How long a tombstone lives at least.
-/// Reason: no replica is away for longer without being republished to.
+/// How long a tombstone lives at least, and never less than the record that it deletes.
+/// Reason: all replicas of a key are compared twice in that time.
 const GRAVE_SECONDS: u64 = 3600;
 
 /// The replicated records of the network, and this node's share of them.
@@ -71,7 +72,7 @@ impl Dht {
     }
 
     /// Moves records to the members that are closest to them now. The caller calls it whenever
-    /// members came or went; it is cheap.
+    /// members come or go; it is cheap.
     pub fn membership_changed(&self) {
         self.changed.notify_one();
     }
@@ -101,8 +102,8 @@ impl Dht {
             .random()
     }
 
-    /// Writes until a write wins or cannot win, with the waits between that let concurrent writers
-    /// come one after another.
+    /// Repeats a write until it wins or cannot win. The waits in between let concurrent writers
+    /// succeed one after another.
     async fn retry_write(
         &self,
         sign: impl Fn(u64) -> Record,

@@ -9,17 +9,17 @@
 //! error). As long as no more than two of the five lie:
 //! - a create takes four of five, so that of two creators at most one succeeds
 //!   ([`coordinate::sure`]);
-//! - a read answers "absent" only by four of five, and a record only if most replicas hold it or
-//!   nobody says otherwise; where owners are contested and none has a majority it is an error;
+//! - a read answers "absent" only by four of five, and a record only if most replicas hold it or no
+//!   replica contradicts; if owners contend and none has a majority, it is an error;
 //! - a record is replaced by another owner's only if most replicas hold that one; each replica asks
 //!   them itself (`conflict`);
-//! - nobody but its owner changes, deletes or renews a record: all are signed.
+//! - no member but its owner changes, deletes or renews a record: all are signed.
 //!
 //! Liars can make all these fail: the caller gets an error, or sees an address as taken. Not
-//! promised: that a read sees the newest version of its owner, anything if three of five lie, and a
+//! promised are: that a read sees the owner's newest version; anything if three of five lie; and a
 //! single owner while a partition, or the exchange of most replicas at once, separates a key's old
-//! replicas from its new ones: then one owner is kept everywhere after the partition has healed,
-//! and the other learns it at its next renewal.
+//! replicas from its new ones. After such a partition has healed, one owner is kept everywhere, and
+//! the other gets an error at its next renewal.
 
 pub mod cell;
 mod conflict;

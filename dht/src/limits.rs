@@ -1,8 +1,8 @@
-//! What one owner, one member and all together may have a replica keep, and how fast a member may
+//! How much a replica keeps for one owner, for one member and for all, and how fast a member may
 //! begin new keys: a flood uses up the share of the member that makes it, not the others'.
 //!
-//! Every cell is charged to the owner of its record and to the member that first brought it.
-//! Renewals and smaller values are never refused; every refusal gives its reason ([`Refusal`]).
+//! Every cell is charged to the owner of its record and to the member that first brought it. A cell
+//! that does not grow is never refused for a limit; every refusal gives its reason ([`Refusal`]).
 
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub enum Refusal {
     /// The signature, the key or the form is wrong.
     #[error("it is not signed by its owner")]
     NotAuthentic,
-    /// Its time is over by the replica's clock.
+    /// It has expired by the replica's clock.
     #[error("it has expired by the replica's clock: compare the clocks")]
     Expired,
     /// It lasts longer than replicas keep records, or the writer's clock is far ahead.
@@ -28,13 +28,13 @@ pub enum Refusal {
     #[error("its value is too large")]
     TooLarge,
     /// The owner has reached its number of records or bytes.
-    #[error("its owner has as many records as one may")]
+    #[error("its owner has as many records as one owner may have")]
     OwnerLimit,
     /// The member has brought its number of records or bytes.
-    #[error("this member keeps as many records as one may")]
+    #[error("this member has written as many records as one member may")]
     MemberLimit,
     /// The member begins new records too fast.
-    #[error("this member makes new records faster than one may: try again later")]
+    #[error("this member makes new records faster than one member may: try again later")]
     TooFast,
     /// The replica is full.
     #[error("the replica is full")]
@@ -56,9 +56,9 @@ pub struct Limits {
     pub records: usize,
     /// All bytes.
     pub bytes: usize,
-    /// New keys that a member may write at once, and then in each second.
+    /// New keys that a member may write at once.
     pub burst: u32,
-    /// New keys a second.
+    /// New keys that a member may write in each second after that.
     pub per_second: u32,
     /// The longest that a record may last, in seconds: the longest invite's slots and VM
     /// definitions fit.
@@ -112,7 +112,7 @@ pub(crate) struct Charge {
 }
 
 /// How many writers' paces are remembered.
-/// Reason: bounds memory; a writer that has all its turns back is forgotten without loss.
+/// Reason: bounds memory; a writer that has all its tokens back is forgotten without loss.
 const MAX_PACES: usize = 4096;
 
 /// What each cell of one replica is charged to.
@@ -144,9 +144,9 @@ impl Accounts {
         if let Some(old) = self.cells.remove(&key) {
             self.all.remove(old.bytes);
             if let Some(owner) = old.owner {
-                debit(&mut self.owners, owner, old.bytes);
+                credit(&mut self.owners, owner, old.bytes);
             }
-            debit(&mut self.members, old.bringer, old.bytes);
+            credit(&mut self.members, old.bringer, old.bytes);
         }
         if let Some(new) = charge {
             self.all.add(new.bytes);
@@ -223,8 +223,8 @@ impl Accounts {
     }
 }
 
-fn debit<K: std::hash::Hash + Eq>(usages: &mut HashMap<K, Usage>, who: K, bytes: usize) {
-    if let std::collections::hash_map::Entry::Occupied(mut entry) = usages.entry(who) {
+fn credit<K: std::hash::Hash + Eq>(usages: &mut HashMap<K, Usage>, account: K, bytes: usize) {
+    if let std::collections::hash_map::Entry::Occupied(mut entry) = usages.entry(account) {
         entry.get_mut().remove(bytes);
         if entry.get().records == 0 {
             entry.remove();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_has_its_reason_and_what_is_given_back_is_free_again() {
+    fn each_limit_has_its_reason_and_frees_what_is_given_back() {
         let mut accounts = Accounts::new(LIMITS);
         let key = |n: u8| RingAddr([n; 32]);
         for n in 0..2 {

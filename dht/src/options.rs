@@ -20,14 +20,15 @@ pub struct DhtOptions {
     pub limits: Limits,
     /// The wall clock.
     pub clock: Clock,
-    /// The seed of waits and attempt names, so that a simulation can be repeated; the system's if
+    /// The seed of waits and attempt names, so that a simulation can be repeated; a random one if
     /// `None`.
     pub seed: Option<u64>,
 }
 
 impl Default for DhtOptions {
-    /// 5 replicas (two may be dead), 3 s (a dial over a 200 ms path and a flush, with room), 30
-    /// min, the system's clock and chance.
+    /// 5 replicas (two may be dead for a read or a renewal, one for a create); 3 s for a call,
+    /// which covers a dial over a 200 ms path and a flush; 30 min between comparisons; the system's
+    /// clock and random numbers.
     fn default() -> Self {
         Self {
             replicas: 5,

@@ -1,5 +1,5 @@
 //! The replicas of this network as one node reaches them: its own behind a lock, the others over
-//! the fabric. One request, one answer or none; what the answers mean is decided above
+//! the fabric. Each request has one answer or none; the modules above decide what the answers mean
 //! ([`crate::dht`], [`crate::conflict`], [`crate::republish`]).
 
 use crate::{
@@ -22,7 +22,8 @@ use tokio::sync::{Notify, mpsc};
 pub const SERVICE: &str = "dht";
 
 /// How many times a withdrawal or a settlement is sent to a replica that does not answer.
-/// Reason: with the pauses between, all are over before [`crate::limits::ATTEMPT_SECONDS`].
+/// Reason: with the pauses between them, the last one ends before
+/// [`crate::limits::ATTEMPT_SECONDS`].
 const BACKGROUND_TRIES: u32 = 3;
 
 /// The replicas of this network as one node reaches them: its own locally, the others over the
@@ -35,8 +36,8 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// The replica over `store`, which answers other members from now on, and the way to theirs.
-    /// `claimed` is notified when this replica has claims to look into.
+    /// Starts the replica over `store`, which answers other members from now on. `claimed` is
+    /// notified when it has claims to look into.
     pub(crate) fn start(
         fabric: Arc<dyn Fabric>,
         store: Arc<dyn Store>,
@@ -111,7 +112,7 @@ impl Peers {
             let (peers, request, sender) = (self.clone(), request.clone(), sender.clone());
             tokio::spawn(async move {
                 let reply = peers.call(replica, request).await;
-                // The asker may have decided already and be gone.
+                // Sending fails if the caller has decided already.
                 let _ = sender.send((replica, reply)).await;
             });
         }
@@ -230,8 +231,7 @@ impl LocalReplica {
         match tokio::task::spawn_blocking(locked).await {
             Ok(done) => done,
             Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            // Only a runtime that shuts down cancels a blocking task; nobody waits for the answer
-            // then.
+            // Only a runtime that shuts down cancels a blocking task, and then no caller waits.
             Err(_) => std::future::pending().await,
         }
     }

@@ -11,7 +11,7 @@ use p2pvm_overlay::{
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The largest value a replica stores.
+/// How many bytes a record's value has at most.
 pub const MAX_VALUE_BYTES: usize = 32 << 10;
 
 const DOMAIN: &str = "p2pvm record 1";
@@ -19,7 +19,7 @@ const DOMAIN: &str = "p2pvm record 1";
 /// A signed value at a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Where it lives.
+    /// Its place on the ring.
     pub key: RingAddr,
     /// The ed25519 public key (a member's or a VM's) that may replace or delete it.
     pub owner: [u8; 32],
@@ -92,9 +92,10 @@ pub enum RecordError {
     /// A replica holds the same or a newer version.
     #[error("a newer version ({0}) exists")]
     Stale(u64),
-    /// Fewer replicas than a majority answered.
+    /// Too few replicas answered to decide: a majority for a read or a renewal, and more where
+    /// owners contend or a key is created.
     #[error(
-        "only {answered} of {asked} replicas answered: a majority is needed; check that this node \
+        "only {answered} of {asked} replicas answered, too few to decide: check that this node \
             reaches its peers"
     )]
     NoQuorum {
@@ -139,7 +140,7 @@ pub trait Records: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<Record, RecordError>;
 
-    /// The live record that a quorum agrees is the newest.
+    /// The live record at `key`, as a quorum of its replicas holds it; `None` if there is none.
     async fn get(&self, key: RingAddr) -> Result<Option<Record>, RecordError>;
 
     /// Deletes the owner's record.

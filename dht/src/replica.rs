@@ -1,5 +1,5 @@
-//! One member's share of the records: decides what it holds, durably, before it answers. No clock
-//! and no network in it: `handle(now, from, request)`.
+//! One member's share of the records: it decides what it holds, and stores that before it answers.
+//! There is no clock and no network here: `handle(now, from, request)`.
 //!
 //! The first writer of a free key gets the replica, and keeps it until it withdraws or deletes its
 //! record or lets it expire; the owner with a majority of the replicas has the key. Two creators
@@ -7,9 +7,9 @@
 //! share of its owner or of the member that brings it ([`crate::limits`]) is refused with the
 //! reason.
 //!
-//! The caller answers in the order of arrival and gives `now` of one clock; nothing is due between
-//! two calls, except that [`Replica::page`], called now and then, drops expired cells. What an
-//! answer says is on the disk when [`Replica::handle`] returns it, so it may be sent at once. When
+//! The caller handles requests in the order of arrival and gives `now` of one clock; nothing is due
+//! between two calls, except that [`Replica::page`], called now and then, drops expired cells. What
+//! [`Replica::handle`] answers is on the disk, so the answer may be sent at once. When
 //! [`Replica::has_claims`], the caller asks the other replicas of each [`Replica::next_claim`] and
 //! gives what most of them hold to [`Replica::adopt`].
 //!
@@ -69,7 +69,7 @@ const PAGE: usize = 1024;
 /// Why a replica does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
-    /// The bytes are no [`Request`].
+    /// The bytes are not a [`Request`].
     #[error("not a record request")]
     Malformed,
     /// More than [`MAX_COMPARED`] keys.
@@ -80,7 +80,7 @@ pub enum ReplicaError {
     Store(#[from] StoreError),
 }
 
-/// A cell as it stands in the store.
+/// A cell as the store holds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct StoredCell {
     cell: Cell,
@@ -106,7 +106,7 @@ pub struct Replica {
 }
 
 impl StoredCell {
-    /// Merges what another member brought, after it was checked.
+    /// Merges a cell that another member sent and that was checked.
     fn take_in(&mut self, key: &RingAddr, cell: Cell) {
         // Not `assert!`: checking the signatures once more costs 50 µs each.
         debug_assert!(
@@ -118,7 +118,8 @@ impl StoredCell {
 }
 
 impl Replica {
-    /// The replica of member `me` over `store`. Unreadable cells are charged to `me`.
+    /// The replica of member `me` over `store`. Cells without a known bringer, and unreadable ones,
+    /// are charged to `me`.
     pub fn new(me: MemberId, store: Arc<dyn Store>, limits: Limits) -> Self {
         let accounts = Accounts::new(limits);
         let (withdrawn, withdrawn_order, claims) =
@@ -166,7 +167,7 @@ impl Replica {
         }
     }
 
-    /// Whether a record may be held at all: its form, its signature, its time.
+    /// Checks the form, the signature and the time of a record.
     fn judge(&self, now: UnixTime, record: &Record) -> Result<(), Refusal> {
         if record.expires <= now {
             return Err(Refusal::Expired);
@@ -225,6 +226,8 @@ impl Replica {
                 {
                     (stored.since, stored.attempts) = (now, Vec::new());
                 }
+                // Up to one beyond the bound: with that one, a withdrawal sees that others may be
+                // missing.
                 if !stored.attempts.contains(&attempt) && stored.attempts.len() <= MAX_ATTEMPTS {
                     stored.attempts.push(attempt);
                 }
@@ -243,7 +246,7 @@ impl Replica {
         })
     }
 
-    /// Whether a cell may be charged, and if `paced`, whether its member may begin a new key now.
+    /// Checks that a cell may be charged, and if `paced`, that its member may begin a new key now.
     fn admit(
         &mut self,
         now: UnixTime,
@@ -329,7 +332,7 @@ impl Replica {
             };
             stored.take_in(&key, claim);
         } else if settled.is_some() {
-            // One member's word is not enough: the other replicas are asked.
+            // One member's claim is not enough: the other replicas are asked.
             self.claim(key);
         }
         let owner = |cell: &Cell| cell.record.as_ref().map(|r| r.owner);
@@ -448,9 +451,9 @@ impl Replica {
         self.store.remove(&key.0)
     }
 
-    /// Up to `limit` cells after `after` that other replicas should hold as well, dropping those
-    /// that have expired: settled ones, and attempts older than `attempt_seconds`, whose creator is
-    /// not about to withdraw them any more.
+    /// Of up to `limit` stored cells after `after`, those that other replicas should hold as well:
+    /// settled ones, graves, and attempts older than `attempt_seconds`, which their creator no
+    /// longer withdraws. Expired cells are dropped from the store.
     ///
     /// # Errors
     /// [`StoreError`] if the disk failed.
@@ -505,14 +508,14 @@ impl Replica {
 pub struct Page {
     /// The cells with their keys.
     pub cells: Vec<(RingAddr, Cell)>,
-    /// The key to go on after, if there is more.
+    /// The key after which the next page begins, if there is one.
     pub last: Option<RingAddr>,
 }
 
 /// A stored cell. An unreadable one (a damaged store) counts as absent: the peers hold it.
 fn decode(key: &RingAddr, bytes: &[u8]) -> StoredCell {
     read(bytes).unwrap_or_else(|e| {
-        tracing::warn!(key = %key.short(), error = %e, "dropped an unreadable record");
+        tracing::warn!(key = %key.short(), error = %e, "an unreadable record counts as absent");
         StoredCell::default()
     })
 }

@@ -32,11 +32,11 @@ const SPEAKERS: usize = 2;
 type Places = HashMap<RingAddr, Vec<MemberId>>;
 
 pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
-    // What the last full comparison found is compared with lookups only, what the last change did
-    // with its own kind.
+    // Two maps: replicas found by a lookup are compared with those of the previous lookup, and
+    // replicas among the connected members with those of the previous change.
     let (mut places, mut looked_up) = (Places::new(), Places::new());
-    // The first comes early by a part that differs from member to member, so that they do not all
-    // compare at once.
+    // The first comparison comes earlier, by a part that differs from member to member, so that
+    // they do not all compare at once.
     let part = f64::from(peers.fabric.me().0[0]) / 512.0;
     let mut full_at = Instant::now() + peers.options.republish_every.mul_f64(1.0 - part);
     loop {
@@ -59,7 +59,7 @@ pub(crate) async fn run(peers: Peers, changed: Arc<Notify>) {
     }
 }
 
-/// Looks at every local cell once and brings the members up to date that may not have it.
+/// Visits every local cell once and sends it to the members that may lack it.
 async fn pass(peers: &Peers, places: &mut Places, full: bool) {
     let (mut after, mut seen) = (None, HashSet::new());
     loop {
@@ -77,8 +77,8 @@ async fn pass(peers: &Peers, places: &mut Places, full: bool) {
         let mut plan: BTreeMap<MemberId, Vec<(RingAddr, Cell)>> = BTreeMap::new();
         let mut leaving = Vec::new();
         for (key, cell) in page.cells {
-            // After a change of members the connected ones will do; a lookup for each record is for
-            // the rare full comparison.
+            // After a change of members the connected ones suffice; only the rare full comparison
+            // looks each record up.
             let now_at = match full {
                 true => peers.replicas(key).await.ok(),
                 false => Some(peers.fabric.nearby(key, peers.options.replicas)),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_nearest_old_replicas_tell_a_new_one_and_the_others_stay_quiet() {
+    fn only_the_two_nearest_old_replicas_tell_a_new_one() {
         let (old, now) = (members(&[1, 2, 3, 4, 5]), members(&[9, 1, 2, 3, 4]));
         for me in [1, 2] {
             assert_eq!(
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(
             audience(MemberId([1; 32]), &old, &old, false),
             [],
-            "no change, no word"
+            "no change, no message"
         );
     }
 }

@@ -83,8 +83,8 @@ pub struct SledStore {
 
 /// Opens the store in `directory`, with room from the reserve if the disk is full.
 fn open(directory: &Path) -> Result<sled::Db, sled::Error> {
-    // A node holds thousands of small records: with the default cache of 1 GiB the daemon would
-    // grow without use.
+    // A node holds thousands of small records: the default cache of 1 GiB would only make the
+    // daemon larger.
     let once = || {
         sled::Config::new()
             .path(directory)
@@ -161,7 +161,7 @@ impl SledStore {
     }
 }
 
-/// The error of a store that is yet to be opened again.
+/// The error of a store that is closed until its next write.
 fn closed() -> StoreError {
     StoreError(io::Error::new(
         io::ErrorKind::NotConnected,
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn both_stores_keep_the_same_promise_and_sled_keeps_it_over_a_restart() {
+    fn both_stores_keep_the_promise_and_sled_over_a_restart() {
         promise(&MemoryStore::default());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("records");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_whose_disk_was_full_keeps_what_it_had_and_goes_on_when_there_is_room() {
+    fn a_store_keeps_its_records_on_a_full_disk_and_writes_again_later() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let mount = std::process::Command::new("mount")
@@ -352,7 +352,7 @@ mod tests {
         let path = directory.path().join("records");
         let store = SledStore::open(&path).unwrap();
         promise(&store);
-        // What a kill leaves: the files as they are, without sled's own last words.
+        // What a kill leaves: the files as they are, without what sled writes when it is closed.
         let left = directory.path().join("left");
         std::fs::create_dir(&left).unwrap();
         for entry in std::fs::read_dir(&path).unwrap() {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_with_a_damaged_byte_opens_or_is_begun_anew_but_never_stops_the_node() {
+    fn a_store_with_a_damaged_byte_opens_or_starts_empty() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("records");
         for at in [0usize, 10, 100, 600, 5000, 40_000] {

@@ -2,15 +2,15 @@
 //! its voters (three members); each voter promises an epoch to at most one holder and never an
 //! older one, durably, before it answers. A majority of promises is a [`Grant`].
 //!
-//! A grant made for a migration is *provisional*: the target may run at once, but has to confirm it
-//! with a majority within its window or freeze; the member that takes the VM back
-//! ([`Votes::take_back`]) first waits that window out, and a voter that has seen the confirmation
-//! refuses to give it back. A voter that promised the newer epoch refuses the late confirmation, so
-//! by the majorities' overlap only one of the two can succeed.
+//! A grant made for a migration is *provisional*: the target may run at once, but must confirm it
+//! with a majority within its window or freeze. The member that takes the VM back
+//! ([`Votes::take_back`]) first waits until that window has passed, and a voter that has seen the
+//! confirmation refuses the take-back. A voter that promised the newer epoch refuses the late
+//! confirmation, so by the majorities' overlap only one of the two can succeed.
 //!
 //! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first
-//! set it sees. It decides over a bounded number of VMs for each member ([`VoteLimits`]), and
-//! forgets a VM some time after its holder said that it was deleted ([`Votes::deleted`]).
+//! set that it gets. It decides over a bounded number of VMs for each member ([`VoteLimits`]), and
+//! forgets a VM some time after its holder reported that it was deleted ([`Votes::deleted`]).
 
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
@@ -117,8 +117,8 @@ pub(crate) fn promise_message(
 }
 
 impl Grant {
-    /// Whether a majority of the named voters signed. Whether these are the VM's voters,
-    /// [`Grant::is_by`] tells.
+    /// Whether a majority of the named voters signed. [`Grant::is_by`] also checks that they are
+    /// the VM's.
     pub fn verify(&self) -> bool {
         if !are_voters(&self.voters) {
             return false;
@@ -139,7 +139,7 @@ impl Grant {
     }
 }
 
-/// The newest epoch that a majority of voters knows of.
+/// The newest epoch that any voter of an answering majority has promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewestEpoch {
     /// The epoch.
@@ -148,9 +148,9 @@ pub struct NewestEpoch {
     pub holder: MemberId,
     /// A voter has seen the holder's confirmation.
     pub confirmed: bool,
-    /// Whether a majority was seen to have promised it. If not, it may be an attempt that failed
-    /// half way, or one whose other promises were not seen: the holder of an older epoch then asks
-    /// for the epoch after it, and runs on if that is granted.
+    /// Whether a majority answered that it has promised it. If not, it may be an attempt that
+    /// failed half way, or one whose other promises were not among the answers: the holder of an
+    /// older epoch then asks for the epoch after it, and runs on if that is granted.
     pub granted: bool,
 }
 

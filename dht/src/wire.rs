@@ -33,19 +33,19 @@ pub enum Request {
         /// The attempt's name.
         attempt: u64,
     },
-    /// Merge this cell into yours and answer with the result.
+    /// Merge this cell and answer with the result.
     Merge(RingAddr, Cell),
-    /// Tell what you hold.
+    /// Answer with the cell at this key.
     Read(RingAddr),
-    /// Tell at which of these keys you hold a cell with another [`Cell::digest`], or none.
+    /// Answer at which of these keys the cell has another [`Cell::digest`], or is missing.
     Compare(Vec<(RingAddr, u64)>),
 }
 
 /// A replica's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// To a write: whether the record is now held here, and what else is (the accepted record
-    /// itself is left out).
+    /// To a write: whether the record is held now, and what else is (the accepted record itself is
+    /// left out).
     Written {
         /// Held from now on.
         accepted: bool,
@@ -56,7 +56,7 @@ pub enum Reply {
     Holds(Cell),
     /// To a withdrawal.
     Done,
-    /// To a comparison: indices.
+    /// To a comparison: the indices of the keys that differ.
     Differs(Vec<u16>),
     /// To a write or merge: not held, and why.
     Refused(Refusal),

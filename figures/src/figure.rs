@@ -77,7 +77,8 @@ impl From<&str> for Amount {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Summary {
-    /// The median, of an even number of rounds the greater of the two; of words each one once.
+    /// The median; of an even number of rounds, the greater of the middle two; of words, each word
+    /// once.
     #[default]
     Median,
     /// The sum: each round counted something.
@@ -122,7 +123,7 @@ impl Summary {
 pub struct Figure {
     /// Its name for pages: lower case, digits, `-`.
     pub name: String,
-    /// Of what it was measured, where one name has several: a program, a size, a seed.
+    /// The subject, where one name has several: a program, a size, a seed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub of: String,
     /// Its description.
@@ -139,17 +140,17 @@ pub struct Figure {
     /// How the value follows from them.
     #[serde(default, skip_serializing_if = "Summary::is_median")]
     pub summary: Summary,
-    /// Least and greatest round, where a transcribed page has no more.
+    /// Least and greatest round, where a transcribed page gives no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<[Amount; 2]>,
     /// Decimals that a page shows.
     pub digits: usize,
-    /// Which of the set's runs measured it; the set gives it.
+    /// Which of the set's runs measured it; the set fills it in.
     pub run: usize,
 }
 
 impl Figure {
-    /// A figure of some rounds. It shows whole numbers unless told otherwise.
+    /// A figure of some rounds. Pages show it as a whole number unless [`Self::digits()`] is used.
     pub fn new<R: Into<Amount>>(
         name: &str,
         what: &str,
@@ -175,7 +176,7 @@ impl Figure {
         }
     }
 
-    /// Of what it was measured.
+    /// Sets the subject.
     pub fn of(self, of: impl Into<String>) -> Self {
         Self {
             of: of.into(),
@@ -183,12 +184,12 @@ impl Figure {
         }
     }
 
-    /// With so many decimals.
+    /// Sets how many decimals pages show.
     pub fn digits(self, digits: usize) -> Self {
         Self { digits, ..self }
     }
 
-    /// With what it aims at.
+    /// Sets the target.
     pub fn aim(self, aim: &str) -> Self {
         Self {
             aim: Some(aim.into()),
@@ -196,7 +197,7 @@ impl Figure {
         }
     }
 
-    /// Its value is the sum of its rounds.
+    /// Makes the value the sum of the rounds.
     pub fn sum(self) -> Self {
         let value = Summary::Sum.of(&self.rounds).unwrap_or(Amount::Never);
         Self {
@@ -222,7 +223,7 @@ impl Figure {
         }
     }
 
-    /// The fault of it, as a figure of a run that was measured or transcribed.
+    /// What is wrong with it, if anything. A figure of a transcribed run may lack its rounds.
     pub(crate) fn fault(&self, transcribed: bool) -> Option<String> {
         let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if self.name.is_empty() || !self.name.chars().all(named) {
@@ -235,7 +236,7 @@ impl Figure {
             return (!transcribed).then(|| "it was measured, and has no rounds".into());
         }
         if self.spread.is_some() {
-            return Some("its spread is that of its rounds, and not written down".into());
+            return Some("it has rounds, so its spread must not be given".into());
         }
         let follows = self.summary.of(&self.rounds);
         let same = match (&follows, &self.value) {
@@ -251,7 +252,7 @@ impl Figure {
     }
 }
 
-/// Figures for a terminal: one below the other, each with what it was measured of.
+/// Figures for a terminal: one below the other, each with its subject.
 pub(crate) fn overview(figures: &[Figure]) -> String {
     let mut text = String::new();
     let mut before = "";
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overview_says_each_name_once() {
+    fn an_overview_shows_each_name_once() {
         let figures = [rates(&[3.0]).of("raw"), rates(&[1.0]).of("p2pvm").digits(1)];
         let text = overview(&figures);
         assert_eq!(text.matches("a rate, Gbit/s").count(), 1, "{text}");

@@ -1,13 +1,13 @@
-//! Figures that were measured, as files that the pages of `docs/` are made of.
+//! Measured figures, as files from which the pages of `docs/` are filled.
 //!
-//! A measurement ends by writing what it found into `docs/figures/NAME.json`: each [`Figure`] with
-//! all its rounds, unit and aim, and the [`Run`] that it comes from. The program of this crate
-//! fills the marked blocks of the pages from these files ([`page`]); its test fails where a page
-//! shows anything else. Nobody writes a figure by hand: the file of a run is read strictly, and its
-//! values must follow from its rounds.
+//! A measurement writes its results into `docs/figures/NAME.json`: each [`Figure`] with all its
+//! rounds, unit and aim, and the [`Run`] that it comes from. The program of this crate fills the
+//! marked blocks of the pages from these files ([`page`]); its test fails where a page shows
+//! anything else. No figure is written by hand: the files are read strictly, and every value must
+//! follow from its rounds.
 //!
-//! This crate measures nothing and knows no measurement, so that tests and benches of every crate
-//! can use it.
+//! This crate measures nothing itself and depends on no other crate of the workspace, so that the
+//! tests and benches of each can use it.
 
 mod figure;
 mod machine;
@@ -29,25 +29,25 @@ pub enum Error {
     /// A file or directory cannot be read or written.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file is not what a measurement writes.
     #[error("{} is no file of figures", path.display())]
     Form {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Where it is wrong.
         source: serde_json::Error,
     },
-    /// A set contradicts itself, or claims what was not measured.
+    /// A set contradicts itself, or has a value that was not measured.
     #[error("figures '{set}': {why}")]
     Set {
-        /// Which.
+        /// The set.
         set: String,
-        /// How.
+        /// The fault.
         why: String,
     },
     /// A block of a page asks for something that is not there, or has no end.

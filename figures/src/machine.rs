@@ -1,4 +1,4 @@
-//! The circumstances of a run: the day, the commit, the machine, and its other load.
+//! The circumstances of a run: its date, the commit, the machine, and the machine's other load.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How long the processes of the machine are watched.
+/// How long the processes of the machine are watched before their load is computed.
 const WATCHED: Duration = Duration::from_secs(1);
 /// The share of a processor, in percent, below which a process is not named.
 /// Reason: a machine's own services wake now and then.
@@ -17,8 +17,8 @@ const NAMED_FROM: f64 = 5.0;
 /// Clock ticks in a second in `/proc/PID/stat`: Linux has shown 100 on every processor since 2.6.
 const TICKS: f64 = 100.0;
 
-/// The command that this process was started with, as a person types it: without directories, and
-/// without where the figures go.
+/// The command that this process was started with, as a person types it: without the program's
+/// directory and without `--figures`.
 pub fn command_line() -> String {
     let mut words = std::env::args();
     let program = words.next().unwrap_or_default();
@@ -36,7 +36,7 @@ pub fn command_line() -> String {
     shown.join(" ")
 }
 
-/// Today by UTC, `2026-11-30`.
+/// Today's date in UTC, `2026-11-30`.
 pub(crate) fn today() -> String {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -44,7 +44,7 @@ pub(crate) fn today() -> String {
     date(since.as_secs() / 86_400)
 }
 
-/// The date so many days after 1970-01-01. After "chrono-compatible low-level date algorithms" by
+/// The date `days` days after 1970-01-01. After "chrono-compatible low-level date algorithms" by
 /// Howard Hinnant: years begin in March, so that the leap day is the last.
 fn date(days: u64) -> String {
     let shifted = days + 719_468;
@@ -60,10 +60,11 @@ fn date(days: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// The commit of the tree that a directory is in; says so where files outside `docs/` differ.
+/// The commit of the tree that a directory is in, followed by "with changes" if files outside
+/// `docs/` differ.
 pub(crate) fn commit(dir: &Path) -> String {
     let git = |arguments: &[&str]| -> Option<String> {
-        // Root measures in a tree that belongs to somebody else.
+        // Root measures in a tree that belongs to another user.
         let mut command = Command::new("git");
         command.args(["-c", "safe.directory=*", "-C"]).arg(dir);
         let done = command.args(arguments).output().ok()?;
@@ -98,7 +99,7 @@ pub(crate) fn description() -> String {
 /// Shares of a processor by the name of a program, in percent.
 pub(crate) type Busy = BTreeMap<String, f64>;
 
-/// The use by other programs now; takes a second.
+/// The load by other programs now; takes a second.
 pub(crate) fn busy() -> Busy {
     let before = ticks();
     thread::sleep(WATCHED);
@@ -114,7 +115,7 @@ pub(crate) fn busy() -> Busy {
     busy
 }
 
-/// In words, the greatest first.
+/// The programs in words, the busiest first.
 pub(crate) fn in_words(busy: &Busy) -> String {
     let mut each: Vec<_> = busy.iter().collect();
     each.sort_by(|a, b| b.1.total_cmp(a.1));
@@ -168,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_read_whatever_it_is_called() {
+    fn a_process_of_any_name_is_read() {
         let stat = "7 (a (b) c) S 1 7 7 0 -1 4194560 1 2 3 4 11 31 0 0 20 0 1 0 5";
         assert_eq!(used(stat), Some(("a (b) c".into(), 42)));
         assert_eq!(used("7 (short) S 1"), None);
     }
 
     #[test]
-    fn what_uses_most_is_named_first() {
+    fn the_busiest_program_is_named_first() {
         let busy = Busy::from([("cargo".into(), 7.0), ("rustc".into(), 180.4)]);
         assert_eq!(in_words(&busy), "rustc 180 %, cargo 7 %");
         assert_eq!(in_words(&Busy::new()), "nothing");

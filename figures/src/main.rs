@@ -1,9 +1,9 @@
 //! `p2pvm-figures`: fills the blocks of the pages from `docs/figures/` (`make figures`).
 //!
 //! With `--check` it writes nothing and fails where a page would change. `record SET COMMAND` is
-//! for measurements that are shell scripts: it takes figures from standard input, one a line, as
-//! name, what it is of, what it is, unit and rounds with tabs between, and writes them where
-//! `P2PVM_FIGURES` says.
+//! for measurements that are shell scripts: it reads figures from standard input, one a line (name,
+//! subject, description, unit and rounds, separated by tabs), and writes them into the directory
+//! that `P2PVM_FIGURES` names.
 
 use p2pvm_figures::{Amount, Error, Figure, Recorder, Sets, page};
 use std::{
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes the figures of standard input.
+/// Records the figures of standard input.
 fn recorded(set: &str, command: &str) -> Result<bool, (PathBuf, Error)> {
     let input = PathBuf::from("standard input");
     let failed = |source| {
@@ -45,7 +45,7 @@ fn recorded(set: &str, command: &str) -> Result<bool, (PathBuf, Error)> {
     let text = io::read_to_string(io::stdin()).map_err(failed)?;
     let figures: Option<Vec<Figure>> = text.lines().map(figure).collect();
     let Some(figures) = figures else {
-        eprintln!("a line is: name, what it is of, what it is, unit, rounds, with tabs between");
+        eprintln!("a line is: name, subject, description, unit, rounds, separated by tabs");
         return Ok(false);
     };
     let recorder = Recorder::from_environment();
@@ -53,7 +53,7 @@ fn recorded(set: &str, command: &str) -> Result<bool, (PathBuf, Error)> {
     written.map(|()| true).map_err(|error| (input, error))
 }
 
-/// A figure of one line.
+/// The figure of one line.
 fn figure(line: &str) -> Option<Figure> {
     let fields: Vec<&str> = line.split('\t').collect();
     let [name, of, what, unit, rounds @ ..] = &fields[..] else {
@@ -66,7 +66,7 @@ fn figure(line: &str) -> Option<Figure> {
     Some(Figure::new(name, what, unit, rounds.iter().map(amount)).of(*of))
 }
 
-/// Whether all is as it should be.
+/// Fills the pages, or with `check` only compares them. Returns false if a compared page differs.
 fn run(check: bool) -> Result<bool, (PathBuf, Error)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let figures = root.join("docs/figures");

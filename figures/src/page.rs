@@ -1,8 +1,8 @@
 //! Pages with blocks of figures.
 //!
-//! A block begins with a comment that no reader sees, which names a set and has the block's lines
-//! with places for figures (see the module `template`); then come the lines as they are filled; it
-//! ends with `<!-- end -->`:
+//! A block begins with a comment, which is not displayed: it names a set and has the block's lines
+//! with places for figures (see the module `template`). The filled lines follow, and `<!-- end -->`
+//! ends the block:
 //!
 //! ```text
 //! <!-- figures: joins
@@ -18,7 +18,7 @@
 //! <!-- end -->
 //! ```
 //!
-//! A comment of one line, `<!-- figures: joins -->`, has a list of all figures of the set.
+//! A comment of one line, `<!-- figures: joins -->`, makes a list of all figures of the set.
 
 use crate::{Error, Sets, template::Filler};
 use std::{
@@ -32,8 +32,8 @@ const END: &str = "<!-- end -->";
 /// A column of a table has figures if at least this share of its cells begins with a digit.
 const FIGURES_FROM: f64 = 0.6;
 
-/// The pages that are looked at: the README and those of `docs/`. Decisions keep what was measured
-/// when they were made.
+/// The pages that may have blocks: the README and those of `docs/`. Decisions keep the figures of
+/// their time.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -57,7 +57,7 @@ pub fn all(root: &Path) -> Result<Vec<PathBuf>, Error> {
 /// The page with its blocks filled.
 ///
 /// # Errors
-/// A block that asks for what is not there, or has no end.
+/// If a block names a missing figure, or has no end.
 pub fn render(page: &str, sets: &Sets) -> Result<String, Error> {
     let lines: Vec<&str> = page.lines().collect();
     let mut text = String::new();
@@ -133,8 +133,8 @@ fn list(name: &str, sets: &Sets) -> Result<Vec<String>, String> {
     Ok(lines)
 }
 
-/// Tables of figures that stand outside of blocks: line of the head, from 1, and the head. Told by
-/// a column that begins with digits in most rows, so that a table of limits or ports is one too.
+/// Tables of figures outside of blocks: line of the head, from 1, and the head. A table counts if
+/// most cells of a column begin with a digit, so a table of limits or ports counts too.
 pub fn tables_outside(page: &str) -> Vec<(usize, String)> {
     let lines: Vec<&str> = page.lines().collect();
     let (mut found, mut inside, mut fenced) = (Vec::new(), false, false);
@@ -151,7 +151,7 @@ pub fn tables_outside(page: &str) -> Vec<(usize, String)> {
             .map(|line| line.split('|').map(str::trim).collect())
             .collect();
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        // The first cell is what stands before the first bar, the second names the row.
+        // The first cell is the text before the first bar, and the second names the row.
         let has_figures = |column: usize| {
             let cells = rows.iter().filter_map(|row| row.get(column));
             let digits = cells.filter(|cell| cell.starts_with(|c: char| c.is_ascii_digit()));

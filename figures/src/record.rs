@@ -1,4 +1,4 @@
-//! From a measurement to its file.
+//! Writes the figures of a measurement into its file.
 
 use crate::{
     Error, Figure, Run, Set, figure,
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 /// The environment variable that names the directory for figures.
 pub const DIRECTORY: &str = "P2PVM_FIGURES";
 
-/// Looks at the machine before a measurement, and writes the figures after it where that was asked
-/// for.
+/// Measures the machine's other load before a measurement, and writes the figures after it if a
+/// directory was given.
 pub struct Recorder {
     dir: Option<PathBuf>,
     before: Busy,
@@ -26,14 +26,15 @@ impl Recorder {
         }
     }
 
-    /// Begins one whose figures go where [`DIRECTORY`] says, or nowhere.
+    /// Begins one whose figures go into the directory that [`DIRECTORY`] names, or nowhere.
     pub fn from_environment() -> Self {
         let named = std::env::var_os(DIRECTORY).filter(|dir| !dir.is_empty());
         Self::begin(named.map(|dir| found(Path::new(&dir))).as_deref())
     }
 
-    /// Writes the figures of a whole run into a set, if that was asked for; what the same command
-    /// gave before and now does not is gone. `command` is what measures them again.
+    /// Writes the figures of a whole run into a set, if a directory was given. Figures of an
+    /// earlier run of the same command that are not among them are removed. `command` measures them
+    /// again.
     ///
     /// # Errors
     /// If the file cannot be written, or a figure has no rounds.
@@ -41,7 +42,7 @@ impl Recorder {
         self.write(set, command, figures, true)
     }
 
-    /// The same for one of several tests of a command, which leaves the figures of the others.
+    /// As [`Self::record`] for one of several tests of a command: the figures of the others stay.
     ///
     /// # Errors
     /// As [`Self::record`].
@@ -86,7 +87,7 @@ impl Recorder {
     }
 }
 
-/// A relative directory is also looked for above the current one: cargo runs tests and benches in
+/// A relative directory, looked for also above the current one: cargo runs tests and benches in
 /// their crate's directory.
 fn found(dir: &Path) -> PathBuf {
     let here = std::env::current_dir().unwrap_or_default();
@@ -103,7 +104,7 @@ mod tests {
     use crate::Sets;
 
     #[test]
-    fn what_is_recorded_says_where_and_when() {
+    fn a_recorded_set_says_where_and_when() {
         let dir = tempfile::tempdir().unwrap();
         let recorder = Recorder::begin(Some(dir.path()));
         let figures = [Figure::new("rate", "a rate", "Gbit/s", [1.0])];

@@ -1,4 +1,4 @@
-//! A file of figures: what was measured of one subject, by one run or by several.
+//! A file of figures: the results on one topic, of one run or several.
 
 use crate::{Error, Figure};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// What was typed.
+    /// The command line.
     pub command: String,
     /// The day, `2026-11-30`.
     pub date: String,
@@ -23,19 +23,19 @@ pub struct Run {
     pub machine: String,
     /// The other load of the machine.
     pub beside: String,
-    /// Whether the figures were copied from a page that was older than these files. Such figures
-    /// may lack their rounds, until they are measured again.
+    /// Whether the figures were copied from a page that is older than these files. Such figures may
+    /// lack their rounds until they are measured again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transcribed: bool,
 }
 
-/// The figures of one subject.
+/// The figures on one topic.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Set {
     /// The runs that they come from.
     pub runs: Vec<Run>,
-    /// The figures, in the order in which pages show what they were measured of.
+    /// The figures, in the order in which pages show their subjects.
     pub figures: Vec<Figure>,
 }
 
@@ -66,7 +66,8 @@ impl Set {
     /// Reads a file of figures; `name` is for messages.
     ///
     /// # Errors
-    /// [`Error::Set`] where it claims what does not follow from its rounds.
+    /// [`Error::Form`] if it is not a set; [`Error::Set`] if a value does not follow from its
+    /// rounds.
     pub fn parse(name: &str, path: &Path, text: &str) -> Result<Self, Error> {
         let set: Self = serde_json::from_str(text).map_err(|source| Error::Form {
             path: path.into(),
@@ -81,9 +82,10 @@ impl Set {
         }
     }
 
-    /// Takes in a run. Its figures stand where older ones of the same name stood; new ones follow.
-    /// Of a whole run, figures that the same command once gave and now does not are gone; a part of
-    /// one, such as a test that runs beside others, leaves them. Those of other commands stay.
+    /// Adds a run. Its figures replace older ones of the same name and subject in place; new ones
+    /// follow. A whole run removes the figures of earlier runs of its command that it does not
+    /// have; a part of a run, such as one test of several, leaves them. Figures of other commands
+    /// stay.
     pub fn take(&mut self, run: Run, figures: Vec<Figure>, is_whole: bool) {
         let known = self.runs.iter().position(|other| *other == run);
         let number = known.unwrap_or(self.runs.len());
@@ -161,10 +163,11 @@ impl Set {
             .filter(move |figure| figure.name == name)
     }
 
-    /// As its file has it: a line for each run and each figure, so that a change of one is seen.
+    /// The text of its file: a line for each run and each figure, so that a diff shows which has
+    /// changed.
     ///
     /// # Errors
-    /// None that is known: a set is made of what JSON has.
+    /// None in practice: JSON has a form for all that a set holds.
     pub fn text(&self) -> Result<String, serde_json::Error> {
         let lines = |all: Vec<String>| all.join(",\n    ");
         let runs = self.runs.iter().map(serde_json::to_string);
@@ -176,11 +179,11 @@ impl Set {
         ))
     }
 
-    /// Takes a run into the set of this name in a directory. Tests that measure at the same time
-    /// wait for each other.
+    /// Adds a run to the set of this name in a directory. The file is locked, so that concurrent
+    /// tests wait for each other.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or what is there or comes is no set.
+    /// If the file cannot be read or written, or the set is invalid before or after.
     pub fn take_into(
         dir: &Path,
         name: &str,
@@ -232,7 +235,7 @@ impl Sets {
     /// Reads every set of a directory.
     ///
     /// # Errors
-    /// The first file that is no set.
+    /// The error of the first file that is not a set.
     pub fn read(dir: &Path) -> Result<Self, Error> {
         let failed = |source| Error::File {
             path: dir.into(),
@@ -320,7 +323,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_the_same_command_gives_no_more_is_gone_and_so_is_its_run() {
+    fn figures_that_a_command_no_longer_gives_are_removed_with_their_run() {
         let mut set = Set::default();
         let both = || vec![rate("a", &[1.0]), rate("b", &[2.0])];
         set.take(run("bench"), both(), true);
@@ -373,7 +376,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn two_that_measure_at_once_both_find_their_figures() {
+    fn concurrent_measurements_keep_each_others_figures() {
         let dir = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
             for n in 0..8 {

@@ -1,11 +1,11 @@
 //! Lines of a page with places for figures.
 //!
-//! A place is `{name}`, `{name@of}` or `{set/name@of}`, with `:style` and then `?` behind: what the
-//! style is, [`Style`] says; with `?` a missing figure is left blank. `{of}` is what the line is
-//! of, `{runs}` how the set was measured.
+//! A place is `{name}`, `{name@of}` or `{set/name@of}`, optionally followed by `:style` (see
+//! [`Style`]) and by `?`, which leaves a missing figure blank. `{of}` is the line's subject,
+//! `{runs}` how the set was measured.
 //!
-//! A line that begins with `* ` is repeated for all that the figures in it were measured of, those
-//! that may be missing aside; a cell of a table that begins so is repeated within its row.
+//! A line that begins with `* ` is repeated for each subject of the figures in it, except those
+//! with `?`; a cell of a table that begins with `* ` is repeated within its row.
 
 use crate::{Amount, Figure, Run, Set, Sets};
 
@@ -20,10 +20,10 @@ enum Style {
     Spread,
     /// `rounds`: value and unit, then all rounds by size.
     Rounds,
-    /// `least`, `most`: a round.
+    /// `least`, `most`: the least or the greatest round.
     Least,
     Most,
-    /// `count`: of rounds.
+    /// `count`: the number of rounds.
     Count,
     /// `aim`.
     Aim,
@@ -120,7 +120,7 @@ impl Filler<'_> {
         self.sets.get(name).ok_or_else(there)
     }
 
-    /// A line of a template, as the lines that it becomes.
+    /// The lines that a line of a template becomes.
     pub fn line(&self, line: &str) -> Result<Vec<String>, String> {
         match line.strip_prefix("* ") {
             Some(row) => {
@@ -131,7 +131,7 @@ impl Filler<'_> {
         }
     }
 
-    /// All that the figures of a text were measured of, in the set's order.
+    /// The subjects of the figures in a text, in the set's order.
     fn subjects(&self, text: &str) -> Result<Vec<String>, String> {
         let set = self.set(None)?;
         let mut names = Vec::new();
@@ -184,7 +184,7 @@ impl Filler<'_> {
         for piece in pieces(text) {
             match piece {
                 Piece::Text(text) => filled += text,
-                Piece::Place("of") => filled += of.ok_or("{of} stands in no line of each")?,
+                Piece::Place("of") => filled += of.ok_or("{of} is outside a repeated line")?,
                 Piece::Place("runs") => filled += &runs(self.set(None)?),
                 Piece::Place(place) => {
                     let shown = self.place(&Place::parse(place)?, of);
@@ -208,10 +208,10 @@ impl Filler<'_> {
         match found[..] {
             [figure] => shown(figure, &set.runs[figure.run], place.style),
             [] if place.may_lack => Ok(String::new()),
-            // Not all were measured of everything.
+            // A figure may lack some subjects of the others in the line.
             [] if place.of.is_none() => Ok("–".into()),
-            [] => Err("it was not measured of that".into()),
-            _ => Err("several have that figure: name the one".into()),
+            [] => Err("it has no such subject".into()),
+            _ => Err("several subjects have that figure: name one with @".into()),
         }
     }
 }
@@ -262,7 +262,7 @@ fn shown(figure: &Figure, run: &Run, style: Style) -> Result<String, String> {
     })
 }
 
-/// A commit between backquotes, words behind it as they are.
+/// A commit between backquotes, with the words that follow it unchanged.
 fn commits(commit: &str) -> String {
     match commit.split_once(' ') {
         Some((commit, words)) => format!("`{commit}` {words}"),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_repeated_for_all_that_its_figures_are_of() {
+    fn a_row_is_repeated_for_each_subject_of_its_figures() {
         let rows = line("* | {of} | {rate} | {memory} |").unwrap();
         assert_eq!(rows, ["| raw | 2.0 | – |", "| p2pvm | 1.0 | 33 |"]);
         assert_eq!(line("* - {of}: {memory}").unwrap(), ["- p2pvm: 33"]);
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_an_error_unless_it_may_lack() {
+    fn a_missing_figure_is_an_error_unless_it_may_lack() {
         for bad in [
             "{nothing}",
             "{rate}",
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_sentences_and_say_what_was_copied() {
+    fn runs_are_sentences_that_tell_copied_figures_apart() {
         assert!(one("{runs}").starts_with("Measured 2026-11-30 at `0123456` by `bench-net`"));
         let mut set = sets().get("speed").unwrap().clone();
         set.runs[0].transcribed = true;

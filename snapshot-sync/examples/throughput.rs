@@ -1,7 +1,7 @@
 //! Prints how fast files become chunks and files again, and what a second snapshot costs.
 //!
-//! `cargo run --release -p p2pvm-snapshot-sync --example throughput [-- <directory>]`: the
-//! directory says which disk is measured.
+//! `cargo run --release -p p2pvm-snapshot-sync --example throughput [-- <directory>]`: the files
+//! are made in the directory, so it chooses the disk that is measured.
 
 use p2pvm_overlay::{Fabric, MemberId, fabric::memory::MemoryNet};
 use p2pvm_snapshot_sync::{
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 const MIB: usize = 1 << 20;
 
 /// RAM as a small guest leaves it: a third empty, a third text-like, a third hard to compress;
-/// `changed` of 1000 pages are others than before.
+/// `changed` of 1000 pages differ from those for `changed` 0.
 fn ram_file(path: &Path, mib: usize, changed: u64) -> std::io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut page = [0; 4096];

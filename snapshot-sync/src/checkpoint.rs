@@ -1,5 +1,5 @@
-//! A checkpoint: RAM, disk and base image of a VM at one instant, under one name. A member with the
-//! chunks that its id names and the VM's definition can run the VM from that instant on.
+//! A checkpoint: RAM, disk and base image of a VM at one instant, under one name. A member that has
+//! the checkpoint's chunks can run the VM from that instant on.
 
 use crate::ManifestId;
 use p2pvm_overlay::{Epoch, UnixTime, VmId};
@@ -17,7 +17,7 @@ pub struct Checkpoint {
     pub taken: UnixTime,
     /// The holder's epoch at that time.
     pub epoch: Epoch,
-    /// RAM and device state; none if the VM was stopped.
+    /// RAM and device state; `None` if the VM was stopped.
     pub ram: Option<ManifestId>,
     /// The VM's own disk.
     pub disk: ManifestId,

@@ -51,8 +51,8 @@ pub fn parse(stored: &[u8]) {
     let _ = decode(ChunkId([0; 32]), stored);
 }
 
-/// The content of a stored form, after checking that it is that of `id`. Never more than
-/// [`MAX_CHUNK_BYTES`] are inflated.
+/// The content of a stored form, after a check that its hash is `id`. At most [`MAX_CHUNK_BYTES`]
+/// are inflated.
 pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
     let corrupt = |cause| Error::Corrupt { id, cause };
     let content = match stored.split_first() {
@@ -64,7 +64,7 @@ pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
         }
         _ => {
             return Err(corrupt(
-                format!("{} bytes of no known form", stored.len()).into(),
+                format!("{} bytes of an unknown form", stored.len()).into(),
             ));
         }
     };
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_compress_costs_one_byte() {
+    fn incompressible_content_costs_one_byte() {
         let content: Vec<u8> = (0..100_000u32)
             .flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..1].to_vec())
             .collect();

@@ -4,7 +4,7 @@ use crate::{ChunkId, ManifestId};
 use p2pvm_overlay::{FabricError, MemberId};
 use std::{error, io, path::PathBuf};
 
-/// A cause in words, or another crate's error.
+/// A text, or another crate's error.
 type Cause = Box<dyn error::Error + Send + Sync>;
 
 /// Why an operation on chunks failed.
@@ -23,8 +23,8 @@ pub enum Error {
     /// The chunk is not in this store.
     #[error("chunk {} is not here", .0.short())]
     NotFound(ChunkId),
-    /// A chunk that was stored or sent under this name has other content. A stored one has been
-    /// removed, so that it is fetched again.
+    /// A chunk that was stored or sent under this name is unreadable or has other content. A stored
+    /// one has been removed, so that it is fetched again.
     #[error("chunk {} is damaged", .id.short())]
     Corrupt {
         /// The chunk.
@@ -50,7 +50,7 @@ pub enum Error {
         /// How many.
         missing: usize,
     },
-    /// More bytes than one chunk holds.
+    /// More bytes than a chunk may have, or than a pin's label may have.
     #[error("{what} of {bytes} bytes is too large")]
     TooLarge {
         /// What was to be stored.
@@ -80,13 +80,14 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The caller did not ask for the replica and did not prove that it may let it go.
+    /// The caller did not ask for the replica, and did not prove with the VM's key that it may
+    /// release it.
     #[error("the replica of {} is kept for {}: let the member that asked for it release it, or the \
-        one that holds the VM", .manifest.short(), shorts(.owners))]
+        one that holds the VM", .manifest.short(), keepers(.owners))]
     NotYours {
         /// The manifest.
         manifest: ManifestId,
-        /// The members that it is kept for; none for this one.
+        /// The members that it is kept for; empty if it is this member's own.
         owners: Vec<MemberId>,
     },
     /// The replicas of one member would take more than it may have kept here.
@@ -101,7 +102,7 @@ pub enum Error {
         /// What it may have kept, MiB.
         allowed_mib: u64,
     },
-    /// The member has as many replicas being fetched as one may.
+    /// As many replicas wait or are fetched for the member as one member may have.
     #[error("{0} replicas for this member are being fetched: ask again later")]
     TooMany(usize),
     /// A background thread or task of this crate ended early: the node is shutting down.
@@ -121,6 +122,14 @@ fn shorts(members: &[MemberId]) -> String {
         .map(MemberId::short)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// The members that a replica is kept for, in words.
+fn keepers(owners: &[MemberId]) -> String {
+    if owners.is_empty() {
+        return "the member that has it".to_owned();
+    }
+    shorts(owners)
 }
 
 /// `cause` says what is wrong with the bytes, or is the parser's error.

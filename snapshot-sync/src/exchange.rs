@@ -1,6 +1,6 @@
 //! Chunks between members. All bulk data is *pulled*: a fetch asks several providers over streams,
-//! and a push asks the other side to fetch from here and pin. So only one side moves data, it
-//! verifies what it takes, and after a restart it continues where it stopped.
+//! and a push asks the other side to fetch from here and pin. So the receiver alone moves data; it
+//! verifies each chunk, and after a restart it continues where it stopped.
 //!
 //! Service `chunk` of the fabric: requests (which chunks are there, keep this, release it) and
 //! streams (wants one way, chunks the other).
@@ -31,7 +31,8 @@ pub const SERVICE: &str = "chunk";
 /// The limits and timeouts of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangeOptions {
-    /// How many bytes one provider owes at most: 16 MiB fill a path of 80 MB/s at 200 ms.
+    /// How many bytes one provider owes at most. 16 MiB fill a path of 80 MB/s with a round trip of
+    /// 200 ms.
     pub window_bytes: u64,
     /// How long a provider that owes chunks may be silent before its stream is closed.
     pub stall: Duration,
@@ -70,8 +71,8 @@ impl Default for ExchangeOptions {
 /// - holds or pins what it offers: a push and a replication hold it only while they run;
 /// - pins what a fetch brought before it drops [`FetchReport::hold`], or a collection may remove
 ///   it;
-/// - repeats a call that failed: what came is kept and not fetched again. Timeouts are the
-///   exchange's own ([`ExchangeOptions`]); dropping a future cancels the work.
+/// - repeats a call that failed: the chunks that came are kept and not fetched again. Timeouts are
+///   the exchange's own ([`ExchangeOptions`]); dropping a future cancels the work.
 ///
 /// ```
 /// use p2pvm_overlay::{MemberId, fabric::memory::MemoryNet};
@@ -102,7 +103,7 @@ impl Default for ExchangeOptions {
 pub struct Exchange {
     core: Core,
     keeping: Mutex<HashMap<Pin, replicas::ReplicaFetch>>,
-    /// Where the search for damaged chunks stands.
+    /// The last chunk that the search for damaged chunks has read.
     scrubbed: Mutex<Option<ChunkId>>,
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
@@ -159,7 +160,7 @@ impl Exchange {
         self.core.fabric.me()
     }
 
-    /// Replaces the damaged and missing chunks of what `manifest` names by those of `providers`.
+    /// Fetches the damaged and missing chunks of `manifest` from `providers`.
     ///
     /// # Errors
     /// As [`Exchange::fetch`].
@@ -208,11 +209,12 @@ impl Exchange {
     }
 
     /// Asks a member to release `manifest` under `label`. Its next collection removes the chunks
-    /// that nothing else names. A member releases what the caller had it keep; with the key of the
-    /// checkpoint's VM also what others had it keep, such as a holder that is gone.
+    /// that nothing else names. A member releases what the caller asked it to keep, and with the
+    /// key of the checkpoint's VM also what other members asked it to keep, such as a holder that
+    /// is gone.
     ///
     /// # Errors
-    /// `Peer` if it does not answer, or keeps it for others.
+    /// `Peer` if it does not answer, or keeps it for other members alone.
     pub async fn release(
         &self,
         manifest: ManifestId,

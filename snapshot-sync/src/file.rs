@@ -1,7 +1,7 @@
 //! Files into chunks and back. Blocks have a fixed length and lie at multiples of it: disks and RAM
-//! files change in place, so that an unchanged block keeps its name from one snapshot to the next,
-//! and rolling boundaries (Muthitacharoen et al. 2001) would gain little. Holes are neither read
-//! nor stored.
+//! files change in place, so an unchanged block keeps its name from one snapshot to the next, and
+//! content-defined boundaries (Muthitacharoen et al. 2001) would gain little. Holes are neither
+//! read nor stored.
 //!
 //! A file is never in memory as a whole: a block at a time, and 40 bytes of manifest a block.
 
@@ -92,7 +92,7 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Stores a file as chunks, durable on return. Nobody may write to it meanwhile.
+/// Stores a file as chunks, durable on return. No program may write to it meanwhile.
 ///
 /// # Errors
 /// [`Error::Io`], or `Malformed` for an impossible block length.
@@ -239,7 +239,7 @@ fn commit_if_full(batch: &mut Batch) -> Result<(), Error> {
     }
 }
 
-/// The first range at or after `from` that is not a hole.
+/// The first range at or after `from` that is not a hole; `None` if the rest is one.
 fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>, Errno> {
     if from >= size {
         return Ok(None);
@@ -250,7 +250,7 @@ fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>, Er
             Ok(Some((begin as u64, (end as u64).min(size))))
         }
         Err(Errno::ENXIO) => Ok(None),
-        Err(Errno::EINVAL) => Ok(Some((from, size))), // a file system that knows no holes
+        Err(Errno::EINVAL) => Ok(Some((from, size))), // a file system without holes
         Err(e) => Err(e),
     }
 }

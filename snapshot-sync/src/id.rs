@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ChunkId(pub [u8; 32]);
 
-/// A text that is no chunk id.
+/// The text is not a chunk id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{0}' is not a chunk, image or snapshot id: expected 52 letters and digits of base32")]
 pub struct ParseChunkIdError(String);

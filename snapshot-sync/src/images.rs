@@ -40,7 +40,7 @@ impl Images {
     pub fn open(exchange: Arc<Exchange>, dir: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(io_at("creating a directory", &dir))?;
-        // The daemon opens images for its guests: nobody else on the machine reads them.
+        // The daemon opens images for its guests; no other user of the machine may read them.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
             .map_err(io_at("protecting", &dir))?;
         for entry in fs::read_dir(&dir).map_err(io_at("listing", &dir))? {
@@ -72,16 +72,16 @@ impl Images {
             progress,
         )
         .await?;
-        self.pin(imported.id).await?;
+        pin(self.store(), imported.id).await?;
         Ok(imported.id)
     }
 
     /// The image as a read-only file here, made from chunks that are here or fetched from
-    /// `providers`. Dropping the future ends the fetch; after the fetch the image is kept in any
-    /// case, and [`Images::remove`] waits for that.
+    /// `providers`. Dropping the future ends the fetch. Once all chunks are here, the image is
+    /// pinned and its file made even if the future is dropped; [`Images::remove`] waits for that.
     ///
     /// # Errors
-    /// `NoProvider` if no provider has some chunk; [`Error::Io`].
+    /// `NoProvider` if some chunk is missing from every provider; [`Error::Io`].
     pub async fn ensure_local(
         &self,
         image: ImageId,
@@ -93,11 +93,11 @@ impl Images {
         if path.exists() && self.is_pinned(image).await? {
             return Ok(path);
         }
-        // Besides the missing chunks, this reads only the manifest.
+        // For an image that is here, this reads its chunks and asks no provider.
         let report = self.exchange.fetch(image, providers, progress).await?;
         let (exchange, providers, progress) =
             (self.exchange.clone(), providers.to_vec(), progress.clone());
-        // A task of its own: the pin of a dropped future would otherwise be set after a removal.
+        // A separate task: a pin set by a dropped future would otherwise follow a removal.
         let keeping = tokio::spawn(async move {
             let kept = keep(&exchange, image, &providers, &path, &progress).await;
             drop((report, making));
@@ -175,10 +175,6 @@ impl Images {
 
     async fn is_pinned(&self, image: ImageId) -> Result<bool, Error> {
         Ok(self.list().await?.contains(&image))
-    }
-
-    async fn pin(&self, image: ImageId) -> Result<(), Error> {
-        pin(self.store(), image).await
     }
 }
 

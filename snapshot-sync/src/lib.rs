@@ -1,7 +1,7 @@
 //! Content-addressed images, disks and checkpoints: a file becomes chunks named by the hash of
-//! their content, a manifest lists them, and members exchange the chunks that the other does not
-//! have yet. It knows no hypervisor and no DHT record: callers say which member has what, and keep
-//! the answer.
+//! their content, a manifest lists them, and a member fetches from others the chunks that it does
+//! not have yet. Neither hypervisor nor DHT is used here: the caller names the members that have a
+//! manifest, and stores where its replicas are.
 //!
 //! From the bottom: [`chunk`] (names and stored form), [`store`] (chunks on this disk, pins,
 //! garbage collection), [`manifest`] and [`checkpoint`] (what the chunks make up),
@@ -36,8 +36,8 @@ use serde::{Deserialize, Serialize};
 /// How far an import, export or fetch is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// How many bytes of content are done, whether they were moved or were here already.
+    /// How many bytes of content are done, whether they were transferred or were here already.
     pub done_bytes: u64,
-    /// How many bytes of content are known to be needed; grows while manifests are being read.
+    /// How many bytes of content are needed, as far as known; it grows while manifests are read.
     pub total_bytes: u64,
 }

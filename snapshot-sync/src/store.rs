@@ -3,7 +3,8 @@
 //! [`batch`](Batch)). Everything blocks: async callers go through `spawn_blocking`.
 //!
 //! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<hash of label and member>`,
-//! `names/<manifest>`, `tmp/` for what is being written (emptied at open). One process at a time.
+//! `names/<manifest>`, `tmp/` for what is being written (emptied at open). The caller opens a store
+//! in one process at a time.
 
 mod batch;
 mod collect;
@@ -31,7 +32,7 @@ use std::{
     },
 };
 
-/// The error of a bad sector.
+/// What the system answers for a bad sector.
 const EIO: i32 = nix::errno::Errno::EIO as i32;
 
 /// Content-addressed chunks in a directory. Clones share it.
@@ -64,8 +65,8 @@ pub(crate) enum CommitStep {
 }
 
 impl ChunkStore {
-    /// Opens the store in `dir`, made if missing. Files that a killed process left half-written are
-    /// removed.
+    /// Opens the store in `dir`, which is made if missing. Files that a killed process left
+    /// half-written are removed.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -116,8 +117,9 @@ impl ChunkStore {
 
     /// The content of a chunk, verified.
     ///
-    /// # Errors `NotFound`; `Corrupt` if the disk holds other content, which is removed so that the
-    /// chunk can be fetched again.
+    /// # Errors
+    /// `NotFound`; `Corrupt` if the disk holds other content, which is removed, so that the chunk
+    /// is fetched again; [`Error::Io`].
     pub fn get(&self, id: ChunkId) -> Result<Vec<u8>, Error> {
         self.get_both(id).map(|(_, content)| content)
     }
@@ -252,8 +254,8 @@ impl std::fmt::Debug for ChunkStore {
     }
 }
 
-/// Crashes at a chosen moment of a commit: from then on the store fails as if the process were
-/// gone.
+/// Crashes at a chosen moment of a commit: from then on every step of the store fails, as if the
+/// process were gone.
 #[cfg(test)]
 pub(crate) mod crash {
     use super::*;
@@ -265,7 +267,7 @@ pub(crate) mod crash {
     }
 
     impl ChunkStore {
-        /// Crashes when `step` is reached after `skip` times of being passed.
+        /// Crashes when `step` is reached after it was passed `skip` times.
         pub(crate) fn crash_at(&self, step: CommitStep, skip: usize) {
             *self.0.crash.lock().unwrap() = Point {
                 at: Some((step, skip)),

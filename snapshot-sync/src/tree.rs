@@ -146,7 +146,7 @@ pub(crate) fn check_shape(size: u64, chunk_bytes: u32) -> Result<(), Error> {
 pub(crate) fn parse_root(content: &[u8]) -> Result<Root, Error> {
     let body = content
         .strip_prefix(ROOT_MAGIC)
-        .ok_or_else(|| malformed("manifest", "it does not begin like one"))?;
+        .ok_or_else(|| malformed("manifest", "its first bytes are wrong"))?;
     let root = postcard::from_bytes(body).map_err(|e| malformed("manifest", e))?;
     if let Root::File(file) = &root {
         check_shape(file.size, file.chunk_bytes)?;
@@ -163,7 +163,7 @@ pub(crate) fn parse_root(content: &[u8]) -> Result<Root, Error> {
         {
             return Err(malformed(
                 "manifest",
-                format!("its pages do not rise within {pages}"),
+                format!("its pages are out of order, or not below {pages}"),
             ));
         }
     }
@@ -173,7 +173,7 @@ pub(crate) fn parse_root(content: &[u8]) -> Result<Root, Error> {
 pub(crate) fn parse_page(content: &[u8], blocks: u64) -> Result<Page, Error> {
     let body = content
         .strip_prefix(PAGE_MAGIC)
-        .ok_or_else(|| malformed("manifest page", "it does not begin like one"))?;
+        .ok_or_else(|| malformed("manifest page", "its first bytes are wrong"))?;
     let page: Page = postcard::from_bytes(body).map_err(|e| malformed("manifest page", e))?;
     let rising = page.0.windows(2).all(|pair| pair[0].0 < pair[1].0);
     if !rising
@@ -184,7 +184,7 @@ pub(crate) fn parse_page(content: &[u8], blocks: u64) -> Result<Page, Error> {
     {
         return Err(malformed(
             "manifest page",
-            format!("its blocks do not rise within {blocks}"),
+            format!("its blocks are out of order, or not below {blocks}"),
         ));
     }
     Ok(page)

@@ -18,13 +18,13 @@ use tokio::{
     time::Instant,
 };
 
-/// What befalls the bytes that come from a member.
+/// How the streams to a member behave.
 #[derive(Clone, Default)]
 struct Path {
     bytes_per_second: Option<u64>,
     break_after: Option<u64>,
     silent_after: Option<u64>,
-    /// On breaking, the pair is cut here.
+    /// The network in which the pair is cut when a stream breaks.
     cut: Option<MemoryNet>,
 }
 
@@ -48,7 +48,7 @@ impl WideArea {
         change(self.paths.lock().unwrap().entry(from).or_default());
     }
 
-    /// Each stream to the member breaks when so many bytes have come.
+    /// Each stream to the member breaks after `bytes` bytes have come.
     pub(crate) fn break_after(&self, from: MemberId, bytes: u64) {
         self.set(from, |path| path.break_after = Some(bytes));
     }
@@ -58,12 +58,12 @@ impl WideArea {
         self.set(from, |path| path.cut = Some(net));
     }
 
-    /// Each stream to the member falls silent when so many bytes have come.
+    /// Each stream to the member falls silent after `bytes` bytes have come.
     pub(crate) fn silent_after(&self, from: MemberId, bytes: u64) {
         self.set(from, |path| path.silent_after = Some(bytes));
     }
 
-    /// Streams opened from now on fail no more.
+    /// Streams that are opened from now on do not fail.
     pub(crate) fn restore(&self, from: MemberId) {
         self.set(from, |path| *path = Path::default());
     }
@@ -74,7 +74,7 @@ impl WideArea {
     }
 }
 
-/// Carries bytes with delay; ends when either side does or the path breaks.
+/// Carries bytes with delay until either side ends or the path breaks.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

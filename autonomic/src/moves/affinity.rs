@@ -1,7 +1,7 @@
 //! How much nearer a VM would come to the members it exchanges traffic with: the traffic that its
 //! host's packet plane counts, weighed by the round trips that network coordinates predict (VNET's
-//! adaptation: Sundararaj, Gupta and Dinda 2005 move VMs by VTTIF's matrix). It chooses among
-//! places that the load allows; whether a VM moves at all, the load decides.
+//! adaptation: Sundararaj, Gupta and Dinda 2005 move VMs by VTTIF's matrix). Affinity chooses among
+//! the peers that the load allows; the load alone decides whether a VM moves.
 
 use crate::load::Talk;
 use p2pvm_overlay::{MemberId, coordinates::Coordinate};
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Reason: smaller differences are within one site.
 const SAME_SITE_MS: f64 = 2.0;
 
-/// A node and where it is.
+/// A node and its coordinates.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Standing {
     pub(crate) member: MemberId,

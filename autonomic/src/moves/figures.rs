@@ -1,4 +1,4 @@
-//! The figures that one decision was made by, on the way into its [`Explanation`].
+//! The figures of one decision, from which its [`Explanation`] is made.
 
 use super::score::Candidate;
 use crate::{
@@ -27,15 +27,15 @@ impl Figures {
         }
     }
 
-    /// Adds the place that was considered.
-    pub(super) fn at(self, place: &Candidate) -> Self {
+    /// Adds the peer that was considered, with its affinity.
+    pub(super) fn at(self, candidate: &Candidate) -> Self {
         Self {
-            affinity: Some(place.affinity),
-            ..self.against(place.member, place.predicted)
+            affinity: Some(candidate.affinity),
+            ..self.against(candidate.member, candidate.predicted)
         }
     }
 
-    /// Adds the other side of the move.
+    /// Adds the peer of the move and its load.
     pub(super) fn against(self, peer: MemberId, target_load: f64) -> Self {
         Self {
             peer: Some(peer),

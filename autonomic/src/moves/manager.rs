@@ -1,10 +1,11 @@
 //! One node's autonomic manager: a state machine that takes the local load, the time and peers'
-//! messages, and gives messages to send and VMs to migrate. It decides for its own VMs only, by its
-//! partial view of the others; a peer that it asks decides by its own load whether to agree.
+//! messages, and gives messages to send and VMs to migrate. It decides for its own VMs alone, by
+//! its partial view of the other nodes; a peer that it asks decides by its own load whether to
+//! accept.
 //!
 //! Against oscillation: loads are smoothed and must stay high for a while; a gain must beat a
-//! threshold; an accepted VM counts before it arrives; a VM that moved and a node that gave one
-//! away rest for a while.
+//! threshold; an accepted VM counts before it arrives; a VM that has moved, and a node that has
+//! given one away, rest for a while.
 
 use super::{
     affinity::Standing,
@@ -28,11 +29,11 @@ use std::collections::{BTreeMap, VecDeque};
 mod source;
 mod target;
 
-/// How much a load changes before the node tells its peers at once.
+/// How much a node's load changes before it gossips at the busy rate.
 const NEWSWORTHY: f64 = 0.1;
 
-/// How many failed migrations in a row make a VM's rest longer.
-/// Reason: the rest is then an hour or two, which is long enough.
+/// How many times a VM's rest is doubled while its migrations fail.
+/// Reason: with the default cooldown the rest is then two hours.
 const MAX_BACKOFF: u32 = 6;
 
 /// How a migration ended.
@@ -46,7 +47,7 @@ pub enum MigrationEnd {
     Cancelled,
 }
 
-/// What happened.
+/// An event for the manager.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Input {
     /// The node has measured itself.
@@ -55,15 +56,15 @@ pub enum Input {
     Neighbours(Vec<MemberId>),
     /// A peer's message.
     Received(MemberId, Message),
-    /// A migration that the manager asked for (or anybody else started) has ended.
+    /// A migration has ended, whether the manager or a user started it.
     MigrationDone {
         /// The VM.
         vm: VmId,
         /// How.
         end: MigrationEnd,
     },
-    /// Whether this node is being drained: it takes no VMs, and gives none away, as the drain does
-    /// that.
+    /// Whether this node is being drained. Then it takes no VMs, and gives none away: the drain
+    /// does.
     Draining(bool),
     /// Time has passed: due every [`Placement::tick_ms`].
     Tick,
@@ -87,7 +88,7 @@ pub enum Output {
     Explain(Explanation),
 }
 
-/// What a manager knows and does now.
+/// A manager's state, for display.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The smoothed load of this node.
@@ -96,9 +97,9 @@ pub struct Status {
     pub overloaded_since: Option<Millis>,
     /// Whether it is being drained.
     pub draining: bool,
-    /// The peers whose load it knows: member, load, age of the news in milliseconds.
+    /// The peers in its view: member, load, and the age of the measurement in milliseconds.
     pub known: Vec<(String, f32, u64)>,
-    /// The VM that it is giving away, and to whom.
+    /// The VM that it is giving away, and the peer that is asked or takes it.
     pub giving: Option<(String, String)>,
     /// VMs that it has promised to take in and that have not arrived.
     pub expected: Vec<String>,
@@ -231,16 +232,16 @@ impl Manager {
         self.histories.all()
     }
 
-    /// The known peers with room for a VM of this node, best first, for a drain: whether the move
-    /// is worth making does not count.
+    /// The known peers with room for a VM of this node, best first, for a drain: peers that gain
+    /// nothing are included.
     pub fn places_for(&self, vm: VmId) -> Vec<Candidate> {
         let demand = self.meter.vms.get(&vm);
         demand.map_or_else(Vec::new, |demand| {
-            score::places(self.view.entries(), self.source(), demand, &self.placement)
+            score::candidates(self.view.entries(), self.source(), demand, &self.placement)
         })
     }
 
-    /// What it knows and does now.
+    /// The manager's state, for display.
     pub fn status(&self, now: Millis) -> Status {
         Status {
             cpu: self.meter.cpu,
@@ -254,12 +255,12 @@ impl Manager {
             giving: self
                 .outgoing
                 .as_ref()
-                .map(|o| (o.offer.vm.to_string(), o.place.member.to_string())),
+                .map(|o| (o.offer.vm.to_string(), o.candidate.member.to_string())),
             expected: self.arriving.expected().map(|r| r.vm.to_string()).collect(),
         }
     }
 
-    /// This node's load as peers are told, with the VMs that it has promised to take in.
+    /// This node's load as it is sent to peers, with the VMs that it has promised to take in.
     pub fn load_vector(&self) -> LoadVector {
         let raw = &self.meter.raw;
         LoadVector {
@@ -318,7 +319,7 @@ impl Manager {
             {
                 self.unanswered(now)
             }
-            // No report for as long as the target waits: none will come.
+            // The target no longer waits, so no report will come.
             Some((Stage::Moving, since)) if now.since(since) >= self.placement.reservation_ms => {
                 self.outgoing = None
             }
@@ -344,7 +345,7 @@ impl Manager {
         if !due {
             return;
         }
-        // A fifth of jitter, so that nodes that start together do not speak together.
+        // A fifth of jitter, so that nodes that start together do not gossip together.
         self.gossip_wait_ms = period - period / 10 + self.rng.random_range(0..=period / 5);
         self.last_gossip = Some(now);
         self.told_cpu = self.promised_cpu();
@@ -404,7 +405,7 @@ impl Manager {
         self.outputs.push_back(Output::Send(to, message));
     }
 
-    /// Notes a decision in the VM's history, and for the log if it is not a repetition.
+    /// Adds a decision to the VM's history, and to the outputs if it is not a repetition.
     fn explain_about(
         &mut self,
         at: Millis,

@@ -5,7 +5,7 @@ use super::score::Candidate;
 use crate::{load::Millis, placement::Placement, wire::Offer};
 use p2pvm_overlay::{MemberId, VmId};
 
-/// How far giving a VM away has come.
+/// The stage of an outgoing move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Offered,
@@ -16,17 +16,17 @@ pub(crate) enum Stage {
 #[derive(Clone, Debug)]
 pub(crate) struct OutgoingMove {
     pub(crate) offer: Offer,
-    pub(crate) place: Candidate,
-    /// The peers that were asked before in this round.
+    pub(crate) candidate: Candidate,
+    /// The peers that were asked earlier in this round.
     pub(crate) asked: Vec<MemberId>,
     pub(crate) stage: Stage,
-    /// Since when it has been at this stage.
+    /// When this stage began.
     pub(crate) since: Millis,
 }
 
 impl OutgoingMove {
     pub(crate) fn is_offer(&self, to: MemberId, id: u64) -> bool {
-        self.place.member == to && self.offer.id == id
+        self.candidate.member == to && self.offer.id == id
     }
 }
 
@@ -75,7 +75,7 @@ impl Reservations {
         self.0.iter().find(|r| r.from == from && r.id == id)
     }
 
-    /// Notes that a VM has come. Returns whether it was expected.
+    /// Records that a VM has come. Returns whether it was expected.
     pub(crate) fn mark_arrived(&mut self, now: Millis, vm: VmId) -> bool {
         let expected = self.0.iter_mut().find(|r| r.vm == vm);
         expected.is_some_and(|r| r.arrived.replace(now).is_none())

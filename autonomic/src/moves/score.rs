@@ -1,8 +1,8 @@
-//! What a move would be worth. A VM gains the difference between the load it meets here and the
-//! load it would meet there, itself included. A move is worth making if that beats a threshold:
-//! then each move lowers the sum of squared loads, so that selfish moves come to an end (Even-Dar,
-//! Kesselman and Mansour 2003), and the threshold keeps noise from starting new ones. Among the
-//! places that are worth it, traffic has a say ([`super::affinity`]).
+//! What a move would be worth. A VM gains the difference between the load of its node and the load
+//! of the peer with the VM. A move is worth making if that beats a threshold: then each move lowers
+//! the sum of squared loads, so that selfish moves come to an end (Even-Dar, Kesselman and Mansour
+//! 2003), and the threshold keeps noise from starting new ones. Among the peers that are worth it,
+//! traffic counts too ([`super::affinity`]).
 
 use super::affinity::{Standing, affinity};
 use crate::{
@@ -14,18 +14,18 @@ use p2pvm_overlay::{MemberId, coordinates::Coordinate};
 use serde::{Deserialize, Serialize};
 
 /// How much the scores of two peers differ before one is better.
-/// Reason: one of the equally good is drawn, so that nodes with the same view do not all ask one
-/// peer.
+/// Reason: one of the equally good peers is drawn, so that nodes with the same view do not all ask
+/// the same one.
 const SAME_GAIN: f64 = 0.05;
 
 /// How many CPUs a VM counts as at least.
-/// Reason: one that uses hardly any may be starved.
+/// Reason: a VM that uses hardly any may be starved.
 const LEAST_CPU: f64 = 0.05;
 
 /// What moving a GiB of memory costs, in gain times CPUs.
 const COST_OF_A_GIB: f64 = 0.002;
 
-/// A peer that a VM could move to, by what this node has heard.
+/// A peer that a VM could move to, by its last load report.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// The peer.
@@ -41,7 +41,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// What places are compared by: the gain, and a bounded share for the traffic.
+    /// The figure by which candidates are compared: the gain, and a bounded share for the traffic.
     fn score(&self, placement: &Placement) -> f64 {
         self.gain + self.affinity * placement.affinity_weight
     }
@@ -54,12 +54,12 @@ pub(crate) struct Source {
     pub(crate) standing: Standing,
 }
 
-/// A node's load once a VM has come.
+/// A node's load once a VM has arrived.
 pub(crate) fn predict(load: f64, cpus: u32, vm_cpu: f64) -> f64 {
     load + vm_cpu / f64::from(cpus.max(1))
 }
 
-/// Whether the memory of a VM fits as well.
+/// Whether a VM's memory fits beside what is in use.
 pub(crate) fn memory_fits(
     used_mib: u64,
     total_mib: u64,
@@ -69,7 +69,7 @@ pub(crate) fn memory_fits(
     used_mib.saturating_add(vm_mib) as f64 <= total_mib as f64 * placement.memory_limit
 }
 
-fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Candidate {
+fn candidate(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Candidate {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
     let there = Standing {
         member: load.member,
@@ -90,7 +90,7 @@ fn place(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement
 }
 
 /// The known peers with room in memory for a VM, best first.
-pub(crate) fn places<'a>(
+pub(crate) fn candidates<'a>(
     entries: impl Iterator<Item = &'a Entry>,
     here: Source,
     demand: &Demand,
@@ -104,36 +104,39 @@ pub(crate) fn places<'a>(
             placement,
         )
     };
-    let mut places: Vec<Candidate> = entries
+    let mut candidates: Vec<Candidate> = entries
         .map(|e| &e.load)
         .filter(fits)
-        .map(|load| place(load, here, demand, placement))
+        .map(|load| candidate(load, here, demand, placement))
         .collect();
-    places.sort_by(|a, b| {
+    candidates.sort_by(|a, b| {
         b.score(placement)
             .total_cmp(&a.score(placement))
             .then(a.member.cmp(&b.member))
     });
-    places
+    candidates
 }
 
-/// Whether a move there is worth making and will not be refused.
-pub(crate) fn is_worthwhile(place: &Candidate, placement: &Placement) -> bool {
-    place.gain >= placement.min_gain && place.predicted <= placement.low_watermark
+/// Whether a move there is worth making and likely to be accepted.
+pub(crate) fn is_worthwhile(candidate: &Candidate, placement: &Placement) -> bool {
+    candidate.gain >= placement.min_gain && candidate.predicted <= placement.low_watermark
 }
 
-/// The places nearly as good as the first of `places`.
-pub(crate) fn equally_good<'a>(places: &'a [Candidate], placement: &Placement) -> &'a [Candidate] {
-    let count = places
+/// Those of `candidates` that are nearly as good as the first.
+pub(crate) fn equally_good<'a>(
+    candidates: &'a [Candidate],
+    placement: &Placement,
+) -> &'a [Candidate] {
+    let count = candidates
         .iter()
-        .take_while(|p| places[0].score(placement) - p.score(placement) < SAME_GAIN)
+        .take_while(|p| candidates[0].score(placement) - p.score(placement) < SAME_GAIN)
         .count();
-    &places[..count]
+    &candidates[..count]
 }
 
-/// How much good a move does: the gain, weighed by how much of a load it takes along, less what it
-/// costs.
-pub(crate) fn worth(place: &Candidate, demand: &Demand, placement: &Placement) -> f64 {
-    place.score(placement) * (demand.cpu + LEAST_CPU)
+/// What a move is worth: the score times the CPUs that the VM takes along, less the cost of moving
+/// its memory.
+pub(crate) fn worth(candidate: &Candidate, demand: &Demand, placement: &Placement) -> f64 {
+    candidate.score(placement) * (demand.cpu + LEAST_CPU)
         - demand.memory_mib as f64 / 1024.0 * COST_OF_A_GIB
 }

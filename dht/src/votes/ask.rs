@@ -17,13 +17,13 @@ use tokio::sync::mpsc;
 /// Reason: dialling over a 200 ms path and one flush, with a margin.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What came of asking one voter.
-enum Said {
+/// One voter's answer.
+enum Answer {
     Reply(Reply),
-    /// It does not decide, and says why.
+    /// The voter does not decide, for this reason.
     Declined(String),
-    /// It did not answer.
-    Nothing,
+    /// No answer came.
+    Missing,
 }
 
 /// Asks voters. Cheap to clone.
@@ -64,9 +64,9 @@ impl Votes {
         .await
     }
 
-    /// Like [`Self::grant`], but a voter that has seen the newest epoch's holder (another one)
-    /// confirm it refuses: the source of a migration takes its VM back with it, after the target's
-    /// window has passed.
+    /// As [`Self::grant`], but a voter refuses if the newest epoch's holder is another member that
+    /// has confirmed it, or an older epoch before it. The source of a migration takes its VM back
+    /// with this, after the target's window has passed.
     ///
     /// # Errors
     /// As [`Self::grant`].
@@ -104,8 +104,8 @@ impl Votes {
         self.tell(keys, set, Step::Confirm, (epoch, holder)).await
     }
 
-    /// Tells the voters that `holder`, which asks, has deleted the VM, so that they may forget it
-    /// some time later.
+    /// Tells the voters that `holder`, the calling member, has deleted the VM, so that they may
+    /// forget it some time later.
     ///
     /// # Errors
     /// [`VoteError::Refused`] if another member was promised an epoch; [`VoteError::NoMajority`] if
@@ -141,8 +141,8 @@ impl Votes {
         .map(|_| ())
     }
 
-    /// The newest epoch that a majority of the voters promised to anyone; `None` if they never
-    /// promised any.
+    /// The newest epoch that any voter of an answering majority has promised; `None` if they have
+    /// promised none.
     ///
     /// # Errors
     /// [`VoteError::NoMajority`] if too few answered.
@@ -204,7 +204,7 @@ impl Votes {
         })
     }
 
-    /// Asks every voter and returns as soon as `accept` took the answers of a majority, or no
+    /// Asks every voter and returns as soon as `accept` has taken the answers of a majority, or no
     /// majority is possible.
     async fn majority<T>(
         &self,
@@ -223,12 +223,12 @@ impl Votes {
             };
             waiting -= 1;
             let reply = match reply {
-                Said::Reply(reply) => reply,
-                Said::Declined(reason) => {
+                Answer::Reply(reply) => reply,
+                Answer::Declined(reason) => {
                     declined = Some(VoteError::Declined { voter, reason });
                     continue;
                 }
-                Said::Nothing => continue,
+                Answer::Missing => continue,
             };
             answered += 1;
             match reply {
@@ -253,21 +253,21 @@ impl Votes {
         }
     }
 
-    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Said)> {
+    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Answer)> {
         let (sender, receiver) = mpsc::channel(set.voters.len());
         for voter in set.voters.clone() {
             let (fabric, body, sender) = (self.fabric.clone(), body.clone(), sender.clone());
             tokio::spawn(async move {
                 let reply = match fabric.call(voter, SERVICE, body, CALL_TIMEOUT).await {
-                    Ok(body) => wire::parse(&body).map_or(Said::Nothing, Said::Reply),
-                    Err(FabricError::Refused(_, reason)) => Said::Declined(reason),
+                    Ok(body) => wire::parse(&body).map_or(Answer::Missing, Answer::Reply),
+                    Err(FabricError::Refused(_, reason)) => Answer::Declined(reason),
                     Err(e) => {
                         tracing::debug!(voter = %voter.short(), error = %e, "a voter did not \
                             answer");
-                        Said::Nothing
+                        Answer::Missing
                     }
                 };
-                // The asker may have its majority already and be gone.
+                // Sending fails if the caller has its majority already.
                 let _ = sender.send((voter, reply)).await;
             });
         }

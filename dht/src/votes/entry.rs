@@ -12,19 +12,19 @@ const SECONDS_A_DAY: u64 = 24 * 3600;
 /// Reason: as long as the VM's records may live without their holder.
 const REMEMBERED_DAYS: u32 = 30;
 
-/// A day since 1970: in the log, three bytes.
+/// Days since 1970-01-01, three bytes in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Day(u32);
 
 impl Day {
-    /// The day of a time; the last one that fits for later times.
+    /// The day of a time, at most the last one that fits into three bytes.
     pub(crate) fn of(time: UnixTime) -> Self {
         Self(u32::try_from(time.0 / SECONDS_A_DAY).map_or(0xff_ffff, |day| day.min(0xff_ffff)))
     }
 }
 
-/// The member that a VM is counted for: eight bytes of its id's hash. Zeros are in the entries of
-/// the first release, which are counted for no member.
+/// The member that a VM is counted for: eight bytes of its id's hash. Entries of the first release
+/// have zeros here, and count for no member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Bringer([u8; 8]);
 
@@ -52,7 +52,7 @@ pub(crate) struct LogEntry {
 }
 
 impl LogEntry {
-    /// Whether it may be forgotten: the VM was deleted long ago.
+    /// Whether the VM was deleted so long ago that the entry may be forgotten.
     pub(crate) fn is_over(&self, today: Day) -> bool {
         self.deleted
             .is_some_and(|day| today.0 > day.0.saturating_add(REMEMBERED_DAYS))

@@ -22,7 +22,8 @@ use std::{
 /// Reason: below 256 KiB compacting is not worth a rename.
 const COMPACT_FROM_ENTRIES: usize = 1024;
 const ENTRY_BYTES: usize = 2 * COPY_BYTES;
-/// For how many entries beyond the last the file has blocks, at most; half of it at least.
+/// How many entries beyond the last the file has blocks for; at least half as many while the disk
+/// has room.
 /// Reason: two blocks of most file systems.
 const ROOM_ENTRIES: usize = 32;
 
@@ -32,16 +33,17 @@ pub enum LogError {
     /// The file system failed.
     #[error("voter log {path} cannot be read or written", path = .0.display())]
     Io(PathBuf, #[source] io::Error),
-    /// Another process votes with it: two voters with one memory would promise twice.
+    /// Another process votes with it: two voters with one log would promise twice.
     #[error("voter log {path} is in use: is another daemon running on this state \
         directory?", path = .0.display())]
     InUse(PathBuf),
-    /// Entries in the middle are unreadable: promises are lost, so this node must not vote with it.
+    /// Entries in the middle are unreadable: promises are lost, so this node must not vote with
+    /// this log.
     #[error("voter log {path} is damaged in entry {1}: this node cannot vote any more; restore \
         the file, or remove it once no VM names this node as a voter", path = .0.display())]
     Damaged(PathBuf, usize),
-    /// There is no room for an entry. What was promised before is there, and the next one may be
-    /// written when there is room.
+    /// There is no room for an entry. Earlier promises are kept, and the next one may be written
+    /// when there is room.
     #[error("voter log {path}: the disk is full: make room there", path = .0.display())]
     Full(PathBuf),
     /// An earlier flush failed; what is on the disk is unknown until the log is opened again.
@@ -63,19 +65,19 @@ pub struct VoterLog {
     trust: Trust,
 }
 
-/// Whether what is on the disk is what is in memory.
+/// Whether the disk has what is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
-    /// It is.
+    /// They are the same.
     Whole,
-    /// An entry that was not answered may be there, or a name may be lost: rewritten from memory
-    /// before the next entry.
+    /// An entry that was not answered may be on the disk, or the file's name may be lost: the log
+    /// is rewritten from memory before the next entry.
     Rewrite,
-    /// A flush failed: the disk may lose what it is given.
+    /// A flush failed: the disk may lose what is written.
     Broken,
 }
 
-/// Where a rewriting failed.
+/// The step at which rewriting failed.
 enum RewriteError {
     /// The log is as it was.
     Before(io::Error),
@@ -235,7 +237,7 @@ impl VoterLog {
         Ok(())
     }
 
-    /// Rewrites the log from memory where that is needed, or saves much.
+    /// Rewrites the log from memory if that is needed, or saves much space.
     fn make_usable(&mut self) -> Result<(), LogError> {
         let is_needed = match self.trust {
             Trust::Broken => return Err(LogError::Broken(self.path.clone())),
@@ -249,7 +251,7 @@ impl VoterLog {
                 Ok(())
             }
             Err(RewriteError::Before(e)) if !is_needed => {
-                // It goes on as it is, and is not rewritten at each entry.
+                // The log stays as it is, and the next try comes when it is twice as long.
                 self.compact_from = 2 * self.entries;
                 tracing::warn!(path = %self.path.display(), error = %chain(&e), "the voter log \
                     could not be compacted");

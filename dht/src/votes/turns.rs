@@ -9,11 +9,12 @@ use std::{
 };
 
 /// How many epochs one request may skip.
-/// Reason: a voter may have been away for thousands of moves; but with an epoch near the last one a
-/// member that once had the VM's key would end the VM's moves for good.
+/// Reason: a voter may have missed thousands of moves; without a bound, a member that once had the
+/// VM's key could ask for an epoch near the last one and so end the VM's moves for good.
 pub const MAX_STEP: u64 = 1 << 16;
 
-/// The last epoch. Reason: packets and the versions of records have 32 bits for it.
+/// The last epoch.
+/// Reason: packets and the versions of records have 32 bits for it.
 pub const LAST_EPOCH: Epoch = Epoch(u32::MAX as u64);
 
 /// The epoch after one, for a new holder.
@@ -75,7 +76,7 @@ pub enum VoteRefusal {
         /// The newest promised.
         known: Epoch,
     },
-    /// Another member than the VM's holder says that the VM was deleted.
+    /// A member other than the VM's holder reports that the VM was deleted.
     #[error("only the member that holds the VM may say that it was deleted")]
     NotHolder,
 }
@@ -92,11 +93,11 @@ pub(super) fn may_follow(wanted: Epoch, known: Epoch) -> Result<(), VoteRefusal>
 #[derive(Clone, Default)]
 pub(super) struct Turns(Arc<Mutex<HashMap<MemberId, usize>>>);
 
-/// A place among the requests of a member, until it is dropped.
+/// One waiting request of a member, until it is dropped.
 pub(super) struct Turn(Turns, MemberId);
 
 impl Turns {
-    /// Takes one of the member's `most` places.
+    /// Counts one more waiting request of the member, of at most `most`.
     pub(super) fn take(&self, member: MemberId, most: usize) -> Result<Turn, VoteRefusal> {
         let mut waiting = self.waiting();
         let count = waiting.entry(member).or_default();

@@ -29,7 +29,7 @@ pub(crate) enum Verdict {
     Refuse(Promise),
 }
 
-/// What a voter knows of a VM.
+/// What a voter's log has of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
     /// The newest promise.
@@ -39,8 +39,8 @@ pub(crate) struct Known {
 }
 
 /// The rule. A proposal at the epoch already promised to the same holder is agreed to again; a
-/// confirmation also counts as a promise where the promise itself never arrived. A VM that was
-/// deleted is left to the holder that says so.
+/// confirmation also counts as a promise where the promise itself never arrived. Only the newest
+/// holder may report that the VM was deleted.
 pub(crate) fn decide(known: Option<Known>, proposal: &Proposal) -> Verdict {
     let confirmed = proposal.step == Step::Confirm;
     let new = Verdict::Record(Promise {
@@ -74,7 +74,7 @@ pub(crate) fn decide(known: Option<Known>, proposal: &Proposal) -> Verdict {
     }
 }
 
-/// What the log has to say after a verdict; `None` if it says so already.
+/// The entry to append after a verdict; `None` if the log need not change.
 fn entry_after(
     known: Option<&LogEntry>,
     verdict: Verdict,
@@ -88,7 +88,7 @@ fn entry_after(
     };
     let promise = match verdict {
         Verdict::Record(promise) => promise,
-        // A VM that is asked for was not deleted after all.
+        // A VM with a new request was not deleted after all.
         Verdict::Agree if known.deleted.is_some() => known.promise,
         Verdict::Agree | Verdict::Refuse(_) => return None,
     };
@@ -107,7 +107,7 @@ pub struct Voter {
     limits: VoteLimits,
     clock: Clock,
     turns: Turns,
-    /// The lock is given in the order in which it was asked for, so that no member overtakes.
+    /// The lock is granted in the order of the requests, so that no member overtakes another.
     log: Arc<Mutex<VoterLog>>,
 }
 
@@ -118,7 +118,7 @@ impl Voter {
         Self::start_limited(fabric, identity, log, VoteLimits::default(), clock)
     }
 
-    /// As [`Voter::start`], with bounds and a clock of the caller's.
+    /// As [`Voter::start`], with the caller's bounds and clock.
     pub fn start_limited(
         fabric: &Arc<dyn Fabric>,
         identity: Arc<Identity>,
@@ -198,7 +198,7 @@ impl Voter {
         })
     }
 
-    /// Whether the member may ask for that here.
+    /// Checks that the member may make this proposal here.
     fn admit(
         &self,
         log: &mut VoterLog,
@@ -236,7 +236,7 @@ impl Voter {
     }
 }
 
-/// Writes an entry. The flush blocks for milliseconds: not on a thread that others wait for.
+/// Writes an entry, on a blocking thread: the flush takes milliseconds.
 async fn remember(
     mut log: OwnedMutexGuard<VoterLog>,
     vm: VmId,
@@ -312,11 +312,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_voter_promises_an_epoch_to_one_holder_and_never_an_older_one(
+        fn a_voter_promises_each_epoch_once_and_never_an_older_one(
             proposals in proptest::collection::vec(proposals(), 1..30)
         ) {
             let mut log: Option<LogEntry> = None;
-            // The members that have confirmed an epoch since another one was promised any.
+            // The holder that has confirmed an epoch, until another member is promised one.
             let mut runs: Option<MemberId> = None;
             for proposal in proposals {
                 let known = log.map(|k| Known {

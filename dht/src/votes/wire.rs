@@ -28,18 +28,18 @@ pub struct Request {
 pub enum Question {
     /// Promise or confirm an epoch; the signature is the VM key's over the proposal.
     Change(Proposal, Signature),
-    /// Tell the newest promise.
+    /// Answer with the newest promise.
     Newest,
 }
 
-/// A new holder, as the VM's key signs it.
+/// A step of a VM's holder, as the VM's key signs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proposal {
     /// Which step of the change.
     pub step: Step,
     /// The epoch wanted.
     pub epoch: Epoch,
-    /// The new holder.
+    /// The holder.
     pub holder: MemberId,
 }
 
@@ -48,12 +48,13 @@ pub struct Proposal {
 pub enum Step {
     /// Promise the epoch.
     Promise,
-    /// Promise it unless the newest one promised to somebody else was confirmed.
+    /// Promise it, unless another member holds the newest epoch and has confirmed it or an older
+    /// one.
     TakeBack,
     /// The holder runs: from now on no take-back is granted.
     Confirm,
     /// The holder has deleted the VM: its promise may be forgotten some time later. A voter of the
-    /// first release does not understand it.
+    /// first release does not answer it.
     Deleted,
 }
 

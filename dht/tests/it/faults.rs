@@ -1,6 +1,6 @@
 //! Random operations under random cuts, deaths, restarts, delays and lost answers, in virtual time.
-//! What must hold: from the moment that a create succeeded until its owner begins to delete, nobody
-//! else's does.
+//! What must hold: after a create has succeeded, no other owner's create succeeds until the first
+//! owner begins to delete.
 
 use crate::net::{World, key, owner};
 use p2pvm_dht::Records;
@@ -14,7 +14,8 @@ use std::{
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const KEYS: u8 = 3;
 
-/// Who was told that a key is his, by key; and who is busy: an owner does one thing at a time.
+/// The owner whose create succeeded, by key, and the owners that are busy: each does one thing at a
+/// time.
 #[derive(Clone, Default)]
 struct Owners {
     told: Arc<Mutex<BTreeMap<u8, u8>>>,
@@ -54,11 +55,11 @@ fn act(world: &World, owners: &Owners, seed: u64) {
                 let before = told.lock().unwrap().insert(k, who);
                 assert!(
                     !exclusive || before.is_none_or(|b| b == who),
-                    "seed {seed}: key {k} is {before:?}'s, and {who} was told it is his"
+                    "seed {seed}: key {k} is {before:?}'s, and owner {who} created it too"
                 );
             }
         } else if what < 9 {
-            // From here on the key may go to another, whether the deletion succeeds or not.
+            // From here on the key may go to another owner, whether the deletion succeeds or not.
             let mine = told.lock().unwrap().get(&k) == Some(&who);
             if mine {
                 told.lock().unwrap().remove(&k);
@@ -191,7 +192,7 @@ fn members_agree_on_one_owner_after_partitions_moved_the_replicas() {
             assert_eq!(
                 again.is_ok(),
                 first == Ok(None),
-                "seed {seed}: who sees no owner may become it: {again:?}"
+                "seed {seed}: a member that sees no owner may create: {again:?}"
             );
         }
     });

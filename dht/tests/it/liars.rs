@@ -1,5 +1,5 @@
-//! Members that lie as replicas, a third of all, and members that flood, forge and send what is too
-//! old or too large.
+//! Members that lie as replicas, a third of all, and members that flood, forge, and send records
+//! that are too old or too large.
 
 use crate::net::{World, key, owner};
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 enum Lie {
     /// Holds nothing and takes everything.
     Deny,
-    /// Says that every key is the liars', for a long time already.
+    /// Says that every key has long been the liars'.
     Claim,
 }
 
@@ -71,8 +71,8 @@ struct Tally {
     wrong: u32,
 }
 
-/// What comes of a hundred keys with a third of thirty members lying, by whether more than two of a
-/// key's replicas lie.
+/// Counts the outcomes for a hundred keys with a third of thirty members lying: first the keys of
+/// which at most two replicas lie, then the others.
 async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
     let world = World::new(seed, 30);
     let liars: BTreeSet<usize> = sample(&mut *world.chance.lock().unwrap(), 30, 10)
@@ -101,7 +101,7 @@ async fn third_lies(seed: u64, lie: Lie) -> [Tally; 2] {
             .create(&owner(1), place, vec![n], HOUR)
             .await;
         tokio::time::sleep(Duration::from_millis(200)).await;
-        // Every liar now says to every replica that the key is another's.
+        // Every liar now tells every replica that the key has another owner.
         for mouth in &mouths {
             for replica in &replicas {
                 let _ = mouth
@@ -179,7 +179,7 @@ fn as_figures(kind: &str, seed: u64, tally: &Tally) -> Vec<Figure> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_member_alone_cannot_take_a_key_by_saying_that_it_is_settled() {
+async fn one_member_alone_cannot_take_a_key_by_claiming_it() {
     let world = World::new(3, 9);
     let made = world
         .dht(0)
@@ -218,7 +218,7 @@ async fn refusal(world: &World, request: Request) -> Option<Refusal> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_forged_stale_oversized_or_too_long_is_refused_with_its_own_reason() {
+async fn forged_expired_oversized_and_too_long_records_are_refused_with_the_reason() {
     let world = World::new(4, 5);
     let now = 1_800_000_000;
     let good = |expires, value| Record::sign(&owner(1), key(1), 1, UnixTime(expires), Some(value));
@@ -254,7 +254,7 @@ async fn what_is_forged_stale_oversized_or_too_long_is_refused_with_its_own_reas
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_writer_whose_clock_is_wrong_by_more_than_its_records_last_is_told_so() {
+async fn a_writer_with_a_wrong_clock_is_refused_with_the_reason() {
     let mut world = World::new(5, 5);
     let skewed = |world: &mut World, seconds: i64| {
         let clock = Arc::new(move || UnixTime((1_800_000_000 + seconds) as u64));
@@ -295,7 +295,7 @@ async fn a_writer_whose_clock_is_wrong_by_more_than_its_records_last_is_told_so(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not() {
+async fn a_flooding_owner_or_member_uses_up_its_own_limits() {
     let world = World::new(6, 5);
     let limits = Limits::default();
     let dht = world.dht(0);
@@ -312,13 +312,13 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     );
     assert!(
         dht.create(&owner(1), place(0), vec![2], HOUR).await.is_ok(),
-        "a renewal is none too many"
+        "a renewal is not refused"
     );
     assert!(
         dht.create(&owner(2), place(9999), vec![1], HOUR)
             .await
             .is_ok(),
-        "another owner has his own share"
+        "another owner has its own share"
     );
     dht.delete(&owner(1), place(0)).await.unwrap();
     assert!(
@@ -328,8 +328,8 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
         "what is deleted is free again"
     );
 
-    // A member that makes an owner for each record: at a rate that it cannot pass. All at once, so
-    // that no time goes by.
+    // A member that makes an owner for each record is held to a rate. All requests are sent at
+    // once, so that no time passes.
     let from = world.dht(1);
     let flood = (0..2 * limits.burst).map(|n| {
         let from = from.clone();
@@ -351,6 +351,6 @@ async fn an_owner_and_a_flooding_member_come_to_their_limits_and_others_do_not()
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(
         from.create(&owner(4), key(2), vec![1], HOUR).await.is_ok(),
-        "and so may he, slowly"
+        "the flooding member may go on too, slowly"
     );
 }

@@ -1,5 +1,5 @@
-//! A [`MemoryNet`] with what real ones add: uneven delays, lost answers, and replica sets that may
-//! stay where they are while members are away. All chance comes from one seed.
+//! A [`MemoryNet`] with the faults of a real network: uneven delays, lost answers, and replica sets
+//! that may stay the same while members are away. All random numbers come from one seed.
 
 use async_trait::async_trait;
 use p2pvm_dht::{Dht, DhtOptions, MemoryStore};
@@ -30,15 +30,15 @@ pub fn owner(n: u8) -> KeyPair {
     KeyPair::from_seed(&[n; 32])
 }
 
-/// One member's fabric, made worse.
+/// One member's fabric, with faults.
 pub struct Rough {
     pub inner: Arc<MemoryFabric>,
     pub chance: Chance,
-    /// Extra milliseconds a request waits before it leaves, at most.
+    /// How many milliseconds a request waits at most before it leaves.
     pub jitter_ms: u64,
-    /// Of a hundred answers so many are lost, after the request had its effect.
+    /// How many percent of the answers are lost, after the request had its effect.
     pub lost_percent: u32,
-    /// If set, the closest are looked for among these, dead or alive.
+    /// If set, the closest members are chosen among these, dead or alive.
     pub fixed: Option<Vec<MemberId>>,
 }
 
@@ -141,7 +141,7 @@ impl World {
         world
     }
 
-    /// The same, with trouble, and replica sets that stay.
+    /// As [`Self::new`], with faults, and replica sets that stay the same.
     pub fn rough(seed: u64, n: usize, jitter_ms: u64, lost_percent: u32) -> Self {
         let mut world = Self::new(seed, n);
         (world.fixed, world.jitter_ms, world.lost_percent) = (true, jitter_ms, lost_percent);

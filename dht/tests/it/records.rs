@@ -1,3 +1,6 @@
+//! Records over several members: create, renew, replace, delete, and what replicas do when members
+//! die, join or are cut off.
+
 use crate::net::{World, key, owner};
 use p2pvm_dht::{RecordError, Records, Store};
 use std::time::Duration;
@@ -22,8 +25,9 @@ async fn a_network_of_one_member_holds_records() {
     assert_eq!(dht.get(key(2)).await, Ok(None));
 }
 
+/// A create with one of five replicas dead, a put and a get with two.
 #[tokio::test(start_paused = true)]
-async fn create_costs_one_round_trip_with_one_of_five_replicas_dead_get_and_put_with_two() {
+async fn one_round_trip_suffices_with_replicas_dead() {
     let mut world = World::new(2, 5);
     world.fixed = true;
     (0..5).for_each(|i| world.restart(i));
@@ -195,7 +199,7 @@ async fn a_deleted_record_stays_deleted_though_a_replica_missed_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_survive_the_loss_of_all_their_first_replicas_one_after_the_other() {
+async fn records_survive_the_loss_of_all_their_replicas_one_by_one() {
     let mut world = World::new(7, 5);
     let made = world
         .dht(0)
@@ -218,8 +222,9 @@ async fn records_survive_the_loss_of_all_their_first_replicas_one_after_the_othe
     }
 }
 
+/// Far: other members are nearer to the key, and they hold it.
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_lost_its_disk_is_filled_again_and_one_no_longer_near_lets_go() {
+async fn a_replica_refills_a_lost_disk_and_drops_records_far_from_it() {
     let mut world = World::new(8, 5);
     for n in 0..20 {
         world
@@ -286,7 +291,7 @@ async fn two_owners_made_by_a_partition_become_the_same_one_everywhere() {
             world.dht(0).create(&loser, key(1), vec![], HOUR).await,
             Err(RecordError::Exists(_))
         ),
-        "the loser's renewal tells him"
+        "the loser's renewal fails"
     );
 }
 

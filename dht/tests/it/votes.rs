@@ -1,3 +1,5 @@
+//! Voters over a network: what they grant, and that no epoch has two holders.
+
 use crate::net::{Rough, chance, identity, owner};
 use p2pvm_dht::{
     VoteError, Voter, VoterLog, VoterSet, Votes,
@@ -13,7 +15,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Three voters with their logs, and a rough road to them.
+/// Three voters with their logs, on a network with faults.
 struct Parliament {
     net: MemoryNet,
     directory: TempDir,
@@ -47,13 +49,13 @@ impl Parliament {
         self.directory.path().join(n.to_string())
     }
 
-    /// Starts the voter, or ends it and starts it again with its log.
+    /// Starts the voter, or restarts it with its log.
     async fn start(&self, n: usize) {
         let fabric: Arc<dyn Fabric> = self.net.add(self.ids[n]);
         let log = loop {
             match VoterLog::open(&self.log(n)) {
                 Ok(log) => break log,
-                // The one that ended still writes its last promise.
+                // The previous voter still writes its last promise.
                 Err(LogError::InUse(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
                 Err(e) => panic!("seed {}: {e:?}", self.seed),
             }
@@ -66,7 +68,7 @@ impl Parliament {
         VoterSet::sign(&owner(1), &self.ids)
     }
 
-    /// A member that asks.
+    /// A member that asks the voters.
     fn asker(&self, n: u8, jitter_ms: u64, lost_percent: u32) -> (MemberId, Votes) {
         let inner = self.net.add(member(n));
         let chance = chance(self.seed << 8 | u64::from(n));
@@ -169,7 +171,7 @@ async fn an_older_epoch_and_another_holder_are_refused_and_told_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_but_the_vms_key_names_voters_or_asks_them() {
+async fn only_the_vms_key_names_voters_or_asks_them() {
     let parliament = Parliament::new(3).await;
     let (me, votes) = parliament.asker(50, 0, 0);
     let (set, stranger) = (parliament.set(), owner(2));
@@ -210,7 +212,7 @@ fn simulate(seeds: std::ops::Range<u64>, run: impl AsyncFn(u64)) {
 }
 
 #[test]
-fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
+fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts() {
     simulate(0..25, async |seed| {
         let parliament = Parliament::new(seed).await;
         let set = parliament.set();
@@ -265,7 +267,7 @@ fn no_epoch_has_two_holders_under_cuts_lost_answers_and_restarts_of_voters() {
         futures::future::join(futures::future::join_all(askers), trouble).await;
         assert!(
             !granted.lock().unwrap().is_empty(),
-            "seed {seed}: nobody ever got it"
+            "seed {seed}: no member was ever granted an epoch"
         );
     });
 }
@@ -312,7 +314,7 @@ async fn a_huge_epoch_does_not_lock_a_vm_for_ever() {
         let granted = votes.grant(&vm, &set, epoch, b).await;
         assert!(
             granted.is_err(),
-            "{epoch}: nobody could ever ask for the next one"
+            "{epoch}: no next epoch could be asked for"
         );
     }
     votes.grant(&vm, &set, Epoch(1), a).await.unwrap();
@@ -343,7 +345,7 @@ async fn a_holder_that_asks_again_does_not_lose_its_confirmation() {
     votes.grant(&vm, &set, Epoch(3), b).await.unwrap();
     assert!(
         votes.take_back(&vm, &set, Epoch(4), a).await.is_ok(),
-        "another holder's epoch is confirmed by nobody"
+        "the other holder has not confirmed its epoch"
     );
 }
 

@@ -2,7 +2,7 @@
 //! the plan; each provider has a task that keeps a stream to it; verified chunks go to disk in
 //! groups.
 //!
-//! The next fetch finds again what was committed before this one was cut or killed.
+//! What was committed before a fetch was cut or killed is here for the next one.
 
 mod job;
 mod provider;
@@ -31,8 +31,10 @@ use tokio::{
 /// How many chunks one job verifies and writes.
 const GROUP: usize = 32;
 /// How many bytes wait to be verified before the streams are no longer read.
+/// Reason: bounds memory.
 const STAGED_BYTES: usize = 4 << 20;
 /// How many bytes are written before they are made durable.
+/// Reason: bounds what is fetched again after a crash.
 const COMMIT_BYTES: u64 = 32 << 20;
 /// How long a written chunk waits at most to be made durable.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
@@ -60,11 +62,12 @@ pub struct FetchReport {
     pub fetched_bytes: u64,
     /// Chunks that were here already.
     pub present_chunks: u64,
-    /// Chunks that came twice: a slow provider sent what another had taken over.
+    /// Chunks that came again: a slow provider sent what another one had taken over.
     pub duplicate_chunks: u64,
     /// Bytes on the wire by provider.
     pub by_provider: BTreeMap<MemberId, u64>,
-    /// Keeps all of it until this is dropped. The caller pins it before that.
+    /// Keeps the manifest's chunks from collections. The caller pins the manifest before dropping
+    /// this.
     pub hold: Hold,
 }
 
@@ -73,7 +76,7 @@ pub struct FetchReport {
 pub(super) enum Scope {
     /// The nodes of the manifest, without the content.
     Nodes,
-    /// All of it, as long as so many bytes stay free.
+    /// All of it, as long as `reserve` bytes stay free.
     All { reserve: u64 },
 }
 
@@ -89,7 +92,7 @@ struct Fetch<'a> {
     came: VecDeque<ReceivedChunk>,
     came_bytes: usize,
     open: VecDeque<(Role, ChunkId)>,
-    /// Content that is here, to be read: it may be damaged.
+    /// Content that is here and still to be read, as it may be damaged.
     verify: VecDeque<(Role, ChunkId)>,
     scope: Scope,
     report: FetchReport,
@@ -104,8 +107,9 @@ impl Exchange {
     /// stay for the next try.
     ///
     /// # Errors
-    /// `NoProvider` if none of them has some chunk, or if nothing came for
-    /// [`super::ExchangeOptions::patience`].
+    /// `NoProvider` if some chunk is missing from all of them, or if nothing came for
+    /// [`super::ExchangeOptions::patience`]; `Malformed` if `manifest` names something else;
+    /// [`Error::Io`], also without room.
     pub async fn fetch(
         &self,
         manifest: ManifestId,
@@ -358,7 +362,7 @@ impl Fetch<'_> {
         let task = self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
             let reason = provider::run(&fabric, member, patience, &events).await;
-            // The loop is gone if nobody listens.
+            // Sending fails if the fetch has ended.
             let _ = events.send(Event::Down(member, reason)).await;
         });
         self.abort.insert(member, task);

@@ -2,9 +2,9 @@
 //!
 //! A provider is asked for as much as it has lately delivered within about a second (its window,
 //! doubled when a window's worth came in less, halved when it took much more: slow start, Jacobson
-//! 1988), so a slow one never sits on much. What it owes when it is lost goes back to the queue;
-//! what it has owed for long, an idle one takes over. A chunk that every provider lacks ends the
-//! fetch.
+//! 1988), so a slow one never owes much. The chunks that a lost provider owes go back to the queue;
+//! an idle provider takes over those that another has owed for long. A chunk that every provider
+//! lacks ends the fetch.
 
 use crate::{ChunkId, tree::Role};
 use p2pvm_overlay::MemberId;
@@ -21,14 +21,15 @@ const SLOW: Duration = Duration::from_millis(2500);
 const TAKE_OVER: Duration = Duration::from_secs(3);
 /// How large the window is at first.
 const FIRST_WINDOW_BYTES: u64 = 4 << 20;
-/// How small the window gets.
+/// How small the window may become.
 const LEAST_WINDOW_BYTES: u64 = 256 << 10;
 /// How many bytes a node of a manifest counts as.
+/// Reason: its size is unknown until it comes.
 const NODE_BYTES: u32 = 64 << 10;
 /// How many chunks of the queue are searched for one that a provider may have.
 const LOOK: usize = 512;
 /// How many providers one fetch has at most.
-/// Reason: the lacking ones are a mask.
+/// Reason: the providers that lack a chunk are the bits of a `u32`.
 pub(super) const MAX_PROVIDERS: usize = super::wire::MAX_PROVIDERS;
 
 /// One fetch.
@@ -152,7 +153,8 @@ impl Plan {
         }
     }
 
-    /// A chunk came from the provider, not verified yet. `None` if it is not expected.
+    /// A chunk came from the provider, not verified yet. Returns its role; `None` if it was not
+    /// asked for.
     pub(super) fn arrived(&mut self, now: Duration, member: MemberId, id: ChunkId) -> Option<Role> {
         let index = self.index(member)?;
         self.providers[index].last_heard = now;
@@ -215,7 +217,7 @@ impl Plan {
         }
     }
 
-    /// What to ask the provider now, to be sent at once.
+    /// The chunks to ask the provider for now; the caller sends the request at once.
     pub(super) fn next(&mut self, now: Duration, member: MemberId, most: usize) -> Vec<ChunkId> {
         let mut ask = Vec::new();
         let Some(index) = self.index(member) else {
@@ -242,7 +244,7 @@ impl Plan {
                 continue;
             };
             if want.state != State::Queued {
-                continue; // it stands in the queue twice
+                continue; // it is in the queue twice
             }
             if want.lacking >> index & 1 == 1 {
                 passed.push(id);
@@ -299,8 +301,8 @@ impl Plan {
     /// A chunk that every provider lacks.
     pub(super) fn nowhere(&self) -> Option<ChunkId> {
         let all = ((1u64 << self.providers.len()) - 1) as u32;
-        // Only a chunk that was lacking lately can be lacking everywhere: it is at the queue's
-        // head.
+        // Only a chunk that a provider has just said to lack can be lacking everywhere, and it was
+        // put at the queue's head.
         self.queue.iter().take(LOOK).copied().find(|id| {
             self.wants
                 .get(id)

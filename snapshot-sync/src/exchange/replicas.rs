@@ -1,8 +1,8 @@
 //! Replicas kept for other members: each is fetched and pinned for the member that asked, within
-//! that member's share of the disk. That member lets it go, or the one that has the VM's key.
+//! that member's share of the disk. That member releases it, or a member that has the VM's key.
 //!
-//! The nodes of the manifest are fetched first: they say how much there is to come, and what does
-//! not fit is refused before its content is asked for.
+//! The nodes of the manifest are fetched first: they give the size, and a replica that does not fit
+//! is refused before its content is fetched.
 
 use super::{
     Core, Exchange,
@@ -128,7 +128,7 @@ fn remove(store: &ChunkStore, pin: &Pin, is_proved: bool) -> Result<(), Error> {
     })
 }
 
-/// Whether the VM of the checkpoint that is pinned signed that `me` is to release it.
+/// Whether `proof` is the signature of the pinned checkpoint's VM over its release by `me`.
 fn is_of_the_vm(store: &ChunkStore, pin: &Pin, me: MemberId, proof: &Signature) -> bool {
     let message = wire::release_message(pin.manifest, &pin.label, me);
     Checkpoint::load(store, pin.manifest).is_ok_and(|checkpoint| {
@@ -171,7 +171,7 @@ impl Core {
         Ok(())
     }
 
-    /// Whether the content fits on the disk and into the member's share.
+    /// Checks that the content fits on the disk and into the member's share.
     async fn admit(&self, pin: &Pin) -> Result<(), Error> {
         let (reserve, percent) = (self.options.reserve_bytes, self.options.replica_percent);
         let (manifest, owner) = (pin.manifest, pin.owner);
@@ -204,7 +204,7 @@ impl Core {
 
     fn turn_of(&self, member: MemberId) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        // The others are in nobody's hands.
+        // A turn that no task holds is dropped.
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         turns.entry(member).or_default().clone()
     }

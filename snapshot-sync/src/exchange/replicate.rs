@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
-/// How long the other side waits before it answers with its progress.
+/// How long the other member fetches before it answers with its progress.
 const WAIT: Duration = Duration::from_secs(5);
 
 /// How long to wait before candidates are tried again after all have failed.
@@ -31,7 +31,7 @@ pub enum ReplicationState {
         /// Members wanted.
         k: usize,
     },
-    /// As many other members as wanted have all of it.
+    /// As many other members as are wanted have all of it.
     Durable,
 }
 
@@ -82,8 +82,10 @@ impl Exchange {
     }
 
     /// Replicates `manifest` under `label` to `k` of the `candidates`, the first ones preferred;
-    /// the next replaces one that fails. It ends when it is durable or the receiver is dropped. The
-    /// caller pins it here and records the holders where other members find them.
+    /// the next replaces one that fails. The replication ends when the manifest is durable or the
+    /// receiver is dropped, and at once if the manifest is incomplete here, as
+    /// [`Replication::trouble`] then says. The caller pins it here and records the holders where
+    /// other members find them.
     pub fn replicate(
         &self,
         manifest: ManifestId,
@@ -203,7 +205,7 @@ impl Core {
         });
     }
 
-    /// Pushes to as many of the `untried` at once as are wanted, until enough hold it or no
+    /// Pushes to as many of the `untried` at once as are missing, until `k` members hold it or no
     /// candidate is left.
     async fn replicate_round(
         &self,

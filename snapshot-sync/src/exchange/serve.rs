@@ -18,16 +18,17 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// How long a [`Request::Keep`] waits at most.
+/// How long a [`Request::Keep`] waits at most, whatever its `wait_ms`.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// How many chunks are read from the disk at a time, while the previous ones are sent.
 const READ_AHEAD: usize = 8;
 
-/// How long a stream is idle before it is closed, and how long one chunk may take.
+/// How long a stream is idle, or the sending of one chunk takes, before the stream is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// A member has at most one in so many of the streams that are served at once.
+/// The share of all streams that one member may have at once: one in this many.
+/// Reason: a member that opens many streams leaves some to the others.
 const SHARE: usize = 4;
 
 struct Handler(Weak<Exchange>);
@@ -47,7 +48,8 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
         let mut served = JoinSet::new();
         while let Some((member, stream)) = streams.recv().await {
             while served.try_join_next().is_some() {}
-            // No seat left: the stream is dropped, and the fetch asks other members or dials again.
+            // Without a seat the stream is dropped, and the fetch asks other members or dials
+            // again.
             let Some(seat) = seats.try_take(member) else {
                 continue;
             };
@@ -154,7 +156,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_whose_chunks_nobody_reads_ends() {
+    async fn a_stream_whose_chunks_are_not_read_ends() {
         let dir = tempfile::tempdir().unwrap();
         let store = ChunkStore::open(dir.path()).unwrap();
         let content: Vec<u8> = (0..1u32 << 16).flat_map(u32::to_le_bytes).collect();

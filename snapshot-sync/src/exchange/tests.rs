@@ -1,5 +1,5 @@
-//! Members on a wide area inside one process: streams have delay and rate, break or fall silent
-//! after so many bytes. Time is virtual: file work does not count.
+//! Members on a wide area inside one process: streams have a delay and a rate, and break or fall
+//! silent after a number of bytes. Time is virtual: file work takes none.
 
 use super::*;
 use crate::{Checkpoint, Extent, Hold, Kind, Manifest, Progress, wide_area::WideArea};
@@ -100,7 +100,7 @@ async fn a_fetch_brings_everything_once_and_nothing_again() {
     net.kill(id(1));
     assert!(
         b.fetch(file, &[1]).await.is_ok(),
-        "what is all here needs nobody"
+        "a complete manifest needs no provider"
     );
 }
 
@@ -135,7 +135,7 @@ async fn a_long_path_is_filled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_broken_provider_owed_comes_from_another() {
+async fn chunks_that_a_broken_provider_owed_come_from_another() {
     let net = MemoryNet::new(NEAR);
     let (a, b, c) = (
         Member::new(&net, 1, NEAR),
@@ -211,7 +211,7 @@ async fn a_fetch_cut_off_fails_and_the_next_goes_on_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chunk_that_nobody_has_ends_the_fetch_at_once() {
+async fn a_chunk_that_no_provider_has_ends_the_fetch_at_once() {
     let net = MemoryNet::new(NEAR);
     let (a, b, c) = (
         Member::new(&net, 1, NEAR),
@@ -246,7 +246,7 @@ async fn a_chunk_that_nobody_has_ends_the_fetch_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_liar_is_asked_no_more_and_its_lies_are_not_kept() {
+async fn a_lying_provider_is_not_asked_again_nor_its_chunks_kept() {
     let net = MemoryNet::new(NEAR);
     let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
     let (file, _hold) = a.file(0..50);
@@ -303,7 +303,7 @@ async fn a_checkpoint_brings_its_files() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_what_is_answered_in_order() {
+async fn has_is_answered_in_the_order_of_the_ids() {
     let net = MemoryNet::new(NEAR);
     let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
     let (_, _hold) = a.file(0..10);
@@ -396,7 +396,7 @@ async fn a_member_without_room_refuses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_all_here_is_not_pushed() {
+async fn an_incomplete_manifest_is_not_pushed() {
     let net = MemoryNet::new(NEAR);
     let a = Member::new(&net, 1, NEAR);
     let _b = Member::new(&net, 2, NEAR);
@@ -431,13 +431,14 @@ async fn too_few_candidates_never_look_durable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_damaged_on_this_disk_is_fetched_anew_from_those_who_have_it() {
+async fn damaged_chunks_are_fetched_again_from_a_member_that_has_them() {
     let net = MemoryNet::new(NEAR);
     let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
     let (file, _hold) = a.file(0..100);
     let _held = b.fetch(file, &[1]).await.unwrap();
     let manifest = Manifest::load(b.store(), file).unwrap();
-    // Emptied, altered, gone: of the content, and every node of the manifest.
+    // Damages the content (one chunk emptied, one altered, one removed) and every node of the
+    // manifest.
     let of = |at: usize| manifest.chunks[at].chunk;
     let chunk = |name: ChunkId| {
         b.dir
@@ -470,10 +471,10 @@ async fn what_is_damaged_on_this_disk_is_fetched_anew_from_those_who_have_it() {
     b.exchange
         .mend(file, &[id(1)], &quiet())
         .await
-        .expect("what is whole needs nobody");
+        .expect("an undamaged manifest needs no provider");
     std::fs::write(chunk(of(7)), b"").unwrap();
     assert!(
         b.exchange.mend(file, &[id(1)], &quiet()).await.is_err(),
-        "nobody has it"
+        "no provider has the chunk"
     );
 }

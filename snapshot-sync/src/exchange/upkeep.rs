@@ -1,5 +1,6 @@
-//! Finding damage before it is met, and repairing it: a few chunks are read at a time, and a pin
-//! that lacks some has them fetched from the member that asked for it, or any other.
+//! Finds damaged chunks before they are needed, and repairs them: a few chunks are read at a time,
+//! and the chunks that a pin lacks are fetched from the member that asked for it, or from any
+//! connected one.
 
 use super::Exchange;
 use crate::{ChunkId, CollectionReport, Error, Progress, error::blocking, store::Pin};
@@ -25,7 +26,7 @@ impl Exchange {
         Ok(damaged)
     }
 
-    /// Removes what no pin names (see [`crate::ChunkStore::gc`]), and has fetched what pins lack.
+    /// Removes what no pin names (see [`crate::ChunkStore::gc`]), and fetches what pins lack.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -51,7 +52,7 @@ impl Exchange {
             if let Err(e) = self.mend(pin.manifest, &providers, &quiet).await {
                 tracing::warn!(
                     manifest = %pin.manifest.short(), label = pin.label, error = %chain(&e),
-                    "what is damaged on this disk cannot be repaired yet"
+                    "damaged chunks on this disk cannot be repaired yet"
                 );
             }
         }

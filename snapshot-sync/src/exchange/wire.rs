@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The version of requests and answers.
 const VERSION: u8 = 1;
 
-/// What the VM's key signs is a release of a replica.
+/// The domain of the VM key's signature over a release.
 pub const RELEASE_DOMAIN: &str = "p2pvm release of a replica 1";
 
 /// How many ids one request or want has at most.
@@ -24,7 +24,7 @@ const WANT: u8 = 1;
 const CHUNK: u8 = 2;
 const MISSING: u8 = 3;
 
-/// How long a frame is at most after its head.
+/// How many bytes a frame has at most after its head.
 const MAX_FRAME_BYTES: usize = if MAX_IDS * 32 > MAX_STORED_BYTES + 32 {
     MAX_IDS * 32
 } else {
@@ -34,7 +34,7 @@ const MAX_FRAME_BYTES: usize = if MAX_IDS * 32 > MAX_STORED_BYTES + 32 {
 /// A request to a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Which of these do you have?
+    /// Which of these chunks are here?
     Has(Vec<ChunkId>),
     /// Fetch and pin this; answer when it is durable, or with the progress after `wait_ms`. A
     /// repeated request continues.
@@ -55,7 +55,7 @@ pub enum Request {
         /// The pin's label.
         label: String,
         /// The signature of the checkpoint's VM over [`release_message`]. It follows the rest of
-        /// the message: the first release does not read on.
+        /// the message, where the first release of the program does not read.
         #[serde(skip)]
         proof: Option<Signature>,
     },
@@ -142,7 +142,10 @@ impl Request {
         if bounded {
             Ok(request)
         } else {
-            Err(malformed("request", "it asks for too much"))
+            Err(malformed(
+                "request",
+                "it has too many ids or providers, or too long a label",
+            ))
         }
     }
 }
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_for_too_much_is_refused() {
+    fn a_request_beyond_its_bounds_is_refused() {
         assert!(
             Request::parse(&Request::Has(vec![ChunkId([0; 32]); MAX_IDS + 1]).to_bytes()).is_err()
         );

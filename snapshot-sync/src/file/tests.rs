@@ -43,7 +43,7 @@ fn quiet() -> watch::Sender<Progress> {
     watch::channel(Progress::default()).0
 }
 
-/// Ranges of a file that hold data; what lies between is a hole.
+/// Makes a file of `size` bytes with data in `ranges` and holes between them.
 fn sparse(path: &Path, size: u64, ranges: &[(u64, Vec<u8>)]) {
     let file = File::create(path).unwrap();
     file.set_len(size).unwrap();
@@ -129,7 +129,7 @@ fn a_failed_export_leaves_the_old_file_and_no_partial_one() {
 }
 
 #[test]
-fn what_a_killed_export_left_is_overwritten() {
+fn a_partial_file_of_a_killed_export_is_overwritten() {
     let case = Case::new();
     let (from, to) = (case.dir.path().join("from"), case.dir.path().join("to"));
     fs::write(&from, vec![5; 300_000]).unwrap();
@@ -156,7 +156,7 @@ fn an_import_whose_caller_has_gone_ends() {
 }
 
 #[test]
-fn a_block_length_that_is_none_is_refused() {
+fn an_impossible_block_length_is_refused() {
     let case = Case::new();
     let path = case.dir.path().join("from");
     fs::write(&path, b"x").unwrap();

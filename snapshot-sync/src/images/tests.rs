@@ -69,7 +69,7 @@ async fn an_image_imported_on_one_member_is_a_read_only_file_on_another() {
 }
 
 #[tokio::test]
-async fn many_who_need_an_image_at_once_all_get_it() {
+async fn concurrent_requests_for_an_image_all_get_it() {
     let net = MemoryNet::new(Duration::from_millis(1));
     let (a, b) = (member(&net, 1), member(&net, 2));
     let (path, content) = image(a.dir.path());

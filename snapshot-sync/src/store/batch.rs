@@ -29,7 +29,7 @@ const FLUSHERS: usize = 16;
 const EACH: usize = 4;
 
 /// Chunks on their way into a store. They are readable there and durable after [`Batch::commit`];
-/// dropping the batch discards the rest.
+/// dropping the batch discards those that are not committed.
 pub struct Batch {
     store: ChunkStore,
     hold: Hold,
@@ -63,7 +63,7 @@ impl Batch {
         }
     }
 
-    /// Adds a chunk that is not here yet.
+    /// Adds a chunk, unless it is here already.
     ///
     /// # Errors
     /// `TooLarge` beyond [`MAX_CHUNK_BYTES`]; [`Error::Io`].
@@ -141,7 +141,8 @@ impl Batch {
         (self.new_chunks, self.new_bytes)
     }
 
-    /// Checks that so many bytes stay free; what waits to be committed is on the disk already.
+    /// Checks that `reserve` bytes stay free; chunks that wait to be committed are on the disk
+    /// already.
     pub(crate) fn has_room(&self, reserve: u64) -> Result<(), Error> {
         self.store.has_room(0, reserve)
     }
@@ -201,8 +202,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Commits, and keeps the chunks that were put or found from being collected until the hold is
-    /// dropped.
+    /// Commits, and holds the chunks that were put or were here already: no collection removes them
+    /// until the hold is dropped.
     ///
     /// # Errors
     /// As [`Batch::commit`].

@@ -2,15 +2,17 @@
 //! and pins under way: they hold their chunks (see [`super::Hold`]), and holds released meanwhile
 //! last until the end.
 //!
-//! A pin with a damaged manifest is set aside: what it names, as written down when it was pinned
-//! ([`super::names`]), stays, and the rest is collected. The caller fetches what is damaged again.
+//! A pin with a damaged manifest is set aside: the chunks that it named when it was pinned
+//! ([`super::names`]) stay, and the rest is collected. The caller fetches the damaged chunks again.
 
 use super::{ChunkStore, Pin};
 use crate::{ChunkId, Error, ManifestId, error::io_at};
 use p2pvm_overlay::chain;
 use std::{
-    collections::HashSet, fs, io, sync::PoisonError, sync::atomic::Ordering, time::Duration,
-    time::SystemTime,
+    collections::HashSet,
+    fs, io,
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, SystemTime},
 };
 
 /// What a collection did.
@@ -24,12 +26,12 @@ pub struct CollectionReport {
     pub freed_bytes: u64,
     /// Pins that lack chunks, or have damaged ones: to be fetched again.
     pub damaged: Vec<Pin>,
-    /// No chunk was removed, because what a damaged manifest names is unknown: it was pinned by a
-    /// release that did not write it down.
+    /// No chunk was removed, because the names of a damaged manifest are unknown: the release that
+    /// pinned it did not write them, or their file is damaged too.
     pub unswept: bool,
 }
 
-/// What the pins name.
+/// What the pins name; `is_all` is false if the names of a damaged manifest are unknown.
 struct Marked {
     live: HashSet<ChunkId>,
     damaged: Vec<Pin>,
@@ -38,33 +40,25 @@ struct Marked {
 
 impl ChunkStore {
     /// Removes the chunks that no pin names, no work under way holds, and that are older than
-    /// `grace`: a fetch that a restart interrupted finds again what it had.
+    /// `grace`, so that a fetch which a restart interrupted finds its chunks again.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn gc(&self, grace: Duration) -> Result<CollectionReport, Error> {
-        let _one_at_a_time = self
-            .0
-            .collecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.collecting();
         self.holds().begin_collection();
         let result = self.mark_and_sweep(grace);
         self.holds().end_collection();
         result
     }
 
-    /// The pins that lack chunks. Damage inside of a chunk shows when the chunk is read, which
+    /// The pins that lack chunks. A chunk with other content counts as present until it is read, as
     /// [`ChunkStore::scrub`] does.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn damaged_pins(&self) -> Result<Vec<Pin>, Error> {
-        let _one_at_a_time = self
-            .0
-            .collecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.collecting();
         self.mark().map(|marked| marked.damaged)
     }
 
@@ -103,6 +97,12 @@ impl ChunkStore {
         Ok((None, self.0.damaged.load(Ordering::Relaxed) - before))
     }
 
+    /// Waits until no other collection runs.
+    fn collecting(&self) -> MutexGuard<'_, ()> {
+        let collecting = &self.0.collecting;
+        collecting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn mark(&self) -> Result<Marked, Error> {
         let pins = self.pins()?;
         let pinned: HashSet<ManifestId> = pins.iter().map(|pin| pin.manifest).collect();
@@ -117,12 +117,12 @@ impl ChunkStore {
                 true
             });
             match walked {
-                // A full disk can do without the names.
+                // A full disk is no reason to fail: the names are written at the next collection.
                 Ok(()) => drop(self.note_names(*id, &names)),
                 Err(
                     error @ (Error::NotFound(_) | Error::Corrupt { .. } | Error::Malformed { .. }),
                 ) => {
-                    tracing::debug!(manifest = %id, "set aside: {}", chain(&error));
+                    tracing::debug!(manifest = %id, "a damaged manifest: {}", chain(&error));
                     damaged.insert(*id);
                     let noted = self.noted_names(*id);
                     is_all &= noted.is_some();

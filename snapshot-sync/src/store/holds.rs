@@ -1,4 +1,4 @@
-//! Chunks in use by work under way, which garbage collection keeps before a pin names them. Holds
+//! Chunks of work under way, which garbage collection keeps although no pin names them yet. Holds
 //! are in memory: after a restart the grace period of [`super::ChunkStore::gc`] covers their
 //! chunks.
 
@@ -45,8 +45,7 @@ impl Table {
     }
 }
 
-/// Keeps chunks from being collected until it is dropped. The caller pins what they make up before
-/// that.
+/// Keeps chunks from collections until it is dropped. The caller pins their manifest before that.
 pub struct Hold {
     store: ChunkStore,
     ids: HashSet<ChunkId>,

@@ -1,5 +1,6 @@
-//! kill -9 for real: a child process (this test binary again) stores chunks, pins and files, and
-//! says so after each is acknowledged; it is killed at some moment, and all it said must hold.
+//! A real kill -9: a child process (this test binary again) stores chunks, pins and files, and
+//! prints each after it is acknowledged. It is killed at some moment, and all that it printed must
+//! hold.
 
 use super::*;
 use crate::{Extent, Kind, Manifest, ManifestId, Progress};
@@ -90,7 +91,7 @@ fn what_was_acknowledged_survives_kill_9() {
         let mut lines = BufReader::new(worker.stdout.take().unwrap())
             .lines()
             .map_while(Result::ok);
-        // It has begun to work; then at an odd moment of it.
+        // The child has begun to work; it is killed at an odd moment.
         let mut said: Vec<String> = lines
             .by_ref()
             .find(|line| line.starts_with("chunk"))

@@ -1,6 +1,6 @@
 //! The names of all chunks of a pinned manifest, in a file beside the pins. A collection reads them
-//! where a node of the manifest is damaged: what that node names must stay until it is mended. They
-//! take 32 bytes for each chunk, and a hash at the end.
+//! if a node of the manifest is damaged: what that node names must stay until it is mended. The
+//! file has 32 bytes for each chunk and a hash at the end.
 
 use super::{ChunkStore, sync_directory};
 use crate::{ChunkId, Error, ManifestId, error::io_at};
@@ -12,7 +12,7 @@ use std::{
 };
 
 impl ChunkStore {
-    /// Writes the names down, unless they are there.
+    /// Writes the names, unless the file is there.
     pub(super) fn note_names(&self, id: ManifestId, names: &HashSet<ChunkId>) -> Result<(), Error> {
         let path = self.names_path(id);
         if path.exists() {
@@ -35,7 +35,7 @@ impl ChunkStore {
         sync_directory(&self.names_dir())
     }
 
-    /// The names that were written down; `None` if they were not, or are damaged.
+    /// The names in the file; `None` if it is missing or damaged.
     pub(super) fn noted_names(&self, id: ManifestId) -> Option<Vec<ChunkId>> {
         let bytes = fs::read(self.names_path(id)).ok()?;
         let (names, hash) = bytes.split_last_chunk::<32>()?;
@@ -46,7 +46,7 @@ impl ChunkStore {
         Some(names.iter().copied().map(ChunkId).collect())
     }
 
-    /// Removes the names of what is pinned no more.
+    /// Removes the files of manifests that are no longer pinned.
     pub(super) fn drop_names(&self, pinned: &HashSet<ManifestId>) -> Result<(), Error> {
         let dir = self.names_dir();
         for entry in fs::read_dir(&dir).map_err(io_at("listing", &dir))? {

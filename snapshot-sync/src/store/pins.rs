@@ -3,8 +3,8 @@
 //! returns.
 //!
 //! The file has the label, and for a replica a zero byte and the member that asked for it. A pin
-//! without a member is this member's own, or a replica that the first release kept: it knew no
-//! other pins.
+//! without a member is this member's own, or a replica that the first release kept, which stored no
+//! member.
 
 use super::{ChunkStore, Hold, sync_directory};
 use crate::{
@@ -71,8 +71,8 @@ impl Pin {
 }
 
 impl ChunkStore {
-    /// Keeps all that `id` names from being collected until [`ChunkStore::unpin`] with the same
-    /// label. Durable on return, idempotent.
+    /// Keeps all that `id` names from collections until [`ChunkStore::unpin`] with the same label.
+    /// Durable on return, idempotent.
     ///
     /// # Errors
     /// `Incomplete` if some chunk is missing: a pin promises that all are here. `TooLarge`
@@ -193,8 +193,8 @@ impl ChunkStore {
         self.hold_all(id).is_ok()
     }
 
-    /// Calls `see` once for each chunk in the tree of `id`, and follows a chunk only if `see`
-    /// returns true.
+    /// Calls `see` once for each chunk in the tree of `id`, and reads what a chunk names only if
+    /// `see` returns true.
     pub(crate) fn walk(
         &self,
         id: ManifestId,

@@ -1,4 +1,5 @@
-//! Room on the store's file system: what a manifest takes, and the replicas of one member take.
+//! Room on the store's file system: how much a manifest takes, and how much the replicas of one
+//! member take.
 
 use super::ChunkStore;
 use crate::{ChunkId, Error, ManifestId, error::io_at, tree::Role};
@@ -21,7 +22,7 @@ pub struct Size {
 }
 
 impl ChunkStore {
-    /// How much the content of `id` takes. Its nodes are here.
+    /// How much the content of `id` takes. All its nodes must be here.
     ///
     /// # Errors
     /// `NotFound` or `Corrupt` of a node; [`Error::Io`].
@@ -36,7 +37,7 @@ impl ChunkStore {
         Ok(size)
     }
 
-    /// How much the replicas of a member and `id` take together, in bytes: what several of them
+    /// How many bytes the replicas of a member and `id` take together: a chunk that several of them
     /// name counts once.
     ///
     /// # Errors

@@ -43,7 +43,7 @@ fn manifest_of(store: &ChunkStore, seeds: &[u64]) -> (ManifestId, Hold) {
 }
 
 #[test]
-fn what_was_put_is_there_after_reopening() {
+fn chunks_are_there_after_reopening() {
     let (dir, store) = fresh();
     let ids: Vec<_> = (0..20)
         .map(|seed| store.put(&content(seed, 5000)).unwrap())
@@ -79,7 +79,7 @@ fn a_chunk_too_large_is_refused() {
 }
 
 #[test]
-fn a_crash_at_any_step_loses_no_acknowledged_chunk_and_leaves_no_half_one() {
+fn a_crash_at_any_step_loses_no_chunk_and_leaves_no_half_one() {
     for batch_size in [1, 3, 40] {
         for (step, skip) in [
             (CommitStep::Written, 0),
@@ -193,7 +193,7 @@ fn a_collection_takes_nothing_that_is_held_or_young() {
 }
 
 #[test]
-fn what_is_let_go_during_a_collection_outlives_it() {
+fn a_hold_dropped_during_a_collection_lasts_until_its_end() {
     let (_dir, store) = fresh();
     let id = store.put(b"pinned after the marking").unwrap();
     let mut hold = store.hold();
@@ -304,7 +304,7 @@ fn each_members_pins_are_its_own() {
 }
 
 #[test]
-fn what_members_have_kept_counts_once() {
+fn a_chunk_of_several_replicas_counts_once() {
     let (_dir, store) = fresh();
     let (first, _a) = manifest_of(&store, &[1, 2, 3]);
     let (second, _b) = manifest_of(&store, &[3, 4]);

@@ -1,5 +1,5 @@
-//! The source's side of a move: which VM this node offers to which peer, and what follows from the
-//! answer. One VM is given away at a time.
+//! The source's side of a move: which VM this node offers to which peer, and what it does after the
+//! answer. It gives away one VM at a time.
 
 use super::{Manager, MigrationEnd, Output};
 use crate::{
@@ -27,10 +27,11 @@ impl Manager {
             Some(outgoing) if outgoing.stage == Stage::Moving => {}
             Some(outgoing) if movable && !self.draining => {
                 (outgoing.stage, outgoing.since) = (Stage::Moving, now);
-                outgoing.place.predicted = predicted;
+                outgoing.candidate.predicted = predicted;
                 let (vm, figures) = (
                     outgoing.offer.vm,
-                    Figures::new(self.meter.cpu, f64::from(outgoing.offer.cpu)).at(&outgoing.place),
+                    Figures::new(self.meter.cpu, f64::from(outgoing.offer.cpu))
+                        .at(&outgoing.candidate),
                 );
                 let reason = self.explain_about(now, vm, Decision::Migrating, figures);
                 self.outputs.push_back(Output::Migrate {
@@ -39,7 +40,7 @@ impl Manager {
                     reason,
                 });
             }
-            // Too late, or the VM is gone or busy by now: the peer need not wait for it.
+            // Too late, or the VM is gone or busy by now: the peer is told not to wait for it.
             ours => {
                 if ours.is_some() {
                     self.outgoing = None;
@@ -76,23 +77,27 @@ impl Manager {
     }
 
     pub(super) fn unanswered(&mut self, now: Millis) {
-        if let Some((to, id)) = self.outgoing.as_ref().map(|o| (o.place.member, o.offer.id)) {
+        if let Some((to, id)) = self
+            .outgoing
+            .as_ref()
+            .map(|o| (o.candidate.member, o.offer.id))
+        {
             self.view.forget(to);
             self.send(to, Message::Release { id });
             self.next_offer(now, Decision::Unanswered);
         }
     }
 
-    /// After an offer has failed: asks the next best peer, unless enough have been asked.
+    /// Asks the next best peer after an offer has failed, unless enough have been asked.
     fn next_offer(&mut self, now: Millis, decision: Decision) {
         let Some(failed) = self.outgoing.take() else {
             return;
         };
-        let place = failed.place;
-        let figures = Figures::new(self.meter.cpu, f64::from(failed.offer.cpu)).at(&place);
+        let candidate = failed.candidate;
+        let figures = Figures::new(self.meter.cpu, f64::from(failed.offer.cpu)).at(&candidate);
         self.explain_about(now, failed.offer.vm, decision, figures);
         let mut asked = failed.asked;
-        asked.push(place.member);
+        asked.push(candidate.member);
         if asked.len() >= self.placement.offers_per_round || !self.offer_best(now, asked) {
             self.rest_until = now.plus(self.placement.retry_ms);
         }
@@ -112,7 +117,7 @@ impl Manager {
         else {
             return;
         };
-        let to = done.place.member;
+        let to = done.candidate.member;
         let decision = match end {
             MigrationEnd::Moved => Decision::Moved,
             MigrationEnd::Failed => Decision::Failed,
@@ -128,7 +133,7 @@ impl Manager {
             now,
             vm,
             decision,
-            Figures::new(self.meter.cpu, f64::from(done.offer.cpu)).at(&done.place),
+            Figures::new(self.meter.cpu, f64::from(done.offer.cpu)).at(&done.candidate),
         );
     }
 
@@ -146,42 +151,42 @@ impl Manager {
         }
     }
 
-    /// Offers the VM whose move is worth most to the best peer not yet asked. Returns whether there
-    /// was one.
+    /// Offers the VM whose move is worth most to the best peer that was not asked yet. Returns
+    /// whether there was one.
     fn offer_best(&mut self, now: Millis, asked: Vec<MemberId>) -> bool {
         let mut best: Option<(f64, VmId, Candidate)> = None;
         let mut kept = Vec::new();
         let movable =
             |(vm, demand): &(&VmId, &Demand)| demand.movable && !self.resting.contains_key(*vm);
         for (vm, demand) in self.meter.vms.iter().filter(movable) {
-            let mut places =
-                score::places(self.view.entries(), self.source(), demand, &self.placement);
-            places.retain(|place| !asked.contains(&place.member));
-            kept.push((*vm, places.first().copied(), demand.cpu));
-            places.retain(|place| score::is_worthwhile(place, &self.placement));
-            if let Some(place) = places.first() {
-                let worth = score::worth(place, demand, &self.placement);
+            let mut candidates =
+                score::candidates(self.view.entries(), self.source(), demand, &self.placement);
+            candidates.retain(|candidate| !asked.contains(&candidate.member));
+            kept.push((*vm, candidates.first().copied(), demand.cpu));
+            candidates.retain(|candidate| score::is_worthwhile(candidate, &self.placement));
+            if let Some(candidate) = candidates.first() {
+                let worth = score::worth(candidate, demand, &self.placement);
                 if best.is_none_or(|(most, ..)| worth > most) {
-                    let drawn = score::equally_good(&places, &self.placement)
+                    let drawn = score::equally_good(&candidates, &self.placement)
                         .choose(&mut self.rng)
-                        .unwrap_or(place);
+                        .unwrap_or(candidate);
                     best = Some((worth, *vm, *drawn));
                 }
             }
         }
-        if let Some((_, vm, place)) = best {
-            self.offer(now, vm, place, asked);
+        if let Some((_, vm, candidate)) = best {
+            self.offer(now, vm, candidate, asked);
             return true;
         }
-        for (vm, place, cpu) in kept.into_iter().filter(|_| asked.is_empty()) {
+        for (vm, candidate, cpu) in kept.into_iter().filter(|_| asked.is_empty()) {
             let figures = Figures::new(self.meter.cpu, cpu);
-            let figures = place.map_or(figures, |place| figures.at(&place));
+            let figures = candidate.map_or(figures, |candidate| figures.at(&candidate));
             self.explain_about(now, vm, Decision::Kept, figures);
         }
         false
     }
 
-    fn offer(&mut self, now: Millis, vm: VmId, place: Candidate, asked: Vec<MemberId>) {
+    fn offer(&mut self, now: Millis, vm: VmId, candidate: Candidate, asked: Vec<MemberId>) {
         assert!(
             self.outgoing.is_none(),
             "a node gives one VM away at a time"
@@ -195,11 +200,11 @@ impl Manager {
             memory_mib: demand.memory_mib,
             source_cpu: here.min(1.0) as f32,
         };
-        let figures = Figures::new(here, demand.cpu).at(&place);
-        self.send(place.member, Message::Offer(offer.clone()));
+        let figures = Figures::new(here, demand.cpu).at(&candidate);
+        self.send(candidate.member, Message::Offer(offer.clone()));
         self.outgoing = Some(OutgoingMove {
             offer,
-            place,
+            candidate,
             asked,
             stage: Stage::Offered,
             since: now,

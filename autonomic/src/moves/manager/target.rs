@@ -1,5 +1,5 @@
-//! The target's side of a move: whether this node takes an offered VM, by its own load, and what it
-//! keeps free until the VM has come.
+//! The target's side of a move: this node accepts or refuses an offered VM by its own load, and
+//! reserves capacity until the VM has come.
 
 use super::Manager;
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 use p2pvm_overlay::MemberId;
 
 impl Manager {
-    /// Answers an offer. An offer heard twice gets the same answer.
+    /// Answers an offer. An accepted offer that comes again is accepted again.
     pub(super) fn consider(&mut self, now: Millis, from: MemberId, offer: Offer) {
         let (cpu, source) = (f64::from(offer.cpu), f64::from(offer.source_cpu));
         if let Some(promised) = self.arriving.find(from, offer.id) {
@@ -53,7 +53,7 @@ impl Manager {
         }
     }
 
-    /// Why this node does not take the VM, if it does not. `predicted` is its load with the VM.
+    /// Why this node refuses the VM; `None` if it accepts. `predicted` is its load with the VM.
     fn refusal(&self, offer: &Offer, predicted: f64) -> Option<OfferRefusal> {
         let raw = &self.meter.raw;
         let used = raw
@@ -82,7 +82,7 @@ impl Manager {
         }
     }
 
-    /// The source will not send the VM: its capacity is free again.
+    /// The source will not send the VM: frees its capacity.
     pub(super) fn released(&mut self, now: Millis, from: MemberId, id: u64) {
         if let Some(gone) = self.arriving.release(from, id) {
             let figures =

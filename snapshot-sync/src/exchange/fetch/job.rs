@@ -17,8 +17,8 @@ pub(super) struct ReceivedChunk {
     pub(super) stored: Vec<u8>,
 }
 
-/// Work for a blocking thread: verify and write chunks, open nodes and read content that are here,
-/// make durable.
+/// Work for a blocking thread: verify and write chunks, read nodes and content that are here, make
+/// all durable.
 pub(super) struct Job {
     pub(super) came: Vec<ReceivedChunk>,
     pub(super) open: Vec<(Role, ChunkId)>,

@@ -2,7 +2,6 @@
 
 use crate::{
     ChunkId,
-    chunk::MAX_CHUNK_BYTES,
     exchange::{SERVICE, wire::Frame},
 };
 use p2pvm_overlay::{Fabric, MemberId, chain};
@@ -11,15 +10,15 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 
 /// What happened to a provider.
 pub(super) enum Event {
-    /// Its stream is open; wants go here.
+    /// Its stream is open; the ids of wanted chunks go into the sender.
     Up(MemberId, mpsc::Sender<Vec<ChunkId>>),
     Chunk(MemberId, ChunkId, Vec<u8>),
     Missing(MemberId, ChunkId),
-    /// Its stream ended, and why.
+    /// Its stream ended, for this reason.
     Down(MemberId, String),
 }
 
-/// Keeps one stream to a provider until it ends; returns why.
+/// Keeps one stream to a provider until it ends; returns the reason.
 pub(super) async fn run(
     fabric: &Arc<dyn Fabric>,
     member: MemberId,
@@ -46,14 +45,12 @@ pub(super) async fn run(
     let read = async {
         while let Some(frame) = Frame::read(&mut reader).await? {
             let event = match frame {
-                Frame::Chunk(id, stored) if stored.len() <= MAX_CHUNK_BYTES + 1 => {
-                    Event::Chunk(member, id, stored)
-                }
+                Frame::Chunk(id, stored) => Event::Chunk(member, id, stored),
                 Frame::Missing(id) => Event::Missing(member, id),
-                _ => {
+                Frame::Want(_) => {
                     return Err(std::io::Error::new(
                         std::io::ErrorKind::InvalidData,
-                        "a frame that only an asker sends",
+                        "a frame that only a fetching member sends",
                     ));
                 }
             };

@@ -1,4 +1,5 @@
-//! The plan under any order of events: it asks nobody for what he lacks, loses no want, and ends.
+//! The plan under any order of events: it asks no provider for what that provider lacks, loses no
+//! want, and ends.
 
 use super::*;
 use proptest::prelude::*;
@@ -28,7 +29,7 @@ impl Plan {
             assert!(provider.up || owed == 0, "a lost provider owes nothing");
             assert!(
                 asked.into_iter().all(|want| want.lacking >> index & 1 == 0),
-                "nobody is asked for what he lacks"
+                "no provider is asked for what it lacks"
             );
         }
         let queued: BTreeSet<_> = self.queue.iter().copied().collect();
@@ -177,7 +178,7 @@ fn an_idle_provider_takes_over_what_another_has_owed_for_long() {
     assert_eq!(
         plan.arrived(Duration::from_secs(4), member(0), id(3)),
         Some(Role::Data { bytes: 65536 }),
-        "who is first wins"
+        "the first to arrive wins"
     );
     assert_eq!(plan.arrived(Duration::from_secs(4), member(1), id(3)), None);
     plan.check();

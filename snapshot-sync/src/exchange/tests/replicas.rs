@@ -1,5 +1,5 @@
-//! Replicas kept for others: which member lets them go, how much they may take, and how damage in
-//! them is found and repaired.
+//! Replicas kept for other members: which member releases them, how much they may take, and how
+//! damage in them is found and repaired.
 
 use super::*;
 use p2pvm_overlay::{chain, identity::KeyPair};
@@ -46,7 +46,7 @@ async fn a_replica_is_released_by_the_member_that_asked_for_it_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_member_keeps_for_itself_nobody_else_releases() {
+async fn no_other_member_releases_a_members_own_pin() {
     let net = MemoryNet::new(NEAR);
     let [a, b] = [1, 2].map(|n| Member::new(&net, n, NEAR));
     let (file, _hold) = b.file(0..10);
@@ -185,7 +185,7 @@ async fn a_replica_that_does_not_fit_is_refused_before_its_content_comes() {
 }
 
 impl Member {
-    /// Pushes what is not all here.
+    /// Pushes a manifest without checking that it is complete here.
     async fn core_push(&self, manifest: ManifestId, to: MemberId) -> Result<(), Error> {
         self.exchange
             .core
@@ -195,7 +195,7 @@ impl Member {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_damaged_below_a_pin_comes_back_from_another_member() {
+async fn damaged_chunks_of_a_pin_are_repaired_from_another_member() {
     let net = MemoryNet::new(NEAR);
     let [a, b] = [1, 2].map(|n| Member::new(&net, n, NEAR));
     let (file, _hold) = a.file(0..30);
