@@ -6,7 +6,7 @@
 //! site without NAT numbers its hosts from it; behind a NAT the router holds .1 and the hosts are
 //! in 192.168.`i+1`.0/24; behind a carrier's NAT the router has 100.64.`i+1`.2 and the carrier the
 //! public address. A site whose router maps ports is in 198.20 and 198.21 instead: miniupnpd maps
-//! none on an address that it knows to be reserved.
+//! none on an address of a reserved range.
 
 use crate::{
     root::RootPlan,
@@ -226,8 +226,8 @@ impl Plan {
         self.hosts.iter().find(|host| host.name == name)
     }
 
-    /// The address others reach a host's site by: the host's own, or its router's or carrier's if
-    /// it is behind a NAT.
+    /// The address by which others reach a host's site: the host's own, or its router's or
+    /// carrier's if it is behind a NAT.
     pub fn public_address(&self, host: &HostPlan) -> IpAddr {
         let site = &self.sites[host.site];
         if site.nat == Nat::None {
