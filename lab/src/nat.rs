@@ -8,8 +8,8 @@
 //! rule: conntrack lets back answers only. A restricted cone remembers for each public port the
 //! addresses that it wrote to, a full cone only that it was used; packets that pass are translated
 //! back by a map learnt from outgoing packets. All other incoming packets are dropped before
-//! conntrack confirms them, so that they cannot spoil a later mapping. What a cone learnt lives 120
-//! s after the last outgoing packet (RFC 4787 REQ-5), a connection as long as the kernel's
+//! conntrack confirms them, so that they cannot spoil a later mapping. What a cone learnt lives
+//! 120 s after the last outgoing packet (RFC 4787 REQ-5), a connection as long as the kernel's
 //! conntrack keeps it. There is no hairpinning, as in most home routers.
 //!
 //! A site's firewall lets in what answers, of either family (RFC 6092). Ports that `miniupnpd` maps
