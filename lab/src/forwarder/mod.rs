@@ -202,8 +202,10 @@ struct Core {
     spare: Vec<Vec<u8>>,
 }
 
-/// Buffers kept for reuse are for ordinary packets; larger ones go back to the allocator.
+/// How many bytes a buffer may have to be kept for reuse.
+/// Reason: ordinary packets fit; larger buffers go back to the allocator.
 const SPARE_BYTES: usize = 2048;
+/// How many buffers are kept for reuse.
 const SPARE_BUFFERS: usize = 4096;
 
 impl Core {
