@@ -35,7 +35,7 @@ const REMEMBER_JOINED: Micros = 60 * SECOND;
 const BUSY: usize = 10_000;
 /// How many timers may follow without time between them before the state machine counts as looping.
 const RESTLESS: u32 = 1_000;
-/// How many broken promises are kept as text; the others are only counted.
+/// How many broken promises are kept as text before the others are only counted.
 const REMARKS: usize = 20;
 
 /// An event.
@@ -123,12 +123,12 @@ impl Sim {
         self.events
     }
 
-    /// The dice, for scenarios.
+    /// The generator of random numbers, for scenarios.
     pub fn rng(&mut self) -> &mut ChaCha8Rng {
         &mut self.rng
     }
 
-    /// A home for a new member; `public` as bootstraps need it.
+    /// A home for a new member; with a public address if `public`, as bootstraps need it.
     pub fn home(&mut self, public: bool) -> Home {
         if public {
             self.world.settle_publicly(&mut self.rng)
@@ -320,7 +320,7 @@ impl Sim {
                 outputs += 1;
                 if outputs > BUSY {
                     self.breach(format!(
-                        "member {number} asks for more than {BUSY} things at once"
+                        "member {number} has more than {BUSY} outputs for one input"
                     ));
                     return;
                 }
@@ -348,7 +348,7 @@ impl Sim {
         }
         if restless {
             self.breach(format!(
-                "member {number} wants to be woken at once {RESTLESS} times on end"
+                "member {number} sets a timer that is due at once {RESTLESS} times in a row"
             ));
         }
     }
@@ -432,12 +432,12 @@ impl Sim {
         }
     }
 
-    /// Where a member stands on the ring.
+    /// The position of a member on the ring.
     pub fn position(&self, member: u32) -> Position {
         self.members[member as usize].node.position
     }
 
-    /// The sums of all members, of each kind.
+    /// What each member sent so far, by purpose.
     pub fn sent(&self) -> Vec<Sent> {
         self.members.iter().map(|m| m.sent).collect()
     }
