@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_address_of_a_site_leads_back_to_it_and_no_two_hosts_share_one() {
+    fn every_address_leads_back_to_its_site_and_hosts_share_none() {
         let text = "[[site]]\nname='a'\nipv6='dual'\nhosts=2\n[[site]]\nname='b'\nnat='symmetric'\n\
             upnp=true\n[[site]]\nname='c'\nipv6='only'\n";
         let mut plan = Plan::new("t", &Sites::parse(text).unwrap()).unwrap();
