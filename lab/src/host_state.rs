@@ -323,7 +323,7 @@ fn read_switches(directory: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// Every file below `path` of `root` with owner, mode and what is in it.
+/// Every file below `path` of `root` with owner, mode and a hash of its content.
 fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
     let Ok(found) = fs::symlink_metadata(root.join(path)) else {
         return;
@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_that_only_counts_is_no_difference_and_a_new_one_is() {
+    fn a_rule_that_counts_is_no_difference_and_a_new_one_is() {
         let before = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority \
             filter; policy drop;\n\
                       \t\tcounter packets 1 bytes 60 jump DOCKER-USER\n\t}\n}\n";

@@ -187,7 +187,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<(), 
         .spawn()
         .map_err(|e| Error::Io(format!("run {} (is it installed?)", line()), e))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that fails early closes its input; its exit status says more than our EPIPE.
+        // A program that fails early closes its input; its exit status says more than an EPIPE.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child

@@ -2,7 +2,7 @@
 //! done by the kernel.
 //!
 //! *Mapping.* The public port is a hash of what it may depend on: of the inside address and port
-//! for a cone (so it is the same towards everybody), of both ends for a symmetric NAT (so each
+//! for a cone (so it is the same for all destinations), of both ends for a symmetric NAT (so each
 //! destination sees another). Seeded, so it is the same at each run. A symmetric NAT may instead
 //! keep the inside port if it can, or count. *Filtering.* Port-restricted and symmetric need no
 //! rule: conntrack lets back answers only. A restricted cone remembers for each public port the
@@ -12,8 +12,8 @@
 //! 120 s after the last outgoing packet (RFC 4787 REQ-5), a connection as long as the kernel's
 //! conntrack keeps it. There is no hairpinning, as in most home routers.
 //!
-//! A site's firewall lets in what answers, of either family (RFC 6092). Ports that `miniupnpd` maps
-//! are let in where its chains say so.
+//! A site's firewall lets in answers alone, of either family (RFC 6092). Ports that `miniupnpd`
+//! maps are let in where its chains say so.
 
 use crate::{plan::SitePlan, sites::Nat};
 use std::{fmt::Write, net::Ipv4Addr};

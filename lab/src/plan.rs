@@ -63,7 +63,7 @@ pub struct SitePlan {
     pub udp: bool,
     /// Whether it has IPv6.
     pub ipv6: Ipv6,
-    /// Whether its router lets in only what answers.
+    /// Whether its router lets in answers alone.
     pub firewall: bool,
     /// Whether its router maps ports.
     pub upnp: bool,

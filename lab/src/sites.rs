@@ -147,7 +147,7 @@ pub struct Site {
     /// Whether the site has IPv6.
     #[serde(default)]
     pub ipv6: Ipv6,
-    /// Whether the router lets in only what answers, also towards hosts without NAT.
+    /// Whether the router lets in answers alone, also towards hosts without NAT.
     #[serde(default)]
     pub firewall: bool,
     /// Whether the router maps ports when asked (UPnP, NAT-PMP, PCP), done by a real `miniupnpd`.

@@ -161,7 +161,7 @@ fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
 }
 
 #[test]
-fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_mbit() {
+fn a_link_carries_its_rate_or_hundreds_of_mbit_without_a_limit() {
     let testbed = up(
         "[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n\
             [[site]]\nname='d'\n\
@@ -191,7 +191,7 @@ fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_mbit() {
     );
 }
 
-/// TCP over a link that loses: the joined packets are cut, and what arrives is still right.
+/// TCP over a link that loses: joined packets are cut, and every byte arrives as it was sent.
 #[test]
 fn a_lossy_link_spoils_no_byte_of_a_stream() {
     let testbed = up(

@@ -29,7 +29,7 @@ fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
     );
     assert!(
         kept_out(&open, at6(&testbed, "home", 4000), &home),
-        "nobody asked for it"
+        "it is no answer"
     );
     home.send_to(b"hello", at6(&testbed, "open", 4000)).unwrap();
     assert_eq!(
@@ -144,7 +144,7 @@ fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
     assert_eq!(natpmp(&testbed, "home", 4000), Some((0, 4000)));
     assert!(
         reaches(&outside, at(&testbed, "home", 4000), &inside),
-        "nobody was written to before"
+        "without a packet from inside before"
     );
     inside.send_to(b"hello", at(&testbed, "w", 1000)).unwrap();
     assert_eq!(
@@ -220,7 +220,7 @@ fn small_links_fragment_refuse_or_drop() {
             &["ip", "route", "get", &at(&testbed, "b", 0).ip().to_string()],
         )
         .unwrap();
-    assert!(!route.contains("mtu"), "nobody was told: {route}");
+    assert!(!route.contains("mtu"), "the sender was not told: {route}");
 }
 
 #[test]

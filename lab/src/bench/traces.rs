@@ -3,7 +3,7 @@
 //! daemons while nothing happens. The collector answers and discards everything.
 //!
 //! In each round one move is traced and one is not, in an order that changes, so that neither the
-//! direction nor what else the machine does meanwhile is charged to one of them alone. Daemons are
+//! direction nor the machine's other load is charged to one of them alone. Daemons are
 //! restarted in between; the guest runs on.
 
 use super::{Bench, SETTINGS};

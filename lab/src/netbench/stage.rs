@@ -150,8 +150,7 @@ impl Stage {
         for name in ["a", "b"] {
             let host = bed.host(name)?;
             fs::create_dir_all(&host.dir)?;
-            // One segment a packet, so that what is lost is what a wire would lose and not a whole
-            // batch.
+            // One segment a packet, so that a loss is one packet of a wire and not a whole batch.
             ip(&[
                 "-n",
                 &host.namespace,

@@ -2,7 +2,8 @@
 //!
 //! Members are the ring's own state machines. The engine does the daemon's part as simply as its
 //! timing and failures allow: it forwards packets by the table snapshots as the packet threads do;
-//! [`super::dial`] makes links. There is no oracle: only silence tells a member of another's death.
+//! [`super::dial`] makes links. There is no oracle: a member learns of another's death by its
+//! silence.
 
 use super::{
     conditions::Conditions,

@@ -16,7 +16,7 @@ use rand::{Rng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How many members all joiners know.
+/// How many bootstraps all joiners are configured with.
 const BOOTSTRAPS: usize = 3;
 /// The time between two joiners, or less if all would not arrive within [`LONGEST_ARRIVAL`].
 const BETWEEN_ARRIVALS: Micros = SECOND / 2;

@@ -153,7 +153,7 @@ pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
     } else {
         Kind::ControlClosest
     };
-    // The origin of a lookup is excepted from the answers to it; no member stands at the place
+    // The origin of a lookup is excepted from the answers to it; no member has the position
     // named here.
     let mut header = Header::new(kind, Position(sim.position(from).0 ^ 1), to);
     let mut walk = Walk {
