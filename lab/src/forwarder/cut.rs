@@ -102,7 +102,7 @@ impl Joined<'_> {
         out.resize(VIRTIO_NET_HDR_LEN, 0);
         offload
             .encode(out)
-            .expect("the buffer has just been given the offload's length");
+            .expect("the buffer has just been given the length of an offload header");
         out.extend_from_slice(&self.packet[..self.header]);
         out.extend_from_slice(&self.packet[start..end]);
 
