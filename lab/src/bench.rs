@@ -30,9 +30,9 @@ const IDLE_SECONDS: u64 = 60;
 /// How long a network settles after a change before it counts as idle.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// One figure with all its rounds.
+/// One printed line: a figure with all its rounds.
 #[derive(Serialize)]
-struct Figure {
+struct Row {
     what: String,
     unit: &'static str,
     rounds: Vec<f64>,
@@ -44,7 +44,7 @@ pub struct Options {
     /// Which figures; all but "traces" by default
     #[arg(value_parser = ["join", "ping", "migration", "snapshot", "idle", "traces"])]
     figures: Vec<String>,
-    /// How often each is measured
+    /// How many rounds each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// The guest image that guest-image/build.sh made
@@ -56,7 +56,7 @@ struct Bench<'a> {
     runner: &'a Runner<'a>,
     rounds: u32,
     image: PathBuf,
-    figures: Vec<Figure>,
+    rows: Vec<Row>,
     /// The same for docs/figures.
     recorded: Vec<figures::Figure>,
     /// Those of traces, which have a page of their own.
@@ -70,7 +70,7 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
         runner,
         rounds: options.rounds,
         image: options.image.clone(),
-        figures: Vec::new(),
+        rows: Vec::new(),
         recorded: Vec::new(),
         recorded_traces: Vec::new(),
     };
@@ -100,7 +100,7 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
     if runner.json {
         println!(
             "{}",
-            serde_json::to_string_pretty(&bench.figures).doing("encoding the figures")?
+            serde_json::to_string_pretty(&bench.rows).doing("encoding the figures")?
         );
     }
     for (set, figures) in [("bench", bench.recorded), ("traces", bench.recorded_traces)] {
@@ -113,7 +113,7 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
     Ok(())
 }
 
-/// What docs/SPECIFICATION.md aims at.
+/// The aim of docs/SPECIFICATION.md for a figure, if it has one.
 fn aim(name: &str, of: &str) -> Option<&'static str> {
     Some(match (name, of) {
         ("join", _) => "≤ 2 s",
@@ -178,7 +178,7 @@ impl Bench<'_> {
                 all.join(", ")
             );
         }
-        self.figures.push(Figure { what, unit, rounds });
+        self.rows.push(Row { what, unit, rounds });
     }
 
     fn lab(&self, hosts: usize, rtt_ms: f64) -> Outcome<Lab> {
@@ -438,7 +438,7 @@ fn system_ping(lab: &Lab, from: &str, to: &str) -> Outcome<f64> {
     let mean = said
         .lines()
         .find_map(|l| l.split_once(" = ")?.1.split('/').nth(1)?.parse().ok());
-    mean.ok_or_else(|| Failure::not_found(format!("ping said nothing of a mean: {said}")))
+    mean.ok_or_else(|| Failure::not_found(format!("the output of ping has no mean: {said}")))
 }
 
 /// Bytes received and sent on a host's underlay interface.

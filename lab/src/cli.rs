@@ -184,12 +184,12 @@ pub enum TestbedCommand {
     /// are installed
     #[command(after_help = "Example: p2pvm testbed compare --rounds 3 --figures docs/figures")]
     Compare(compare::Options),
-    /// Measure how long a member's start takes until it is reached, by the round trip between sites
+    /// Measure how soon a member that starts reaches others, by the round trip between sites
     #[command(
         after_help = "Example: p2pvm testbed joins --rtt 1,40,100 --rounds 5 --figures docs/figures"
     )]
     Joins(compare::joins::Options),
-    /// Measure how fast packets go, beside other overlays and the cable itself
+    /// Measure rates and round trips beside other overlays and the cable itself
     #[command(
         after_help = "Example: p2pvm testbed bench-net --rounds 3 --figures docs/figures\n\
         Example: p2pvm testbed bench-net --only raw,plain,p2pvm --measure tcp --before \
@@ -202,7 +202,7 @@ pub enum TestbedCommand {
     /// Send malformed, replayed and forged datagrams to a running daemon and report the outcome
     #[command(after_help = "Example: p2pvm testbed soak --seconds 600")]
     Soak {
-        /// How long
+        /// How many seconds
         #[
             arg(
                 long, default_value_t = 60,
@@ -218,7 +218,7 @@ pub enum TestbedCommand {
             )
         ]
         pace: u32,
-        /// Seed of all that is sent
+        /// Seed of the datagrams
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// The p2pvm executable whose daemon is attacked; by default this program
@@ -236,7 +236,7 @@ pub enum TestbedCommand {
         flushed,device deleted'"
     )]
     Chaos(chaos::Options),
-    /// Try every kind of NAT against every kind with real daemons
+    /// Try every pair of NAT kinds with real daemons
     #[command(
         name = "nat-matrix",
         after_help = "Examples:\n  p2pvm testbed nat-matrix --rounds 3 --figures docs/figures\n  \
@@ -378,7 +378,7 @@ fn change_testbed(command: TestbedCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Attacks a daemon and prints the report; fails if the daemon did not stand it.
+/// Attacks a daemon and prints the report; fails if the daemon did not withstand the attack.
 fn soak(
     program: &Path,
     pace: u32,
@@ -390,9 +390,9 @@ fn soak(
     let report = soak::soak(program, "soak", pace, lasting, seed)?;
     println!("{}", serde_json::to_string_pretty(&report)?);
     recorder.record("soak", &command_line(), &report.figures())?;
-    let stood =
+    let withstood =
         report.same_daemon && report.panics.is_empty() && report.outcome.worst_amplification <= 3.0;
-    Ok(if stood {
+    Ok(if withstood {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -68,7 +68,7 @@ pub struct Options {
     /// Which programs; all by default
     #[arg(value_parser = ["p2pvm", "easytier", "nebula", "nebula-direct", "tinc", "n2n"])]
     programs: Vec<String>,
-    /// How often each is measured
+    /// How many rounds each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
     /// Where easytier-core is, if it is not on the path (cargo install easytier)
@@ -101,7 +101,7 @@ impl Common {
         crate::runner::program_or_this(self.program.clone())
     }
 
-    /// Prints the results as asked for, and writes their figures where that was asked for.
+    /// Prints the results in the form of the options, and writes their figures if these say so.
     fn report<T: Serialize>(
         &self,
         results: &[T],
@@ -121,7 +121,7 @@ impl Common {
 
 /// One overlay, as this comparison drives it on the hosts of one testbed.
 trait Overlay {
-    /// Its name and version.
+    /// The overlay's name and version.
     fn version(&self) -> String;
     /// Makes keys and configuration for all hosts.
     fn prepare(&mut self, bed: &Testbed) -> anyhow::Result<()>;
@@ -333,8 +333,8 @@ impl Talk {
         bed.spawn(from, &mut ping).map(Self)
     }
 
-    /// Ends it and returns the longest time between two answers until now. `None`: no answer in the
-    /// last five seconds.
+    /// Ends it and returns the longest time between two answers until now; `None` if none came in
+    /// the last five seconds.
     fn longest_silence(mut self) -> anyhow::Result<Option<f64>> {
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(self.0.id() as i32),

@@ -2,7 +2,7 @@
 //! got a new address does.
 //!
 //! What `conntrack -F` does: one netlink message to the connection tracker of the calling thread's
-//! network namespace (linux/netfilter/ nfnetlink_conntrack.h), so that no further program has to be
+//! network namespace (linux/netfilter/nfnetlink_conntrack.h), so that no further program has to be
 //! installed.
 
 use nix::sys::socket::{
@@ -22,7 +22,7 @@ const HEADERS: u32 = 20;
 /// Where an acknowledgement has its error number, negative; 0 is none.
 const ERROR_AT: usize = 16;
 
-/// Ends every connection that the namespace's tracker knows, of all families.
+/// Removes every connection, of all families, from the namespace's tracker.
 pub(crate) fn flush() -> io::Result<()> {
     let socket: OwnedFd = socket(
         AddressFamily::Netlink,

@@ -36,7 +36,7 @@ const SETTINGS: &str = "cpus = 1\nupnp = false\n";
 
 /// One line of the table at the end.
 #[derive(Serialize)]
-struct Figure {
+struct Row {
     what: String,
     measured: String,
 }
@@ -47,7 +47,7 @@ pub struct Options {
     /// The guest image that guest-image/build.sh made
     #[arg(long)]
     image: PathBuf,
-    /// The emulated wide area; by default the built-in six hosts at five sites
+    /// The emulated wide area; by default the built-in six hosts, each at a site of its own
     #[arg(long)]
     sites: Option<PathBuf>,
     /// Keep the testbed and its logs when something fails
@@ -59,11 +59,11 @@ struct Demo {
     lab: Lab,
     json: bool,
     began: Instant,
-    figures: Vec<Figure>,
+    rows: Vec<Row>,
     image: PathBuf,
 }
 
-/// Runs it. A failed step is reported with the end of each host's log.
+/// Runs the demo. A failed step is reported with the end of each host's log.
 pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
     require_root("demo")?;
     let image = find_image(&options.image)?;
@@ -82,7 +82,7 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
         lab,
         json: runner.json,
         began,
-        figures: Vec::new(),
+        rows: Vec::new(),
         image,
     };
     let outcome = demo.play();
@@ -98,7 +98,7 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
             std::thread::sleep(Duration::from_secs(600));
         }
     }
-    let Demo { lab, figures, .. } = demo;
+    let Demo { lab, rows, .. } = demo;
     let down = lab.down().doing("taking the testbed down");
     outcome?;
     down?;
@@ -108,25 +108,25 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
     recorder
         .record("demo", &command_line(), &[whole])
         .doing("writing the figures")?;
-    print_figures(&figures, runner.json, total)
+    print_rows(&rows, runner.json, total)
 }
 
-fn print_figures(figures: &[Figure], json: bool, total: Duration) -> Outcome<()> {
+fn print_rows(rows: &[Row], json: bool, total: Duration) -> Outcome<()> {
     if json {
         println!(
             "{}",
-            serde_json::to_string_pretty(figures).doing("encoding the figures")?
+            serde_json::to_string_pretty(rows).doing("encoding the figures")?
         );
         return Ok(());
     }
-    let width = figures
+    let width = rows
         .iter()
-        .map(|f| f.what.chars().count())
+        .map(|row| row.what.chars().count())
         .max()
         .unwrap_or(0);
     println!("\n{}", "-".repeat(width + 40));
-    for figure in figures {
-        println!("{:width$}  {}", figure.what, figure.measured);
+    for row in rows {
+        println!("{:width$}  {}", row.what, row.measured);
     }
     println!("{:width$}  {:.0} s", "whole demo", total.as_secs_f64());
     Ok(())
@@ -146,13 +146,13 @@ impl Demo {
         }
     }
 
-    fn figure(&mut self, what: impl Into<String>, measured: impl Into<String>) {
-        let figure = Figure {
+    fn row(&mut self, what: impl Into<String>, measured: impl Into<String>) {
+        let row = Row {
             what: what.into(),
             measured: measured.into(),
         };
-        self.say(&format!("{}: {}", figure.what, figure.measured));
-        self.figures.push(figure);
+        self.say(&format!("{}: {}", row.what, row.measured));
+        self.rows.push(row);
     }
 
     fn play(&mut self) -> Outcome<()> {
@@ -176,7 +176,7 @@ impl Demo {
             .doing("inviting")?;
         for host in MEMBERS {
             let joined = self.lab.join(host, &invite).doing("joining")?;
-            self.figure(
+            self.row(
                 format!("join of {host}, command to address"),
                 format!(
                     "{} ({}; address claimed in {})",
@@ -223,7 +223,7 @@ impl Demo {
                 return Err(Failure::timed_out(format!("{kind}: no answer")));
             }
             let raw = self.raw_rtt(from, to);
-            self.figure(
+            self.row(
                 format!("ping {kind} ({from} to {to})"),
                 describe(&pinged, raw),
             );
@@ -258,7 +258,7 @@ impl Demo {
         self.lab
             .wait_for_guest(STRICT, &address, Duration::from_secs(60))
             .doing("waiting for the guest")?;
-        self.figure(
+        self.row(
             "guest from 'vm create --start' to its first TCP answer",
             format!(
                 "{:.1} s ({address}, under emulation)",
@@ -281,16 +281,16 @@ impl Demo {
         let moved = self.lab.migrate(HOME_A, "web", THIRD).doing("migrating")?;
         std::thread::sleep(Duration::from_secs(3));
         let seen = client.finish().doing("asking the client")?;
-        self.figure("live migration, total", ms(Some(moved.total_ms)));
-        self.figure(
+        self.row("live migration, total", ms(Some(moved.total_ms)));
+        self.row(
             "live migration, downtime by QEMU",
             ms(Some(moved.downtime_ms)),
         );
-        self.figure(
+        self.row(
             "live migration, longest gap the TCP client saw",
             format!("{:.0} ms", seen.longest_gap_ms),
         );
-        self.figure(
+        self.row(
             "live migration, replies",
             format!(
                 "{} of {}, {} lost, {} doubled, {} counter gaps",
@@ -322,11 +322,11 @@ impl Demo {
                 format!("the snapshot is not durable, but {}", snapshot.state),
             ));
         }
-        self.figure(
+        self.row(
             "snapshot, guest pause",
             format!("{:.0} ms", snapshot.pause_ms),
         );
-        self.figure(
+        self.row(
             "snapshot, command to durable on 2 other members",
             format!("{:.1} s", began.elapsed().as_secs_f64()),
         );
@@ -357,7 +357,7 @@ impl Demo {
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(30))
             .doing("waiting for the restored guest")?;
-        self.figure(
+        self.row(
             "restore after the host's death, command to first TCP answer",
             format!(
                 "{:.1} s (on {PUBLIC}, same address)",
@@ -396,7 +396,7 @@ impl Demo {
         let _ = hog.kill();
         let _ = hog.wait();
         let host = moved.doing("waiting for the autonomic manager")?;
-        self.figure(
+        self.row(
             "autonomic move, from overload to running elsewhere",
             format!("{:.1} s (to {host})", began.elapsed().as_secs_f64()),
         );

@@ -45,15 +45,15 @@ pub enum Error {
         "cannot cut between {0} and {1}: name two sites, or hosts that are alone at different sites"
     )]
     NotALink(String, String),
-    /// Processes that SIGKILL did not end.
-    #[error("processes {pids:?} in {namespace} do not die")]
+    /// SIGKILL did not end some processes.
+    #[error("processes {pids:?} in {place} survive SIGKILL")]
     Undead {
-        /// Where they are.
-        namespace: String,
-        /// Which they are.
+        /// Their network namespace, or the directory that they run in.
+        place: String,
+        /// Their ids.
         pids: Vec<i32>,
     },
-    /// The testbed belongs to a process that is more than its keeper.
+    /// The testbed's keeper is a process that also does other work.
     #[error("testbed {name} belongs to process {pid}, which takes it down when it ends")]
     Owned {
         /// The testbed.

@@ -1,5 +1,5 @@
-//! Where the figures of a measurement go: into `docs/figures`, if that is asked for
-//! (`p2pvm_figures` has the files, docs/figures/README.md the way to a page).
+//! Where the figures of a measurement go: into the directory that `--figures` names, if it is given
+//! (the files: `p2pvm_figures`; from there to a page: docs/figures/README.md).
 
 use clap::Args;
 pub use p2pvm_figures::{Amount, Figure, Recorder, command_line};

@@ -29,7 +29,7 @@ pub struct Options {
     /// Milliseconds between two lines
     #[arg(long, default_value_t = 10)]
     pub interval_ms: u64,
-    /// Stop after so many seconds (default: at SIGTERM or SIGINT)
+    /// Seconds until it stops (default: at SIGTERM or SIGINT)
     #[arg(long)]
     pub seconds: Option<f64>,
     /// Milliseconds between two reports
@@ -56,9 +56,9 @@ pub struct Report {
     pub lost: u64,
     /// Replies to lines that had one already.
     pub doubled: u64,
-    /// Replies that are no `<counter> <line>`, or to a line that was never sent.
+    /// Replies that are no `<counter> <line>`, or that answer a line that was never sent.
     pub unexpected: u64,
-    /// Replies whose counter was not one more than that of the reply before.
+    /// Replies whose counter was not one more than that of the previous reply.
     pub counter_gaps: u64,
     /// Counter of the newest reply.
     pub counter: Option<u64>,
@@ -76,7 +76,7 @@ pub struct Report {
     pub ended: Option<String>,
 }
 
-/// Counts replies; knows no socket and no clock.
+/// Counts replies, without socket or clock.
 #[derive(Debug, Default)]
 pub struct Tally {
     report: Report,
@@ -301,7 +301,7 @@ fn connect(options: &Options, stop: &AtomicBool) -> io::Result<TcpStream> {
 }
 
 /// The command: one JSON object a line while it runs, the last with `"summary":true`. Exit status 1
-/// if a reply was lost or doubled.
+/// if a reply was lost, doubled, unexpected or out of count.
 ///
 /// SIGTERM and SIGINT end it with the summary, provided that no thread was started before.
 pub fn main(options: &Options) -> anyhow::Result<ExitCode> {

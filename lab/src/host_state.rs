@@ -73,17 +73,17 @@ impl HostState {
     /// # Errors
     /// If there is no such host or a tool of this machine (`ip`, `nft`) fails on it.
     pub fn of(testbed: &Testbed, host: &str) -> Result<Self, Error> {
-        let looking = |e| Error::Io(format!("look at host {host}"), e);
+        let reading = |e| Error::Io(format!("read the state of host {host}"), e);
         // With the host's own nft: an older one may crash on rules of a newer one.
         let listed = testbed.exec(host, &["nft", "list", "ruleset"])?;
         if !listed.status.success() {
             let said = String::from_utf8_lossy(&listed.stderr);
-            return Err(looking(io::Error::other(format!(
+            return Err(reading(io::Error::other(format!(
                 "nft list ruleset: {}: {said}",
                 listed.status
             ))));
         }
-        let mut sections = testbed.inside(host, network)?.map_err(looking)?;
+        let mut sections = testbed.inside(host, network)?.map_err(reading)?;
         sections.insert("nft", ruleset(&String::from_utf8_lossy(&listed.stdout)));
         let mut files = Vec::new();
         let root = testbed.files(host)?;
@@ -93,7 +93,7 @@ impl HostState {
         let mut processes: Vec<String> = testbed
             .processes(host)?
             .into_iter()
-            .filter_map(words)
+            .filter_map(command_line)
             .collect();
         processes.sort();
         sections.insert("processes", processes);
@@ -158,7 +158,7 @@ fn network() -> io::Result<BTreeMap<&'static str, Vec<String>>> {
             let said = ask("ip", &[&["-d", "-j", family], words].concat())?;
             let lines = objects(&said)
                 .into_iter()
-                .filter(|o| !is_made_up(o["dst"].as_str().unwrap_or_default()))
+                .filter(|o| !is_link_local(o["dst"].as_str().unwrap_or_default()))
                 .map(|mut o| {
                     strip(&mut o);
                     format!("{family} {o}")
@@ -211,9 +211,9 @@ fn strip(value: &mut Value) {
     }
 }
 
-/// Whether the kernel assigns it to each interface that is up, with a delay: a link-local address
-/// and its route.
-fn is_made_up(address: &str) -> bool {
+/// Whether an address or its route is link-local: the kernel assigns those to each interface that
+/// is up, with a delay.
+fn is_link_local(address: &str) -> bool {
     address.starts_with("fe80:")
 }
 
@@ -237,7 +237,7 @@ fn interfaces(json: &str) -> (Vec<String>, Vec<String>) {
         let found = found.iter().filter_map(Value::as_array).flatten();
         addresses.extend(
             found
-                .filter(|a| !is_made_up(a["local"].as_str().unwrap_or_default()))
+                .filter(|a| !is_link_local(a["local"].as_str().unwrap_or_default()))
                 .map(of),
         );
         links.push(link.to_string());
@@ -265,7 +265,7 @@ fn ruleset(text: &str) -> Vec<String> {
     lines
 }
 
-/// A rule without what its counter counted.
+/// A rule without the counts of its counter.
 fn uncounted(rule: &str) -> String {
     let words: Vec<&str> = rule.split_whitespace().collect();
     let mut kept = Vec::new();
@@ -323,7 +323,7 @@ fn read_switches(directory: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// Every file below `path` of `root` with owner, mode and what is in it.
+/// Every file below `path` of `root` with owner, mode and a hash of its content.
 fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
     let Ok(found) = fs::symlink_metadata(root.join(path)) else {
         return;
@@ -356,7 +356,7 @@ fn list(root: &Path, path: &Path, lines: &mut Vec<String>) {
             content.len(),
             hasher.finish()
         ));
-        // The files that people look for first are shown as text.
+        // A difference in this file is the one that people look for first: it is shown as text.
         if path.ends_with("resolv.conf") && found.len() <= SHOWN_BYTES {
             let text = String::from_utf8_lossy(&content);
             lines.extend(
@@ -378,8 +378,8 @@ fn runtime(directory: &Path, lines: &mut Vec<String>) {
     }
 }
 
-/// A process by its command line; `None` if it holds a root or has ended.
-fn words(pid: i32) -> Option<String> {
+/// The command line of a process; `None` if it holds a root or has ended.
+fn command_line(pid: i32) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let words: Vec<_> = line
         .split(|b| *b == 0)
@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_that_stays_is_not_a_difference_though_it_counts_and_one_that_comes_is_shown() {
+    fn a_rule_that_counts_is_no_difference_and_a_new_one_is() {
         let before = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority \
             filter; policy drop;\n\
                       \t\tcounter packets 1 bytes 60 jump DOCKER-USER\n\t}\n}\n";
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_was_made_again_is_the_same_and_one_that_is_down_is_not() {
+    fn a_recreated_link_is_no_difference_and_one_that_is_down_is() {
         let link = |index: u32, flag: &str| {
             format!(
                 "[{{\"ifindex\":{index},\"ifname\":\"eth0\",\"flags\":[\"{flag}\"],\"addr_info\":[{{\"local\":\"10.0.0.1\",\

@@ -35,9 +35,9 @@ use std::{
 
 /// How long either end of the control socket waits for the other.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
-/// How many bytes a request may have.
+/// How many bytes a request may have before it is refused.
 const REQUEST_BYTES: u64 = 64 << 10;
-/// How long a keeper may take to remove everything.
+/// How long a keeper may take to remove everything before it is killed.
 const DOWN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a testbed kept by another process lives.
@@ -73,7 +73,7 @@ struct Identity {
     pid: i32,
     /// Clock ticks from boot to the process's start: a later process may have the same id.
     started: u64,
-    /// The process does nothing but keep, so `down` may end it.
+    /// Whether the process does nothing but keep, so that `down` may end it.
     dedicated: bool,
 }
 
@@ -92,8 +92,9 @@ impl Identity {
     }
 }
 
-/// When a process started; `None` if there is no such process or it is a zombie.
-fn start_time(pid: i32) -> Option<u64> {
+/// When a process started; `None` if there is no such process or it is a zombie, which has closed
+/// its files.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before the last parenthesis may hold anything; state is field 3 and start time field
     // 22 of proc(5).
@@ -110,7 +111,7 @@ fn identity(name: &str) -> Option<Identity> {
     serde_json::from_slice(&fs::read(run_dir(name).join("keeper.json")).ok()?).ok()
 }
 
-/// Whether testbed `name` has a living keeper.
+/// Whether the keeper of testbed `name` runs.
 pub(crate) fn is_up(name: &str) -> bool {
     identity(name).is_some_and(Identity::lives)
 }
@@ -218,8 +219,8 @@ impl Drop for Keeper {
     }
 }
 
-/// Locks out other keepers while stale testbeds are removed and a name is claimed, or one might
-/// take a name just claimed for stale.
+/// Locks out other keepers while stale testbeds are removed and a name is claimed: one might take a
+/// name that was just claimed for stale.
 fn lock() -> Result<Flock<File>, Error> {
     let path = Path::new(RUN_DIR).join(".lock");
     let failed = |e| Error::Io(format!("lock {} (a testbed needs root)", path.display()), e);
@@ -236,7 +237,7 @@ fn lock() -> Result<Flock<File>, Error> {
 fn claim(plan: &Plan, dedicated: bool) -> Result<(), Error> {
     let directory = run_dir(&plan.name);
     let draft = Path::new(RUN_DIR).join(".draft");
-    // Left by a keeper that was killed here; no other uses it while this one holds the lock.
+    // Left by a keeper that was killed here; no other keeper uses it while this one holds the lock.
     let _ = fs::remove_dir_all(&draft);
     let write = || -> io::Result<()> {
         fs::create_dir_all(&draft)?;

@@ -3,7 +3,7 @@
 //! figure is printed by such a process or measured with this machine's clock.
 
 use crate::{
-    keeper::Life,
+    keeper::{self, Life},
     sites::Sites,
     testbed::{self, Testbed},
 };
@@ -30,19 +30,19 @@ pub enum LabError {
     /// A p2pvm command failed.
     #[error("on {host}: p2pvm {words} failed with exit code {code}: {said}")]
     Command {
-        /// On which host.
+        /// The host.
         host: String,
         /// The command's words.
         words: String,
         /// Its exit code, -1 if killed.
         code: i32,
-        /// What it said on standard error.
+        /// What it wrote to standard error.
         said: String,
     },
     /// A command printed an invalid answer.
     #[error("on {host}: p2pvm {words} printed an invalid answer: {said}")]
     Answer {
-        /// On which host.
+        /// The host.
         host: String,
         /// The command's words.
         words: String,
@@ -52,9 +52,9 @@ pub enum LabError {
     /// An awaited event did not happen in time.
     #[error("{what} did not happen within {seconds} s")]
     TimedOut {
-        /// What was waited for.
+        /// The event.
         what: String,
-        /// How long.
+        /// The limit.
         seconds: u64,
     },
     /// A file or process of this machine failed.
@@ -63,7 +63,7 @@ pub enum LabError {
 }
 
 /// The answers of a `ping`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Pinged {
     /// The last path: "direct ...", "relayed via ..." or "stream".
     pub path: String,
@@ -157,7 +157,7 @@ impl Lab {
         command
     }
 
-    /// Runs `p2pvm WORDS` on a host; gives its exit code, standard output and standard error.
+    /// Runs `p2pvm WORDS` on a host; returns its exit code, standard output and standard error.
     pub fn try_p2pvm(&self, host: &str, words: &[&str]) -> Result<(i32, String, String), LabError> {
         let program = self.program.to_string_lossy();
         let argv: Vec<&str> = std::iter::once(&*program)
@@ -185,7 +185,7 @@ impl Lab {
         }
     }
 
-    /// Runs `p2pvm --json WORDS` on a host and gives its answer.
+    /// Runs `p2pvm --json WORDS` on a host and returns its answer.
     pub fn json<T: DeserializeOwned>(&self, host: &str, words: &[&str]) -> Result<T, LabError> {
         let words: Vec<&str> = std::iter::once("--json")
             .chain(words.iter().copied())
@@ -198,42 +198,42 @@ impl Lab {
         })
     }
 
-    /// What `status` says on a host.
+    /// The answer of `status` on a host.
     pub fn status(&self, host: &str) -> Result<Status, LabError> {
         self.json(host, &["status"])
     }
 
-    /// What `peers` says on a host.
+    /// The answer of `peers` on a host.
     pub fn peers(&self, host: &str) -> Result<Vec<Peer>, LabError> {
         self.json(host, &["peers"])
     }
 
-    /// What `netcheck` says on a host.
+    /// The answer of `netcheck` on a host.
     pub fn netcheck(&self, host: &str) -> Result<NetCheckView, LabError> {
         self.json(host, &["netcheck"])
     }
 
-    /// What `route list` says on a host.
+    /// The answer of `route list` on a host.
     pub fn routes(&self, host: &str) -> Result<Vec<RouteView>, LabError> {
         self.json(host, &["route", "list"])
     }
 
-    /// What `vm list` says on a host.
+    /// The answer of `vm list` on a host.
     pub fn vms(&self, host: &str) -> Result<Vec<VmView>, LabError> {
         self.json(host, &["vm", "list"])
     }
 
-    /// What `vm show` says of a VM on a host.
+    /// The answer of `vm show` on a host.
     pub fn vm(&self, host: &str, vm: &str) -> Result<VmView, LabError> {
         self.json(host, &["vm", "show", vm])
     }
 
-    /// Moves a VM from the host that is asked to another.
+    /// Moves a VM between two hosts; `from` runs the command.
     pub fn migrate(&self, from: &str, vm: &str, to: &str) -> Result<VmMoved, LabError> {
         self.json(from, &["vm", "migrate", vm, "--to", to])
     }
 
-    /// Starts a host's daemon, which is a member already.
+    /// Starts the daemon of a host that is a member already.
     pub fn start(&self, host: &str) -> Result<Status, LabError> {
         self.json(host, &["up", "--detach"])
     }
@@ -252,7 +252,7 @@ impl Lab {
         )
     }
 
-    /// Lets a host join with an invite; gives what `join --json` prints.
+    /// Lets a host join with an invite; returns what `join --json` prints.
     pub fn join(&self, host: &str, invite: &str) -> Result<Joined, LabError> {
         self.json(host, &["join", invite])
     }
@@ -276,10 +276,7 @@ impl Lab {
             interval,
         ];
         let said = self.p2pvm(from, &words)?;
-        let mut pinged = Pinged {
-            path: String::new(),
-            rtts_ms: Vec::new(),
-        };
+        let mut pinged = Pinged::default();
         for line in said.lines() {
             let line = serde_json::from_str(line).map_err(|_| LabError::Answer {
                 host: from.to_owned(),
@@ -411,7 +408,7 @@ impl Lab {
             &format!("process {pid} to end"),
             Duration::from_secs(30),
             Duration::from_millis(1),
-            || Ok(has_ended(pid).then_some(())),
+            || Ok(keeper::start_time(pid).is_none().then_some(())),
         )?;
         Ok(pid as u32)
     }
@@ -457,7 +454,7 @@ pub struct Seen {
     pub lost: u64,
     /// Second replies to a line.
     pub doubled: u64,
-    /// Replies whose counter was not one more than the one before.
+    /// Replies whose counter was not one more than that of the previous reply.
     pub counter_gaps: u64,
     /// The guest's counter at the end.
     pub counter: Option<u64>,
@@ -510,12 +507,4 @@ impl Drop for Client {
             let _ = self.child.wait();
         }
     }
-}
-
-/// Whether a process is gone, or a zombie, which has closed its files.
-fn has_ended(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| {
-        let state = stat.rsplit(')').next().map(str::trim_start);
-        state.is_none_or(|state| state.starts_with(['Z', 'X']))
-    })
 }

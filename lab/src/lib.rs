@@ -3,7 +3,8 @@
 //! A testbed is hosts in network namespaces, a router namespace with a real NAT per site, and one
 //! userspace core that every packet between two sites goes through ([`forwarder`]): it delays,
 //! jitters, loses and limits them. [`sites`] is the file a person writes, [`plan`] the addresses
-//! and names it means, [`testbed`] the operations on it, [`keeper`] the process that keeps it.
+//! and names computed from it, [`testbed`] the operations on it, [`keeper`] the process that keeps
+//! it.
 //!
 //! A [`lab`] is a p2pvm network on a testbed, driven by p2pvm's command line alone: [`demo`],
 //! [`bench`], [`chaos`], [`matrix`], [`soak`] and the end-to-end suites use it; [`compare`] and

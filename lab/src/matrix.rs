@@ -1,5 +1,5 @@
-//! `p2pvm testbed nat-matrix`: every kind of NAT against every kind, with real daemons on the
-//! emulated wide area.
+//! `p2pvm testbed nat-matrix`: every pair of NAT kinds, with real daemons on the emulated wide
+//! area.
 //!
 //! Two sites of each kind and one public bootstrap make a network; then each member pings members
 //! of every kind. The figures say which path each pair ended on and how long it took to be direct,
@@ -32,7 +32,7 @@ const AT_ONCE: usize = 3;
 /// How long all members may take to learn their NAT and to connect before the pings begin without
 /// that.
 const SETTLED: Duration = Duration::from_secs(90);
-/// How long a direct path is waited for where one is possible.
+/// How long a pair pings for the best path that theory allows before the last path counts.
 const DIRECT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Arguments of the command.
@@ -91,12 +91,12 @@ fn usual() -> Vec<Kind> {
         .collect()
 }
 
-/// The packets that a site's border lets in.
+/// The filtering of a site's border (RFC 4787 §5).
 #[derive(Clone, Copy, PartialEq)]
-enum Hears {
-    Everybody,
-    Addresses,
-    Ports,
+enum Filtering {
+    EndpointIndependent,
+    AddressDependent,
+    AddressAndPortDependent,
 }
 
 /// The path that theory allows a pair.
@@ -167,17 +167,18 @@ impl Kind {
 
     /// Whether its mapping is the same for all destinations, whether its next port can be guessed,
     /// and its filtering.
-    fn border(self) -> (bool, bool, Hears) {
+    fn border(self) -> (bool, bool, Filtering) {
+        use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
         match self {
-            Kind::None | Kind::FullCone | Kind::Mapped => (true, false, Hears::Everybody),
-            Kind::Restricted => (true, false, Hears::Addresses),
+            Kind::None | Kind::FullCone | Kind::Mapped => (true, false, EndpointIndependent),
+            Kind::Restricted => (true, false, AddressDependent),
             Kind::Firewall
             | Kind::PortRestricted
             | Kind::Preserving
             | Kind::Carrier
-            | Kind::Ipv6 => (true, false, Hears::Ports),
-            Kind::Sequential => (false, true, Hears::Ports),
-            Kind::Symmetric | Kind::Blocked => (false, false, Hears::Ports),
+            | Kind::Ipv6 => (true, false, AddressAndPortDependent),
+            Kind::Sequential => (false, true, AddressAndPortDependent),
+            Kind::Symmetric | Kind::Blocked => (false, false, AddressAndPortDependent),
         }
     }
 }
@@ -189,11 +190,12 @@ fn theory(a: Kind, b: Kind) -> Theory {
     if (a == Kind::Ipv6) != (b == Kind::Ipv6) {
         return Theory::Relay;
     }
-    let ((a_kept, a_guessed, a_hears), (b_kept, b_guessed, b_hears)) = (a.border(), b.border());
+    let ((a_kept, a_guessed, a_filter), (b_kept, b_guessed, b_filter)) = (a.border(), b.border());
+    let strict = Filtering::AddressAndPortDependent;
     match (a_kept, b_kept) {
         (true, true) => Theory::Direct,
-        (true, false) if a_hears != Hears::Ports => Theory::Direct,
-        (false, true) if b_hears != Hears::Ports => Theory::Direct,
+        (true, false) if a_filter != strict => Theory::Direct,
+        (false, true) if b_filter != strict => Theory::Direct,
         (true, false) if b_guessed => Theory::Guess,
         (false, true) if a_guessed => Theory::Guess,
         (false, false) if a_guessed && b_guessed => Theory::Guess,
@@ -440,24 +442,16 @@ fn pair(
 ) -> Result<Outcome, LabError> {
     let possible = matches!(theory(kinds.0, kinds.1), Theory::Direct | Theory::Guess);
     let began = Instant::now();
-    let (mut last, mut first_answer_ms) = (
-        Pinged {
-            path: String::new(),
-            rtts_ms: Vec::new(),
-        },
-        f64::NAN,
-    );
+    let (mut last, mut first_answer_ms) = (Pinged::default(), f64::NAN);
     loop {
         let pinged = match lab.ping(from, to, 3, "200ms") {
             Ok(pinged) => pinged,
             // A missing answer is a result, not a failure of the run.
-            Err(LabError::Command { .. }) => Pinged {
-                path: String::new(),
-                rtts_ms: Vec::new(),
-            },
+            Err(LabError::Command { .. }) => Pinged::default(),
             Err(error) => return Err(error),
         };
         if let (true, Some(rtt)) = (first_answer_ms.is_nan(), pinged.rtts_ms.first()) {
+            // The first of three probes was sent two intervals before the last.
             first_answer_ms = (began.elapsed().as_secs_f64() * 1e3 - 400.0).max(*rtt);
         }
         if !pinged.path.is_empty() {
@@ -472,7 +466,7 @@ fn pair(
             break;
         }
     }
-    // The daemon counts once a second.
+    // The daemon counts punches once a second: the newest may be missing.
     let status = lab.status(from)?;
     let punches = &status.punches.list;
     let punch = ids
@@ -500,7 +494,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn theory_knows_the_textbook_pairs() {
+    fn theory_gives_the_textbook_verdict_for_each_pair() {
         use Kind::*;
         for (a, b, verdict) in [
             (PortRestricted, PortRestricted, Theory::Direct),

@@ -26,7 +26,7 @@ use std::{
 
 /// Where `ip netns` keeps names.
 const NAMES_DIR: &str = "/run/netns";
-/// How long killed processes may take to end.
+/// How long killed processes may take to end before they are reported as an error.
 const DEATH_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -55,7 +55,8 @@ pub(crate) fn list(prefix: &str) -> Vec<String> {
     names
 }
 
-/// Runs `action` in a thread that is in the namespace's network, and only that.
+/// Runs `action` in a thread on the namespace's network; its mounts and host name stay this
+/// machine's.
 pub(crate) fn inside<T: Send>(name: &str, action: impl FnOnce() -> T + Send) -> Result<T, Error> {
     in_thread(|| {
         let file =
@@ -84,7 +85,7 @@ pub(crate) fn as_machine<T: Send>(
         mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)
             .map_err(failed("separate mounts"))?;
         // Copies of these mounts would keep other testbeds' namespaces alive as long as a process
-        // of ours.
+        // of this one.
         let _ = umount2(NAMES_DIR, MntFlags::MNT_DETACH);
         // A new sysfs shows the namespace's interfaces but hides the control groups, which a daemon
         // needs: they are bound on it again.
@@ -122,7 +123,7 @@ fn in_thread<T: Send>(action: impl FnOnce() -> Result<T, Error> + Send) -> Resul
     })
 }
 
-/// Process ids of a host: those whose main thread is in its namespace, and those that stand in its
+/// Process ids of a host: those whose main thread is in its namespace, and those that work in its
 /// state directory, such as guests that have a namespace of their own. Never the caller's own.
 pub(crate) fn processes(name: &str, dir: &Path) -> Vec<i32> {
     let wanted = fs::metadata(path(name))
@@ -132,13 +133,13 @@ pub(crate) fn processes(name: &str, dir: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
-        *pid != own && (wanted.is_some_and(|wanted| is_in(*pid, wanted)) || stands_in(*pid, dir))
+        *pid != own && (wanted.is_some_and(|wanted| is_in(*pid, wanted)) || works_in(*pid, dir))
     })
     .collect()
 }
 
 /// Whether the process's working directory is, or was until it was removed, below `dir`.
-fn stands_in(pid: i32, dir: &Path) -> bool {
+fn works_in(pid: i32, dir: &Path) -> bool {
     fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
 }
 
@@ -147,7 +148,7 @@ fn is_in(pid: i32, namespace: (u64, u64)) -> bool {
         .is_ok_and(|found| (found.dev(), found.ino()) == namespace)
 }
 
-/// Kills every process of a host and waits until none is left; answers how many there were.
+/// Kills every process of a host and waits until none is left; returns how many there were.
 pub(crate) fn kill_processes(name: &str, dir: &Path) -> Result<usize, Error> {
     let started = Instant::now();
     let mut killed = std::collections::BTreeSet::new();
@@ -158,7 +159,11 @@ pub(crate) fn kill_processes(name: &str, dir: &Path) -> Result<usize, Error> {
         }
         if started.elapsed() > DEATH_LIMIT {
             return Err(Error::Undead {
-                namespace: name.into(),
+                place: if name.is_empty() {
+                    dir.display().to_string()
+                } else {
+                    name.into()
+                },
                 pids: found,
             });
         }
@@ -171,7 +176,7 @@ pub(crate) fn kill_processes(name: &str, dir: &Path) -> Result<usize, Error> {
     }
 }
 
-/// Runs a program to its end, feeding it `input`; an error carries what it said.
+/// Runs a program to its end with `input` as standard input; an error carries its standard error.
 pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<(), Error> {
     let line = || format!("{program} {}", arguments.join(" "));
     let mut child = Command::new(program)
@@ -182,7 +187,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<(), 
         .spawn()
         .map_err(|e| Error::Io(format!("run {} (is it installed?)", line()), e))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that fails early closes its input; its exit status says more than our EPIPE.
+        // A program that fails early closes its input; its exit status says more than an EPIPE.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child

@@ -2,17 +2,18 @@
 //! done by the kernel.
 //!
 //! *Mapping.* The public port is a hash of what it may depend on: of the inside address and port
-//! for a cone (so it is the same towards everybody), of both ends for a symmetric NAT (so each
-//! destination sees another). Seeded, hence the same at each run. A symmetric NAT may instead keep
-//! the inside port if it can, or count. *Filtering.* Port-restricted and symmetric need no rule:
-//! conntrack lets back answers only. A restricted cone remembers for each public port the addresses
-//! that it wrote to, a full cone only that it was used; packets that pass are translated back by a
-//! map learnt from outgoing packets. All other incoming packets are dropped before conntrack
-//! confirms them, so that they cannot spoil a later mapping. A mapping lives 120 s after the last
-//! outgoing packet (RFC 4787 REQ-5). There is no hairpinning, as in most home routers.
+//! for a cone (so it is the same for all destinations), of both ends for a symmetric NAT (so each
+//! destination sees another). Seeded, so it is the same at each run. A symmetric NAT may instead
+//! keep the inside port if it can, or count. *Filtering.* Port-restricted and symmetric need no
+//! rule: conntrack lets back answers only. A restricted cone remembers for each public port the
+//! addresses that it wrote to, a full cone only that it was used; packets that pass are translated
+//! back by a map learnt from outgoing packets. All other incoming packets are dropped before
+//! conntrack confirms them, so that they cannot spoil a later mapping. What a cone learnt lives
+//! 120 s after the last outgoing packet (RFC 4787 REQ-5), a connection as long as the kernel's
+//! conntrack keeps it. There is no hairpinning, as in most home routers.
 //!
-//! A site's firewall lets in what answers, of either family (RFC 6092). Ports that `miniupnpd` maps
-//! are let in where its chains say so.
+//! A site's firewall lets in answers alone, of either family (RFC 6092). Ports that `miniupnpd`
+//! maps are let in where its chains say so.
 
 use crate::{plan::SitePlan, sites::Nat};
 use std::{fmt::Write, net::Ipv4Addr};

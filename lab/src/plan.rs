@@ -6,7 +6,7 @@
 //! site without NAT numbers its hosts from it; behind a NAT the router holds .1 and the hosts are
 //! in 192.168.`i+1`.0/24; behind a carrier's NAT the router has 100.64.`i+1`.2 and the carrier the
 //! public address. A site whose router maps ports is in 198.20 and 198.21 instead: miniupnpd maps
-//! none on an address that it knows to be reserved.
+//! none on an address of a reserved range.
 
 use crate::{
     root::RootPlan,
@@ -63,7 +63,7 @@ pub struct SitePlan {
     pub udp: bool,
     /// Whether it has IPv6.
     pub ipv6: Ipv6,
-    /// Whether its router lets in only what answers.
+    /// Whether its router lets in answers alone.
     pub firewall: bool,
     /// Whether its router maps ports.
     pub upnp: bool,
@@ -226,8 +226,8 @@ impl Plan {
         self.hosts.iter().find(|host| host.name == name)
     }
 
-    /// The address others reach a host's site by: the host's own, or its router's or carrier's if
-    /// it is behind a NAT.
+    /// The address by which others reach a host's site: the host's own, or its router's or
+    /// carrier's if it is behind a NAT.
     pub fn public_address(&self, host: &HostPlan) -> IpAddr {
         let site = &self.sites[host.site];
         if site.nat == Nat::None {
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_address_of_a_site_leads_back_to_it_and_no_two_hosts_share_one() {
+    fn every_address_leads_back_to_its_site_and_hosts_share_none() {
         let text = "[[site]]\nname='a'\nipv6='dual'\nhosts=2\n[[site]]\nname='b'\nnat='symmetric'\n\
             upnp=true\n[[site]]\nname='c'\nipv6='only'\n";
         let mut plan = Plan::new("t", &Sites::parse(text).unwrap()).unwrap();

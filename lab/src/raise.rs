@@ -18,9 +18,9 @@ use std::{
 };
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
-/// The wide area's packet size.
+/// The largest packet of the wide area, in bytes.
 const MTU: u16 = 1500;
-/// How many packets may wait in a router for the forwarder.
+/// How many packets may wait in a router for the forwarder before it drops more.
 const QUEUE_PACKETS: u32 = 2000;
 
 /// Makes all namespaces of the plan; returns each site's end of the core, in site order.

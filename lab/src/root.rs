@@ -170,7 +170,7 @@ fn mount_all(host: &HostPlan, root: &RootPlan) -> io::Result<()> {
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
-    // Debian's boot makes them.
+    // Debian makes them at boot.
     for directory in ["/run/lock", "/run/dbus"] {
         fs::create_dir_all(directory)?;
     }

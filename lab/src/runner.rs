@@ -1,4 +1,4 @@
-//! The program that runs the demo or the bench, as these see it, and how they end.
+//! The interface between the demo or the bench and the program that runs it.
 //!
 //! Both drive p2pvm by its command line alone. The executable, the form of the output and the
 //! progress bar belong to the program around them and are passed in. That program prints the
@@ -22,7 +22,7 @@ pub struct Runner<'a> {
     pub show_progress: &'a dyn Fn(&str) -> Box<dyn Any>,
 }
 
-/// Refuses to go on without the rights that an emulated wide area and QEMU need.
+/// Fails without the rights that an emulated wide area and QEMU need.
 pub(crate) fn require_root(what: &str) -> Outcome<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());

@@ -39,8 +39,8 @@ const MAX_SITES: usize = 250;
 /// How many hosts a site may have.
 /// Reason: host addresses begin at .10.
 const MAX_HOSTS_PER_SITE: usize = 200;
-/// The least MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5), and the greatest of the emulated
-/// lines.
+/// The packet that every IPv4 host must accept (RFC 791), the least MTU of IPv6 (RFC 8200 §5), and
+/// the greatest MTU of the emulated lines.
 const MTUS: (u16, u16, u16) = (576, 1280, 1500);
 
 /// How a site's router handles UDP, in the words of RFC 3489; RFC 4787's are given beside them.
@@ -59,16 +59,16 @@ pub enum Nat {
     /// Address and port-dependent mapping and filtering; the public ports follow no rule.
     #[serde(alias = "symmetric-random")]
     Symmetric,
-    /// The same, but the inside port is kept wherever no other host of the site uses it towards the
-    /// same destination, as Linux routers do: a lone host is seen like one behind a port-restricted
-    /// cone.
+    /// As `Symmetric`, but the inside port is kept wherever no other host of the site uses it
+    /// towards the same destination, as Linux routers do: a lone host is seen like one behind a
+    /// port-restricted cone.
     SymmetricPreserving,
-    /// The same as `Symmetric`, but each new mapping gets the next public port.
+    /// As `Symmetric`, but each new mapping gets the next public port.
     SymmetricSequential,
 }
 
 impl Nat {
-    /// All kinds, the friendliest first.
+    /// All kinds, the easiest to traverse first.
     pub const ALL: [Nat; 7] = [
         Nat::None,
         Nat::FullCone,
@@ -137,8 +137,8 @@ pub struct Site {
     /// Kind of NAT between the site's hosts and the internet.
     #[serde(default)]
     pub nat: Nat,
-    /// Kind of NAT of the carrier, behind which the site's router sits: then that router has an
-    /// address of RFC 6598's.
+    /// Kind of NAT of the carrier, behind which the site's router sits: then that router has a
+    /// shared address (RFC 6598).
     #[serde(default)]
     pub carrier: Nat,
     /// Whether UDP passes the site's router at all.
@@ -147,7 +147,7 @@ pub struct Site {
     /// Whether the site has IPv6.
     #[serde(default)]
     pub ipv6: Ipv6,
-    /// Whether the router lets in only what answers, also towards hosts without NAT.
+    /// Whether the router lets in answers alone, also towards hosts without NAT.
     #[serde(default)]
     pub firewall: bool,
     /// Whether the router maps ports when asked (UPnP, NAT-PMP, PCP), done by a real `miniupnpd`.
@@ -215,8 +215,8 @@ impl Site {
     }
 }
 
-/// Properties of a link; what is absent comes from the `[default]` table, then from none at all (no
-/// delay, no loss, no limit).
+/// Properties of a link; an absent one comes from the `[default]` table, and is none (no delay, no
+/// loss, no limit) if it is absent there too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Properties {
@@ -349,7 +349,8 @@ impl Sites {
         Ok(sites)
     }
 
-    /// Names are usable and unique, links join known sites and have sensible properties.
+    /// Checks that names are usable and unique, and that links join known sites with valid
+    /// properties.
     pub fn check(&self) -> Result<(), Error> {
         let fail = |why: String| Err(Error::Sites(why));
         if self.sites.is_empty() || self.sites.len() > MAX_SITES {
@@ -431,7 +432,7 @@ impl Sites {
     }
 }
 
-/// Names become parts of namespace and file names.
+/// Checks a name. Reason: it becomes part of namespace and file names.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let usable = (1..=24).contains(&name.len())
         && name

@@ -45,7 +45,7 @@ const FORGED: [Ipv4Addr; 3] = [
 /// Reason: longer ones would be fragments.
 const LONGEST: usize = 1472;
 /// The TTL of the attacker's packets.
-/// Reason: others' packets pass a router more, which tells them apart.
+/// Reason: packets of other hosts have passed one router more, so their TTL differs.
 const OUR_HOPS: u8 = 64;
 /// How many TCP connections with noise are left open.
 const KNOCKS: usize = 64;
@@ -61,7 +61,7 @@ pub struct Plan {
     pub tcp: Option<u16>,
     /// Datagrams a second.
     pub pace: u32,
-    /// How long.
+    /// How long the attack lasts.
     pub lasting: Duration,
     /// The seed of the packets.
     pub seed: u64,
@@ -72,7 +72,7 @@ pub struct Plan {
 pub struct Outcome {
     /// Datagrams sent, by kind.
     pub sent: BTreeMap<&'static str, u64>,
-    /// Datagrams of others that were seen on their way to the victim.
+    /// Datagrams of other hosts that were seen on their way to the victim.
     pub seen: u64,
     /// Bytes, IP headers included, sent with forged sources.
     pub forged_bytes: u64,
@@ -85,24 +85,24 @@ pub struct Outcome {
 /// A whole soak: the victim before and after the attack.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// How long, seconds.
+    /// How long the attack lasted, seconds.
     pub seconds: f64,
     /// What was sent and what came back.
     pub outcome: Outcome,
     /// The daemon's resident memory before, bytes.
     pub resident_before: u64,
-    /// And after.
+    /// The same after the attack, bytes.
     pub resident_after: u64,
-    /// Probes of another member that the victim answered meanwhile, and all.
+    /// Probes of another member that the victim answered during the attack, and all of them.
     pub pings: (u32, u32),
     /// Whether the same daemon still runs.
     pub same_daemon: bool,
-    /// Lines of its log that tell of a panic.
+    /// Lines of its log that report a panic.
     pub panics: Vec<String>,
 }
 
 impl Report {
-    /// As docs/figures has it.
+    /// Its figures, for docs/figures.
     pub fn figures(&self) -> Vec<Figure> {
         let (outcome, mega) = (&self.outcome, 1e6);
         let sent: u64 = outcome.sent.values().sum();
@@ -252,7 +252,7 @@ pub fn attack(bed: &Testbed, plan: &Plan) -> Result<Outcome, testbed::Error> {
     let site = bed.plan().sites[host.site].name.clone();
     let std::net::IpAddr::V4(address) = host.address else {
         return Err(testbed::Error::Sites(format!(
-            "{}: the attack knows IPv4 alone",
+            "{}: only a host with IPv4 can be attacked",
             host.name
         )));
     };
@@ -414,7 +414,7 @@ impl<'a> Attack<'a> {
                         *byte ^= 1 << self.rng.random_range(0..8);
                     }
                 }
-                ("bits turned", source, port, body)
+                ("bits flipped", source, port, body)
             }
             _ => {
                 let len = self.rng.random_range(0..=LONGEST);
@@ -574,7 +574,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_datagram_that_was_made_is_read_again_and_a_cut_one_is_not() {
+    fn a_datagram_that_was_made_is_parsed_and_a_cut_one_refused() {
         let (from, to) = (Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(198, 18, 1, 10));
         let mut frame = vec![0; 12];
         frame.extend([8, 0]);

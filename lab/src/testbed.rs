@@ -37,11 +37,11 @@ pub struct Testbed {
     hold: Hold,
 }
 
-/// The part of the testbed that ends with this handle; the fields are only dropped.
+/// The part of the testbed that ends with this handle.
 enum Hold {
     /// The testbed lives in this process.
     Keeper(Keeper),
-    /// The testbed lives in a child that ends with us.
+    /// The testbed lives in a child that ends with this process.
     Child(TiedKeeper),
     /// Another process keeps it.
     Nothing,
@@ -80,8 +80,7 @@ impl Testbed {
     /// front) calling [`keeper::keep`].
     ///
     /// With [`Life::Tied`] that process takes the testbed down as soon as this one drops the handle
-    /// or ends in whatever way, `kill -9` included; with [`Life::Detached`] when it is told to
-    /// (`down`, SIGTERM).
+    /// or ends, by `kill -9` too; with [`Life::Detached`] when it is told to (`down`, SIGTERM).
     pub fn up_by(
         program: &Path,
         arguments: &[&OsStr],
@@ -187,7 +186,7 @@ impl Testbed {
         raise::save_plan(&self.plan)
     }
 
-    /// The way to a host's files from outside: what it calls `/etc` is `etc` below this.
+    /// The path of a host's files from outside: the host's `/etc` is `etc` below it.
     pub fn files(&self, host: &str) -> Result<PathBuf, Error> {
         root::view(self.host(host)?)
     }
@@ -214,7 +213,7 @@ impl Testbed {
         }
     }
 
-    /// Runs a command on a host to its end and gives its output and status.
+    /// Runs a command on a host to its end and returns its output and status.
     pub fn exec(&self, host: &str, argv: &[&str]) -> Result<Output, Error> {
         let Some((program, arguments)) = argv.split_first() else {
             return Err(Error::Io(
@@ -234,7 +233,7 @@ impl Testbed {
             .map_err(|e| Error::Io(format!("wait for {program}"), e))
     }
 
-    /// Runs a command on a host and gives what it printed; a status other than 0 is an error.
+    /// Runs a command on a host and returns what it printed; a status other than 0 is an error.
     pub fn run(&self, host: &str, argv: &[&str]) -> Result<String, Error> {
         let output = self.exec(host, argv)?;
         if output.status.success() {

@@ -1,5 +1,6 @@
-//! The ring in virtual time: what it promises at scale and under faults, on fewer seeds and members
-//! than `p2pvm simulate` takes.
+//! The ring in virtual time: its promises at scale and under faults, on fewer seeds and members
+//! than
+//! `p2pvm simulate` takes.
 
 use p2pvm_lab::sim::{
     Sim, cli,
@@ -74,7 +75,7 @@ fn two_hundred_members_keep_the_aims_of_the_report() {
 }
 
 /// The tests above could not fail if the observer saw nothing: it must see a death that the ring
-/// does not know of yet.
+/// has not noticed yet.
 #[test]
 fn the_observer_sees_what_is_wrong() {
     let mut sim = Sim::new(3, RingOptions::default());

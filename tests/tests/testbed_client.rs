@@ -1,5 +1,5 @@
-//! The guest client over a testbed: a guest that stands still costs a gap and no reply; the program
-//! reports as JSON and ends well on SIGTERM.
+//! The guest client over a testbed: a link that was cut costs a gap and no reply; the program
+//! reports as JSON and ends with its summary on SIGTERM.
 
 mod testbed_common;
 
@@ -43,7 +43,7 @@ fn options(guest: SocketAddr, seconds: f64) -> Options {
 }
 
 #[test]
-fn a_link_that_was_cut_for_a_while_shows_as_a_gap_and_loses_no_reply() {
+fn a_cut_link_shows_as_a_gap_and_loses_no_reply() {
     let testbed = up(SITES);
     guest(
         testbed
@@ -88,7 +88,7 @@ fn a_link_that_was_cut_for_a_while_shows_as_a_gap_and_loses_no_reply() {
 }
 
 #[test]
-fn the_program_reports_as_it_goes_and_sums_up_when_it_is_told_to_end() {
+fn the_program_reports_while_it_runs_and_sums_up_on_sigterm() {
     let testbed = up(SITES);
     guest(
         testbed

@@ -17,8 +17,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_p2pvm-testbed");
 const SITES: &str =
     "[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='full-cone'\n[[site]]\nname='b'\nhosts=2\n";
 
-/// Namespaces and directories of the testbed that are still there.
-fn leavings(name: &str) -> Vec<String> {
+/// Namespaces and directories of the testbed that still exist.
+fn leftovers(name: &str) -> Vec<String> {
     let mut found = Vec::new();
     for dir in ["/run/netns", "/run/p2pvm-testbed", "/var/tmp/p2pvm-testbed"] {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -118,7 +118,7 @@ fn a_program_on_a_host_sees_a_machine_of_its_own() {
 }
 
 #[test]
-fn a_killed_host_loses_its_processes_and_its_network_and_keeps_its_state() {
+fn a_killed_host_loses_processes_and_network_and_keeps_its_state() {
     let testbed = up(SITES);
     let mut victim = testbed
         .spawn(
@@ -159,17 +159,17 @@ fn down_and_drop_leave_no_namespace_process_or_file() {
             .spawn("a", Command::new("sleep").arg("1000"))
             .unwrap();
         assert_eq!(
-            leavings(&name).len(),
+            leftovers(&name).len(),
             7,
             "three hosts, two routers, two directories: {:?}",
-            leavings(&name)
+            leftovers(&name)
         );
         if by_drop {
             drop(testbed);
         } else {
             testbed.down().unwrap();
         }
-        assert_eq!(leavings(&name), Vec::<String>::new());
+        assert_eq!(leftovers(&name), Vec::<String>::new());
         assert!(!sleeper.wait().unwrap().success());
     }
 }
@@ -196,7 +196,7 @@ fn a_tied_keeper_takes_the_testbed_down_when_its_starter_is_gone() {
     assert!(testbed.exec("a", &["true"]).unwrap().status.success());
     assert!(testbed.counters().unwrap().len() == 2);
     drop(testbed);
-    assert_eq!(leavings(&name), Vec::<String>::new());
+    assert_eq!(leftovers(&name), Vec::<String>::new());
 }
 
 #[test]
@@ -224,9 +224,9 @@ fn what_a_killed_keeper_left_is_removed_by_the_next_up() {
         Testbed::open(&name),
         Err(testbed::Error::NotUp(_))
     ));
-    // Another test's testbed may be the next and in the middle of it.
+    // The `up` of another test may be the next one, and still be removing it.
     let second = Testbed::up(&sites, &next).unwrap();
-    wait_until("removal", || leavings(&name).is_empty());
+    wait_until("removal", || leftovers(&name).is_empty());
     assert!(!sleeper.wait().unwrap().success());
     second.down().unwrap();
 }
@@ -257,14 +257,18 @@ fn a_keeper_told_to_end_at_any_moment_leaves_nothing() {
                 .success()
         );
         keeper.wait().unwrap();
-        assert_eq!(leavings(&name), Vec::<String>::new(), "after {delay_ms} ms");
+        assert_eq!(
+            leftovers(&name),
+            Vec::<String>::new(),
+            "after {delay_ms} ms"
+        );
     }
 }
 
 #[test]
 fn a_failure_while_building_leaves_nothing() {
     let name = name();
-    // A namespace that is in the way of the last site.
+    // The namespace of the last site exists already.
     assert!(
         Command::new("ip")
             .args(["netns", "add", &format!("p2pvm-{name}.r.b")])
@@ -273,7 +277,7 @@ fn a_failure_while_building_leaves_nothing() {
             .success()
     );
     assert!(Testbed::up(&Sites::parse(SITES).unwrap(), &name).is_err());
-    assert_eq!(leavings(&name), Vec::<String>::new());
+    assert_eq!(leftovers(&name), Vec::<String>::new());
 }
 
 #[test]
@@ -327,7 +331,7 @@ fn the_command_line_does_it_all_across_invocations() {
     ok(&["kill", "b1"]);
     ok(&["revive", "b1"]);
     ok(&["down"]);
-    assert_eq!(leavings(&name), Vec::<String>::new());
+    assert_eq!(leftovers(&name), Vec::<String>::new());
     let again = program(&name, &["down"]);
     assert!(
         String::from_utf8_lossy(&again.stderr).contains("there is no testbed")

@@ -83,7 +83,7 @@ fn with_room(socket: UdpSocket) -> UdpSocket {
     socket
 }
 
-/// Sends numbered datagrams over a link that loses a tenth, and answers which arrived.
+/// Sends numbered datagrams over a link that loses a tenth; returns those that arrived.
 fn arrived(seed: u64, pause: Duration) -> Vec<String> {
     let testbed = up(&format!(
         "seed={seed}\n[default]\nrtt_ms=4\njitter_ms=1\nloss=0.1\n[[site]]\nname='a'\n[[site]]\n\
@@ -131,7 +131,7 @@ fn the_same_seed_loses_the_same_packets_and_order_is_kept() {
     );
 }
 
-/// Mbit/s of one TCP stream over so much time.
+/// Mbit/s of one TCP stream over `time`.
 fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
     let (mut client, mut server) = connection(testbed, from, to, 5001);
     let reader = thread::spawn(move || {
@@ -152,7 +152,7 @@ fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
 }
 
 #[test]
-fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_megabits() {
+fn a_link_carries_its_rate_or_hundreds_of_mbit_without_a_limit() {
     let testbed = up(
         "[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n\
             [[site]]\nname='d'\n\
@@ -182,7 +182,7 @@ fn a_limited_link_carries_its_rate_and_a_fast_one_hundreds_of_megabits() {
     );
 }
 
-/// TCP over a link that loses: the joined packets are cut, and what arrives is still right.
+/// TCP over a link that loses: joined packets are cut, and every byte arrives as it was sent.
 #[test]
 fn a_lossy_link_spoils_no_byte_of_a_stream() {
     let testbed = up(
@@ -212,7 +212,7 @@ fn a_lossy_link_spoils_no_byte_of_a_stream() {
 }
 
 #[test]
-fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
+fn a_cut_link_carries_nothing_until_healed_and_others_go_on() {
     let testbed = up(
         "[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\nhosts=['b1','b2']\n[[site]]\n\
             name='c'\n",
@@ -256,10 +256,9 @@ fn a_cut_link_carries_nothing_until_it_is_healed_and_others_go_on() {
     assert!(reaches(&a, to_b, &b) && reaches(&b, to_c, &c));
 }
 
-/// What `cut`, `heal` and `reshape` were told holds for the very next packet, also right after the
-/// other direction was told.
+/// A `cut` or `heal` of both directions holds for the very next packet of each.
 #[test]
-fn a_packet_sent_after_a_change_of_its_link_meets_the_link_as_it_is_then() {
+fn a_change_of_a_link_holds_for_the_next_packet() {
     let testbed = up("[default]\nrtt_ms=2\n[[site]]\nname='a'\n[[site]]\nname='b'\n");
     let (a, b) = (socket(&testbed, "a", 9), socket(&testbed, "b", 9));
     let (to_a, to_b) = (at(&testbed, "a", 9), at(&testbed, "b", 9));
@@ -312,8 +311,8 @@ fn a_link_can_change_its_shape_while_it_runs() {
     assert!(round_trips(&testbed, "a", "b", 3)[0] >= Duration::from_millis(60));
 }
 
-/// UDP joined by the sender (GSO), as QUIC and our own links send it: every datagram arrives alone,
-/// whole, and loses only itself.
+/// UDP joined by the sender (GSO), as QUIC and p2pvm's links send it: each datagram arrives whole
+/// and alone, or is lost alone.
 #[test]
 fn joined_datagrams_are_lost_one_by_one() {
     let testbed = up(
@@ -350,6 +349,6 @@ fn joined_datagrams_are_lost_one_by_one() {
             u16::from(buffer[0]) * 20 + u16::from(buffer[1])
         })
         .collect();
-    assert!(silent(&to), "more than the link says");
+    assert!(silent(&to), "more datagrams than the link counted");
     assert!(heard.is_sorted() && counters.lost > 0);
 }

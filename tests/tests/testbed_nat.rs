@@ -18,14 +18,14 @@ fn world(nat: &str) -> Testbed {
     ))
 }
 
-/// Sends from `inside` to `outside` at `address` and answers as whom it was seen.
+/// Sends from `inside` to `outside` at `address`; returns the source address that `outside` sees.
 fn seen(inside: &UdpSocket, address: SocketAddr, outside: &UdpSocket) -> SocketAddr {
     inside.send_to(b"hello", address).unwrap();
     receive(outside).1
 }
 
-/// Mapping: is it one towards two addresses and two ports? Filtering: who may answer what was sent
-/// to one of them?
+/// Checks a NAT's mapping (whether it is one towards two addresses and two ports) and its filtering
+/// (which of them may answer a packet to one of them).
 fn check(nat: &str, one_mapping: bool, other_port_passes: bool, other_address_passes: bool) {
     let testbed = world(nat);
     let (p, q, other) = (
@@ -48,7 +48,7 @@ fn check(nat: &str, one_mapping: bool, other_port_passes: bool, other_address_pa
     );
     assert!(
         reaches(&p, public, &inside),
-        "who was written to may answer"
+        "the address and port that were written to may answer"
     );
     assert_eq!(
         heard(&q, public, &inside, other_port_passes),
@@ -93,22 +93,22 @@ fn a_full_cone_has_one_mapping_and_lets_anybody_answer() {
 }
 
 #[test]
-fn a_restricted_cone_has_one_mapping_and_lets_addresses_answer_that_were_written_to() {
+fn a_restricted_cone_has_one_mapping_and_filters_by_address() {
     check("restricted", true, true, false);
 }
 
 #[test]
-fn a_port_restricted_cone_has_one_mapping_and_lets_only_the_very_port_answer() {
+fn a_port_restricted_cone_has_one_mapping_and_filters_by_port() {
     check("port-restricted", true, false, false);
 }
 
 #[test]
-fn a_symmetric_nat_has_a_mapping_for_each_destination_and_lets_only_it_answer() {
+fn a_symmetric_nat_maps_each_destination_and_lets_only_it_answer() {
     check("symmetric", false, false, false);
 }
 
 #[test]
-fn a_counting_symmetric_nat_has_a_mapping_for_each_destination_with_the_next_port() {
+fn a_sequential_symmetric_nat_maps_each_destination_to_the_next_port() {
     check("symmetric-sequential", false, false, false);
     let testbed = world("symmetric-sequential");
     let inside = socket(&testbed, "home1", 4000);
@@ -124,9 +124,9 @@ fn a_counting_symmetric_nat_has_a_mapping_for_each_destination_with_the_next_por
     );
 }
 
+/// The neighbour is a host of the same site that uses the port towards the same destination.
 #[test]
-fn a_preserving_symmetric_nat_keeps_the_port_until_a_neighbour_has_it_towards_the_same_destination()
-{
+fn a_preserving_symmetric_nat_keeps_the_port_until_a_neighbour_uses_it() {
     let testbed = world("symmetric-preserving");
     let (p, q) = (socket(&testbed, "w1", 1000), socket(&testbed, "w2", 1000));
     let (to_p, to_q) = (at(&testbed, "w1", 1000), at(&testbed, "w2", 1000));
@@ -142,7 +142,7 @@ fn a_preserving_symmetric_nat_keeps_the_port_until_a_neighbour_has_it_towards_th
     );
     assert!(
         kept_out(&q, public, &first),
-        "who was not written to is not heard"
+        "an address that was not written to is not heard"
     );
     let moved = seen(&second, to_p, &p);
     assert!(
@@ -219,7 +219,7 @@ fn nobody_reaches_a_host_that_never_wrote() {
     }
 }
 
-/// Both tell each other where the world sees them and write to that place at once.
+/// Both hosts learn their public addresses from `w` and send to each other's at the same time.
 fn punched(a_nat: &str, b_nat: &str) -> (Testbed, UdpSocket, UdpSocket) {
     let testbed = up(&format!(
         "seed=5\n[default]\nrtt_ms=2\n[[site]]\nname='a'\nnat='{a_nat}'\n[[site]]\nname='b'\n\
@@ -243,8 +243,8 @@ fn punched(a_nat: &str, b_nat: &str) -> (Testbed, UdpSocket, UdpSocket) {
 
 #[test]
 fn holes_can_be_punched_between_exactly_the_pairs_where_theory_allows_it() {
-    // Who sits behind the symmetric NAT writes first, from a port nobody expects; a restricted cone
-    // looks at the address only.
+    // The host behind the symmetric NAT sends from a port that the other cannot expect; a full or
+    // restricted cone does not filter by port.
     for (a_nat, b_nat) in [
         ("port-restricted", "port-restricted"),
         ("restricted", "port-restricted"),

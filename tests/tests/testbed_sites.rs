@@ -1,6 +1,6 @@
-//! What sites have besides NATs, seen from real sockets: IPv6 and firewalls, routers that map
-//! ports, lines for small packets only; and what happens to them while programs run: new public
-//! addresses, hosts that move, lids that close.
+//! Properties of sites besides NATs, seen from real sockets: IPv6 and firewalls, routers that map
+//! ports, lines for small packets only; and changes while programs run: new public addresses, hosts
+//! that move, lids that close.
 
 mod testbed_common;
 
@@ -29,7 +29,7 @@ fn ipv6_is_untranslated_and_a_firewall_lets_in_only_what_answers() {
     );
     assert!(
         kept_out(&open, at6(&testbed, "home", 4000), &home),
-        "nobody asked for it"
+        "it is no answer"
     );
     home.send_to(b"hello", at6(&testbed, "open", 4000)).unwrap();
     assert_eq!(
@@ -107,8 +107,8 @@ fn tcp_over_ipv6_crosses_a_link_that_loses_and_limits() {
     );
 }
 
-/// Asks the router at `gateway` by NAT-PMP (RFC 6886 §3.3) for a mapping of UDP port `port`; its
-/// result code and public port.
+/// Asks the host's router by NAT-PMP (RFC 6886 §3.3) for a mapping of UDP port `port`; returns the
+/// result code and the public port.
 fn natpmp(testbed: &Testbed, host: &str, port: u16) -> Option<(u16, u16)> {
     let client = socket(testbed, host, 0);
     client
@@ -144,7 +144,7 @@ fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
     assert_eq!(natpmp(&testbed, "home", 4000), Some((0, 4000)));
     assert!(
         reaches(&outside, at(&testbed, "home", 4000), &inside),
-        "nobody was written to before"
+        "without a packet from inside before"
     );
     inside.send_to(b"hello", at(&testbed, "w", 1000)).unwrap();
     assert_eq!(
@@ -155,7 +155,7 @@ fn a_router_maps_a_port_when_asked_and_then_anybody_reaches_it() {
 }
 
 #[test]
-fn a_router_behind_a_carriers_nat_knows_that_a_mapping_would_be_of_no_use() {
+fn a_router_behind_a_carriers_nat_refuses_to_map_a_port() {
     let testbed = up(
         "[default]\nrtt_ms=2\n[[site]]\nname='home'\nnat='full-cone'\ncarrier='symmetric'\n\
             upnp=true\n[[site]]\nname='w'\n",
@@ -165,12 +165,11 @@ fn a_router_behind_a_carriers_nat_knows_that_a_mapping_would_be_of_no_use() {
 }
 
 #[test]
-fn small_links_cut_complain_or_swallow() {
+fn small_links_fragment_refuse_or_drop() {
     let text = "[default]\nrtt_ms=2\n[[site]]\nname='a'\nipv6='dual'\n[[site]]\nname='b'\n\
         ipv6='dual'\nmtu=1280\n";
     let largest = |testbed: &Testbed, to: SocketAddr| -> Option<usize> {
-        // Until the kernel has heard of the path's MTU, then refuses what is larger, and knows how
-        // large is right.
+        // The first size is refused or lost, and the kernel learns the path's MTU; the second fits.
         let ping = |size: usize| {
             let (size, to) = (
                 (size - if to.is_ipv4() { 28 } else { 48 }).to_string(),
@@ -199,7 +198,7 @@ fn small_links_cut_complain_or_swallow() {
     assert!(route.contains("mtu 1280"), "the sender was told: {route}");
     let counters = testbed.counters().unwrap();
     assert!(counters[0][1].too_large >= 2, "{:?}", counters[0][1]);
-    // Whoever allows it is cut: 1400 bytes arrive as one datagram all the same.
+    // A packet that may be fragmented is: 1400 bytes arrive as one datagram all the same.
     let (from, to) = (socket(&testbed, "a", 0), socket(&testbed, "b", 9));
     testbed
         .run(
@@ -221,7 +220,7 @@ fn small_links_cut_complain_or_swallow() {
             &["ip", "route", "get", &at(&testbed, "b", 0).ip().to_string()],
         )
         .unwrap();
-    assert!(!route.contains("mtu"), "nobody was told: {route}");
+    assert!(!route.contains("mtu"), "the sender was not told: {route}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! all its files.
 //!
 //! Source is read as text: comments and literals are blanked, then braces are counted. Macros are
-//! not expanded, and nothing is compiled or run. What `cargo fmt`, clippy and `cargo deny` hold is
-//! theirs (`scripts/lint.sh`).
+//! not expanded, and nothing is compiled or run. `cargo fmt`, clippy and `cargo deny` check the
+//! rest (`scripts/lint.sh`).
 
 #[path = "tidy/circles.rs"]
 mod circles;
@@ -44,7 +44,7 @@ const LAYERS: [&[&str]; 6] = [
 
 /// Directories that are made, not written.
 const MADE: [&str; 3] = ["target", "node_modules", "dist"];
-/// Ends of names of files, where a page names one without a directory.
+/// Suffixes by which a name without a directory on a page is taken for a file.
 const ENDS: [&str; 4] = [".rs", ".md", ".toml", ".sh"];
 
 fn root() -> PathBuf {
@@ -84,7 +84,7 @@ fn all_rust_files() -> BTreeSet<String> {
     found
 }
 
-/// Fails with every sentence at once.
+/// Fails with all that is broken at once.
 fn none(rule: &str, broken: &[String]) {
     assert!(broken.is_empty(), "{rule}\n  {}\n", broken.join("\n  "));
 }
@@ -93,7 +93,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The first place from `at` on that is so, or the end.
+/// The first index from `at` on that satisfies `is_so`, or the end.
 fn first(source: &[char], at: usize, is_so: impl Fn(usize) -> bool) -> usize {
     (at..source.len())
         .find(|i| is_so(*i))
@@ -104,7 +104,7 @@ fn is_pair(source: &[char], at: usize, pair: [char; 2]) -> bool {
     source.get(at..at + 2) == Some(pair.as_slice())
 }
 
-/// Behind a block comment, which may hold others.
+/// The index behind the block comment at `at`, which may hold others.
 fn comment_end(source: &[char], at: usize) -> usize {
     let (mut depth, mut i) = (1, at + 2);
     while i < source.len() && depth > 0 {
@@ -119,7 +119,7 @@ fn comment_end(source: &[char], at: usize) -> usize {
     i
 }
 
-/// Behind the next quote that no backslash takes away.
+/// The index behind the next quote that no backslash escapes.
 fn quoted_end(source: &[char], at: usize, quote: char) -> usize {
     let mut i = at;
     while i < source.len() && source[i] != quote {
@@ -128,7 +128,7 @@ fn quoted_end(source: &[char], at: usize, quote: char) -> usize {
     i + 1
 }
 
-/// Behind a raw string whose `r` stands at `at`, if one does.
+/// The index behind the raw string whose `r` is at `at`, if there is one.
 fn raw_end(source: &[char], at: usize) -> Option<usize> {
     let open = first(source, at + 1, |i| source[i] != '#');
     let hashes = open - at - 1;
@@ -139,7 +139,7 @@ fn raw_end(source: &[char], at: usize) -> Option<usize> {
     (source.get(open) == Some(&'"')).then(|| first(source, open + 1, closes) + 1 + hashes)
 }
 
-/// Behind the comment, string or character that begins at `at`, if one does.
+/// The index behind the comment, string or character that begins at `at`, if one does.
 fn blank_end(source: &[char], at: usize) -> Option<usize> {
     let before = at.checked_sub(1).map_or(' ', |i| source[i]);
     let ahead = |n: usize| source.get(at + n).copied().unwrap_or_default();
@@ -219,8 +219,8 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         .collect()
 }
 
-/// The paths in the tables of a page that are not there. Behind a path of its row one may be named
-/// from its directory, or from one above.
+/// The paths in the tables of a page that do not exist. A path may be relative to the root, or to a
+/// directory on an earlier path of its row.
 fn missing_paths(page: &str, is_there: impl Fn(&Path) -> bool) -> Vec<String> {
     let mut missing = Vec::new();
     for (n, line) in page
@@ -304,8 +304,8 @@ fn members() -> Vec<(String, String, Vec<String>)> {
     listed.iter().map(of).collect()
 }
 
-/// What is longer than `most` lines and not listed so, and entries of the list that are not as they
-/// were.
+/// One sentence for each name that has more than `most` lines and is not listed, and for each entry
+/// of the list that is not exact.
 fn too_long(
     most: usize,
     listed: &[(&str, usize)],
@@ -450,8 +450,8 @@ fn every_path_in_the_tables_of_architecture_exists() {
     let is_there = |path: &Path| root().join(path).exists();
     let broken = missing_paths(&page, is_there);
     none(
-        "docs/ARCHITECTURE.md names what is not there. Write where it is now, from the root or \
-            from a path before it:",
+        "docs/ARCHITECTURE.md names paths that do not exist. Write where each is now, from the \
+            root or from a path before it:",
         &broken,
     );
 }
@@ -474,8 +474,8 @@ fn crates_depend_only_on_crates_of_lower_layers() {
             .filter(|needed| layer(needed).is_some_and(|theirs| theirs >= own));
         broken.extend(upward.map(|needed| {
             format!(
-                "{dir}/Cargo.toml: {name} needs {needed}, of its layer or one above: move \
-                what both need into a lower crate"
+                "{dir}/Cargo.toml: {name} needs {needed}, of its layer or one above: \
+                move what both need into a lower crate"
             )
         }));
     }

@@ -1,9 +1,9 @@
-//! What traces cost: the same guest moved to and fro between two hosts whose daemons now send their
-//! spans to a collector, now do not, and the processor time of those daemons while nothing happens.
-//! The collector answers and throws everything away.
+//! What traces cost: the time of moves of one guest to and fro between two hosts, whose daemons
+//! send their spans to a collector during half of the moves, and the processor time of those
+//! daemons while nothing happens. The collector answers and discards everything.
 //!
 //! In each round one move is traced and one is not, in an order that changes, so that neither the
-//! direction nor what else the machine does meanwhile is charged to one of them alone. Daemons are
+//! direction nor the machine's other load is charged to one of them alone. Daemons are
 //! restarted in between; the guest runs on.
 
 use super::{Bench, SETTINGS};
@@ -28,7 +28,7 @@ const PORT: u16 = 4318;
 const SETTLE: Duration = Duration::from_secs(15);
 /// How long the idle daemons are watched.
 const IDLE: Duration = Duration::from_secs(20);
-/// How long until the spans of a move that has ended are sent.
+/// How long the daemons have to send the spans of a move that has ended.
 const SENT: Duration = Duration::from_secs(10);
 /// How long a restarted daemon may take to find its peers and its guest.
 const READY: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ struct Cost {
     downtime: Vec<f64>,
     gap: Vec<f64>,
     idle: Vec<f64>,
-    /// Bytes that the collector took.
+    /// Bytes that the collector got.
     sent: Vec<f64>,
 }
 
@@ -78,7 +78,8 @@ impl Bench<'_> {
                     return Err(Failure::new(
                         Kind::Failed,
                         format!(
-                            "the collector took {sent} bytes of a move that was traced: {traced}"
+                            "the collector got {sent} bytes during a move with traces {}",
+                            if traced { "on" } else { "off" }
                         ),
                     ));
                 }
@@ -155,7 +156,7 @@ impl Cost {
 }
 
 /// Restarts a host's daemon with other settings, and waits until it is connected with the two
-/// others and knows its guest again.
+/// others and its guest runs.
 fn restart(lab: &Lab, host: &str, settings: &str) -> Outcome<()> {
     lab.configure(host, settings).doing("configuring")?;
     lab.p2pvm(host, &["down"]).doing("stopping a daemon")?;
@@ -193,8 +194,8 @@ fn busy(lab: &Lab, host: &str) -> Outcome<f64> {
     Ok(tasks.flatten().filter_map(nanos).sum::<f64>() / 1e6)
 }
 
-/// Answers every request with success and forgets it; gives the bytes of all bodies so far. It ends
-/// with this program.
+/// Starts a collector that answers every request with success and discards it; returns the count of
+/// the bytes of all bodies so far. It ends with this program.
 fn swallow(listener: TcpListener) -> Arc<AtomicU64> {
     let swallowed = Arc::new(AtomicU64::new(0));
     let count = swallowed.clone();

@@ -77,10 +77,8 @@ pub const EVENTS: &[Event] = &[
     once("device's routes flushed", "ip route flush dev $DEV"),
     once("device's MTU set", "ip link set $DEV mtu 700"),
     once(
-        "accepted route \
-        deleted",
-        "ip route show table all $LAN_THERE | while read -r route; do ip route del \
-            $route; done",
+        "accepted route deleted",
+        "ip route show table all $LAN_THERE | while read -r route; do ip route del $route; done",
     ),
     once(
         "policy rules deleted",
@@ -97,10 +95,8 @@ pub const EVENTS: &[Event] = &[
         cause: Cause::Toggle(FIREWALLD),
     },
     once(
-        "resolv.conf \
-        rewritten",
-        "echo nameserver $SERVER >/etc/resolv.conf.new; mv /etc/resolv.conf.new \
-            /etc/resolv.conf",
+        "resolv.conf rewritten",
+        "echo nameserver $SERVER >/etc/resolv.conf.new; mv /etc/resolv.conf.new /etc/resolv.conf",
     ),
     lasting(
         "resolved's socket is there and dead",
@@ -128,8 +124,7 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done \
             default via $GW dev eth0",
     ),
     lasting(
-        "default route \
-        gone",
+        "default route gone",
         "ip route del default",
         3,
         "ip route replace default via $GW dev eth0",
@@ -175,22 +170,19 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done \
         "$P2PVM up --detach",
     ),
     lasting(
-        "forwarding on and off by somebody \
-        else",
+        "forwarding on and off by somebody else",
         "sysctl -q net.ipv4.ip_forward=1",
         3,
         "sysctl -q net.ipv4.ip_forward=0",
     ),
     lasting(
-        "a second network comes and \
-        goes",
+        "a second network comes and goes",
         "$P2PVM --dir $NETWORK_B up --detach",
         6,
         "$P2PVM --dir $NETWORK_B down",
     ),
     once(
-        "guest's tap \
-        down",
+        "guest's tap down",
         "for tap in $(ip -br link | awk '$1 ~ /^pv/ { print $1 }'); do ip link set $tap \
             down; done",
     ),
@@ -214,10 +206,8 @@ while IFS=: read -r file value; do [ ! -e $file ] || echo $value >$file; done \
 for n in $(seq 100); do echo link del v$n; done | ip -batch -",
     ),
     lasting(
-        "strict reverse path \
-        filter",
-        "sysctl -q \
-            net.ipv4.conf.all.rp_filter=1",
+        "strict reverse path filter",
+        "sysctl -q net.ipv4.conf.all.rp_filter=1",
         5,
         "sysctl -q net.ipv4.conf.all.rp_filter=0",
     ),
@@ -232,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_more_than_twenty_kinds_of_events_with_names_of_their_own() {
+    fn more_than_twenty_events_have_names_of_their_own() {
         let names: std::collections::BTreeSet<_> = EVENTS.iter().map(|event| event.name).collect();
         assert_eq!(names.len(), EVENTS.len());
         assert!(names.len() > 20);

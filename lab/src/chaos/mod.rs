@@ -21,18 +21,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long each flow may take to come back after the end of a cause.
+/// How long each flow may take to come back after the end of a cause before the step fails.
 pub const BACK: Duration = Duration::from_secs(20);
 /// The pause between the return of all flows and the next event, seconds.
 const PAUSE: std::ops::RangeInclusive<f64> = 0.5..=4.0;
 
-/// Which run.
+/// The options of a run.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
     /// Seed of the sequence of events
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// How long events go on
+    /// Minutes for which events go on
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=1440))]
     pub minutes: u64,
     /// Only these steps of the sequence, as the run numbers them
@@ -103,7 +103,7 @@ pub struct Outcome {
     pub event: &'static str,
     /// Seconds from the cause's end until each flow was back, by name.
     pub back: Vec<(String, f64)>,
-    /// Parts that were not back in time.
+    /// The flows that were not back in time, each with the reason.
     pub missing: Vec<String>,
 }
 
@@ -124,40 +124,43 @@ impl fmt::Display for Outcome {
 pub struct Report {
     /// The seed that gave the sequence.
     pub seed: u64,
+    /// Whether the events were named by an option instead.
+    pub is_by_name: bool,
     /// The guest's image, where there was a guest.
     pub image: Option<PathBuf>,
     /// Each step.
     pub steps: Vec<Outcome>,
     /// Leftovers of p2pvm on the host.
     pub left: Vec<String>,
-    /// Lines that the daemon logged as warnings or errors.
+    /// How many lines the daemon logged as warnings or errors.
     pub warnings: usize,
 }
 
 impl Report {
-    /// Whether everything came back each time and nothing stayed.
+    /// Whether every flow came back each time and p2pvm left nothing on the host.
     pub fn is_good(&self) -> bool {
         self.left.is_empty() && self.steps.iter().all(|step| step.missing.is_empty())
     }
 
     /// The command that repeats the steps that failed.
     pub fn again(&self) -> String {
-        let failed: Vec<String> = self
-            .steps
-            .iter()
-            .filter(|s| !s.missing.is_empty())
-            .map(|s| s.number.to_string())
-            .collect();
-        let only = if failed.is_empty() {
-            String::new()
-        } else {
-            format!(" --only {}", failed.join(","))
+        let failed = || self.steps.iter().filter(|s| !s.missing.is_empty());
+        let numbers: Vec<String> = failed().map(|s| s.number.to_string()).collect();
+        let names: Vec<&str> = failed().map(|s| s.event).collect();
+        let steps = match (self.is_by_name, numbers.is_empty()) {
+            (true, true) => {
+                let all: Vec<&str> = self.steps.iter().map(|s| s.event).collect();
+                format!("--events \"{}\"", all.join(","))
+            }
+            (true, false) => format!("--events \"{}\"", names.join(",")),
+            (false, true) => format!("--seed {}", self.seed),
+            (false, false) => format!("--seed {} --only {}", self.seed, numbers.join(",")),
         };
         let image = self
             .image
             .as_ref()
             .map_or_else(String::new, |image| format!(" --image {}", image.display()));
-        format!("p2pvm testbed chaos --seed {}{only}{image}", self.seed)
+        format!("p2pvm testbed chaos {steps}{image}")
     }
 }
 
@@ -246,6 +249,7 @@ pub fn run(
     let left = stage.end()?;
     Ok(Report {
         seed: options.seed,
+        is_by_name: !options.events.is_empty(),
         image: options.image.clone(),
         steps,
         left,
@@ -295,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_gives_the_same_sequence_again_and_a_round_has_each_event_once() {
+    fn a_seed_repeats_its_sequence_and_a_round_has_each_event_once() {
         let names = |seed| {
             sequence(seed)
                 .take(EVENTS.len() * 2)
@@ -309,5 +313,30 @@ mod tests {
             .map(|(_, name, _)| *name)
             .collect();
         assert_eq!(round.len(), EVENTS.len());
+    }
+
+    #[test]
+    fn the_command_that_repeats_a_failure_names_its_steps() {
+        let step = |number, event, missing: &[&str]| Outcome {
+            number,
+            event,
+            back: Vec::new(),
+            missing: missing.iter().map(|why| (*why).to_owned()).collect(),
+        };
+        let mut report = Report {
+            seed: 7,
+            is_by_name: false,
+            image: None,
+            steps: vec![
+                step(1, "device down", &[]),
+                step(2, "guest's tap down", &["guest"]),
+            ],
+            left: Vec::new(),
+            warnings: 0,
+        };
+        assert_eq!(report.again(), "p2pvm testbed chaos --seed 7 --only 2");
+        report.is_by_name = true;
+        let named = "p2pvm testbed chaos --events \"guest's tap down\"";
+        assert_eq!(report.again(), named);
     }
 }

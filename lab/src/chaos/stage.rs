@@ -29,9 +29,9 @@ const LAN_THERE: &str = "192.168.88";
 /// The second uplink's and the other address of `b`, by their last octet.
 const SECOND: u8 = 60;
 const OTHER: u8 = 70;
-/// How long a guest may take to boot.
+/// How long a guest may take to boot before the run fails.
 const BOOT: Duration = Duration::from_secs(120);
-/// How long a new network settles before it is judged.
+/// How long an address of the new network may take to answer before the run fails.
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// Lets the run set the daemon's wall clock; its monotonic clock is left alone.
@@ -44,7 +44,7 @@ const CLOCK: [(&str, &str); 4] = [
     ("FAKETIME_CACHE_DURATION", "1"),
     ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
 ];
-/// Removes what Docker and firewalld leave when they are stopped and no other program may remove.
+/// Removes what Docker and firewalld leave when they stop, which no other program may remove.
 const PURGE: &str = "nft list tables | while read -r table; do case $table in *p2pvm*) ;; *) nft \
     delete $table ;; esac; done
 ip link del docker0 2>/dev/null || true
@@ -142,7 +142,7 @@ printf 'cpus = 1\\nupnp = false\\nautonomic = false\\nresolver = \"auto\"\\nport
 4101\\nlink_port = 4102\\ndevice = \"p2pvm1\"\\n' >$NETWORK_B/node.toml
 $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         )?;
-        // Both make directories and sysctls at their first start that stay.
+        // At their first start both make directories and set sysctls that stay.
         for program in [hosts::DOCKER, hosts::FIREWALLD] {
             program.start(&self.lab, "b")?;
             program.stop(&self.lab, "b")?;
@@ -266,7 +266,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         let end = Instant::now();
         let (mut back, mut missing) = (Vec::new(), Vec::new());
         let mut waiting: Vec<&Flow> = self.flows.iter().collect();
-        // All at the same time, or a flow that is back would wait for one that is not.
+        // All are checked in turn: the time of a flow must not include the wait for another.
         while !waiting.is_empty() {
             let is_over = end.elapsed() > BACK;
             waiting.retain(|flow| {
@@ -334,7 +334,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
             .count()
     }
 
-    /// The state that helps to understand a step that failed.
+    /// The state of the hosts, to explain a step that failed.
     pub(super) fn report(&self) -> String {
         let mut text = String::new();
         for line in [

@@ -34,7 +34,7 @@ pub struct Options {
         )
     ]
     rtt: Vec<u32>,
-    /// How often each is measured
+    /// How many rounds each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
     #[command(flatten)]
@@ -50,7 +50,7 @@ struct Join {
     direct: Option<f64>,
 }
 
-/// Measures the joins.
+/// Measures the starts at each round trip.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let program = &options.common.program()?;
     let recorder = options.common.figures.begin();

@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Overlay host numbers, by host.
+/// The number of a host in its overlay address.
 fn number(host: &str) -> usize {
     super::HOSTS
         .iter()
@@ -63,7 +63,7 @@ impl Processes {
         self.start_as(host, bed, host, command)
     }
 
-    /// Starts another process on a host that has one.
+    /// Starts a process under a name of its own, beside another on the same host.
     fn start_as(
         &mut self,
         name: &str,

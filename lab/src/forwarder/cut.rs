@@ -1,8 +1,8 @@
-//! Joined packets: the kernel delivers TCP and UDP in one piece of up to 64 KiB with a note how to
-//! cut it (virtio-net's header, the format of Linux' `virtio_net.h`). Reads that note, and cuts
-//! where a link treats packets differently: not into single packets, which would cost a system call
-//! and a walk through the network stack each, but into *runs* of neighbours, each again a joined
-//! packet with a note of its own.
+//! Joined packets: the kernel delivers TCP and UDP in one piece of up to 64 KiB, behind an offload
+//! header that says how to cut it (virtio-net's, in Linux' `virtio_net.h`). Reads that header, and
+//! cuts where a link treats packets differently: not into single packets, which would cost a system
+//! call and a walk through the network stack each, but into *runs* of neighbours, each again a
+//! joined packet with an offload header of its own.
 
 use super::link::Pieces;
 use std::{ops::Range, time::Duration};
@@ -23,9 +23,9 @@ const FIN_PSH: u8 = 0x09;
 /// Bytes of an IPv6 header; joined packets have no extension headers.
 const IPV6_HEADER: usize = 40;
 
-/// A joined packet without its note.
+/// A joined packet and its offload header.
 struct Joined<'a> {
-    note: VirtioNetHdr,
+    offload: VirtioNetHdr,
     packet: &'a [u8],
     /// Where the transport header begins.
     transport: usize,
@@ -38,9 +38,9 @@ struct Joined<'a> {
 impl Joined<'_> {
     /// `None` if the packet is a single one, or of a kind that is never cut.
     fn parse(bytes: &[u8]) -> Option<Joined<'_>> {
-        let note = VirtioNetHdr::decode(bytes).ok()?;
+        let offload = VirtioNetHdr::decode(bytes).ok()?;
         let packet = &bytes[VIRTIO_NET_HDR_LEN..];
-        let udp = match note.gso_type & !ECN {
+        let udp = match offload.gso_type & !ECN {
             VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_TCPV6 => false,
             VIRTIO_NET_HDR_GSO_UDP_L4 => true,
             _ => return None,
@@ -52,8 +52,8 @@ impl Joined<'_> {
         } else {
             usize::from(words) * 4
         };
-        // The note's own header length is that of the whole first packet when the kernel forwards,
-        // so it is read from the packet.
+        // The header length in the offload header is that of the whole first packet when the kernel
+        // forwards, so it is read from the packet.
         let header = transport
             + if udp {
                 8
@@ -63,8 +63,8 @@ impl Joined<'_> {
         let sensible = matches!(version, 4 | 6)
             && transport >= 20
             && header >= transport + if udp { 8 } else { 20 };
-        (sensible && note.gso_size > 0 && packet.len() > header).then_some(Joined {
-            note,
+        (sensible && offload.gso_size > 0 && packet.len() > header).then_some(Joined {
+            offload,
             packet,
             transport,
             header,
@@ -74,7 +74,7 @@ impl Joined<'_> {
     }
 
     fn pieces(&self) -> Pieces {
-        let payload = usize::from(self.note.gso_size);
+        let payload = usize::from(self.offload.gso_size);
         Pieces {
             count: (self.packet.len() - self.header).div_ceil(payload),
             header: self.header,
@@ -88,20 +88,21 @@ impl Joined<'_> {
         let start = self.header + range.start * payload;
         let end = (self.header + range.end * payload).min(self.packet.len());
         let (is_first, is_last, single) = (range.start == 0, range.end == count, range.len() == 1);
-        let mut note = self.note;
-        note.hdr_len = self.header as u16;
-        note.csum_start = self.transport as u16;
-        note.csum_offset = if self.udp { 6 } else { 16 };
+        let mut offload = self.offload;
+        offload.hdr_len = self.header as u16;
+        offload.csum_start = self.transport as u16;
+        offload.csum_offset = if self.udp { 6 } else { 16 };
         if !is_first {
-            note.gso_type &= !ECN;
+            offload.gso_type &= !ECN;
         }
         if single {
-            (note.gso_type, note.gso_size) = (NOT_JOINED, 0);
+            (offload.gso_type, offload.gso_size) = (NOT_JOINED, 0);
         }
         out.clear();
         out.resize(VIRTIO_NET_HDR_LEN, 0);
-        note.encode(out)
-            .expect("the buffer has just been given the note's length");
+        offload
+            .encode(out)
+            .expect("the buffer has just been given the length of an offload header");
         out.extend_from_slice(&self.packet[..self.header]);
         out.extend_from_slice(&self.packet[start..end]);
 
@@ -129,7 +130,7 @@ impl Joined<'_> {
             let cleared = if is_first { 0 } else { CWR } | if is_last { 0 } else { FIN_PSH };
             transport[13] &= !cleared;
         }
-        // What the note says is still to be summed starts from the sum of the pseudo-header (RFC
+        // The checksum that is still to be completed starts from the sum of the pseudo-header (RFC
         // 9293 §3.1, RFC 8200 §8.1).
         let (addresses, protocol) = if self.v6 {
             (&ip[8..40], ip[6])
@@ -137,7 +138,7 @@ impl Joined<'_> {
             (&ip[12..20], ip[9])
         };
         let pseudo = sum(addresses, u32::from(protocol) + transport.len() as u32);
-        put(transport, usize::from(note.csum_offset), pseudo);
+        put(transport, usize::from(offload.csum_offset), pseudo);
     }
 }
 
@@ -172,9 +173,9 @@ pub(super) fn pieces(bytes: &[u8]) -> Pieces {
     )
 }
 
-/// Cuts a joined packet into runs of the pieces that arrive, each as short as `longest`, and gives
-/// them to `take` with the time of their last piece. `dues` says when each piece arrives, if it
-/// does; `out` is room to build in.
+/// Cuts a joined packet into runs of the pieces that arrive, none longer than `longest`, and passes
+/// each to `take` with the time of its last piece. `dues` has the time at which each piece arrives,
+/// if it does; `out` is room to build in.
 pub(super) fn runs(
     bytes: &[u8],
     dues: &[Option<Duration>],
@@ -210,8 +211,8 @@ mod tests {
     use proptest::prelude::*;
     use tun_rs::gso_split;
 
-    /// A joined packet as the kernel makes it: everything right but the transport checksum, which
-    /// holds the pseudo-header's sum.
+    /// A joined packet as the kernel makes it: complete but for the transport checksum, which holds
+    /// the pseudo-header's sum.
     fn joined(v6: bool, udp: bool, payload: &[u8], piece: u16, flags: u8) -> Vec<u8> {
         let (ip, protocol) = (if v6 { 40 } else { 20 }, if udp { 17 } else { 6 });
         let mut packet = vec![0; ip + if udp { 8 } else { 32 }];
@@ -250,38 +251,38 @@ mod tests {
             u32::from(protocol) + u32::from(length - ip as u16),
         );
         put(&mut packet, ip + if udp { 6 } else { 16 }, pseudo);
-        let note = VirtioNetHdr {
+        let offload = VirtioNetHdr {
             flags: 1,
             gso_type: match (udp, v6) {
                 (true, _) => VIRTIO_NET_HDR_GSO_UDP_L4,
                 (false, false) => VIRTIO_NET_HDR_GSO_TCPV4,
                 (false, true) => VIRTIO_NET_HDR_GSO_TCPV6,
             },
-            // As the kernel says it for forwarded packets.
+            // As the kernel sets it for forwarded packets.
             hdr_len: 1500,
             gso_size: piece,
             csum_start: ip as u16,
             csum_offset: if udp { 6 } else { 16 },
         };
         let mut bytes = vec![0; VIRTIO_NET_HDR_LEN];
-        note.encode(&mut bytes).unwrap();
+        offload.encode(&mut bytes).unwrap();
         bytes.extend_from_slice(&packet);
         bytes
     }
 
-    /// Cuts to single complete packets by another's code.
+    /// Cuts to single complete packets by the code of tun-rs.
     fn singles(bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut note = VirtioNetHdr::decode(bytes).unwrap();
+        let mut offload = VirtioNetHdr::decode(bytes).unwrap();
         let mut packet = bytes[VIRTIO_NET_HDR_LEN..].to_vec();
-        if note.gso_type == NOT_JOINED {
-            tun_rs_checksum(&mut packet, note);
+        if offload.gso_type == NOT_JOINED {
+            tun_rs_checksum(&mut packet, offload);
             return vec![packet];
         }
         let count = pieces(bytes).count;
-        note.hdr_len = pieces(bytes).header as u16;
+        offload.hdr_len = pieces(bytes).header as u16;
         let (mut room, mut sizes) = (vec![vec![0; 65536]; count], vec![0; count]);
         let v6 = packet[0] >> 4 == 6;
-        let made = gso_split(&mut packet, note, &mut room, &mut sizes, 0, v6).unwrap();
+        let made = gso_split(&mut packet, offload, &mut room, &mut sizes, 0, v6).unwrap();
         room.truncate(made);
         room.into_iter()
             .zip(sizes)
@@ -289,8 +290,11 @@ mod tests {
             .collect()
     }
 
-    fn tun_rs_checksum(packet: &mut [u8], note: VirtioNetHdr) {
-        let (start, offset) = (usize::from(note.csum_start), usize::from(note.csum_offset));
+    fn tun_rs_checksum(packet: &mut [u8], offload: VirtioNetHdr) {
+        let (start, offset) = (
+            usize::from(offload.csum_start),
+            usize::from(offload.csum_offset),
+        );
         let mut even = packet[start..].to_vec();
         even.resize(even.len().next_multiple_of(2), 0);
         put(packet, start + offset, !sum(&even, 0));

@@ -22,7 +22,7 @@ const MOST_IN_FLIGHT_BYTES: usize = 64 << 20;
 /// Counts of a link, in packets as they would be on a wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Packets that arrived or are on their way.
+    /// Packets that the link took, those that were cut on their way included.
     pub packets: u64,
     /// Their bytes, IP header included.
     pub bytes: u64,
@@ -35,7 +35,7 @@ pub struct Counters {
     /// Packets dropped because they were larger than the link carries.
     #[serde(default)]
     pub too_large: u64,
-    /// Packets the far router did not take.
+    /// Packets that the far router did not take.
     pub refused: u64,
 }
 
@@ -50,7 +50,7 @@ pub enum Verdict {
     Nothing,
 }
 
-/// How the kernel put several packets into one.
+/// How the kernel joined several packets into one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pieces {
     /// How many packets on the wire.
@@ -151,12 +151,12 @@ impl Wire {
             .map_or(Duration::ZERO, Duration::from_nanos)
     }
 
-    /// A packet occupies memory from now.
+    /// Counts the bytes of a packet that is on its way from now on.
     pub fn launched(&mut self, bytes: usize) {
         self.in_flight += bytes;
     }
 
-    /// It no longer does.
+    /// Counts off the bytes of a packet that is no longer on its way: delivered or cut.
     pub fn landed(&mut self, bytes: usize) {
         self.in_flight = self.in_flight.saturating_sub(bytes);
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fate_of_the_nth_packet_depends_on_the_seed_and_not_on_the_clock() {
+    fn the_nth_packet_has_the_same_fate_whatever_the_clock() {
         let lost = |seed: u64, gap: u64| -> Vec<bool> {
             let mut wire = Wire::new(shape(), seed, 0, 1);
             (0..500)
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_link_sends_at_its_rate_and_drops_what_waits_too_long() {
+    fn a_limited_link_keeps_its_rate_and_drops_what_waits_too_long() {
         let mut wire = Wire::new(
             Shape {
                 loss: 0.0,
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_joined_packet_goes_whole_on_a_fast_link_and_in_pieces_on_a_slow_one() {
+    fn a_slow_link_takes_a_joined_packet_in_pieces() {
         let pieces = Pieces {
             count: 4,
             header: 40,

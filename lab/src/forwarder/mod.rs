@@ -1,4 +1,4 @@
-//! The core of the wide area: reads what a site's router sends, keeps it as long as the link asks,
+//! The core of the wide area: reads what a site's router sends, holds it for the time of the link,
 //! writes it to the router of the other site.
 //!
 //! One thread polls all routers and sleeps until the next packet is due, so an idle testbed costs
@@ -38,9 +38,9 @@ use tun_rs::{SyncDevice, VIRTIO_NET_HDR_LEN};
 const BUFFER_BYTES: usize = VIRTIO_NET_HDR_LEN + 65536;
 /// How many packets are read from one router before packets that are due are sent.
 const READ_BATCH: usize = 32;
-/// How many packets may wait in one router (the kernel's `TUN_READQ_SIZE`).
+/// How many packets may wait in one router before the kernel drops more (its `TUN_READQ_SIZE`).
 const ROUTER_QUEUE: usize = 500;
-/// How many requests may wait for the forwarder.
+/// How many requests may wait for the forwarder before their senders block.
 const REQUESTS: usize = 16;
 
 /// A request to a running forwarder.
@@ -121,7 +121,7 @@ impl Forwarder {
         receiver.recv().map_err(|_| Error::Gone)
     }
 
-    /// Drops (or no longer drops) everything from site `from` to site `to`, what is on its way
+    /// Drops (or no longer drops) all packets from site `from` to site `to`, those on their way
     /// included.
     pub fn set_cut(&self, from: usize, to: usize, cut: bool) -> Result<(), Error> {
         self.ask_and_wait(|done| Request::SetCut {
@@ -202,8 +202,10 @@ struct Core {
     spare: Vec<Vec<u8>>,
 }
 
-/// Buffers kept for reuse are for ordinary packets; larger ones go back to the allocator.
+/// How many bytes a buffer may have to be kept for reuse.
+/// Reason: ordinary packets fit; larger buffers go back to the allocator.
 const SPARE_BYTES: usize = 2048;
+/// How many buffers are kept for reuse.
 const SPARE_BUFFERS: usize = 4096;
 
 impl Core {
@@ -257,7 +259,7 @@ impl Core {
         }
     }
 
-    /// Returns false when it is told to stop.
+    /// Carries out a request; returns whether the forwarder goes on.
     fn serve(&mut self, request: Request) -> bool {
         match request {
             Request::SetCut {
@@ -269,10 +271,14 @@ impl Core {
                 if let Some(wire) = self.wires.get_mut(from).and_then(|row| row.get_mut(to)) {
                     wire.cut = cut;
                     if cut {
-                        let before = self.flights.len();
-                        self.flights
-                            .retain(|Reverse(flight)| (flight.from, flight.to) != (from, to));
-                        wire.counters.cut += (before - self.flights.len()) as u64;
+                        self.flights.retain(|Reverse(flight)| {
+                            let stays = (flight.from, flight.to) != (from, to);
+                            if !stays {
+                                wire.landed(flight.packet.len());
+                                wire.counters.cut += cut::pieces(&flight.packet).count as u64;
+                            }
+                            stays
+                        });
                     }
                 }
                 let _ = done.send(());
@@ -374,7 +380,7 @@ impl Core {
         let wire = &mut self.wires[from][to];
         wire.counters.too_large += cut::pieces(packet).count.max(1) as u64;
         let (cut, shape) = (wire.cut, wire.shape);
-        if let (Some(message), false) = (mtu::complaint(packet, limit), cut || shape.black_hole) {
+        if let (Some(message), false) = (mtu::icmp_error(packet, limit), cut || shape.black_hole) {
             // Half the way there and half the way back.
             self.launch(to, from, self.epoch.elapsed() + shape.delay, &message);
         }

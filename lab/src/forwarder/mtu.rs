@@ -15,13 +15,13 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 /// The source addresses of "packet too big" messages: the core's own.
 const CORE_V4: [u8; 4] = [198, 18, 0, 1];
 const CORE_V6: [u8; 16] = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-/// An ICMP message quotes so much of the packet: RFC 1812 §4.3.2.3 wants 576 bytes in all, RFC 4443
-/// §3.2 as much as fits the least MTU.
+/// How many bytes of the packet an ICMP message quotes: RFC 1812 §4.3.2.3 wants 576 bytes in all,
+/// RFC 4443 §3.2 as much as fits the least MTU.
 const QUOTED_V4: usize = 576 - 28;
 const QUOTED_V6: usize = 1280 - 48;
 
-/// Whether any packet of the wire that `packet` (behind its note) stands for is larger than `mtu`;
-/// 0 is no limit.
+/// Whether any packet of the wire that `packet` (behind its offload header) stands for is larger
+/// than `mtu`; 0 is no limit.
 pub(super) fn is_too_large(packet: &[u8], mtu: u16) -> bool {
     let pieces = cut::pieces(packet);
     let largest = if pieces.count > 1 {
@@ -32,7 +32,8 @@ pub(super) fn is_too_large(packet: &[u8], mtu: u16) -> bool {
     mtu > 0 && largest > usize::from(mtu)
 }
 
-/// The fragments of the packet, each behind an empty note; empty if it must not be fragmented.
+/// The fragments of the packet, each behind an empty offload header; none if it must not be
+/// fragmented.
 pub(super) fn fragments(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
     let mut fragments = Vec::new();
     let ip = &packet[VIRTIO_NET_HDR_LEN..];
@@ -58,14 +59,14 @@ pub(super) fn fragments(packet: &[u8], mtu: u16) -> Vec<Vec<u8>> {
 }
 
 fn fragment(packet: &[u8], mtu: u16, out: &mut Vec<Vec<u8>>) {
-    let Ok(note) = VirtioNetHdr::decode(packet) else {
+    let Ok(offload) = VirtioNetHdr::decode(packet) else {
         return;
     };
     let mut whole = packet[VIRTIO_NET_HDR_LEN..].to_vec();
-    if note.flags & NEEDS_CHECKSUM != 0 {
+    if offload.flags & NEEDS_CHECKSUM != 0 {
         let (start, at) = (
-            usize::from(note.csum_start),
-            usize::from(note.csum_start) + usize::from(note.csum_offset),
+            usize::from(offload.csum_start),
+            usize::from(offload.csum_start) + usize::from(offload.csum_offset),
         );
         if at + 2 > whole.len() {
             return;
@@ -100,8 +101,9 @@ fn fragment(packet: &[u8], mtu: u16, out: &mut Vec<Vec<u8>>) {
     }
 }
 
-/// The ICMP message to the packet's sender, behind an empty note; `None` if the packet is not IP.
-pub(super) fn complaint(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
+/// The ICMP message to the packet's sender, behind an empty offload header; `None` if the packet is
+/// not IP.
+pub(super) fn icmp_error(packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let offender = packet.get(VIRTIO_NET_HDR_LEN..)?;
     let mut message = vec![0; VIRTIO_NET_HDR_LEN];
     match offender.first()? >> 4 {
@@ -185,22 +187,22 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_cut_and_complained_of_without_panic(
+        fn any_bytes_are_fragmented_and_refused_without_panic(
             bytes in prop::collection::vec(any::<u8>(), VIRTIO_NET_HDR_LEN..3000),
             mtu in 576u16..1500
         ) {
-            let _ = (is_too_large(&bytes, mtu), fragments(&bytes, mtu), complaint(&bytes, mtu));
+            let _ = (is_too_large(&bytes, mtu), fragments(&bytes, mtu), icmp_error(&bytes, mtu));
         }
     }
 
     #[test]
-    fn what_must_not_be_fragmented_is_complained_of_with_the_mtu() {
+    fn what_must_not_be_fragmented_is_refused_with_the_mtu() {
         let whole = packet(DONT_FRAGMENT, &[0; 1400]);
         assert!(
             is_too_large(&whole, 1280) && !is_too_large(&whole, 1420) && !is_too_large(&whole, 0)
         );
         assert_eq!(fragments(&whole, 1280), Vec::<Vec<u8>>::new());
-        let message = complaint(&whole, 1280).unwrap();
+        let message = icmp_error(&whole, 1280).unwrap();
         let icmp = &message[VIRTIO_NET_HDR_LEN + 20..];
         assert_eq!(
             (icmp[0], icmp[1], get(icmp, 6), sum(icmp, 0)),

@@ -14,8 +14,8 @@ pub struct Behind {
 
 impl Behind {
     /// A machine with the address `NET.9` on a network `NET.0/24` of its own behind a host, whose
-    /// interface there is `cable` with the address `NET.1`. `gateway`: whether the host is its way
-    /// out.
+    /// interface there is `cable` with the address `NET.1`. `gateway`: whether the host is its
+    /// default route.
     ///
     /// # Errors
     /// If `ip` fails.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a container may take to boot.
+/// How long a container may take to boot before it counts as failed.
 /// Reason: it takes seconds, but the machine may be busy.
 const BOOT: Duration = Duration::from_secs(90);
 /// How long a container may take to power off before it is killed.
@@ -24,25 +24,25 @@ pub struct Booted {
     init: String,
 }
 
-/// Why no container can be had here.
+/// Why no container runs.
 #[derive(Debug, thiserror::Error)]
 pub enum NotBooted {
     /// systemd-nspawn is missing.
     #[error("systemd-nspawn is not installed here")]
     NoProgram,
-    /// It does not come up.
+    /// The container does not come up.
     #[error("the container does not come up: {0}")]
     NotUp(String),
-    /// The testbed.
+    /// An operation on the testbed failed.
     #[error(transparent)]
     Testbed(#[from] Error),
 }
 
 impl Booted {
-    /// Boots a copy of `tree` on a host of the lab; `prepare` is a script that runs in it before.
+    /// Boots a copy of `tree` on a host of the lab, after the script `prepare` has run in the copy.
     ///
     /// # Errors
-    /// If there is no systemd-nspawn, or it does not come up.
+    /// If there is no systemd-nspawn, or the container does not come up.
     pub fn start(lab: &mut Lab, host: &str, tree: &Path, prepare: &str) -> Result<Self, NotBooted> {
         if !Command::new("systemd-nspawn")
             .arg("--version")

@@ -1,10 +1,10 @@
-# What DHCP clients without any manager of names do at each renewal: /etc/resolv.conf is written anew, by rename, every 3 seconds.
+# What DHCP clients without any manager of names do at each renewal: they replace /etc/resolv.conf, by rename, here every 3 seconds.
 case $1 in
 start)
-    # Of its first start: later p2pvm's own lines may be in it.
+    # Copied at the first start only: later p2pvm's own lines may be in the file.
     [ -e /var/lib/resolv.conf.before ] || cp -P /etc/resolv.conf /var/lib/resolv.conf.before
     server=$(awk '$1 == "nameserver" { print $2; exit }' /var/lib/resolv.conf.before)
-    # It waits by itself: a 'sleep' would be there at one look at the processes and not at another.
+    # It waits by 'read': a process 'sleep' would be in one list of the processes and not in the next.
     cat >/var/lib/renew <<RENEW
 [ -p /run/renew ] || mkfifo /run/renew
 exec 3<>/run/renew

@@ -15,8 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The time between two bytes.
+/// The time between two bytes of a stream.
 const EVERY: Duration = Duration::from_millis(100);
+/// The time between two pings.
+const PING_EVERY: Duration = Duration::from_millis(200);
 /// The time between two look-ups.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(500);
 /// The time between two checks whether a flow is back.
@@ -67,7 +69,7 @@ impl Flow {
         &self.name
     }
 
-    /// One TCP connection for all the time.
+    /// One TCP connection that stays open all the time.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -106,7 +108,7 @@ impl Flow {
         Ok(flow)
     }
 
-    /// A ping several times a second.
+    /// Pings, several a second.
     ///
     /// # Errors
     /// If the program cannot be started.
@@ -128,14 +130,14 @@ impl Flow {
                 if matches!(namespace::inside(&from, ping), Ok(Ok(status)) if status.success()) {
                     answered(&seen, asked);
                 }
-                std::thread::sleep(SLICE.saturating_sub(asked.elapsed()));
+                std::thread::sleep(PING_EVERY.saturating_sub(asked.elapsed()));
             }
         }));
         Ok(flow)
     }
 
-    /// Look-ups on a host by its C library, one after the other: names with the address that each
-    /// has.
+    /// Look-ups on a host by its C library, one after the other: `wanted` has names and the address
+    /// of each.
     ///
     /// # Errors
     /// If there is no such host.
@@ -212,7 +214,7 @@ impl Flow {
         }
     }
 
-    /// The sentence on a flow that is not back within the limit.
+    /// The message that a flow is not back within the limit.
     pub fn overdue(&self, limit: Duration) -> String {
         let silent = self.seen().last.elapsed().as_secs_f64();
         format!(

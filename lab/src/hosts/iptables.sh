@@ -1,5 +1,5 @@
-# A firewall that a person wrote with iptables and ip6tables, of the kind that this script is called by: answers, pings and p2pvm's own
-# ports come in, nothing is forwarded.
+# A firewall that a person wrote with iptables and ip6tables (legacy or nft, by the name in $0): answers, pings and p2pvm's own ports
+# come in, nothing is forwarded.
 four="$0 -w 5" six="ip6${0#ip} -w 5"
 case $1 in
 start)

@@ -53,9 +53,9 @@ programs! {
     LIBVIRT = "libvirt" in "libvirt.sh";
     /// A firewall of legacy iptables, IPv4 and IPv6: drops incoming and forwarded packets.
     IPTABLES_LEGACY = "iptables-legacy" in "iptables.sh";
-    /// The same by iptables-nft.
+    /// The same firewall by iptables-nft.
     IPTABLES_NFT = "iptables-nft" in "iptables.sh";
-    /// The same with nft, in a table that no other program manages.
+    /// The same firewall by nft, in a table that no other program manages.
     NFTABLES = "nftables" in "nftables.sh";
     /// Podman's netavark with podman's default network: a bridge, address translation, a table of
     /// its own.
@@ -90,7 +90,7 @@ impl Program {
     /// Stops it as its administrator would; what it leaves behind then stays.
     ///
     /// # Errors
-    /// With what the script said, if it fails.
+    /// With the output of the script, if it fails.
     pub fn stop(self, lab: &Lab, host: &str) -> Result<(), Error> {
         self.tell(lab, host, "stop")
     }

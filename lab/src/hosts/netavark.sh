@@ -16,7 +16,7 @@ case $1 in
 start)
     ip netns add box
     netavark setup
-    # Random at each start: no difference that p2pvm makes.
+    # Otherwise random at each start, which would look like a change by p2pvm.
     ip link set veth0 address 0a:58:0a:58:00:02 ;;
 stop)
     netavark teardown

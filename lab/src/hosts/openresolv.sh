@@ -1,7 +1,7 @@
-# openresolv, from beside: 'resolvconf -a' with the server there was, as a DHCP client does. It makes /etc/resolv.conf.
+# openresolv, unpacked beside the packages: 'resolvconf -a' with the previous server, as a DHCP client does. It writes /etc/resolv.conf.
 case $1 in
 start)
-    # Of its first start: later p2pvm's own lines may be in it.
+    # Copied at the first start only: later p2pvm's own lines may be in the file.
     [ -e /var/lib/resolv.conf.before ] || cp -P /etc/resolv.conf /var/lib/resolv.conf.before
     [ -e /usr/lib/resolvconf ] || cp -r --remove-destination /opt/openresolv/. /
     resolvconf -a eth0.dhcp </var/lib/resolv.conf.before

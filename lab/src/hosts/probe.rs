@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an answer is waited for before its packet counts as dropped.
+/// How long an answer may take before its packet counts as dropped.
 /// Reason: an answer on the emulated wide area takes milliseconds.
 const SILENCE: Duration = Duration::from_millis(1500);
 /// The time between two tries.
@@ -80,7 +80,7 @@ impl From {
     }
 
     /// Answers every question for an IPv4 address here with 192.0.2.77, as a provider's name server
-    /// that knows all names but those of `unknown`.
+    /// that resolves all names but those that end with `unknown`.
     ///
     /// # Errors
     /// If port 53 is taken.
@@ -141,7 +141,7 @@ pub fn look_up(lab: &Lab, host: &str, name: &str) -> Vec<String> {
     look_up_by(lab, host, &["getent", "ahostsv4"], name)
 }
 
-/// The same as another program finds them; it prints one address a line.
+/// The same, as `program` finds them; it prints one address a line.
 pub fn look_up_by(lab: &Lab, host: &str, program: &[&str], name: &str) -> Vec<String> {
     let said = lab
         .testbed()

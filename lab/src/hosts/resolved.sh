@@ -2,7 +2,7 @@
 case $1 in
 start)
     [ -S /run/dbus/system_bus_socket ] || dbus-daemon --system --fork
-    # Of its first start: later p2pvm's own lines may be in it.
+    # Copied at the first start only: later p2pvm's own lines may be in the file.
     [ -e /var/lib/resolv.conf.before ] || cp -P /etc/resolv.conf /var/lib/resolv.conf.before
     mkdir -p /etc/systemd/resolved.conf.d
     awk '$1 == "nameserver" { print "[Resolve]\nDNS=" $2 "\nDNSSEC=no" }' /var/lib/resolv.conf.before >/etc/systemd/resolved.conf.d/test.conf

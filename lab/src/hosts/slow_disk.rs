@@ -12,7 +12,7 @@ use std::{
 /// The kernel's limit of writes a second for a device, for all processes (control groups, version
 /// 1).
 const LIMIT: &str = "/sys/fs/cgroup/blkio/blkio.throttle.write_iops_device";
-/// Its size.
+/// How many bytes the disk has.
 const BYTES: u64 = 256 << 20;
 
 /// The disk; dropping it unmounts it.
@@ -38,7 +38,7 @@ impl SlowDisk {
     /// Mounts one on a directory and copies the directory's files to it.
     ///
     /// # Errors
-    /// Why this machine cannot have it: no loop devices, no such control group.
+    /// Why this machine cannot make it: no loop devices, no such control group.
     pub fn under(directory: &Path) -> io::Result<Self> {
         if !Path::new(LIMIT).exists() {
             return Err(io::Error::other(format!("{LIMIT} is not there")));

@@ -47,7 +47,7 @@ pub fn get() -> Result<PathBuf, String> {
 /// missing.
 ///
 /// # Errors
-/// Why none can be made here.
+/// Why it cannot be compiled here.
 pub fn musl_lookup() -> Result<PathBuf, String> {
     let tree = get()?;
     let kept = tree.parent().unwrap_or(&tree);
@@ -84,8 +84,8 @@ fn make(tree: &Path) -> Result<(), String> {
     make_debian(PACKAGES, &options, tree)
 }
 
-/// Makes a Debian with these packages by mmdebstrap, in the form that its `options` or the name of
-/// `into` says: a directory, or an archive.
+/// Makes a Debian with these packages by mmdebstrap. Its `options` or the suffix of `into` choose
+/// the form: a directory, or an archive.
 ///
 /// # Errors
 /// Why it cannot be made on this machine.
@@ -98,7 +98,7 @@ pub fn make_debian(packages: &str, options: &[String], into: &Path) -> Result<()
     let mirror = targets
         .lines()
         .find(|line| line.ends_with("/debian/"))
-        .ok_or("apt knows no mirror: run apt-get update")?;
+        .ok_or("apt lists no Debian mirror: run apt-get update")?;
     let name = into.file_name().unwrap_or_default().to_string_lossy();
     let draft = into.with_file_name(format!("new-{name}"));
     // Removes what an interrupted run left.

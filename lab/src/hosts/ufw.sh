@@ -1,4 +1,4 @@
-# ufw as 'ufw enable' leaves it: what comes in and what is forwarded is dropped, but answers.
+# ufw as 'ufw enable' leaves it: drops incoming and forwarded packets, except answers.
 case $1 in
 start) ufw --force enable >/dev/null ;;
 stop) ufw --force disable >/dev/null ;;

@@ -1,10 +1,10 @@
-//! The figures of `nat-matrix`: what became of each pair of kinds, in each round.
+//! The figures of `nat-matrix`: the path and the times of each pair of kinds, in each round.
 
 use super::{Kind, Outcome, Theory, theory};
 use crate::figures::Figure;
 use std::collections::BTreeMap;
 
-/// All of them. `seen` has the NAT that the members of each kind report.
+/// All figures. `seen` has the NAT that the members of each kind report.
 pub(super) fn figures(
     kinds: &[Kind],
     rounds: &[Vec<Outcome>],
@@ -21,7 +21,7 @@ pub(super) fn figures(
         let odd = outcomes.iter().filter(|o| !as_theory_says(o));
         all.extend(odd.map(|outcome| {
             let (from, to) = (&outcome.from, &outcome.to);
-            Figure::new("differs", "differs from theory", "", [told(outcome)])
+            Figure::new("differs", "differs from theory", "", [describe(outcome)])
                 .of(format!("{from} to {to}, round {}", number + 1))
         }));
     }
@@ -41,7 +41,7 @@ fn is_of(outcome: &Outcome, verdict: Theory) -> bool {
     theory(outcome.kinds.0, outcome.kinds.1) == verdict
 }
 
-/// Pairs of each round that are so.
+/// How many pairs of each round satisfy `is_so`.
 fn count(
     rounds: &[Vec<Outcome>],
     (name, what): (&str, &str),
@@ -105,7 +105,7 @@ fn counts(rounds: &[Vec<Outcome>]) -> Vec<Figure> {
     ]
 }
 
-/// The value below which a share of them lies.
+/// The value below which a share of the times lies.
 fn percentile(mut times: Vec<f64>, share: f64) -> Option<f64> {
     times.sort_by(f64::total_cmp);
     let at = (times.len() as f64 * share) as usize;
@@ -173,7 +173,7 @@ fn pair(a: Kind, b: Kind, rounds: &[Vec<Outcome>]) -> Vec<Figure> {
     measured.map(|figure| figure.of(a.name())).collect()
 }
 
-fn told(outcome: &Outcome) -> String {
+fn describe(outcome: &Outcome) -> String {
     let path = if outcome.path.is_empty() {
         "not connected"
     } else {

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a TCP connection may take.
+/// How long a TCP connection may take before the measurement fails.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a stream runs before it is measured.
 /// Reason: slow start.
@@ -239,7 +239,7 @@ fn grow(socket: &UdpSocket) {
 
 /// Buffers for `sendmmsg` and `recvmmsg`.
 struct Many {
-    // The headers point into the other two, which are never touched otherwise.
+    // The headers point into the other two fields, which no other code touches.
     headers: Vec<libc::mmsghdr>,
     _vectors: Vec<libc::iovec>,
     _bytes: Vec<u8>,
@@ -310,8 +310,7 @@ pub(super) fn pings(
         format!("{:.3}", every.as_secs_f64()),
         address.to_string(),
     );
-    // -W: the last may be answered late. A lost ping makes the exit status 0 all the same, as long
-    // as one was answered.
+    // -W: the last may be answered late. The exit status is 0 as long as one ping was answered.
     let said = stage.run(
         0,
         &[
@@ -359,13 +358,13 @@ pub(super) fn until_reached(
         ) {
             Ok(_) => return Ok(()),
             Err(_) if began.elapsed() < limit => thread::sleep(Duration::from_millis(50)),
-            Err(_) => bail!("{address} never answered within {} s", limit.as_secs()),
+            Err(_) => bail!("{address} did not answer within {} s", limit.as_secs()),
         }
     }
 }
 
 /// Whether a call is to be retried.
-pub(super) fn again(error: &std::io::Error) -> bool {
+pub(super) fn is_transient(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionRefused

@@ -1,7 +1,7 @@
-//! `testbed bench-net`: how fast p2pvm carries packets, beside other overlays and beside the cable
-//! itself, all in one run.
+//! `testbed bench-net`: rates and round trips of p2pvm beside those of other overlays and of the
+//! cable itself, all in one run.
 //!
-//! The run goes round by round over all programs, so that what else the machine does falls on all
+//! The run goes round by round over all programs, so that the machine's other load falls on all
 //! alike. Each measurement begins with fresh namespaces. Everything runs on this machine: the
 //! senders and receivers, both daemons and the kernel of both hosts share its processors, so ratios
 //! mean more than the figures themselves. A program that is missing or fails is named with the
@@ -19,9 +19,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use load::{Bulk, Point, WARM_UP, datagrams, pings, rate};
 use p2pvm_overlay::chain;
-use programs::{Places, Running, Which};
+use programs::{Kind, Places, Running};
 use serde::Serialize;
-use stage::{Own, Stage, Way};
+use stage::{OwnProgram, Stage, Topology};
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
@@ -34,7 +34,7 @@ use std::{
 const THROUGHPUT: Duration = Duration::from_millis(2000);
 /// How long each point of a loss curve is measured.
 const POINT: Duration = Duration::from_millis(450);
-/// Datagrams a second that are offered at 1 200 bytes and at 64.
+/// How many datagrams a second are offered, at 1 200 bytes and at 64.
 const LADDER: [&[f64]; 2] = [&[50e3, 100e3, 200e3, 400e3], &[50e3, 150e3, 300e3, 600e3]];
 /// Payload bytes of the two ladders.
 const SIZES: [usize; 2] = [1200, 64];
@@ -47,10 +47,10 @@ const LOADED_PINGS: (u32, Duration) = (200, Duration::from_millis(10));
 const FAR_MS: u32 = 50;
 /// Its losses each way, in percent.
 const LOSSES: [f64; 2] = [1.0, 5.0];
-/// How many streams share it.
+/// How many streams share that wide area.
 /// Reason: one round then has many losses.
 const LOSSY_STREAMS: usize = 8;
-/// How long they are measured.
+/// How long those streams are measured.
 const LOSSY: Duration = Duration::from_secs(5);
 /// How long a path may take to work before its program counts as failed.
 const REACHED: Duration = Duration::from_secs(20);
@@ -60,11 +60,11 @@ const REACHED: Duration = Duration::from_secs(20);
 pub struct Options {
     /// Only these programs, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Which>,
+    only: Vec<Kind>,
     /// Only these measurements, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
     measure: Vec<Measure>,
-    /// How often each is measured
+    /// How many rounds each is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
     #[command(flatten)]
@@ -82,10 +82,10 @@ pub struct Options {
     /// times
     #[arg(long, value_name = "NAME=FILE", value_parser = named)]
     pair: Vec<(String, PathBuf)>,
-    /// Where the peers are that were built for this
+    /// Directory of the other overlays that scripts/bench-peers.sh built
     #[arg(long, value_name = "DIR", default_value = "target/bench-peers/bin")]
     peers: PathBuf,
-    /// easytier-core, if it is not there
+    /// easytier-core, if it is not in that directory
     #[arg(long, value_name = "FILE")]
     easytier: Option<PathBuf>,
 }
@@ -137,7 +137,7 @@ struct Measured {
 }
 
 struct Contender {
-    which: Which,
+    which: Kind,
     name: String,
     places: Places,
 }
@@ -153,7 +153,7 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
     }
     stage::sweep();
     let file = std::env::current_exe().context("cannot find this program's own file")?;
-    let own = Own {
+    let own = OwnProgram {
         file: file.clone(),
         arguments: arguments.iter().map(OsString::from).collect(),
     };
@@ -189,8 +189,8 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
 }
 
 /// The programs to measure, in the order of the table.
-fn contenders(options: &Options, own: &Own, this_program: &Path) -> Vec<Contender> {
-    let contender = |which: Which, name: &str, p2pvm: &Path| Contender {
+fn contenders(options: &Options, own: &OwnProgram, this_program: &Path) -> Vec<Contender> {
+    let contender = |which: Kind, name: &str, p2pvm: &Path| Contender {
         which,
         name: name.into(),
         places: Places {
@@ -202,17 +202,17 @@ fn contenders(options: &Options, own: &Own, this_program: &Path) -> Vec<Contende
     };
     let p2pvm = options.program.as_deref().unwrap_or(this_program);
     let mut contenders = Vec::new();
-    for which in Which::ALL
+    for which in Kind::ALL
         .into_iter()
         .filter(|w| options.only.is_empty() || options.only.contains(w))
     {
         contenders.push(contender(which, which.name(), p2pvm));
-        if let (Which::P2pvm, Some(before)) = (which, &options.before) {
+        if let (Kind::P2pvm, Some(before)) = (which, &options.before) {
             contenders.push(contender(which, "p2pvm before", before));
         }
     }
     let pairs = options.pair.iter();
-    contenders.extend(pairs.map(|(name, file)| contender(Which::Pair, name, file)));
+    contenders.extend(pairs.map(|(name, file)| contender(Kind::Pair, name, file)));
     contenders
 }
 
@@ -222,7 +222,7 @@ impl Measured {
         &mut self,
         options: &Options,
         contender: &Contender,
-        own: &Own,
+        own: &OwnProgram,
         lossy: anyhow::Result<Vec<f64>>,
     ) {
         let mut measured = Round::default();
@@ -256,7 +256,7 @@ impl Options {
 }
 
 /// Measures all but loss, which is measured of all programs at the same time.
-fn one_round(options: &Options, contender: &Contender, own: &Own, round: &mut Round) {
+fn one_round(options: &Options, contender: &Contender, own: &OwnProgram, round: &mut Round) {
     let direct = [Measure::Tcp, Measure::Udp, Measure::Ping]
         .into_iter()
         .any(|m| options.wants(m));
@@ -275,10 +275,10 @@ fn one_round(options: &Options, contender: &Contender, own: &Own, round: &mut Ro
 fn measure_direct(
     options: &Options,
     contender: &Contender,
-    own: &Own,
+    own: &OwnProgram,
     round: &mut Round,
 ) -> anyhow::Result<()> {
-    let stage = Stage::up(own, Way::Direct, &contender.which.short())?;
+    let stage = Stage::up(own, Topology::Direct, &contender.which.short())?;
     let running = Running::start(contender.which, &contender.places, &stage)?;
     let [a, b] = running.addresses;
     load::until_reached(&stage, 0, b, REACHED)?;
@@ -294,10 +294,7 @@ fn measure_direct(
         round.tcp_1 = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {
             cost.push((usage::cpu_seconds(&pids), bulk[0].received()))
         }));
-        if let ([before, after], false) = (&cost[..], pids.is_empty()) {
-            round.cpu_per_gb =
-                Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9));
-        }
+        round.cpu_per_gb = cpu_per_gb(&cost, &pids);
         drop(bulk);
         let bulk = [Bulk::start(&stage, 0, 1, b, 8)?];
         round.tcp_8 = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {}));
@@ -327,13 +324,17 @@ fn measure_direct(
     Ok(())
 }
 
-fn measure_relayed(contender: &Contender, own: &Own, round: &mut Round) -> anyhow::Result<()> {
-    let way = if contender.which == Which::Raw {
-        Way::Routed
+fn measure_relayed(
+    contender: &Contender,
+    own: &OwnProgram,
+    round: &mut Round,
+) -> anyhow::Result<()> {
+    let topology = if contender.which == Kind::Raw {
+        Topology::Routed
     } else {
-        Way::Middle
+        Topology::Middle
     };
-    let stage = Stage::up(own, way, &format!("{}-m", contender.which.short()))?;
+    let stage = Stage::up(own, topology, &format!("{}-m", contender.which.short()))?;
     let running = Running::start(contender.which, &contender.places, &stage)?;
     let b = running.addresses[1];
     load::until_reached(&stage, 0, b, REACHED)?;
@@ -343,19 +344,16 @@ fn measure_relayed(contender: &Contender, own: &Own, round: &mut Round) -> anyho
     round.relayed = Some(rate(&bulk, WARM_UP, THROUGHPUT, || {
         cost.push((usage::cpu_seconds(&relay), bulk[0].received()))
     }));
-    if let ([before, after], false) = (&cost[..], relay.is_empty()) {
-        round.relay_cpu_per_gb =
-            Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9));
-    }
+    round.relay_cpu_per_gb = cpu_per_gb(&cost, &relay);
     Ok(())
 }
 
 /// TCP with loss, all programs at once: each carries a few Mbit/s, which leaves the machine nearly
 /// idle.
-fn all_lossy(contenders: &[Contender], own: &Own) -> Vec<anyhow::Result<Vec<f64>>> {
+fn all_lossy(contenders: &[Contender], own: &OwnProgram) -> Vec<anyhow::Result<Vec<f64>>> {
     eprintln!("measuring loss of all programs at the same time");
     let one = |contender: &Contender, number: usize| {
-        let stage = Stage::up(own, Way::Far { rtt_ms: FAR_MS }, &number.to_string())?;
+        let stage = Stage::up(own, Topology::Far { rtt_ms: FAR_MS }, &number.to_string())?;
         let running = Running::start(contender.which, &contender.places, &stage)?;
         let b = running.addresses[1];
         load::until_reached(&stage, 0, b, REACHED)?;
@@ -383,6 +381,15 @@ fn all_lossy(contenders: &[Contender], own: &Own) -> Vec<anyhow::Result<Vec<f64>
             })
             .collect()
     })
+}
+
+/// Processor seconds for each 10⁹ bytes between two marks of processor seconds and bytes; `None` if
+/// no daemon ran.
+fn cpu_per_gb(marks: &[(f64, u64)], daemons: &[u32]) -> Option<f64> {
+    let ([before, after], false) = (marks, daemons.is_empty()) else {
+        return None;
+    };
+    Some((after.0 - before.0) / ((after.1 - before.1) as f64 / 1e9).max(1e-9))
 }
 
 /// Median and 99th percentile of ascending values.

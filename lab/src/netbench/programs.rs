@@ -1,13 +1,13 @@
 //! The programs that are measured, each configured as its manual says for hosts that know each
 //! other's addresses. Where they are joined only by a third host, that one is told to relay
-//! (nebula, EasyTier, n2n, tinc, p2pvm) or to route (WireGuard, which knows no relays: the third
+//! (nebula, EasyTier, n2n, tinc, p2pvm) or to route (WireGuard, which has no relays: the third
 //! host decrypts and encrypts again).
 
 mod others;
 mod own;
 mod wireguard;
 
-use super::stage::{Own, Stage};
+use super::stage::{OwnProgram, Stage};
 use anyhow::Context;
 use others::{easytier, n2n, nebula, tinc};
 use own::{p2pvm, pair, plain};
@@ -22,9 +22,9 @@ use wireguard::wireguard;
 /// How long a device or control socket may take to appear before its program counts as failed.
 const APPEAR: Duration = Duration::from_secs(10);
 
-/// The measurements, in the order of the table.
+/// The programs, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Which {
+pub enum Kind {
     /// The cable alone
     Raw,
     /// Our forwarder without encryption
@@ -50,7 +50,7 @@ pub enum Which {
     Pair,
 }
 
-impl Which {
+impl Kind {
     /// All of them.
     pub const ALL: [Self; 10] = [
         Self::Raw,
@@ -91,7 +91,7 @@ impl Which {
 /// Where the executables are.
 pub(super) struct Places {
     pub p2pvm: PathBuf,
-    pub plain: Own,
+    pub plain: OwnProgram,
     pub peers: PathBuf,
     pub easytier: Option<PathBuf>,
 }
@@ -113,33 +113,33 @@ impl Places {
     }
 
     /// The executable that `which` needs first.
-    fn program(&self, which: Which) -> anyhow::Result<PathBuf> {
+    fn program(&self, which: Kind) -> anyhow::Result<PathBuf> {
         match which {
-            Which::Raw => Ok(PathBuf::new()),
-            Which::Plain => Ok(self.plain.file.clone()),
-            Which::P2pvm | Which::Pair => Ok(self.p2pvm.clone()),
-            Which::WireguardGo => self.find("wireguard-go"),
-            Which::Gotatun => self.find("gotatun"),
-            Which::Boringtun => self.find("boringtun-cli"),
-            Which::Easytier => self
+            Kind::Raw => Ok(PathBuf::new()),
+            Kind::Plain => Ok(self.plain.file.clone()),
+            Kind::P2pvm | Kind::Pair => Ok(self.p2pvm.clone()),
+            Kind::WireguardGo => self.find("wireguard-go"),
+            Kind::Gotatun => self.find("gotatun"),
+            Kind::Boringtun => self.find("boringtun-cli"),
+            Kind::Easytier => self
                 .easytier
                 .clone()
                 .map_or_else(|| self.find("easytier-core"), Ok),
-            Which::Nebula => self.find("nebula"),
-            Which::Tinc => self.find("tincd"),
-            Which::N2n => self.find("edge"),
+            Kind::Nebula => self.find("nebula"),
+            Kind::Tinc => self.find("tincd"),
+            Kind::N2n => self.find("edge"),
         }
     }
 
     /// The version that the program prints, or why it cannot be run.
-    pub fn version(&self, which: Which) -> anyhow::Result<String> {
+    pub fn version(&self, which: Kind) -> anyhow::Result<String> {
         let program = self.program(which)?;
         let argument = match which {
-            Which::Raw | Which::Plain | Which::Pair => return Ok(String::new()),
+            Kind::Raw | Kind::Plain | Kind::Pair => return Ok(String::new()),
             // The program prints another number than Debian's package carries.
-            Which::WireguardGo => return Ok(debian_version("wireguard-go").unwrap_or_default()),
-            Which::Nebula => "-version",
-            Which::N2n => "-h",
+            Kind::WireguardGo => return Ok(debian_version("wireguard-go").unwrap_or_default()),
+            Kind::Nebula => "-version",
+            Kind::N2n => "-h",
             _ => "--version",
         };
         let output = Command::new(&program)
@@ -183,7 +183,7 @@ pub(super) struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         for (_, child) in &mut self.daemons {
-            // One that ends with its input cleans up; one that is dead already is as good.
+            // A program with an open input ends when that closes, and cleans up; others are killed.
             if child.stdin.take().is_none() {
                 let _ = child.kill();
             }
@@ -193,7 +193,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Processes on these hosts.
+    /// Process ids of the daemons on these hosts.
     pub fn pids(&self, hosts: &[usize]) -> Vec<u32> {
         self.daemons
             .iter()
@@ -203,7 +203,7 @@ impl Running {
     }
 
     /// Starts `which` on all hosts of the stage.
-    pub fn start(which: Which, places: &Places, stage: &Stage) -> anyhow::Result<Self> {
+    pub fn start(which: Kind, places: &Places, stage: &Stage) -> anyhow::Result<Self> {
         let program = places.program(which)?;
         let overlay = |net: u8| [IpAddr::from([10, net, 0, 1]), IpAddr::from([10, net, 0, 2])];
         let mut running = Self {
@@ -211,17 +211,17 @@ impl Running {
             addresses: overlay(90),
         };
         match which {
-            Which::Raw => running.addresses = [stage.reach(1, 0), stage.hosts[1].address],
-            Which::Plain => plain(&mut running, &places.plain, stage)?,
-            Which::P2pvm => p2pvm(&mut running, &program, stage)?,
-            Which::WireguardGo | Which::Gotatun | Which::Boringtun => {
+            Kind::Raw => running.addresses = [stage.reach(1, 0), stage.hosts[1].address],
+            Kind::Plain => plain(&mut running, &places.plain, stage)?,
+            Kind::P2pvm => p2pvm(&mut running, &program, stage)?,
+            Kind::WireguardGo | Kind::Gotatun | Kind::Boringtun => {
                 wireguard(&mut running, which, &program, stage)?
             }
-            Which::Pair => pair(&mut running, &program, stage)?,
-            Which::Easytier => easytier(&mut running, &program, stage)?,
-            Which::Nebula => nebula(&mut running, &program, stage)?,
-            Which::Tinc => tinc(&mut running, &program, stage)?,
-            Which::N2n => n2n(&mut running, &program, &places.find("supernode")?, stage)?,
+            Kind::Pair => pair(&mut running, &program, stage)?,
+            Kind::Easytier => easytier(&mut running, &program, stage)?,
+            Kind::Nebula => nebula(&mut running, &program, stage)?,
+            Kind::Tinc => tinc(&mut running, &program, stage)?,
+            Kind::N2n => n2n(&mut running, &program, &places.find("supernode")?, stage)?,
         }
         Ok(running)
     }

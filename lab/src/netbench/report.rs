@@ -1,13 +1,12 @@
-//! The figures of a run: what each program showed, round by round, and how p2pvm stands beside
-//! others.
+//! The figures of a run: those of each program, round by round, and the ratios of p2pvm to others.
 
-use super::{LADDER, LOSSES, Measured, Point, Round, SIZES, programs::Which};
+use super::{LADDER, LOSSES, Measured, Point, Round, SIZES, programs::Kind};
 use crate::figures::Figure;
 
 /// A value of each round, `None` where it was not measured.
 type Of<'a> = &'a dyn Fn(&Round) -> Option<f64>;
 
-/// All of them; each name with its programs in the order of the run.
+/// All figures; each name with its programs in the order of the run.
 pub(super) fn figures(results: &[Measured]) -> Vec<Figure> {
     let mut all = Vec::new();
     let versions = results.iter().filter(|row| !row.version.is_empty());
@@ -37,7 +36,7 @@ pub(super) fn figures(results: &[Measured]) -> Vec<Figure> {
 
 const NONE: [f64; 0] = [];
 
-/// A figure of each program that was measured so.
+/// The figure of each program in whose rounds it was measured.
 fn each(results: &[Measured], figure: &Figure, of: Of<'_>) -> Vec<Figure> {
     let measured = results.iter().filter_map(|row| {
         let rounds: Vec<f64> = row.rounds.iter().filter_map(of).collect();
@@ -86,7 +85,7 @@ fn streams(results: &[Measured]) -> Vec<Figure> {
 fn pings(results: &[Measured]) -> Vec<Figure> {
     let raw = results
         .iter()
-        .find(|row| row.name == Which::Raw.name())
+        .find(|row| row.name == Kind::Raw.name())
         .map_or(&[][..], |row| row.rounds.as_slice());
     type Ping = fn(&Round) -> Option<(f64, f64)>;
     let kinds: [(&str, &str, Ping); 2] = [
@@ -115,7 +114,7 @@ fn pings(results: &[Measured]) -> Vec<Figure> {
             "-over",
             ", median above that of the raw cable in the same round",
         );
-        for row in results.iter().filter(|row| row.name != Which::Raw.name()) {
+        for row in results.iter().filter(|row| row.name != Kind::Raw.name()) {
             let rounds: Vec<f64> = row
                 .rounds
                 .iter()
@@ -184,20 +183,20 @@ fn datagrams(results: &[Measured]) -> Vec<Figure> {
     all
 }
 
-/// How p2pvm stands beside others in the same rounds.
+/// The ratios of p2pvm to others in the same rounds.
 fn beside_others(results: &[Measured]) -> Vec<Figure> {
-    let rounds = |which: Which| {
+    let rounds = |which: Kind| {
         let row = results.iter().find(|row| row.name == which.name());
         row.map_or(&[][..], |row| row.rounds.as_slice())
     };
-    let own = rounds(Which::P2pvm);
+    let own = rounds(Kind::P2pvm);
     let ratio = |other: &[Round], of: fn(&Round) -> Option<f64>, times: f64| -> Vec<f64> {
         let pairs = own.iter().zip(other);
         pairs
             .filter_map(|(own, other)| Some(of(own)? / of(other)? * times))
             .collect()
     };
-    let wireguard = rounds(Which::WireguardGo);
+    let wireguard = rounds(Kind::WireguardGo);
     let mut all = vec![
         Figure::new(
             "tcp-beside-wireguard-go",
@@ -211,7 +210,7 @@ fn beside_others(results: &[Measured]) -> Vec<Figure> {
             "tcp-beside-plain",
             "one TCP stream beside a forwarder without encryption",
             "%",
-            ratio(rounds(Which::Plain), |r| r.tcp_1, 100.0),
+            ratio(rounds(Kind::Plain), |r| r.tcp_1, 100.0),
         )
         .aim("≥ 65 %"),
         Figure::new(
@@ -223,12 +222,12 @@ fn beside_others(results: &[Measured]) -> Vec<Figure> {
         .digits(2)
         .aim("≤ 1/3"),
     ];
-    let no_peers = [Which::Raw, Which::Plain, Which::P2pvm].map(Which::name);
+    let no_peers = [Kind::Raw, Kind::Plain, Kind::P2pvm].map(Kind::name);
     for bytes in SIZES {
         let of_peers = |n: usize| {
             let peers = results.iter().filter(|row| {
                 let name = row.name.as_str();
-                !no_peers.contains(&name) && Which::ALL.iter().any(|which| which.name() == name)
+                !no_peers.contains(&name) && Kind::ALL.iter().any(|which| which.name() == name)
             });
             let rates = peers.filter_map(|row| best(row.rounds.get(n)?, bytes));
             rates.max_by(f64::total_cmp)

@@ -1,6 +1,6 @@
 //! Where the programs are measured: two hosts on one cable, two hosts that reach each other only
 //! through a third, or two hosts of an emulated wide area with delay and loss. Each has a network
-//! namespace and a directory of its own; all go when the stage does.
+//! namespace and a directory of its own; all are removed with the stage.
 
 use crate::{
     keeper::Life,
@@ -22,16 +22,16 @@ const PREFIX: &str = "p2pvm-nb-";
 /// The prefix of the directories' names.
 const DIR: &str = "p2pvm-bench-net";
 
-/// This program, as it is called for commands of its own.
+/// This program, as a stage starts it for further commands.
 #[derive(Clone)]
-pub(super) struct Own {
+pub(super) struct OwnProgram {
     pub file: PathBuf,
     /// The arguments before a `testbed` command.
     pub arguments: Vec<OsString>,
 }
 
-impl Own {
-    /// A `testbed` command of it.
+impl OwnProgram {
+    /// One of its `testbed` commands.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.file);
         command.args(&self.arguments).arg(name);
@@ -39,14 +39,14 @@ impl Own {
     }
 }
 
-/// How the two ends are joined.
+/// How the two hosts at the ends are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Topology {
     /// One veth pair.
     Direct,
     /// Two veth pairs that end at a third host, which does not route between them.
     Middle,
-    /// The same, but the third host routes: what the path allows.
+    /// As `Middle`, but the third host routes: the bound of the path.
     Routed,
     /// An emulated wide area of this round trip.
     Far {
@@ -68,7 +68,7 @@ pub(super) struct Host {
 
 /// Hosts to run programs on.
 pub(super) struct Stage {
-    pub way: Way,
+    pub topology: Topology,
     /// `a`, `b` and, if there is one, the third host `m`.
     pub hosts: Vec<Host>,
     bed: Option<Testbed>,
@@ -77,19 +77,19 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Makes the hosts. `own` keeps testbeds; `name` is unique among the stages of this process.
-    pub fn up(own: &Own, way: Way, name: &str) -> anyhow::Result<Self> {
-        if let Way::Far { rtt_ms } = way {
+    pub fn up(own: &OwnProgram, topology: Topology, name: &str) -> anyhow::Result<Self> {
+        if let Topology::Far { rtt_ms } = topology {
             return Self::far(own, rtt_ms, name);
         }
         let root = std::env::temp_dir().join(format!("{DIR}-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
         let mut stage = Self {
-            way,
+            topology,
             hosts: Vec::new(),
             bed: None,
             root: Some(root.clone()),
         };
-        let names: &[&'static str] = if way == Way::Direct {
+        let names: &[&'static str] = if topology == Topology::Direct {
             &["a", "b"]
         } else {
             &["a", "b", "m"]
@@ -97,9 +97,9 @@ impl Stage {
         for name_of in names {
             let namespace = format!("{PREFIX}{}-{name}-{name_of}", std::process::id());
             namespace::create(&namespace)?;
-            let (address, second): (IpAddr, Option<IpAddr>) = match (way, *name_of) {
+            let (address, second): (IpAddr, Option<IpAddr>) = match (topology, *name_of) {
                 (_, "a") => ([172, 29, 1, 1].into(), None),
-                (Way::Direct, _) => ([172, 29, 1, 2].into(), None),
+                (Topology::Direct, _) => ([172, 29, 1, 2].into(), None),
                 (_, "b") => ([172, 29, 2, 2].into(), None),
                 _ => ([172, 29, 1, 9].into(), Some([172, 29, 2, 9].into())),
             };
@@ -114,13 +114,13 @@ impl Stage {
             });
         }
         let [a, b] = [&stage.hosts[0].namespace, &stage.hosts[1].namespace];
-        match way {
-            Way::Direct => cable((a, "172.29.1.1/24"), (b, "172.29.1.2/24"), "0")?,
+        match topology {
+            Topology::Direct => cable((a, "172.29.1.1/24"), (b, "172.29.1.2/24"), "0")?,
             _ => {
                 let m = &stage.hosts[2].namespace;
                 cable((a, "172.29.1.1/24"), (m, "172.29.1.9/24"), "0")?;
                 cable((b, "172.29.2.2/24"), (m, "172.29.2.9/24"), "1")?;
-                let routes = u8::from(way == Way::Routed);
+                let routes = u8::from(topology == Topology::Routed);
                 namespace::inside(m, || {
                     fs::write("/proc/sys/net/ipv4/ip_forward", routes.to_string())
                 })??;
@@ -132,7 +132,7 @@ impl Stage {
         Ok(stage)
     }
 
-    fn far(own: &Own, rtt_ms: u32, name: &str) -> anyhow::Result<Self> {
+    fn far(own: &OwnProgram, rtt_ms: u32, name: &str) -> anyhow::Result<Self> {
         let sites = format!(
             "seed = 5\n[default]\nrtt_ms = {rtt_ms}\n[[site]]\nname = \"a\"\n[[site]]\nname \
                 = \"b\"\n"
@@ -150,8 +150,7 @@ impl Stage {
         for name in ["a", "b"] {
             let host = bed.host(name)?;
             fs::create_dir_all(&host.dir)?;
-            // One segment a packet, so that what is lost is what a wire would lose and not a whole
-            // batch.
+            // One segment a packet, so that a loss is one packet of a wire and not a whole batch.
             ip(&[
                 "-n",
                 &host.namespace,
@@ -171,7 +170,7 @@ impl Stage {
             });
         }
         Ok(Self {
-            way: Way::Far { rtt_ms },
+            topology: Topology::Far { rtt_ms },
             hosts,
             bed: Some(bed),
             root: None,

@@ -1,10 +1,10 @@
 //! The upper bound: a forwarder that does what the packet plane does on its data path, and nothing
 //! else. It reads TSO packets from a TUN, cuts them into datagrams in one buffer, sends them with
 //! one GSO call; receives with GRO and writes coalesced packets to the TUN. No encryption, no
-//! handshake, no routes: the 32 bytes in which a link keeps header and tag stay empty. Also a relay
-//! that only passes datagrams on.
+//! handshake, no routes: the [`HEAD`] and [`TAIL`] bytes in which a link keeps its headers and its
+//! tag stay empty. Also a relay that only passes datagrams on.
 
-use super::load::again;
+use super::load::is_transient;
 use anyhow::Context;
 use clap::Args;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -16,7 +16,7 @@ use std::{
 };
 use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
-/// Bytes before and after a packet that a link would use.
+/// How many bytes a link puts before a packet (its header and the frame's) and after it (its tag).
 const HEAD: usize = 28;
 const TAIL: usize = 16;
 /// The MTU of the packet plane.
@@ -27,7 +27,7 @@ const SEGMENTS: usize = 64;
 /// How many bytes one GSO send carries.
 /// Reason: with headers it stays under 64 KiB.
 const MAX_SEND: usize = 65_000;
-/// As large as the packet plane's socket buffers.
+/// How many bytes each socket buffer has. Reason: as many as the packet plane's.
 const SOCKET_BUFFER_BYTES: usize = 7 << 20;
 
 /// Arguments of `testbed plain-tunnel`.
@@ -148,7 +148,7 @@ fn inward(tun: &SyncDevice, socket: &Socket) -> anyhow::Result<()> {
     loop {
         let meta = match socket.receive(&mut buf) {
             Ok(meta) => meta,
-            Err(e) if again(&e) => continue,
+            Err(e) if is_transient(&e) => continue,
             Err(e) => return Err(e).context("receiving"),
         };
         let mut count = 0;
@@ -181,7 +181,7 @@ fn relay(socket: &Socket, ends: &[SocketAddr]) -> anyhow::Result<()> {
                 &buf[..meta.len],
                 meta.stride.max(1),
             ),
-            Err(e) if again(&e) => {}
+            Err(e) if is_transient(&e) => {}
             Err(e) => return Err(e).context("receiving"),
         }
     }

@@ -22,7 +22,7 @@ use std::{
 
 /// Numbers of members in the report by default.
 const SIZES: &str = "10,100,1000,10000";
-/// Numbers of members of which the fault search draws by default.
+/// Numbers of members from which the fault search draws by default.
 const FAULTY_SIZES: Range<usize> = 8..48;
 /// How many seeds the fault search runs between two lines of progress.
 const PROGRESS: usize = 100;
@@ -36,17 +36,17 @@ const PROGRESS: usize = 100;
   p2pvm simulate --faults --seeds 0..1000 --figures docs/figures
   p2pvm simulate --faults --seeds 417..418 --json")]
 pub struct Simulate {
-    /// Numbers of members, by commas; with --faults a range like 8..48 of which each seed draws
+    /// Numbers of members, separated by commas; with --faults a range like 8..48 to draw from
     #[arg(long, value_name = "N,N|N..N")]
     members: Option<String>,
-    /// Everything random comes from it
+    /// Seed of everything random
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Seconds that the network is watched idle
+    /// Seconds for which the idle network is watched
     #[arg(long, default_value_t = 600, value_name = "S")]
     idle: u64,
-    /// Show what runs with --json wrote to these files beside what is measured now; a large network
-    /// takes its time
+    /// Files that runs with --json wrote: show their results beside those measured now, as a large
+    /// network takes long
     #[arg(
         long,
         value_name = "FILE",
@@ -65,12 +65,12 @@ pub struct Simulate {
     /// Seeds to search
     #[arg(long, default_value = "0..100", value_name = "A..B")]
     seeds: String,
-    /// Threads
+    /// How many threads
     #[arg(long, default_value_t = 2, value_name = "N")]
     threads: usize,
 }
 
-/// Runs it; `json` prints the results as JSON.
+/// Runs the command; `json` prints the results as JSON.
 ///
 /// # Errors
 /// An error of the arguments, or the file that could not be written.
@@ -232,7 +232,7 @@ fn run_seeds(threads: usize, seeds: &[u64], members: &Range<usize>) -> Vec<Outco
     })
 }
 
-/// The sentence on a seed that broke the ring, with the command that reproduces it.
+/// The message on a seed that broke the ring, with the command that reproduces it.
 pub fn said(outcome: &Outcome, members: &Range<usize>) -> String {
     format!(
         "seed {} broke the ring ({} members):\n  {}\n  reproduce: p2pvm simulate --faults --seeds \
@@ -253,7 +253,7 @@ fn range(text: &str) -> Option<Range<u64>> {
     (!range.is_empty()).then_some(range)
 }
 
-/// `work` on each of `items`, on some threads; results in the order of the items.
+/// Calls `work` on each of `items`, on some threads; returns the results in the order of the items.
 fn in_parallel<T: Sync, R: Send>(
     threads: usize,
     items: &[T],

@@ -22,10 +22,10 @@ pub struct Conditions {
     pub reorder: f64,
     /// Longest time that a reordered datagram is held up.
     pub hold_up: Micros,
-    /// Datagrams from the first to the second member are lost; not so the other way.
+    /// Pairs of members: datagrams from the first to the second are lost, those back are not.
     pub cuts: HashSet<(u32, u32)>,
-    /// Members reach each other only if they have the same number here. Empty: all do. Members
-    /// beyond its end are in part 0.
+    /// The part of the network that each member is in; members of different parts do not reach each
+    /// other. Members beyond its end are in part 0.
     pub parts: Vec<u8>,
 }
 

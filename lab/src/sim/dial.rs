@@ -17,7 +17,7 @@ use p2pvm_overlay::ring::{Header, Input, Kind, Mode, Next, Packet, Position};
 use rand::Rng;
 use std::time::Duration;
 
-/// How many attempts before the ring learns that there is no path.
+/// How many attempts are made before the ring is told that there is no path.
 const ATTEMPTS: u8 = 3;
 /// How long one attempt may take.
 /// Reason: a call over the slowest path of the ring and a handshake.
@@ -29,15 +29,15 @@ const PUNCH_FAILS: f64 = 0.03;
 /// How many bytes a call or its answer has: an id, and the candidates of one side, three IPv4, two
 /// IPv6 addresses and a key.
 const CALL: usize = 148;
-/// How many bytes the question has whether a member is reachable.
+/// How many bytes the question whether a member is reachable has.
 const PROOF: usize = 10;
-/// How many bytes the handshake's messages have (WireGuard's).
+/// How many bytes the messages of the handshake have, as WireGuard's.
 const INITIATION: usize = 148;
 const RESPONSE: usize = 92;
 const CONFIRMATION: usize = 32;
 /// How many public members are compared when a relay is chosen.
 const RELAYS: usize = 6;
-/// How many half-open handshakes a member keeps.
+/// How many half-open handshakes a member keeps before it forgets the oldest.
 const HALF_OPEN: usize = 64;
 
 /// An attempt to make a link, at the end that asked for it; or the question over the ring whether a

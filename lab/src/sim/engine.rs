@@ -2,7 +2,8 @@
 //!
 //! Members are the ring's own state machines. The engine does the daemon's part as simply as its
 //! timing and failures allow: it forwards packets by the table snapshots as the packet threads do;
-//! [`super::dial`] makes links. There is no oracle: only silence tells a member of another's death.
+//! [`super::dial`] makes links. There is no oracle: a member learns of another's death by its
+//! silence.
 
 use super::{
     conditions::Conditions,
@@ -23,7 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Bytes below a ring packet: IPv6, UDP, and the header and tag of a sealed datagram.
+/// How many bytes are counted below each ring packet, in docs/scale.md too. Over IPv6 they are 80:
+/// 40 of IPv6, 8 of UDP, and 32 of a sealed datagram's header and tag.
 pub const LOWER_HEADERS: usize = 72;
 /// How often a member outside any ring dials a member of its address book that it has no link to.
 const REMEMBER_ALONE: Micros = 15 * SECOND;
@@ -35,7 +37,7 @@ const REMEMBER_JOINED: Micros = 60 * SECOND;
 const BUSY: usize = 10_000;
 /// How many timers may follow without time between them before the state machine counts as looping.
 const RESTLESS: u32 = 1_000;
-/// How many broken promises are kept as text; the others are only counted.
+/// How many broken promises are kept as text before the others are only counted.
 const REMARKS: usize = 20;
 
 /// An event.
@@ -123,12 +125,12 @@ impl Sim {
         self.events
     }
 
-    /// The dice, for scenarios.
+    /// The generator of random numbers, for scenarios.
     pub fn rng(&mut self) -> &mut ChaCha8Rng {
         &mut self.rng
     }
 
-    /// A home for a new member; `public` as bootstraps need it.
+    /// A home for a new member; with a public address if `public`, as bootstraps need it.
     pub fn home(&mut self, public: bool) -> Home {
         if public {
             self.world.settle_publicly(&mut self.rng)
@@ -320,7 +322,7 @@ impl Sim {
                 outputs += 1;
                 if outputs > BUSY {
                     self.breach(format!(
-                        "member {number} asks for more than {BUSY} things at once"
+                        "member {number} has more than {BUSY} outputs for one input"
                     ));
                     return;
                 }
@@ -348,7 +350,7 @@ impl Sim {
         }
         if restless {
             self.breach(format!(
-                "member {number} wants to be woken at once {RESTLESS} times on end"
+                "member {number} sets a timer that is due at once {RESTLESS} times in a row"
             ));
         }
     }
@@ -432,12 +434,12 @@ impl Sim {
         }
     }
 
-    /// Where a member stands on the ring.
+    /// The position of a member on the ring.
     pub fn position(&self, member: u32) -> Position {
         self.members[member as usize].node.position
     }
 
-    /// The sums of all members, of each kind.
+    /// What each member sent so far, by purpose.
     pub fn sent(&self) -> Vec<Sent> {
         self.members.iter().map(|m| m.sent).collect()
     }

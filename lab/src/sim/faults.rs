@@ -20,8 +20,8 @@ const FIRST_FAULT: Micros = 5 * SECOND;
 /// The latest end of a fault.
 const LAST_FAULT: Micros = 180 * SECOND;
 /// How long the ring may take to stabilize after the last fault.
-/// Reason: members of the address book are dialled every 30 s, a dead neighbour is noticed within
-/// about 15 s; this is a few rounds of both.
+/// Reason: a member asks for one of its address book every minute (every 15 s outside any ring), a
+/// dead neighbour is noticed within about 15 s; this is a few rounds of both.
 const STABILIZATION: Micros = 120 * SECOND;
 /// How long the invariants must hold after that.
 const QUIET: Micros = 60 * SECOND;
@@ -29,7 +29,7 @@ const QUIET: Micros = 60 * SECOND;
 const LOOKS: u64 = 6;
 /// How many random targets one check has.
 const TARGETS: usize = 100;
-/// How many links a member may hold.
+/// How many links a member may hold before an invariant is broken.
 /// Reason: near ones, far ones by its own and by others' choice, shortcuts, joiners.
 const MAX_LINKS: usize = 96;
 
@@ -38,9 +38,9 @@ const MAX_LINKS: usize = 96;
 pub enum Fault {
     /// This share of all datagrams is lost.
     Loss(f64),
-    /// This share comes twice.
+    /// This share of all datagrams comes twice.
     Duplication(f64),
-    /// This share is held up by at most so many milliseconds.
+    /// This share of all datagrams is held up by at most so many milliseconds.
     Reordering(f64, u64),
     /// This share of the ways between two members is cut in one direction.
     OneWayCuts(f64),
@@ -110,7 +110,7 @@ pub fn run(seed: u64, members: Range<usize>) -> Outcome {
     }
     let mut deaf: Option<HashSet<(u32, u32)>> = None;
     for _ in 0..LOOKS {
-        look(&mut sim);
+        check(&mut sim);
         let now = deaf_ends(&sim);
         deaf = Some(deaf.map_or_else(
             || now.clone(),
@@ -139,8 +139,8 @@ pub fn run(seed: u64, members: Range<usize>) -> Outcome {
     }
 }
 
-/// Bootstraps and members that arrive one after the other, in half of all seeds with clocks that
-/// are off by up to a twentieth.
+/// Adds bootstraps and members that arrive one after the other, in half of all seeds with clocks
+/// that are off by up to a twentieth. Returns the bootstraps.
 fn populate(sim: &mut Sim, count: usize) -> Vec<u32> {
     let skew = if sim.rng().random_bool(0.5) {
         0.05
@@ -280,8 +280,8 @@ fn drawn(sim: &mut Sim, share: f64) -> Vec<u32> {
     living
 }
 
-/// The invariants that do not hold at this moment.
-fn look(sim: &mut Sim) {
+/// Records each invariant that does not hold at this moment.
+fn check(sim: &mut Sim) {
     let survey = Survey::of(sim);
     let (right, all) = survey.near_links(sim);
     if right != all {
@@ -291,7 +291,7 @@ fn look(sim: &mut Sim) {
         ));
     }
     for i in 0..survey.living.len() {
-        sane(sim, survey.living[i].1);
+        check_member(sim, survey.living[i].1);
     }
     for _ in 0..TARGETS {
         let (from, to) = survey.pair(sim);
@@ -326,8 +326,8 @@ fn deaf_ends(sim: &Sim) -> HashSet<(u32, u32)> {
         .collect()
 }
 
-/// Whether a member's table is in order, and whether what it holds is bounded.
-fn sane(sim: &mut Sim, me: u32) {
+/// Records whether a member's table is out of order, or a member holds too many links.
+fn check_member(sim: &mut Sim, me: u32) {
     let m = &sim.members[me as usize];
     let table = m.table.clone();
     let mut wrong = Vec::new();

@@ -38,7 +38,7 @@ pub(super) enum Class {
 
 impl Sim {
     /// Sends a packet to a neighbour. Without a link to it the packet is lost, as a frame of the
-    /// daemon.
+    /// daemon would be.
     pub(super) fn send_packet(
         &mut self,
         from: u32,
@@ -152,7 +152,7 @@ impl Sim {
     /// Handles a packet of the ring as the packet threads and the driver do.
     fn packet(&mut self, me: u32, from: u32, mut packet: Packet, mut trail: Vec<u32>) {
         if packet.header.from == self.members[me as usize].node.position {
-            // An agent had no better path than back.
+            // An agent found no better path than back to the origin.
             return;
         }
         match self.members[me as usize].table.route(&packet.header) {

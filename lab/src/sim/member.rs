@@ -20,7 +20,7 @@ const KNOWN: usize = 24;
 /// How long an unused link lives after its last datagram, as the daemon's do.
 const LINGER: Micros = 60 * SECOND;
 
-/// A clock that runs too fast or too slow.
+/// A clock that may run too fast or too slow.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     base: Instant,
@@ -62,7 +62,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Whether it still carries.
+    /// Whether it still carries datagrams.
     pub fn stands(&self, now: Micros) -> bool {
         self.wanted || now < self.heard + LINGER
     }
@@ -118,7 +118,7 @@ impl Tally {
 pub struct Member {
     /// Its id and position on the ring.
     pub node: Node,
-    /// Where in the world.
+    /// Where it lives.
     pub home: Home,
     /// Its state machine; None while it is dead.
     pub ring: Option<Box<Ring>>,
@@ -192,7 +192,7 @@ impl Member {
             .map(|i| &self.links[i].1)
     }
 
-    /// The same, to change it.
+    /// The same link, to change it.
     pub fn link_mut(&mut self, to: u32) -> Option<&mut Link> {
         self.links
             .binary_search_by_key(&to, |l| l.0)

@@ -4,10 +4,10 @@
 //! [`world`] is where members live, [`conditions`] what the network does to datagrams, [`engine`]
 //! the loop, `flight` a datagram's way, `dial` how links are made, [`survey`] the observer that
 //! sees all. Two programs use these: [`scale`] measures how the ring grows and repairs itself, and
-//! [`report`] writes the page with plots; [`faults`] searches for schedules of faults that break an
-//! invariant. [`cli`] runs both.
+//! [`report`] makes the figures and plots; [`faults`] searches for schedules of faults that break
+//! an invariant. [`cli`] runs both.
 //!
-//! Only the ring is real, and the rule which NATs let a punch through. Sealing, sockets and the
+//! Only the ring is real, and the rule by which NATs let a punch through. Sealing, sockets and the
 //! control plane are left out: the emulated wide area and the end-to-end tests have those. The
 //! connector itself meets every NAT in virtual time in `overlay/src/connect/state/tests`.
 

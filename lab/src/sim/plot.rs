@@ -1,5 +1,4 @@
-//! Charts as SVG: lines, steps and points over linear or logarithmic axes, for the figures of
-//! docs/scale.md.
+//! Charts as SVG: lines with or without marks over linear or logarithmic axes, for docs/scale.md.
 //!
 //! One writer of a few hundred lines instead of a plotting crate: the output is plain SVG with text
 //! as text, light background, the colours of Okabe and Ito (2008) that colour-blind readers can

@@ -64,8 +64,8 @@ impl<E> Queue<E> {
         }));
     }
 
-    /// The next event up to and including `until`. `None`: there is none, and the time is `until`
-    /// now.
+    /// Takes the next event up to and including `until`; if there is none, the time becomes
+    /// `until`.
     pub fn take(&mut self, until: Micros) -> Option<E> {
         if self.heap.peek().is_none_or(|Reverse(e)| e.at > until) {
             self.now = self.now.max(until);

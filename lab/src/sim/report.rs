@@ -1,4 +1,4 @@
-//! The figures of what was measured, and its plots.
+//! The figures of the simulations, and the plots of docs/scale.md.
 
 use super::{
     faults::Outcome,
@@ -7,8 +7,8 @@ use super::{
 };
 use crate::figures::{Amount, Figure};
 
-/// The aim for hops, as a multiple of log2 of the number of members, with as many far links as
-/// that.
+/// The aim for the mean of hops, as a multiple of log2 of the number of members, which is also
+/// the number of a member's far links.
 const HOPS_AIM: f64 = 0.6;
 /// The aim for idle traffic at 10 000 members, in bytes a second.
 const IDLE_AIM: f64 = 1000.0;
@@ -184,7 +184,7 @@ struct Figures<'a> {
 }
 
 impl Figures<'_> {
-    /// A figure of each network; `None` is never.
+    /// A figure of each network; `None` means never.
     fn add(&mut self, figure: (&str, &str, &str, usize), of: impl Fn(&Report) -> Option<f64>) {
         self.add_where(figure, |report| Some(of(report).into()));
     }

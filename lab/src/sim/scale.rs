@@ -16,12 +16,14 @@ use rand::{Rng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How many members all joiners know.
+/// How many bootstraps all joiners are configured with.
 const BOOTSTRAPS: usize = 3;
-/// The mean time between two joiners; all arrive within [`LONGEST_ARRIVAL`].
+/// The time between two joiners, or less if all would not arrive within [`LONGEST_ARRIVAL`].
 const BETWEEN_ARRIVALS: Micros = SECOND / 2;
+/// How long all arrivals together take at most.
 const LONGEST_ARRIVAL: Micros = 300 * SECOND;
-/// How long the ring may take to be right after the last arrival or a disaster.
+/// How long the ring may take to be right after the last arrival or a disaster before it counts as
+/// never right.
 const LIMIT: Micros = 600 * SECOND;
 /// How long far links may take after the near ones are right.
 const FAR_LINKS: Micros = 120 * SECOND;
@@ -104,11 +106,11 @@ pub struct Idle {
     pub own_bytes: Spread,
     /// Of the average: keepalives and lists between neighbours.
     pub upkeep_bytes: f64,
-    /// Packets routed over others.
+    /// Of the average: packets routed over others.
     pub routed_bytes: f64,
-    /// Links in the making.
+    /// Of the average: links in the making.
     pub linking_bytes: f64,
-    /// Passed on for two members without a direct path.
+    /// Of the average: passed on for two members without a direct path.
     pub relayed_bytes: f64,
 }
 
@@ -139,9 +141,9 @@ pub struct Report {
     pub links: Spread,
     /// Share of links over a relay.
     pub relayed_links: f64,
-    /// Quiet minutes.
+    /// The traffic of the quiet minutes.
     pub idle: Idle,
-    /// The least share of near links that were right in those minutes, looked at every ten seconds.
+    /// The least share of near links that were right in those minutes, checked every ten seconds.
     pub idle_near: f64,
     /// The least share of lookups that arrived meanwhile.
     pub idle_lookups: f64,
@@ -149,9 +151,9 @@ pub struct Report {
     pub idle_consistent: f64,
     /// Relative error of the round trip that coordinates predict, over random pairs.
     pub coordinates: Spread,
-    /// log2 of the size that members believe the network to have, over log2 of the true size.
+    /// log2 of the size of the network that members estimate, over log2 of the true size.
     pub size_estimate: Spread,
-    /// Deaths.
+    /// The repair after each disaster.
     pub disasters: Vec<Disaster>,
     /// Loops, packets without hops left, runaway state machines, a ring at rest that was wrong for
     /// a moment: there must be none.
@@ -374,8 +376,8 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     (idle, least)
 }
 
-/// Kills a share of the living at once, at least one, and checks the rest; `None` if nobody would
-/// be left.
+/// Kills a share of the living at once, at least one, and checks the rest; `None` if no member
+/// would be left.
 fn disaster(sim: &mut Sim, dead: f64) -> Option<Disaster> {
     let mut living: Vec<u32> = Survey::of(sim).living.into_iter().map(|l| l.1).collect();
     if living.len() < 2 {

@@ -1,4 +1,5 @@
-//! The ring as an observer of all members at once sees it: is it right, and how good are its paths?
+//! The ring as an observer of all members at once sees it: whether it is right, and how good its
+//! paths are.
 //!
 //! The invariant of consistent routing: every member has a link to its true neighbours on the ring,
 //! and they to it. Then greedy routing from anywhere ends at the one member closest to the target,
@@ -28,7 +29,8 @@ pub struct Walk {
     pub hops: u32,
     /// Round trip along the path without jitter and loss.
     pub rtt: Micros,
-    /// Where it ended; `None` if at a dead member, a missing link or without hops left.
+    /// The member that it ended at; `None` if a dead member, a missing link or the hop limit
+    /// stopped it.
     pub end: Option<u32>,
     /// Whether a member was on it twice.
     pub looped: bool,
@@ -70,20 +72,16 @@ impl Survey {
         clockwise.chain(counter).map(|j| self.living[j])
     }
 
-    /// How many of the near links that there must be there are, and how many there must be: counted
-    /// at each end that has the other in its table and a link whose session the other end knows.
+    /// How many near links are right, and how many there must be. A near link is counted at each
+    /// end, and is right there if the other end is in the table and the link works in both
+    /// directions.
     pub fn near_links(&self, sim: &Sim) -> (u64, u64) {
         let (mut right, mut all) = (0, 0);
         for i in 0..self.living.len() {
             let me = self.living[i].1;
             for (position, other) in self.true_neighbours(i) {
                 all += 1;
-                let listed = sim.members[me as usize]
-                    .table
-                    .members()
-                    .binary_search_by_key(&position, |n| n.position)
-                    .is_ok();
-                right += u64::from(listed && sim.linked_both_ways(me, other));
+                right += u64::from(lists(sim, me, position) && sim.linked_both_ways(me, other));
             }
         }
         (right, all)
@@ -95,11 +93,7 @@ impl Survey {
             (0..self.living.len()).flat_map(|i| self.true_neighbours(i).map(move |n| (i, n)));
         let wrong = pairs.filter_map(|(i, (position, other))| {
             let me = self.living[i].1;
-            let listed = sim.members[me as usize]
-                .table
-                .members()
-                .binary_search_by_key(&position, |n| n.position)
-                .is_ok();
+            let listed = lists(sim, me, position);
             let linked = sim.linked_both_ways(me, other);
             (!listed || !linked)
                 .then(|| format!("{me}->{other} (in table: {listed}, linked: {linked})"))
@@ -144,14 +138,22 @@ impl Survey {
     }
 }
 
-/// Follows the tables from `from` to `to`, as a packet would that takes no time.
+/// Whether the table of `me` has the member at that position.
+fn lists(sim: &Sim, me: u32, position: Position) -> bool {
+    let members = sim.members[me as usize].table.members();
+    members
+        .binary_search_by_key(&position, |n| n.position)
+        .is_ok()
+}
+
+/// Follows the tables from `from` to `to`, as a packet that takes no time.
 pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
     let kind = if mode == Mode::Exact {
         Kind::Datagram
     } else {
         Kind::ControlClosest
     };
-    // The origin of a lookup is excepted from the answers to it; no member stands at the place
+    // The origin of a lookup is excepted from the answers to it; no member has the position
     // named here.
     let mut header = Header::new(kind, Position(sim.position(from).0 ^ 1), to);
     let mut walk = Walk {

@@ -4,7 +4,7 @@
 //! Round trips are not copied from a data set but drawn from the seed so that they behave as
 //! measured ones do. The core round trip between two cities is light in fibre (200 km a
 //! millisecond) over the great circle times a detour of 1.3 to 2.5, drawn for each pair: the eight
-//! cities of `lab/sites/planetlab.toml` span just that range (Berkeley–Tokyo 1.27, Berlin–Beijing
+//! cities of `lab/sites/planetlab.toml` span about that range (Berkeley–Tokyo 1.27, Berlin–Beijing
 //! 2.8), and independent detours break the triangle inequality as often as real routes do. Two
 //! members in a city are 2 ms apart. To that comes the last mile: 0.3 to 1.5 ms for the 40 % of
 //! members in data centres, log-normal around 8 ms for the rest (cable, DSL, radio), at most 100
@@ -64,7 +64,7 @@ pub enum Access {
     Public,
     /// A NAT with endpoint-independent mapping and address-dependent filtering.
     Cone,
-    /// The same with address- and port-dependent filtering.
+    /// As `Cone`, with address- and port-dependent filtering.
     PortRestricted,
     /// A mapping for each destination: no punch between two of these, nor with a port-restricted
     /// one.

@@ -28,7 +28,7 @@ pub struct HostStatus {
     pub address: IpAddr,
     /// IPv6 address on its own interface.
     pub address6: Option<Ipv6Addr>,
-    /// Address others see.
+    /// Address that others see.
     pub public: IpAddr,
     /// Processes running on it.
     pub processes: usize,

@@ -1,4 +1,4 @@
-//! What members say of chunks, and manifests.
+//! The exchange of chunks between members: requests, answers and frames.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_snapshot_sync::exchange::wire::{Answer, Frame, Request};

@@ -1,4 +1,4 @@
-//! What two connectors say to each other, over the control plane and over the ring.
+//! Messages between two connectors, over the control plane and over the ring.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::connect::message::{

@@ -1,4 +1,4 @@
-//! The conversation at the door, gossip, and the framing of the control plane.
+//! The messages of admission, gossip, and the framing of the control plane.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::control_wire::{

@@ -1,4 +1,4 @@
-//! Network coordinates of others: what decodes never throws ours out of bounds.
+//! Network coordinates of others: one that decodes never moves our own out of bounds.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::coordinates::{Coordinate, Vivaldi};

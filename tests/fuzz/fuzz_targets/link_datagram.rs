@@ -1,4 +1,4 @@
-//! What comes in by UDP before anything is authenticated, and the handshake behind it.
+//! UDP datagrams before anything is authenticated, and the handshake in them.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::link::{Keys, Opened, cookie::mac1_verifies, wire};

@@ -1,4 +1,4 @@
-//! What a member puts into a sealed datagram: read, and written again as the same.
+//! The frame in a sealed datagram: what parses is encoded to the same frame.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::link::frame::Frame;

@@ -1,4 +1,5 @@
-//! Load vectors and offers of the autonomic managers: what is read is sound and survives.
+//! Load vectors and offers of the autonomic managers: what decodes can be encoded and decoded
+//! again.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_autonomic::Message;

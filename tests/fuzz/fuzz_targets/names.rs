@@ -1,4 +1,4 @@
-//! What the DHT's records say of addresses and names, and DNS questions from anyone.
+//! The DHT's records of addresses and names, and DNS questions from anyone.
 #![no_main]
 use async_trait::async_trait;
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The policy that a person writes, and signed notices as they come from members.
+//! The policy that a person writes, and the signed notices of members.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::membership::{NetworkPolicy, Notice};

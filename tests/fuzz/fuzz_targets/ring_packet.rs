@@ -1,4 +1,4 @@
-//! Ring packets: the header, the messages within, and a ring that is handed whatever parses.
+//! Ring packets: the header, the messages within, and a ring that receives what parses.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_overlay::{

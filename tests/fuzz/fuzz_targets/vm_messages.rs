@@ -1,4 +1,4 @@
-//! Migration requests, VM records and what hosts ask each other.
+//! Migration requests, VM records, and requests between hosts.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_vm_manager::{

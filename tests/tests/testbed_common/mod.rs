@@ -1,4 +1,4 @@
-//! What the testbed's tests share: a name of one's own, and UDP sockets on hosts.
+//! Shared by the testbed's tests: a name for each testbed, and UDP sockets on hosts.
 #![allow(dead_code)]
 
 use p2pvm_lab::{Sites, Testbed, chain};
@@ -9,13 +9,15 @@ use std::{
     time::Duration,
 };
 
-/// How long a packet that must come may take. A busy machine stands still for a second at times.
+/// How long a packet that must come may take before the test fails.
+/// Reason: a busy machine stands still for a second at times.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a packet that must not come is waited for: many times what one takes on these testbeds.
+/// How long a test waits for a packet that must not come.
+/// Reason: many times what a packet takes on these testbeds.
 pub const SILENCE: Duration = Duration::from_millis(300);
 
-/// A name no other test and no other run has.
+/// A name that no other test and no other run has.
 pub fn name() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     format!(
@@ -106,7 +108,7 @@ pub fn silent(socket: &UdpSocket) -> bool {
 /// Whether a knock from `from` at `address` is heard by `to`, as the test expects: a knock that is
 /// expected has more time than one that is not.
 pub fn heard(from: &UdpSocket, address: SocketAddr, to: &UdpSocket, expected: bool) -> bool {
-    // Without a way there the kernel says so at once, which is as good as silence.
+    // Without a route the kernel returns an error at once, which is as good as silence.
     if from.send_to(b"knock", address).is_err() {
         return false;
     }

@@ -21,7 +21,7 @@ fn words(path: &str) -> Vec<String> {
         .collect()
 }
 
-/// The parts of a tree's braces, which hold others.
+/// The parts between the commas of a tree's braces; inner braces stay whole.
 fn parts(text: &str) -> Vec<&str> {
     let (mut depth, mut from, mut found) = (0, 0, Vec::new());
     for (at, c) in text.char_indices() {
@@ -116,7 +116,7 @@ impl Crate {
         Some([base, rest].concat())
     }
 
-    /// The file that has what a path names.
+    /// The file that has the item of a path.
     fn file_of(&self, path: &[String], reexports: usize) -> Option<Module> {
         let known = (0..=path.len()).rev().map(|n| path[..n].to_vec());
         let module = known.into_iter().find(|m| self.modules.contains(m))?;
@@ -143,7 +143,7 @@ impl Crate {
     }
 }
 
-/// Everything that is reached from a module.
+/// Every module that is reached from a module.
 fn reached(edges: &BTreeMap<Module, BTreeSet<Module>>, from: &Module) -> BTreeSet<Module> {
     let (mut found, mut next) = (BTreeSet::new(), vec![from]);
     while let Some(module) = next.pop() {
@@ -156,8 +156,8 @@ fn reached(edges: &BTreeMap<Module, BTreeSet<Module>>, from: &Module) -> BTreeSe
     found
 }
 
-/// The circles of a crate's files that span folders; each file is given with its code, from which
-/// comments, strings and tests are taken out.
+/// The circles of a crate's files that span folders; `files` has the code of each without comments,
+/// strings and tests.
 pub fn circles(files: &BTreeMap<Module, String>) -> Vec<BTreeSet<Module>> {
     let mut one = Crate {
         modules: files.keys().cloned().collect(),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn two_folders_that_import_each_other_are_a_circle_however_they_say_it() {
+    fn two_folders_that_import_each_other_are_a_circle() {
         let ways = [
             "use crate::b::two::Item;",
             "use crate::{a::other, b::{self, two::{Item as It, More}}};",
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_one_folder_its_head_among_them_may_know_each_other() {
+    fn files_of_one_folder_and_its_head_may_import_each_other() {
         let files = [
             ("", "mod a; pub use a::one::Thing;"),
             ("a", "mod one; mod two; use one::Thing;"),

@@ -3,7 +3,7 @@
 use super::{Running, first, octet};
 use crate::{
     n2n,
-    netbench::stage::{Stage, Way},
+    netbench::stage::{Stage, Topology},
 };
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
@@ -40,7 +40,7 @@ pub(super) fn easytier(running: &mut Running, program: &Path, stage: &Stage) -> 
 }
 
 pub(super) fn nebula(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
-    let (hub, middle) = (first(stage), stage.way == Way::Middle);
+    let (hub, middle) = (first(stage), stage.topology == Topology::Middle);
     let ca = stage.hosts[hub].dir.to_string_lossy().into_owned();
     let cert = program
         .with_file_name("nebula-cert")
@@ -171,8 +171,7 @@ pub(super) fn n2n(
     for host in 0..2 {
         let address = format!("10.90.0.{}", octet(host));
         let mut command = n2n::edge(program, &address, &stage.reach(host, hub).to_string());
-        // By its own name it does not set the address of every kernel's TAP the same way: the mask
-        // is given.
+        // Without a mask, edge does not set the TAP's address alike on every kernel.
         command.args(["-s", "255.255.255.0"]);
         running.daemon(stage, host, &mut command)?;
     }

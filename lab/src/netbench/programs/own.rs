@@ -1,7 +1,7 @@
 //! Our own programs: the forwarder without encryption, p2pvm, and packet planes without the rest.
 
 use super::{Running, first, until};
-use crate::netbench::stage::{Own, Stage};
+use crate::netbench::stage::{OwnProgram, Stage};
 use anyhow::Context;
 use p2pvm_api::{InviteAnswer, Status};
 use std::{
@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-pub(super) fn plain(running: &mut Running, own: &Own, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn plain(running: &mut Running, own: &OwnProgram, stage: &Stage) -> anyhow::Result<()> {
     for host in 0..2 {
         let to = stage.reach(host, if stage.hosts.len() > 2 { 2 } else { 1 - host });
         let mut command = own.command("plain-tunnel");
@@ -74,7 +74,7 @@ pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> any
             .next()
             .unwrap_or_default()
             .parse()
-            .context("an odd address")?;
+            .context("an invalid address")?;
     }
     Ok(())
 }
@@ -98,7 +98,7 @@ pub(super) fn pair(running: &mut Running, program: &Path, stage: &Stage) -> anyh
         addresses
             .next()
             .context("the planes did not start")?
-            .context("an odd address")
+            .context("an invalid address")
     };
     running.addresses = [next()?, next()?];
     Ok(())

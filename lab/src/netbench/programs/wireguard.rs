@@ -1,6 +1,6 @@
 //! WireGuard in user space: wireguard-go, gotatun, boringtun. All are configured with `wg`.
 
-use super::{Running, Which, octet, until};
+use super::{Kind, Running, octet, until};
 use crate::netbench::stage::Stage;
 use anyhow::{Context, bail};
 use std::{
@@ -12,10 +12,10 @@ use std::{
 
 const DEVICE: &str = "wgbench0";
 
-/// Starts it on each host of the stage.
+/// Starts `which` on each host of the stage and connects them.
 pub(super) fn wireguard(
     running: &mut Running,
-    which: Which,
+    which: Kind,
     program: &Path,
     stage: &Stage,
 ) -> anyhow::Result<()> {
@@ -23,9 +23,9 @@ pub(super) fn wireguard(
         .hosts
         .iter()
         .map(|host| {
-            let secret = said("wg", &["genkey"], "")?;
+            let secret = output_of("wg", &["genkey"], "")?;
             fs::write(host.dir.join("secret"), &secret)?;
-            said("wg", &["pubkey"], &secret)
+            output_of("wg", &["pubkey"], &secret)
         })
         .collect::<anyhow::Result<Vec<String>>>()?;
     for host in 0..stage.hosts.len() {
@@ -36,21 +36,21 @@ pub(super) fn wireguard(
     Ok(())
 }
 
-/// Starts the program on one host; gives its process id.
+/// Starts the program on one host; returns its process id.
 fn start(
     running: &mut Running,
-    which: Which,
+    which: Kind,
     program: &Path,
     stage: &Stage,
     host: usize,
 ) -> anyhow::Result<u32> {
     let mut command = Command::new(program);
     match which {
-        Which::WireguardGo => command.args(["-f", DEVICE]),
-        // Otherwise they give up root, which some of their sandboxes do not allow.
+        Kind::WireguardGo => command.args(["-f", DEVICE]),
+        // Otherwise they drop root, which some sandboxes do not allow.
         _ => command.args(["--foreground", "--disable-drop-privileges", DEVICE]),
     };
-    // All network namespaces share the directory of its control socket: each program gets its own.
+    // All network namespaces share the directory of the control socket: each program gets its own.
     let inside = "mkdir -p run && mount --bind run /var/run/wireguard && exec \"$0\" \"$@\"";
     let mut shell = Command::new("unshare");
     shell
@@ -105,8 +105,8 @@ fn set_device_up(stage: &Stage, host: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a program on this machine with `input`; gives the line it prints.
-fn said(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+/// Runs a program on this machine with `input`; returns what it prints.
+fn output_of(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<String> {
     let mut command = Command::new(program);
     command
         .args(arguments)
