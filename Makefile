@@ -57,9 +57,9 @@ iso-tools:
 	scripts/setup.sh iso
 
 # Boots the ISO in QEMU: BIOS and UEFI, CD and USB stick, an invite in every place, installing, cloning, guests that boot in it and
-# move. About 20 minutes without KVM on an idle machine.
+# move. About 20 minutes without KVM on an idle machine. FIGURES=docs/figures keeps the measurements.
 test-iso: build iso test-tools
-	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" cargo nextest run --locked --profile iso -p p2pvm
+	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" $(if $(FIGURES),P2PVM_FIGURES=$(FIGURES)) cargo nextest run --locked --profile iso -p p2pvm
 
 # Measures the speed of p2pvm, other overlays and the bare cable (docs/speed.md), then guest to guest and host to host
 # (docs/decisions/0020). ROUNDS=n and ONLY=raw,p2pvm,... change the run; with ONLY there are no guests.
