@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::measured::Measurement;
 use p2pvm_lab::chaos::{self, Options};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[test]
 fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_end() {
+    let measurement = Measurement::begin("chaos", "make test-slow FIGURES=docs/figures");
     let options = Options {
         seed: number("P2PVM_CHAOS_SEED", 1),
         minutes: number("P2PVM_CHAOS_MINUTES", 15),
@@ -44,4 +46,5 @@ fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_e
         "{} events are no chaos",
         report.steps.len()
     );
+    measurement.end(&report.figures());
 }
