@@ -6,7 +6,11 @@ mod collector;
 mod common;
 
 use collector::{Collector, Taken};
-use common::{SETTINGS, image, lab, network, public_sites};
+use common::{
+    SETTINGS, image, lab,
+    measured::{Measurement, seconds},
+    network, public_sites,
+};
 use p2pvm_api::VmView;
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
@@ -97,6 +101,14 @@ fn print(all: &BTreeMap<String, Taken>, parent: &[u8], began: u64, depth: usize)
     }
 }
 
+/// Writes for docs/traces.md how long a move took that could send no spans.
+fn keep(measurement: Measurement, took: Duration) {
+    let what = "migration at 20 ms RTT while the collector is away: total";
+    measurement.end(&[seconds("total-away", what, &[took])
+        .of("collector away")
+        .digits(1)]);
+}
+
 fn metric(lab: &Lab, host: &str, name: &str) -> f64 {
     let page = lab.p2pvm(host, &["metrics"]).unwrap();
     let line = page
@@ -108,6 +120,7 @@ fn metric(lab: &Lab, host: &str, name: &str) -> f64 {
 
 #[test]
 fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none() {
+    let measurement = Measurement::begin("traces", "cargo nextest run -p p2pvm --test e2e_traces");
     let lab = lab("traces", &public_sites(&["a", "b", "c"], 20.0));
     let address = lab.testbed().host("c").unwrap().address;
     for host in ["a", "b", "c"] {
@@ -287,10 +300,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     let back = lab
         .migrate("b", "web", "a")
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
-    println!(
-        "moved back in {:.1} s without a collector",
-        began.elapsed().as_secs_f64()
-    );
+    let took = began.elapsed();
     assert_eq!(back.host, "a");
     lab.wait(
         "the failure to be said",
@@ -333,4 +343,5 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
         "it is said once"
     );
     lab.down().unwrap();
+    keep(measurement, took);
 }

@@ -96,6 +96,16 @@ fn first_figures(hops: usize, pongs: &[(String, Option<f64>)]) -> [Figure; 4] {
     ]
 }
 
+/// How long the ring took to heal.
+fn heal_figures(around: Duration, merged: Duration) -> [Figure; 2] {
+    let death = "a member's death to a path around it";
+    let heal = "end of a partition to one ring that reaches all";
+    [
+        seconds("around", death, &[around]).digits(1),
+        seconds("merged", heal, &[merged]).digits(1),
+    ]
+}
+
 /// Two members without any connection.
 fn strangers(lab: &Lab) -> (String, String) {
     for from in &HOSTS[2..] {
@@ -296,10 +306,5 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
     }
     let merged = healed.elapsed();
     lab.down().unwrap();
-    let death = "a member's death to a path around it";
-    let heal = "end of a partition to one ring that reaches all";
-    measurement.end(&[
-        seconds("around", death, &[around]).digits(1),
-        seconds("merged", heal, &[merged]).digits(1),
-    ]);
+    measurement.end(&heal_figures(around, merged));
 }

@@ -157,7 +157,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_traces.rs: fn \
             one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none",
-        227,
+        226,
     ),
     (
         "node/tests/e2e_truth.rs: fn \
