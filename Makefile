@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: api demo test bench bench-net simulate figures fuzz web web-if-npm test-web page build image \
+.PHONY: api demo test bench bench-net bench-crates simulate figures fuzz web web-if-npm test-web page build image \
   setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow static \
   screenshots
 
@@ -70,6 +70,12 @@ bench-net: setup
 	$(SUDO) target/release/p2pvm testbed bench-net --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) --figures $(FIGURES_DIR)
 	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
 
+# Measures ciphers, allocations, what counting traffic costs (docs/speed.md) and tokens (docs/security.md) by the crates' own benches.
+BENCH := $(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) cargo bench --locked --profile dev
+bench-crates: setup
+	for bench in aead alloc traffic; do $(BENCH) -p p2pvm-overlay --no-default-features --bench $$bench || exit; done
+	$(BENCH) -p p2pvm-authority
+
 # Simulates the ring at scale and under random faults, in virtual time (docs/scale.md).
 simulate:
 	cargo run --locked -p p2pvm-lab --bin p2pvm-simulate -- --members 10,100,1000,10000 --seed 1 --idle 120 --out docs/plots --figures $(FIGURES_DIR)
@@ -114,7 +120,7 @@ test-deb: build image deb-tools test-tools
 # Runs the slow tests with other programs (docs/hosts.md): every other firewall and manager of names, booted Debians with NetworkManager,
 # networkd and resolved, routers that change and hosts that sleep, and a quarter of an hour of random events on a host. Four run at a
 # time, because they mostly wait: about 25 minutes. SEED=n gives another sequence of events. FIGURES=docs/figures keeps the measurements
-# of slow_paths and slow_routers.
+# of slow_paths, slow_routers, slow_ring and slow_chaos.
 SEED ?= 1
 test-slow: build image test-tools
 	scripts/setup.sh slow
