@@ -112,11 +112,6 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("node/tests/e2e_hosts.rs: fn beside_with", 85),
     (
         "node/tests/e2e_mobility.rs: fn \
-            a_network_that_is_started_anew_finds_together_without_those_it_joined_through",
-        71,
-    ),
-    (
-        "node/tests/e2e_mobility.rs: fn \
             every_link_is_back_within_ten_seconds_of_a_move_and_tcp_goes_on",
         77,
     ),
