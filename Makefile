@@ -6,8 +6,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 IMAGE := target/guest-image/guest.qcow2
 BIN := target/debug/p2pvm
 
-.PHONY: api demo test bench bench-net simulate figures fuzz web web-if-npm test-web page build \
-  image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow \
+.PHONY: api demo test bench bench-net bench-crates simulate figures fuzz web web-if-npm test-web \
+  page build image setup lint iso iso-program iso-tools test-iso deb deb-tools test-deb test-tools test-slow \
   static screenshots install
 
 demo: build image
@@ -61,8 +61,10 @@ iso-tools:
 
 # Boots the ISO in QEMU: BIOS and UEFI, CD and USB stick, an invite in every place, installing,
 # cloning, guests that boot in it and move. About 20 minutes without KVM on an idle machine.
+# FIGURES=docs/figures keeps the measurements.
 test-iso: build iso test-tools
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_ISO="$$PWD/$(ISO)" \
+	  $(if $(FIGURES),P2PVM_FIGURES=$(FIGURES)) \
 	  cargo nextest run --locked --profile iso -p p2pvm
 
 # Measures the speed of p2pvm, other overlays and the bare cable (docs/speed.md), then guest to
@@ -76,6 +78,12 @@ bench-net: setup
 	  $(if $(ONLY),--only $(ONLY)) --figures $(FIGURES_DIR)
 	$(if $(ONLY),,$(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) \
 	  cargo bench --locked -p p2pvm-overlay --no-default-features --bench guests -- $(ROUNDS))
+
+# Measures ciphers, allocations, what counting traffic costs (docs/speed.md) and tokens (docs/security.md) by the crates' own benches.
+BENCH := $(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) cargo bench --locked --profile dev
+bench-crates: setup
+	for bench in aead alloc traffic; do $(BENCH) -p p2pvm-overlay --no-default-features --bench $$bench || exit; done
+	$(BENCH) -p p2pvm-authority
 
 # Simulates the ring at scale and under random faults, in virtual time (docs/scale.md).
 simulate:
@@ -130,7 +138,7 @@ test-deb: build image deb-tools test-tools
 # names, booted Debians with NetworkManager, networkd and resolved, routers that change and hosts
 # that sleep, and a quarter of an hour of random events on a host. Four run at a time, because they
 # mostly wait: 20 to 25 minutes. SEED=n gives another sequence of events. FIGURES=docs/figures keeps
-# the measurements of slow_paths and slow_routers.
+# the measurements of slow_paths, slow_routers, slow_ring and slow_chaos.
 SEED ?= 1
 test-slow: build image test-tools
 	scripts/setup.sh slow

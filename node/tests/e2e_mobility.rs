@@ -1,12 +1,16 @@
 //! Members that move: public addresses change, hosts change networks, sleep and wake, all are
 //! started anew while those they joined through are gone for good, relays die. Measured times are
-//! printed.
+//! printed, and recorded for docs/nat.md.
 
 mod common;
 
-use common::{SETTINGS, address, lab, network};
+use common::{
+    SETTINGS, address, lab,
+    measured::{Measurement, seconds},
+    network,
+};
 use p2pvm_api::Traffic;
-use p2pvm_lab::{chain, lab::Lab};
+use p2pvm_lab::{chain, figures::Figure, lab::Lab};
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
@@ -69,6 +73,26 @@ fn talk(lab: &Lab, from: &str, to: &str, time: Duration) -> Talk {
     }
 }
 
+/// Begins a measurement for docs/nat.md.
+fn measurement() -> Measurement {
+    let command = "cargo test -p p2pvm --test e2e_mobility -- --test-threads 1";
+    Measurement::begin("moves", command)
+}
+
+/// How long it took after a move until all members were connected with each other.
+fn connected(after: &str, took: Duration) -> Figure {
+    let what = "until all members are connected again";
+    seconds("connected", what, &[took]).of(after).digits(1)
+}
+
+/// How long it took members that were all started anew.
+fn anew(addressed: Duration, together: Duration) -> [Figure; 2] {
+    let after = "all started anew, those they joined through gone";
+    let what = "until all members have an address again";
+    let addressed = seconds("addressed", what, &[addressed]).of(after).digits(1);
+    [addressed, connected(after, together)]
+}
+
 /// Lets several pairs talk while something happens; how long each was silent, and how long until
 /// all are connected again.
 fn through(
@@ -79,6 +103,7 @@ fn through(
     time: u64,
     happen: impl FnOnce(&mut Lab),
 ) -> Vec<Duration> {
+    let measurement = measurement();
     let talks: Vec<Talk> = pairs
         .iter()
         .map(|(from, to)| talk(lab, from, to, Duration::from_secs(time)))
@@ -95,17 +120,14 @@ fn through(
             .join()
             .expect("no panic")
             .unwrap_or_else(|e| panic!("{what}, {}: {e}", talk.name));
-        println!(
-            "{what}: {} silent for {:.2} s",
-            talk.name,
-            silence.as_secs_f64()
-        );
         silences.push(silence);
     }
-    println!(
-        "{what}: all members connected again after {:.2} s",
-        control.as_secs_f64()
+    let silence = seconds(
+        "silence",
+        "longest silence of a TCP stream, by pair",
+        &silences,
     );
+    measurement.end(&[silence.of(what).digits(1), connected(what, control)]);
     silences
 }
 
@@ -216,6 +238,7 @@ fn every_link_is_back_within_ten_seconds_of_a_move_and_tcp_goes_on() {
 
 #[test]
 fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through() {
+    let measurement = measurement();
     let lab = lab(
         "reboot",
         r#"
@@ -261,15 +284,9 @@ fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through
             });
         }
     });
-    println!(
-        "all have an address again after {:.2} s",
-        began.elapsed().as_secs_f64()
-    );
+    let addressed = began.elapsed();
     whole(&lab, &left, 30);
-    println!(
-        "all are connected again after {:.2} s",
-        began.elapsed().as_secs_f64()
-    );
+    let together = began.elapsed();
     for (from, to) in [("m1", "m2"), ("m2", "m3"), ("m3", "m4"), ("m4", "m1")] {
         let to_address = before[left.iter().position(|h| *h == to).expect("one of them")].clone();
         lab.testbed()
@@ -285,6 +302,7 @@ fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through
         "each has the address that it had"
     );
     lab.down().unwrap();
+    measurement.end(&anew(addressed, together));
 }
 
 #[test]

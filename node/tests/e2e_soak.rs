@@ -1,10 +1,16 @@
 //! A daemon under hostile datagrams, for a short while; `p2pvm testbed soak` does it for as long as
 //! one likes.
 
+mod common;
+
+use common::measured::Measurement;
+use p2pvm_lab::figures::Figure;
 use std::{path::Path, time::Duration};
 
 #[test]
 fn a_daemon_stands_malformed_replayed_and_forged_datagrams_and_amplifies_none() {
+    let command = "cargo nextest run -p p2pvm --test e2e_soak";
+    let measurement = Measurement::begin("soak", command);
     let seed = rand::random();
     let name = format!("e2e-soak-{}", std::process::id());
     let report = p2pvm_lab::soak::soak(
@@ -41,4 +47,11 @@ fn a_daemon_stands_malformed_replayed_and_forged_datagrams_and_amplifies_none() 
             && report.outcome.sent.len() >= 8,
         "seed {seed}: {report:?}"
     );
+    // The long soak's figures stand in the same set.
+    let figures = report.figures().into_iter().map(|figure| Figure {
+        name: format!("test-{}", figure.name),
+        of: "the end-to-end test".into(),
+        ..figure
+    });
+    measurement.end(&figures.collect::<Vec<_>>());
 }

@@ -6,7 +6,11 @@ mod collector;
 mod common;
 
 use collector::{Collector, Taken};
-use common::{SETTINGS, image, lab, network, public_sites};
+use common::{
+    SETTINGS, image, lab,
+    measured::{Measurement, seconds},
+    network, public_sites,
+};
 use p2pvm_api::VmView;
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
@@ -108,6 +112,14 @@ fn wait_for_line(lab: &Lab, host: &str, text: &str) {
     .unwrap();
 }
 
+/// Writes for docs/traces.md how long a move took that could send no spans.
+fn keep(measurement: Measurement, took: Duration) {
+    let what = "migration at 20 ms RTT while the collector is away: total";
+    measurement.end(&[seconds("total-away", what, &[took])
+        .of("collector away")
+        .digits(1)]);
+}
+
 fn metric(lab: &Lab, host: &str, name: &str) -> f64 {
     let page = lab.p2pvm(host, &["metrics"]).unwrap();
     let line = page
@@ -119,6 +131,7 @@ fn metric(lab: &Lab, host: &str, name: &str) -> f64 {
 
 #[test]
 fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none() {
+    let measurement = Measurement::begin("traces", "cargo nextest run -p p2pvm --test e2e_traces");
     let lab = lab("traces", &public_sites(&["a", "b", "c"], 20.0));
     let address = lab.testbed().host("c").unwrap().address;
     for host in ["a", "b", "c"] {
@@ -298,10 +311,7 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
     let back = lab
         .migrate("b", "web", "a")
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
-    println!(
-        "moved back in {:.1} s without a collector",
-        began.elapsed().as_secs_f64()
-    );
+    let took = began.elapsed();
     assert_eq!(back.host, "a");
     wait_for_line(&lab, "b", "does not answer");
     assert!(metric(&lab, "b", "p2pvm_trace_spans_waiting") >= 9.0);
@@ -322,4 +332,5 @@ fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinde
         "it is said once"
     );
     lab.down().unwrap();
+    keep(measurement, took);
 }

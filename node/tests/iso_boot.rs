@@ -4,16 +4,22 @@
 mod common;
 mod iso_machine;
 
+use common::measured::seconds;
 use iso_machine::{
-    Firmware, MEMBER, Machine, cd, is_pinged, iso, plain_host, stick, with_command_line,
+    Firmware, MEMBER, Machine, Reached, cd, is_pinged, iso, measurement, memory, plain_host, sizes,
+    stick, with_command_line,
 };
-use p2pvm_lab::lab::Lab;
+use p2pvm_lab::{figures::Figure, lab::Lab};
 use p2pvm_overlay::UnixTime;
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 /// Waits until a machine that was told nothing is a member of its own network and shows an invite
-/// for others.
-fn founds_its_own(machine: &mut Machine, name: &str) {
+/// for others; gives how long it took from power on to member.
+fn founds_its_own(machine: &mut Machine, name: &str) -> Duration {
     machine.wait("founded a network of its own");
     let (_, after) = machine.wait(MEMBER);
     println!("{name}: member {} s after power on", after.as_secs());
@@ -22,6 +28,13 @@ fn founds_its_own(machine: &mut Machine, name: &str) {
     machine.wait("health   alone");
     let valid = machine.invite().check(UnixTime::now());
     assert!(valid.is_ok(), "{valid:?}");
+    after
+}
+
+/// How long a boot took.
+fn boot(name: &str, what: &str, took: Duration) -> Figure {
+    let what = format!("power on to member, {what}");
+    seconds(&format!("boot-{name}"), &what, &[took])
 }
 
 #[test]
@@ -29,6 +42,7 @@ fn a_bios_machine_boots_from_cd_into_a_member_with_no_question_asked_and_the_key
  {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let measurement = measurement();
     let lab = plain_host("iso-bios-cd");
     let mut machine = Machine::on(
         dir.path(),
@@ -37,7 +51,7 @@ fn a_bios_machine_boots_from_cd_into_a_member_with_no_question_asked_and_the_key
         &cd(&iso),
         Some((&lab, "b")),
     );
-    founds_its_own(&mut machine, "bios-cd");
+    let booted = founds_its_own(&mut machine, "bios-cd");
     let (line, _) = machine.wait(" founded a network of its own");
     let name = line
         .split(", ")
@@ -58,15 +72,17 @@ fn a_bios_machine_boots_from_cd_into_a_member_with_no_question_asked_and_the_key
     is_pinged(&lab, &mut machine, &name);
     drop(machine);
     lab.down().unwrap();
+    measurement.end(&[boot("bios-cd", "BIOS from CD", booted)]);
 }
 
 /// Waits until a machine that was given no name is a member and answers.
-fn joins_under_a_name_of_its_own(lab: Lab, mut machine: Machine) {
+fn joins_under_a_name_of_its_own(lab: Lab, mut machine: Machine) -> Reached {
     let (line, _) = machine.wait("admitted as ");
     let name = line.split("admitted as ").nth(1).unwrap().trim().to_owned();
-    is_pinged(&lab, &mut machine, &name);
+    let reached = is_pinged(&lab, &mut machine, &name);
     drop(machine);
     lab.down().unwrap();
+    reached
 }
 
 /// A small FAT volume with a label and one file, as a person writes it to a stick.
@@ -102,6 +118,7 @@ fn volume(dir: &Path, label: &str, file: &str, text: &str) -> String {
 fn a_bios_machine_boots_from_a_usb_stick_and_joins_by_the_cloud_init_file_on_another() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let measurement = measurement();
     let lab = plain_host("iso-bios-usb");
     let text = format!(
         "#cloud-config\np2pvm:\n  join: {}\n  name: attic\n",
@@ -121,15 +138,18 @@ fn a_bios_machine_boots_from_a_usb_stick_and_joins_by_the_cloud_init_file_on_ano
         Some((&lab, "b")),
     );
     machine.wait("joining by user-data on the volume CIDATA");
-    is_pinged(&lab, &mut machine, "attic");
+    let reached = is_pinged(&lab, &mut machine, "attic");
     drop(machine);
     lab.down().unwrap();
+    let what = "BIOS from USB stick, joining by user-data on another";
+    measurement.end(&[boot("bios-usb", what, reached.member)]);
 }
 
 #[test]
 fn a_uefi_machine_boots_from_cd_and_joins_by_its_smbios_serial() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let measurement = measurement();
     let lab = plain_host("iso-uefi-cd");
     let serial = format!("type=1,serial={}", lab.invite("a", 1).unwrap());
     let medium = [cd(&iso), vec!["-smbios".into(), serial]].concat();
@@ -141,25 +161,32 @@ fn a_uefi_machine_boots_from_cd_and_joins_by_its_smbios_serial() {
         Some((&lab, "b")),
     );
     machine.wait("joining by the SMBIOS serial");
-    joins_under_a_name_of_its_own(lab, machine);
+    let reached = joins_under_a_name_of_its_own(lab, machine);
+    let what = "UEFI from CD, joining by the SMBIOS serial";
+    measurement.end(&[boot("uefi-cd", what, reached.member)]);
 }
 
 #[test]
 fn a_uefi_machine_boots_from_a_usb_stick_into_a_member_with_no_question_asked() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let measurement = measurement();
     let mut machine = Machine::on(dir.path(), "uefi-usb", Firmware::Uefi, &stick(&iso), None);
-    founds_its_own(&mut machine, "uefi-usb");
+    let booted = founds_its_own(&mut machine, "uefi-usb");
+    machine.off();
+    measurement.end(&[boot("uefi-usb", "UEFI from USB stick", booted)]);
 }
 
 #[test]
 fn a_customized_iso_joins_a_plain_host_over_the_wide_area_and_is_pinged() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let measurement = measurement();
     let lab = plain_host("iso-customized");
     let made = dir.path().join("lab.iso");
     let invite = lab.invite("a", 2).unwrap();
     let (iso, made_text) = (iso.to_string_lossy(), made.to_string_lossy());
+    let began = Instant::now();
     lab.p2pvm(
         "a",
         &[
@@ -173,6 +200,7 @@ fn a_customized_iso_joins_a_plain_host_over_the_wide_area_and_is_pinged() {
         ],
     )
     .unwrap();
+    let customized = began.elapsed();
     // An ordinary serial is no invite.
     let medium = [
         cd(&made),
@@ -186,13 +214,22 @@ fn a_customized_iso_joins_a_plain_host_over_the_wide_area_and_is_pinged() {
         &medium,
         Some((&lab, "b")),
     );
-    joins_under_a_name_of_its_own(lab, machine);
+    let reached = joins_under_a_name_of_its_own(lab, machine);
+    let round_trip = "round trip to a host 10 ms away over the overlay, through QEMU's NAT";
+    let direct = "member to three pings over a direct path";
+    measurement.end(&[
+        seconds("customize", "writing an invite into an ISO", &[customized]).digits(1),
+        boot("customized", "customized ISO from CD, BIOS", reached.member),
+        Figure::new("round-trip", round_trip, "ms", reached.rtts_ms).digits(1),
+        seconds("direct", direct, &[reached.direct]).of("customized ISO"),
+    ]);
 }
 
 #[test]
 fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_into_the_network() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
+    let measurement = measurement();
     let lab = plain_host("iso-refused");
     let medium = with_command_line(
         &iso,
@@ -226,8 +263,11 @@ fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_
     machine.wait("'exit' leads back to the status screen.");
     machine.serial.type_keys("echo $((6 * 7)) of $(hostname)\r");
     machine.wait("42 of attic");
+    let memory = memory(&mut machine);
     machine.serial.type_keys("exit\r");
     machine.wait("r reboot");
     drop(machine);
     lab.down().unwrap();
+    let figures: Vec<Figure> = sizes(&iso, dir.path()).into_iter().chain(memory).collect();
+    measurement.end(&figures);
 }

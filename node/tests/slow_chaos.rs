@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{chaos_options, image, play_chaos};
+use common::{chaos_options, image, measured::Measurement, play_chaos};
 use p2pvm_lab::chaos::Options;
 use std::path::PathBuf;
 
@@ -21,6 +21,7 @@ fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_e
         number("P2PVM_CHAOS_SEED", 1),
         number("P2PVM_CHAOS_MINUTES", 15),
     );
+    let measurement = Measurement::begin("chaos", "make test-slow FIGURES=docs/figures");
     let options = Options {
         image: Some(PathBuf::from(image())),
         ..chaos_options("slow-chaos", seed, minutes)
@@ -34,4 +35,5 @@ fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_e
         "{} events are no chaos",
         report.steps.len()
     );
+    measurement.end(&report.figures());
 }

@@ -6,6 +6,7 @@ mod common;
 
 use common::{
     SETTINGS,
+    measured::{Measurement, seconds},
     trouble::{forget, judge, nft, nothing, play, router, stale, stream, two_homes},
 };
 use p2pvm_lab::{
@@ -271,6 +272,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
     const OUT: &str = "add table ip out; add chain ip out o { type filter hook output priority 0; \
         }; \
                        add rule ip out o oifname eth0 ip protocol udp drop";
+    let measurement = Measurement::begin("paths", "make test-slow FIGURES=docs/figures");
     let lab = world("turned", "nat = 'port-restricted'");
     let address = |host: &str| common::address(&lab, host);
     let pings = Flow::pings(
@@ -298,7 +300,6 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
         longest = longest.max(pings.seen().last.elapsed());
         std::thread::sleep(Duration::from_millis(50));
     }
-    println!("the longest silence was {longest:?}");
     assert!(
         longest < Duration::from_secs(6),
         "{longest:?}\n{}\n{}",
@@ -308,4 +309,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
     let path = lab.ping("pub", "home", 3, "200ms").unwrap().path;
     assert!(path.starts_with("direct"), "{path}");
     lab.down().unwrap();
+    let silence = seconds("silence", "longest silence of pings", &[longest]);
+    let case = "the far end turned to another port in vain (pings, no stream)";
+    measurement.end(&[silence.of(case).digits(1).aim("≤ 6 s")]);
 }

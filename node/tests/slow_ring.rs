@@ -3,9 +3,13 @@
 
 mod common;
 
-use common::{SETTINGS, lab, public_sites};
+use common::{
+    SETTINGS, lab,
+    measured::{Measurement, seconds},
+    public_sites,
+};
 use p2pvm_api::{Cluster, Peer, Pong, Traced};
-use p2pvm_lab::{chain, lab::Lab};
+use p2pvm_lab::{chain, figures::Figure, lab::Lab};
 use std::time::{Duration, Instant};
 
 /// So many that three nearest on each side and a far one leave some without any connection.
@@ -60,6 +64,46 @@ fn ring(test: &str) -> Lab {
     // Edges of the joining that nobody needs go after ten seconds.
     std::thread::sleep(Duration::from_secs(14));
     lab
+}
+
+/// Begins a test's measurement for docs/scale.md.
+fn measurement() -> Measurement {
+    Measurement::begin("ring", "make test-slow FIGURES=docs/figures")
+}
+
+/// What the first pings between two members met.
+fn first_figures(hops: usize, pongs: &[(String, Option<f64>)]) -> [Figure; 4] {
+    let is_direct = |pong: &&(String, Option<f64>)| pong.0.starts_with("direct");
+    let trips = |pong: &(String, Option<f64>)| pong.1;
+    let (direct, over): (Vec<_>, Vec<_>) = pongs.iter().partition(is_direct);
+    let count = "pings before the path is direct, one each 200 ms";
+    [
+        Figure::new("hops", "hops of the first path", "", [hops as f64]),
+        Figure::new("pings-over", count, "", [over.len() as f64]),
+        Figure::new(
+            "trip-over",
+            "their round trips",
+            "ms",
+            over.into_iter().map(trips),
+        )
+        .digits(1),
+        Figure::new(
+            "trip-direct",
+            "direct round trips",
+            "ms",
+            direct.into_iter().map(trips),
+        ),
+    ]
+}
+
+/// How long the ring took to heal.
+fn heal_figures(around: Duration, merged: Duration) -> [Figure; 2] {
+    let death = "a member's death to a path around it";
+    let heal = "end of a partition to one ring that reaches all";
+    [
+        seconds("around", death, &[around]).digits(1),
+        seconds("merged", heal, &[merged]).digits(1),
+    ]
 }
 
 /// Two members without any connection.
@@ -129,6 +173,7 @@ fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
 
 #[test]
 fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
+    let measurement = measurement();
     let lab = ring("ring-first");
     let (from, to) = strangers(&lab);
     let traced: Traced = lab.json(&from, &["trace", &to]).unwrap();
@@ -189,10 +234,12 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
     let text = lab.p2pvm(&from, &["trace", &to]).unwrap();
     assert!(text.lines().any(|line| line.contains(&to)), "{text}");
     lab.down().unwrap();
+    measurement.end(&first_figures(traced.hops.len(), &pongs));
 }
 
 #[test]
 fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
+    let measurement = measurement();
     let lab = ring("ring-heal");
     let (from, to) = strangers(&lab);
     let traced: Traced = lab.json(&from, &["trace", &to]).unwrap();
@@ -219,7 +266,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
         },
     )
     .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(&from, 60)));
-    eprintln!("around {victim} after {:?}", died.elapsed());
+    let around = died.elapsed();
 
     let living: Vec<&str> = HOSTS.into_iter().filter(|host| *host != victim).collect();
     let (one, other) = living.split_at(living.len() / 2);
@@ -257,6 +304,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
             .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(a, 60)));
         }
     }
-    eprintln!("one ring again {:?} after the heal", healed.elapsed());
+    let merged = healed.elapsed();
     lab.down().unwrap();
+    measurement.end(&heal_figures(around, merged));
 }

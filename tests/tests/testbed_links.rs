@@ -7,7 +7,11 @@ use nix::sys::socket::{
     setsockopt,
     sockopt::{RcvBufForce, UdpGsoSegment},
 };
-use p2pvm_lab::{Testbed, sites::Properties};
+use p2pvm_lab::{
+    Testbed,
+    figures::{Figure, Recorder},
+    sites::Properties,
+};
 use std::{
     io::{Read, Write},
     iter,
@@ -16,6 +20,15 @@ use std::{
     time::{Duration, Instant},
 };
 use testbed_common::{PATIENCE, at, connection, kept_out, reaches, receive, silent, socket, up};
+
+/// Prints figures, and writes them for docs/testing.md where that is asked for.
+fn record(recorder: &Recorder, figures: &[Figure]) {
+    println!("{}", Recorder::overview(figures));
+    let command = "cargo nextest run -p p2pvm-tests --test testbed_links";
+    recorder
+        .record_part("testbed", command, figures)
+        .expect("the figures are written");
+}
 
 /// Round trips of `count` datagrams one after the other, sorted; an echo on `to` answers.
 fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Duration> {
@@ -44,6 +57,7 @@ fn round_trips(testbed: &Testbed, from: &str, to: &str, count: usize) -> Vec<Dur
 
 #[test]
 fn a_round_trip_takes_what_the_link_says_and_little_more() {
+    let (recorder, mut figures) = (Recorder::from_environment(), vec![]);
     let testbed = up(
         "[[site]]\nname='a'\n[[site]]\nname='b'\n[[site]]\nname='c'\n[[site]]\nname='d'\n[[site]]\n\
             name='e'\n\
@@ -58,15 +72,15 @@ fn a_round_trip_takes_what_the_link_says_and_little_more() {
         ("e", 45.0, 10),
     ] {
         let times = round_trips(&testbed, "a", to, count);
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        let (least, median, late) = (
-            ms(times[0]),
-            ms(times[count / 2]),
-            ms(times[count * 95 / 100]),
+        let ms = |d: &Duration| d.as_secs_f64() * 1e3;
+        let least = ms(&times[0]);
+        let figure = Figure::new(
+            "trip",
+            "round trip of a datagram",
+            "ms",
+            times.iter().map(ms),
         );
-        println!(
-            "rtt {nominal_ms} ms: least {least:.3}, median {median:.3}, 95 % within {late:.3} ms"
-        );
+        figures.push(figure.of(format!("{nominal_ms}")).digits(3));
         assert!(least >= nominal_ms, "faster than the link: {least} ms");
         // The machine may be busy with other tests: this bound is for mistakes, the figures above
         // are for precision.
@@ -75,6 +89,7 @@ fn a_round_trip_takes_what_the_link_says_and_little_more() {
             "much slower than the link: {least} ms"
         );
     }
+    record(&recorder, &figures);
 }
 
 /// Room for all datagrams of a test, also while the reader does not run.
@@ -153,6 +168,7 @@ fn tcp_mbit(testbed: &Testbed, from: &str, to: &str, time: Duration) -> f64 {
 
 #[test]
 fn a_link_carries_its_rate_or_hundreds_of_mbit_without_a_limit() {
+    let recorder = Recorder::from_environment();
     let testbed = up(
         "[[site]]\nname='a'\nnat='port-restricted'\n[[site]]\nname='b'\n[[site]]\nname='c'\n\
             [[site]]\nname='d'\n\
@@ -163,10 +179,16 @@ fn a_link_carries_its_rate_or_hundreds_of_mbit_without_a_limit() {
     let slow = tcp_mbit(&testbed, "a", "b", Duration::from_secs(2));
     let unlimited = tcp_mbit(&testbed, "a", "c", Duration::from_secs(1));
     let fast = tcp_mbit(&testbed, "a", "d", Duration::from_secs(2));
-    println!(
-        "TCP through a NAT: {slow:.1} Mbit/s of 20, {fast:.0} of 500 (20 ms), {unlimited:.0} \
-            without limit"
-    );
+    let tcp = |of: &str, rate: f64| {
+        let figure = Figure::new("tcp", "TCP through a NAT", "Mbit/s", [rate]);
+        figure.of(of).digits(1)
+    };
+    let figures = [
+        tcp("20 Mbit/s, 10 ms", slow),
+        tcp("500 Mbit/s, 20 ms", fast),
+        tcp("no limit, 1 ms", unlimited),
+    ];
+    record(&recorder, &figures);
     // The rate counts headers; what is still queued when the sender stops arrives at the same rate.
     assert!(
         (10.0..=20.0).contains(&slow),

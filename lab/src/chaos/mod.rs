@@ -10,12 +10,17 @@ mod stage;
 
 pub use events::{Cause, EVENTS, Event};
 
-use crate::{lab::LabError, testbed};
+use crate::{
+    figures::{Figure, Recorder, command_line},
+    lab::LabError,
+    testbed,
+};
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use stage::Stage;
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -140,6 +145,23 @@ impl Report {
     /// Whether every flow came back each time and p2pvm left nothing on the host.
     pub fn is_good(&self) -> bool {
         self.left.is_empty() && self.steps.iter().all(|step| step.missing.is_empty())
+    }
+
+    /// As docs/figures has it: for each event how long the slowest flow took each time.
+    pub fn figures(&self) -> Vec<Figure> {
+        let mut events: BTreeMap<&str, Vec<Option<f64>>> = BTreeMap::new();
+        for step in &self.steps {
+            let times = step.back.iter().map(|(_, seconds)| *seconds);
+            let slowest = times.fold(0.0, f64::max);
+            let back = step.missing.is_empty().then_some(slowest);
+            events.entry(step.event).or_default().push(back);
+        }
+        let what = "end of the event to the return of the slowest flow";
+        let figure = |(event, rounds): (&str, Vec<Option<f64>>)| {
+            let figure = Figure::new("back", what, "s", rounds).of(event);
+            figure.digits(1).aim("≤ 20 s")
+        };
+        events.into_iter().map(figure).collect()
     }
 
     /// The command that repeats the steps that failed.
@@ -273,7 +295,9 @@ pub fn main(options: &Options, program: &Path) -> anyhow::Result<std::process::E
         }
         return Ok(std::process::ExitCode::SUCCESS);
     }
+    let recorder = Recorder::from_environment();
     let report = run(options, program, &options.name, |line| println!("{line}"))?;
+    recorder.record("chaos", &command_line(), &report.figures())?;
     report
         .left
         .iter()

@@ -6,12 +6,12 @@
 
 mod serial;
 
-use crate::common::{lab, network, public_sites};
+use crate::common::{lab, measured::Measurement, network, public_sites};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use p2pvm_lab::{chain, lab::Lab};
+use p2pvm_lab::{chain, figures::Figure, lab::Lab};
 use p2pvm_overlay::membership::Invite;
 use serial::Serial;
 use std::{
@@ -45,6 +45,11 @@ pub fn iso() -> Option<PathBuf> {
         );
     }
     given
+}
+
+/// Begins a test's measurement for docs/appliance.md.
+pub fn measurement() -> Measurement {
+    Measurement::begin("appliance", "make test-iso FIGURES=docs/figures")
 }
 
 pub enum Firmware {
@@ -239,6 +244,46 @@ pub fn with_command_line(iso: &Path, dir: &Path, words: &str) -> Vec<String> {
     [cd(iso), kernel.into()].concat()
 }
 
+/// The sizes of the ISO, and of the initramfs and the kernel that [`kernel`] took out of it.
+pub fn sizes(iso: &Path, dir: &Path) -> [Figure; 3] {
+    let bytes = |path: &Path| fs::metadata(path).expect("it was made before").len() as f64;
+    let part = |file: &str| bytes(&dir.join(file)) / 1e6;
+    let mib = bytes(iso) / f64::from(1u32 << 20);
+    [
+        Figure::new("iso-size", "size of the ISO", "MiB", [mib]),
+        Figure::new(
+            "initramfs-size",
+            "size of its initramfs",
+            "MB",
+            [part("initrd")],
+        ),
+        Figure::new("kernel-size", "size of its kernel", "MB", [part("vmlinuz")]),
+    ]
+}
+
+/// Memory in use and memory in all, as the shell of a machine shows them.
+pub fn memory(machine: &mut Machine) -> [Figure; 2] {
+    machine
+        .serial
+        .type_keys("grep -E '^Mem(Total|Available):' /proc/meminfo\r");
+    let mut mib = |field: &str| {
+        let (line, _) = machine.wait_line(field, |line| {
+            line.starts_with(field) && line.ends_with(" kB")
+        });
+        let kib = line.split_whitespace().nth(1).map(str::parse::<f64>);
+        let Some(Ok(kib)) = kib else {
+            panic!("no amount: {line}")
+        };
+        kib / 1024.0
+    };
+    let (total, available) = (mib("MemTotal:"), mib("MemAvailable:"));
+    let used = "memory in use: total less available";
+    [
+        Figure::new("memory", used, "MiB", [total - available]),
+        Figure::new("memory-total", "memory in all", "MiB", [total]),
+    ]
+}
+
 /// A plain host `a`; on `b` and `c` appliances run behind QEMU's own NAT.
 pub fn plain_host(test: &str) -> Lab {
     let lab = lab(test, &public_sites(&["a", "b", "c"], 10.0));
@@ -246,11 +291,21 @@ pub fn plain_host(test: &str) -> Lab {
     lab
 }
 
+/// A machine that is a member and answers over a path of its own.
+pub struct Reached {
+    /// From power on to the screen of a member.
+    pub member: Duration,
+    /// From there to the last of three pings over a direct path.
+    pub direct: Duration,
+    /// Of these pings.
+    pub rtts_ms: Vec<f64>,
+}
+
 /// Waits until the machine is a member, answers over the overlay, and does so over a path of its
 /// own.
-pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
-    let (_, after) = machine.wait(MEMBER);
-    println!("{name}: member {} s after power on", after.as_secs());
+pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) -> Reached {
+    let (_, member) = machine.wait(MEMBER);
+    println!("{name}: member {} s after power on", member.as_secs());
     let (began, mut first) = (Instant::now(), None);
     let pinged = lab
         .wait(
@@ -273,10 +328,16 @@ pub fn is_pinged(lab: &Lab, machine: &mut Machine, name: &str) {
                 machine.serial.all()
             )
         });
+    let direct = began.elapsed();
     println!(
         "{name}: best {:.1} ms, {} after {} s; first {first:?}",
         pinged.best_ms(),
         pinged.path,
-        began.elapsed().as_secs()
+        direct.as_secs()
     );
+    Reached {
+        member,
+        direct,
+        rtts_ms: pinged.rtts_ms,
+    }
 }
