@@ -55,6 +55,12 @@ impl Table {
             nodes.retain(|n| n.position != me.position);
             nodes.sort_unstable();
             nodes.dedup_by_key(|n| n.position);
+            // Reason: look-ups halve the list. With two nodes out of order a packet would take a
+            // way that is not the closest, and no error would say so.
+            assert!(
+                nodes.is_sorted_by(|a, b| a.position < b.position),
+                "a table's places ascend, each once"
+            );
             nodes.into_boxed_slice()
         };
         Self {
@@ -63,6 +69,18 @@ impl Table {
             members: sorted(members),
             leaves: sorted(leaves),
         }
+    }
+
+    /// Whether it has this node among those that carry packets, or among the leaves.
+    pub(super) fn has(&self, node: &Node, carries: bool) -> bool {
+        let nodes = if carries { &self.members } else { &self.leaves };
+        find(nodes, node.position).is_some()
+    }
+
+    /// The nodes that carry packets, and those that do not.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&Node, bool)> {
+        let members = self.members.iter().map(|n| (n, true));
+        members.chain(self.leaves.iter().map(|n| (n, false)))
     }
 
     /// Whose it is.
