@@ -97,7 +97,7 @@ fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
 }
 
 #[test]
-fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_vms_are_branches() {
+fn of_two_daemons_with_one_state_the_later_gets_its_own_identity() {
     let lab = lab("twins", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);
     let made: VmView = lab

@@ -25,7 +25,7 @@ fn founds_its_own(machine: &mut Machine, name: &str) {
 }
 
 #[test]
-fn a_bios_machine_boots_from_cd_into_a_member_with_no_question_asked_and_the_key_j_leads_it_into_another_network()
+fn a_cd_boots_into_a_member_unasked_and_j_joins_another_network()
  {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();

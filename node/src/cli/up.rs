@@ -271,7 +271,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     #[test]
-    fn a_daemon_that_ends_at_once_is_heard_with_its_code_and_its_sentence() {
+    fn a_daemon_that_ends_at_once_is_reported_with_code_and_sentence() {
         let said = "2026-01-01T00:00:00Z  INFO starting\np2pvm: starting the packet plane: cannot \
             bind UDP port 4002: Address in use\n";
         let failure = ended(ExitStatus::from_raw(5 << 8), said);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_called_up_before_a_member_let_it_in_while_one_may_be_there() {
+    fn a_node_is_up_only_once_a_reachable_member_admitted_it() {
         let status = |known, connected| Status {
             known,
             connected,

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_daemon_found_wrong_is_not_said_to_be_well_beside_it() {
+    fn what_the_daemon_found_wrong_is_not_called_well_beside_it() {
         let looked = || {
             vec![
                 check("names", Fine, "asked of 192.0.2.1", ""),

@@ -256,7 +256,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn an_envelope_opens_once_and_neither_its_address_nor_its_kind_can_be_changed() {
+    fn an_envelope_opens_once_and_its_address_and_kind_are_sealed() {
         let key = [7; 32];
         let parts = |initiator| Parts {
             local: 1,
