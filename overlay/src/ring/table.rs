@@ -279,7 +279,8 @@ mod tests {
             prop_assert_eq!(table.next(target, Mode::Closest), expected);
             // A lookup is routed as if its asker were not there.
             let header = Header::new(Kind::ControlClosest, at(except), target);
-            let best = all().filter(|n| *n != except).min_by_key(|n| target.closeness(at(*n))).expect("we are there");
+            let others = all().filter(|n| *n != except);
+            let best = others.min_by_key(|n| target.closeness(at(*n))).expect("we are there");
             let expected = if best == 0 { Next::Here } else { Next::Via(MemberId([best; 32])) };
             prop_assert_eq!(table.route(&header), expected);
         }
@@ -295,7 +296,9 @@ mod tests {
             prop_assert_eq!(parts.len(), others.iter().filter(|n| range.contains(at(**n))).count());
             for (member, part) in &parts {
                 prop_assert!(
-                    part.contains(Position::of(member)) && part.within(&range) && !part.contains(at(0))
+                    part.contains(Position::of(member))
+                        && part.within(&range)
+                        && !part.contains(at(0))
                 );
             }
             let places = places.into_iter().map(Position).chain(others.iter().map(|n| at(*n)));

@@ -3,71 +3,45 @@
 /// Files and functions that were longer when the rules came, with their lines. An entry only
 /// shrinks or goes; there are no new ones.
 pub const LONG_FILES: &[(&str, usize)] = &[
-    ("node/src/cli/network.rs", 753),
-    ("node/src/doctor/judge.rs", 697),
     ("node/tests/e2e_dashboard.rs", 751),
     ("node/tests/e2e_policy.rs", 671),
     ("overlay/src/membership/trust_tests.rs", 643),
 ];
 /// Files with wider lines, by their number: tables, addresses and settings that cannot be broken.
 pub const WIDE_FILES: &[(&str, usize)] = &[
-    ("daemon/src/routes/subnets/judge.rs", 1),
-    ("daemon/src/succession.rs", 1),
     ("dhcp/tests/host/resolved.rs", 3),
     ("lab/src/host_state.rs", 1),
     ("lab/src/sim/plot.rs", 8),
     ("lab/src/sites.rs", 2),
     ("node/src/top/feed.rs", 1),
     ("node/tests/docs/session.rs", 1),
-    ("node/tests/e2e_absent.rs", 1),
-    ("node/tests/e2e_hosts.rs", 1),
     ("node/tests/e2e_odd_hosts.rs", 1),
-    ("node/tests/e2e_vm.rs", 1),
-    ("node/tests/iso_boot.rs", 1),
-    ("node/tests/iso_members.rs", 2),
     ("node/tests/slow_hosts.rs", 3),
-    ("overlay/src/control/gate.rs", 1),
-    ("overlay/src/coordinates_tests.rs", 1),
-    ("overlay/src/link/state/tests.rs", 1),
     ("overlay/src/link/wire.rs", 1),
-    ("overlay/src/membership/policy/tests.rs", 2),
-    ("overlay/src/ring/table.rs", 2),
-    ("tests/tests/tidy/exceptions.rs", 7),
 ];
 pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "daemon/src/web/access.rs: fn a_request_for_another_name_or_from_another_page_is_refused",
         75,
     ),
-    ("node/src/cli/netcheck.rs: fn show", 104),
-    ("node/src/cli/network.rs: fn join", 87),
     (
-        "node/src/doctor/judge.rs: fn what_only_works_less_well_is_a_warning",
-        81,
-    ),
-    (
-        "node/tests/deb.rs: fn \
-            a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm",
+        "node/tests/deb.rs: fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm",
         159,
     ),
     (
-        "node/tests/e2e_absent.rs: fn \
-            draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive",
-        94,
-    ),
-    (
-        "node/tests/e2e_absent.rs: fn \
-            a_dead_hosts_vms_stay_listed_with_advice_until_it_returns",
+        "node/tests/e2e_absent.rs: fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns",
         102,
     ),
     (
-        "node/tests/e2e_absent.rs: fn \
-            vms_of_one_name_from_two_halves_live_and_can_be_deleted",
+        "node/tests/e2e_absent.rs: fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive",
+        94,
+    ),
+    (
+        "node/tests/e2e_absent.rs: fn vms_of_one_name_from_two_halves_live_and_can_be_deleted",
         95,
     ),
     (
-        "node/tests/e2e_console.rs: fn \
-            a_report_has_what_a_developer_needs_but_no_key_or_invite",
+        "node/tests/e2e_console.rs: fn a_report_has_what_a_developer_needs_but_no_key_or_invite",
         80,
     ),
     (
@@ -116,8 +90,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
         71,
     ),
     (
-        "node/tests/e2e_mobility.rs: fn \
-            links_return_within_ten_seconds_of_a_move_and_tcp_goes_on",
+        "node/tests/e2e_mobility.rs: fn links_return_within_ten_seconds_of_a_move_and_tcp_goes_on",
         77,
     ),
     (
@@ -126,13 +99,11 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
         86,
     ),
     (
-        "node/tests/e2e_odd_hosts.rs: fn \
-            packets_and_control_do_not_wait_for_a_disks_slow_sync",
+        "node/tests/e2e_odd_hosts.rs: fn packets_and_control_do_not_wait_for_a_disks_slow_sync",
         101,
     ),
     (
-        "node/tests/e2e_policy.rs: fn \
-            a_guest_has_ipv6_and_a_name_and_is_guarded_by_it",
+        "node/tests/e2e_policy.rs: fn a_guest_has_ipv6_and_a_name_and_is_guarded_by_it",
         80,
     ),
     (
@@ -170,29 +141,25 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
         79,
     ),
     (
-        "node/tests/e2e_twins.rs: fn \
-            of_two_daemons_with_one_state_the_later_gets_its_own_identity",
+        "node/tests/e2e_twins.rs: fn of_two_daemons_with_one_state_the_later_gets_its_own_identity",
         98,
     ),
     (
-        "node/tests/e2e_vm.rs: fn \
-            an_unusable_disk_is_refused_with_the_reason_and_leaves_nothing",
+        "node/tests/e2e_vm.rs: fn an_unusable_disk_is_refused_with_the_reason_and_leaves_nothing",
         77,
+    ),
+    (
+        "node/tests/iso_members.rs: fn a_guest_moves_between_two_appliances_while_a_client_counts",
+        93,
     ),
     (
         "node/tests/iso_members.rs: fn \
             a_machine_installs_unattended_and_its_clone_becomes_another_member",
         85,
     ),
-    (
-        "node/tests/iso_members.rs: fn \
-            a_guest_moves_between_two_appliances_while_a_client_counts",
-        93,
-    ),
     ("node/tests/slow_hosts.rs: fn beside", 77),
     (
-        "node/tests/slow_paths.rs: fn \
-            a_path_is_direct_again_whatever_its_routers_forget_or_become",
+        "node/tests/slow_paths.rs: fn a_path_is_direct_again_whatever_its_routers_forget_or_become",
         142,
     ),
     (
@@ -205,7 +172,6 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
             an_envelope_opens_once_and_its_address_and_kind_are_sealed",
         72,
     ),
-    ("overlay/src/membership/policy/read.rs: fn parse", 100),
     (
         "overlay/src/membership/policy/tests.rs: fn \
             a_bad_document_is_refused_with_its_line_and_what_would_be_right",
@@ -216,7 +182,6 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
             with_a_revoked_member_fall_those_that_grew_from_its_copied_state",
         98,
     ),
-    ("overlay/src/ring/near.rs: fn plan_near", 78),
     (
         "overlay/src/ring/tests.rs: fn \
             nothing_that_a_neighbour_sends_panics_or_grows_memory_without_bound",

@@ -1,6 +1,6 @@
-//! The order of the crates: that of the first table of docs/ARCHITECTURE.md, so that the page cannot
-//! say one thing and the manifests another. A manifest also names what a crate's tests, benches and
-//! examples import, so these count.
+//! The order of the crates: that of the first table of docs/ARCHITECTURE.md, so that the page and
+//! the manifests cannot differ. A manifest also names what a crate's tests, benches and examples
+//! import, so these count.
 
 use super::read;
 
