@@ -177,8 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_useless_invite_changes_nothing_and_a_later_plan_keeps_the_keys()
-     {
+    async fn a_useless_invite_changes_nothing_and_a_later_plan_keeps_the_keys() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, member) = founded(dir.path(), "attic");
         plan(&layout, "p2pvm1nonsense", "attic").unwrap();

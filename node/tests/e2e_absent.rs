@@ -243,8 +243,7 @@ fn vms_of_one_name_from_two_halves_live_and_can_be_deleted() {
 }
 
 #[test]
-fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran()
- {
+fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
     let lab = lab("orderly", &public_sites(&["a", "b", "c", "d"], 5.0));
     network(&lab, &["a", "b", "c", "d"]);
     let address = create(&lab, "d", "deb", &["--start"]).address;

@@ -167,8 +167,7 @@ fn ended(child: std::process::Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_move_that_fails_leaves_the_vm_and_its_connections_whole()
- {
+fn a_move_that_fails_leaves_the_vm_and_its_connections_whole() {
     let lab = lab("giveup", &public_sites(&["a", "b", "c", "d"], 10.0));
     network(&lab, &["a", "b", "c", "d"]);
     let address = create(&lab, "b");

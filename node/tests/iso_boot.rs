@@ -25,8 +25,7 @@ fn founds_its_own(machine: &mut Machine, name: &str) {
 }
 
 #[test]
-fn a_cd_boots_into_a_member_unasked_and_j_joins_another_network()
- {
+fn a_cd_boots_into_a_member_unasked_and_j_joins_another_network() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let lab = plain_host("iso-bios-cd");

@@ -33,8 +33,7 @@ fn names(lab: &Lab) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_machine_installs_unattended_and_its_clone_becomes_another_member()
- {
+fn a_machine_installs_unattended_and_its_clone_becomes_another_member() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let lab = plain_host("iso-install");
@@ -159,8 +158,7 @@ fn moved(lab: &Lab, to: &str) {
 }
 
 #[test]
-fn a_guest_moves_between_two_appliances_while_a_client_counts()
- {
+fn a_guest_moves_between_two_appliances_while_a_client_counts() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let lab = lab("iso-guest", &public_sites(&["a", "b", "c"], 10.0));

@@ -259,8 +259,8 @@ impl Ring {
     /// reach the table, this member would send packets to a dead neighbour, or answer for a place
     /// that is another's, and the ring's own checks would find nothing wrong.
     ///
-    /// [`Ring::settle`] looks at every edge anyway. Two members at one place have one entry: no peer
-    /// can make this fail.
+    /// [`Ring::settle`] looks at every edge anyway, so this costs little. Two members at one place
+    /// have one entry, so no peer can make it fail.
     fn assert_table(&self) {
         assert!(
             self.table.joined() == self.joined,
