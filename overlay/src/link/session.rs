@@ -304,14 +304,12 @@ mod tests {
             // Index and counter of the header are not data: the one finds the session, the other is
             // the nonce.
             let at_nonce = (8..16).contains(&at);
-            let opened = far.open_envelope(
-                &mut changed,
-                if at_nonce {
-                    counter ^ 1 << ((15 - at) * 8)
-                } else {
-                    counter
-                },
-            );
+            let number = if at_nonce {
+                counter ^ 1 << ((15 - at) * 8)
+            } else {
+                counter
+            };
+            let opened = far.open_envelope(&mut changed, number);
             assert_eq!(opened.is_err(), at >= 8, "byte {at}");
         }
         let mut as_data = seal();

@@ -168,11 +168,6 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
         81,
     ),
     (
-        "overlay/src/link/session.rs: fn \
-            an_envelope_opens_once_and_its_address_and_kind_are_sealed",
-        72,
-    ),
-    (
         "overlay/src/membership/policy/tests.rs: fn \
             a_bad_document_is_refused_with_its_line_and_what_would_be_right",
         76,
