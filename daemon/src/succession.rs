@@ -177,8 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_invite_that_is_of_no_use_leaves_the_machine_as_it_was_and_a_later_plan_keeps_the_new_keys()
-     {
+    async fn a_useless_invite_changes_nothing_and_a_later_plan_keeps_the_keys() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, member) = founded(dir.path(), "attic");
         plan(&layout, "p2pvm1nonsense", "attic").unwrap();

@@ -5,8 +5,8 @@
 use crate::{
     bugreport,
     cli::{
-        Cli, Command, Context, appliance, dashboard, drain, lab, limit, netcheck, network, policy,
-        ring, say, stop, token, traffic, vm,
+        Cli, Command, Context, appliance, dashboard, drain, lab, limit, members, netcheck, network,
+        policy, ring, say, stop, token, traffic, up, vm,
     },
     doctor, top,
 };
@@ -80,20 +80,20 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
 async fn command(context: Context, command: Command) -> Outcome<()> {
     match command {
         Command::Init(a) => network::init(&context, a),
-        Command::Up(a) => network::up_detached(&context, &a).await,
+        Command::Up(a) => up::detached(&context, &a).await,
         Command::Down(a) => stop::down(&context, a.force).await,
         Command::Invite(a) => network::invite(&context, a).await,
         Command::Join(a) => network::join(&context, a).await,
         Command::Revoke(a) => network::revoke(&context, &a.what).await,
-        Command::Status => network::status(&context).await,
+        Command::Status => members::status(&context).await,
         Command::Top(a) => top::run(&context, &a).await,
         Command::Dashboard(a) => dashboard::run(&context, &a).await,
         Command::Bugreport(a) => bugreport::run(&context, a.out).await,
         Command::Peers(a) if a.all => ring::cluster(&context).await,
-        Command::Peers(_) => network::peers(&context).await,
+        Command::Peers(_) => members::peers(&context).await,
         Command::Metrics(a) => ring::metrics(&context, a.all).await,
         Command::Traffic(a) => traffic::show(&context, a.all).await,
-        Command::Ping(a) => network::ping(&context, a).await,
+        Command::Ping(a) => members::ping(&context, a).await,
         Command::Netcheck => netcheck::run(&context).await,
         Command::Trace(a) => ring::trace(&context, &a.member).await,
         Command::Leave(a) => stop::leave(&context, a.force).await,

@@ -250,7 +250,7 @@ impl Drop for Machine {
 }
 
 #[test]
-fn the_package_installs_on_a_clean_debian_and_an_upgrade_keeps_state_settings_and_the_running_vm() {
+fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm() {
     for program in [
         "cargo-deb",
         "mmdebstrap",

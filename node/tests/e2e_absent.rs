@@ -42,7 +42,7 @@ fn health(lab: &Lab, host: &str) -> (String, String) {
 }
 
 #[test]
-fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
+fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns() {
     let lab = lab("absent", &public_sites(&["a", "b", "c", "d"], 5.0));
     network(&lab, &["a", "b", "c", "d"]);
     create(&lab, "d", "web", &["--start"]);
@@ -146,7 +146,7 @@ fn the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns() {
 }
 
 #[test]
-fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_deleted() {
+fn vms_of_one_name_from_two_halves_live_and_can_be_deleted() {
     let lab = lab("halves", &public_sites(&["a", "b", "c", "d"], 5.0));
     let hosts = ["a", "b", "c", "d"];
     network(&lab, &hosts);
@@ -243,8 +243,7 @@ fn two_vms_of_one_name_made_in_two_halves_of_a_network_both_live_on_and_can_be_d
 }
 
 #[test]
-fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_to_be_deleted_from_anywhere()
- {
+fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
     let lab = lab("orderly", &public_sites(&["a", "b", "c", "d"], 5.0));
     network(&lab, &["a", "b", "c", "d"]);
     let address = create(&lab, "d", "deb", &["--start"]).address;
@@ -310,7 +309,7 @@ fn a_stopped_vm_restored_elsewhere_leaves_no_branch_and_one_that_ran_leaves_one_
 }
 
 #[test]
-fn a_host_is_emptied_two_at_a_time_whatever_one_vm_does_and_ctrl_c_lets_those_that_move_arrive() {
+fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
     let lab = lab("empty", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
     let names = ["v1", "v2", "v3", "v4", "v5"];

@@ -92,7 +92,7 @@ impl Drop for Screen<'_> {
 }
 
 #[test]
-fn the_screen_shows_members_says_when_the_daemon_is_away_and_comes_back_by_itself() {
+fn the_screen_says_when_the_daemon_is_away_and_returns_by_itself() {
     let lab = lab("top", &public_sites(&["a", "b"], 20.0));
     network(&lab, &["a", "b"]);
     lab.ping("a", "b", 1, "100ms").unwrap();
@@ -271,7 +271,7 @@ fn holds(hay: &[u8], secret: &[u8]) -> bool {
 }
 
 #[test]
-fn a_report_holds_what_a_developer_needs_and_no_key_and_no_invite() {
+fn a_report_has_what_a_developer_needs_but_no_key_or_invite() {
     let lab = lab("report", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let invite = lab.invite("a", 3).unwrap();
@@ -437,7 +437,7 @@ fn bounding_set() -> String {
 }
 
 #[test]
-fn with_the_units_capabilities_guests_run_and_outlive_an_upgrade_of_the_daemon() {
+fn with_the_units_capabilities_guests_run_and_outlive_a_daemons_upgrade() {
     let lab = lab("caps", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let start = || {

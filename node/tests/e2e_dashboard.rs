@@ -129,7 +129,7 @@ fn request(lab: &Lab, from: &str, to: SocketAddr, head: &str, body: &str) -> Opt
 }
 
 #[test]
-fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_is_on_its_list() {
+fn only_a_dashboard_switched_on_answers_and_only_to_its_token() {
     let lab = lab("dashboard", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let address: IpAddr = common::address(&lab, "a").parse().unwrap();
@@ -476,7 +476,7 @@ fn echo(
 }
 
 #[test]
-fn a_guests_console_echoes_over_a_websocket_and_the_page_moves_its_vm_from_any_member() {
+fn a_guests_console_echoes_and_the_page_moves_its_vm_from_anywhere() {
     let lab = lab("dashvm", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
     create(&lab, "b", "a");

@@ -58,7 +58,7 @@ fn is_shown(lab: &Lab, by: &str, name: &str) -> bool {
 }
 
 #[test]
-fn what_joining_needs_is_checked_before_the_invite_is_used_and_names_come_out_usable() {
+fn joining_is_checked_before_the_invite_is_used_and_names_become_usable() {
     let lab = lab("needs", &public_sites(&["a", "b", "c", "d", "e"], 5.0));
     let founded = lab.found("a", "lab").unwrap();
     let invite = lab.invite("a", 1).unwrap();
@@ -360,7 +360,7 @@ fn left_on(lab: &Lab, host: &str) -> String {
 }
 
 #[test]
-fn beside_a_daemon_that_hangs_every_command_says_so_within_seconds_and_force_ends_it() {
+fn every_command_names_a_hanging_daemon_within_seconds_and_force_ends_it() {
     let lab = lab("hangs", &public_sites(&["a", "b"], 5.0));
     common::network(&lab, &["a", "b"]);
     lab.p2pvm(

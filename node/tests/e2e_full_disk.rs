@@ -110,7 +110,7 @@ fn fill(path: &Path) {
 }
 
 #[test]
-fn a_guest_on_a_full_disk_is_paused_with_the_reason_and_loses_nothing() {
+fn a_guest_on_a_full_disk_pauses_with_reason_and_loses_nothing() {
     let lab = lab("fulldisk", &public_sites(&["a", "b", "c"], 5.0));
     let dir = lab.dir("b").unwrap();
     let small = Small::at(dir.clone(), 360);

@@ -286,8 +286,7 @@ fn names_are_found_while_a_dhcp_client_rewrites_resolv_conf() {
 /// iptables: with p2pvm forbidden to open anything, a guest is cut off from nothing but the host
 /// itself, and `doctor` says by what.
 #[test]
-fn guests_are_reached_and_served_beside_every_firewall_and_doctor_says_why_they_do_not_reach_the_host()
- {
+fn guests_are_reached_beside_every_firewall_and_doctor_names_what_blocks() {
     let image = common::image();
     let Some(stage) = Stage::with_files("guests", "firewall = \"off\"\n", &[Path::new(image)])
     else {

@@ -158,7 +158,7 @@ fn whole(lab: &Lab, hosts: &[&str], seconds: u64) {
 const BACK: Duration = Duration::from_secs(10);
 
 #[test]
-fn every_link_is_back_within_ten_seconds_of_a_move_and_tcp_goes_on() {
+fn links_return_within_ten_seconds_of_a_move_and_tcp_goes_on() {
     let mut lab = lab(
         "moves",
         r#"
@@ -237,7 +237,7 @@ fn every_link_is_back_within_ten_seconds_of_a_move_and_tcp_goes_on() {
 }
 
 #[test]
-fn a_network_that_is_started_anew_finds_together_without_those_it_joined_through() {
+fn a_restarted_network_finds_together_without_the_members_it_joined_through() {
     let measurement = measurement();
     let lab = lab(
         "reboot",

@@ -285,7 +285,7 @@ fn pinged_while<T>(lab: &Lab, seconds: u32, meanwhile: impl FnOnce() -> T) -> (V
 }
 
 #[test]
-fn on_a_disk_that_takes_seconds_for_a_sync_packets_and_control_do_not_wait_for_it() {
+fn packets_and_control_do_not_wait_for_a_disks_slow_sync() {
     let lab = lab("slowdisk", &public_sites(&["a", "b", "c"], 4.0));
     let disk = match SlowDisk::under(&lab.dir("c").unwrap()) {
         Ok(disk) => disk,
@@ -446,7 +446,7 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
 /// In a rootless container p2pvm is root of a user namespace alone, and opens a TUN device that
 /// anybody may open.
 #[test]
-fn in_a_rootless_container_a_member_joins_and_the_doctor_says_what_is_so() {
+fn a_member_in_a_rootless_container_joins_and_doctor_tells_the_truth() {
     const CONTAINER: &str = "
 ip link add up0 type veth peer name up1 && ip addr add 10.66.0.1/24 dev up0 && ip link set up0 up
 sysctl -qw net.ipv4.ip_forward=1

@@ -209,7 +209,7 @@ fn rules_hold_where_packets_arrive_and_acl_check_says_what_happens() {
 }
 
 #[test]
-fn a_lan_is_reached_through_the_member_that_offers_it_for_as_long_as_it_may_and_does() {
+fn a_lan_is_reached_through_its_member_while_that_offers_and_may() {
     let lab = lab("subnet", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
     let _lan = Lan::new(&lab, "b");
@@ -360,7 +360,7 @@ fn musl_is_here() -> bool {
 }
 
 #[test]
-fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterwards() {
+fn a_hosts_programs_find_names_and_resolv_conf_is_restored_afterwards() {
     let lab = lab("names", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
     let shared = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -506,7 +506,7 @@ fn a_hosts_programs_find_names_and_addresses_and_resolv_conf_is_as_it_was_afterw
 }
 
 #[test]
-fn a_guest_is_reached_over_ipv6_has_a_name_and_is_guarded_by_it() {
+fn a_guest_has_ipv6_and_a_name_and_is_guarded_by_it() {
     let lab = lab("guest", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
     let made: VmView = lab

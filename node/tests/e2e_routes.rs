@@ -109,7 +109,7 @@ fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
 }
 
 #[test]
-fn a_host_is_after_down_and_after_a_kill_as_it_was_before() {
+fn after_down_and_after_a_kill_a_host_is_as_before() {
     let lab = lab("trace", &public_sites(&["a", "b"], 10.0));
     let _lan = Lan::new(&lab, "b");
     run(

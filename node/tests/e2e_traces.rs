@@ -130,7 +130,7 @@ fn metric(lab: &Lab, host: &str, name: &str) -> f64 {
 }
 
 #[test]
-fn one_migration_is_one_trace_over_both_hosts_and_a_collector_that_is_away_hinders_none() {
+fn a_migration_is_one_trace_and_a_missing_collector_hinders_none() {
     let measurement = Measurement::begin("traces", "cargo nextest run -p p2pvm --test e2e_traces");
     let lab = lab("traces", &public_sites(&["a", "b", "c"], 20.0));
     let address = lab.testbed().host("c").unwrap().address;

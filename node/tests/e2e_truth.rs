@@ -331,7 +331,7 @@ fn type_into(lab: &Lab, host: &str, vm: &str, line: &str) {
 }
 
 #[test]
-fn a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets() {
+fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
     let lab = lab("taps", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let made: VmView = lab

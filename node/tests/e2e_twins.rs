@@ -111,7 +111,7 @@ fn sees_both(lab: &Lab, host: &str, one: &str, other: &str) {
 }
 
 #[test]
-fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_vms_are_branches() {
+fn of_two_daemons_with_one_state_the_later_gets_its_own_identity() {
     let lab = lab("twins", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);
     let made: VmView = lab

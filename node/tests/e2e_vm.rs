@@ -163,8 +163,7 @@ fn ended(child: std::process::Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_move_that_is_given_up_or_whose_target_dies_leaves_the_vm_where_it_was_and_its_connections_whole()
- {
+fn a_move_that_fails_leaves_the_vm_and_its_connections_whole() {
     let lab = lab("giveup", &public_sites(&["a", "b", "c", "d"], 10.0));
     network(&lab, &["a", "b", "c", "d"]);
     let address = create(&lab, "b");
@@ -263,7 +262,7 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
 }
 
 #[test]
-fn what_cannot_be_a_vms_disk_is_refused_with_the_reason_and_leaves_nothing() {
+fn an_unusable_disk_is_refused_with_the_reason_and_leaves_nothing() {
     let lab = lab("images", &public_sites(&["a", "b"], 5.0));
     let _small = Small::at(lab.dir("b").unwrap(), 96);
     lab.configure("b", common::SETTINGS).unwrap();

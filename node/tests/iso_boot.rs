@@ -38,8 +38,7 @@ fn boot(name: &str, what: &str, took: Duration) -> Figure {
 }
 
 #[test]
-fn a_bios_machine_boots_from_cd_into_a_member_with_no_question_asked_and_the_key_j_leads_it_into_another_network()
- {
+fn a_cd_boots_into_a_member_unasked_and_j_joins_another_network() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let measurement = measurement();

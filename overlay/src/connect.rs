@@ -22,6 +22,7 @@ pub mod message;
 mod mobility;
 mod nat;
 mod netcheck;
+mod options;
 mod over_ring;
 mod relays;
 mod shared;
@@ -32,6 +33,7 @@ mod turns;
 
 pub use message::{Candidate, CandidateKind, NatKind};
 pub use netcheck::{NetCheck, Reachable};
+pub use options::ConnectOptions;
 pub use over_ring::Credentials;
 pub(crate) use state::nat::is_private;
 pub use state::punches::{Punch, Punches};
@@ -41,7 +43,7 @@ use crate::{
     fabric::Fabric,
     id::MemberId,
     membership::Certificate,
-    plane::{Error, Path, Plane, RelayOffer},
+    plane::{Error, Path, Plane},
     ring::Position,
     ring_net::RingNet,
 };
@@ -61,31 +63,6 @@ pub const STREAM_SERVICE: &str = "link-stream";
 /// How long a router may take to remove a mapping. A router that does not answer keeps it until it
 /// expires.
 const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
-
-/// What a connector may use.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectOptions {
-    /// Ask members by STUN for our address.
-    pub stun: bool,
-    /// Ask the router for a port mapping by PCP, NAT-PMP or UPnP.
-    pub upnp: bool,
-    /// Where others reach this node's plane, if a person has set up a port forwarding on the
-    /// router.
-    pub outside: Option<SocketAddr>,
-    /// What this node relays for others.
-    pub relay: RelayOffer,
-}
-
-impl Default for ConnectOptions {
-    fn default() -> Self {
-        Self {
-            stun: true,
-            upnp: true,
-            outside: None,
-            relay: RelayOffer::default(),
-        }
-    }
-}
 
 /// Makes and keeps links; dropping it stops that (links that stand live on).
 pub struct Connector {

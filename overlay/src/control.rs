@@ -26,12 +26,13 @@ mod outside;
 mod requests;
 mod serve;
 mod shared;
+mod status;
 mod streams;
 mod wire;
 
-pub use config::ControlConfig;
-pub use driver::FULL_MESH;
+pub use config::{ControlConfig, FULL_MESH};
 pub use join::{JoinError, Joined, join};
+pub use status::{ControlEvent, PeerStatus};
 
 use crate::{
     fabric::{BoxStream, Fabric, FabricError, Life, Serve},
@@ -89,36 +90,6 @@ pub enum ControlError {
             root can revoke more"
     )]
     NoneLeft,
-}
-
-/// An event on the control plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControlEvent {
-    /// A member has its first proved connection.
-    Connected(MemberId),
-    /// A member has lost its last one.
-    Disconnected(MemberId),
-    /// A member was revoked.
-    Revoked(MemberId),
-    /// This node was revoked: no member talks to it any more.
-    ThisNodeRevoked,
-}
-
-/// A member, as far as known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerStatus {
-    /// Its id.
-    pub member: MemberId,
-    /// Its host name.
-    pub name: String,
-    /// Whether there is a connection now.
-    pub connected: bool,
-    /// The multiaddresses that it publishes.
-    pub addresses: Vec<String>,
-    /// The relay that the best connection leads through, if it is not direct.
-    pub relayed: Option<MemberId>,
-    /// The last measured round-trip time.
-    pub rtt: Option<Duration>,
 }
 
 /// A running control host. Dropping it ends it; [`Control::shutdown`] also waits.

@@ -192,12 +192,15 @@ fn a_coordinate_out_of_bounds_is_refused_while_decoding() {
     }
 }
 
+/// The places along one axis that a member may say.
+const AXIS: std::ops::RangeInclusive<i32> = -3_000_000..=3_000_000;
+
 proptest! {
     /// Whatever is told and measured, one sample moves a member by a bounded way and leaves it at a
     /// place that others accept.
     #[test]
     fn no_sample_throws_a_member_far(samples in proptest::collection::vec(
-        (0u64..5_500_000, [-3_000_000i32..=3_000_000, -3_000_000i32..=3_000_000, -3_000_000i32..=3_000_000], 0u32..=3_000_000, 0u16..=1500), 1..200))
+        (0u64..5_500_000, [AXIS, AXIS, AXIS], 0u32..=3_000_000, 0u16..=1500), 1..200))
     {
         let mut v = Vivaldi::new(7);
         for (rtt, at, height, error) in samples {

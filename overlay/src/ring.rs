@@ -203,6 +203,7 @@ impl Ring {
         if replanned || self.changed {
             self.renew_table();
         }
+        self.assert_table();
         self.hurry = false;
         // The steps above may have lost or gained a neighbour: plan again at once rather than at
         // the next input.
@@ -250,6 +251,34 @@ impl Ring {
             self.table = Arc::new(table);
             self.outputs
                 .push_back(Output::TableChanged(self.table.clone()));
+        }
+    }
+
+    /// The table has each neighbour that has spoken, and nobody else. Reason: packets are routed by
+    /// the table while near neighbours are chosen by the edges. If a change of an edge did not
+    /// reach the table, this member would send packets to a dead neighbour, or answer for a place
+    /// that is another's, and the ring's own checks would find nothing wrong.
+    ///
+    /// [`Ring::settle`] looks at every edge anyway, so this costs little. Two members at one place
+    /// have one entry, so no peer can make it fail.
+    fn assert_table(&self) {
+        assert!(
+            self.table.joined() == self.joined,
+            "the table says otherwise whether this member has joined"
+        );
+        for edge in self.edges.values().filter(|e| e.heard) {
+            assert!(
+                edge.node.position == self.me.position || self.table.has(&edge.node, edge.joined),
+                "an edge to {:?} is missing in the table",
+                edge.node
+            );
+        }
+        for (node, carries) in self.table.nodes() {
+            let edge = self.edges.get(&node.member);
+            assert!(
+                edge.is_some_and(|e| e.heard && e.joined == carries),
+                "the table has {node:?}, which is no such neighbour"
+            );
         }
     }
 

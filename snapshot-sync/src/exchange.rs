@@ -10,60 +10,33 @@ mod plan;
 mod replicas;
 mod replicate;
 mod serve;
+mod shared;
 mod upkeep;
 pub mod wire;
 
 pub use fetch::FetchReport;
 pub use replicate::{Replication, ReplicationState};
+pub use shared::{ExchangeOptions, SERVICE};
 
-use crate::{ChunkId, ChunkStore, Error, ManifestId, Progress, error::malformed, store::Pin};
+use crate::{
+    ChunkId, ChunkStore, Error, ManifestId, Progress,
+    error::{blocking, malformed},
+    store::Pin,
+};
+use fetch::Scope;
 use p2pvm_overlay::{Fabric, FabricError, MemberId, identity::KeyPair};
+use shared::{Core, Turns};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-/// The name of this crate's service.
-pub const SERVICE: &str = "chunk";
-
-/// The limits and timeouts of an exchange.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExchangeOptions {
-    /// How many bytes one provider owes at most. 16 MiB fill a path of 80 MB/s with a round trip of
-    /// 200 ms.
-    pub window_bytes: u64,
-    /// How long a provider that owes chunks may be silent before its stream is closed.
-    pub stall: Duration,
-    /// How long a fetch or push makes no progress before it fails.
-    pub patience: Duration,
-    /// How long to wait for the answer to a request.
-    pub call_timeout: Duration,
-    /// How many bytes the file system has free before this member keeps a replica for another.
-    pub reserve_bytes: u64,
-    /// How many percent of the file system the replicas of one other member take at most.
-    pub replica_percent: u8,
-    /// How many replicas for one member wait or are fetched at a time; one of them is fetched.
-    pub max_keeping: usize,
-    /// How many streams are served at once.
-    pub max_streams: usize,
-}
-
-impl Default for ExchangeOptions {
-    fn default() -> Self {
-        Self {
-            window_bytes: 16 << 20,
-            stall: Duration::from_secs(8),
-            patience: Duration::from_secs(30),
-            call_timeout: Duration::from_secs(15),
-            reserve_bytes: 256 << 20,
-            replica_percent: 50,
-            max_keeping: 64,
-            max_streams: 64,
-        }
-    }
-}
+/// How many bytes stay free when this member fetches for itself.
+/// Reason: records and voters' promises need room.
+const KEPT_FREE: u64 = 64 << 20;
+/// The part of a small file system that stays free: one in this many.
+const KEPT_SHARE: u64 = 16;
 
 /// This member's part in the exchange of chunks.
 ///
@@ -108,20 +81,6 @@ pub struct Exchange {
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the tasks of an exchange share; they do not keep the exchange itself alive.
-#[derive(Clone)]
-struct Core {
-    fabric: Arc<dyn Fabric>,
-    store: ChunkStore,
-    options: ExchangeOptions,
-    /// A member's replicas are fetched one after the other, so that each sees what the ones before
-    /// it take.
-    turns: Turns,
-}
-
-/// One lock for each member.
-type Turns = Arc<Mutex<HashMap<MemberId, Arc<tokio::sync::Mutex<()>>>>>;
-
 impl Exchange {
     /// Serves `store`'s chunks to the members, and fetches into it, until the last clone of the
     /// `Arc` is dropped.
@@ -158,6 +117,27 @@ impl Exchange {
     /// This node.
     pub fn me(&self) -> MemberId {
         self.core.fabric.me()
+    }
+
+    /// Fetches the missing chunks of `manifest` (a file's, or a checkpoint's with its files) from
+    /// those of `providers` that have them. Durable on return; chunks that came before an error
+    /// stay for the next try.
+    ///
+    /// # Errors
+    /// `NoProvider` if some chunk is missing from all of them, or if nothing came for
+    /// [`ExchangeOptions::patience`]; `Malformed` if `manifest` names something else;
+    /// [`Error::Io`], also without room.
+    pub async fn fetch(
+        &self,
+        manifest: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<FetchReport, Error> {
+        let store = self.core.store.clone();
+        let room = blocking("looking for room", move || store.room()).await?;
+        let reserve = KEPT_FREE.min(room.size / KEPT_SHARE);
+        let scope = Scope::All { reserve };
+        self.core.fetch(manifest, providers, scope, progress).await
     }
 
     /// Fetches the damaged and missing chunks of `manifest` from `providers`.
@@ -245,22 +225,6 @@ impl Exchange {
 
     fn keeping(&self) -> MutexGuard<'_, HashMap<Pin, replicas::ReplicaFetch>> {
         self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Core {
-    async fn ask(
-        &self,
-        member: MemberId,
-        step: &'static str,
-        request: &wire::Request,
-        timeout: Duration,
-    ) -> Result<wire::Answer, Error> {
-        let answer = self
-            .fabric
-            .call(member, SERVICE, request.to_bytes(), timeout)
-            .await;
-        wire::Answer::parse(&answer.map_err(|source| Error::Peer { step, source })?)
     }
 }
 

@@ -9,6 +9,8 @@
 mod circles;
 #[path = "tidy/exceptions.rs"]
 mod exceptions;
+#[path = "tidy/order.rs"]
+mod order;
 
 use exceptions::{LONG_FILES, LONG_FUNCTIONS, WIDE_FILES};
 use std::{
@@ -26,21 +28,6 @@ const FUNCTION_LINES: usize = 70;
 /// How many columns a line of a Rust file has at most.
 /// Reason: two files fit beside each other.
 const COLUMNS: usize = 100;
-/// The workspace's crates, lowest layer first. A crate depends only on crates of lower layers.
-const LAYERS: [&[&str]; 6] = [
-    &["p2pvm-figures", "p2pvm-host", "p2pvm-console"],
-    &["p2pvm-api", "p2pvm-overlay"],
-    &[
-        "p2pvm-dht",
-        "p2pvm-snapshot-sync",
-        "p2pvm-authority",
-        "p2pvm-autonomic",
-        "p2pvm-lab",
-    ],
-    &["p2pvm-dhcp", "p2pvm-vm-manager"],
-    &["p2pvm-daemon"],
-    &["p2pvm", "p2pvm-tests"],
-];
 
 /// Directories that are made, not written.
 const MADE: [&str; 3] = ["target", "node_modules", "dist"];
@@ -261,49 +248,6 @@ fn missing_paths(page: &str, is_there: impl Fn(&Path) -> bool) -> Vec<String> {
     missing
 }
 
-/// The keys of a manifest's tables of dependencies, those for one target too.
-fn dependencies(manifest: &toml::Table) -> Vec<String> {
-    let tables = |of: &toml::Table| -> Vec<String> {
-        let kinds = ["dependencies", "dev-dependencies", "build-dependencies"];
-        kinds
-            .iter()
-            .filter_map(|kind| of.get(*kind)?.as_table())
-            .flat_map(|t| t.keys().cloned())
-            .collect()
-    };
-    let targets = manifest
-        .get("target")
-        .and_then(|t| t.as_table())
-        .into_iter()
-        .flat_map(|t| t.values());
-    tables(manifest)
-        .into_iter()
-        .chain(targets.filter_map(|t| t.as_table()).flat_map(tables))
-        .collect()
-}
-
-/// The manifests of the workspace's members: directory, name, names of dependencies.
-fn members() -> Vec<(String, String, Vec<String>)> {
-    let workspace: toml::Table = read("Cargo.toml")
-        .parse()
-        .expect("the workspace's manifest");
-    let listed = workspace["workspace"]["members"]
-        .as_array()
-        .expect("members are a list");
-    let of = |dir: &toml::Value| {
-        let dir = dir.as_str().expect("a member is a directory").to_owned();
-        let manifest: toml::Table = read(&format!("{dir}/Cargo.toml"))
-            .parse()
-            .expect("a member's manifest");
-        let name = manifest["package"]["name"]
-            .as_str()
-            .expect("a name")
-            .to_owned();
-        (dir, name, dependencies(&manifest))
-    };
-    listed.iter().map(of).collect()
-}
-
 /// One sentence for each name that has more than `most` lines and is not listed, and for each entry
 /// of the list that is not exact.
 fn too_long(
@@ -413,7 +357,7 @@ fn own_code(text: &str) -> String {
 #[test]
 fn no_circle_of_files_spans_folders() {
     let mut broken = Vec::new();
-    for (dir, _, _) in members() {
+    for order::Member { dir, .. } in order::members() {
         let src = root().join(&dir).join("src");
         let mut paths = BTreeSet::new();
         if src.is_dir() {
@@ -457,38 +401,11 @@ fn every_path_in_the_tables_of_architecture_exists() {
 }
 
 #[test]
-fn crates_depend_only_on_crates_of_lower_layers() {
-    let layer = |name: &str| LAYERS.iter().position(|layer| layer.contains(&name));
-    let members = members();
-    let mut broken = Vec::new();
-    for (dir, name, needs) in &members {
-        let Some(own) = layer(name) else {
-            broken.push(format!(
-                "{dir}/Cargo.toml: {name} has no layer: add it to LAYERS and to \
-                the table of docs/ARCHITECTURE.md"
-            ));
-            continue;
-        };
-        let upward = needs
-            .iter()
-            .filter(|needed| layer(needed).is_some_and(|theirs| theirs >= own));
-        broken.extend(upward.map(|needed| {
-            format!(
-                "{dir}/Cargo.toml: {name} needs {needed}, of its layer or one above: \
-                move what both need into a lower crate"
-            )
-        }));
-    }
-    let gone = LAYERS
-        .concat()
-        .into_iter()
-        .filter(|name| !members.iter().any(|(_, member, _)| member == name));
-    broken.extend(
-        gone.map(|name| format!("{name} is no member of the workspace: remove it from LAYERS")),
-    );
+fn crates_depend_only_on_crates_above_them_in_architecture() {
+    let rows = order::rows(&read("docs/ARCHITECTURE.md"));
     none(
-        "Crates build on lower crates only (LAYERS in tests/tests/tidy.rs):",
-        &broken,
+        "Crates build only on those above them in the first table of docs/ARCHITECTURE.md:",
+        &order::broken(&rows, &order::members()),
     );
 }
 

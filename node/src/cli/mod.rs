@@ -9,6 +9,7 @@ pub(crate) mod dashboard;
 pub(crate) mod drain;
 pub(crate) mod lab;
 pub mod limit;
+pub(crate) mod members;
 pub mod netcheck;
 pub(crate) mod network;
 pub(crate) mod policy;
@@ -21,6 +22,7 @@ pub(crate) mod stop;
 pub(crate) mod token;
 mod token_args;
 pub(crate) mod traffic;
+pub(crate) mod up;
 pub(crate) mod vm;
 mod vm_args;
 

@@ -32,8 +32,11 @@ fn yes(value: bool) -> &'static str {
     if value { "yes" } else { "no" }
 }
 
+fn line(label: &str, value: String) {
+    println!("{label:12}{value}");
+}
+
 fn show(page: &NetCheckView) {
-    let line = |label: &str, value: String| println!("{label:12}{value}");
     line(
         "addresses",
         if page.addresses.is_empty() {
@@ -43,26 +46,52 @@ fn show(page: &NetCheckView) {
         },
     );
     if page.daemon {
-        line("NAT", or_dash(page.nat.as_ref()));
-        line("mapping", or_dash(page.mapping.as_ref()));
-        line("filtering", or_dash(page.filtering.as_ref()));
-        line(
-            "seen as",
-            page.reflexive
-                .clone()
-                .unwrap_or_else(|| "its own address, or not known yet".to_owned()),
+        show_nat(page);
+    }
+    show_router(page);
+    if !page.daemon {
+        println!(
+            "\nNo daemon runs here, so no member can report how it sees this machine: start the \
+                daemon with 'p2pvm up --detach'."
         );
-        if let Some(port) = page.second_port {
-            line(
-                "2nd port",
-                format!("{port}, for members whose packets do not reach the first"),
-            );
-        }
+        return;
+    }
+    show_paths(page);
+    if page.members.is_empty() {
+        println!(
+            "\nNo other member is connected, so none can report how it sees this machine: invite \
+                one with 'p2pvm invite'."
+        );
+        return;
+    }
+    show_members(page);
+}
+
+/// How members see this machine.
+fn show_nat(page: &NetCheckView) {
+    line("NAT", or_dash(page.nat.as_ref()));
+    line("mapping", or_dash(page.mapping.as_ref()));
+    line("filtering", or_dash(page.filtering.as_ref()));
+    line(
+        "seen as",
+        page.reflexive
+            .clone()
+            .unwrap_or_else(|| "its own address, or not known yet".to_owned()),
+    );
+    if let Some(port) = page.second_port {
         line(
-            "port map",
-            page.mapped.clone().unwrap_or_else(|| "none".to_owned()),
+            "2nd port",
+            format!("{port}, for members whose packets do not reach the first"),
         );
     }
+    line(
+        "port map",
+        page.mapped.clone().unwrap_or_else(|| "none".to_owned()),
+    );
+}
+
+/// What the machine and its router show alone.
+fn show_router(page: &NetCheckView) {
     let v6 = match (&page.ipv6_nat, page.ipv6) {
         (Some(nat), _) => format!("public address, before it: {nat}"),
         (None, true) => "public address".to_owned(),
@@ -83,13 +112,9 @@ fn show(page: &NetCheckView) {
             yes(page.nat_pmp)
         ),
     );
-    if !page.daemon {
-        println!(
-            "\nNo daemon runs here, so no member can report how it sees this machine: start the \
-                daemon with 'p2pvm up --detach'."
-        );
-        return;
-    }
+}
+
+fn show_paths(page: &NetCheckView) {
     let p = &page.punches;
     let time = p
         .median_ms
@@ -109,13 +134,9 @@ fn show(page: &NetCheckView) {
             page.relays.join(", ")
         },
     );
-    if page.members.is_empty() {
-        println!(
-            "\nNo other member is connected, so none can report how it sees this machine: invite \
-                one with 'p2pvm invite'."
-        );
-        return;
-    }
+}
+
+fn show_members(page: &NetCheckView) {
     let rows: Vec<_> = page
         .members
         .iter()

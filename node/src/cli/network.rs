@@ -1,39 +1,24 @@
-//! The commands that found, join, leave and show a network.
+//! The commands that found, join and leave a network.
 
 use super::{
     Context,
-    args::{Init, Invite, Join, Ping, Up},
-    print::{self, ms, or_dash},
+    args::{Init, Invite, Join, Up},
+    print::{self, or_dash},
     progress::Progress,
-    silent,
+    up,
 };
 use p2pvm_api::{
-    Doing, Failure, Founded, InviteAnswer, InviteRequest, Joined, Kind, Outcome, Peer, PingRequest,
-    PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
-    client::{Client, Event},
+    Doing, Failure, Founded, InviteAnswer, InviteRequest, Joined, Kind, Outcome, RevokeAnswer,
+    RevokeRequest, Sorted, Status, Step,
 };
-use p2pvm_daemon::{layout::Layout, lock, membership, naming, naming::Called, preflight, service};
+use p2pvm_daemon::{
+    layout::Layout,
+    membership,
+    naming::{self, Called},
+    preflight,
+};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
-use std::{
-    fs,
-    io::Read,
-    os::unix::process::CommandExt,
-    path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
-};
-
-/// How long a daemon may take to open its socket. Reason: on a disk that takes seconds for a sync
-/// it needs 20 s.
-const DAEMON_START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a service's daemon may be silent before it counts as ended.
-const DYING_LIMIT: Duration = Duration::from_secs(2);
-/// How long a starting daemon may take to end when told to.
-const ENDING_LIMIT: Duration = Duration::from_secs(10);
-/// How long a member may take to admit or reject this one.
-const WELCOME_LIMIT: Duration = Duration::from_secs(4);
-/// How long claiming an address may take before the command reports why there is none.
-const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
+use std::{fs, io::Read, os::unix::process::CommandExt, process::Command, time::Instant};
 
 /// This machine's name in the network; makes its identity only if the name derives from it.
 fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
@@ -84,234 +69,6 @@ pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
     );
     println!("next: p2pvm up --detach, then p2pvm invite");
     Ok(())
-}
-
-pub(crate) async fn up_detached(context: &Context, up: &Up) -> Outcome<()> {
-    membership::require_member(&context.layout)?;
-    // A daemon that is being killed may answer once and then never again.
-    if let Some(mut client) = context.daemon_if_any().await?
-        && let Ok(status) = client.get::<Status>("/status").await
-    {
-        return show_up(context, &status, "already running");
-    }
-    let look = || preflight::for_daemon(&context.layout, "the daemon", (up.port, up.link_port));
-    match look() {
-        // Another 'up' may be running, or a daemon be ending.
-        _ if lock::holder(&context.layout).is_some() => {
-            let starting = || match lock::holder(&context.layout) {
-                Some(_) => Ok(()),
-                None => Err(Failure::new(
-                    Kind::Failed,
-                    "the daemon that held the state directory has ended",
-                )),
-            };
-            match until_up(&context.layout, starting).await {
-                Ok(status) => return show_up(context, &status, "already starting, and up now"),
-                Err(_) if lock::holder(&context.layout).is_none() => look()?,
-                Err(failure) => return Err(failure),
-            }
-        }
-        looked => looked?,
-    }
-    let status = start_daemon(context, up).await?;
-    show_up(context, &status, "up")
-}
-
-fn show_up(context: &Context, status: &Status, how: &str) -> Outcome<()> {
-    if context.json {
-        return print::json(status);
-    }
-    println!(
-        "{how}: {} in {}, address {}",
-        status.name,
-        status.network,
-        or_dash(status.address.as_ref())
-    );
-    if status.connected == 0 && status.known > 0 {
-        eprintln!(
-            "note: none of the {} known members answers yet; 'p2pvm status' shows when one does",
-            status.known
-        );
-    }
-    Ok(())
-}
-
-/// Starts the daemon, as a service or in a session of its own, and waits until it has an address.
-async fn start_daemon(context: &Context, up: &Up) -> Outcome<Status> {
-    let layout = &context.layout;
-    if service::manages(layout) && up.port.is_none() && up.link_port.is_none() && up.accel.is_none()
-    {
-        service::start().await?;
-        return tokio::select! {
-            up = until_up(layout, || Ok(())) => up,
-            _ = tokio::signal::ctrl_c() => {
-                Err(Failure::cancelled("stopped waiting: the service goes on starting; 'p2pvm \
-                    down' ends it"))
-            }
-        };
-    }
-    let log = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(layout.log())
-        .doing(format_args!("cannot open {}", layout.log().display()))?;
-    let written = log.metadata().map_or(0, |about| about.len());
-    let errors = log.try_clone().doing("cannot share the log file")?;
-    let mut command = Command::new(std::env::current_exe().doing("finding this program")?);
-    command.arg("--dir").arg(layout.dir()).arg("up");
-    for (flag, port) in [("--port", up.port), ("--link-port", up.link_port)] {
-        if let Some(port) = port {
-            command.arg(flag).arg(port.to_string());
-        }
-    }
-    if let Some(accel) = &up.accel {
-        command.args(["--accel", accel]);
-    }
-    command
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors)
-        .process_group(0);
-    let mut child = command.spawn().doing("starting the daemon")?;
-    let alive = || match child.try_wait().doing("watching the daemon")? {
-        // The daemon of another 'up' was first.
-        Some(_) if lock::holder(layout).is_some() => Ok(()),
-        Some(status) => Err(ended(status, &said_since(&layout.log(), written))),
-        None => Ok(()),
-    };
-    let waited = tokio::select! {
-        up = until_up(layout, alive) => Some(up),
-        _ = tokio::signal::ctrl_c() => None,
-    };
-    match waited {
-        Some(up) => up,
-        None => Err(call_off(child).await),
-    }
-}
-
-/// Ends the daemon after Ctrl-C, so that the command leaves nothing behind.
-async fn call_off(mut daemon: Child) -> Failure {
-    let pid = nix::unistd::Pid::from_raw(daemon.id().cast_signed());
-    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-    let told = Instant::now();
-    while told.elapsed() < ENDING_LIMIT {
-        if !matches!(daemon.try_wait(), Ok(None)) {
-            return Failure::cancelled(
-                "stopped: the daemon was ended before it was up; 'p2pvm up --detach' starts it \
-                    again",
-            );
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    Failure::cancelled(
-        "stopped, but the daemon, which was told to end, still runs: 'p2pvm down --force' ends it",
-    )
-}
-
-/// The failure of a daemon that ended at once: its own message and exit code.
-fn ended(status: ExitStatus, said: &str) -> Failure {
-    let kind = status
-        .code()
-        .and_then(Kind::of_exit_code)
-        .unwrap_or(Kind::Failed);
-    let last = said.lines().rev().find(|line| !line.trim().is_empty());
-    Failure::new(
-        kind,
-        match last.and_then(|line| line.strip_prefix("p2pvm: ")) {
-            Some(sentence) => format!("the daemon did not start: {sentence}"),
-            None if status.success() => {
-                "the daemon was stopped while it started, by 'p2pvm down' or by a signal".to_owned()
-            }
-            None => format!(
-                "the daemon ended at once ({status}): {}",
-                last.unwrap_or("its log is empty")
-            ),
-        },
-    )
-}
-
-/// The lines added to a log after its first `written` bytes.
-fn said_since(log: &Path, written: u64) -> String {
-    let bytes = fs::read(log).unwrap_or_default();
-    String::from_utf8_lossy(
-        bytes
-            .get(usize::try_from(written).unwrap_or(usize::MAX)..)
-            .unwrap_or_default(),
-    )
-    .into_owned()
-}
-
-/// Waits until the daemon has an address; `alive` says whether the daemon still runs.
-async fn until_up(layout: &Layout, mut alive: impl FnMut() -> Outcome<()>) -> Outcome<Status> {
-    let mut progress = Progress::new("starting");
-    let (began, mut seen) = (Instant::now(), None::<Instant>);
-    let waiting_for = |what: &str| Step {
-        phase: format!("waiting for {what}"),
-        ..Step::default()
-    };
-    loop {
-        alive()?;
-        let ask = async {
-            Client::connect(&layout.socket())
-                .await
-                .ok()?
-                .get::<Status>("/status")
-                .await
-                .ok()
-        };
-        let status = tokio::time::timeout(silent::PATIENCE, ask)
-            .await
-            .ok()
-            .flatten();
-        if status.is_some() {
-            seen = Some(Instant::now());
-        }
-        match status {
-            Some(status) if status.address.is_some() && is_welcome(&status, began.elapsed()) => {
-                return Ok(status);
-            }
-            Some(status) if status.address.is_some() => progress.step(&waiting_for("a member")),
-            Some(status) if began.elapsed() > ADDRESS_LIMIT => return Err(no_address(&status)),
-            // Only its silence shows that a service has ended.
-            None if seen.is_some_and(|at| at.elapsed() > DYING_LIMIT) => {
-                let ended = || {
-                    Failure::new(
-                        Kind::Failed,
-                        format!("the daemon has ended: see {}", layout.log().display()),
-                    )
-                };
-                return Err(service::ended(layout).await.unwrap_or_else(ended));
-            }
-            None if began.elapsed() > DAEMON_START_LIMIT => {
-                return Err(Failure::timed_out(format!(
-                    "the daemon does not answer: see {}",
-                    layout.log().display()
-                )));
-            }
-            Some(_) => progress.step(&waiting_for("an address")),
-            None => progress.step(&waiting_for("the daemon")),
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-}
-
-/// Whether a member has admitted this one, or no other member answers. Reason: a member that was
-/// revoked while it was down learns so only from another member.
-fn is_welcome(status: &Status, waited: Duration) -> bool {
-    status.connected > 0 || status.known == 0 || waited >= WELCOME_LIMIT
-}
-
-/// The failure of a daemon without an address, with the reason that it gives.
-fn no_address(status: &Status) -> Failure {
-    let why = status
-        .address_wanting
-        .as_deref()
-        .unwrap_or("the members that it asked have not agreed yet");
-    Failure::timed_out(format!(
-        "the daemon runs but has no address after {} s: {why}. It keeps trying; see 'p2pvm \
-            status' and 'p2pvm doctor'",
-        ADDRESS_LIMIT.as_secs()
-    ))
 }
 
 pub(crate) async fn invite(context: &Context, a: Invite) -> Outcome<()> {
@@ -391,28 +148,26 @@ fn shortened(text: &str) -> String {
     }
 }
 
-pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
-    let (text, address) = match (
-        a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false),
-        &a.invite,
-    ) {
-        (true, Some(invite)) => (read_invite(invite)?, Some(a.bootstrap.clone())),
-        (true, None) => {
-            return Err(Failure::usage(
-                "a multiaddr needs --invite: p2pvm join /ip4/... --invite FILE",
-            ));
-        }
-        (false, Some(_)) => {
-            return Err(Failure::usage(format!(
-                "--invite goes with a multiaddr; '{}' is not one",
-                shortened(&a.bootstrap)
-            )));
-        }
-        (false, None) => (read_invite(&a.bootstrap)?, None),
-    };
-    let invite = InviteText::parse(&text).map_err(membership::refused)?;
+/// The invite's text, and the multiaddr to ask first if one is given.
+fn invite_of(a: &Join) -> Outcome<(String, Option<String>)> {
+    let is_address = a.bootstrap.starts_with('/') && !fs::exists(&a.bootstrap).unwrap_or(false);
+    match (is_address, &a.invite) {
+        (true, Some(invite)) => Ok((read_invite(invite)?, Some(a.bootstrap.clone()))),
+        (true, None) => Err(Failure::usage(
+            "a multiaddr needs --invite: p2pvm join /ip4/... --invite FILE",
+        )),
+        (false, Some(_)) => Err(Failure::usage(format!(
+            "--invite goes with a multiaddr; '{}' is not one",
+            shortened(&a.bootstrap)
+        ))),
+        (false, None) => Ok((read_invite(&a.bootstrap)?, None)),
+    }
+}
+
+/// Checks what joining needs before the invite is used.
+async fn check_join(context: &Context, a: &Join, invite: &InviteText) -> Outcome<()> {
     let ports = (a.up.port, a.up.link_port);
-    if !membership::already(&context.layout, &invite, a.name.as_deref())? {
+    if !membership::already(&context.layout, invite, a.name.as_deref())? {
         preflight::for_daemon(&context.layout, "joining", ports)?;
         preflight::subnet(
             invite.network().subnet,
@@ -422,13 +177,28 @@ pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
     } else if context.daemon_if_any().await?.is_none() {
         preflight::for_daemon(&context.layout, "joining", ports)?;
     }
-    let called = called(&context.layout, a.name)?;
-    let up = Up {
-        detach: true,
-        port: a.up.port,
-        link_port: a.up.link_port,
-        accel: None,
+    Ok(())
+}
+
+/// Replaces this process by the daemon; returns only if that fails.
+fn become_daemon(context: &Context) -> Failure {
+    let program = match std::env::current_exe().doing("finding this program") {
+        Ok(program) => program,
+        Err(failure) => return failure,
     };
+    let error = Command::new(program)
+        .arg("--dir")
+        .arg(context.layout.dir())
+        .arg("up")
+        .exec();
+    Failure::new(Kind::Failed, format!("cannot become the daemon: {error}"))
+}
+
+pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
+    let (text, address) = invite_of(&a)?;
+    let invite = InviteText::parse(&text).map_err(membership::refused)?;
+    check_join(context, &a, &invite).await?;
+    let called = called(&context.layout, a.name)?;
     let began = Instant::now();
     let welcome = {
         let mut progress = Progress::new("joining");
@@ -443,29 +213,25 @@ pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
     }
     let admitted = began.elapsed();
     if a.foreground {
-        let error = Command::new(std::env::current_exe().doing("finding this program")?)
-            .arg("--dir")
-            .arg(context.layout.dir())
-            .arg("up")
-            .exec();
-        return Err(Failure::new(
-            Kind::Failed,
-            format!("cannot become the daemon: {error}"),
-        ));
+        return Err(become_daemon(context));
     }
     let status: Status = match context.daemon_if_any().await? {
         Some(mut client) => client.get("/status").await?,
-        None => start_daemon(context, &up).await?,
+        None => {
+            let options = Up {
+                detach: true,
+                port: a.up.port,
+                link_port: a.up.link_port,
+                accel: None,
+            };
+            up::start_daemon(context, &options).await?
+        }
     };
     if context.json {
-        let (admitted_ms, joined_ms) = (
-            admitted.as_millis() as u64,
-            began.elapsed().as_millis() as u64,
-        );
         return print::json(&Sorted(Joined {
             status,
-            admitted_ms,
-            joined_ms,
+            admitted_ms: admitted.as_millis() as u64,
+            joined_ms: began.elapsed().as_millis() as u64,
             notes: welcome.notes,
         }));
     }
@@ -509,164 +275,9 @@ pub(crate) async fn revoke(context: &Context, what: &str) -> Outcome<()> {
     Ok(())
 }
 
-pub(crate) async fn status(context: &Context) -> Outcome<()> {
-    membership::require_member(&context.layout)?;
-    let s: Status = context.daemon().await?.get("/status").await?;
-    if context.json {
-        return print::json(&s);
-    }
-    let health = if s.health.why.is_empty() {
-        s.health.word.clone()
-    } else {
-        format!("{}: {}", s.health.word, s.health.why)
-    };
-    let address = match &s.address_wanting {
-        Some(why) => format!("none yet: {why}"),
-        None => "none yet".to_owned(),
-    };
-    for (label, value) in [
-        ("health", health),
-        ("member", format!("{} ({})", s.name, s.member)),
-        ("network", format!("{} ({})", s.network, s.network_id)),
-        (
-            "address",
-            format!(
-                "{} in {}",
-                s.address.as_deref().unwrap_or(&address),
-                s.subnet
-            ),
-        ),
-        ("ipv6", s.address_v6),
-        (
-            "seen as",
-            format!(
-                "{}, NAT: {}",
-                s.reflexive.as_deref().unwrap_or("not known yet"),
-                s.nat
-            ),
-        ),
-        ("members", format!("{} connected", s.connected)),
-        ("ring", ring_line(&s.ring)),
-        ("vms", format!("{} running here", s.running_vms)),
-        ("cpu", format!("{:.0} %", s.cpu * 100.0)),
-        ("listens on", s.listen.join("\n            ")),
-        (
-            "daemon",
-            format!(
-                "{}, up {}, {}",
-                s.version,
-                humantime::format_duration(Duration::from_secs(s.up_seconds)),
-                indicatif::HumanBytes(s.resident_bytes)
-            ),
-        ),
-    ] {
-        println!("{label:12}{value}");
-    }
-    for finding in &s.findings {
-        let (area, level) = (&finding.area, finding.level.word());
-        println!("{:12}{area}: {}", level, finding.found);
-        if !finding.advice.is_empty() {
-            println!("{:12}{}", "", finding.advice);
-        }
-    }
-    Ok(())
-}
-
-fn ring_line(ring: &RingView) -> String {
-    if !ring.joined {
-        return format!("not joined; place {}", ring.position);
-    }
-    format!(
-        "place {}, about {:.0} members; neighbours: {} near, {} far, {} shortcuts; {} packets \
-            forwarded for others",
-        ring.position, ring.size_estimate, ring.near, ring.far, ring.shortcuts, ring.carried
-    )
-}
-
-/// "12.3 ms (10 %)": the round trip that a coordinate predicts, and its possible error.
-fn distance(ring: &RingNeighbour) -> Option<String> {
-    Some(format!(
-        "{} ({:.0} %)",
-        ms(ring.distance_ms?),
-        ring.error? * 100.0
-    ))
-}
-
-pub(crate) async fn peers(context: &Context) -> Outcome<()> {
-    let peers: Vec<Peer> = context.daemon().await?.get("/peers").await?;
-    if context.json {
-        return print::json(&peers);
-    }
-    let rows: Vec<_> = peers
-        .iter()
-        .map(|p| {
-            [
-                p.name.clone(),
-                or_dash(p.address.as_ref()),
-                if p.connected { "yes" } else { "no" }.to_owned(),
-                or_dash(p.path.as_ref()),
-                p.rtt_ms.map_or("-".to_owned(), ms),
-                or_dash(p.ring.as_ref().map(|r| r.role.as_str())),
-                or_dash(p.ring.as_ref().and_then(distance)),
-                indicatif::HumanBytes(p.sent_bytes).to_string(),
-                indicatif::HumanBytes(p.received_bytes).to_string(),
-                p.member.chars().take(10).collect(),
-            ]
-        })
-        .collect();
-    print::table(
-        [
-            "NAME",
-            "ADDRESS",
-            "CONNECTED",
-            "PATH",
-            "RTT",
-            "RING",
-            "DISTANCE",
-            "SENT",
-            "RECEIVED",
-            "ID",
-        ],
-        &rows,
-    );
-    Ok(())
-}
-
-pub(crate) async fn ping(context: &Context, a: Ping) -> Outcome<()> {
-    let request = PingRequest {
-        count: a.count,
-        interval_ms: a.interval.as_millis() as u64,
-        member: a.member,
-    };
-    let member = &request.member;
-    let show = |event: Event<Pong>| {
-        let Event::Item(pong) = event else { return };
-        match pong.rtt_ms {
-            _ if context.json => print::json_line(&Sorted(&pong)),
-            Some(rtt) => println!("{member}: seq {} {} {}", pong.seq, pong.path, ms(rtt)),
-            None => println!("{member}: seq {} lost", pong.seq),
-        }
-    };
-    let done = context
-        .daemon()
-        .await?
-        .follow::<Pong, PingSummary>("/ping", &request, show)
-        .await?;
-    if context.json {
-        print::json_line(&done);
-    }
-    if done.received == 0 {
-        return Err(Failure::timed_out(format!(
-            "no answer from {member}: see 'p2pvm peers'"
-        )));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
 
     #[test]
     fn an_invite_is_taken_out_of_the_marks_of_mails_and_chats() {
@@ -685,65 +296,6 @@ mod tests {
                 .unwrap_err()
                 .message
                 .contains("neither an invite")
-        );
-    }
-
-    #[test]
-    fn a_daemon_that_ends_at_once_is_heard_with_its_code_and_its_sentence() {
-        let said = "2026-01-01T00:00:00Z  INFO starting\np2pvm: starting the packet plane: cannot \
-            bind UDP port 4002: Address in use\n";
-        let failure = ended(ExitStatus::from_raw(5 << 8), said);
-        assert_eq!(failure.kind, Kind::Refused);
-        assert!(
-            failure
-                .message
-                .ends_with("cannot bind UDP port 4002: Address in use"),
-            "{failure}"
-        );
-        let stopped = ended(
-            ExitStatus::from_raw(0),
-            "2026-01-01T00:00:00Z  INFO p2pvm: connected\n",
-        );
-        assert!(
-            stopped.message.contains("was stopped while it started")
-                && !stopped.message.contains("INFO"),
-            "{stopped}"
-        );
-        let killed = ended(ExitStatus::from_raw(9), "");
-        assert!(
-            killed.kind == Kind::Failed && killed.message.contains("signal: 9"),
-            "{killed}"
-        );
-    }
-
-    #[test]
-    fn nobody_is_called_up_before_a_member_let_it_in_while_one_may_be_there() {
-        let status = |known, connected| Status {
-            known,
-            connected,
-            ..Status::default()
-        };
-        assert!(!is_welcome(&status(2, 0), Duration::ZERO));
-        assert!(
-            is_welcome(&status(2, 1), Duration::ZERO) && is_welcome(&status(0, 0), Duration::ZERO)
-        );
-        assert!(
-            is_welcome(&status(2, 0), WELCOME_LIMIT),
-            "all others may be off"
-        );
-    }
-
-    #[test]
-    fn a_missing_address_is_explained_by_the_daemons_own_reason() {
-        let wanting = Status {
-            address_wanting: Some("cannot put fd00::1 on p2pvm0: Permission denied".into()),
-            ..Status::default()
-        };
-        let failure = no_address(&wanting);
-        assert!(
-            failure.message.contains("Permission denied")
-                && !failure.message.contains("no other member"),
-            "{failure}"
         );
     }
 }

@@ -1,6 +1,5 @@
 //! The configuration of a control host.
 
-use super::FULL_MESH;
 use crate::{
     identity::{Identity, KeyPair},
     membership::{Admission, Certificate, NetworkConfig, Trust},
@@ -13,6 +12,9 @@ use std::{
     time::Duration,
 };
 
+/// How many members a network has before not every member keeps a connection to every other, unless
+/// configured otherwise.
+pub const FULL_MESH: usize = 24;
 /// How long an unneeded connection of a large network stays open, unless configured otherwise.
 const UNUSED_AFTER: Duration = Duration::from_secs(60);
 

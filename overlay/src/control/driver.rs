@@ -35,9 +35,6 @@ use std::{
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
-/// How many members a network has before not every member keeps a connection to every other, unless
-/// configured otherwise.
-pub const FULL_MESH: usize = 24;
 const TICK: Duration = Duration::from_millis(500);
 /// How many members may be looked up at a time for callers. A further caller gets the error that
 /// its member cannot be reached.

@@ -1,4 +1,5 @@
-//! [`Gated`]: a behaviour that takes part in a connection only once both ends have proved membership.
+//! [`Gated`]: a behaviour that takes part in a connection only once both ends have proved
+//! membership.
 //!
 //! Until then the connection's handler offers one protocol, the proof's, refuses every other
 //! inbound stream by not offering its protocol, and holds back what the inner handlers send. The

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_opens_once_and_neither_its_address_nor_its_kind_can_be_changed() {
+    fn an_envelope_opens_once_and_its_address_and_kind_are_sealed() {
         let (session, far) = both_ends();
         let plain: Vec<u8> = (0..200).collect();
         let seal = || {
@@ -309,14 +309,12 @@ mod tests {
             // Index and counter of the header are not data: the one finds the session, the other is
             // the nonce.
             let at_nonce = (8..16).contains(&at);
-            let opened = far.open_envelope(
-                &mut changed,
-                if at_nonce {
-                    counter ^ 1 << ((15 - at) * 8)
-                } else {
-                    counter
-                },
-            );
+            let number = if at_nonce {
+                counter ^ 1 << ((15 - at) * 8)
+            } else {
+                counter
+            };
+            let opened = far.open_envelope(&mut changed, number);
             assert_eq!(opened.is_err(), at >= 8, "byte {at}");
         }
         let mut as_data = seal();

@@ -296,7 +296,7 @@ fn a_revoked_member_is_none_and_a_revoked_delegate_takes_its_members_along() {
 }
 
 #[test]
-fn with_a_revoked_member_fall_those_that_grew_out_of_copies_of_its_state_whoever_admitted_them() {
+fn with_a_revoked_member_fall_those_that_grew_from_its_copied_state() {
     let ids: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
     let [member, copy, copy_of_copy, delegate] = &ids[..] else {
         unreachable!()

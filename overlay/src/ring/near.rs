@@ -86,6 +86,54 @@ type Candidate = (u64, Node, Option<Position>);
 /// A neighbour that has spoken: its distance clockwise, the member, and whether it has joined.
 type Linked = (u64, Node, bool);
 
+/// One side of us. The nearest on one side is the farthest on the other, so one order, clockwise,
+/// serves both.
+#[derive(Clone, Copy)]
+struct Side {
+    clockwise: bool,
+}
+
+impl Side {
+    /// How far a member is on this side, by its distance clockwise.
+    fn way(self, far: u64) -> u64 {
+        if self.clockwise {
+            far
+        } else {
+            far.wrapping_neg()
+        }
+    }
+
+    /// The members of a list in clockwise order, the nearest on this side first.
+    fn of<T: Copy>(self, sorted: &[T]) -> impl Iterator<Item = T> {
+        let count = sorted.len();
+        (0..count).map(move |i| sorted[if self.clockwise { i } else { count - 1 - i }])
+    }
+
+    /// The nearest of all, and the nearest of those that have joined: a joiner replaces nobody
+    /// until it carries packets.
+    fn add_nearest(self, linked: &[Linked], near: &mut Vec<Node>) {
+        let mut carriers = 0;
+        for (rank, (_, node, joined)) in self.of(linked).enumerate() {
+            if rank >= NEAR_EACH_SIDE && carriers == NEAR_EACH_SIDE {
+                break;
+            }
+            if rank < NEAR_EACH_SIDE || joined {
+                carriers += usize::from(joined);
+                near.push(node);
+            }
+        }
+    }
+
+    /// How many neighbours are nearer than a member at this distance clockwise, up to
+    /// as many as a side has.
+    fn nearer_than(self, far: u64, linked: &[Linked]) -> usize {
+        self.of(linked)
+            .take(NEAR_EACH_SIDE)
+            .take_while(|l| self.way(l.0) < self.way(far))
+            .count()
+    }
+}
+
 impl Ring {
     /// Determines our near neighbours, present and wanted, and asks for the missing edges.
     pub(super) fn plan_near(&mut self, now: Instant) {
@@ -101,50 +149,9 @@ impl Ring {
         let candidates = self.candidates(now, &linked);
         let mut near: Vec<Node> = Vec::with_capacity(4 * NEAR_EACH_SIDE);
         let mut wanted: Vec<(Node, Option<Position>)> = Vec::new();
-        for clockwise in [true, false] {
-            // The nearest on one side is the farthest on the other: one order serves both.
-            let way = |far: u64| if clockwise { far } else { far.wrapping_neg() };
-            let nth = |i: usize| {
-                linked.get(if clockwise {
-                    i
-                } else {
-                    linked.len().wrapping_sub(i + 1)
-                })
-            };
-            // The nearest of all, and the nearest of those that have joined: a joiner replaces
-            // nobody until it carries packets.
-            let mut carriers = 0;
-            for (rank, (_, node, joined)) in (0..).map_while(|i| Some((i, nth(i)?))) {
-                if rank >= NEAR_EACH_SIDE && carriers == NEAR_EACH_SIDE {
-                    break;
-                }
-                if rank < NEAR_EACH_SIDE || *joined {
-                    carriers += usize::from(*joined);
-                    near.push(*node);
-                }
-            }
-
-            let (mut taken, mut tried) = (0, 0);
-            for candidates in &candidates {
-                let count = candidates.len();
-                for (far, node, agent) in
-                    (0..count).map(|i| candidates[if clockwise { i } else { count - 1 - i }])
-                {
-                    let before = (0..NEAR_EACH_SIDE)
-                        .take_while(|i| nth(*i).is_some_and(|l| way(l.0) < way(far)))
-                        .count();
-                    if before + taken >= NEAR_EACH_SIDE || tried == TRIED_EACH_SIDE {
-                        break;
-                    }
-                    wanted.push((node, agent));
-                    tried += 1;
-                    let slow = self
-                        .pending
-                        .get(&node.member)
-                        .is_some_and(|p| p.since + SLOW_LINK <= now);
-                    taken += usize::from(!slow);
-                }
-            }
+        for side in [true, false].map(|clockwise| Side { clockwise }) {
+            side.add_nearest(&linked, &mut near);
+            self.add_wanted(now, side, (&linked, &candidates), &mut wanted);
         }
         near.sort_unstable();
         near.dedup();
@@ -167,6 +174,33 @@ impl Ring {
         self.plan_again(now);
     }
 
+    /// Adds one side's candidates that are nearer than its near neighbours. A slow one takes no
+    /// place: the next is tried too.
+    fn add_wanted(
+        &self,
+        now: Instant,
+        side: Side,
+        (linked, candidates): (&[Linked], &[Vec<Candidate>; 2]),
+        wanted: &mut Vec<(Node, Option<Position>)>,
+    ) {
+        let (mut taken, mut tried) = (0, 0);
+        for candidates in candidates {
+            for (far, node, agent) in side.of(candidates) {
+                let before = side.nearer_than(far, linked);
+                if before + taken >= NEAR_EACH_SIDE || tried == TRIED_EACH_SIDE {
+                    break;
+                }
+                wanted.push((node, agent));
+                tried += 1;
+                let slow = self
+                    .pending
+                    .get(&node.member)
+                    .is_some_and(|p| p.since + SLOW_LINK <= now);
+                taken += usize::from(!slow);
+            }
+        }
+    }
+
     /// Notes when the present plan has to be made again. Reason: in a quiet ring that lacks one
     /// edge no event would cause it.
     fn plan_again(&mut self, now: Instant) {
@@ -180,6 +214,11 @@ impl Ring {
     /// Members that may be nearer than our near neighbours, going clockwise: those that another
     /// member has an edge with, and those known by hearsay only. `linked` is in that order too.
     fn candidates(&self, now: Instant, linked: &[Linked]) -> [Vec<Candidate>; 2] {
+        // The bounds below and the sides of a plan count neighbours by their place in this order.
+        assert!(
+            linked.is_sorted_by_key(|l| l.0),
+            "a plan goes around the ring clockwise"
+        );
         let me = self.me.position;
         // A member farther than enough neighbours of its side is no candidate. That holds for most
         // members in lists, so it is checked first.

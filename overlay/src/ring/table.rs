@@ -55,6 +55,12 @@ impl Table {
             nodes.retain(|n| n.position != me.position);
             nodes.sort_unstable();
             nodes.dedup_by_key(|n| n.position);
+            // Reason: look-ups halve the list. With two nodes out of order a packet would take a
+            // way that is not the closest, and no error would say so.
+            assert!(
+                nodes.is_sorted_by(|a, b| a.position < b.position),
+                "a table's places ascend, each once"
+            );
             nodes.into_boxed_slice()
         };
         Self {
@@ -63,6 +69,18 @@ impl Table {
             members: sorted(members),
             leaves: sorted(leaves),
         }
+    }
+
+    /// Whether it has this node among those that carry packets, or among the leaves.
+    pub(super) fn has(&self, node: &Node, carries: bool) -> bool {
+        let nodes = if carries { &self.members } else { &self.leaves };
+        find(nodes, node.position).is_some()
+    }
+
+    /// The nodes that carry packets, and those that do not.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&Node, bool)> {
+        let members = self.members.iter().map(|n| (n, true));
+        members.chain(self.leaves.iter().map(|n| (n, false)))
     }
 
     /// Whose it is.
@@ -261,7 +279,8 @@ mod tests {
             prop_assert_eq!(table.next(target, Mode::Closest), expected);
             // A lookup is routed as if its asker were not there.
             let header = Header::new(Kind::ControlClosest, at(except), target);
-            let best = all().filter(|n| *n != except).min_by_key(|n| target.closeness(at(*n))).expect("we are there");
+            let others = all().filter(|n| *n != except);
+            let best = others.min_by_key(|n| target.closeness(at(*n))).expect("we are there");
             let expected = if best == 0 { Next::Here } else { Next::Via(MemberId([best; 32])) };
             prop_assert_eq!(table.route(&header), expected);
         }
@@ -277,7 +296,9 @@ mod tests {
             prop_assert_eq!(parts.len(), others.iter().filter(|n| range.contains(at(**n))).count());
             for (member, part) in &parts {
                 prop_assert!(
-                    part.contains(Position::of(member)) && part.within(&range) && !part.contains(at(0))
+                    part.contains(Position::of(member))
+                        && part.within(&range)
+                        && !part.contains(at(0))
                 );
             }
             let places = places.into_iter().map(Position).chain(others.iter().map(|n| at(*n)));

@@ -544,3 +544,28 @@ fn a_position_is_computed_and_never_believed() {
     );
     assert_eq!(ring.table().members(), [Node::from(liar)]);
 }
+
+#[test]
+#[should_panic(expected = "which is no such neighbour")]
+fn a_table_that_names_a_lost_neighbour_stops_the_member() {
+    let (me, lost) = (MemberId([1; 32]), MemberId([2; 32]));
+    let mut ring = Ring::new(me, RingOptions::default(), 1);
+    ring.table = Arc::new(Table::new(me, false, [Node::from(lost)], []));
+    ring.hurry = true;
+    ring.handle(Instant::now(), Input::Tick);
+}
+
+#[test]
+#[should_panic(expected = "is missing in the table")]
+fn an_edge_that_the_table_lacks_stops_the_member() {
+    let (me, other) = (MemberId([1; 32]), MemberId([2; 32]));
+    let now = Instant::now();
+    let mut ring = Ring::new(me, RingOptions::default(), 1);
+    ring.edges.insert(
+        other,
+        Edge::new(Node::from(other), Roles::SEED, None, 1, now),
+    );
+    ring.edges.get_mut(&other).expect("just put in").heard = true;
+    ring.hurry = true;
+    ring.handle(now, Input::Tick);
+}

@@ -8,8 +8,8 @@ mod job;
 mod provider;
 
 use super::{
-    Core, Exchange,
     plan::{MAX_PROVIDERS, Plan},
+    shared::Core,
     wire,
 };
 use crate::{
@@ -41,11 +41,6 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// How many chunks wait to be asked for before no further node is opened.
 /// Reason: bounds memory for huge files.
 const QUEUE_LOW: usize = 16 << 10;
-/// How many bytes stay free when this member fetches for itself.
-/// Reason: records and voters' promises need room.
-const KEPT_FREE: u64 = 64 << 20;
-/// The part of a small file system that stays free: one in this many.
-const KEPT_SHARE: u64 = 16;
 /// How often to look for stalled providers.
 const TICK: Duration = Duration::from_millis(500);
 /// How long to wait before a provider is dialled again after its stream broke.
@@ -99,29 +94,6 @@ struct Fetch<'a> {
     progress: Progress,
     last_gain: Instant,
     trouble: String,
-}
-
-impl Exchange {
-    /// Fetches the missing chunks of `manifest` (a file's, or a checkpoint's with its files) from
-    /// those of `providers` that have them. Durable on return; chunks that came before an error
-    /// stay for the next try.
-    ///
-    /// # Errors
-    /// `NoProvider` if some chunk is missing from all of them, or if nothing came for
-    /// [`super::ExchangeOptions::patience`]; `Malformed` if `manifest` names something else;
-    /// [`Error::Io`], also without room.
-    pub async fn fetch(
-        &self,
-        manifest: ManifestId,
-        providers: &[MemberId],
-        progress: &watch::Sender<Progress>,
-    ) -> Result<FetchReport, Error> {
-        let store = self.core.store.clone();
-        let room = blocking("looking for room", move || store.room()).await?;
-        let reserve = KEPT_FREE.min(room.size / KEPT_SHARE);
-        let scope = Scope::All { reserve };
-        self.core.fetch(manifest, providers, scope, progress).await
-    }
 }
 
 impl Core {

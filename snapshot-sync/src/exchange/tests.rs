@@ -4,7 +4,7 @@
 use super::*;
 use crate::{Checkpoint, Extent, Hold, Kind, Manifest, Progress, wide_area::WideArea};
 use p2pvm_overlay::{Epoch, UnixTime, VmId, fabric::memory::MemoryNet};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,

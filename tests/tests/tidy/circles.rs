@@ -1,8 +1,14 @@
-//! Circles of files that span folders, found from the paths that files name (`use crate::…`,
-//! `super::…`, inline paths). A folder's head (`name.rs` or `mod.rs`) belongs to the folder, so a
-//! head and the files below it are no circle by themselves. Re-exports are followed to the file
-//! that has the item. Methods are not seen: a call through a type of another file counts only by
-//! the import of the type.
+//! Circles of files that span folders, found from the paths that files name: in `use`, and inline
+//! (`child::f()`, `super::Item`). A folder's head (`name.rs` or `mod.rs`) belongs to the folder, so
+//! a head and the files below it are no circle by themselves.
+//!
+//! Re-exports are followed to the file that has the item, so a caller depends on that file and not
+//! on the head through which it names it. For the same reason a head's `pub use child::Item` is no
+//! dependency of the head: it says where the item is. If the head's own code uses the item too, it
+//! is one.
+//!
+//! Not seen: methods (a call through a type of another file counts by the import of the type), and
+//! what macros expand to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +20,10 @@ const MAX_REEXPORTS: usize = 5;
 
 /// What a `use` brings into a module: the name there, and the path it stands for.
 type Imports = BTreeMap<String, Vec<String>>;
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
 
 fn words(path: &str) -> Vec<String> {
     path.split("::")
@@ -65,30 +75,52 @@ fn expand(tree: &str, before: &[String], into: &mut Vec<(String, Vec<String>)>) 
     into.push((name, path));
 }
 
-/// Splits a text into the trees of its `use` items and what is left.
-fn uses(code: &str) -> (Vec<String>, String) {
-    let (mut trees, mut rest) = (Vec::new(), String::new());
+/// A `use` item.
+struct Use {
+    tree: String,
+    /// Whether other modules may name what it brings through this one.
+    is_public: bool,
+}
+
+/// Whether a text ends with a visibility, such as `pub` or `pub(crate)`.
+fn ends_public(text: &str) -> bool {
+    let text = text.trim_end();
+    let text = match text.rsplit_once("pub(") {
+        Some((before, inside)) if inside.find(')') == Some(inside.len() - 1) => before,
+        _ => match text.strip_suffix("pub") {
+            Some(before) => before,
+            None => return false,
+        },
+    };
+    !text.ends_with(is_word)
+}
+
+/// Splits a text into its `use` items and what is left.
+fn uses(code: &str) -> (Vec<Use>, String) {
+    let (mut found, mut rest) = (Vec::new(), String::new());
     for statement in code.split_inclusive(';') {
         let at = statement
             .rmatch_indices("use ")
             .map(|(at, _)| at)
-            .find(|at| !statement[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
+            .find(|at| !statement[..*at].ends_with(is_word));
         match at.filter(|at| !statement[at + 4..].contains(['(', '='])) {
             Some(at) => {
-                trees.push(statement[at + 4..].trim_end_matches(';').to_owned());
+                found.push(Use {
+                    tree: statement[at + 4..].trim_end_matches(';').to_owned(),
+                    is_public: ends_public(&statement[..at]),
+                });
                 rest.push_str(&statement[..at]);
             }
             None => rest.push_str(statement),
         }
     }
-    (trees, rest)
+    (found, rest)
 }
 
-/// The paths in a text that begin at the crate's root or at a module above.
+/// The paths of two words or more in a text without its `use` items.
 fn inline(code: &str) -> BTreeSet<Vec<String>> {
-    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-    code.split(|c| !is_path(c))
-        .filter(|text| text.starts_with("crate::") || text.starts_with("super::"))
+    code.split(|c| !is_word(c) && c != ':')
+        .filter(|text| text.contains("::"))
         .map(|text| words(text.trim_end_matches(':')))
         .collect()
 }
@@ -100,6 +132,44 @@ struct Crate {
 }
 
 impl Crate {
+    /// A module with what it imports, and the paths that its code names.
+    fn read(&mut self, module: &Module, code: &str) -> BTreeSet<Vec<String>> {
+        let (items, rest) = uses(code);
+        let used: BTreeSet<&str> = rest.split(|c| !is_word(c)).collect();
+        let (mut imports, mut paths) = (Imports::new(), BTreeSet::new());
+        for item in items {
+            let mut brought = Vec::new();
+            expand(&item.tree, &[], &mut brought);
+            for (name, path) in brought {
+                let only_shown = item.is_public
+                    && self.is_child(module, &path[0])
+                    && !used.contains(name.as_str());
+                if !only_shown {
+                    paths.insert(path.clone());
+                }
+                imports.insert(name, path);
+            }
+        }
+        for path in inline(&rest) {
+            // A child has its own name; other first words may be imported ones.
+            match imports.get(&path[0]) {
+                Some(import) if !self.is_child(module, &path[0]) => {
+                    paths.insert([import, &path[1..]].concat());
+                }
+                _ => {
+                    paths.insert(path);
+                }
+            }
+        }
+        self.imports.insert(module.clone(), imports);
+        paths
+    }
+
+    fn is_child(&self, module: &Module, name: &str) -> bool {
+        let child = [module.as_slice(), &[name.to_owned()]].concat();
+        self.modules.contains(&child)
+    }
+
     /// A path as it stands in `module`, from the crate's root; none for other crates' paths.
     fn absolute(&self, module: &Module, path: &[String]) -> Option<Vec<String>> {
         let above = path.iter().take_while(|word| *word == "super").count();
@@ -108,8 +178,7 @@ impl Crate {
             "self" => (&module[..], &path[1..]),
             "super" => (&module[..module.len().checked_sub(above)?], &path[above..]),
             first => {
-                let child = [module.as_slice(), &[first.to_owned()]].concat();
-                self.modules.contains(&child).then_some(())?;
+                self.is_child(module, first).then_some(())?;
                 (&module[..], path)
             }
         };
@@ -163,21 +232,10 @@ pub fn circles(files: &BTreeMap<Module, String>) -> Vec<BTreeSet<Module>> {
         modules: files.keys().cloned().collect(),
         imports: BTreeMap::new(),
     };
-    let mut named: BTreeMap<Module, BTreeSet<Vec<String>>> = BTreeMap::new();
-    for (module, code) in files {
-        let (trees, rest) = uses(code);
-        let mut imports = Vec::new();
-        trees.iter().for_each(|t| expand(t, &[], &mut imports));
-        let mut paths = inline(&rest);
-        let inside = imports
-            .iter()
-            .map(|(_, path)| path)
-            .filter(|path| ["crate", "super", "self"].contains(&path[0].as_str()));
-        paths.extend(inside.cloned());
-        named.insert(module.clone(), paths);
-        one.imports
-            .insert(module.clone(), imports.into_iter().collect());
-    }
+    let named: BTreeMap<Module, BTreeSet<Vec<String>>> = files
+        .iter()
+        .map(|(module, code)| (module.clone(), one.read(module, code)))
+        .collect();
     let edges: BTreeMap<Module, BTreeSet<Module>> = named
         .iter()
         .map(|(module, paths)| {
@@ -224,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn two_folders_that_import_each_other_are_a_circle() {
+    fn folders_that_import_each_other_in_any_form_are_a_circle() {
         let ways = [
             "use crate::b::two::Item;",
             "use crate::{a::other, b::{self, two::{Item as It, More}}};",
@@ -253,6 +311,46 @@ mod tests {
             ("a", "mod one; mod two; use one::Thing;"),
             ("a/one", "use super::two::Item; use crate::a::Head;"),
             ("a/two", "use super::one::Thing;"),
+        ];
+        assert!(found(&files).is_empty());
+    }
+
+    #[test]
+    fn a_head_that_uses_its_child_is_part_of_the_circle() {
+        let ways = [
+            "mod state; use state::Machine;",
+            "mod state; fn f() { state::deep::go() }",
+            "mod state; pub use state::Machine; fn f(of: Machine) {}",
+            "mod state; pub(crate) use state::{self, Machine}; fn f() { state::go() }",
+        ];
+        for head in ways {
+            let files = [
+                ("", "mod a;"),
+                ("a", head),
+                (
+                    "a/state",
+                    "pub mod deep; use super::Options; pub struct Machine(Options);",
+                ),
+                ("a/state/deep", "use super::Machine; pub fn go() {}"),
+            ];
+            let found = found(&files);
+            assert!(
+                found.len() == 1 && found[0].starts_with("a a/state"),
+                "{head}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn showing_a_childs_item_is_no_dependency_of_the_head() {
+        let files = [
+            ("", "mod a;"),
+            (
+                "a",
+                "mod state; pub use state::Machine; pub(crate) use state::deep::go;",
+            ),
+            ("a/state", "mod deep; use super::Options;"),
+            ("a/state/deep", "use crate::a::Options; pub fn go() {}"),
         ];
         assert!(found(&files).is_empty());
     }

@@ -253,8 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_that_overlaps_the_network_or_a_local_route_is_not_used_and_the_default_route_hides_nothing()
-     {
+    fn an_overlapping_offer_is_not_used_and_a_default_route_hides_none() {
         let offers = [
             offered(1, "10.9.8.0/24", 5),
             offered(1, "172.16.3.0/24", 5),

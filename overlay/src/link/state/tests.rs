@@ -208,7 +208,8 @@ proptest! {
                     }
                 }
                 for datagram in copies {
-                    let (answers, got) = if to_b { b.receive(now, &datagram) } else { a.receive(now, &datagram) };
+                    let end = if to_b { &mut b } else { &mut a };
+                    let (answers, got) = end.receive(now, &datagram);
                     if let Some(number) = got {
                         *arrived[usize::from(to_b)].entry(number).or_default() += 1;
                     }

@@ -4,7 +4,7 @@
 use super::{Action, NetworkPolicy, Ports, RouteRule, Rule, Selector};
 use crate::membership::{Cidr, valid_name};
 use serde::Deserialize;
-use std::{ops::Range, str::FromStr};
+use std::{fmt::Display, ops::Range, str::FromStr};
 use toml::Spanned;
 
 /// How many bytes a text has at most: some hundreds of rules with comments. Reason: every member
@@ -169,108 +169,99 @@ impl FromStr for Ports {
     }
 }
 
+/// A text being read, for the lines in errors and rules.
+struct Source<'a>(&'a str);
+
+impl Source<'_> {
+    fn line(&self, at: usize) -> usize {
+        let before = self.0.as_bytes().iter().take(at);
+        before.filter(|b| **b == b'\n').count() + 1
+    }
+
+    fn error(&self, at: Range<usize>, reason: String) -> PolicyError {
+        PolicyError {
+            line: self.line(at.start),
+            reason,
+        }
+    }
+
+    fn one<T: FromStr<Err: Display>>(&self, word: &Spanned<String>) -> Result<T, PolicyError> {
+        let read = word.get_ref().parse();
+        read.map_err(|e: T::Err| self.error(word.span(), e.to_string()))
+    }
+
+    fn all<T: FromStr<Err = String>>(&self, words: &Spanned<Words>) -> Result<Vec<T>, PolicyError> {
+        let read = words.get_ref().all();
+        read.map_err(|e| self.error(words.span(), e))
+    }
+
+    fn rule(&self, rule: &Spanned<RuleText>) -> Result<Rule, PolicyError> {
+        let written = rule.get_ref();
+        Ok(Rule {
+            action: self.one(&written.action)?,
+            from: self.all(&written.from)?,
+            to: self.all(&written.to)?,
+            ports: match &written.ports {
+                None => vec![Ports::Any],
+                Some(ports) => self.all(ports)?,
+            },
+            line: self.line(rule.span().start),
+        })
+    }
+
+    fn route(&self, route: &Spanned<RouteText>) -> Result<RouteRule, PolicyError> {
+        let written = route.get_ref();
+        let by = self.all(&written.by)?;
+        let is_no_member =
+            |s: &Selector| matches!(s, Selector::Vm(_) | Selector::VmId(_) | Selector::Block(_));
+        if by.iter().any(is_no_member) {
+            let reason = "only members offer subnets: name a group, member:NAME or \"*\"";
+            return Err(self.error(written.by.span(), reason.to_owned()));
+        }
+        Ok(RouteRule {
+            subnet: self.one::<Cidr>(&written.subnet)?,
+            by,
+            line: self.line(route.span().start),
+        })
+    }
+}
+
+/// Parses the TOML and refuses too much of it.
+fn read_text(source: &Source<'_>) -> Result<Text, PolicyError> {
+    let all = |reason| PolicyError { line: 1, reason };
+    let bytes = source.0.len();
+    if bytes > MAX_POLICY_BYTES {
+        return Err(all(format!(
+            "the policy has {bytes} bytes and may have {MAX_POLICY_BYTES}"
+        )));
+    }
+    let read: Text = toml::from_str(source.0)
+        .map_err(|e| source.error(e.span().unwrap_or_default(), e.message().to_owned()))?;
+    for (what, count, most) in [
+        ("rules", read.rule.len(), MAX_RULES),
+        ("routes", read.route.len(), MAX_ROUTES),
+    ] {
+        if count > most {
+            return Err(all(format!("{count} {what} are more than {most}")));
+        }
+    }
+    Ok(read)
+}
+
 impl NetworkPolicy {
     /// Reads a policy.
     ///
     /// # Errors
     /// The first error, and its line.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        if text.len() > MAX_POLICY_BYTES {
-            let reason = format!(
-                "the policy has {} bytes and may have {MAX_POLICY_BYTES}",
-                text.len()
-            );
-            return Err(PolicyError { line: 1, reason });
-        }
-        let line = |at: usize| {
-            text.as_bytes()
-                .iter()
-                .take(at)
-                .filter(|b| **b == b'\n')
-                .count()
-                + 1
-        };
-        let at = |span: Range<usize>| {
-            move |reason: String| PolicyError {
-                line: line(span.start),
-                reason,
-            }
-        };
-        let read: Text = toml::from_str(text).map_err(|e| {
-            let reason = e.message().to_owned();
-            PolicyError {
-                line: e.span().map_or(1, |span| line(span.start)),
-                reason,
-            }
-        })?;
-        for (what, count, most) in [
-            ("rules", read.rule.len(), MAX_RULES),
-            ("routes", read.route.len(), MAX_ROUTES),
-        ] {
-            if count > most {
-                return Err(PolicyError {
-                    line: 1,
-                    reason: format!("{count} {what} are more than {most}"),
-                });
-            }
-        }
-        let selectors =
-            |words: &Spanned<Words>| words.get_ref().all::<Selector>().map_err(at(words.span()));
-        let rule = |rule: &Spanned<RuleText>| {
-            let written = rule.get_ref();
-            Ok(Rule {
-                action: written
-                    .action
-                    .get_ref()
-                    .parse()
-                    .map_err(at(written.action.span()))?,
-                from: selectors(&written.from)?,
-                to: selectors(&written.to)?,
-                ports: match &written.ports {
-                    None => vec![Ports::Any],
-                    Some(ports) => ports.get_ref().all().map_err(at(ports.span()))?,
-                },
-                line: line(rule.span().start),
-            })
-        };
-        let route = |route: &Spanned<RouteText>| {
-            let written = route.get_ref();
-            let by = selectors(&written.by)?;
-            if by
-                .iter()
-                .any(|s| matches!(s, Selector::Vm(_) | Selector::VmId(_) | Selector::Block(_)))
-            {
-                return Err(at(written.by.span())(
-                    "only members offer subnets: name a group, member:NAME or \"*\"".to_owned(),
-                ));
-            }
-            let subnet: Cidr = written
-                .subnet
-                .get_ref()
-                .parse()
-                .map_err(|e| at(written.subnet.span())(format!("{e}")))?;
-            Ok(RouteRule {
-                subnet,
-                by,
-                line: line(route.span().start),
-            })
-        };
+        let source = Source(text);
+        let read = read_text(&source)?;
+        let rules = read.rule.iter().map(|rule| source.rule(rule));
+        let routes = read.route.iter().map(|route| source.route(route));
         Ok(Self {
-            default: read
-                .default
-                .get_ref()
-                .parse()
-                .map_err(at(read.default.span()))?,
-            rules: read
-                .rule
-                .iter()
-                .map(rule)
-                .collect::<Result<_, PolicyError>>()?,
-            routes: read
-                .route
-                .iter()
-                .map(route)
-                .collect::<Result<_, PolicyError>>()?,
+            default: source.one(&read.default)?,
+            rules: rules.collect::<Result<_, _>>()?,
+            routes: routes.collect::<Result<_, _>>()?,
             multicast: read.multicast,
         })
     }

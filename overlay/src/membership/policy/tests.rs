@@ -306,18 +306,21 @@ proptest! {
         // Said once more, in the plainest way.
         let names = |written: &str, party: &Party| match (written.split_once(':'), &party.who) {
             (None, _) if written == "*" => true,
-            (None, _) if written.contains('/') => party.addr == IpAddr::from([10, 9, 0, 0]) || party.addr == IpAddr::from([10, 9, 0, 1]),
+            (None, _) if written.contains('/') => {
+                [[10, 9, 0, 0], [10, 9, 0, 1]].map(IpAddr::from).contains(&party.addr)
+            }
             (None, Who::Member { groups, .. }) => groups.iter().any(|g| g == written),
             (Some(("member", wanted)), Who::Member { name, .. }) => wanted == name,
             (Some(("vm", wanted)), Who::Vm { name: Some(name), .. }) => wanted == name,
             _ => false,
         };
+        let number = |text: &str| text.parse::<u16>().unwrap();
         let opens = |written: &str| match (written, traffic) {
             ("*", _) | ("icmp", Traffic::Icmp) => true,
-            (range, Traffic::Tcp(port)) => range.strip_prefix("tcp/").and_then(|r| r.split_once('-'))
-                .is_some_and(
-                    |(a, b)| a.parse::<u16>().unwrap() <= port && port <= b.parse::<u16>().unwrap()
-                ),
+            (range, Traffic::Tcp(port)) => range
+                .strip_prefix("tcp/")
+                .and_then(|r| r.split_once('-'))
+                .is_some_and(|(a, b)| number(a) <= port && port <= number(b)),
             _ => false,
         };
         let expected = rules.iter().find(
