@@ -18,7 +18,8 @@
 //! <!-- end -->
 //! ```
 //!
-//! A comment of one line, `<!-- figures: joins -->`, makes a list of all figures of the set.
+//! A comment of one line, `<!-- figures: joins -->`, makes a list of all figures of the set. With `?`
+//! after its name the set may be missing.
 
 use crate::{Error, Sets, template::Filler};
 use std::{
@@ -29,6 +30,8 @@ use std::{
 const BEGIN: &str = "<!-- figures: ";
 const CLOSE: &str = "-->";
 const END: &str = "<!-- end -->";
+/// The content of a block whose set may be missing and is.
+const NOT_YET: &str = "Not measured yet.";
 /// A column of a table has figures if at least this share of its cells begins with a digit.
 const FIGURES_FROM: f64 = 0.6;
 
@@ -73,16 +76,22 @@ pub fn render(page: &str, sets: &Sets) -> Result<String, Error> {
             at += 1;
             continue;
         };
-        let (name, template) = match name.trim_end().strip_suffix(CLOSE) {
-            Some(name) => (name.trim(), list(name.trim(), sets).map_err(wrong)?),
+        let (name, own) = match name.trim_end().strip_suffix(CLOSE) {
+            Some(name) => (name.trim(), None),
             None => {
                 let lines = &lines[at + 1..];
                 let end = lines.iter().position(|line| line.trim() == CLOSE);
                 let end = end.ok_or_else(|| wrong(format!("no {CLOSE} ends the template")))?;
                 at += end + 1;
                 let template = lines[..end].iter().map(|line| (*line).to_owned());
-                (name.trim(), template.collect())
+                (name.trim(), Some(template.collect::<Vec<String>>()))
             }
+        };
+        let (name, may_lack) = name.strip_suffix('?').map_or((name, false), |n| (n, true));
+        let template = match own {
+            _ if may_lack && sets.get(name).is_none() => vec![NOT_YET.to_owned()],
+            Some(template) => template,
+            None => list(name, sets).map_err(wrong)?,
         };
         let end = lines[at..].iter().position(|line| line.trim() == END);
         let end = at + end.ok_or_else(|| wrong(format!("no {END} ends the block")))?;
@@ -203,6 +212,22 @@ mod tests {
         let page = "<!-- figures: joins -->\n<!-- end -->\n";
         let page = render(page, &sets()).unwrap();
         assert!(page.contains("| first ping, 40 | ≤ 1 | 0 s |"), "{page}");
+    }
+
+    #[test]
+    fn a_block_whose_set_may_be_missing_says_so_until_it_is_there() {
+        let page = "<!-- figures: other?\n{nothing} here\n-->\n<!-- end -->\n";
+        let filled = render(page, &sets()).unwrap();
+        assert!(
+            filled.contains("-->\n\nNot measured yet.\n\n<!-- end -->"),
+            "{filled}"
+        );
+        let page = "<!-- figures: joins? -->\n<!-- end -->\n";
+        let filled = render(page, &sets()).unwrap();
+        assert!(
+            filled.contains("| first ping, 40 | ≤ 1 | 0 s |"),
+            "{filled}"
+        );
     }
 
     #[test]
