@@ -216,8 +216,8 @@ mod tests {
 
     #[test]
     fn a_block_may_be_the_output_of_a_program() {
-        let page = "<!-- figures: joins\n```\njoin of 40   {first@40:unit} (1 of 2)\n```\n\n{runs}\n\
-            -->\n<!-- end -->\n";
+        let page = "<!-- figures: joins\n```\njoin of 40   {first@40:unit} (1 of 2)\n```\n\n\
+            {runs}\n-->\n<!-- end -->\n";
         let filled = render(page, &sets()).unwrap();
         let output = "-->\n\n```\njoin of 40   0 s (1 of 2)\n```\n\nMeasured 2026-11-30";
         assert!(filled.contains(output), "{filled}");

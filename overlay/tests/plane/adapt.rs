@@ -110,6 +110,16 @@ fn router_of(host: &Host) -> String {
     format!("{prefix}r{number}")
 }
 
+/// Lets the link between a host and its router carry 1280 bytes at most.
+fn make_link_small(host: &Host) {
+    let small = format!(
+        "ip -n {} link set lan mtu 1280 && ip -n {} link set eth0 mtu 1280",
+        router_of(host),
+        host.namespace
+    );
+    assert!(sh(&small).status.success());
+}
+
 fn relay_of(path: Path) -> Option<p2pvm_overlay::MemberId> {
     if let Path::Relayed(relay) = path {
         Some(relay)
@@ -255,12 +265,7 @@ async fn a_link_of_1280_bytes_is_no_black_hole() {
     let (measurement, mut figures) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::PortRestricted));
-    let small = format!(
-        "ip -n {} link set lan mtu 1280 && ip -n {} link set eth0 mtu 1280",
-        router_of(&b),
-        b.namespace
-    );
-    assert!(sh(&small).status.success());
+    make_link_small(&b);
     introduce(&[&a, &b]);
     // From the first packet on, before anything is known of the path.
     let first = tokio::task::block_in_place(|| {
@@ -330,12 +335,7 @@ async fn a_relayed_path_with_a_small_link_is_measured_end_to_end() {
     let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(5));
     let (relays, a, b) = needing_a_relay(&mut world, 2).await;
-    let small = format!(
-        "ip -n {} link set lan mtu 1280 && ip -n {} link set eth0 mtu 1280",
-        router_of(&b),
-        b.namespace
-    );
-    assert!(sh(&small).status.success());
+    make_link_small(&b);
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
     assert!(relay_of(pong.path).is_some(), "{pong:?}");
     // 1280 less IPv4 and UDP, less the relay's link, less our own.
