@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p p2pvm-snapshot-sync --example throughput [-- <directory>]`: the files
 //! are made in the directory, so it chooses the disk that is measured. `P2PVM_FIGURES=docs/figures`
-//! also writes the figures there, for docs/scale.md.
+//! also writes the figures there, for docs/speed.md.
 
 use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{Fabric, MemberId, fabric::memory::MemoryNet};
