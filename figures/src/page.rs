@@ -18,8 +18,8 @@
 //! <!-- end -->
 //! ```
 //!
-//! A comment of one line, `<!-- figures: joins -->`, makes a list of all figures of the set.
-//! With `?` behind its name the set may be missing.
+//! A comment of one line, `<!-- figures: joins -->`, makes a list of all figures of the set. With
+//! `?` after its name the set may be missing.
 
 use crate::{Error, Sets, template::Filler};
 use std::{
@@ -212,6 +212,16 @@ mod tests {
         let page = "<!-- figures: joins -->\n<!-- end -->\n";
         let page = render(page, &sets()).unwrap();
         assert!(page.contains("| first ping, 40 | ≤ 1 | 0 s |"), "{page}");
+    }
+
+    #[test]
+    fn a_block_may_be_the_output_of_a_program() {
+        let page = "<!-- figures: joins\n```\njoin of 40   {first@40:unit} (1 of 2)\n```\n\n\
+            {runs}\n-->\n<!-- end -->\n";
+        let filled = render(page, &sets()).unwrap();
+        let output = "-->\n\n```\njoin of 40   0 s (1 of 2)\n```\n\nMeasured 2026-11-30";
+        assert!(filled.contains(output), "{filled}");
+        assert_eq!(render(&filled, &sets()).unwrap(), filled, "a second time");
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //! The first failure ends the demo.
 
 use crate::{
-    Sites, figures,
-    figures::{Recorder, command_line},
-    lab::{Lab, Pinged},
+    Sites,
+    figures::{Figure, Recorder, command_line},
+    lab::{Lab, Pinged, Seen},
     runner::{Runner, find_image, require_root},
 };
 use clap::Args;
-use p2pvm_api::{Doing, Failure, Kind, Outcome, SnapshotTaken, VmView};
+use p2pvm_api::{Doing, Failure, Kind, Outcome, SnapshotTaken, VmMoved, VmView};
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -60,6 +60,8 @@ struct Demo {
     json: bool,
     began: Instant,
     rows: Vec<Row>,
+    /// The numbers of the rows, for the set `demo`.
+    figures: Vec<Figure>,
     image: PathBuf,
 }
 
@@ -83,6 +85,7 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
         json: runner.json,
         began,
         rows: Vec::new(),
+        figures: Vec::new(),
         image,
     };
     let outcome = demo.play();
@@ -98,15 +101,19 @@ pub fn run(options: &Options, runner: &Runner) -> Outcome<()> {
             std::thread::sleep(Duration::from_secs(600));
         }
     }
-    let Demo { lab, rows, .. } = demo;
+    let Demo {
+        lab,
+        rows,
+        mut figures,
+        ..
+    } = demo;
     let down = lab.down().doing("taking the testbed down");
     outcome?;
     down?;
     let total = began.elapsed();
-    let whole = figures::Figure::new("whole", "the demo", "s", [total.as_secs_f64()])
-        .aim("≤ 3 min after the build");
+    figures.push(seconds("whole", "the demo", total, 0).aim("≤ 3 min after the build"));
     recorder
-        .record("demo", &command_line(), &[whole])
+        .record("demo", &command_line(), &figures)
         .doing("writing the figures")?;
     print_rows(&rows, runner.json, total)
 }
@@ -136,6 +143,18 @@ fn ms(value: Option<u64>) -> String {
     value.map_or("-".to_owned(), |v| format!("{v} ms"))
 }
 
+fn figure_ms(name: &str, what: &str, value: Option<u64>) -> Figure {
+    Figure::new(name, what, "ms", [value.map(|v| v as f64)])
+}
+
+fn seconds(name: &str, what: &str, took: Duration, digits: usize) -> Figure {
+    Figure::new(name, what, "s", [took.as_secs_f64()]).digits(digits)
+}
+
+fn words(name: &str, what: &str, value: &str) -> Figure {
+    Figure::new(name, what, "", [value])
+}
+
 impl Demo {
     fn say(&self, text: &str) {
         let line = format!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f64());
@@ -146,13 +165,20 @@ impl Demo {
         }
     }
 
-    fn row(&mut self, what: impl Into<String>, measured: impl Into<String>) {
+    /// Prints a line of the table and keeps it, with its figures for the set `demo`.
+    fn row(
+        &mut self,
+        what: impl Into<String>,
+        measured: impl Into<String>,
+        figures: impl IntoIterator<Item = Figure>,
+    ) {
         let row = Row {
             what: what.into(),
             measured: measured.into(),
         };
         self.say(&format!("{}: {}", row.what, row.measured));
         self.rows.push(row);
+        self.figures.extend(figures);
     }
 
     fn play(&mut self) -> Outcome<()> {
@@ -176,14 +202,17 @@ impl Demo {
             .doing("inviting")?;
         for host in MEMBERS {
             let joined = self.lab.join(host, &invite).doing("joining")?;
+            let (took, claim) = (Some(joined.joined_ms), joined.status.start_ms.claim);
+            let address = joined.status.address.as_deref().unwrap_or("-");
             self.row(
                 format!("join of {host}, command to address"),
-                format!(
-                    "{} ({}; address claimed in {})",
-                    ms(Some(joined.joined_ms)),
-                    joined.status.address.as_deref().unwrap_or("-"),
-                    ms(joined.status.start_ms.claim)
-                ),
+                format!("{} ({address}; address claimed in {})", ms(took), ms(claim)),
+                [
+                    figure_ms("join", "join, command to address", took),
+                    figure_ms("claim", "address claimed", claim),
+                    words("address", "the member's address", address),
+                ]
+                .map(|figure| figure.of(host)),
             );
         }
         let (code, _, said) = self
@@ -223,9 +252,16 @@ impl Demo {
                 return Err(Failure::timed_out(format!("{kind}: no answer")));
             }
             let raw = self.raw_rtt(from, to);
+            let rtt = |name, what, rtt: Option<f64>| Figure::new(name, what, "ms", [rtt]).digits(1);
             self.row(
                 format!("ping {kind} ({from} to {to})"),
                 describe(&pinged, raw),
+                [
+                    words("path", "path of a ping", &pinged.path),
+                    rtt("ping", "least round trip of a ping", Some(pinged.best_ms())),
+                    rtt("raw", "configured round trip", raw),
+                ]
+                .map(|figure| figure.of(kind)),
             );
         }
         Ok(())
@@ -258,12 +294,15 @@ impl Demo {
         self.lab
             .wait_for_guest(STRICT, &address, Duration::from_secs(60))
             .doing("waiting for the guest")?;
+        let what = "guest from 'vm create --start' to its first TCP answer";
+        let took = began.elapsed();
         self.row(
-            "guest from 'vm create --start' to its first TCP answer",
-            format!(
-                "{:.1} s ({address}, under emulation)",
-                began.elapsed().as_secs_f64()
-            ),
+            what,
+            format!("{:.1} s ({address}, under emulation)", took.as_secs_f64()),
+            [
+                seconds("guest", what, took, 1),
+                words("guest-address", "the guest's address", &address),
+            ],
         );
         Ok(address)
     }
@@ -281,22 +320,7 @@ impl Demo {
         let moved = self.lab.migrate(HOME_A, "web", THIRD).doing("migrating")?;
         std::thread::sleep(Duration::from_secs(3));
         let seen = client.finish().doing("asking the client")?;
-        self.row("live migration, total", ms(Some(moved.total_ms)));
-        self.row(
-            "live migration, downtime by QEMU",
-            ms(Some(moved.downtime_ms)),
-        );
-        self.row(
-            "live migration, longest gap the TCP client saw",
-            format!("{:.0} ms", seen.longest_gap_ms),
-        );
-        self.row(
-            "live migration, replies",
-            format!(
-                "{} of {}, {} lost, {} doubled, {} counter gaps",
-                seen.replies, seen.sent, seen.lost, seen.doubled, seen.counter_gaps
-            ),
-        );
+        self.migration_rows(&moved, &seen);
         if seen.lost + seen.doubled + seen.counter_gaps > 0
             || seen.replies == 0
             || seen.ended.is_some()
@@ -307,6 +331,36 @@ impl Demo {
             ));
         }
         Ok(())
+    }
+
+    fn migration_rows(&mut self, moved: &VmMoved, seen: &Seen) {
+        let (total, downtime) = (Some(moved.total_ms), Some(moved.downtime_ms));
+        let what = "live migration, total";
+        self.row(what, ms(total), [figure_ms("migration", what, total)]);
+        let what = "live migration, downtime by QEMU";
+        self.row(
+            what,
+            ms(downtime),
+            [figure_ms("migration-downtime", what, downtime)],
+        );
+        let what = "live migration, longest gap the TCP client saw";
+        let gap = Figure::new("migration-gap", what, "ms", [seen.longest_gap_ms]);
+        self.row(what, format!("{:.0} ms", seen.longest_gap_ms), [gap]);
+        let count = |name, what, count: u64| Figure::new(name, what, "", [count as f64]);
+        self.row(
+            "live migration, replies",
+            format!(
+                "{} of {}, {} lost, {} doubled, {} counter gaps",
+                seen.replies, seen.sent, seen.lost, seen.doubled, seen.counter_gaps
+            ),
+            [
+                count("replies", "replies to the TCP client", seen.replies),
+                count("sent", "questions of the TCP client", seen.sent),
+                count("lost", "replies lost", seen.lost),
+                count("doubled", "replies doubled", seen.doubled),
+                count("gaps", "gaps in the counter", seen.counter_gaps),
+            ],
+        );
     }
 
     fn lose_host(&mut self, address: &str) -> Outcome<()> {
@@ -322,13 +376,15 @@ impl Demo {
                 format!("the snapshot is not durable, but {}", snapshot.state),
             ));
         }
+        let took = began.elapsed();
+        let what = "snapshot, guest pause";
+        let pause = Figure::new("snapshot-pause", what, "ms", [snapshot.pause_ms]);
+        self.row(what, format!("{:.0} ms", snapshot.pause_ms), [pause]);
+        let what = "snapshot, command to durable on 2 other members";
         self.row(
-            "snapshot, guest pause",
-            format!("{:.0} ms", snapshot.pause_ms),
-        );
-        self.row(
-            "snapshot, command to durable on 2 other members",
-            format!("{:.1} s", began.elapsed().as_secs_f64()),
+            what,
+            format!("{:.1} s", took.as_secs_f64()),
+            [seconds("snapshot-durable", what, took, 1)],
         );
         self.say(&format!("{THIRD} loses power"));
         self.lab.testbed().kill(THIRD).doing("killing the host")?;
@@ -357,12 +413,12 @@ impl Demo {
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(30))
             .doing("waiting for the restored guest")?;
+        let what = "restore after the host's death, command to first TCP answer";
+        let took = began.elapsed();
         self.row(
-            "restore after the host's death, command to first TCP answer",
-            format!(
-                "{:.1} s (on {PUBLIC}, same address)",
-                began.elapsed().as_secs_f64()
-            ),
+            what,
+            format!("{:.1} s (on {PUBLIC}, same address)", took.as_secs_f64()),
+            [seconds("restore", what, took, 1)],
         );
         Ok(())
     }
@@ -396,9 +452,15 @@ impl Demo {
         let _ = hog.kill();
         let _ = hog.wait();
         let host = moved.doing("waiting for the autonomic manager")?;
+        let what = "autonomic move, from overload to running elsewhere";
+        let took = began.elapsed();
         self.row(
-            "autonomic move, from overload to running elsewhere",
-            format!("{:.1} s (to {host})", began.elapsed().as_secs_f64()),
+            what,
+            format!("{:.1} s (to {host})", took.as_secs_f64()),
+            [
+                seconds("autonomic", what, took, 1),
+                words("autonomic-to", "the host that it moved to", &host),
+            ],
         );
         self.lab
             .wait_for_guest(STRICT, address, Duration::from_secs(15))

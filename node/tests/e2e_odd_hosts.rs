@@ -4,11 +4,16 @@
 mod common;
 mod hosts;
 
-use common::{lab, network, public_sites, refused, until_direct};
+use common::{
+    lab,
+    measured::{Measurement, seconds},
+    network, public_sites, refused, until_direct,
+};
 use hosts::Stage;
 use p2pvm_api::Cluster;
 use p2pvm_lab::{
     chain,
+    figures::Figure,
     hosts::{Behind, Flow, SlowDisk, probe},
     lab::Lab,
 };
@@ -17,6 +22,9 @@ use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
+
+/// What measures the figures again.
+const COMMAND: &str = "cargo nextest run -p p2pvm --test e2e_odd_hosts";
 
 /// Until all works after a start.
 const BACK: Duration = Duration::from_secs(20);
@@ -165,7 +173,7 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
         only.as_ref()
             .is_none_or(|only| odd.name.contains(only.as_str()))
     }) {
-        let began = Instant::now();
+        println!("{}", odd.name);
         shell(odd.before).unwrap();
         let before = stage.state();
         match shell(&odd.line()) {
@@ -208,7 +216,6 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
             );
         }
         shell(odd.after).unwrap();
-        println!("{}: {:.1} s", odd.name, began.elapsed().as_secs_f64());
     }
     assert!(wrong.is_empty(), "{wrong}");
     stage.lab.down().unwrap();
@@ -216,6 +223,7 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
 
 #[test]
 fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_renamed() {
+    let measurement = Measurement::begin("hosts", COMMAND);
     let Some(stage) = Stage::raise("churn") else {
         return;
     };
@@ -238,31 +246,31 @@ fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_r
             .map(drop)
             .unwrap()
     };
-    let began = Instant::now();
     shell("for n in $(seq 200); do echo link add v$n type veth peer name w$n; done | ip -batch -");
     shell("for n in $(seq 200); do echo link set v$n up; echo link set w$n up; done | ip -batch -");
     shell("for n in $(seq 200); do echo link del v$n; done | ip -batch -");
-    let back = stream
+    let flood = stream
         .back_after(Instant::now(), Duration::from_secs(5))
         .unwrap_or_else(|why| panic!("{why}\n{}", stage.report()));
-    println!(
-        "200 interfaces came and went in {:.1} s; the stream's next byte took {:.2} s",
-        began.elapsed().as_secs_f64(),
-        back.as_secs_f64()
-    );
     let gateway = stage.lab.testbed().plan().sites[1].gateway;
     let rename = |from: &str, to: &str| {
         shell(&format!(
             "ip link set {from} down; ip link set {from} name {to}; ip link set {to} up; ip route \
                 replace default via {gateway} dev {to}"
         ));
-        let back = stream
+        stream
             .back_after(Instant::now(), BACK)
-            .unwrap_or_else(|why| panic!("{from} is {to} now: {why}\n{}", stage.report()));
-        println!("{from} is {to} now: back after {:.1} s", back.as_secs_f64());
+            .unwrap_or_else(|why| panic!("{from} is {to} now: {why}\n{}", stage.report()))
     };
-    rename("eth0", "enp0s31f6");
-    rename("enp0s31f6", "eth0");
+    let renamed = [rename("eth0", "enp0s31f6"), rename("enp0s31f6", "eth0")];
+    let next = |event: &str, times: &[Duration]| {
+        let figure = seconds("next-byte", "a stream's next byte after", times);
+        figure.of(event).digits(2)
+    };
+    measurement.end(&[
+        next("200 interfaces come and go", &[flood]),
+        next("the uplink is renamed", &renamed),
+    ]);
     drop(stream);
     stage.withdraw();
     stage.down();
@@ -284,8 +292,35 @@ fn pinged_while<T>(lab: &Lab, seconds: u32, meanwhile: impl FnOnce() -> T) -> (V
     })
 }
 
+/// Runs a command on `c` that has to succeed; returns how long it took.
+fn timed(lab: &Lab, words: &[&str]) -> Duration {
+    let began = Instant::now();
+    let (code, _, said) = lab.try_p2pvm("c", words).unwrap();
+    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
+    began.elapsed()
+}
+
+/// Figures of the slow disk, for docs/hosts.md: how long a sync, a join and a start took, and the
+/// slowest ping and answer.
+fn slow_disk(took: [Duration; 3], ping_ms: f64, answer: f64) -> [Figure; 5] {
+    let of = |name, what, took: Duration| seconds(name, what, &[took]).digits(1);
+    [
+        of("slow-sync", "a sync on the slow disk", took[0]),
+        of("slow-join", "a join on it", took[1]),
+        of("slow-start", "a start on it", took[2]),
+        Figure::new(
+            "slow-ping",
+            "slowest ping of it, while it writes",
+            "ms",
+            [ping_ms],
+        ),
+        Figure::new("slow-answer", "its slowest answers", "s", [answer]).digits(2),
+    ]
+}
+
 #[test]
 fn packets_and_control_do_not_wait_for_a_disks_slow_sync() {
+    let measurement = Measurement::begin("hosts", COMMAND);
     let lab = lab("slowdisk", &public_sites(&["a", "b", "c"], 4.0));
     let disk = match SlowDisk::under(&lab.dir("c").unwrap()) {
         Ok(disk) => disk,
@@ -293,34 +328,16 @@ fn packets_and_control_do_not_wait_for_a_disks_slow_sync() {
     };
     let _lan = common::Lan::new(&lab, "c");
     network(&lab, &["a", "b"]);
-    let quick = disk.sync_time().unwrap();
     disk.limit(WRITES).unwrap();
     let slow = disk.sync_time().unwrap();
-    println!(
-        "a sync takes {:.0} ms, and {:.1} s where the disk is slow",
-        quick.as_secs_f64() * 1e3,
-        slow.as_secs_f64()
-    );
     assert!(
         slow > Duration::from_millis(700),
         "the disk is not slow: {slow:?}"
     );
     let invite = lab.invite("a", 1).unwrap();
-    let began = Instant::now();
-    let (code, _, said) = lab.try_p2pvm("c", &["join", &invite]).unwrap();
-    println!(
-        "joined after {:.1} s, saying:\n{said}",
-        began.elapsed().as_secs_f64()
-    );
-    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
+    let joined = timed(&lab, &["join", &invite]);
     lab.p2pvm("c", &["down"]).unwrap();
-    let began = Instant::now();
-    let (code, _, said) = lab.try_p2pvm("c", &["up", "--detach"]).unwrap();
-    println!(
-        "up after {:.1} s, saying:\n{said}",
-        began.elapsed().as_secs_f64()
-    );
-    assert_eq!(code, 0, "{said}\n{}", lab.log_tail("c", 40));
+    let started = timed(&lab, &["up", "--detach"]);
     until_direct(&lab, "a", "c", Duration::from_secs(20));
     // What writes: offers, their withdrawal, and what is heard of another's.
     let began = Instant::now();
@@ -350,13 +367,8 @@ fn packets_and_control_do_not_wait_for_a_disks_slow_sync() {
         })
     });
     let worst = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-    println!(
-        "{changes} changes of offers; slowest of {} pings {:.0} ms; slowest of {} answers {:.2} s",
-        rtts.len(),
-        worst(&rtts),
-        answers.len(),
-        worst(&answers)
-    );
+    let times = [slow, joined, started];
+    measurement.end(&slow_disk(times, worst(&rtts), worst(&answers)));
     assert!(
         changes >= 2 && rtts.len() >= 590,
         "{changes} {}",

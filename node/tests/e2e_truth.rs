@@ -3,10 +3,14 @@
 
 mod common;
 
-use common::{Lan, SETTINGS, image, lab, network, public_sites, refused, run};
+use common::{
+    Lan, SETTINGS, image, lab,
+    measured::{Measurement, seconds},
+    network, public_sites, refused, run,
+};
 use p2pvm_api::{FindingView, ReachView, Status, VmView};
 use p2pvm_host::Level;
-use p2pvm_lab::{chain, lab::Lab};
+use p2pvm_lab::{chain, figures::Figure, lab::Lab};
 use std::{
     fs,
     io::Write,
@@ -18,6 +22,19 @@ use std::{
 /// What the kernel tells of shows within about two seconds; a loaded machine needs one more.
 const SOON: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(100);
+
+/// What measures the figures again.
+const COMMAND: &str = "cargo nextest run -p p2pvm --test e2e_truth";
+
+/// How soon a finding came and went, in rounds, for docs/hosts.md.
+fn finding(cause: &str, rounds: &[(Duration, Duration)]) -> [Figure; 2] {
+    let (came, went): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
+    [
+        seconds("came", "cause to finding", &came),
+        seconds("went", "end of the cause to the finding's end", &went),
+    ]
+    .map(|figure| figure.of(cause).digits(1))
+}
 
 fn status(lab: &Lab, host: &str) -> Status {
     lab.status(host).unwrap()
@@ -53,6 +70,7 @@ fn until_well(lab: &Lab, host: &str) {
 
 #[test]
 fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
+    let (measurement, mut rounds) = (Measurement::begin("hosts", COMMAND), Vec::new());
     let lab = lab("soon", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     until_well(&lab, "b");
@@ -83,7 +101,7 @@ fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
         let went = until(&lab, "b", "the finding's end", SOON, |status| {
             word(status) == "ok" && findings(status, "path").count() == 0
         });
-        println!("round {round}: it came after {came:?} and went after {went:?}");
+        rounds.push((came, went));
         if let Some(mut flood) = flood {
             assert!(
                 flood.try_wait().unwrap().is_none(),
@@ -92,6 +110,7 @@ fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
             flood.wait().unwrap();
         }
     }
+    measurement.end(&finding("a chain drops what comes in", &rounds));
     lab.down().unwrap();
 }
 
@@ -297,7 +316,6 @@ fn an_offer_whose_member_answers_again_is_shown_as_used_at_once() {
     );
     shown("the silence", 30, &|note| note.contains("does not answer"));
     run(&lab, "b", "nft delete table inet guard");
-    let began = Instant::now();
     // The link itself is found again first.
     lab.wait("a ping", Duration::from_secs(60), STEP, || {
         Ok(lab
@@ -306,7 +324,6 @@ fn an_offer_whose_member_answers_again_is_shown_as_used_at_once() {
             .then_some(()))
     })
     .unwrap();
-    println!("the link was back after {:?}", began.elapsed());
     shown("the offer to be used again", 3, &|note| note == "used");
     lab.down().unwrap();
 }
@@ -330,8 +347,45 @@ fn type_into(lab: &Lab, host: &str, vm: &str, line: &str) {
     console.wait().unwrap();
 }
 
+/// Changes a guest's interface in several ways, and waits each time until the guest answers again;
+/// returns how long each took.
+fn until_put_back(lab: &Lab, tap: &str, address: &str, answers: impl Fn()) -> Vec<Duration> {
+    let mut times = Vec::new();
+    for broken in [
+        "ip link set TAP down",
+        "ip link set TAP name pvother",
+        "ip link set TAP carrier off",
+        "ip link set TAP mtu 600",
+        "ip link del TAP",
+    ] {
+        run(lab, "b", &broken.replace("TAP", tap));
+        // Where it was renamed the packets go on, and the next change needs the name.
+        lab.wait(
+            "the interface to be put back",
+            Duration::from_secs(10),
+            STEP,
+            || {
+                let link = run(
+                    lab,
+                    "b",
+                    &format!("ip -o link show dev {tap} 2>/dev/null || true"),
+                );
+                Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
+            },
+        )
+        .unwrap_or_else(|e| panic!("{broken}: {}\n{}", chain(&e), lab.log_tail("b", 30)));
+        let took = lab
+            .wait_for_guest("a", address, Duration::from_secs(12))
+            .unwrap_or_else(|e| panic!("{broken}: {}\n{}", chain(&e), lab.log_tail("b", 30)));
+        times.push(took);
+        answers();
+    }
+    times
+}
+
 #[test]
 fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
+    let measurement = Measurement::begin("hosts", COMMAND);
     let lab = lab("taps", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let made: VmView = lab
@@ -390,35 +444,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
     let tap = run(&lab, "b", "ls /sys/class/net | grep ^pv")
         .trim()
         .to_owned();
-    for broken in [
-        "ip link set TAP down",
-        "ip link set TAP name pvother",
-        "ip link set TAP carrier off",
-        "ip link set TAP mtu 600",
-        "ip link del TAP",
-    ] {
-        run(&lab, "b", &broken.replace("TAP", &tap));
-        // Where it was renamed the packets go on, and the next change needs the name.
-        lab.wait(
-            "the interface to be put back",
-            Duration::from_secs(10),
-            STEP,
-            || {
-                let link = run(
-                    &lab,
-                    "b",
-                    &format!("ip -o link show dev {tap} 2>/dev/null || true"),
-                );
-                Ok((link.contains("LOWER_UP") && !link.contains("mtu 600 ")).then_some(()))
-            },
-        )
-        .unwrap_or_else(|e| panic!("{broken}: {}\n{}", chain(&e), lab.log_tail("b", 30)));
-        let took = lab
-            .wait_for_guest("a", &address, Duration::from_secs(12))
-            .unwrap_or_else(|e| panic!("{broken}: {}\n{}", chain(&e), lab.log_tail("b", 30)));
-        println!("{broken}: the guest was reached again after {took:?}");
-        answers(10);
-    }
+    let times = until_put_back(&lab, &tap, &address, || answers(10));
 
     // What others do there is named.
     let guard = format!(
@@ -450,7 +476,10 @@ fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
     let went = until(&lab, "b", "its end", Duration::from_secs(8), |status| {
         findings(status, "guests").count() == 0 && word(status) == "ok"
     });
-    println!("{cause}: it came after {came:?} and went after {went:?}");
+    let what = "change of a guest's interface to the guest's next answer";
+    let mut figures = vec![seconds("guest-back", what, &times).digits(1)];
+    figures.extend(finding("a chain drops a guest's packets", &[(came, went)]));
+    measurement.end(&figures);
 
     // A guest that takes its packets and says nothing is said as that.
     type_into(

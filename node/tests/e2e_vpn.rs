@@ -3,7 +3,11 @@
 
 mod common;
 
-use common::{address, lab, network, public_sites, run, until};
+use common::{
+    address, lab,
+    measured::{Measurement, seconds},
+    network, public_sites, run, until,
+};
 use p2pvm_api::Status;
 use p2pvm_host::Level;
 use p2pvm_lab::lab::Lab;
@@ -105,6 +109,8 @@ fn packets(lab: &Lab, within: Duration) -> u64 {
 
 #[test]
 fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_carry_it() {
+    let measurement = Measurement::begin("hosts", "cargo nextest run -p p2pvm --test e2e_vpn");
+    let (mut pasts, mut backs) = (Vec::new(), Vec::new());
     let lab = lab("vpn-over", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     until(&lab, "b to be well", Duration::from_secs(40), || {
@@ -120,7 +126,8 @@ fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_
         let back = until(&lab, "the VPN to lead out", SOON, || {
             pings(&lab, WORLD) && pings(&lab, &a)
         });
-        println!("round {round}: past it after {past:?}, all is well after {back:?} more");
+        pasts.push(past);
+        backs.push(past + back);
         until(&lab, "b to be well", SOON, || is_ok(&lab));
         let way = run(&lab, "b", &format!("ip route get {WORLD}"));
         assert!(
@@ -158,6 +165,14 @@ fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_
             is_ok(&lab) && pings(&lab, &a)
         });
     }
+    let what = [
+        "a VPN's start to p2pvm's packets past it",
+        "to all that answers",
+    ];
+    measurement.end(&[
+        seconds("vpn-past", what[0], &pasts).digits(1),
+        seconds("vpn-back", what[1], &backs).digits(1),
+    ]);
     lab.down().unwrap();
 }
 

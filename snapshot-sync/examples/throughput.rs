@@ -1,8 +1,10 @@
-//! Prints how fast files become chunks and files again, and what a second snapshot costs.
+//! Measures how fast files become chunks and files again, and what a second snapshot costs.
 //!
 //! `cargo run --release -p p2pvm-snapshot-sync --example throughput [-- <directory>]`: the files
-//! are made in the directory, so it chooses the disk that is measured.
+//! are made in the directory, so it chooses the disk that is measured. `P2PVM_FIGURES=docs/figures`
+//! also writes the figures there, for docs/speed.md.
 
+use p2pvm_figures::{Figure, Recorder};
 use p2pvm_overlay::{Fabric, MemberId, fabric::memory::MemoryNet};
 use p2pvm_snapshot_sync::{
     ChunkStore, Error, Exchange, ExchangeOptions, ImportedFile, Kind, Progress, export_file,
@@ -17,6 +19,12 @@ use std::{
 use tokio::sync::watch;
 
 const MIB: usize = 1 << 20;
+/// What measures the figures again.
+const COMMAND: &str = if cfg!(debug_assertions) {
+    "cargo run -p p2pvm-snapshot-sync --example throughput"
+} else {
+    "cargo run --release -p p2pvm-snapshot-sync --example throughput"
+};
 
 /// RAM as a small guest leaves it: a third empty, a third text-like, a third hard to compress;
 /// `changed` of 1000 pages differ from those for `changed` 0.
@@ -48,34 +56,63 @@ fn ram_file(path: &Path, mib: usize, changed: u64) -> std::io::Result<()> {
     file.flush()
 }
 
-fn rate(bytes: u64, took: Duration) -> String {
-    format!(
-        "{:6.2} s {:7.0} MiB/s",
-        took.as_secs_f64(),
-        bytes as f64 / MIB as f64 / took.as_secs_f64()
-    )
+/// Seconds and rate of one step.
+fn rates(step: &str, bytes: u64, took: Duration) -> [Figure; 2] {
+    let mib = bytes as f64 / MIB as f64;
+    [
+        Figure::new("time", "time", "s", [took.as_secs_f64()]).digits(2),
+        Figure::new("rate", "rate", "MiB/s", [mib / took.as_secs_f64()]),
+    ]
+    .map(|figure| figure.of(step))
 }
 
+/// Chunks and MiB that a step adds, on disk or on the wire.
+fn added(step: &str, chunks: u64, bytes: u64) -> [Figure; 2] {
+    [
+        Figure::new("new-chunks", "new chunks", "", [chunks as f64]),
+        Figure::new("new", "their bytes", "MiB", [bytes as f64 / MIB as f64]).digits(1),
+    ]
+    .map(|figure| figure.of(step))
+}
+
+/// Imports a file, measured as a step of this name.
 async fn import(
-    what: &str,
+    step: &str,
     store: &ChunkStore,
     path: &Path,
     kind: Kind,
+    figures: &mut Vec<Figure>,
 ) -> Result<ImportedFile, Error> {
     let begun = Instant::now();
     let quiet = watch::channel(Progress::default()).0;
     let imported = import_file(store, path, kind, &quiet).await?;
-    let manifest = &imported.manifest;
-    println!(
-        "{what:<34} {}   {:4} blocks, {:4} new chunks, {:6.1} MiB new on disk ({:.0} % of the \
-            file)",
-        rate(manifest.size, begun.elapsed()),
-        manifest.chunks.len(),
-        imported.new_chunks,
-        imported.new_bytes as f64 / MIB as f64,
-        imported.new_bytes as f64 * 100.0 / manifest.size as f64,
-    );
+    figures.extend(rates(step, imported.manifest.size, begun.elapsed()));
+    figures.extend(added(step, imported.new_chunks, imported.new_bytes));
     Ok(imported)
+}
+
+/// Another member's store fetches the files one after the other, measured as steps.
+async fn fetch(
+    dir: &Path,
+    store: &ChunkStore,
+    files: [(&str, &ImportedFile); 2],
+    figures: &mut Vec<Figure>,
+) -> Result<(), Error> {
+    let quiet = watch::channel(Progress::default()).0;
+    let net = MemoryNet::new(Duration::from_micros(100));
+    let (a, b) = (net.add(MemberId([1; 32])), net.add(MemberId([2; 32])));
+    let _source = Exchange::start(a.clone(), store.clone(), ExchangeOptions::default());
+    let store = ChunkStore::open(dir.join("b"))?;
+    let target = Exchange::start(b, store, ExchangeOptions::default());
+    for (step, imported) in files {
+        let begun = Instant::now();
+        let report = target.fetch(imported.id, &[a.me()], &quiet).await?;
+        figures.extend(rates(step, imported.manifest.size, begun.elapsed()));
+        figures.extend(added(step, report.fetched_chunks, report.fetched_bytes));
+        let pin = imported.id.short();
+        target.store().pin(imported.id, pin.as_str())?;
+    }
+    Ok(())
 }
 
 #[tokio::main]
@@ -89,56 +126,33 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         dir.path().join("disk"),
         dir.path().join("back"),
     );
+    let recorder = Recorder::from_environment();
     let store = ChunkStore::open(dir.path().join("a"))?;
     let quiet = watch::channel(Progress::default()).0;
+    let mut figures = Vec::new();
 
     ram_file(&ram, 128, 0)?;
     ram_file(&disk, 50, 0)?;
-    let first = import("import RAM, 128 MiB", &store, &ram, Kind::Ram).await?;
-    import(
-        "import disk, 50 MiB (same content)",
-        &store,
-        &disk,
-        Kind::Disk,
-    )
-    .await?;
+    let step = "import RAM, 128 MiB";
+    let first = import(step, &store, &ram, Kind::Ram, &mut figures).await?;
+    let step = "import disk, 50 MiB of the same content";
+    import(step, &store, &disk, Kind::Disk, &mut figures).await?;
     ram_file(&ram, 128, 10)?;
-    let second = import("import RAM, 1 % of pages changed", &store, &ram, Kind::Ram).await?;
-    import("import RAM, unchanged", &store, &ram, Kind::Ram).await?;
+    let step = "import RAM, 1 % of pages changed";
+    let second = import(step, &store, &ram, Kind::Ram, &mut figures).await?;
+    let step = "import RAM, unchanged";
+    import(step, &store, &ram, Kind::Ram, &mut figures).await?;
 
     let begun = Instant::now();
     export_file(&store, &second.manifest, &back, &quiet).await?;
-    println!(
-        "{:<34} {}",
-        "export RAM",
-        rate(second.manifest.size, begun.elapsed())
-    );
+    figures.extend(rates("export RAM", second.manifest.size, begun.elapsed()));
 
-    let net = MemoryNet::new(Duration::from_micros(100));
-    let (a, b) = (net.add(MemberId([1; 32])), net.add(MemberId([2; 32])));
-    let source = Exchange::start(a.clone(), store.clone(), ExchangeOptions::default());
-    let target = Exchange::start(
-        b,
-        ChunkStore::open(dir.path().join("b"))?,
-        ExchangeOptions::default(),
-    );
-    for (what, imported) in [
+    let files = [
         ("fetch RAM, in one process", &first),
         ("fetch RAM, 1 % of pages changed", &second),
-    ] {
-        let begun = Instant::now();
-        let report = target.fetch(imported.id, &[a.me()], &quiet).await?;
-        println!(
-            "{what:<34} {}   {:4} chunks came, {:4} were there, {:6.1} MiB on the wire",
-            rate(imported.manifest.size, begun.elapsed()),
-            report.fetched_chunks,
-            report.present_chunks,
-            report.fetched_bytes as f64 / MIB as f64,
-        );
-        target
-            .store()
-            .pin(imported.id, imported.id.short().as_str())?;
-    }
-    drop(source);
+    ];
+    fetch(dir.path(), &store, files, &mut figures).await?;
+    println!("{}", Recorder::overview(&figures));
+    recorder.record("chunks", COMMAND, &figures)?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use p2pvm_vm_manager::{
 };
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use support::{Guest, Host, PATIENCE, image};
 use tokio::{
@@ -101,9 +101,7 @@ async fn move_until_killed(step: &str, host: &Host, source: Guest, target: &Gues
 
 /// The next daemon takes the guest up as the move left it, and gives the move up.
 async fn take_up(step: &str, host: &Host, spec: &MachineSpec) -> Guest {
-    let begun = Instant::now();
     let mut source = host.adopt(spec).await;
-    let adopted = begun.elapsed();
     let stands = matches!(step, "paused" | "target dead" | "handed over");
     let expected = if stands {
         RunState::Paused
@@ -123,10 +121,6 @@ async fn take_up(step: &str, host: &Host, spec: &MachineSpec) -> Guest {
         "{step}: {refused:?}"
     );
     give_up(step, &source).await;
-    println!(
-        "after '{step}': taken up in {adopted:?}, given up after {:?}",
-        begun.elapsed()
-    );
     let mut state = source.machine.watch();
     state.wait_for(|s| *s == RunState::Running).await.unwrap();
     let command = format!("echo '{step}' > /data/step; sync; cat /data/step /run/mark");
@@ -237,11 +231,6 @@ async fn a_checkpoint_whose_daemon_died_does_not_hinder_the_next() {
     daemon.shutdown_background();
 
     let mut guest = host.adopt(&spec).await;
-    let left = rx.borrow().clone();
-    println!(
-        "killed after {} of {} bytes",
-        left.done_bytes, left.total_bytes
-    );
     if *guest.machine.watch().borrow() == RunState::Paused {
         guest.machine.resume().await.unwrap();
     }

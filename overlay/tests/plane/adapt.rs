@@ -1,7 +1,11 @@
 //! Links adapt: relays that die, refuse or are limited, paths that carry less, addresses that
 //! change, a family that fails.
 
-use super::{LIMIT, ping, two_behind_nats, until};
+use super::{
+    LIMIT,
+    measured::{Measurement, other_path, rate, silence},
+    ping, two_behind_nats, until,
+};
 use crate::world::{self, Host, Nat, World, introduce, sh, within};
 use p2pvm_overlay::{
     connect::NatKind,
@@ -15,7 +19,7 @@ use std::{
 };
 
 /// A TCP connection through the overlay that sends `size` bytes every 20 ms and hears them back.
-struct Talk(JoinHandle<(u32, Duration)>);
+struct Talk(JoinHandle<Duration>);
 
 /// Starts to talk for `time`.
 fn talk(from: &Host, to: &Host, size: usize, time: Duration) -> Talk {
@@ -41,27 +45,26 @@ fn talk(from: &Host, to: &Host, size: usize, time: Duration) -> Talk {
         stream
             .set_read_timeout(Some(Duration::from_secs(25)))
             .expect("a socket option");
-        let (began, mut last, mut longest, mut rounds, mut buf) = (
+        let (began, mut last, mut longest, mut buf) = (
             Instant::now(),
             Instant::now(),
             Duration::ZERO,
-            0u32,
             vec![7; size],
         );
         while began.elapsed() < time {
             stream.write_all(&buf).expect("the connection lives");
             stream.read_exact(&mut buf).expect("the connection goes on");
             longest = longest.max(last.elapsed());
-            (last, rounds) = (Instant::now(), rounds + 1);
+            last = Instant::now();
             std::thread::sleep(Duration::from_millis(20));
         }
-        (rounds, longest)
+        longest
     }))
 }
 
 impl Talk {
-    /// Waits for its end: rounds and the longest time without an answer.
-    fn end(self) -> (u32, Duration) {
+    /// Waits for its end; returns the longest time without an answer.
+    fn end(self) -> Duration {
         tokio::task::block_in_place(|| self.0.join().expect("the connection went on"))
     }
 }
@@ -107,6 +110,16 @@ fn router_of(host: &Host) -> String {
     format!("{prefix}r{number}")
 }
 
+/// Lets the link between a host and its router carry 1280 bytes at most.
+fn make_link_small(host: &Host) {
+    let small = format!(
+        "ip -n {} link set lan mtu 1280 && ip -n {} link set eth0 mtu 1280",
+        router_of(host),
+        host.namespace
+    );
+    assert!(sh(&small).status.success());
+}
+
 fn relay_of(path: Path) -> Option<p2pvm_overlay::MemberId> {
     if let Path::Relayed(relay) = path {
         Some(relay)
@@ -132,6 +145,7 @@ async fn needing_a_relay(world: &mut World, relays: usize) -> (Vec<Host>, Host, 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_dies_under_a_tcp_stream_is_replaced_and_the_stream_goes_on() {
+    let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(10));
     let (relays, a, b) = needing_a_relay(&mut world, 2).await;
     a.plane.ping(b.member, LIMIT).await.expect("answers");
@@ -154,9 +168,10 @@ async fn a_relay_that_dies_under_a_tcp_stream_is_replaced_and_the_stream_goes_on
             .is_some_and(|i| relay_of(i.path).is_some_and(|r| r != relay))
     })
     .await;
-    eprintln!("another relay after {:?}", died.elapsed());
-    let (rounds, longest) = talking.end();
-    eprintln!("{rounds} rounds, longest silence {longest:?}");
+    let took = died.elapsed();
+    let longest = talking.end();
+    let event = "the relay dies";
+    measurement.end(&[silence(event, longest), other_path(event, took)]);
     assert!(longest < Duration::from_secs(6), "silent for {longest:?}");
 }
 
@@ -196,6 +211,7 @@ async fn an_unwilling_member_relays_nothing_and_where_none_will_a_stream_does() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_passes_on_no_more_than_it_offers() {
+    let (measurement, mut figures) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(10));
     let (relays, a, b) = needing_a_relay(&mut world, 2).await;
     // How fast it goes is the machine's business: a relay's own count never exceeds what it offers
@@ -225,13 +241,11 @@ async fn a_relay_passes_on_no_more_than_it_offers() {
             })
             .collect();
         let most = (began.elapsed().as_secs_f64() + 0.1) * bits_per_second as f64 / 8.0 + 2000.0;
-        eprintln!(
-            "{mbit} Mbit/s through relays that offer {bits_per_second} bit/s; passed on and \
-                dropped: {counted:?}; at most {most}"
-        );
+        let offered = bits_per_second / 1_000_000;
+        figures.push(rate(&format!("relays that offer {offered} Mbit/s"), mbit));
         assert!(
             counted.iter().all(|(passed, _)| *passed as f64 <= most),
-            "{counted:?} is more than {most}"
+            "passed on and dropped: {counted:?}, more than {most}"
         );
         assert!(
             mbit > 0.0 && counted.iter().any(|(passed, _)| *passed > 0),
@@ -243,18 +257,15 @@ async fn a_relay_passes_on_no_more_than_it_offers() {
             "what is too much is dropped: {counted:?}"
         );
     }
+    measurement.end(&figures);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_of_1280_bytes_is_no_black_hole() {
+    let (measurement, mut figures) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::PortRestricted));
-    let small = format!(
-        "ip -n {} link set lan mtu 1280 && ip -n {} link set eth0 mtu 1280",
-        router_of(&b),
-        b.namespace
-    );
-    assert!(sh(&small).status.success());
+    make_link_small(&b);
     introduce(&[&a, &b]);
     // From the first packet on, before anything is known of the path.
     let first = tokio::task::block_in_place(|| {
@@ -268,7 +279,10 @@ async fn a_link_of_1280_bytes_is_no_black_hole() {
         "{}",
         String::from_utf8_lossy(&first.stdout)
     );
-    for (x, y) in [(&a, &b), (&b, &a)] {
+    for (x, y, path) in [
+        (&a, &b, "a link of 1280 bytes"),
+        (&b, &a, "a link of 1280 bytes, back"),
+    ] {
         until("the path's size is known", || {
             x.plane
                 .path(y.member)
@@ -301,10 +315,7 @@ async fn a_link_of_1280_bytes_is_no_black_hole() {
             "IPv6's 1280 bytes always go: {}",
             String::from_utf8_lossy(&v6.stdout)
         );
-        eprintln!(
-            "{} Mbit/s over a link of 1280 bytes",
-            bulk(&x.namespace, y, 2, "")
-        );
+        figures.push(rate(path, bulk(&x.namespace, y, 2, "")));
     }
     let (guest, port) = world.guest(&a, "g", 9, 1);
     b.plane.set_route(
@@ -314,19 +325,17 @@ async fn a_link_of_1280_bytes_is_no_black_hole() {
             epoch: p2pvm_overlay::Epoch(1),
         },
     );
-    eprintln!("{} Mbit/s from a guest", bulk(&guest, &b, 2, ""));
+    let path = "a link of 1280 bytes, from a guest";
+    figures.push(rate(path, bulk(&guest, &b, 2, "")));
+    measurement.end(&figures);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relayed_path_with_a_small_link_is_measured_end_to_end() {
+    let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(5));
     let (relays, a, b) = needing_a_relay(&mut world, 2).await;
-    let small = format!(
-        "ip -n {} link set lan mtu 1280 && ip -n {} link set eth0 mtu 1280",
-        router_of(&b),
-        b.namespace
-    );
-    assert!(sh(&small).status.success());
+    make_link_small(&b);
     let pong = a.plane.ping(b.member, LIMIT).await.expect("answers");
     assert!(relay_of(pong.path).is_some(), "{pong:?}");
     // 1280 less IPv4 and UDP, less the relay's link, less our own.
@@ -336,13 +345,17 @@ async fn a_relayed_path_with_a_small_link_is_measured_end_to_end() {
             .is_some_and(|i| i.packet_bytes == 1280 - 28 - 2 * 44)
     })
     .await;
-    eprintln!("{} Mbit/s", bulk(&a.namespace, &b, 2, ""));
-    eprintln!("{} Mbit/s back", bulk(&b.namespace, &a, 2, ""));
+    let path = "a relay and a link of 1280 bytes";
+    measurement.end(&[
+        rate(path, bulk(&a.namespace, &b, 2, "")),
+        rate(&format!("{path}, back"), bulk(&b.namespace, &a, 2, "")),
+    ]);
     drop(relays);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_shrinks_in_silence_holds_up_tcp_for_seconds_only() {
+    let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::PortRestricted));
     introduce(&[&a, &b]);
@@ -366,14 +379,15 @@ async fn a_path_that_shrinks_in_silence_holds_up_tcp_for_seconds_only() {
         "{}",
         String::from_utf8_lossy(&shrunk.stderr)
     );
-    let (rounds, longest) = talking.end();
-    eprintln!("{rounds} rounds, longest silence {longest:?}");
+    let longest = talking.end();
+    measurement.end(&[silence("the path's size shrinks in silence", longest)]);
     assert!(longest < Duration::from_secs(11), "silent for {longest:?}");
     assert_eq!(a.plane.path(b.member).map(|i| i.packet_bytes), Some(1208));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
+    let (measurement, mut figures) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(10));
     let (a, open, natted) = (
         world.host(Nat::None),
@@ -402,13 +416,15 @@ async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
         .into_iter()
         .zip(["an open member", "a member behind a NAT"])
     {
-        let (rounds, longest) = talk.end();
-        eprintln!("{what}: {rounds} rounds, longest silence {longest:?}");
+        let longest = talk.end();
+        let event = format!("a host's address changes, to {what}");
+        figures.push(silence(&event, longest));
         assert!(
             longest < Duration::from_secs(5),
             "{what}: silent for {longest:?}"
         );
     }
+    measurement.end(&figures);
     let now = |h: &Host| h.plane.path(a.member).map(|i| i.path);
     until("both see it at its new address", || {
         [&open, &natted].iter().all(|h| {
@@ -423,6 +439,7 @@ async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nat_that_gets_another_address_is_noticed_behind_it_and_links_come_back() {
+    let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(10));
     let (_open, a, b) = two_behind_nats(&mut world).await;
     assert!(matches!(
@@ -440,8 +457,8 @@ async fn a_nat_that_gets_another_address_is_noticed_behind_it_and_links_come_bac
         n + 100
     ));
     assert!(moved.status.success());
-    let (rounds, longest) = talking.end();
-    eprintln!("{rounds} rounds, longest silence {longest:?}");
+    let longest = talking.end();
+    measurement.end(&[silence("a NAT's address changes", longest)]);
     assert!(longest < Duration::from_secs(10), "silent for {longest:?}");
     assert_eq!(
         a.connector.reflexive().map(|at| at.ip().to_string()),
@@ -455,6 +472,7 @@ async fn a_nat_that_gets_another_address_is_noticed_behind_it_and_links_come_bac
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_families_are_tried_and_the_other_takes_over_when_one_fails() {
+    let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(5));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     for host in [&a, &b] {
@@ -488,13 +506,10 @@ async fn both_families_are_tried_and_the_other_takes_over_when_one_fails() {
     assert!(a.exec(&format!("nft '{cut}'")).status.success());
     let failed = Instant::now();
     until("the other family", || family() == Some(!first)).await;
-    eprintln!(
-        "from IPv{} to the other family in {:?}",
-        if first { 6 } else { 4 },
-        failed.elapsed()
-    );
-    let (rounds, longest) = talking.end();
-    eprintln!("{rounds} rounds, longest silence {longest:?}");
+    let took = failed.elapsed();
+    let longest = talking.end();
+    let event = "one of IPv4 and IPv6 fails";
+    measurement.end(&[silence(event, longest), other_path(event, took)]);
     assert!(longest < Duration::from_secs(6), "silent for {longest:?}");
 }
 

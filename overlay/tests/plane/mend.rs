@@ -1,6 +1,9 @@
 //! What others do to the TUN and to guests' interfaces is put back, and traffic goes on.
 
-use crate::world::{Host, Nat, World, introduce, sh, within};
+use crate::{
+    measured::{Measurement, seconds},
+    world::{Host, Nat, World, introduce, sh, within},
+};
 use p2pvm_overlay::{Epoch, VmId, plane::GuestPort};
 use std::{
     fs::File,
@@ -64,6 +67,7 @@ fn device(host: &Host) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
+    let (measurement, mut times) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
@@ -91,7 +95,7 @@ async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
             "ip link del p2pvm0",
         ] {
             run(&a, change);
-            let took = back(&a.namespace, &b.overlay());
+            times.push(back(&a.namespace, &b.overlay()));
             back(&b.namespace, &a.overlay());
             back(&a.namespace, &b.v6().to_string());
             let began = Instant::now();
@@ -103,12 +107,13 @@ async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
                 );
                 std::thread::sleep(Duration::from_millis(50));
             }
-            eprintln!("{change}: back after {took:?}");
             assert!(a.plane.device_faults().is_empty());
             // So that each is told from those before as one of its own.
             std::thread::sleep(Duration::from_secs(1));
         }
     });
+    let what = "a change of p2pvm0 to the next answered ping";
+    measurement.end(&[seconds("mended", what, &times)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,9 @@
 //! between them.
 
 use crate::{
-    LIMIT, PATIENCE, ping, until,
+    LIMIT, PATIENCE,
+    measured::{Measurement, seconds},
+    ping, until,
     world::{Host, Nat, World, introduce},
 };
 use p2pvm_overlay::{
@@ -76,7 +78,6 @@ async fn star(count: u8) -> (World, Vec<Host>) {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    eprintln!("whole after {:?}", began.elapsed());
     (world, hosts)
 }
 
@@ -100,6 +101,7 @@ fn strangers(hosts: &[Host]) -> Option<(&Host, &Host)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly() {
+    let measurement = Measurement::begin();
     let (_world, mut hosts) = star(10).await;
     // Links of the joining settle.
     tokio::time::sleep(Duration::from_secs(12)).await;
@@ -124,11 +126,7 @@ async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly()
         .ping(b.member, LIMIT)
         .await
         .expect("answers over the ring");
-    let took = began.elapsed();
-    eprintln!(
-        "first ping {took:?}: {pong:?}; {} hops by trace",
-        report.hops.len()
-    );
+    let first_ping = began.elapsed();
     // On a wire without delay the direct path may have won before the answer was back: what counts
     // is what was used first.
     let first = loop {
@@ -147,7 +145,16 @@ async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly()
             .is_some_and(|i| matches!(i.path, Path::Direct(_)))
     })
     .await;
-    eprintln!("direct after {:?}", began.elapsed());
+    let direct = began.elapsed();
+    measurement.end(&[
+        seconds(
+            "first-ping",
+            "first ping over the ring of ten",
+            &[first_ping],
+        )
+        .digits(3),
+        seconds("direct", "first ping to a direct path", &[direct]),
+    ]);
     let pong = a
         .plane
         .ping(b.member, LIMIT)
@@ -176,7 +183,6 @@ async fn no_packet_is_lost_when_traffic_moves_from_the_ring_to_the_direct_path()
         )
     });
     let summary: Vec<&str> = text.lines().rev().take(2).collect();
-    eprintln!("{summary:?}");
     assert!(
         ok && text.contains(" 0% packet loss") && !text.contains("duplicates"),
         "{summary:?}"
@@ -190,6 +196,7 @@ async fn no_packet_is_lost_when_traffic_moves_from_the_ring_to_the_direct_path()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocked_pair_stays_on_the_ring_and_routes_around_a_dead_member() {
+    let measurement = Measurement::begin();
     let (world, hosts) = star(10).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     let (a, b) = strangers(&hosts).expect("ten members are no full mesh");
@@ -222,9 +229,7 @@ async fn a_blocked_pair_stays_on_the_ring_and_routes_around_a_dead_member() {
             ),
         }
     };
-    eprintln!(
-        "around the dead member after {:?}: {answered:?}",
-        died.elapsed()
-    );
+    let what = "death of the member between two others to their next answered ping";
+    measurement.end(&[seconds("around", what, &[died.elapsed()])]);
     assert!(!matches!(answered.path, Path::Direct(_)), "{answered:?}");
 }
