@@ -11,9 +11,9 @@ mod heard;
 mod learn;
 
 use crate::{addresses::kept::SavedLease, parts::Parts};
-use asks::Asks;
+use asks::OpenQuestions;
 use async_trait::async_trait;
-use heard::Heard;
+use heard::Claims;
 use learn::{MAX_DOUBTS, MAX_READYING};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dhcp::{Addresses, Lease, Subject, address_key, dns::HostResolver};
@@ -71,7 +71,7 @@ enum Told {
 }
 
 /// Told of addresses here whose packets others drop.
-pub type OnStale = Box<dyn Fn(IpAddr, Epoch) + Send + Sync>;
+pub type StaleListener = Box<dyn Fn(IpAddr, Epoch) + Send + Sync>;
 
 /// The addresses and routes of this node.
 pub struct Reach {
@@ -79,8 +79,8 @@ pub struct Reach {
     /// Signed records of the addresses that are with this host now.
     here: Mutex<HashMap<IpAddr, Record>>,
     /// What is known of addresses, and which questions about them are open.
-    heard: Mutex<Heard>,
-    asks: Mutex<Asks>,
+    heard: Mutex<Claims>,
+    asks: Mutex<OpenQuestions>,
     /// There are questions to begin.
     asked: Notify,
     doubts: Semaphore,
@@ -93,7 +93,7 @@ pub struct Reach {
     claimed: watch::Sender<Option<Duration>>,
     /// When each address was last told to be stale.
     told_stale: Mutex<HashMap<IpAddr, Instant>>,
-    on_stale: OnceLock<OnStale>,
+    on_stale: OnceLock<StaleListener>,
     /// Why there is no address yet.
     wanting: Mutex<Option<String>>,
     /// A member has connected.
@@ -159,7 +159,7 @@ impl Reach {
     }
 
     /// Sets who is told when others drop packets of an address here. Later calls change nothing.
-    pub fn on_stale(&self, told: OnStale) {
+    pub fn on_stale(&self, told: StaleListener) {
         let _ = self.on_stale.set(told);
     }
 
@@ -224,11 +224,11 @@ impl Reach {
         &self.parts.addresses
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn heard(&self) -> MutexGuard<'_, Claims> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn asks(&self) -> MutexGuard<'_, Asks> {
+    fn asks(&self) -> MutexGuard<'_, OpenQuestions> {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,7 +10,7 @@ use crate::{
     http::server::Services,
     layout::Layout,
     lifecycle::Lifecycle,
-    members::admission::NotYet,
+    members::admission::EarlyAdmission,
     membership::{self, Membership},
     parts::{MTU, Parts},
     routes::subnets::{Kernel, Subnets},
@@ -191,7 +191,7 @@ async fn planes(layout: &Layout, membership: Membership) -> Planes {
             network.clone(),
             trust.clone(),
             layout.dir().to_owned(),
-            Arc::new(NotYet),
+            Arc::new(EarlyAdmission),
         )
     })
     .await

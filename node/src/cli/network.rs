@@ -12,7 +12,7 @@ use p2pvm_api::{
     PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
     client::{Client, Event},
 };
-use p2pvm_daemon::{layout::Layout, lock, membership, naming, naming::Called, preflight, service};
+use p2pvm_daemon::{layout::Layout, lock, membership, naming, preflight, service};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
 use serde_json::json;
 use std::{
@@ -37,7 +37,7 @@ const WELCOME_LIMIT: Duration = Duration::from_secs(4);
 const ADDRESS_LIMIT: Duration = Duration::from_secs(60);
 
 /// This machine's name in the network; makes its identity only if the name derives from it.
-fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
+fn called(layout: &Layout, given: Option<String>) -> Outcome<naming::HostName> {
     naming::choose(given, || {
         layout.create()?;
         Ok(Identity::load_or_create(&layout.identity())

@@ -5,7 +5,7 @@ use p2pvm_overlay::plane::Unproved;
 
 /// The results of one round for the other members.
 #[derive(Default)]
-pub(super) struct Others {
+pub(super) struct MemberResults {
     /// Members whose host answered, or whose packets arrived.
     pub proved: usize,
     /// Names of members whose host did not answer, and why.
@@ -15,7 +15,7 @@ pub(super) struct Others {
 }
 
 /// The findings of this host and the others.
-pub(super) fn findings(host: Option<&Unproved>, others: &Others) -> Vec<Finding> {
+pub(super) fn findings(host: Option<&Unproved>, others: &MemberResults) -> Vec<Finding> {
     if let Some(unproved) = host {
         return own_trouble(unproved).into_iter().collect();
     }
@@ -120,7 +120,7 @@ mod tests {
             ),
         ];
         for (unproved, advice) in cases {
-            let found = findings(Some(&unproved), &Others::default());
+            let found = findings(Some(&unproved), &MemberResults::default());
             let [finding] = found.as_slice() else {
                 panic!("{unproved:?}: {found:?}")
             };
@@ -130,7 +130,10 @@ mod tests {
             );
             assert!(finding.found.contains("cannot be reached"), "{finding:?}");
         }
-        assert_eq!(findings(Some(&Unproved::NoAddress), &Others::default()), []);
+        assert_eq!(
+            findings(Some(&Unproved::NoAddress), &MemberResults::default()),
+            []
+        );
     }
 
     #[test]
@@ -138,9 +141,9 @@ mod tests {
         let said = |name: &str| vec![(name.to_owned(), "no answer".to_owned())];
         let cut_off = findings(
             None,
-            &Others {
+            &MemberResults {
                 no_way_back: said("lab2"),
-                ..Others::default()
+                ..MemberResults::default()
             },
         );
         assert!(
@@ -149,7 +152,7 @@ mod tests {
         );
         let partly = findings(
             None,
-            &Others {
+            &MemberResults {
                 proved: 2,
                 no_way_back: said("lab2"),
                 silent: said("lab3"),
@@ -162,9 +165,9 @@ mod tests {
         assert_eq!(
             findings(
                 None,
-                &Others {
+                &MemberResults {
                     proved: 2,
-                    ..Others::default()
+                    ..MemberResults::default()
                 }
             ),
             []

@@ -1,6 +1,6 @@
 //! The ways to other members' hosts, and their packets' ways back to here.
 
-use super::{Proofs, back, found::Others, twice};
+use super::{Proofs, back, found::MemberResults, twice};
 use p2pvm_overlay::plane::Unproved;
 use std::{net::IpAddr, time::Duration};
 
@@ -12,12 +12,12 @@ const MEMBERS: (usize, usize) = (1, 3);
 pub(super) const MEMBER_LIMIT: Duration = Duration::from_secs(3);
 
 impl Proofs {
-    pub(super) async fn prove_others(&self, round: usize) -> Others {
+    pub(super) async fn prove_others(&self, round: usize) -> MemberResults {
         let mut members = self.parts.fabric().connected();
         // No link is made only for this.
         members.retain(|member| self.parts.plane.path(*member).is_some());
         members.sort_unstable();
-        let mut found = Others::default();
+        let mut found = MemberResults::default();
         let Some(own) = self.reach.address().map(IpAddr::V4) else {
             return found;
         };
