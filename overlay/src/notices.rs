@@ -7,7 +7,7 @@
 //! and kept on disk so that a policy holds from the first packet after a restart.
 
 use crate::{
-    durable::Rewritten,
+    durable::RewrittenFile,
     fabric::{Fabric, FabricError, Serve},
     id::{MemberId, UnixTime},
     membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust},
@@ -49,7 +49,7 @@ pub struct Notices {
     trust: Arc<Trust>,
     file: Option<PathBuf>,
     known: RwLock<BTreeMap<NoticeKey, Notice>>,
-    rewritten: Rewritten,
+    rewritten: RewrittenFile,
     heard: AtomicBool,
     changed: watch::Sender<u64>,
 }
@@ -62,7 +62,7 @@ impl Notices {
             trust,
             file: None,
             known: RwLock::default(),
-            rewritten: Rewritten::default(),
+            rewritten: RewrittenFile::default(),
             heard: AtomicBool::new(false),
             changed,
         }

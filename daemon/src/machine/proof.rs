@@ -15,7 +15,7 @@ use crate::{access::policy::Policies, addresses::reach::Reach, parts::Parts, vms
 pub(crate) use found::own_trouble;
 use found::{MemberResults, findings};
 use p2pvm_host::{Board, Finding, Level};
-use p2pvm_overlay::plane::{Proof, Unproved};
+use p2pvm_overlay::plane::{Proof, ProofFailure};
 use pace::Pace;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -63,7 +63,7 @@ enum ProofPart {
 /// The last results.
 #[derive(Default)]
 struct LastResults {
-    host: Option<Unproved>,
+    host: Option<ProofFailure>,
     others: MemberResults,
 }
 
@@ -204,9 +204,9 @@ async fn heeded(news: &Notify, gap: Duration) {
 }
 
 /// Tries twice: a busy machine misses one deadline, a broken way misses two.
-async fn twice<F: Future<Output = Result<Proof, Unproved>>>(
+async fn twice<F: Future<Output = Result<Proof, ProofFailure>>>(
     prove: impl Fn() -> F,
-) -> Result<Proof, Unproved> {
+) -> Result<Proof, ProofFailure> {
     match prove().await {
         Err(_) => {
             tokio::time::sleep(ONCE_MORE).await;

@@ -29,7 +29,7 @@ use p2pvm_overlay::{
     MemberId, UnixTime, durable,
     membership::{
         Certificate, Cidr, NetworkPolicy, Offer,
-        policy::{Party, Who},
+        policy::{AddressOwner, Party},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -373,7 +373,7 @@ fn offered(
     subnet: Cidr,
     since: UnixTime,
 ) -> OfferedSubnet {
-    let who = Who::Member {
+    let owner = AddressOwner::Member {
         id: member,
         name: certificate.name().to_owned(),
         groups: certificate.groups().clone(),
@@ -383,7 +383,7 @@ fn offered(
         member,
         party: Party {
             addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            who,
+            owner,
         },
         subnet,
         since,

@@ -12,7 +12,7 @@ use super::{
         udp::{MAX_BATCH_BYTES, Udp},
         wake::{Stop, Waker},
     },
-    path::{moves::Moves, pending::Pending, relaying::Relaying, ring_port::RingPort},
+    path::{moves::Moves, pending::OpenPings, relaying::Relaying, ring_port::RingPort},
     receive,
     reports::Reports,
     tables::Tables,
@@ -20,7 +20,7 @@ use super::{
     traffic::Traffic,
     tun,
     types::{PlaneConfig, PlaneEvent},
-    waiting::Waiting,
+    waiting::WaitingPackets,
 };
 use crate::{
     link::{Keys, cookie::Doorman, session::OVERHEAD},
@@ -89,8 +89,8 @@ impl Inner {
             access: Access::default(),
             multicast: Multicast::default(),
             tables: Tables::default(),
-            waiting: Waiting::default(),
-            pending: Pending::default(),
+            waiting: WaitingPackets::default(),
+            pending: OpenPings::default(),
             reports: Reports::new(events),
             doorman: Mutex::new(Doorman::new(now)),
             stream_scratch: Mutex::default(),

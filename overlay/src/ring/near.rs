@@ -32,7 +32,7 @@ const JOIN_WITHOUT: Duration = Duration::from_secs(6);
 
 /// The state of the near part.
 #[derive(Default)]
-pub(super) struct Near {
+pub(super) struct NearState {
     digest: u32,
     lists_at: Option<Instant>,
     /// When the plan may change without an event: a candidate may be tried again, or was waited for
@@ -41,7 +41,7 @@ pub(super) struct Near {
     gone: Vec<(Instant, Node)>,
 }
 
-impl Near {
+impl NearState {
     pub fn digest(&self) -> u32 {
         self.digest
     }
@@ -84,13 +84,13 @@ impl Near {
 /// lookup found it.
 type Candidate = (u64, Node, Option<Position>);
 /// A neighbour that has spoken: its distance clockwise, the member, and whether it has joined.
-type Linked = (u64, Node, bool);
+type LinkedNode = (u64, Node, bool);
 
 impl Ring {
     /// Determines our near neighbours, present and wanted, and asks for the missing edges.
     pub(super) fn plan_near(&mut self, now: Instant) {
         let me = self.me.position;
-        let mut linked: Vec<Linked> = Vec::with_capacity(self.edges.len());
+        let mut linked: Vec<LinkedNode> = Vec::with_capacity(self.edges.len());
         linked.extend(
             self.edges
                 .values()
@@ -179,7 +179,7 @@ impl Ring {
 
     /// Members that may be nearer than our near neighbours, going clockwise: those that another
     /// member has an edge with, and those known by hearsay only. `linked` is in that order too.
-    fn candidates(&self, now: Instant, linked: &[Linked]) -> [Vec<Candidate>; 2] {
+    fn candidates(&self, now: Instant, linked: &[LinkedNode]) -> [Vec<Candidate>; 2] {
         let me = self.me.position;
         // A member farther than enough neighbours of its side is no candidate. That holds for most
         // members in lists, so it is checked first.

@@ -1,7 +1,7 @@
 //! The ways to other members' hosts, and their packets' ways back to here.
 
 use super::{Proofs, back, found::MemberResults, twice};
-use p2pvm_overlay::plane::Unproved;
+use p2pvm_overlay::plane::ProofFailure;
 use std::{net::IpAddr, time::Duration};
 
 /// How many members are proved in one round: normally, and while one does not answer. Reason: an
@@ -49,9 +49,10 @@ impl Proofs {
             ) {
                 match twice(|| self.parts.plane.prove_member(member, addr, MEMBER_LIMIT)).await {
                     Ok(_) => found.proved += 1,
-                    Err(Unproved::MemberSilent { .. }) => found
-                        .silent
-                        .push((name.clone(), Unproved::MemberSilent { addr }.to_string())),
+                    Err(ProofFailure::MemberSilent { .. }) => found.silent.push((
+                        name.clone(),
+                        ProofFailure::MemberSilent { addr }.to_string(),
+                    )),
                     // A missing path is for 'p2pvm peers' to show; the rest is this host's own
                     // part, proved before.
                     Err(_) => continue,

@@ -175,7 +175,7 @@ impl Judge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_overlay::membership::{Groups, policy::Who};
+    use p2pvm_overlay::membership::{Groups, policy::AddressOwner};
     use std::net::{IpAddr, Ipv6Addr};
 
     fn block(text: &str) -> Cidr {
@@ -183,14 +183,14 @@ mod tests {
     }
 
     fn offered(member: u8, subnet: &str, since: u64) -> OfferedSubnet {
-        let who = Who::Member {
+        let owner = AddressOwner::Member {
             id: MemberId([member; 32]),
             name: format!("m{member}"),
             groups: Groups::default(),
         };
         let party = Party {
             addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            who,
+            owner,
         };
         OfferedSubnet {
             member: MemberId([member; 32]),

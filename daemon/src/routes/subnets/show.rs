@@ -9,7 +9,7 @@ use p2pvm_api::RouteView;
 use p2pvm_host::{Finding, keeper::Report};
 use p2pvm_overlay::{
     MemberId,
-    membership::{Cidr, policy::Who},
+    membership::{Cidr, policy::AddressOwner},
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -104,8 +104,8 @@ impl Subnets {
 }
 
 fn name(offer: &OfferedSubnet) -> String {
-    match &offer.party.who {
-        Who::Member { name, .. } => name.clone(),
+    match &offer.party.owner {
+        AddressOwner::Member { name, .. } => name.clone(),
         _ => offer.member.short(),
     }
 }

@@ -41,26 +41,26 @@ struct Text {
 #[serde(deny_unknown_fields)]
 struct RuleText {
     action: Spanned<String>,
-    from: Spanned<Words>,
-    to: Spanned<Words>,
-    ports: Option<Spanned<Words>>,
+    from: Spanned<TextList>,
+    to: Spanned<TextList>,
+    ports: Option<Spanned<TextList>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RouteText {
     subnet: Spanned<String>,
-    by: Spanned<Words>,
+    by: Spanned<TextList>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of texts")]
-enum Words {
+enum TextList {
     One(String),
     Many(Vec<String>),
 }
 
-impl Words {
+impl TextList {
     fn all<T: FromStr<Err = String>>(&self) -> Result<Vec<T>, String> {
         let words = match self {
             Self::One(word) => std::slice::from_ref(word),
@@ -215,7 +215,7 @@ impl NetworkPolicy {
             }
         }
         let selectors =
-            |words: &Spanned<Words>| words.get_ref().all::<Selector>().map_err(at(words.span()));
+            |words: &Spanned<TextList>| words.get_ref().all::<Selector>().map_err(at(words.span()));
         let rule = |rule: &Spanned<RuleText>| {
             let written = rule.get_ref();
             Ok(Rule {

@@ -2,7 +2,7 @@
 //! the guest.
 
 use super::{
-    care::Care, config::GuestPort, holding::Holding, listening::Listening, multicast::group_mac,
+    care::Care, config::GuestPort, holding::Holding, listening::FrameListener, multicast::group_mac,
 };
 use crate::{
     id::VmId,
@@ -30,7 +30,7 @@ pub(crate) struct Port {
     pub config: GuestPort,
     pub socket: PacketSocket,
     pub care: Mutex<Care>,
-    pub listening: Listening,
+    pub listening: FrameListener,
     pub frozen: AtomicBool,
     pub holding: Holding,
     pub since: Instant,

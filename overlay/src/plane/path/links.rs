@@ -2,7 +2,7 @@
 
 use super::{
     paths::{Activity, KEEPALIVE, Step},
-    peer::{Peer, Via},
+    peer::{Peer, SendPath},
 };
 use crate::{
     id::MemberId,
@@ -82,7 +82,7 @@ impl Inner {
                 Step::Select(path) => {
                     let via = path
                         .and_then(|path| self.via(peer, path))
-                        .unwrap_or(Via::Nowhere);
+                        .unwrap_or(SendPath::Nowhere);
                     peer.via.store(Arc::new(via));
                     peer.pmtu().selected(path, now);
                     peer.show_limit();
