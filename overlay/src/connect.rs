@@ -31,7 +31,7 @@ mod stream;
 mod turns;
 
 pub use message::{Candidate, CandidateKind, NatKind};
-pub use netcheck::{NetCheck, Reachable};
+pub use netcheck::{MemberReach, NetCheck};
 pub use over_ring::Credentials;
 pub(crate) use state::nat::is_private;
 pub use state::punches::{Punch, Punches};
@@ -45,7 +45,7 @@ use crate::{
     ring::Position,
     ring_net::RingNet,
 };
-use over_ring::OverRing;
+use over_ring::RingAccess;
 use shared::Shared;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -112,7 +112,7 @@ impl Connector {
             plane,
             fabric,
             options,
-            Some(OverRing::new(ring, credentials)),
+            Some(RingAccess::new(ring, credentials)),
         )
     }
 
@@ -120,7 +120,7 @@ impl Connector {
         plane: Plane,
         fabric: Arc<dyn Fabric>,
         options: ConnectOptions,
-        ring: Option<OverRing>,
+        ring: Option<RingAccess>,
     ) -> Arc<Self> {
         plane.set_relay(options.relay);
         let shared = Arc::new(Shared::new(plane, fabric, options, ring));

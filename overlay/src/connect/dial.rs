@@ -189,7 +189,7 @@ pub(crate) fn meet_again(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'st
     })
 }
 
-async fn stands(ring: &over_ring::OverRing) {
+async fn stands(ring: &over_ring::RingAccess) {
     while !ring.net.stands() {
         tokio::time::sleep(RING_GLANCE).await;
     }

@@ -7,7 +7,7 @@
 //! A neighbour is reached directly, through a relay or by stream, never over the ring itself.
 
 use super::{
-    arrival::{Arrival, OverRing},
+    arrival::{Arrival, RingArrival},
     peer::Peer,
     ring_port::first_hop,
 };
@@ -59,7 +59,7 @@ impl Inner {
         match self.ring.table.load().route(&header) {
             RingHop::Here if header.kind != Kind::Datagram => to_driver(body),
             RingHop::Here => {
-                let over = OverRing {
+                let over = RingArrival {
                     agent: header.agent,
                     hops: HOP_LIMIT - header.hops_left,
                 };
