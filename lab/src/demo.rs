@@ -7,7 +7,7 @@
 use crate::{
     Sites, figures,
     figures::{Recorder, command_line},
-    lab::{Lab, Pinged},
+    lab::{Lab, PingResult},
     runner::{Runner, find_image, require_root},
 };
 use clap::Args;
@@ -412,7 +412,7 @@ impl Demo {
     }
 }
 
-fn describe(pinged: &Pinged, raw: Option<f64>) -> String {
+fn describe(pinged: &PingResult, raw: Option<f64>) -> String {
     let best = pinged.best_ms();
     let raw = raw.map_or(String::new(), |raw| format!(", raw path {raw:.1} ms"));
     format!("{} {best:.1} ms{raw}", pinged.path)

@@ -10,7 +10,7 @@ mod report;
 
 use crate::{
     figures::{Destination, Recorder, command_line},
-    lab::{Lab, LabError, Pinged},
+    lab::{Lab, LabError, PingResult},
     sites::{Hosts, Ipv6, Nat, Properties, Site, Sites},
 };
 use clap::Args;
@@ -93,7 +93,7 @@ fn usual() -> Vec<Kind> {
 
 /// The packets that a site's border lets in.
 #[derive(Clone, Copy, PartialEq)]
-enum Hears {
+enum BorderRule {
     Everybody,
     Addresses,
     Ports,
@@ -167,17 +167,17 @@ impl Kind {
 
     /// Whether its mapping is the same for all destinations, whether its next port can be guessed,
     /// and its filtering.
-    fn border(self) -> (bool, bool, Hears) {
+    fn border(self) -> (bool, bool, BorderRule) {
         match self {
-            Kind::None | Kind::FullCone | Kind::Mapped => (true, false, Hears::Everybody),
-            Kind::Restricted => (true, false, Hears::Addresses),
+            Kind::None | Kind::FullCone | Kind::Mapped => (true, false, BorderRule::Everybody),
+            Kind::Restricted => (true, false, BorderRule::Addresses),
             Kind::Firewall
             | Kind::PortRestricted
             | Kind::Preserving
             | Kind::Carrier
-            | Kind::Ipv6 => (true, false, Hears::Ports),
-            Kind::Sequential => (false, true, Hears::Ports),
-            Kind::Symmetric | Kind::Blocked => (false, false, Hears::Ports),
+            | Kind::Ipv6 => (true, false, BorderRule::Ports),
+            Kind::Sequential => (false, true, BorderRule::Ports),
+            Kind::Symmetric | Kind::Blocked => (false, false, BorderRule::Ports),
         }
     }
 }
@@ -192,8 +192,8 @@ fn theory(a: Kind, b: Kind) -> Theory {
     let ((a_kept, a_guessed, a_hears), (b_kept, b_guessed, b_hears)) = (a.border(), b.border());
     match (a_kept, b_kept) {
         (true, true) => Theory::Direct,
-        (true, false) if a_hears != Hears::Ports => Theory::Direct,
-        (false, true) if b_hears != Hears::Ports => Theory::Direct,
+        (true, false) if a_hears != BorderRule::Ports => Theory::Direct,
+        (false, true) if b_hears != BorderRule::Ports => Theory::Direct,
         (true, false) if b_guessed => Theory::Guess,
         (false, true) if a_guessed => Theory::Guess,
         (false, false) if a_guessed && b_guessed => Theory::Guess,
@@ -441,7 +441,7 @@ fn pair(
     let possible = matches!(theory(kinds.0, kinds.1), Theory::Direct | Theory::Guess);
     let began = Instant::now();
     let (mut last, mut first_answer_ms) = (
-        Pinged {
+        PingResult {
             path: String::new(),
             rtts_ms: Vec::new(),
         },
@@ -451,7 +451,7 @@ fn pair(
         let pinged = match lab.ping(from, to, 3, "200ms") {
             Ok(pinged) => pinged,
             // A missing answer is a result, not a failure of the run.
-            Err(LabError::Command { .. }) => Pinged {
+            Err(LabError::Command { .. }) => PingResult {
                 path: String::new(),
                 rtts_ms: Vec::new(),
             },

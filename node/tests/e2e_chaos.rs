@@ -37,7 +37,7 @@ fn after_what_befalls_hosts_most_all_is_back_within_20_s_and_nothing_stays() {
         &options.name,
         |line| println!("{line}"),
     ) {
-        Err(chaos::Failed::NoTree(why)) => {
+        Err(chaos::ChaosError::NoTree(why)) => {
             return println!("NOT RUN: no Debian tree can be made here: {why}");
         }
         report => report.unwrap(),

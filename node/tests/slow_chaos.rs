@@ -33,7 +33,7 @@ fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_e
         &options.name,
         |line| println!("{line}"),
     ) {
-        Err(chaos::Failed::NoTree(why)) => {
+        Err(chaos::ChaosError::NoTree(why)) => {
             return println!("NOT RUN: no Debian tree can be made here: {why}");
         }
         report => report.unwrap(),

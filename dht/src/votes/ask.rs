@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What came of asking one voter.
-enum Said {
+enum VoterReply {
     Reply(Reply),
     /// It does not decide, and says why.
     Declined(String),
@@ -223,12 +223,12 @@ impl Votes {
             };
             waiting -= 1;
             let reply = match reply {
-                Said::Reply(reply) => reply,
-                Said::Declined(reason) => {
+                VoterReply::Reply(reply) => reply,
+                VoterReply::Declined(reason) => {
                     declined = Some(VoteError::Declined { voter, reason });
                     continue;
                 }
-                Said::Nothing => continue,
+                VoterReply::Nothing => continue,
             };
             answered += 1;
             match reply {
@@ -253,18 +253,18 @@ impl Votes {
         }
     }
 
-    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Said)> {
+    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, VoterReply)> {
         let (sender, receiver) = mpsc::channel(set.voters.len());
         for voter in set.voters.clone() {
             let (fabric, body, sender) = (self.fabric.clone(), body.clone(), sender.clone());
             tokio::spawn(async move {
                 let reply = match fabric.call(voter, SERVICE, body, CALL_TIMEOUT).await {
-                    Ok(body) => wire::parse(&body).map_or(Said::Nothing, Said::Reply),
-                    Err(FabricError::Refused(_, reason)) => Said::Declined(reason),
+                    Ok(body) => wire::parse(&body).map_or(VoterReply::Nothing, VoterReply::Reply),
+                    Err(FabricError::Refused(_, reason)) => VoterReply::Declined(reason),
                     Err(e) => {
                         tracing::debug!(voter = %voter.short(), error = %e, "a voter did not \
                             answer");
-                        Said::Nothing
+                        VoterReply::Nothing
                     }
                 };
                 // The asker may have its majority already and be gone.

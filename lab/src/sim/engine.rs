@@ -8,7 +8,7 @@ use super::{
     conditions::Conditions,
     dial::Dial,
     flight::{Class, Flight},
-    member::{Clock, Member, Sent, Tally},
+    member::{Clock, Member, SentCounts, Tally},
     queue::{Micros, Queue, SECOND},
     world::{Access, Home, World},
 };
@@ -438,7 +438,7 @@ impl Sim {
     }
 
     /// The sums of all members, of each kind.
-    pub fn sent(&self) -> Vec<Sent> {
+    pub fn sent(&self) -> Vec<SentCounts> {
         self.members.iter().map(|m| m.sent).collect()
     }
 

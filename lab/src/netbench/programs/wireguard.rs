@@ -1,6 +1,6 @@
 //! WireGuard in user space: wireguard-go, gotatun, boringtun. All are configured with `wg`.
 
-use super::{Running, Which, octet, until};
+use super::{ProgramName, RunningProgram, octet, until};
 use crate::netbench::stage::Stage;
 use anyhow::{Context, bail};
 use std::{
@@ -14,8 +14,8 @@ const DEVICE: &str = "wgbench0";
 
 /// Starts it on each host of the stage.
 pub(super) fn wireguard(
-    running: &mut Running,
-    which: Which,
+    running: &mut RunningProgram,
+    which: ProgramName,
     program: &Path,
     stage: &Stage,
 ) -> anyhow::Result<()> {
@@ -38,15 +38,15 @@ pub(super) fn wireguard(
 
 /// Starts the program on one host; gives its process id.
 fn start(
-    running: &mut Running,
-    which: Which,
+    running: &mut RunningProgram,
+    which: ProgramName,
     program: &Path,
     stage: &Stage,
     host: usize,
 ) -> anyhow::Result<u32> {
     let mut command = Command::new(program);
     match which {
-        Which::WireguardGo => command.args(["-f", DEVICE]),
+        ProgramName::WireguardGo => command.args(["-f", DEVICE]),
         // Otherwise they give up root, which some of their sandboxes do not allow.
         _ => command.args(["--foreground", "--disable-drop-privileges", DEVICE]),
     };
