@@ -26,7 +26,7 @@ use crate::{
     outbound::CarriedVpn,
     plan::{Step, plan},
     routes, undo,
-    wanted::Wanted,
+    wanted::NetworkNeeds,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +59,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 const FORWARDING_RULES: &str = "forwarding rules";
 
 enum Order {
-    Want(Box<Wanted>, Option<mpsc::Sender<Report>>),
+    Want(Box<NetworkNeeds>, Option<mpsc::Sender<Report>>),
     Look,
     End,
 }
@@ -78,7 +78,7 @@ impl Keeper {
     ///
     /// # Errors
     /// The kernel gives no socket or no thread.
-    pub fn start(wanted: Wanted, journal: Journal, board: Board) -> io::Result<Self> {
+    pub fn start(wanted: NetworkNeeds, journal: Journal, board: Board) -> io::Result<Self> {
         let (orders, ordered) = mpsc::channel();
         let (waker, woken) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
@@ -117,12 +117,12 @@ impl Keeper {
     }
 
     /// Sets what is wanted from now on.
-    pub fn want(&self, wanted: Wanted) {
+    pub fn want(&self, wanted: NetworkNeeds) {
         self.order(Order::Want(Box::new(wanted), None));
     }
 
     /// Sets what is wanted from now on and waits until it was tried once.
-    pub fn settle(&self, wanted: Wanted) -> Report {
+    pub fn settle(&self, wanted: NetworkNeeds) -> Report {
         let (tell, told) = mpsc::channel();
         self.order(Order::Want(Box::new(wanted), Some(tell)));
         told.recv_timeout(ANSWER).unwrap_or_else(|_| self.report())
@@ -173,7 +173,7 @@ impl Drop for Keeper {
 }
 
 struct Thread {
-    wanted: Wanted,
+    wanted: NetworkNeeds,
     journal: Journal,
     board: Board,
     report: Arc<Mutex<Report>>,

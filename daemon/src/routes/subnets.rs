@@ -22,7 +22,7 @@ use answers::Answers;
 use judge::{Judge, OfferedSubnet, SubnetUse};
 use p2pvm_api::{Doing, Outcome, RouteView};
 use p2pvm_host::{
-    Finding, Keeper, Net, Wanted, keeper::Report, links::links, netlink::Netlink, reached,
+    Finding, Keeper, Net, NetworkNeeds, keeper::Report, links::links, netlink::Netlink, reached,
     routes::Route,
 };
 use p2pvm_overlay::{
@@ -86,7 +86,7 @@ pub(crate) trait Kernel: Send + Sync {
     /// The result of the last look.
     fn report(&self) -> Report;
     /// Sets what is wanted, and waits until it was tried once.
-    fn settle(&self, wanted: Wanted) -> Report;
+    fn settle(&self, wanted: NetworkNeeds) -> Report;
     /// Adds findings to its own on the board.
     fn add_findings(&self, findings: Vec<Finding>);
 }
@@ -96,7 +96,7 @@ impl Kernel for Keeper {
         Keeper::report(self)
     }
 
-    fn settle(&self, wanted: Wanted) -> Report {
+    fn settle(&self, wanted: NetworkNeeds) -> Report {
         Keeper::settle(self, wanted)
     }
 
@@ -111,15 +111,15 @@ pub struct Subnets {
     policies: Arc<Policies>,
     layout: Layout,
     kernel: Arc<dyn Kernel>,
-    /// Wanted of the kernel, except for subnets.
-    bare: Wanted,
+    /// The needs except for subnets.
+    bare: NetworkNeeds,
     /// Whether guests here receive others' multicast.
     multicast: bool,
     kept: Mutex<SavedRoutes>,
     views: Mutex<Vec<RouteView>>,
     answers: Mutex<Answers>,
     /// What the kernel was last asked for; locked while it is asked.
-    wanted: Mutex<Wanted>,
+    wanted: Mutex<NetworkNeeds>,
     published: Mutex<Option<PublishedOffer>>,
     /// The number of this member's newest offer, and how many times the network's time had been set
     /// by then.
@@ -136,7 +136,7 @@ impl Subnets {
         parts: Arc<Parts>,
         policies: Arc<Policies>,
         layout: &Layout,
-        (kernel, bare): (Arc<dyn Kernel>, Wanted),
+        (kernel, bare): (Arc<dyn Kernel>, NetworkNeeds),
         multicast: bool,
     ) -> Outcome<Arc<Self>> {
         let kept = match read_if_there(&layout.routes())? {
@@ -231,7 +231,7 @@ impl Subnets {
         let all = self.all_offered(&kept, &offers);
         let judged = self.judge(&kept, (policy.as_deref(), &local), &all);
         self.tell_plane(&judged, &offers, multicast);
-        let now = Wanted {
+        let now = NetworkNeeds {
             accepted: nets(&judged, SubnetUse::is_used),
             silent: nets(&judged, |done| *done == SubnetUse::Silent),
             offered: nets(&judged, |done| *done == SubnetUse::Own),
