@@ -149,7 +149,7 @@ impl Access {
         }
         let party = Party {
             addr,
-            owner: self.parts.book.owner(&addr),
+            owner: self.parts.book.owner_of(&addr),
         };
         let host = holder.map(|h| h.member).or_else(|| (self.offerer)(&addr));
         Ok(End::new(party, host))

@@ -211,7 +211,7 @@ impl Port for Ports {
                 "nobody has its address {v4} by the records"
             ))),
             // Members that answer nothing now have said before whose it is.
-            Err(_) if is_its_own(parts.book.owner(&v4)) => Ok(()),
+            Err(_) if is_its_own(parts.book.owner_of(&v4)) => Ok(()),
             Err(e) => Err(agreed("asking whose the VM's address is")(e)),
         }
     }

@@ -142,7 +142,7 @@ impl Book {
 }
 
 impl Directory for Book {
-    fn owner(&self, addr: &IpAddr) -> AddressOwner {
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner {
         match self.owner(addr) {
             Some(Subject::Member(id)) => self.member(id),
             Some(Subject::Vm(id)) => self.vm(id),

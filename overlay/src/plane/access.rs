@@ -47,7 +47,7 @@ const DENIED_FOR: Duration = Duration::from_secs(2);
 /// conversation: it must not block.
 pub trait Directory: Send + Sync + 'static {
     /// The holder of `addr`, as far as it is known and proved.
-    fn owner(&self, addr: &IpAddr) -> AddressOwner;
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner;
 }
 
 /// A policy in force, with the conversations that it has let through; replaced as a whole.
@@ -189,7 +189,7 @@ impl ActivePolicy {
         }
         let party = |addr: &IpAddr| Party {
             addr: *addr,
-            owner: self.directory.owner(addr),
+            owner: self.directory.owner_of(addr),
         };
         let (sender, receiver) = (party(src), party(dst));
         let allows =

@@ -8,7 +8,7 @@
 //! ends where its edges end, and two neighbours cannot keep it alive between them.
 
 use super::{
-    Event, NEAR_EACH_SIDE, Node, Output, Pending, Position, Ring,
+    Event, NEAR_EACH_SIDE, Node, Output, PendingEdge, Position, Ring,
     known::around,
     message::{MAX_GONE, MAX_IDS, Message, Roles},
 };
@@ -228,7 +228,7 @@ impl Ring {
         }
         // A candidate that failed before was waited for then. Otherwise a few dead members could
         // keep us out for ever by turns.
-        let awaited = |m: &MemberId, p: &Pending| {
+        let awaited = |m: &MemberId, p: &PendingEdge| {
             p.roles.has(Roles::NEAR) && now < p.since + JOIN_WITHOUT && !self.known.was_tried(m)
         };
         let open = self.pending.iter().any(|(m, p)| awaited(m, p));

@@ -33,7 +33,7 @@ use zeroize::Zeroizing;
 pub struct Numbered;
 
 impl Directory for Numbered {
-    fn owner(&self, addr: &IpAddr) -> AddressOwner {
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner {
         let n = match addr {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(v6) => v6.octets()[15],

@@ -12,7 +12,7 @@ const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 struct Book;
 
 impl Directory for Book {
-    fn owner(&self, addr: &IpAddr) -> AddressOwner {
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner {
         match *addr {
             A => AddressOwner::Member {
                 id: MemberId([1; 32]),
