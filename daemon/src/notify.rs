@@ -63,7 +63,10 @@ impl Notifier {
         if let Some((socket, address)) = self.socket.as_deref()
             && let Err(error) = socket.send_to_addr(what.as_bytes(), address)
         {
-            tracing::debug!(%error, "the service manager does not listen");
+            tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "the service manager does not listen"
+            );
         }
     }
 }

@@ -95,7 +95,11 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
             }
             Err(failure) => {
                 if let Some(times) = trouble.again(&failure.message) {
-                    tracing::warn!(%failure, times, "not yet a member of its own; trying again");
+                    tracing::warn!(
+                        %failure,
+                        times,
+                        "this machine is not yet a member of its own; trying again"
+                    );
                 }
                 tokio::time::sleep(RETRY).await;
             }

@@ -312,7 +312,7 @@ impl Thread {
             && link.alias.is_none()
             && let Err(error) = set_alias(link.index, &self.wanted.mark().to_string())
         {
-            tracing::debug!(%error, "the interface has no mark");
+            tracing::debug!(error = %chain(&error), "the interface has no mark");
         }
     }
 
@@ -356,7 +356,7 @@ impl Thread {
             }
         }
         if let Err(error) = self.forget(&made, seen) {
-            tracing::debug!(%error, "the journal still has what is undone");
+            tracing::debug!(error = %chain(&error), "the journal still has what is undone");
         }
         made
     }
@@ -526,12 +526,15 @@ impl Thread {
                     tracing::warn!("{}", chain(&error));
                 }
                 if let Err(error) = held.save() {
-                    tracing::warn!(%error, "cannot remove undone changes from the journal");
+                    tracing::warn!(
+                        error = %chain(&error),
+                        "cannot remove undone changes from the journal"
+                    );
                 }
             }
             Err(error) => {
                 tracing::warn!(
-                    %error,
+                    error = %chain(&error),
                     "cannot open the journal: the changes of this machine are not undone"
                 );
             }

@@ -23,7 +23,7 @@ pub use p2pvm_host::rules::SOCKET_MARK;
 /// still match it.
 pub fn mark(socket: &impl AsFd) {
     if let Err(error) = setsockopt(socket, sockopt::Mark, &SOCKET_MARK) {
-        tracing::debug!(%error, "a socket is not marked");
+        tracing::debug!(error = %p2pvm_host::chain(&error), "a socket is not marked");
     }
 }
 
@@ -237,7 +237,10 @@ impl Underlay {
         match links() {
             Ok(links) => self.renew_from(&links),
             Err(error) => {
-                tracing::debug!(%error, "the interfaces cannot be listed");
+                tracing::debug!(
+                    error = %p2pvm_host::chain(&error),
+                    "the interfaces cannot be listed"
+                );
                 false
             }
         }

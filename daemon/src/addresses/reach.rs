@@ -184,7 +184,11 @@ impl Reach {
             .call(member, SERVICE, message, TELL_TIMEOUT)
             .await
         {
-            tracing::debug!(?member, %error, "not told that its VM is fenced");
+            tracing::debug!(
+                ?member,
+                error = %chain(&error),
+                "the member was not told that its VM is fenced"
+            );
         }
     }
 
@@ -211,7 +215,11 @@ impl Reach {
         let fabric = self.parts.fabric();
         tokio::spawn(async move {
             if let Err(error) = fabric.call(to, SERVICE, message, TELL_TIMEOUT).await {
-                tracing::debug!(?to, %error, "not asked to have links ready");
+                tracing::debug!(
+                    ?to,
+                    error = %chain(&error),
+                    "the member was not asked to have links ready"
+                );
             }
         });
     }
@@ -264,8 +272,14 @@ impl Reach {
             l.holder.member == self.parts.me() && self.addresses().subnet().contains(l.v4)
         }) {
             match self.take_up(&lease) {
-                Ok(()) => tracing::info!(address = %lease.v4, "the address of before"),
-                Err(failure) => tracing::warn!(%failure, "the address of before is not taken up"),
+                Ok(()) => tracing::info!(
+                    address = %lease.v4,
+                    "this host has its previous address until its claim succeeds"
+                ),
+                Err(failure) => tracing::warn!(
+                    %failure,
+                    "cannot set this host's previous address; it has none until its claim succeeds"
+                ),
             }
         }
         self.gather().await;
@@ -276,7 +290,7 @@ impl Reach {
                 Ok(lease) => lease,
                 Err(failure) => {
                     if let Some(times) = trouble.again(&failure.message) {
-                        tracing::warn!(%failure, times, "no address yet");
+                        tracing::warn!(%failure, times, "this host has no address yet");
                     }
                     self.want(Some(failure.message));
                     tokio::time::sleep(pause).await;
@@ -309,7 +323,10 @@ impl Reach {
             .as_ref()
             .is_some_and(|before| before.v4 != lease.v4)
         {
-            tracing::warn!(address = %lease.v4, "the address of before is another's by now");
+            tracing::warn!(
+                address = %lease.v4,
+                "another member holds this host's previous address"
+            );
             self.let_go();
         }
         self.take_up(&lease)?;
@@ -366,7 +383,7 @@ impl Reach {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
-                // The lease ends by the time of before.
+                // The lease ends by the previous time.
                 changed = steps.changed() => anew = changed.is_ok(),
                 // After a partition has healed another member may hold the address too; by then the
                 // replicas agree whose it is.
@@ -428,7 +445,11 @@ impl Reach {
             let (fabric, message) = (self.parts.fabric(), message.clone());
             tokio::spawn(async move {
                 if let Err(error) = fabric.call(member, SERVICE, message, TELL_TIMEOUT).await {
-                    tracing::debug!(?member, %error, "not told of addresses; it will ask the DHT");
+                    tracing::debug!(
+                        ?member,
+                        error = %chain(&error),
+                        "the member was not told of addresses; it will ask the DHT"
+                    );
                 }
             });
         }
@@ -470,7 +491,11 @@ impl Reach {
             .await
         {
             Ok(answer) => self.learn(member, &answer),
-            Err(error) => tracing::debug!(?member, %error, "addresses not exchanged"),
+            Err(error) => tracing::debug!(
+                ?member,
+                error = %chain(&error),
+                "the member did not exchange addresses"
+            ),
         }
     }
 

@@ -37,7 +37,10 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, dir: PathBuf) {
                     said = now;
                 }
             }
-            Err(error) => tracing::debug!(%error, "the room on the disk is not known"),
+            Err(error) => tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "the room on the disk is not known"
+            ),
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -81,7 +81,7 @@ impl Vms {
                 }
             }
         }
-        tracing::info!(?asker, %right, vm, "refused: the right is missing");
+        tracing::info!(?asker, %right, vm, "refused a request: the right is missing");
         Err(self.refusal(missing, vm, owner, why))
     }
 

@@ -304,8 +304,11 @@ impl KeeperThread {
                 match before {
                     Some((old, _)) if old != edited.path => {
                         if let Err(error) = file::take_out(&old, &self.settings.id) {
-                            tracing::warn!(%error, file = %old.display(), "lines of ours stay \
-                                where the list of name servers was");
+                            tracing::warn!(
+                                error = %crate::chain(&error),
+                                file = %old.display(),
+                                "lines of ours stay where the list of name servers was"
+                            );
                         }
                     }
                     Some((_, was)) if edited.written && was == alone => {
@@ -331,8 +334,11 @@ impl KeeperThread {
             match file::take_out(path, &self.settings.id) {
                 Ok(()) => self.edited = None,
                 Err(error) => {
-                    tracing::debug!(%error, file = %path.display(), "lines of ours stay in the \
-                        list of name servers")
+                    tracing::debug!(
+                        error = %crate::chain(&error),
+                        file = %path.display(),
+                        "lines of ours stay in the list of name servers"
+                    )
                 }
             }
         }
@@ -470,7 +476,10 @@ impl KeeperThread {
             && let Err(error) = scene::run("resolvectl", &["revert", &self.settings.device])
         {
             // It forgets a removed interface, but not at once.
-            tracing::debug!(%error, "systemd-resolved keeps our settings until it notices");
+            tracing::debug!(
+                error = %crate::chain(&error),
+                "systemd-resolved keeps our settings until it notices"
+            );
         }
         self.unproved = None;
         self.board.set(AREA, Vec::new());

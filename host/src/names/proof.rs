@@ -321,7 +321,10 @@ impl OutsideCheck {
                 }
             });
         if let Err(error) = asking {
-            tracing::debug!(%error, "cannot check whether other names resolve");
+            tracing::debug!(
+                error = %crate::chain(&error),
+                "cannot check whether other names resolve"
+            );
         }
     }
 }

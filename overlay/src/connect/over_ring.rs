@@ -196,7 +196,7 @@ async fn accept(
         return None;
     }
     if let Err(refusal) = ring.credentials.trust.verify(&certificate) {
-        tracing::debug!(?member, %refusal, "no link over the ring");
+        tracing::debug!(?member, %refusal, "the member gets no link over the ring");
         return Some(RingAnswer::Refused);
     }
     ring.remember(certificate);
@@ -212,7 +212,11 @@ async fn accept(
             Some(RingAnswer::Linked(answer))
         }
         Err(error) => {
-            tracing::debug!(?member, %error, "no link over the ring");
+            tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the member gets no link over the ring"
+            );
             None
         }
     }

@@ -151,7 +151,10 @@ impl Shared {
                 } => self.plane.move_to_first_port(&addresses),
                 Action::WriteFrom { addresses, .. } => {
                     if let Err(error) = self.plane.move_to_second_port(&addresses) {
-                        tracing::debug!(%error, "no other port");
+                        tracing::debug!(
+                            error = %p2pvm_host::chain(&error),
+                            "cannot write from another port"
+                        );
                     }
                 }
                 Action::Try {
@@ -367,7 +370,7 @@ impl Shared {
                     .path(to)
                     .and_then(|info| info.rtt)
                     .unwrap_or(Duration::from_secs(1));
-                tracing::debug!(?from, ?to, ?path, "relaying");
+                tracing::debug!(?from, ?to, ?path, "this node relays");
                 Ok(Answer::Relaying(
                     u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX),
                 ))

@@ -67,7 +67,10 @@ pub(super) fn run(inner: &Inner) {
                 }
             }
             // An ICMP error of an earlier datagram: its path will be found dead by silence.
-            Err(error) => tracing::trace!(%error, "UDP"),
+            Err(error) => tracing::trace!(
+                error = %p2pvm_host::chain(&error),
+                "the UDP socket reports an error"
+            ),
         }
     }
 }

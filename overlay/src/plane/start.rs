@@ -157,13 +157,16 @@ fn make_device(config: &PlaneConfig, mark: &Mark, largest: usize) -> io::Result<
     tun.set_nonblocking(true)?;
     let index = tun.if_index()?;
     if let Err(error) = device::limit_packets(index, largest) {
-        tracing::debug!(%error, "cannot limit TSO packets to one send");
+        tracing::debug!(error = %p2pvm_host::chain(&error), "cannot limit TSO packets to one send");
     }
     // Marked before it has an address, so that no daemon of this machine offers that address as
     // its own.
     if let Err(error) = set_alias(index, &mark.to_string()) {
-        tracing::warn!(%error, "cannot mark the interface {}: other networks of this \
-            machine may mistake it", config.device);
+        tracing::warn!(
+            error = %p2pvm_host::chain(&error),
+            "cannot mark the interface {}: other networks of this machine may mistake it",
+            config.device
+        );
     }
     Ok(tun)
 }

@@ -284,7 +284,10 @@ async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
-                tracing::warn!(%error, "a guest's monitor is let go");
+                tracing::warn!(
+                    error = %p2pvm_overlay::chain(&error),
+                    "a guest's monitor is let go"
+                );
                 break;
             }
         }

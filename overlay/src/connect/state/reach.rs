@@ -152,7 +152,7 @@ impl State {
             self.aside.remove(&member)
         };
         if was != second {
-            tracing::debug!(?member, aside = second, "from the other port");
+            tracing::debug!(?member, aside = second, "packets leave from the other port");
         }
         second
     }

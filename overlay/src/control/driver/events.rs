@@ -191,7 +191,7 @@ impl Driver {
         );
         if first {
             self.shared.found.came(member);
-            tracing::info!(%member, "connected");
+            tracing::info!(%member, "a member is connected");
             let _ = self.shared.events.send(ControlEvent::Connected(member));
         }
     }
@@ -279,7 +279,7 @@ impl Driver {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&member);
-            tracing::info!(%member, "disconnected");
+            tracing::info!(%member, "a member is disconnected");
             self.shared.found.left(member);
             let _ = self.shared.events.send(ControlEvent::Disconnected(member));
         }

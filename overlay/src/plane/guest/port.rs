@@ -84,7 +84,7 @@ impl Port {
         ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
         ethernet[12..].copy_from_slice(&kind);
         if let Err(error) = header.encode(front).and_then(|()| self.socket.send(buffer)) {
-            tracing::trace!(%error, "frame not taken by the guest");
+            tracing::trace!(error = %p2pvm_host::chain(&error), "the guest did not take a frame");
         }
     }
 

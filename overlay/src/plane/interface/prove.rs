@@ -39,7 +39,10 @@ impl Inner {
                 let _ = answer.send(proved);
             });
         if let Err(error) = started {
-            tracing::debug!(%error, "cannot start the thread of a proof");
+            tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "cannot start the thread of a proof"
+            );
         }
     }
 

@@ -58,7 +58,10 @@ impl Inner {
                     self.send_waiting(&mut out, peer, now);
                 }
                 Output::GaveUp => {
-                    tracing::debug!(member = ?peer.member, "no answer to the handshake");
+                    tracing::debug!(
+                        member = ?peer.member,
+                        "the member does not answer the handshake"
+                    );
                     peer.paths().remove_all(now);
                     self.run_paths(peer, now);
                 }
@@ -89,7 +92,7 @@ impl Inner {
                     if !matches!(path, Some(Path::Direct(_) | Path::Stream)) {
                         self.relay_lost(peer.member, now);
                     }
-                    tracing::debug!(member = ?peer.member, ?path, "path");
+                    tracing::debug!(member = ?peer.member, ?path, "the path to a member changed");
                     self.send_waiting(&mut out, peer, now);
                     self.tell(PlaneEvent::PathChanged {
                         member: peer.member,
