@@ -27,7 +27,7 @@ pub(crate) async fn follow_plane(
                 tracing::info!(
                     member = %parts.name_of(member),
                     path = %path.as_ref().map_or("none".to_owned(), |p| parts.path_text(p)),
-                    "path"
+                    "the path to a member changed"
                 )
             }
             PlaneEvent::StaleEpoch {
@@ -43,7 +43,10 @@ pub(crate) async fn follow_plane(
             }
             PlaneEvent::MovedHint { addr, route } => {
                 tracing::debug!(
-                    %addr, to = %parts.name_of(route.member), epoch = %route.epoch, "moved"
+                    %addr,
+                    to = %parts.name_of(route.member),
+                    epoch = %route.epoch,
+                    "an address moved to another member"
                 );
                 reach.note_hint(addr, route);
             }
@@ -65,13 +68,17 @@ pub(crate) async fn follow_control(
                 tokio::spawn(async move { reach.meet(member).await });
                 tokio::spawn(async move {
                     if let Err(error) = spread.meet(member).await {
-                        tracing::debug!(?member, %error, "notices not exchanged");
+                        tracing::debug!(
+                            ?member,
+                            error = %p2pvm_host::chain(&error),
+                            "the member did not exchange notices"
+                        );
                     }
                 });
             }
             Ok(ControlEvent::Disconnected(_)) => parts.records.membership_changed(),
             Ok(ControlEvent::Revoked(member)) => {
-                tracing::warn!(member = %parts.name_of(member), "revoked");
+                tracing::warn!(member = %parts.name_of(member), "a member was revoked");
                 parts.plane.remove_peer(member);
                 parts.notices.touch();
             }

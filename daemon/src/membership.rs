@@ -5,7 +5,7 @@ mod join;
 mod names;
 
 use crate::layout::{Layout, read_if_there};
-pub use found::{Founded, found};
+pub use found::{NewNetwork, found};
 pub use join::{Welcome, join};
 pub use names::{check_host, check_network, is_host};
 use p2pvm_api::{Doing, Failure, Kind, Outcome};

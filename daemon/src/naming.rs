@@ -14,7 +14,7 @@ const NO_NAMES: [&str; 4] = ["localhost", "localdomain", "none", "debian-live"];
 
 /// A name and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Called {
+pub struct HostName {
     /// The label.
     pub label: String,
     /// Whether it was derived, so that it may be replaced by another.
@@ -23,7 +23,7 @@ pub struct Called {
     pub note: Option<String>,
 }
 
-impl Called {
+impl HostName {
     /// A name given by the user.
     pub fn given(label: &str) -> Self {
         Self {
@@ -54,10 +54,10 @@ impl Called {
 ///
 /// # Errors
 /// The given name is invalid.
-pub fn choose(given: Option<String>, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called> {
+pub fn choose(given: Option<String>, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<HostName> {
     if let Some(label) = given {
         check_host(&label)?;
-        return Ok(Called::given(&label));
+        return Ok(HostName::given(&label));
     }
     let host = nix::unistd::gethostname()
         .doing("asking for the host name")?
@@ -66,7 +66,7 @@ pub fn choose(given: Option<String>, me: impl FnOnce() -> Outcome<MemberId>) -> 
     derive(&host, me)
 }
 
-fn derive(host: &str, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called> {
+fn derive(host: &str, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<HostName> {
     let folded = fold(host);
     let label = if is_host(&folded) && !NO_NAMES.contains(&folded.as_str()) {
         folded
@@ -86,7 +86,7 @@ fn derive(host: &str, me: impl FnOnce() -> Outcome<MemberId>) -> Outcome<Called>
             shown::word(host)
         )
     });
-    Ok(Called {
+    Ok(HostName {
         label,
         derived: true,
         note,
@@ -160,7 +160,7 @@ fn latin(c: char) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn derived(host: &str) -> Called {
+    fn derived(host: &str) -> HostName {
         derive(host, || Ok(MemberId([0xa7; 32]))).unwrap()
     }
 
@@ -218,7 +218,7 @@ mod tests {
         ] {
             assert_eq!(
                 derived(host),
-                Called {
+                HostName {
                     label: label.into(),
                     derived: true,
                     note: None
@@ -241,7 +241,7 @@ mod tests {
         let never = || -> Outcome<MemberId> { panic!("no identity is needed") };
         assert_eq!(
             choose(Some("lab2".into()), never).unwrap(),
-            Called::given("lab2")
+            HostName::given("lab2")
         );
         assert!(choose(Some("Lab 2".into()), never).is_err());
     }

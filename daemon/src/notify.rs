@@ -63,13 +63,16 @@ impl Notifier {
         if let Some((socket, address)) = self.socket.as_deref()
             && let Err(error) = socket.send_to_addr(what.as_bytes(), address)
         {
-            tracing::debug!(%error, "the service manager does not listen");
+            tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "the service manager does not listen"
+            );
         }
     }
 }
 
 /// Reports until the handle is dropped.
-pub fn keep_telling(told: Notifier, api: PathBuf) -> Telling {
+pub fn keep_telling(told: Notifier, api: PathBuf) -> ReportTask {
     let task = told.socket.is_some().then(|| {
         tokio::spawn(async move {
             // Twice as often as required, as sd_watchdog_enabled(3) recommends.
@@ -99,7 +102,7 @@ pub fn keep_telling(told: Notifier, api: PathBuf) -> Telling {
             }
         })
     });
-    Telling(task)
+    ReportTask(task)
 }
 
 async fn ask(api: &std::path::Path) -> Option<Status> {
@@ -120,9 +123,9 @@ fn line(status: &Status) -> String {
 }
 
 /// Ends the reports when it is dropped.
-pub struct Telling(Option<tokio::task::JoinHandle<()>>);
+pub struct ReportTask(Option<tokio::task::JoinHandle<()>>);
 
-impl Drop for Telling {
+impl Drop for ReportTask {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();

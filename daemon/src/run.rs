@@ -73,7 +73,7 @@ pub fn run(layout: &Layout, set: &Overrides) -> Outcome<()> {
         tracing::warn!("{renamed}: rename it");
     }
     if let Err(error) = reserve {
-        tracing::warn!(%error, "no room can be kept for a full disk");
+        tracing::warn!(error = %p2pvm_host::chain(&error), "no room can be kept for a full disk");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -114,7 +114,11 @@ async fn serve(
     let dashboard = Dashboard::open(&daemon.services, layout, &config)?;
     let served = server::local(&daemon.services).merge(web::http::routes(dashboard.clone()));
     tasks.spawn(dashboard.serve());
-    tracing::info!(member = %daemon.parts.me(), network = %daemon.parts.network.name, "up");
+    tracing::info!(
+        member = %daemon.parts.me(),
+        network = %daemon.parts.network.name,
+        "the daemon is up"
+    );
     let told = Notifier::from_env();
     let _telling = notify::keep_telling(told.clone(), layout.socket());
     // One signal ends the serving of new requests, and a moment later the answers under way.

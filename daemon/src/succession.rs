@@ -13,7 +13,7 @@
 use crate::{
     layout::{Layout, read_if_there, write_atomically},
     membership,
-    naming::Called,
+    naming::HostName,
     notify::Notifier,
 };
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
@@ -84,7 +84,7 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
             tracing::warn!(%expired, "the invite for an identity of its own has become invalid");
             return remove(&layout.succession());
         }
-        match membership::join(&own, &plan.invite, None, &Called::given(&plan.name)).await {
+        match membership::join(&own, &plan.invite, None, &HostName::given(&plan.name)).await {
             Ok(_) => {}
             Err(failure) if failure.kind == Kind::Refused => {
                 return Err(Failure::refused(format!(
@@ -95,7 +95,11 @@ pub async fn complete(layout: &Layout, told: &Notifier) -> Outcome<()> {
             }
             Err(failure) => {
                 if let Some(times) = trouble.again(&failure.message) {
-                    tracing::warn!(%failure, times, "not yet a member of its own; trying again");
+                    tracing::warn!(
+                        %failure,
+                        times,
+                        "this machine is not yet a member of its own; trying again"
+                    );
                 }
                 tokio::time::sleep(RETRY).await;
             }

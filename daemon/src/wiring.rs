@@ -31,7 +31,7 @@ use crate::{
     routes::subnets::Subnets,
     tokens::service::Tokens,
     traces::Exporter,
-    vms::{absent::Absent, guests::Guests, service::Vms, voters},
+    vms::{absent::AbsentHosts, guests::Guests, service::Vms, voters},
 };
 use guests::Chunks;
 use network::Network;
@@ -140,7 +140,7 @@ struct Below {
 /// The services, and the tasks beside them.
 struct Wired {
     services: Services,
-    absent: Arc<Absent>,
+    absent: Arc<AbsentHosts>,
     manager: Arc<Manager>,
     proofs: Arc<Proofs>,
 }
@@ -154,7 +154,7 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
         host,
     } = below;
     let manager = Manager::start(parts.clone(), host.clone(), config);
-    let absent = Absent::new(parts.clone(), host.clone());
+    let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
     let questions = Questions::new(parts.clone());
     let proofs = Proofs::new(

@@ -39,8 +39,11 @@ impl LeaseCache {
             }),
             Err(e) => {
                 if e.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %path.display(), error = %e, "the lease cache cannot be \
-                        read: starting with an empty one");
+                    tracing::warn!(
+                        path = %path.display(),
+                        error = %p2pvm_host::chain(&e),
+                        "the lease cache cannot be read: starting with an empty one"
+                    );
                 }
                 Entries::new()
             }
@@ -79,8 +82,11 @@ impl LeaseCache {
 
     fn save(&self, entries: &Entries) {
         if let Err(e) = self.try_save(entries) {
-            tracing::warn!(path = %self.path.display(), error = %e, "the lease cache cannot be \
-                written: addresses may change after a restart");
+            tracing::warn!(
+                path = %self.path.display(),
+                error = %p2pvm_host::chain(&e),
+                "the lease cache cannot be written: addresses may change after a restart"
+            );
         }
     }
 

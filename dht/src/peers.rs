@@ -93,9 +93,13 @@ impl Peers {
             .call(to, SERVICE, wire::emit(&request), self.options.call_timeout)
             .await;
         let answer = answer
-            .inspect_err(
-                |e| tracing::debug!(replica = %to.short(), error = %e, "a replica did not answer"),
-            )
+            .inspect_err(|e| {
+                tracing::debug!(
+                    replica = %to.short(),
+                    error = %chain(e),
+                    "a replica did not answer"
+                )
+            })
             .ok()?;
         wire::parse(&answer)
     }

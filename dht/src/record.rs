@@ -33,9 +33,9 @@ pub struct Record {
     pub signature: Signature,
 }
 
-type Signed<'a> = (&'a RingAddr, &'a [u8; 32], u64, UnixTime, Option<&'a [u8]>);
+type SignedContent<'a> = (&'a RingAddr, &'a [u8; 32], u64, UnixTime, Option<&'a [u8]>);
 
-fn message(fields: Signed<'_>) -> Vec<u8> {
+fn message(fields: SignedContent<'_>) -> Vec<u8> {
     postcard::to_allocvec(&fields).expect("plain fields always serialize")
 }
 

@@ -49,9 +49,13 @@ pub fn keep_apart(ifname: &str) -> io::Result<()> {
         ("ipv6", "disable_ipv6", "1"),
     ] {
         let file = format!("/proc/sys/net/{family}/conf/{ifname}/{setting}");
-        set(&file, value).unwrap_or_else(
-            |error| tracing::debug!(%file, %error, "cannot set a kernel parameter"),
-        );
+        set(&file, value).unwrap_or_else(|error| {
+            tracing::debug!(
+                %file,
+                error = %crate::chain(&error),
+                "cannot set a kernel parameter"
+            )
+        });
     }
     drop_all(nix::net::if_::if_nametoindex(ifname)?)
 }

@@ -78,7 +78,7 @@ impl Finding {
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Called when findings come or go.
-type OnNews = Box<dyn Fn() + Send + Sync>;
+type NewsListener = Box<dyn Fn() + Send + Sync>;
 
 /// What is wrong now, by area ("names", "routes", "firewall", ...). Clones share it.
 #[derive(Clone, Default)]
@@ -87,7 +87,7 @@ pub struct Board(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     findings: Mutex<BoardState>,
-    on_news: Mutex<Vec<OnNews>>,
+    on_news: Mutex<Vec<NewsListener>>,
 }
 
 #[derive(Debug, Default)]
@@ -144,7 +144,7 @@ impl Board {
 
     /// Calls `tell` from now on whenever findings outside [`Self::PROVED`] come or go, and when the
     /// kernel reports a change. It must not block, nor call this board.
-    pub fn on_news(&self, tell: OnNews) {
+    pub fn on_news(&self, tell: NewsListener) {
         self.0
             .on_news
             .lock()

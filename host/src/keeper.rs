@@ -26,7 +26,7 @@ use crate::{
     outbound::CarriedVpn,
     plan::{Step, plan},
     routes, undo,
-    wanted::Wanted,
+    wanted::NetworkNeeds,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +59,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 const FORWARDING_RULES: &str = "forwarding rules";
 
 enum Order {
-    Want(Box<Wanted>, Option<mpsc::Sender<Report>>),
+    Want(Box<NetworkNeeds>, Option<mpsc::Sender<Report>>),
     Look,
     End,
 }
@@ -78,7 +78,7 @@ impl Keeper {
     ///
     /// # Errors
     /// The kernel gives no socket or no thread.
-    pub fn start(wanted: Wanted, journal: Journal, board: Board) -> io::Result<Self> {
+    pub fn start(wanted: NetworkNeeds, journal: Journal, board: Board) -> io::Result<Self> {
         let (orders, ordered) = mpsc::channel();
         let (waker, woken) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
@@ -117,12 +117,12 @@ impl Keeper {
     }
 
     /// Sets what is wanted from now on.
-    pub fn want(&self, wanted: Wanted) {
+    pub fn want(&self, wanted: NetworkNeeds) {
         self.order(Order::Want(Box::new(wanted), None));
     }
 
     /// Sets what is wanted from now on and waits until it was tried once.
-    pub fn settle(&self, wanted: Wanted) -> Report {
+    pub fn settle(&self, wanted: NetworkNeeds) -> Report {
         let (tell, told) = mpsc::channel();
         self.order(Order::Want(Box::new(wanted), Some(tell)));
         told.recv_timeout(ANSWER).unwrap_or_else(|_| self.report())
@@ -173,7 +173,7 @@ impl Drop for Keeper {
 }
 
 struct Thread {
-    wanted: Wanted,
+    wanted: NetworkNeeds,
     journal: Journal,
     board: Board,
     report: Arc<Mutex<Report>>,
@@ -312,7 +312,7 @@ impl Thread {
             && link.alias.is_none()
             && let Err(error) = set_alias(link.index, &self.wanted.mark().to_string())
         {
-            tracing::debug!(%error, "the interface has no mark");
+            tracing::debug!(error = %chain(&error), "the interface has no mark");
         }
     }
 
@@ -356,7 +356,7 @@ impl Thread {
             }
         }
         if let Err(error) = self.forget(&made, seen) {
-            tracing::debug!(%error, "the journal still has what is undone");
+            tracing::debug!(error = %chain(&error), "the journal still has what is undone");
         }
         made
     }
@@ -526,12 +526,15 @@ impl Thread {
                     tracing::warn!("{}", chain(&error));
                 }
                 if let Err(error) = held.save() {
-                    tracing::warn!(%error, "cannot remove undone changes from the journal");
+                    tracing::warn!(
+                        error = %chain(&error),
+                        "cannot remove undone changes from the journal"
+                    );
                 }
             }
             Err(error) => {
                 tracing::warn!(
-                    %error,
+                    error = %chain(&error),
                     "cannot open the journal: the changes of this machine are not undone"
                 );
             }

@@ -57,4 +57,4 @@ pub use net::Net;
 pub use overlap::{Conflict, ConflictKind, overlap, overlap_except};
 pub use repeated::Repeated;
 pub use socket_path::SocketPath;
-pub use wanted::Wanted;
+pub use wanted::NetworkNeeds;

@@ -21,7 +21,7 @@ use crate::{
     ruleset::Ruleset,
     run::RunError,
     sharing,
-    wanted::Wanted,
+    wanted::NetworkNeeds,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -146,7 +146,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn take(wanted: &Wanted) -> io::Result<Self> {
+    fn take(wanted: &NetworkNeeds) -> io::Result<Self> {
         let links = links()?;
         let mut netlink = Netlink::open()?;
         let main = routes::routes(&mut netlink, MAIN)?;
@@ -170,7 +170,7 @@ impl Reading {
     }
 
     /// The part of [`Observed`] that comes from rtnetlink; the rest is empty.
-    fn observed(&self, wanted: &Wanted) -> Observed {
+    fn observed(&self, wanted: &NetworkNeeds) -> Observed {
         let nets =
             |routes: &mut dyn Iterator<Item = &Route>| routes.map(|route| route.net).collect();
         let leads_in = |route: &&Route| self.index.is_some() && route.device == self.index;
@@ -205,13 +205,13 @@ impl Reading {
     }
 }
 
-fn own<'a>(links: &'a [Link], wanted: &Wanted) -> Option<&'a Link> {
+fn own<'a>(links: &'a [Link], wanted: &NetworkNeeds) -> Option<&'a Link> {
     links.iter().find(|link| link.name == wanted.device)
 }
 
 /// Looks at the machine.
 pub(crate) fn look(
-    wanted: &Wanted,
+    wanted: &NetworkNeeds,
     entries: &Entries,
     cache: &mut RulesCache,
 ) -> Result<HostState, Error> {
@@ -301,7 +301,7 @@ fn is_local(route: &Route, own: Option<&Link>) -> bool {
 
 /// The interfaces by which members are reached: those of default routes, or all that are up if
 /// there is no default route.
-fn uplinks(wanted: &Wanted, links: &[Link], main: &[Route]) -> BTreeSet<String> {
+fn uplinks(wanted: &NetworkNeeds, links: &[Link], main: &[Route]) -> BTreeSet<String> {
     let is_other =
         |link: &&Link| link.name != wanted.device && link.mark().is_none() && !link.loopback;
     let leads_out = |link: &&Link| {
@@ -326,7 +326,7 @@ fn uplinks(wanted: &Wanted, links: &[Link], main: &[Route]) -> BTreeSet<String> 
 }
 
 /// The interfaces that lead to the offered subnets, and the subnets that no interface leads to.
-fn lans(wanted: &Wanted, links: &[Link], main: &[Route]) -> (BTreeSet<String>, Vec<Net>) {
+fn lans(wanted: &NetworkNeeds, links: &[Link], main: &[Route]) -> (BTreeSet<String>, Vec<Net>) {
     let (mut lans, mut nowhere) = (BTreeSet::new(), Vec::new());
     let is_ours = |link: &Link| link.name == wanted.device || link.mark().is_some();
     let others: Vec<(&Route, &Link)> = main

@@ -135,7 +135,10 @@ impl Netlink {
                 // A newer kernel may send messages that this crate does not know: only those are
                 // lost.
                 Err(error) => {
-                    tracing::debug!(%error, "cannot parse a message of the kernel")
+                    tracing::debug!(
+                        error = %crate::chain(&error),
+                        "cannot parse a message of the kernel"
+                    )
                 }
             }
             at += length.next_multiple_of(4);

@@ -19,7 +19,7 @@ use crate::{
     passage::{FirewallKind, Passage, Traffic, legacy_program},
     ruleset::{Rule, Ruleset},
     run::{RunError, run},
-    wanted::Wanted,
+    wanted::NetworkNeeds,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,7 +100,7 @@ struct Probe {
     way: Traffic,
 }
 
-fn probes(wanted: &Wanted, lans: &BTreeSet<String>) -> Vec<Probe> {
+fn probes(wanted: &NetworkNeeds, lans: &BTreeSet<String>) -> Vec<Probe> {
     let device = &wanted.device;
     let overlay = wanted.overlay.map(|net| net.addr());
     let input = |v6: bool| Probe {
@@ -169,7 +169,7 @@ impl OtherFirewalls {
 /// Looks at all other firewalls. `uplinks` are the interfaces by which members are reached. `noted`
 /// are the passages in the journal.
 pub fn survey(
-    wanted: &Wanted,
+    wanted: &NetworkNeeds,
     (lans, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
     ruleset: &Ruleset,
     programs: &OtherFirewalls,
@@ -271,7 +271,7 @@ struct FoundPassage {
 
 /// The network's passages that are open.
 fn there(
-    wanted: &Wanted,
+    wanted: &NetworkNeeds,
     ruleset: &Ruleset,
     legacy: &legacy::LegacyRules,
     noted: &[Passage],

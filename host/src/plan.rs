@@ -14,7 +14,7 @@ use crate::{
     passage::Passage,
     rules::{PlacedRule, Rule, Sockets},
     sharing,
-    wanted::{Wanted, routing_table},
+    wanted::{NetworkNeeds, routing_table},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +62,7 @@ pub enum Step {
 }
 
 /// The steps from what is there to what is wanted, in order.
-pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
+pub fn plan(wanted: &NetworkNeeds, seen: &Observed) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let passages = if wanted.open_firewalls {
         seen.passages.clone()
@@ -89,7 +89,7 @@ pub fn plan(wanted: &Wanted, seen: &Observed) -> Vec<Step> {
     steps
 }
 
-fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
+fn routes(wanted: &NetworkNeeds, seen: &Observed, steps: &mut Vec<Step>) {
     // What this machine reaches by itself has precedence over what others offer, as a whole or in
     // part.
     let is_local = |net: &Net| seen.local.iter().any(|own| own.covers(net));
@@ -141,7 +141,7 @@ fn routes(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
 
 /// The rules that a network needs.
 struct OwnRules<'a> {
-    wanted: &'a Wanted,
+    wanted: &'a NetworkNeeds,
     /// It has accepted routes.
     has_routes: bool,
     /// Its own packets must not take the VPN that it carries.
@@ -258,7 +258,7 @@ fn change_rules(present: &[PlacedRule], rules: &BTreeSet<Rule>, base: u32, steps
     steps.extend(gone.into_iter().map(Step::Unrule));
 }
 
-fn forwarding(wanted: &Wanted, seen: &Observed, steps: &mut Vec<Step>) {
+fn forwarding(wanted: &NetworkNeeds, seen: &Observed, steps: &mut Vec<Step>) {
     let mut switched = seen.switched.clone();
     let mut switch = Vec::new();
     let needed: BTreeSet<&String> = match wanted.offered.is_empty() {
@@ -337,7 +337,7 @@ pub(crate) fn rules_in(text: &str) -> usize {
 /// has redirected it (a container's published port), and nowhere else. Answers to a container's own
 /// connections come back. No connection from these subnets into the network begins. Interfaces that
 /// forward only for p2pvm let nothing else through. All other packets are left alone.
-fn table(wanted: &Wanted, seen: &Observed, switched: &BTreeSet<String>) -> String {
+fn table(wanted: &NetworkNeeds, seen: &Observed, switched: &BTreeSet<String>) -> String {
     let (table, device) = (wanted.nft_table(), &wanted.device);
     let list = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
     let nets = list(&mut wanted.offered.iter().map(ToString::to_string));

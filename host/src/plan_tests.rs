@@ -33,7 +33,7 @@ fn by_others(on: bool) -> ForwardingState {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Own {
-    wanted: Wanted,
+    wanted: NetworkNeeds,
     routes: BTreeSet<Net>,
     throws: BTreeSet<Net>,
     table: TableState,
@@ -64,13 +64,13 @@ fn passages() -> BTreeSet<Passage> {
 
 impl World {
     fn join(&mut self, n: u16) {
-        let wanted = Wanted {
+        let wanted = NetworkNeeds {
             device: format!("p2pvm{n}"),
             network: format!("network {n}"),
             link_port: 4002 + n * 10,
             control_port: 4001 + n * 10,
             overlay: Some(format!("10.{}.0.0/16", n + 1).parse().unwrap()),
-            ..Wanted::default()
+            ..NetworkNeeds::default()
         };
         self.forwarding
             .insert(wanted.device.clone(), by_others(self.ip_forward));
@@ -474,12 +474,12 @@ proptest! {
     }
 }
 
-fn offering(ip_forward: bool) -> (Wanted, Observed) {
-    let wanted = Wanted {
+fn offering(ip_forward: bool) -> (NetworkNeeds, Observed) {
+    let wanted = NetworkNeeds {
         device: "p2pvm0".into(),
         overlay: Some("10.9.0.0/16".parse().unwrap()),
         offered: BTreeSet::from(["192.168.7.0/24".parse().unwrap()]),
-        ..Wanted::default()
+        ..NetworkNeeds::default()
     };
     let seen = Observed {
         lans: BTreeSet::from(["lan0".to_owned()]),
@@ -541,10 +541,10 @@ fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forward
 
 #[test]
 fn rules_of_a_network_whose_interface_went_are_removed() {
-    let wanted = Wanted {
+    let wanted = NetworkNeeds {
         device: "p2pvm0".into(),
         network: "n".into(),
-        ..Wanted::default()
+        ..NetworkNeeds::default()
     };
     let stale = [
         Rule::End,

@@ -16,7 +16,7 @@ use crate::{
     observed::{HoldState, NeighbourRoute, Observed},
     routes::{self, Route},
     rules::SILENT,
-    wanted::{Wanted, routing_table},
+    wanted::{NetworkNeeds, routing_table},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -76,7 +76,7 @@ pub(crate) fn held(
 
 /// The accepted LANs, and parts of them, that another network of this machine leads to, each with
 /// that network's interface.
-pub(crate) fn elsewhere(wanted: &Wanted, seen: &Observed) -> BTreeMap<Net, String> {
+pub(crate) fn elsewhere(wanted: &NetworkNeeds, seen: &Observed) -> BTreeMap<Net, String> {
     let answering = || {
         seen.held
             .iter()
@@ -105,7 +105,7 @@ pub(crate) fn elsewhere(wanted: &Wanted, seen: &Observed) -> BTreeMap<Net, Strin
 }
 
 /// The LANs that other networks accept too, for reports.
-pub(crate) fn shared(wanted: &Wanted, seen: &Observed) -> Vec<SharedLan> {
+pub(crate) fn shared(wanted: &NetworkNeeds, seen: &Observed) -> Vec<SharedLan> {
     let away = elsewhere(wanted, seen);
     let is_local = |net: &Net| seen.local.iter().any(|own| own.covers(net));
     let mut found = Vec::new();

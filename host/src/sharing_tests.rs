@@ -11,7 +11,7 @@ fn net(text: &str) -> Net {
 
 /// A network: what it wants, and what its table holds.
 struct Network {
-    wanted: Wanted,
+    wanted: NetworkNeeds,
     routes: BTreeMap<Net, bool>,
     throws: BTreeSet<Net>,
 }
@@ -19,11 +19,11 @@ struct Network {
 impl Network {
     fn new(device: &str, accepted: &[&str]) -> Self {
         let accepted = accepted.iter().map(|text| net(text)).collect();
-        let wanted = Wanted {
+        let wanted = NetworkNeeds {
             device: device.into(),
             network: device.into(),
             accepted,
-            ..Wanted::default()
+            ..NetworkNeeds::default()
         };
         Self {
             wanted,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// What a network wants, besides its own interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct NetworkNeeds {
     /// The network's interface.
     pub device: String,
     /// The network's id in text form.
@@ -26,7 +26,7 @@ pub struct Wanted {
     pub open_firewalls: bool,
 }
 
-impl Wanted {
+impl NetworkNeeds {
     /// The mark in the interface's alias.
     pub fn mark(&self) -> Mark {
         Mark {

@@ -2,7 +2,7 @@
 
 mod stage;
 
-use p2pvm_host::{Level, Wanted};
+use p2pvm_host::{Level, NetworkNeeds};
 use stage::{Elsewhere, Network, device, forwards, inside, nets, sh, snapshot, until, works};
 use std::{
     io::{Read, Write},
@@ -192,7 +192,7 @@ fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
     inside(|| {
         let _lan = Elsewhere::new("fail", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         let network = Network::start(0);
-        let wanted = Wanted {
+        let wanted = NetworkNeeds {
             offered: nets(&["192.168.77.0/24"]),
             device: "p2pvm0\" nonsense".into(),
             ..network.wanted.clone()
@@ -238,7 +238,7 @@ fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_wh
             "{:?}",
             network.board.all()
         );
-        let report = network.keeper.settle(Wanted {
+        let report = network.keeper.settle(NetworkNeeds {
             offered: nets(&["192.168.78.0/24"]),
             ..network.wanted.clone()
         });

@@ -22,7 +22,7 @@ use std::{
 
 /// The testbed of a command.
 #[derive(Args, Debug)]
-pub struct Named {
+pub struct TestbedName {
     /// Name of the testbed
     #[arg(long, default_value = "testbed", env = "P2PVM_TESTBED")]
     name: String,
@@ -38,14 +38,14 @@ pub enum TestbedCommand {
         sites: PathBuf,
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
     },
     /// Run a command on a host, with P2PVM_DIR naming the host's own state directory
     #[command(after_help = "Example: p2pvm testbed exec paris1 -- ping -c 3 198.18.2.10")]
     Exec {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The host
         host: String,
         /// The command and its arguments
@@ -57,7 +57,7 @@ pub enum TestbedCommand {
     Cut {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// A site, its only host, or (alone) the host to isolate
         a: String,
         /// The other site
@@ -68,7 +68,7 @@ pub enum TestbedCommand {
     Heal {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// A site, its only host, or (alone) the isolated host
         a: String,
         /// The other site
@@ -81,7 +81,7 @@ pub enum TestbedCommand {
     Shape {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// A site
         a: String,
         /// The other site
@@ -111,7 +111,7 @@ pub enum TestbedCommand {
     Renumber {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The site
         site: String,
     },
@@ -120,7 +120,7 @@ pub enum TestbedCommand {
     Rehost {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The host
         host: String,
         /// The site it moves to
@@ -132,7 +132,7 @@ pub enum TestbedCommand {
     Suspend {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The host
         host: String,
     },
@@ -141,7 +141,7 @@ pub enum TestbedCommand {
     Wake {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The host
         host: String,
     },
@@ -150,7 +150,7 @@ pub enum TestbedCommand {
     Kill {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The host
         host: String,
     },
@@ -159,7 +159,7 @@ pub enum TestbedCommand {
     Revive {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// The host
         host: String,
     },
@@ -168,7 +168,7 @@ pub enum TestbedCommand {
     Status {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -178,7 +178,7 @@ pub enum TestbedCommand {
     Down {
         /// Which testbed
         #[command(flatten)]
-        named: Named,
+        named: TestbedName,
     },
     /// Measure p2pvm beside EasyTier, nebula, tinc and n2n on the same emulated hosts, where they
     /// are installed

@@ -150,7 +150,7 @@ struct Round {
 }
 
 #[derive(Debug, Serialize)]
-struct Measured {
+struct MeasuredProgram {
     program: String,
     version: String,
     rounds: Vec<Round>,
@@ -176,7 +176,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     .into_iter()
     .filter(|name| wanted(name))
     {
-        let mut result = Measured {
+        let mut result = MeasuredProgram {
             program: name.into(),
             version: String::new(),
             rounds: Vec::new(),
@@ -359,9 +359,9 @@ impl Talk {
     }
 }
 
-fn figures(results: &[Measured]) -> Vec<Figure> {
-    type Of = fn(&Round) -> Option<f64>;
-    let all: [(&str, &str, &str, usize, Of); 5] = [
+fn figures(results: &[MeasuredProgram]) -> Vec<Figure> {
+    type Getter = fn(&Round) -> Option<f64>;
+    let all: [(&str, &str, &str, usize, Getter); 5] = [
         (
             "first-ping",
             "start to first ping, both ends behind NATs",
@@ -398,7 +398,7 @@ fn figures(results: &[Measured]) -> Vec<Figure> {
             |r| r.restart,
         ),
     ];
-    let words = |name: &str, what: &str, said: &str, of: &Measured| {
+    let words = |name: &str, what: &str, said: &str, of: &MeasuredProgram| {
         Figure::new(name, what, "", [said]).of(of.program.as_str())
     };
     let versions = results.iter().filter(|r| !r.version.is_empty());

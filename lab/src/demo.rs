@@ -7,7 +7,7 @@
 use crate::{
     Sites,
     figures::{Figure, Recorder, command_line},
-    lab::{Lab, Pinged, Seen},
+    lab::{Lab, PingResult, Seen},
     runner::{Runner, find_image, require_root},
 };
 use clap::Args;
@@ -474,7 +474,7 @@ impl Demo {
     }
 }
 
-fn describe(pinged: &Pinged, raw: Option<f64>) -> String {
+fn describe(pinged: &PingResult, raw: Option<f64>) -> String {
     let best = pinged.best_ms();
     let raw = raw.map_or(String::new(), |raw| format!(", raw path {raw:.1} ms"));
     format!("{} {best:.1} ms{raw}", pinged.path)

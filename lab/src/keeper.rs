@@ -265,7 +265,7 @@ fn answer_all(listener: &UnixListener, forwarder: &Forwarder, ending: &AtomicBoo
         }
         let Ok(stream) = stream else { return };
         if let Err(error) = answer(&stream, forwarder) {
-            tracing::debug!(%error, "a control request was not answered");
+            tracing::debug!(error = %chain(&error), "a control request was not answered");
         }
     }
 }

@@ -64,14 +64,14 @@ pub enum LabError {
 
 /// The answers of a `ping`.
 #[derive(Clone, Debug, Default)]
-pub struct Pinged {
+pub struct PingResult {
     /// The last path: "direct ...", "relayed via ..." or "stream".
     pub path: String,
     /// Round trips of the answered probes, milliseconds, in order.
     pub rtts_ms: Vec<f64>,
 }
 
-impl Pinged {
+impl PingResult {
     /// The smallest round trip, milliseconds.
     pub fn best_ms(&self) -> f64 {
         self.rtts_ms.iter().copied().fold(f64::INFINITY, f64::min)
@@ -264,7 +264,7 @@ impl Lab {
         to: &str,
         count: u32,
         interval: &str,
-    ) -> Result<Pinged, LabError> {
+    ) -> Result<PingResult, LabError> {
         let count = count.to_string();
         let words = [
             "--json",
@@ -276,7 +276,7 @@ impl Lab {
             interval,
         ];
         let said = self.p2pvm(from, &words)?;
-        let mut pinged = Pinged::default();
+        let mut pinged = PingResult::default();
         for line in said.lines() {
             let line = serde_json::from_str(line).map_err(|_| LabError::Answer {
                 host: from.to_owned(),
@@ -365,7 +365,7 @@ impl Lab {
         let reader = std::thread::spawn(move || {
             let mut last = None;
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                last = serde_json::from_str::<Seen>(&line).ok().or(last);
+                last = serde_json::from_str::<CountSummary>(&line).ok().or(last);
             }
             last
         });
@@ -445,7 +445,7 @@ impl Drop for Lab {
 
 /// The summary of the counting client; the fields are those of [`crate::guest_client::Report`].
 #[derive(Clone, Debug, Deserialize)]
-pub struct Seen {
+pub struct CountSummary {
     /// Lines sent.
     pub sent: u64,
     /// Replies, each line counted once.
@@ -467,12 +467,12 @@ pub struct Seen {
 /// A running counting client.
 pub struct Client {
     child: Child,
-    reader: Option<std::thread::JoinHandle<Option<Seen>>>,
+    reader: Option<std::thread::JoinHandle<Option<CountSummary>>>,
 }
 
 impl Client {
     /// Ends it and returns its summary.
-    pub fn finish(mut self) -> Result<Seen, LabError> {
+    pub fn finish(mut self) -> Result<CountSummary, LabError> {
         self.signal();
         let seen = self
             .reader

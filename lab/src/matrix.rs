@@ -10,7 +10,7 @@ mod report;
 
 use crate::{
     figures::{Destination, Recorder, command_line},
-    lab::{Lab, LabError, Pinged},
+    lab::{Lab, LabError, PingResult},
     sites::{Hosts, Ipv6, Nat, Properties, Site, Sites},
 };
 use clap::Args;
@@ -442,12 +442,12 @@ fn pair(
 ) -> Result<Outcome, LabError> {
     let possible = matches!(theory(kinds.0, kinds.1), Theory::Direct | Theory::Guess);
     let began = Instant::now();
-    let (mut last, mut first_answer_ms) = (Pinged::default(), f64::NAN);
+    let (mut last, mut first_answer_ms) = (PingResult::default(), f64::NAN);
     loop {
         let pinged = match lab.ping(from, to, 3, "200ms") {
             Ok(pinged) => pinged,
             // A missing answer is a result, not a failure of the run.
-            Err(LabError::Command { .. }) => Pinged::default(),
+            Err(LabError::Command { .. }) => PingResult::default(),
             Err(error) => return Err(error),
         };
         if let (true, Some(rtt)) = (first_answer_ms.is_nan(), pinged.rtts_ms.first()) {

@@ -529,7 +529,7 @@ fn datagram(from: Ipv4Addr, from_port: u16, to: Ipv4Addr, to_port: u16, body: &[
 }
 
 /// A UDP datagram that passed.
-struct Passed<'a> {
+struct PassedDatagram<'a> {
     from: (Ipv4Addr, u16),
     to: (Ipv4Addr, u16),
     hops_left: u8,
@@ -539,7 +539,7 @@ struct Passed<'a> {
 }
 
 /// The UDP datagram in an Ethernet frame.
-fn udp_of(frame: &[u8]) -> Option<Passed<'_>> {
+fn udp_of(frame: &[u8]) -> Option<PassedDatagram<'_>> {
     let packet = frame.get(14..).filter(|_| frame[12..14] == [8, 0])?;
     let header = usize::from(packet.first()? & 15) * 4;
     if packet[0] >> 4 != 4 || *packet.get(9)? != 17 {
@@ -554,7 +554,7 @@ fn udp_of(frame: &[u8]) -> Option<Passed<'_>> {
     };
     let udp = packet.get(header..)?;
     let port = |at: usize| Some(u16::from_be_bytes(udp.get(at..at + 2)?.try_into().ok()?));
-    Some(Passed {
+    Some(PassedDatagram {
         from: (address(12)?, port(0)?),
         to: (address(16)?, port(2)?),
         hops_left: packet[8],

@@ -14,7 +14,7 @@ use p2pvm_api::Cluster;
 use p2pvm_lab::{
     chain,
     figures::Figure,
-    hosts::{Behind, Flow, SlowDisk, probe},
+    hosts::{Flow, InnerMachine, SlowDisk, probe},
     lab::Lab,
 };
 use std::{
@@ -236,7 +236,7 @@ fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_r
         "{}",
         stage.report()
     );
-    let from = |host: &str| probe::From::host(&stage.lab, host).unwrap();
+    let from = |host: &str| probe::ProbeSource::host(&stage.lab, host).unwrap();
     let stream = Flow::stream("stream", &from("a"), &from("b"), &stage.b, 6000).unwrap();
     let shell = |text: &str| {
         stage
@@ -407,7 +407,7 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
             panic!("{name}: {}\n{}", chain(e), lab.log_tail(host, 40))
         };
         network(&lab, &["a", "b", "c"]);
-        let lan = Behind::lan(&lab, "b", "lan0", "192.168.77", false).unwrap();
+        let lan = InnerMachine::lan(&lab, "b", "lan0", "192.168.77", false).unwrap();
         for (from, to) in [("a", "b"), ("b", "a"), ("b", "c")] {
             lab.wait(
                 &format!("{from} to reach {to} directly"),
@@ -434,7 +434,7 @@ fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do(
         lab.p2pvm("a", &["route", "accept"]).unwrap();
         lab.p2pvm("b", &["route", "offer", "192.168.77.0/24"])
             .unwrap_or_else(|e| fail(&e, "b"));
-        let a = probe::From::host(&lab, "a").unwrap();
+        let a = probe::ProbeSource::host(&lab, "a").unwrap();
         assert!(
             probe::within(BACK, || a.pings(&lan.address)).is_some(),
             "{name}: the LAN behind b is not reached"

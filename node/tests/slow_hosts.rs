@@ -9,7 +9,7 @@ use hosts::Stage;
 use p2pvm_lab::{
     chain,
     host_state::{Difference, HostState},
-    hosts::{Booted, probe::within},
+    hosts::{BootedHost, probe::within},
 };
 use std::{fs, time::Duration};
 
@@ -158,7 +158,7 @@ fn networkd_and_resolved_may_restart_beside_p2pvm() {
 struct Service {
     stage: Stage,
     before: HostState,
-    _machine: Booted,
+    _machine: BootedHost,
 }
 
 impl Service {

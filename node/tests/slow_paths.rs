@@ -277,7 +277,7 @@ fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() 
     let address = |host: &str| common::address(&lab, host);
     let pings = Flow::pings(
         "ping",
-        &probe::From::host(&lab, "pub").unwrap(),
+        &probe::ProbeSource::host(&lab, "pub").unwrap(),
         &address("home"),
     )
     .unwrap();

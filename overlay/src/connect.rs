@@ -32,7 +32,7 @@ mod stream;
 mod turns;
 
 pub use message::{Candidate, CandidateKind, NatKind};
-pub use netcheck::{NetCheck, Reachable};
+pub use netcheck::{MemberReach, NetCheck};
 pub use options::ConnectOptions;
 pub use over_ring::Credentials;
 pub(crate) use state::nat::is_private;
@@ -47,7 +47,7 @@ use crate::{
     ring::Position,
     ring_net::RingNet,
 };
-use over_ring::OverRing;
+use over_ring::RingAccess;
 use shared::Shared;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -89,7 +89,7 @@ impl Connector {
             plane,
             fabric,
             options,
-            Some(OverRing::new(ring, credentials)),
+            Some(RingAccess::new(ring, credentials)),
         )
     }
 
@@ -97,7 +97,7 @@ impl Connector {
         plane: Plane,
         fabric: Arc<dyn Fabric>,
         options: ConnectOptions,
-        ring: Option<OverRing>,
+        ring: Option<RingAccess>,
     ) -> Arc<Self> {
         plane.set_relay(options.relay);
         let shared = Arc::new(Shared::new(plane, fabric, options, ring));

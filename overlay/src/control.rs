@@ -31,7 +31,7 @@ mod streams;
 mod wire;
 
 pub use config::{ControlConfig, FULL_MESH};
-pub use join::{JoinError, Joined, join};
+pub use join::{JoinError, NewMembership, join};
 pub use status::{ControlEvent, PeerStatus};
 
 use crate::{
@@ -445,7 +445,7 @@ fn listen(
 
 async fn serve(
     server: Arc<Server>,
-    mut streams: mpsc::Receiver<(libp2p::PeerId, streams::Carried)>,
+    mut streams: mpsc::Receiver<(libp2p::PeerId, streams::RawStream)>,
 ) {
     while let Some((peer, carried)) = streams.recv().await {
         if let Some(member) = address::member_of(&peer) {

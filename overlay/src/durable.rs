@@ -18,9 +18,9 @@ pub fn apart<T>(work: impl FnOnce() -> T) -> T {
 /// A file that is rewritten as a whole: one writer at a time, each with the newest content when its
 /// turn comes.
 #[derive(Default)]
-pub struct Rewritten(Mutex<()>);
+pub struct RewrittenFile(Mutex<()>);
 
-impl Rewritten {
+impl RewrittenFile {
     /// Writes the result of `newest`, [`apart`]. When it returns, that or something newer is on
     /// disk.
     ///

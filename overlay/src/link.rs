@@ -16,13 +16,13 @@ pub mod state;
 mod wipe;
 pub mod wire;
 
-pub use handshake::{Keys, Opened};
+pub use handshake::{Keys, OpenedInitiation};
 pub use session::{Cipher, Session};
 pub use state::{Link, Output};
 
 /// Why a datagram or a handshake message was refused.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Refused {
+pub enum LinkRefusal {
     /// It is no datagram of a link: too short, too long, or of an unknown kind.
     #[error("not a datagram of a link")]
     Malformed,

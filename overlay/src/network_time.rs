@@ -16,7 +16,7 @@ pub mod judge;
 pub use exchange::Exchange;
 
 use crate::id::{MemberId, UnixTime};
-use judge::{Clocks, Heard};
+use judge::{Clocks, MemberClock};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::HashMap,
@@ -101,7 +101,7 @@ impl fmt::Display for Skew {
 
 #[derive(Default)]
 struct State {
-    heard: HashMap<MemberId, (i64, Heard)>,
+    heard: HashMap<MemberId, (i64, MemberClock)>,
     /// The latest time at which something known was signed: no right clock shows less.
     floor_ms: Option<i64>,
     /// Since when the wall clock differs from the network's time without any report of a member.
@@ -180,7 +180,7 @@ impl NetworkTime {
     /// Takes a member's report, made now: its wall clock, and its view of the network's time with
     /// the number of clocks behind it.
     pub fn hear(&self, from: MemberId, said: ClockReport, reading: Reading) {
-        let heard = Heard {
+        let heard = MemberClock {
             wall_offset_ms: said.wall_ms.saturating_sub(reading.boot_ms),
             net_offset_ms: said.net_ms.saturating_sub(reading.boot_ms),
             clocks: usize::from(said.clocks),
@@ -220,7 +220,7 @@ impl NetworkTime {
             state
                 .heard
                 .retain(|_, (at, _)| reading.boot_ms.saturating_sub(*at) < HEARD_FOR_MS);
-            let heard: Vec<Heard> = state.heard.values().map(|(_, heard)| *heard).collect();
+            let heard: Vec<MemberClock> = state.heard.values().map(|(_, heard)| *heard).collect();
             let floor = state.floor_ms.map(|floor| floor - reading.boot_ms);
             let wanted = Clocks {
                 own_offset_ms: own,

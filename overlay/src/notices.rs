@@ -7,7 +7,7 @@
 //! and kept on disk so that a policy holds from the first packet after a restart.
 
 use crate::{
-    durable::Rewritten,
+    durable::RewrittenFile,
     fabric::{Fabric, FabricError, Serve},
     id::{MemberId, UnixTime},
     membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust},
@@ -49,7 +49,7 @@ pub struct Notices {
     trust: Arc<Trust>,
     file: Option<PathBuf>,
     known: RwLock<BTreeMap<NoticeKey, Notice>>,
-    rewritten: Rewritten,
+    rewritten: RewrittenFile,
     heard: AtomicBool,
     changed: watch::Sender<u64>,
 }
@@ -62,7 +62,7 @@ impl Notices {
             trust,
             file: None,
             known: RwLock::default(),
-            rewritten: Rewritten::default(),
+            rewritten: RewrittenFile::default(),
             heard: AtomicBool::new(false),
             changed,
         }
@@ -337,7 +337,11 @@ impl Spread {
             match self.notices.add(notice.clone()) {
                 Ok(true) => news.push(notice),
                 Ok(false) => {}
-                Err(refusal) => tracing::debug!(%from, %refusal, "a notice that is not believed"),
+                Err(refusal) => tracing::debug!(
+                    %from,
+                    %refusal,
+                    "a member's notice is not believed"
+                ),
             }
         }
         if !news.is_empty() {
@@ -359,8 +363,11 @@ impl Spread {
             let (fabric, body, member) = (self.fabric.clone(), body.clone(), *member);
             tokio::spawn(async move {
                 if let Err(error) = call(&*fabric, member, body).await {
-                    tracing::debug!(%member, %error, "a notice was not delivered; it is exchanged \
-                        when the member connects");
+                    tracing::debug!(
+                        %member,
+                        error = %p2pvm_host::chain(&error),
+                        "a notice was not delivered; it is exchanged when the member connects"
+                    );
                 }
             });
         }
@@ -379,7 +386,11 @@ async fn call(
             .call(member, SERVICE, body.clone(), TELL_TIMEOUT)
             .await
         {
-            Err(error) => tracing::debug!(%member, %error, "notices: called again"),
+            Err(error) => tracing::debug!(
+                %member,
+                error = %p2pvm_host::chain(&error),
+                "a member is asked for its notices again"
+            ),
             answered => return answered,
         }
     }

@@ -52,7 +52,7 @@ pub use guest::{
     reach::{GuestProof, GuestReach},
 };
 pub use handle::Plane;
-pub use interface::proof::{Answered, Proof, Unproved};
+pub use interface::proof::{AnswerKind, Proof, ProofFailure};
 pub use path::{paths, relaying::RelayOffer};
 pub use routes::Route;
 pub use shape::packet;

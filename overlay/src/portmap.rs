@@ -162,7 +162,12 @@ async fn by_control(router: Ipv4Addr, ours: Ipv4Addr, port: NonZeroU16) -> Optio
     )
     .await;
     let mapping = mapped
-        .inspect_err(|error| tracing::debug!(%error, "the router maps no port by PCP or NAT-PMP"))
+        .inspect_err(|error| {
+            tracing::debug!(
+                error = %p2pvm_host::chain(error),
+                "the router maps no port by PCP or NAT-PMP"
+            )
+        })
         .ok()?;
     let ip = match mapping.mapping_type() {
         PortMappingType::Pcp { external_ip, .. } => external_ip.to_canonical(),
@@ -199,8 +204,13 @@ async fn by_upnp(local: &[IpAddr], port: u16) -> Option<Mapping> {
             let any = gateway
                 .get_any_address(PortMappingProtocol::UDP, ours, lease(), "p2pvm")
                 .await;
-            any.inspect_err(|error| tracing::debug!(%error, "the router maps no port by UPnP"))
-                .ok()?
+            any.inspect_err(|error| {
+                tracing::debug!(
+                    error = %p2pvm_host::chain(error),
+                    "the router maps no port by UPnP"
+                )
+            })
+            .ok()?
         }
     };
     Some(Mapping {

@@ -38,15 +38,15 @@ pub mod wire;
 
 pub use api::{Event, Input, Neighbour, Output, RingOptions, RingStatus};
 pub use position::{Node, Position, Range};
-pub use table::{Next, Table};
+pub use table::{RingHop, Table};
 pub use wire::{HOP_LIMIT, Header, Kind, Mode, Packet};
 
 use crate::{
     coordinates::{Coordinate, Vivaldi},
     id::MemberId,
 };
-use edges::{IDLE_EDGE, LINK_LIMIT, Pending};
-use known::Known;
+use edges::{IDLE_EDGE, LINK_LIMIT, PendingEdge};
+use known::KnownMembers;
 use message::{Message, Roles};
 use neighbour::Edge;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -69,11 +69,11 @@ pub struct Ring {
     joined: bool,
     was_joined: bool,
     edges: BTreeMap<MemberId, Edge>,
-    pending: BTreeMap<MemberId, Pending>,
-    known: Known,
-    near: near::Near,
-    seek: seek::Seek,
-    far: far::Far,
+    pending: BTreeMap<MemberId, PendingEdge>,
+    known: KnownMembers,
+    near: near::NearState,
+    seek: seek::SeekState,
+    far: far::FarState,
     shortcuts: shortcut::Shortcuts,
     repairs: u64,
     /// Whether neighbours, their roles or their lists have changed since the last plan.
@@ -100,10 +100,10 @@ impl Ring {
             was_joined: false,
             edges: BTreeMap::new(),
             pending: BTreeMap::new(),
-            known: Known::default(),
-            near: near::Near::default(),
-            seek: seek::Seek::default(),
-            far: far::Far::default(),
+            known: KnownMembers::default(),
+            near: near::NearState::default(),
+            seek: seek::SeekState::default(),
+            far: far::FarState::default(),
             shortcuts: shortcut::Shortcuts::default(),
             repairs: 0,
             changed: false,
@@ -314,21 +314,21 @@ impl Ring {
         }
         let next = self.table.route(&header);
         match (next, header.kind) {
-            (Next::Via(to), _) if to == from => {}
-            (Next::Via(to), _) => {
+            (RingHop::Via(to), _) if to == from => {}
+            (RingHop::Via(to), _) => {
                 packet.header.hops_left = header.hops_left.saturating_sub(1);
                 self.outputs.push_back(Output::Send { to, packet });
             }
-            (Next::Here, Kind::Control | Kind::ControlClosest) => {
+            (RingHop::Here, Kind::Control | Kind::ControlClosest) => {
                 if let Some(message) = Message::decode(&packet.body) {
                     self.told(now, from, &header, message);
                 }
             }
-            (Next::Here | Next::Nowhere, Kind::Trace) => {
-                self.answer_trace(&packet, next == Next::Here)
+            (RingHop::Here | RingHop::Nowhere, Kind::Trace) => {
+                self.answer_trace(&packet, next == RingHop::Here)
             }
-            (Next::Here, _) => self.outputs.push_back(Output::Deliver { from, packet }),
-            (Next::Nowhere, _) => {}
+            (RingHop::Here, _) => self.outputs.push_back(Output::Deliver { from, packet }),
+            (RingHop::Nowhere, _) => {}
         }
     }
 
@@ -373,7 +373,7 @@ impl Ring {
         } else {
             self.table.next(header.to, Mode::Exact)
         };
-        if let Next::Via(to) = next {
+        if let RingHop::Via(to) = next {
             self.outputs.push_back(Output::Send { to, packet });
         }
     }

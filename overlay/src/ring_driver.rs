@@ -177,7 +177,10 @@ impl Driver {
                     .handle(Instant::now(), Input::LinkFailed { member });
             }
             Outcome::Elsewhere(member) => {
-                tracing::info!(?member, "not in our ring: the rings are to merge");
+                tracing::info!(
+                    ?member,
+                    "a member is not in our ring: the rings are to merge"
+                );
                 self.ring.handle(Instant::now(), Input::Seed(member));
             }
         }
@@ -236,12 +239,15 @@ impl Driver {
                 }
                 Output::Event(event) => match event {
                     Event::Joined => {
-                        tracing::info!(position = %self.net.me().position, "in the ring")
+                        tracing::info!(
+                            position = %self.net.me().position,
+                            "this node is in the ring"
+                        )
                     }
-                    Event::Alone => tracing::info!("alone: no neighbour on the ring"),
+                    Event::Alone => tracing::info!("this node has no neighbour on the ring"),
                     Event::Died(member) => tracing::info!(?member, "a neighbour on the ring died"),
                     Event::Found(member) => {
-                        tracing::debug!(?member, "a neighbour on the ring that was not known")
+                        tracing::debug!(?member, "this node has an unknown neighbour on the ring")
                     }
                 },
             }
@@ -260,7 +266,11 @@ impl Driver {
             let outcome = match connector.ensure_edge(member, agent).await {
                 Ok(_) => Outcome::Link(member),
                 Err(error) => {
-                    tracing::debug!(?member, error = %p2pvm_host::chain(&error), "no edge");
+                    tracing::debug!(
+                        ?member,
+                        error = %p2pvm_host::chain(&error),
+                        "the member has no edge"
+                    );
                     Outcome::NoLink(member)
                 }
             };

@@ -47,18 +47,18 @@ pub(crate) trait Answers: Send + Sync {
 }
 
 /// The sender of a call, and the call's id.
-type Asked = (Position, u64);
+type CallKey = (Position, u64);
 
 /// The last calls and their answers.
 #[derive(Default)]
-struct Answered {
+struct RecentCalls {
     /// `None` while the call is worked on.
-    calls: VecDeque<(Asked, Option<Vec<u8>>)>,
+    calls: VecDeque<(CallKey, Option<Vec<u8>>)>,
 }
 
 /// What to do with a call.
 #[derive(Debug, PartialEq)]
-enum Todo {
+enum CallAction {
     /// It is new.
     Work,
     /// It was answered before: the same again.
@@ -67,10 +67,12 @@ enum Todo {
     Nothing,
 }
 
-impl Answered {
-    fn asked(&mut self, asked: Asked) -> Todo {
+impl RecentCalls {
+    fn asked(&mut self, asked: CallKey) -> CallAction {
         if let Some((_, answer)) = self.calls.iter().find(|(of, _)| *of == asked) {
-            return answer.clone().map_or(Todo::Nothing, Todo::Repeat);
+            return answer
+                .clone()
+                .map_or(CallAction::Nothing, CallAction::Repeat);
         }
         if self
             .calls
@@ -79,17 +81,17 @@ impl Answered {
             .count()
             >= MAX_PENDING
         {
-            return Todo::Nothing;
+            return CallAction::Nothing;
         }
         if self.calls.len() >= KEPT_ANSWERS {
             self.calls.pop_front();
         }
         self.calls.push_back((asked, None));
-        Todo::Work
+        CallAction::Work
     }
 
     /// Stores the answer. A call without an answer may come again.
-    fn answered(&mut self, asked: Asked, answer: Option<&[u8]>) {
+    fn answered(&mut self, asked: CallKey, answer: Option<&[u8]>) {
         match answer {
             Some(bytes) => self
                 .calls
@@ -106,7 +108,7 @@ pub struct RingNet {
     plane: Plane,
     me: Node,
     calls: Mutex<HashMap<u64, oneshot::Sender<Vec<u8>>>>,
-    answered: Mutex<Answered>,
+    answered: Mutex<RecentCalls>,
     answers: OnceLock<Arc<dyn Answers>>,
     pub(crate) status: ArcSwapOption<RingStatus>,
     lost_calls: AtomicU64,
@@ -262,9 +264,9 @@ impl RingNet {
         // The lock is released before anything is sent.
         let todo = lock(&self.answered).asked(asked);
         match todo {
-            Todo::Work => {}
-            Todo::Repeat(answer) => return self.reply(reply, asked, &answer),
-            Todo::Nothing => return,
+            CallAction::Work => {}
+            CallAction::Repeat(answer) => return self.reply(reply, asked, &answer),
+            CallAction::Nothing => return,
         }
         let mut answer = answers.answer(&packet.header, body);
         match (&mut answer).now_or_never() {
@@ -279,14 +281,14 @@ impl RingNet {
         }
     }
 
-    fn answered(&self, reply: Header, asked: Asked, answer: Option<Vec<u8>>) {
+    fn answered(&self, reply: Header, asked: CallKey, answer: Option<Vec<u8>>) {
         lock(&self.answered).answered(asked, answer.as_deref());
         if let Some(answer) = answer {
             self.reply(reply, asked, &answer);
         }
     }
 
-    fn reply(&self, header: Header, asked: Asked, answer: &[u8]) {
+    fn reply(&self, header: Header, asked: CallKey, answer: &[u8]) {
         self.originate(header, [&asked.1.to_be_bytes()[..], answer].concat(), None);
     }
 }
@@ -296,49 +298,52 @@ mod tests {
     use super::*;
     use crate::id::MemberId;
 
-    fn asked(member: u8, id: u64) -> Asked {
+    fn asked(member: u8, id: u64) -> CallKey {
         (Position::of(&MemberId([member; 32])), id)
     }
 
     #[test]
     fn a_call_that_comes_again_is_worked_on_once_and_answered_with_the_same_words() {
-        let mut calls = Answered::default();
-        assert_eq!(calls.asked(asked(1, 7)), Todo::Work);
+        let mut calls = RecentCalls::default();
+        assert_eq!(calls.asked(asked(1, 7)), CallAction::Work);
         assert_eq!(
             calls.asked(asked(1, 7)),
-            Todo::Nothing,
+            CallAction::Nothing,
             "it is still worked on"
         );
         calls.answered(asked(1, 7), Some(b"here"));
-        assert_eq!(calls.asked(asked(1, 7)), Todo::Repeat(b"here".to_vec()));
+        assert_eq!(
+            calls.asked(asked(1, 7)),
+            CallAction::Repeat(b"here".to_vec())
+        );
         assert_eq!(
             calls.asked(asked(2, 7)),
-            Todo::Work,
+            CallAction::Work,
             "another's id is another call"
         );
         calls.answered(asked(2, 7), None);
         assert_eq!(
             calls.asked(asked(2, 7)),
-            Todo::Work,
+            CallAction::Work,
             "what was not answered may come again"
         );
     }
 
     #[test]
     fn calls_that_are_worked_on_and_answers_that_are_kept_are_bounded() {
-        let mut calls = Answered::default();
+        let mut calls = RecentCalls::default();
         for id in 0..MAX_PENDING as u64 {
-            assert_eq!(calls.asked(asked(1, id)), Todo::Work);
+            assert_eq!(calls.asked(asked(1, id)), CallAction::Work);
         }
-        assert_eq!(calls.asked(asked(1, 1000)), Todo::Nothing);
+        assert_eq!(calls.asked(asked(1, 1000)), CallAction::Nothing);
         for id in 0..MAX_PENDING as u64 {
             calls.answered(asked(1, id), Some(b"done"));
         }
         for id in 1000..1000 + 2 * KEPT_ANSWERS as u64 {
-            assert_eq!(calls.asked(asked(1, id)), Todo::Work);
+            assert_eq!(calls.asked(asked(1, id)), CallAction::Work);
             calls.answered(asked(1, id), Some(b"done"));
         }
         assert_eq!(calls.calls.len(), KEPT_ANSWERS);
-        assert_eq!(calls.asked(asked(1, 0)), Todo::Work, "long forgotten");
+        assert_eq!(calls.asked(asked(1, 0)), CallAction::Work, "long forgotten");
     }
 }

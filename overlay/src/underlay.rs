@@ -23,7 +23,7 @@ pub use p2pvm_host::rules::SOCKET_MARK;
 /// still match it.
 pub fn mark(socket: &impl AsFd) {
     if let Err(error) = setsockopt(socket, sockopt::Mark, &SOCKET_MARK) {
-        tracing::debug!(%error, "a socket is not marked");
+        tracing::debug!(error = %p2pvm_host::chain(&error), "a socket is not marked");
     }
 }
 
@@ -197,20 +197,20 @@ impl View {
 
 /// The interface of the calling daemon, and the addresses that it will have.
 #[derive(Debug, Default)]
-struct Own {
+struct OwnInterface {
     device: Option<String>,
     addresses: Vec<(IpAddr, u8)>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct UnderlayState {
     view: ArcSwap<View>,
-    own: Mutex<Own>,
+    own: Mutex<OwnInterface>,
 }
 
 /// The newest snapshot; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Underlay(Arc<Known>);
+pub struct Underlay(Arc<UnderlayState>);
 
 impl Underlay {
     /// Looks at the interfaces of the calling thread's network namespace. If the kernel gives an
@@ -223,7 +223,7 @@ impl Underlay {
 
     /// Sets the caller's own interface, and the addresses that it will have.
     pub(crate) fn set_device(&self, device: &str, addresses: &[(IpAddr, u8)]) {
-        let own = Own {
+        let own = OwnInterface {
             device: Some(device.to_owned()),
             addresses: addresses.to_vec(),
         };
@@ -237,7 +237,10 @@ impl Underlay {
         match links() {
             Ok(links) => self.renew_from(&links),
             Err(error) => {
-                tracing::debug!(%error, "the interfaces cannot be listed");
+                tracing::debug!(
+                    error = %p2pvm_host::chain(&error),
+                    "the interfaces cannot be listed"
+                );
                 false
             }
         }

@@ -23,7 +23,7 @@ pub enum Ground {
 
 /// The newest epoch by the answers of a majority of voters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Newest {
+pub struct NewestPromise {
     /// The epoch.
     pub epoch: Epoch,
     /// The member that it was promised to.
@@ -103,7 +103,7 @@ pub trait Ballot: Send + Sync + 'static {
     ) -> Result<(), BallotError>;
 
     /// The newest epoch by the answers of a majority.
-    async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError>;
+    async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<NewestPromise>, BallotError>;
 
     /// Tells the voters that `holder`, this member, has deleted the VM, so that they may forget it.
     async fn deleted(
@@ -160,9 +160,9 @@ impl Ballot for Votes {
         Ok(Votes::deleted(self, vm.keys, &set, epoch, holder).await?)
     }
 
-    async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<Newest>, BallotError> {
+    async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<NewestPromise>, BallotError> {
         let newest = Votes::newest(self, &VoterSet::sign(vm.keys, vm.voters)).await?;
-        Ok(newest.map(|n| Newest {
+        Ok(newest.map(|n| NewestPromise {
             epoch: n.epoch,
             holder: n.holder,
             confirmed: n.confirmed,

@@ -119,7 +119,12 @@ fn set(dir: &Path, file: &str, value: &str) {
     if path.exists()
         && let Err(error) = fs::write(&path, value)
     {
-        tracing::debug!(path = %path.display(), value, %error, "cgroup setting refused");
+        tracing::debug!(
+            path = %path.display(),
+            value,
+            error = %p2pvm_overlay::chain(&error),
+            "cgroup setting refused"
+        );
     }
 }
 

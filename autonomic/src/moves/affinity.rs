@@ -13,13 +13,13 @@ const SAME_SITE_MS: f64 = 2.0;
 
 /// A node and its coordinates.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Standing {
+pub(crate) struct NodePlace {
     pub(crate) member: MemberId,
     pub(crate) place: Option<Coordinate>,
 }
 
 /// The round trip between a VM at `at` and the member that it exchanges traffic with.
-fn round_trip(at: Standing, talk: &Talk) -> Option<Duration> {
+fn round_trip(at: NodePlace, talk: &Talk) -> Option<Duration> {
     if at.member == talk.member {
         Some(Duration::ZERO)
     } else {
@@ -30,7 +30,7 @@ fn round_trip(at: Standing, talk: &Talk) -> Option<Duration> {
 /// From 1 (all of the VM's traffic would stay on the host) through 0 (no difference, too little
 /// traffic, or unknown places) to -1 (the reverse). Traffic below `least` bytes a second does not
 /// count.
-pub(crate) fn affinity(talks: &[Talk], here: Standing, there: Standing, least: f64) -> f64 {
+pub(crate) fn affinity(talks: &[Talk], here: NodePlace, there: NodePlace, least: f64) -> f64 {
     let all: f64 = talks.iter().map(|talk| talk.rate).sum();
     if !all.is_finite() || all < least.max(1.0) {
         return 0.0;
@@ -73,11 +73,11 @@ mod tests {
     fn between(talks: &[Talk]) -> f64 {
         affinity(
             talks,
-            Standing {
+            NodePlace {
                 member: HERE,
                 place: at(0),
             },
-            Standing {
+            NodePlace {
                 member: THERE,
                 place: at(100),
             },
@@ -114,7 +114,7 @@ mod tests {
             0.0
         );
         assert_eq!(between(&[talk(THERE, f64::NAN, 100)]), 0.0);
-        let site = |member, place| Standing { member, place };
+        let site = |member, place| NodePlace { member, place };
         let near = affinity(
             &[talk(THERE, 1e6, 0)],
             site(HERE, at(0)),

@@ -8,7 +8,7 @@
 //! given one away, rest for a while.
 
 use super::{
-    affinity::Standing,
+    affinity::NodePlace,
     figures::Figures,
     negotiation::{OutgoingMove, Reservations, Stage},
     score::{self, Candidate, Source},
@@ -280,7 +280,7 @@ impl Manager {
     fn source(&self) -> Source {
         Source {
             load: self.meter.cpu,
-            standing: Standing {
+            standing: NodePlace {
                 member: self.me,
                 place: self.meter.raw.place,
             },

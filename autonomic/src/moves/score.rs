@@ -4,7 +4,7 @@
 //! 2003), and the threshold keeps noise from starting new ones. Among the peers that are worth it,
 //! traffic counts too ([`super::affinity`]).
 
-use super::affinity::{Standing, affinity};
+use super::affinity::{NodePlace, affinity};
 use crate::{
     gossip::Entry,
     load::{Demand, LoadVector},
@@ -51,7 +51,7 @@ impl Candidate {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Source {
     pub(crate) load: f64,
-    pub(crate) standing: Standing,
+    pub(crate) standing: NodePlace,
 }
 
 /// A node's load once a VM has arrived.
@@ -71,7 +71,7 @@ pub(crate) fn memory_fits(
 
 fn candidate(load: &LoadVector, here: Source, demand: &Demand, placement: &Placement) -> Candidate {
     let predicted = predict(f64::from(load.cpu), load.cpus, demand.cpu);
-    let there = Standing {
+    let there = NodePlace {
         member: load.member,
         place: load.place.filter(Coordinate::is_known),
     };

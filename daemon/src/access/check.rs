@@ -7,7 +7,7 @@ use p2pvm_host::chain;
 use p2pvm_overlay::{
     MemberId,
     membership::{
-        policy::{Action, Party, Reason, Traffic, Who},
+        policy::{Action, AddressOwner, Party, Reason, Traffic},
         valid_name,
     },
     plane::Directory,
@@ -149,7 +149,7 @@ impl Access {
         }
         let party = Party {
             addr,
-            who: self.parts.book.who(&addr),
+            owner: self.parts.book.owner_of(&addr),
         };
         let host = holder.map(|h| h.member).or_else(|| (self.offerer)(&addr));
         Ok(End::new(party, host))
@@ -164,7 +164,7 @@ impl Access {
             .unwrap_or(addr);
         let party = Party {
             addr,
-            who: self.parts.book.member(id),
+            owner: self.parts.book.member(id),
         };
         End::new(party, Some(id))
     }
@@ -184,7 +184,7 @@ impl Access {
         // The owner of the name's record has the name: receivers go by that too.
         let party = Party {
             addr,
-            who: Who::Vm {
+            owner: AddressOwner::Vm {
                 id,
                 name: name.map(str::to_ascii_lowercase),
             },
@@ -194,21 +194,21 @@ impl Access {
 }
 
 fn describe(party: &Party) -> String {
-    match &party.who {
-        Who::Member { name, groups, .. } if groups.is_empty() => {
+    match &party.owner {
+        AddressOwner::Member { name, groups, .. } if groups.is_empty() => {
             format!("member {name} ({}, in no group)", party.addr)
         }
-        Who::Member { name, groups, .. } => {
+        AddressOwner::Member { name, groups, .. } => {
             format!(
                 "member {name} ({}, in {})",
                 party.addr,
                 groups.iter().collect::<Vec<_>>().join(", ")
             )
         }
-        Who::Vm {
+        AddressOwner::Vm {
             name: Some(name), ..
         } => format!("VM {name} ({})", party.addr),
-        Who::Vm { id, name: None } => format!("VM {} ({})", id.short(), party.addr),
-        Who::Unknown => format!("{}", party.addr),
+        AddressOwner::Vm { id, name: None } => format!("VM {} ({})", id.short(), party.addr),
+        AddressOwner::Unknown => format!("{}", party.addr),
     }
 }

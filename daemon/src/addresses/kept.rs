@@ -37,8 +37,10 @@ impl SavedLease {
         let written =
             tokio::task::spawn_blocking(move || write_atomically(&file, &bytes, 0o600)).await;
         if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "the lease is not remembered: the next start waits for its \
-                claim");
+            tracing::warn!(
+                error = %p2pvm_host::chain(&error),
+                "the lease is not remembered: the next start waits for its claim"
+            );
         }
     }
 

@@ -12,7 +12,7 @@ use p2pvm_host::chain;
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::KeyPair,
-    membership::{policy::Who, vm_mac},
+    membership::{policy::AddressOwner, vm_mac},
     plane::{Directory, GuestPort, Leaving, Route},
 };
 use p2pvm_vm_manager::{Definition, Error, GuestAddress, hypervisor::MachineSpec, port::Port};
@@ -203,6 +203,7 @@ impl Port for Ports {
         if address.prefix != prefix {
             return Err(refused(format!("its subnet is not of {prefix} bits")));
         }
+        let is_its_own = |owner| matches!(owner, AddressOwner::Vm { id: known, .. } if known == id);
         match parts.addresses.resolve(v4).await {
             Ok(Some(holder)) if holder.subject() == Subject::Vm(id) => Ok(()),
             Ok(Some(holder)) => Err(refused(format!("its address {v4} is {}'s", holder.name))),
@@ -210,9 +211,7 @@ impl Port for Ports {
                 "nobody has its address {v4} by the records"
             ))),
             // Members that answer nothing now have said before whose it is.
-            Err(_) if matches!(parts.book.who(&v4), Who::Vm { id: known, .. } if known == id) => {
-                Ok(())
-            }
+            Err(_) if is_its_own(parts.book.owner_of(&v4)) => Ok(()),
             Err(e) => Err(agreed("asking whose the VM's address is")(e)),
         }
     }

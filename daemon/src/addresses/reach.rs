@@ -11,9 +11,9 @@ mod heard;
 mod learn;
 
 use crate::{addresses::kept::SavedLease, parts::Parts};
-use asks::Asks;
+use asks::OpenQuestions;
 use async_trait::async_trait;
-use heard::Heard;
+use heard::Claims;
 use learn::{MAX_DOUBTS, MAX_READYING};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dhcp::{Addresses, Lease, Subject, address_key, dns::HostResolver};
@@ -71,7 +71,7 @@ enum Told {
 }
 
 /// Told of addresses here whose packets others drop.
-pub type OnStale = Box<dyn Fn(IpAddr, Epoch) + Send + Sync>;
+pub type StaleListener = Box<dyn Fn(IpAddr, Epoch) + Send + Sync>;
 
 /// The addresses and routes of this node.
 pub struct Reach {
@@ -79,8 +79,8 @@ pub struct Reach {
     /// Signed records of the addresses that are with this host now.
     here: Mutex<HashMap<IpAddr, Record>>,
     /// What is known of addresses, and which questions about them are open.
-    heard: Mutex<Heard>,
-    asks: Mutex<Asks>,
+    heard: Mutex<Claims>,
+    asks: Mutex<OpenQuestions>,
     /// There are questions to begin.
     asked: Notify,
     doubts: Semaphore,
@@ -93,7 +93,7 @@ pub struct Reach {
     claimed: watch::Sender<Option<Duration>>,
     /// When each address was last told to be stale.
     told_stale: Mutex<HashMap<IpAddr, Instant>>,
-    on_stale: OnceLock<OnStale>,
+    on_stale: OnceLock<StaleListener>,
     /// Why there is no address yet.
     wanting: Mutex<Option<String>>,
     /// A member has connected.
@@ -159,7 +159,7 @@ impl Reach {
     }
 
     /// Sets who is told when others drop packets of an address here. Later calls change nothing.
-    pub fn on_stale(&self, told: OnStale) {
+    pub fn on_stale(&self, told: StaleListener) {
         let _ = self.on_stale.set(told);
     }
 
@@ -184,7 +184,11 @@ impl Reach {
             .call(member, SERVICE, message, TELL_TIMEOUT)
             .await
         {
-            tracing::debug!(?member, %error, "not told that its VM is fenced");
+            tracing::debug!(
+                ?member,
+                error = %chain(&error),
+                "the member was not told that its VM is fenced"
+            );
         }
     }
 
@@ -211,7 +215,11 @@ impl Reach {
         let fabric = self.parts.fabric();
         tokio::spawn(async move {
             if let Err(error) = fabric.call(to, SERVICE, message, TELL_TIMEOUT).await {
-                tracing::debug!(?to, %error, "not asked to have links ready");
+                tracing::debug!(
+                    ?to,
+                    error = %chain(&error),
+                    "the member was not asked to have links ready"
+                );
             }
         });
     }
@@ -224,11 +232,11 @@ impl Reach {
         &self.parts.addresses
     }
 
-    fn heard(&self) -> MutexGuard<'_, Heard> {
+    fn heard(&self) -> MutexGuard<'_, Claims> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn asks(&self) -> MutexGuard<'_, Asks> {
+    fn asks(&self) -> MutexGuard<'_, OpenQuestions> {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -264,8 +272,14 @@ impl Reach {
             l.holder.member == self.parts.me() && self.addresses().subnet().contains(l.v4)
         }) {
             match self.take_up(&lease) {
-                Ok(()) => tracing::info!(address = %lease.v4, "the address of before"),
-                Err(failure) => tracing::warn!(%failure, "the address of before is not taken up"),
+                Ok(()) => tracing::info!(
+                    address = %lease.v4,
+                    "this host has its previous address until its claim succeeds"
+                ),
+                Err(failure) => tracing::warn!(
+                    %failure,
+                    "cannot set this host's previous address; it has none until its claim succeeds"
+                ),
             }
         }
         self.gather().await;
@@ -276,7 +290,7 @@ impl Reach {
                 Ok(lease) => lease,
                 Err(failure) => {
                     if let Some(times) = trouble.again(&failure.message) {
-                        tracing::warn!(%failure, times, "no address yet");
+                        tracing::warn!(%failure, times, "this host has no address yet");
                     }
                     self.want(Some(failure.message));
                     tokio::time::sleep(pause).await;
@@ -309,7 +323,10 @@ impl Reach {
             .as_ref()
             .is_some_and(|before| before.v4 != lease.v4)
         {
-            tracing::warn!(address = %lease.v4, "the address of before is another's by now");
+            tracing::warn!(
+                address = %lease.v4,
+                "another member holds this host's previous address"
+            );
             self.let_go();
         }
         self.take_up(&lease)?;
@@ -366,7 +383,7 @@ impl Reach {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
-                // The lease ends by the time of before.
+                // The lease ends by the previous time.
                 changed = steps.changed() => anew = changed.is_ok(),
                 // After a partition has healed another member may hold the address too; by then the
                 // replicas agree whose it is.
@@ -428,7 +445,11 @@ impl Reach {
             let (fabric, message) = (self.parts.fabric(), message.clone());
             tokio::spawn(async move {
                 if let Err(error) = fabric.call(member, SERVICE, message, TELL_TIMEOUT).await {
-                    tracing::debug!(?member, %error, "not told of addresses; it will ask the DHT");
+                    tracing::debug!(
+                        ?member,
+                        error = %chain(&error),
+                        "the member was not told of addresses; it will ask the DHT"
+                    );
                 }
             });
         }
@@ -470,7 +491,11 @@ impl Reach {
             .await
         {
             Ok(answer) => self.learn(member, &answer),
-            Err(error) => tracing::debug!(?member, %error, "addresses not exchanged"),
+            Err(error) => tracing::debug!(
+                ?member,
+                error = %chain(&error),
+                "the member did not exchange addresses"
+            ),
         }
     }
 

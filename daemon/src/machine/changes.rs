@@ -24,7 +24,10 @@ fn names(entries: &Entries) -> NamesChanged {
     let mut names: NamesChanged = match &entries.names {
         serde_json::Value::Null => NamesChanged::default(),
         said => serde_json::from_value(said.clone()).unwrap_or_else(|error| {
-            tracing::warn!(%error, "what was changed of this machine's name servers is not known");
+            tracing::warn!(
+                error = %chain(&error),
+                "what was changed of this machine's name servers is not known"
+            );
             NamesChanged::default()
         }),
     };
@@ -72,7 +75,7 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
         Ok(held) => held,
         Err(error) => {
             return tracing::warn!(
-                %error,
+                error = %chain(&error),
                 "cannot open the journal: the changes of this machine are not undone"
             );
         }
@@ -89,11 +92,11 @@ pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
             tracing::warn!(%failure, "the list of name servers still names ours");
         }
         if let Err(error) = set_names(&mut held.entries, &changed) {
-            tracing::warn!(%error, "cannot remove undone names from the journal");
+            tracing::warn!(error = %chain(&error), "cannot remove undone names from the journal");
         }
     }
     if let Err(error) = held.save() {
-        tracing::warn!(%error, "cannot remove undone changes from the journal");
+        tracing::warn!(error = %chain(&error), "cannot remove undone changes from the journal");
     }
 }
 

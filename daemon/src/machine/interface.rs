@@ -3,7 +3,7 @@
 
 use crate::{machine::proof, parts::Parts};
 use p2pvm_host::Finding;
-use p2pvm_overlay::plane::Unproved;
+use p2pvm_overlay::plane::ProofFailure;
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -61,8 +61,9 @@ fn findings(
 }
 
 /// The packets that bypass the device. [`proof`] reports those of IPv4, which it proves by packets.
-fn past_the_device(ways: &[Unproved]) -> impl Iterator<Item = Finding> {
-    let is_v6 = |way: &&Unproved| matches!(way, Unproved::Elsewhere { addr, .. } if addr.is_ipv6());
+fn past_the_device(ways: &[ProofFailure]) -> impl Iterator<Item = Finding> {
+    let is_v6 =
+        |way: &&ProofFailure| matches!(way, ProofFailure::Elsewhere { addr, .. } if addr.is_ipv6());
     ways.iter().filter(is_v6).filter_map(proof::own_trouble)
 }
 
@@ -93,7 +94,7 @@ mod tests {
 
     #[test]
     fn what_a_rule_leads_past_the_device_is_said_once_with_what_shows_the_rule() {
-        let way = |addr: &str| Unproved::Elsewhere {
+        let way = |addr: &str| ProofFailure::Elsewhere {
             device: "p2pvm0".into(),
             addr: addr.parse().unwrap(),
             through: "eth0".into(),

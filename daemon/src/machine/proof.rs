@@ -13,9 +13,9 @@ mod pace;
 
 use crate::{access::policy::Policies, addresses::reach::Reach, parts::Parts, vms::guests::Guests};
 pub(crate) use found::own_trouble;
-use found::{Others, findings};
+use found::{MemberResults, findings};
 use p2pvm_host::{Board, Finding, Level};
-use p2pvm_overlay::plane::{Proof, Unproved};
+use p2pvm_overlay::plane::{Proof, ProofFailure};
 use pace::Pace;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -48,23 +48,23 @@ pub(crate) struct Proofs {
     proving_guests: tokio::sync::Mutex<()>,
     /// The number of the round.
     proving_members: tokio::sync::Mutex<usize>,
-    seen: Mutex<Seen>,
+    seen: Mutex<LastResults>,
     /// This host was proved after news: the others may be proved now.
     due: Notify,
 }
 
 /// The part that is proved after news of this machine.
 #[derive(Clone, Copy)]
-enum Own {
+enum ProofPart {
     Host,
     Guests,
 }
 
 /// The last results.
 #[derive(Default)]
-struct Seen {
-    host: Option<Unproved>,
-    others: Others,
+struct LastResults {
+    host: Option<ProofFailure>,
+    others: MemberResults,
 }
 
 impl Proofs {
@@ -100,22 +100,22 @@ impl Proofs {
             told.iter().for_each(|told| told.notify_one())
         }));
         tokio::join!(
-            self.keep(Own::Host, &host),
-            self.keep(Own::Guests, &guests),
+            self.keep(ProofPart::Host, &host),
+            self.keep(ProofPart::Guests, &guests),
             self.keep_proving_members()
         );
     }
 
     /// Proves this host's own part now and then, and soon after news.
-    async fn keep(&self, what: Own, news: &Notify) {
+    async fn keep(&self, what: ProofPart, news: &Notify) {
         let mut pace = Pace::new(Instant::now());
         loop {
             match what {
-                Own::Host => {
+                ProofPart::Host => {
                     self.prove_host().await;
                     self.due.notify_one();
                 }
-                Own::Guests => self.prove_guests_alone().await,
+                ProofPart::Guests => self.prove_guests_alone().await,
             }
             tokio::select! {
                 () = tokio::time::sleep(self.next_proof()) => {}
@@ -157,7 +157,7 @@ impl Proofs {
         self.found(|seen| {
             if unproved.is_some() {
                 // The cause is known: members' reports add nothing.
-                seen.others = Others::default();
+                seen.others = MemberResults::default();
             }
             seen.host = unproved;
         });
@@ -182,12 +182,12 @@ impl Proofs {
         });
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, LastResults> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a result, and reports it on the board.
-    fn found(&self, note: impl FnOnce(&mut Seen)) {
+    fn found(&self, note: impl FnOnce(&mut LastResults)) {
         // Held to the end, so that an older result does not replace a newer one.
         let mut seen = self.seen();
         note(&mut seen);
@@ -204,9 +204,9 @@ async fn heeded(news: &Notify, gap: Duration) {
 }
 
 /// Tries twice: a busy machine misses one deadline, a broken way misses two.
-async fn twice<F: Future<Output = Result<Proof, Unproved>>>(
+async fn twice<F: Future<Output = Result<Proof, ProofFailure>>>(
     prove: impl Fn() -> F,
-) -> Result<Proof, Unproved> {
+) -> Result<Proof, ProofFailure> {
     match prove().await {
         Err(_) => {
             tokio::time::sleep(ONCE_MORE).await;

@@ -21,23 +21,26 @@ const MAKE_ROOM: &str = "make room there: 'du -xh DIR | sort -h' shows what take
 
 /// Checks until the daemon ends.
 pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, dir: PathBuf) {
-    let mut said: Option<Full> = None;
+    let mut said: Option<FullDisk> = None;
     loop {
         match reserve::room(&dir) {
             Ok(room) => {
                 let kept = reserve::refill().unwrap_or(0);
                 let spent = reserve::wanted().saturating_sub(kept);
-                let now = Full::of(&host.list(), room.free, spent, &dir.display().to_string());
+                let now = FullDisk::of(&host.list(), room.free, spent, &dir.display().to_string());
                 // The figures change from look to look; only another set of paused VMs is worth a
                 // log line.
-                if now.as_ref().map(Full::sameness) != said.as_ref().map(Full::sameness) {
+                if now.as_ref().map(FullDisk::sameness) != said.as_ref().map(FullDisk::sameness) {
                     parts
                         .board
-                        .set(AREA, now.iter().map(Full::finding).collect());
+                        .set(AREA, now.iter().map(FullDisk::finding).collect());
                     said = now;
                 }
             }
-            Err(error) => tracing::debug!(%error, "the room on the disk is not known"),
+            Err(error) => tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "the room on the disk is not known"
+            ),
         }
         tokio::time::sleep(EVERY).await;
     }
@@ -45,7 +48,7 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, dir: PathBuf) {
 
 /// A disk that is full.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Full {
+struct FullDisk {
     path: String,
     free: u64,
     needed: u64,
@@ -55,7 +58,7 @@ struct Full {
     spent: u64,
 }
 
-impl Full {
+impl FullDisk {
     fn of(vms: &[VmStatus], free: u64, spent: u64, dir: &str) -> Option<Self> {
         let waits = |vm: &&VmStatus| {
             vm.still
@@ -108,8 +111,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_one_finding_with_the_figures_however_they_change() {
-        assert_eq!(Full::of(&[], FULL, 0, "/x"), None);
-        let full = |free, spent| Full {
+        assert_eq!(FullDisk::of(&[], FULL, 0, "/x"), None);
+        let full = |free, spent| FullDisk {
             path: "/x".into(),
             free,
             needed: 25 << 20,
@@ -128,7 +131,7 @@ mod tests {
             "{said:?}"
         );
         assert_eq!(full(3 << 20, 5).sameness(), full(1 << 20, 9).sameness());
-        let alone = Full::of(&[], FULL - 1, 0, "/x").unwrap().finding();
+        let alone = FullDisk::of(&[], FULL - 1, 0, "/x").unwrap().finding();
         assert!(
             alone
                 .found

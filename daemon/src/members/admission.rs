@@ -31,13 +31,13 @@ const MAX_INVITES: usize = 16;
 const SLOT_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// The uses counted on this host.
-struct Counted {
+struct UseLog {
     path: PathBuf,
     file: File,
     uses: HashMap<InviteId, HashSet<MemberId>>,
 }
 
-impl Counted {
+impl UseLog {
     /// Reads the log. An incomplete last line, after a crash, does not count, since its joiner got
     /// no answer.
     fn open(path: &Path) -> Outcome<Self> {
@@ -82,9 +82,9 @@ impl Counted {
 
 /// The slots found taken, with the joiner that has each. A slot is never free again.
 #[derive(Default)]
-struct Taken(HashMap<InviteId, HashMap<u32, MemberId>>);
+struct TakenSlots(HashMap<InviteId, HashMap<u32, MemberId>>);
 
-impl Taken {
+impl TakenSlots {
     fn of(&mut self, invite: InviteId) -> &mut HashMap<u32, MemberId> {
         if self.0.len() >= MAX_INVITES && !self.0.contains_key(&invite) {
             self.0.clear();
@@ -97,8 +97,8 @@ impl Taken {
 pub struct SlotAdmission {
     records: Arc<dyn Records>,
     addresses: Arc<Addresses>,
-    counted: Arc<Mutex<Counted>>,
-    taken: Mutex<Taken>,
+    counted: Arc<Mutex<UseLog>>,
+    taken: Mutex<TakenSlots>,
 }
 
 fn slot_key(invite: InviteId, slot: u32) -> RingAddr {
@@ -121,7 +121,7 @@ impl SlotAdmission {
         Ok(Self {
             records,
             addresses,
-            counted: Arc::new(Mutex::new(Counted::open(path)?)),
+            counted: Arc::new(Mutex::new(UseLog::open(path)?)),
             taken: Mutex::default(),
         })
     }
@@ -195,7 +195,7 @@ impl SlotAdmission {
 #[async_trait]
 impl Admission for SlotAdmission {
     async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal> {
-        let counted = |map: &Counted| {
+        let counted = |map: &UseLog| {
             map.uses
                 .get(&invite.id())
                 .map(|joiners| (joiners.len(), joiners.contains(&joiner)))
@@ -235,10 +235,10 @@ impl Admission for SlotAdmission {
 }
 
 /// The admission between the control plane's start and the DHT's.
-pub struct NotYet;
+pub struct EarlyAdmission;
 
 #[async_trait]
-impl Admission for NotYet {
+impl Admission for EarlyAdmission {
     async fn admit(&self, _invite: &Invite, _joiner: MemberId, _name: &str) -> Result<(), Refusal> {
         Err(Refusal::Undecided(
             "this member is only starting: try again".to_owned(),
@@ -355,7 +355,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admissions.log");
         let (invite, joiner) = (InviteId([7; 16]), MemberId([9; 32]));
-        Counted::open(&path).unwrap().add(invite, joiner).unwrap();
+        UseLog::open(&path).unwrap().add(invite, joiner).unwrap();
         // The crash cut the next line short.
         OpenOptions::new()
             .append(true)
@@ -363,9 +363,9 @@ mod tests {
             .unwrap()
             .write_all(b"0707")
             .unwrap();
-        let mut again = Counted::open(&path).unwrap();
+        let mut again = UseLog::open(&path).unwrap();
         assert!(again.uses[&invite].contains(&joiner));
         again.add(invite, MemberId([10; 32])).unwrap();
-        assert_eq!(Counted::open(&path).unwrap().uses[&invite].len(), 2);
+        assert_eq!(UseLog::open(&path).unwrap().uses[&invite].len(), 2);
     }
 }

@@ -6,7 +6,9 @@
 //! that name, which has one owner, belongs to it. Names that no rule mentions are not looked up.
 
 use p2pvm_dhcp::{Addresses, Holder, NameKind, Subject};
-use p2pvm_overlay::{MemberId, VmId, control::Control, membership::policy::Who, plane::Directory};
+use p2pvm_overlay::{
+    MemberId, VmId, control::Control, membership::policy::AddressOwner, plane::Directory,
+};
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -107,26 +109,26 @@ impl Book {
     }
 
     /// A member as its certificate says, if that has been seen.
-    pub fn member(&self, id: MemberId) -> Who {
+    pub fn member(&self, id: MemberId) -> AddressOwner {
         match self.control.certificate(id) {
-            Some(certificate) => Who::Member {
+            Some(certificate) => AddressOwner::Member {
                 id,
                 name: certificate.name().to_owned(),
                 groups: certificate.groups().clone(),
             },
-            None => Who::Unknown,
+            None => AddressOwner::Unknown,
         }
     }
 
     /// A VM with its name, if it holds one that a rule mentions.
-    pub fn vm(&self, id: VmId) -> Who {
+    pub fn vm(&self, id: VmId) -> AddressOwner {
         let name = self
             .names
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
             .cloned();
-        Who::Vm { id, name }
+        AddressOwner::Vm { id, name }
     }
 
     /// Whose an address is.
@@ -140,11 +142,11 @@ impl Book {
 }
 
 impl Directory for Book {
-    fn who(&self, addr: &IpAddr) -> Who {
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner {
         match self.owner(addr) {
             Some(Subject::Member(id)) => self.member(id),
             Some(Subject::Vm(id)) => self.vm(id),
-            None => Who::Unknown,
+            None => AddressOwner::Unknown,
         }
     }
 }

@@ -180,7 +180,10 @@ impl Twins {
             Ok(Reply::Others(others)) => others,
             Ok(_) => Vec::new(),
             Err(error) => {
-                tracing::debug!(%error, "twins not asked for");
+                tracing::debug!(
+                    error = %p2pvm_host::chain(&error),
+                    "a member did not say which instances it knows"
+                );
                 Vec::new()
             }
         }
@@ -217,7 +220,11 @@ impl Twins {
                 Ok(invite) => break invite,
                 Err(why) => {
                     if let Some(times) = trouble.again(&why) {
-                        tracing::warn!(why, times, "no invite for an identity of its own yet");
+                        tracing::warn!(
+                            why,
+                            times,
+                            "this machine has no invite for an identity of its own yet"
+                        );
                     }
                 }
             }

@@ -19,7 +19,7 @@ use std::net::Ipv4Addr;
 const FOUNDER_CERTIFICATE_SECONDS: u64 = 20 * 365 * 24 * 3600;
 
 /// The result of `init`, as text.
-pub struct Founded {
+pub struct NewNetwork {
     /// The network's id.
     pub network: NetworkId,
     /// This member's id.
@@ -34,7 +34,7 @@ pub fn found(
     (name, subnet): (&str, Option<&str>),
     (host, groups): (&str, &[String]),
     force: bool,
-) -> Outcome<Founded> {
+) -> Outcome<NewNetwork> {
     let groups = Groups::new(groups.iter().map(String::as_str))
         .map_err(|e| Failure::usage(e.to_string()))?;
     refuse_member(layout)?;
@@ -72,7 +72,7 @@ pub fn found(
     write_atomically(&layout.network(), &encode(&network)?, 0o644)?;
     // The certificate is written last: with it the machine is a member.
     write_atomically(&layout.certificate(), &encode(&certificate)?, 0o644)?;
-    Ok(Founded {
+    Ok(NewNetwork {
         network: network.id,
         member: identity.member_id().to_string(),
         subnet,

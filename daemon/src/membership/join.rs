@@ -4,7 +4,7 @@ use super::{already, encode, refused};
 use crate::{
     clock,
     layout::{Layout, write_atomically},
-    naming::Called,
+    naming::HostName,
 };
 use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_overlay::{
@@ -17,7 +17,7 @@ use p2pvm_overlay::{
 /// The result of joining.
 pub struct Welcome {
     /// This machine's name in the network.
-    pub called: Called,
+    pub called: HostName,
     /// Notes for the user.
     pub notes: Vec<String>,
 }
@@ -65,7 +65,7 @@ pub async fn join(
     layout: &Layout,
     text: &str,
     address: Option<String>,
-    called: &Called,
+    called: &HostName,
 ) -> Outcome<Welcome> {
     let invite = Invite::parse(text).map_err(refused)?;
     if already(layout, &invite, None)? {

@@ -25,7 +25,7 @@ impl Node {
         if let Err(failure) = self.reach.release().await {
             tracing::warn!(%failure, "the address is not given back; it runs out by itself");
         }
-        tracing::info!(dir = %self.layout.dir().display(), "leaving");
+        tracing::info!(dir = %self.layout.dir().display(), "this node leaves the network");
         self.parts.control.farewell().await;
         self.lifecycle.stop();
         Ok(())

@@ -68,7 +68,7 @@ impl Places {
 }
 
 /// The result for one VM.
-enum End {
+enum VmResult {
     Moved(VmMoved),
     /// The reason why it stays.
     Stays(String),
@@ -124,16 +124,16 @@ impl Drains {
             let mut moves = moves.buffer_unordered(LANES);
             while let Some((name, end)) = moves.next().await {
                 let vm = match end {
-                    End::Moved(vm) => {
+                    VmResult::Moved(vm) => {
                         moved.push(vm.clone());
                         VmDrained::Moved(vm)
                     }
-                    End::Stays(why) => {
+                    VmResult::Stays(why) => {
                         let vm = VmStayed { name, why };
                         stayed.push(vm.clone());
                         VmDrained::Stayed(vm)
                     }
-                    End::Gone => continue,
+                    VmResult::Gone => continue,
                 };
                 // The caller may have gone; the drain goes on.
                 let _ = reporter
@@ -187,7 +187,7 @@ impl Drains {
         vm: VmStatus,
         places: &Mutex<Places>,
         reporter: &Reporter,
-    ) -> (String, End) {
+    ) -> (String, VmResult) {
         let (name, mib) = (vm.name.clone(), vm.definition.memory_mib);
         let lock = || places.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut tried, mut why) = (
@@ -198,16 +198,16 @@ impl Drains {
             if self.stopped.load(Ordering::Acquire) {
                 return (
                     name,
-                    End::Stays("not begun: the drain was stopped".to_owned()),
+                    VmResult::Stays("not begun: the drain was stopped".to_owned()),
                 );
             }
             match self.here_now(&name).await.map(|vm| vm.state) {
-                None => return (name, End::Gone),
+                None => return (name, VmResult::Gone),
                 Some(VmState::Running) => {}
                 Some(_) => {
                     return (
                         name,
-                        End::Stays("it does not run: only a running VM moves".to_owned()),
+                        VmResult::Stays("it does not run: only a running VM moves".to_owned()),
                     );
                 }
             }
@@ -231,19 +231,19 @@ impl Drains {
             {
                 Ok(outcome) => {
                     match moves::moved(&self.parts, &outcome) {
-                        Ok(vm) => return (name, End::Moved(vm)),
+                        Ok(vm) => return (name, VmResult::Moved(vm)),
                         Err(failure) => why = failure.message,
                     }
                     if outcome.cancelled || outcome.runs_on == RunsOn::Undecided {
-                        return (name, End::Stays(why));
+                        return (name, VmResult::Stays(why));
                     }
                 }
-                Err(Error::NotFound(_)) => return (name, End::Gone),
-                Err(error) => return (name, End::Stays(p2pvm_host::chain(&error))),
+                Err(Error::NotFound(_)) => return (name, VmResult::Gone),
+                Err(error) => return (name, VmResult::Stays(p2pvm_host::chain(&error))),
             }
             lock().give_back(to, mib);
         }
-        (name, End::Stays(why))
+        (name, VmResult::Stays(why))
     }
 
     /// A VM here, once no request is moving it.

@@ -14,7 +14,7 @@ pub struct Meter {
     scope: Scope,
     cpus: f64,
     tick: Duration,
-    last: Option<(Instant, Used)>,
+    last: Option<(Instant, BusyTime)>,
 }
 
 enum Scope {
@@ -22,7 +22,7 @@ enum Scope {
     Namespace(fs::Metadata),
 }
 
-enum Used {
+enum BusyTime {
     /// Busy time of all processors since boot.
     Machine(Duration),
     /// Processor time of each process.
@@ -82,14 +82,14 @@ impl Meter {
     pub fn sample(&mut self, guests: f64) -> Load {
         let now = Instant::now();
         let used = match &self.scope {
-            Scope::Machine => Used::Machine(self.machine()),
-            Scope::Namespace(own) => Used::Processes(self.processes(own)),
+            Scope::Machine => BusyTime::Machine(self.machine()),
+            Scope::Namespace(own) => BusyTime::Processes(self.processes(own)),
         };
         let busy = match (&self.last, &used) {
-            (Some((_, Used::Machine(before))), Used::Machine(after)) => {
+            (Some((_, BusyTime::Machine(before))), BusyTime::Machine(after)) => {
                 after.saturating_sub(*before)
             }
-            (Some((_, Used::Processes(before))), Used::Processes(after)) => after
+            (Some((_, BusyTime::Processes(before))), BusyTime::Processes(after)) => after
                 .iter()
                 .map(|(pid, time)| {
                     time.saturating_sub(before.get(pid).copied().unwrap_or_default())

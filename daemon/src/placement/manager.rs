@@ -221,7 +221,11 @@ impl Manager {
                     .call(to, SERVICE, message.encode(), SEND_TIMEOUT)
                     .await
                 {
-                    tracing::debug!(?to, %error, "gossip lost");
+                    tracing::debug!(
+                        ?to,
+                        error = %p2pvm_host::chain(&error),
+                        "a member did not take gossip about load"
+                    );
                 }
             })),
             Output::Migrate { vm, to, reason } => drop(tokio::spawn(async move {
@@ -264,7 +268,11 @@ impl Manager {
             Ok(outcome) if outcome.cancelled => MigrationEnd::Cancelled,
             Ok(_) => MigrationEnd::Failed,
             Err(error) => {
-                tracing::warn!(vm = %name, error = %p2pvm_host::chain(&error), "not moved");
+                tracing::warn!(
+                    vm = %name,
+                    error = %p2pvm_host::chain(&error),
+                    "the VM was not moved"
+                );
                 MigrationEnd::Failed
             }
         }

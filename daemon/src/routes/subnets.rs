@@ -19,17 +19,17 @@ use crate::{
     parts::Parts,
 };
 use answers::Answers;
-use judge::{Judge, Offered, Use};
+use judge::{Judge, OfferedSubnet, SubnetUse};
 use p2pvm_api::{Doing, Outcome, RouteView};
 use p2pvm_host::{
-    Finding, Keeper, Net, Wanted, keeper::Report, links::links, netlink::Netlink, reached,
+    Finding, Keeper, Net, NetworkNeeds, keeper::Report, links::links, netlink::Netlink, reached,
     routes::Route,
 };
 use p2pvm_overlay::{
     MemberId, UnixTime, durable,
     membership::{
         Certificate, Cidr, NetworkPolicy, Offer,
-        policy::{Party, Who},
+        policy::{AddressOwner, Party},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,7 @@ struct SavedRoutes {
 }
 
 /// The last published offer.
-struct Published {
+struct PublishedOffer {
     at: Instant,
     subnets: Vec<Cidr>,
     multicast: bool,
@@ -86,7 +86,7 @@ pub(crate) trait Kernel: Send + Sync {
     /// The result of the last look.
     fn report(&self) -> Report;
     /// Sets what is wanted, and waits until it was tried once.
-    fn settle(&self, wanted: Wanted) -> Report;
+    fn settle(&self, wanted: NetworkNeeds) -> Report;
     /// Adds findings to its own on the board.
     fn add_findings(&self, findings: Vec<Finding>);
 }
@@ -96,7 +96,7 @@ impl Kernel for Keeper {
         Keeper::report(self)
     }
 
-    fn settle(&self, wanted: Wanted) -> Report {
+    fn settle(&self, wanted: NetworkNeeds) -> Report {
         Keeper::settle(self, wanted)
     }
 
@@ -111,16 +111,16 @@ pub struct Subnets {
     policies: Arc<Policies>,
     layout: Layout,
     kernel: Arc<dyn Kernel>,
-    /// Wanted of the kernel, except for subnets.
-    bare: Wanted,
+    /// The needs except for subnets.
+    bare: NetworkNeeds,
     /// Whether guests here receive others' multicast.
     multicast: bool,
     kept: Mutex<SavedRoutes>,
     views: Mutex<Vec<RouteView>>,
     answers: Mutex<Answers>,
     /// What the kernel was last asked for; locked while it is asked.
-    wanted: Mutex<Wanted>,
-    published: Mutex<Option<Published>>,
+    wanted: Mutex<NetworkNeeds>,
+    published: Mutex<Option<PublishedOffer>>,
     /// The number of this member's newest offer, and how many times the network's time had been set
     /// by then.
     told: Mutex<(Option<u64>, u64)>,
@@ -136,7 +136,7 @@ impl Subnets {
         parts: Arc<Parts>,
         policies: Arc<Policies>,
         layout: &Layout,
-        (kernel, bare): (Arc<dyn Kernel>, Wanted),
+        (kernel, bare): (Arc<dyn Kernel>, NetworkNeeds),
         multicast: bool,
     ) -> Outcome<Arc<Self>> {
         let kept = match read_if_there(&layout.routes())? {
@@ -231,10 +231,10 @@ impl Subnets {
         let all = self.all_offered(&kept, &offers);
         let judged = self.judge(&kept, (policy.as_deref(), &local), &all);
         self.tell_plane(&judged, &offers, multicast);
-        let now = Wanted {
-            accepted: nets(&judged, Use::is_used),
-            silent: nets(&judged, |done| *done == Use::Silent),
-            offered: nets(&judged, |done| *done == Use::Own),
+        let now = NetworkNeeds {
+            accepted: nets(&judged, SubnetUse::is_used),
+            silent: nets(&judged, |done| *done == SubnetUse::Silent),
+            offered: nets(&judged, |done| *done == SubnetUse::Own),
             ..self.bare.clone()
         };
         let report = if *wanted == now {
@@ -249,7 +249,7 @@ impl Subnets {
         let is_own = |subnet: &Cidr| {
             judged
                 .iter()
-                .any(|(offer, done)| *done == Use::Own && offer.subnet == *subnet)
+                .any(|(offer, done)| *done == SubnetUse::Own && offer.subnet == *subnet)
         };
         let offered = match report.forwarding {
             Some(_) => kept.offers.into_iter().filter(|o| !is_own(o)).collect(),
@@ -259,7 +259,7 @@ impl Subnets {
     }
 
     /// The offers of all members, this one's first.
-    fn all_offered(&self, kept: &SavedRoutes, offers: &[Offer]) -> Vec<Offered> {
+    fn all_offered(&self, kept: &SavedRoutes, offers: &[Offer]) -> Vec<OfferedSubnet> {
         let me = self.parts.me();
         let mine = kept
             .offers
@@ -281,8 +281,8 @@ impl Subnets {
         &self,
         kept: &SavedRoutes,
         (policy, local): (Option<&NetworkPolicy>, &[Cidr]),
-        all: &'a [Offered],
-    ) -> Vec<(&'a Offered, Use)> {
+        all: &'a [OfferedSubnet],
+    ) -> Vec<(&'a OfferedSubnet, SubnetUse)> {
         let (silent, recovering) = {
             let answers = lock(&self.answers);
             (answers.silent(), answers.recovering())
@@ -304,9 +304,14 @@ impl Subnets {
 
     /// Makes the packet plane send packets for the subnets to the members that offer them, and
     /// multicast to those that receive it.
-    fn tell_plane(&self, judged: &[(&Offered, Use)], offers: &[Offer], multicast: bool) {
+    fn tell_plane(
+        &self,
+        judged: &[(&OfferedSubnet, SubnetUse)],
+        offers: &[Offer],
+        multicast: bool,
+    ) {
         let me = self.parts.me();
-        let own = judged.iter().filter(|(_, done)| *done == Use::Own);
+        let own = judged.iter().filter(|(_, done)| *done == SubnetUse::Own);
         let used = judged.iter().filter(|(_, done)| done.is_used());
         self.parts.plane.set_subnets(
             own.map(|(offer, _)| (offer.subnet, me))
@@ -362,18 +367,23 @@ impl Subnets {
     }
 }
 
-fn offered(certificate: &Certificate, member: MemberId, subnet: Cidr, since: UnixTime) -> Offered {
-    let who = Who::Member {
+fn offered(
+    certificate: &Certificate,
+    member: MemberId,
+    subnet: Cidr,
+    since: UnixTime,
+) -> OfferedSubnet {
+    let owner = AddressOwner::Member {
         id: member,
         name: certificate.name().to_owned(),
         groups: certificate.groups().clone(),
     };
     // Permissions to offer name members, not addresses.
-    Offered {
+    OfferedSubnet {
         member,
         party: Party {
             addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            who,
+            owner,
         },
         subnet,
         since,
@@ -381,7 +391,10 @@ fn offered(certificate: &Certificate, member: MemberId, subnet: Cidr, since: Uni
 }
 
 /// The IPv4 subnets of those offers that are used as `wanted`.
-fn nets<T: FromIterator<Net>>(judged: &[(&Offered, Use)], wanted: impl Fn(&Use) -> bool) -> T {
+fn nets<T: FromIterator<Net>>(
+    judged: &[(&OfferedSubnet, SubnetUse)],
+    wanted: impl Fn(&SubnetUse) -> bool,
+) -> T {
     judged
         .iter()
         .filter(|(_, done)| wanted(done))

@@ -42,13 +42,21 @@ impl KeptTokens {
                         }
                         Ok(None) => {}
                         Err(error) => {
-                            tracing::warn!(file = %path.display(), %error, "token not read");
+                            tracing::warn!(
+                                file = %path.display(),
+                                error = %p2pvm_host::chain(&error),
+                                "cannot read a token"
+                            );
                         }
                     }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(dir = %dir.display(), %error, "tokens not read"),
+            Err(error) => tracing::warn!(
+                dir = %dir.display(),
+                error = %p2pvm_host::chain(&error),
+                "cannot list the tokens"
+            ),
         }
         Self {
             dir,

@@ -87,13 +87,13 @@ impl State {
 }
 
 /// Watches for hosts that are gone.
-pub struct Absent {
+pub struct AbsentHosts {
     parts: Arc<Parts>,
     host: Arc<Host>,
     state: Mutex<State>,
 }
 
-impl Absent {
+impl AbsentHosts {
     pub(crate) fn new(parts: Arc<Parts>, host: Arc<Host>) -> Arc<Self> {
         Arc::new(Self {
             parts,

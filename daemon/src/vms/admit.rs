@@ -2,7 +2,7 @@
 //! The rule is [`super::rights`]'s.
 
 use super::{
-    rights::{Asker, Missing, Right, Standing, decide, verb},
+    rights::{Asker, MissingRight, Right, Standing, decide, verb},
     service::Vms,
 };
 use crate::tokens::service::{HEADER, MAX_SHOWN};
@@ -81,7 +81,7 @@ impl Vms {
                 }
             }
         }
-        tracing::info!(?asker, %right, vm, "refused: the right is missing");
+        tracing::info!(?asker, %right, vm, "refused a request: the right is missing");
         Err(self.refusal(missing, vm, owner, why))
     }
 
@@ -114,7 +114,7 @@ impl Vms {
 
     fn refusal(
         &self,
-        Missing(right): Missing,
+        MissingRight(right): MissingRight,
         vm: Option<&str>,
         owner: Option<MemberId>,
         why: Option<Refusal>,

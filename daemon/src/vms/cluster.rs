@@ -64,7 +64,7 @@ impl Vms {
         if !found.silent.is_empty() {
             tracing::info!(
                 members = found.silent.len(),
-                "members that did not say which VMs they have"
+                "some members did not say which VMs they have"
             );
         }
         Ok(found.vms)

@@ -45,7 +45,7 @@ struct Guest {
 }
 
 /// What came of asking one guest.
-struct Asked {
+struct GuestResult {
     vm: VmId,
     name: String,
     proof: GuestProof,
@@ -56,23 +56,23 @@ struct Asked {
 pub(crate) struct Guests {
     parts: Arc<Parts>,
     host: Arc<Host>,
-    known: Known,
+    known: GuestTable,
 }
 
 /// What was found of each guest last.
 #[derive(Default)]
-struct Known(Mutex<HashMap<VmId, Guest>>);
+struct GuestTable(Mutex<HashMap<VmId, Guest>>);
 
-impl Known {
+impl GuestTable {
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the result of one round; guests that are not in it run here no more.
-    fn round(&self, round: Vec<Asked>, now: Instant) -> Vec<Finding> {
+    fn round(&self, round: Vec<GuestResult>, now: Instant) -> Vec<Finding> {
         let mut guests = self.lock();
         guests.retain(|vm, _| round.iter().any(|asked| asked.vm == *vm));
-        for Asked {
+        for GuestResult {
             vm,
             name,
             proof,
@@ -136,7 +136,7 @@ impl Guests {
         Arc::new(Self {
             parts,
             host,
-            known: Known::default(),
+            known: GuestTable::default(),
         })
     }
 
@@ -164,7 +164,7 @@ impl Guests {
             .filter(|vm| vm.state == VmState::Running && vm.activity.is_none());
         let ask = |vm: VmStatus| async move {
             let (proof, rules) = prove(&self.parts, vm.definition.vm).await?;
-            Some(Asked {
+            Some(GuestResult {
                 vm: vm.definition.vm,
                 name: vm.name,
                 proof,
@@ -338,7 +338,7 @@ mod tests {
     use super::*;
     use p2pvm_host::Level;
 
-    fn one(reach: GuestReach) -> Vec<Asked> {
+    fn one(reach: GuestReach) -> Vec<GuestResult> {
         let rules = match reach {
             GuestReach::Dropped { .. } => vec![(
                 "chain netdev t c of nftables".to_owned(),
@@ -346,7 +346,7 @@ mod tests {
             )],
             _ => Vec::new(),
         };
-        vec![Asked {
+        vec![GuestResult {
             vm: VmId([1; 32]),
             name: "web".to_owned(),
             proof: GuestProof {
@@ -378,7 +378,7 @@ mod tests {
         ];
         for before in [None, Some(answers())] {
             for (reach, cause, remedy) in cases.clone() {
-                let guests = Known::default();
+                let guests = GuestTable::default();
                 if let Some(before) = before.clone() {
                     guests.round(one(before), now);
                 }
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_silent_guest_whose_packets_are_led_elsewhere_is_said_with_the_filter() {
-        let (guests, now) = (Known::default(), Instant::now());
+        let (guests, now) = (GuestTable::default(), Instant::now());
         let led = || {
             let mut asked = one(GuestReach::Quiet { talks: false });
             asked[0].rules = vec![(
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_guest_without_network_is_no_fault_of_this_host_and_one_that_fell_silent_is_a_warning() {
-        let (guests, now) = (Known::default(), Instant::now());
+        let (guests, now) = (GuestTable::default(), Instant::now());
         let found = guests.round(one(GuestReach::NotTaken), now);
         assert!(
             found.len() == 1

@@ -170,7 +170,10 @@ async fn console(
             Ok(upgraded) => {
                 drop(tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut guest).await)
             }
-            Err(error) => tracing::debug!(%error, "a console was asked for and not taken"),
+            Err(error) => tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "a console was asked for and not taken"
+            ),
         }
     });
     Ok((

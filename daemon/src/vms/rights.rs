@@ -40,14 +40,14 @@ pub(crate) enum Standing {
 
 /// The right is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Missing(pub Right);
+pub(crate) struct MissingRight(pub Right);
 
 /// Whether the asker may. `closed`: the network's access rules deny what they do not allow.
-pub(crate) fn decide(standing: Standing, right: Right, closed: bool) -> Result<(), Missing> {
+pub(crate) fn decide(standing: Standing, right: Right, closed: bool) -> Result<(), MissingRight> {
     match standing {
         Standing::Root | Standing::Issuer | Standing::Owner => Ok(()),
         Standing::Other if !closed || right == Right::See => Ok(()),
-        Standing::Other => Err(Missing(right)),
+        Standing::Other => Err(MissingRight(right)),
     }
 }
 
@@ -87,6 +87,6 @@ mod tests {
     #[test]
     fn a_refusal_names_the_right_that_is_missing() {
         let missing = decide(Standing::Other, Right::Delete, true).unwrap_err();
-        assert_eq!(missing, Missing(Right::Delete));
+        assert_eq!(missing, MissingRight(Right::Delete));
     }
 }

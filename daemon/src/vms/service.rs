@@ -1,6 +1,6 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use super::{absent::Absent, guests::Guests, rights::Asker, view::durability_text};
+use super::{absent::AbsentHosts, guests::Guests, rights::Asker, view::durability_text};
 use crate::{
     access::policy::Policies,
     addresses::reach::Reach,
@@ -74,7 +74,7 @@ fn powering_down(left: Duration) -> String {
 pub(crate) struct Vms {
     pub(crate) parts: Arc<Parts>,
     pub(crate) host: Arc<Host>,
-    pub(crate) absent: Arc<Absent>,
+    pub(crate) absent: Arc<AbsentHosts>,
     pub(crate) guests: Arc<Guests>,
     pub(crate) manager: Arc<Manager>,
     pub(crate) policies: Arc<Policies>,

@@ -2,7 +2,7 @@
 //! made; without a majority of them its guest runs on, but is never started, moved or restored
 //! again. While a majority is left, a person can still act.
 
-use super::absent::Absent;
+use super::absent::AbsentHosts;
 use crate::parts::Parts;
 use p2pvm_host::Finding;
 use p2pvm_overlay::MemberId;
@@ -21,8 +21,8 @@ const LOST_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const AREA: &str = "voters";
 
 /// Looks until the daemon ends.
-pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<Absent>) {
-    let mut missed = Missed::default();
+pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<AbsentHosts>) {
+    let mut missed = Absences::default();
     loop {
         let vms = host.list().into_iter();
         let vms = vms.filter(|vm| vm.state != VmState::Branch);
@@ -52,9 +52,9 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<Absent
 
 /// Members without a connection, and since when.
 #[derive(Default)]
-struct Missed(HashMap<MemberId, Instant>);
+struct Absences(HashMap<MemberId, Instant>);
 
-impl Missed {
+impl Absences {
     fn note(
         &mut self,
         now: Instant,
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_voter_is_lost_a_day_after_its_last_connection() {
-        let (mut missed, begin) = (Missed::default(), Instant::now());
+        let (mut missed, begin) = (Absences::default(), Instant::now());
         let voter = MemberId([1; 32]);
         let voters = BTreeSet::from([voter]);
         missed.note(begin, &voters, |_| false);

@@ -131,7 +131,10 @@ impl Dashboard {
             let (stream, source) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::debug!(%error, "accepting a connection to the dashboard failed");
+                    tracing::debug!(
+                        error = %chain(&error),
+                        "accepting a connection to the dashboard failed"
+                    );
                     tokio::time::sleep(RETRY).await;
                     continue;
                 }
@@ -176,7 +179,11 @@ impl Dashboard {
                     self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}")))
                 }
                 (false, false) => {
-                    tracing::warn!(%here, %error, "the dashboard is not served over IPv6{advice}")
+                    tracing::warn!(
+                        %here,
+                        error = %chain(&error),
+                        "the dashboard is not served over IPv6{advice}"
+                    )
                 }
                 (true, _) => {}
             }

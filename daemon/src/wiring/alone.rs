@@ -10,7 +10,7 @@ use crate::{
     http::server::Services,
     layout::Layout,
     lifecycle::Lifecycle,
-    members::admission::NotYet,
+    members::admission::EarlyAdmission,
     membership::{self, Membership},
     parts::{MTU, Parts},
     routes::subnets::{Kernel, Subnets},
@@ -22,7 +22,7 @@ use hyper::{StatusCode, service::Service};
 use hyper_util::service::TowerToHyperService;
 use p2pvm_dhcp::Resolver;
 use p2pvm_dht::votes::Votes;
-use p2pvm_host::{Finding, Wanted, keeper::Report};
+use p2pvm_host::{Finding, NetworkNeeds, keeper::Report};
 use p2pvm_overlay::{
     control::{Control, ControlConfig},
     membership::Trust,
@@ -55,7 +55,7 @@ impl Kernel for Obedient {
         Report::default()
     }
 
-    fn settle(&self, _wanted: Wanted) -> Report {
+    fn settle(&self, _wanted: NetworkNeeds) -> Report {
         Report::default()
     }
 
@@ -131,7 +131,10 @@ impl Alone {
         let planes = planes(&layout, membership).await;
         let (parts, ring) = records::open(&layout, &config, planes).unwrap();
         let policies = Policies::start(parts.clone(), true);
-        let kernel = (Arc::new(Obedient) as Arc<dyn Kernel>, Wanted::default());
+        let kernel = (
+            Arc::new(Obedient) as Arc<dyn Kernel>,
+            NetworkNeeds::default(),
+        );
         let subnets =
             Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
         let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
@@ -191,7 +194,7 @@ async fn planes(layout: &Layout, membership: Membership) -> Planes {
             network.clone(),
             trust.clone(),
             layout.dir().to_owned(),
-            Arc::new(NotYet),
+            Arc::new(EarlyAdmission),
         )
     })
     .await

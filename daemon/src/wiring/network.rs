@@ -12,7 +12,7 @@ use crate::{
 };
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dhcp::Resolver;
-use p2pvm_host::{Keeper, Wanted};
+use p2pvm_host::{Keeper, NetworkNeeds};
 use std::sync::Arc;
 
 /// The services of the network on this machine.
@@ -70,7 +70,7 @@ pub(super) fn open(
 
 /// The settings of this machine's kernel wanted for the network, before any subnet is offered or
 /// accepted.
-fn wanted(parts: &Parts, config: &Config) -> Wanted {
+fn wanted(parts: &Parts, config: &Config) -> NetworkNeeds {
     let port = |address: &String| {
         address
             .split_once("/udp/")?
@@ -90,13 +90,13 @@ fn wanted(parts: &Parts, config: &Config) -> Wanted {
         port => port,
     };
     let subnet = parts.network.subnet;
-    Wanted {
+    NetworkNeeds {
         device: config.device.clone(),
         network: parts.network.id.to_string(),
         link_port: parts.plane.udp_port(),
         control_port,
         overlay: Some(p2pvm_host::Net::new(subnet.addr, subnet.prefix)),
         open_firewalls: config.firewall == "auto",
-        ..Wanted::default()
+        ..NetworkNeeds::default()
     }
 }

@@ -121,7 +121,7 @@ fn control_config(
             network.clone(),
             trust.clone(),
             layout.dir().to_owned(),
-            Arc::new(admission::NotYet),
+            Arc::new(admission::EarlyAdmission),
         )
     }
 }

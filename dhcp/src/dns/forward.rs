@@ -54,7 +54,7 @@ type Answer = Option<Arc<Vec<u8>>>;
 /// Equal for equal questions.
 type Key = (Vec<u8>, Carrier);
 /// Questions that are being asked, with the answer to come.
-type Running = HashMap<Key, watch::Receiver<Option<Answer>>>;
+type RunningQuestions = HashMap<Key, watch::Receiver<Option<Answer>>>;
 type Servers = Vec<SocketAddr>;
 
 /// The servers for names outside the network, and which of them are dead. Clones share it.
@@ -68,7 +68,7 @@ struct Shared {
     /// Servers that did not answer, and when.
     dead: Mutex<HashMap<SocketAddr, Instant>>,
     /// Questions that are being asked.
-    running: Mutex<Running>,
+    running: Mutex<RunningQuestions>,
     stuck: AtomicBool,
     /// When a server last answered, also that there is no such name.
     answered: Mutex<Option<std::time::Instant>>,

@@ -10,7 +10,7 @@ use nix::sys::socket::{
 use p2pvm_host::{
     Finding,
     names::{
-        Keeper, Wanted,
+        Keeper, NameSettings,
         holders::{self, SocketHolder},
         loopback,
     },
@@ -239,7 +239,7 @@ impl HostResolver {
                 });
                 let link = link.or(own.as_ref().ok().copied());
                 let trouble = own.err().into_iter().collect();
-                keeper.want(Some(Wanted {
+                keeper.want(Some(NameSettings {
                     server,
                     link,
                     probe: (self.own_name.clone(), v4),

@@ -45,7 +45,11 @@ impl Sockets {
         let udp = UdpSocket::bind(address).await?;
         let tcp = TcpListener::bind(udp.local_addr()?).await;
         if let Err(error) = &tcp {
-            tracing::debug!(%address, %error, "names are served by UDP alone");
+            tracing::debug!(
+                %address,
+                error = %p2pvm_host::chain(error),
+                "names are served by UDP alone"
+            );
         }
         Ok(Self { udp, tcp: tcp.ok() })
     }
@@ -145,7 +149,11 @@ async fn datagrams(server: &Arc<Server>, socket: Arc<UdpSocket>) -> io::Result<(
             if !answer.is_empty()
                 && let Err(error) = socket.send_to(&answer, from).await
             {
-                tracing::debug!(%from, %error, "a DNS answer was not sent");
+                tracing::debug!(
+                    %from,
+                    error = %p2pvm_host::chain(&error),
+                    "a DNS answer was not sent"
+                );
             }
         });
     }
@@ -157,7 +165,10 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::debug!(%error, "a DNS connection was not accepted");
+                tracing::debug!(
+                    error = %p2pvm_host::chain(&error),
+                    "a DNS connection was not accepted"
+                );
                 tokio::time::sleep(BREATH).await;
                 continue;
             }
@@ -167,7 +178,11 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener) {
             let server = server.clone();
             connections.spawn(async move {
                 if let Err(error) = converse(&server, stream, from.ip()).await {
-                    tracing::debug!(%from, %error, "a DNS connection ended");
+                    tracing::debug!(
+                        %from,
+                        error = %p2pvm_host::chain(&error),
+                        "a DNS connection ended"
+                    );
                 }
             });
         }

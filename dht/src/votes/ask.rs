@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One voter's answer.
-enum Answer {
+enum VoterReply {
     Reply(Reply),
     /// The voter does not decide, for this reason.
     Declined(String),
@@ -223,12 +223,12 @@ impl Votes {
             };
             waiting -= 1;
             let reply = match reply {
-                Answer::Reply(reply) => reply,
-                Answer::Declined(reason) => {
+                VoterReply::Reply(reply) => reply,
+                VoterReply::Declined(reason) => {
                     declined = Some(VoteError::Declined { voter, reason });
                     continue;
                 }
-                Answer::Missing => continue,
+                VoterReply::Missing => continue,
             };
             answered += 1;
             match reply {
@@ -253,18 +253,18 @@ impl Votes {
         }
     }
 
-    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, Answer)> {
+    fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, VoterReply)> {
         let (sender, receiver) = mpsc::channel(set.voters.len());
         for voter in set.voters.clone() {
             let (fabric, body, sender) = (self.fabric.clone(), body.clone(), sender.clone());
             tokio::spawn(async move {
                 let reply = match fabric.call(voter, SERVICE, body, CALL_TIMEOUT).await {
-                    Ok(body) => wire::parse(&body).map_or(Answer::Missing, Answer::Reply),
-                    Err(FabricError::Refused(_, reason)) => Answer::Declined(reason),
+                    Ok(body) => wire::parse(&body).map_or(VoterReply::Missing, VoterReply::Reply),
+                    Err(FabricError::Refused(_, reason)) => VoterReply::Declined(reason),
                     Err(e) => {
-                        tracing::debug!(voter = %voter.short(), error = %e, "a voter did not \
+                        tracing::debug!(voter = %voter.short(), error = %p2pvm_overlay::chain(&e), "a voter did not \
                             answer");
-                        Answer::Missing
+                        VoterReply::Missing
                     }
                 };
                 // Sending fails if the caller has its majority already.

@@ -31,7 +31,7 @@ pub(crate) enum Verdict {
 
 /// What a voter's log has of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct KeptPromise {
     /// The newest promise.
     pub(crate) promise: Promise,
     /// Its holder has confirmed an older epoch, and runs in that one until it runs in the new one.
@@ -41,7 +41,7 @@ pub(crate) struct Known {
 /// The rule. A proposal at the epoch already promised to the same holder is agreed to again; a
 /// confirmation also counts as a promise where the promise itself never arrived. Only the newest
 /// holder may report that the VM was deleted.
-pub(crate) fn decide(known: Option<Known>, proposal: &Proposal) -> Verdict {
+pub(crate) fn decide(known: Option<KeptPromise>, proposal: &Proposal) -> Verdict {
     let confirmed = proposal.step == Step::Confirm;
     let new = Verdict::Record(Promise {
         epoch: proposal.epoch,
@@ -55,7 +55,7 @@ pub(crate) fn decide(known: Option<Known>, proposal: &Proposal) -> Verdict {
             new
         };
     };
-    let Known {
+    let KeptPromise {
         promise,
         was_confirmed,
     } = known;
@@ -163,7 +163,7 @@ impl Voter {
             return Ok(Reply::Newest(known.map(|k| k.promise)));
         };
         let verdict = decide(
-            known.map(|k| Known {
+            known.map(|k| KeptPromise {
                 promise: k.promise,
                 was_confirmed: k.was_confirmed,
             }),
@@ -319,7 +319,7 @@ mod tests {
             // The holder that has confirmed an epoch, until another member is promised one.
             let mut runs: Option<MemberId> = None;
             for proposal in proposals {
-                let known = log.map(|k| Known {
+                let known = log.map(|k| KeptPromise {
                     promise: k.promise,
                     was_confirmed: k.was_confirmed,
                 });

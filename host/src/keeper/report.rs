@@ -7,7 +7,7 @@ use crate::{
     opening::{Survey, hooks::DroppingChain},
     outbound::CarriedVpn,
     sharing::{self, SharedLan},
-    wanted::Wanted,
+    wanted::NetworkNeeds,
 };
 
 /// The result of a look.
@@ -42,7 +42,7 @@ impl Report {
 
     /// After a look and its steps; `failing` has the steps that failed.
     pub(super) fn of(
-        wanted: &Wanted,
+        wanted: &NetworkNeeds,
         seen: &HostState,
         failing: impl Iterator<Item = (String, String)>,
     ) -> Self {

@@ -9,9 +9,9 @@
 
 use super::{
     file,
-    proof::{self, Outside},
+    proof::{self, OutsideCheck},
     scene::{self, Resolved, Scene},
-    settings::{Forwarder, Neighbour, Settings, Wanted},
+    settings::{Forwarder, NameSettings, Neighbour, Settings},
     text::{self, Block, NameServer},
     watch::Watch,
 };
@@ -52,7 +52,7 @@ pub type BeforeChange = Box<dyn Fn(&Path) -> io::Result<()> + Send>;
 
 #[derive(Default)]
 struct Orders {
-    wanted: Option<Wanted>,
+    wanted: Option<NameSettings>,
     end: bool,
 }
 
@@ -87,7 +87,7 @@ impl Keeper {
             said: None,
             rewrites: VecDeque::new(),
             unproved: None,
-            outside: Outside::new(bell.try_clone()?),
+            outside: OutsideCheck::new(bell.try_clone()?),
             way: String::new(),
             ways: VecDeque::new(),
         };
@@ -103,7 +103,7 @@ impl Keeper {
     }
 
     /// Sets what is wanted; `None` removes our lines and settings.
-    pub fn want(&self, wanted: Option<Wanted>) {
+    pub fn want(&self, wanted: Option<NameSettings>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.wanted != wanted {
             told.wanted = wanted;
@@ -156,7 +156,7 @@ struct KeeperThread {
     rewrites: VecDeque<Instant>,
     /// Since when something has not worked.
     unproved: Option<Instant>,
-    outside: Outside,
+    outside: OutsideCheck,
     /// How programs find names, for the log, and when that was logged.
     way: String,
     ways: VecDeque<Instant>,
@@ -199,7 +199,7 @@ impl KeeperThread {
     }
 
     /// Looks at everything and corrects it. Returns how long to wait if nothing changes.
-    fn turn(&mut self, wanted: &Wanted) -> Duration {
+    fn turn(&mut self, wanted: &NameSettings) -> Duration {
         let mut next = LOOK_EVERY;
         let mut cannot = None;
         // First the part that waits for no other program.
@@ -304,8 +304,11 @@ impl KeeperThread {
                 match before {
                     Some((old, _)) if old != edited.path => {
                         if let Err(error) = file::take_out(&old, &self.settings.id) {
-                            tracing::warn!(%error, file = %old.display(), "lines of ours stay \
-                                where the list of name servers was");
+                            tracing::warn!(
+                                error = %crate::chain(&error),
+                                file = %old.display(),
+                                "lines of ours stay where the list of name servers was"
+                            );
                         }
                     }
                     Some((_, was)) if edited.written && was == alone => {
@@ -331,15 +334,18 @@ impl KeeperThread {
             match file::take_out(path, &self.settings.id) {
                 Ok(()) => self.edited = None,
                 Err(error) => {
-                    tracing::debug!(%error, file = %path.display(), "lines of ours stay in the \
-                        list of name servers")
+                    tracing::debug!(
+                        error = %crate::chain(&error),
+                        file = %path.display(),
+                        "lines of ours stay in the list of name servers"
+                    )
                 }
             }
         }
     }
 
     /// Configures systemd-resolved, if it is alive and that has not been done.
-    fn tell(&mut self, wanted: &Wanted, scene: &Scene) -> io::Result<()> {
+    fn tell(&mut self, wanted: &NameSettings, scene: &Scene) -> io::Result<()> {
         let Some(link) = wanted.link.filter(|_| scene.resolved == Resolved::Alive) else {
             self.said = None;
             return Ok(());
@@ -368,7 +374,7 @@ impl KeeperThread {
         Ok(())
     }
 
-    fn resolved_knows(&self, wanted: &Wanted) -> bool {
+    fn resolved_knows(&self, wanted: &NameSettings) -> bool {
         let (name, address) = &wanted.probe;
         scene::by_resolved(&self.settings.places.resolved, name)
             .is_ok_and(|found| found.contains(address))
@@ -427,7 +433,7 @@ impl KeeperThread {
 
     fn prove(
         &self,
-        wanted: &Wanted,
+        wanted: &NameSettings,
         scene: &Scene,
         list: &List,
         untold: Option<io::Error>,
@@ -470,7 +476,10 @@ impl KeeperThread {
             && let Err(error) = scene::run("resolvectl", &["revert", &self.settings.device])
         {
             // It forgets a removed interface, but not at once.
-            tracing::debug!(%error, "systemd-resolved keeps our settings until it notices");
+            tracing::debug!(
+                error = %crate::chain(&error),
+                "systemd-resolved keeps our settings until it notices"
+            );
         }
         self.unproved = None;
         self.board.set(AREA, Vec::new());

@@ -24,7 +24,7 @@ pub mod watch;
 pub mod wire;
 
 pub use keeper::Keeper;
-pub use settings::{Forwarder, Neighbour, Settings, Wanted};
+pub use settings::{Forwarder, NameSettings, Neighbour, Settings};
 
 /// Why programs of this machine would not find a network's names even with a daemon, as far as
 /// `/etc/nsswitch.conf` tells.

@@ -9,7 +9,7 @@
 use super::{
     glibc, loopback,
     scene::{self, ANSWER, Resolved, Scene},
-    settings::{Forwarder, Settings, Wanted},
+    settings::{Forwarder, NameSettings, Settings},
     text::{self, NameServer},
     wire::{self, Kind},
 };
@@ -42,7 +42,7 @@ pub(super) struct WriteFailure {
 /// What is to be proved.
 pub(super) struct Question<'a> {
     pub settings: &'a Settings,
-    pub wanted: &'a Wanted,
+    pub wanted: &'a NameSettings,
     pub scene: &'a Scene,
     /// The list of name servers as it is.
     pub text: &'a [u8],
@@ -249,7 +249,7 @@ impl WriteFailure {
 }
 
 /// Whether other names resolve. A thread of its own asks, so that nothing waits for it.
-pub(super) struct Outside {
+pub(super) struct OutsideCheck {
     bell: Arc<UnixStream>,
     /// The servers of the last question, and when it was asked.
     asked: Option<(Option<SocketAddr>, Vec<SocketAddr>, Instant)>,
@@ -263,7 +263,7 @@ struct OutsideResult {
     at: Option<Instant>,
 }
 
-impl Outside {
+impl OutsideCheck {
     pub fn new(bell: UnixStream) -> Self {
         Self {
             bell: Arc::new(bell),
@@ -321,7 +321,10 @@ impl Outside {
                 }
             });
         if let Err(error) = asking {
-            tracing::debug!(%error, "cannot check whether other names resolve");
+            tracing::debug!(
+                error = %crate::chain(&error),
+                "cannot check whether other names resolve"
+            );
         }
     }
 }
@@ -390,7 +393,7 @@ mod tests {
             .unwrap()
             .local_addr()
             .unwrap();
-        let mut outside = Outside::new(bell);
+        let mut outside = OutsideCheck::new(bell);
         let before = Answered(Some(Instant::now()));
         assert_eq!(outside.look(Some(gone), &[gone], &before), []);
         rung.read_exact(&mut [0]).unwrap();

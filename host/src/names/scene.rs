@@ -207,7 +207,11 @@ pub fn tell_resolved(device: &str, server: &str, domains: &[String]) -> io::Resu
     // for these settings does neither.
     for setting in ["dnssec", "dnsovertls"] {
         if let Err(error) = run("resolvectl", &[setting, device, "no"]) {
-            tracing::debug!(%error, setting, "systemd-resolved does not take a setting");
+            tracing::debug!(
+                error = %crate::chain(&error),
+                setting,
+                "systemd-resolved does not take a setting"
+            );
         }
     }
     Ok(())

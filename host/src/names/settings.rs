@@ -52,7 +52,7 @@ pub struct Settings {
 
 /// What is wanted now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct NameSettings {
     /// The resolver's address on port 53 for the list of name servers, if it has one.
     pub server: Option<Ipv4Addr>,
     /// The resolver's address for systemd-resolved.

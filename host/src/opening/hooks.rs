@@ -12,7 +12,7 @@ use crate::{
     legacy,
     passage::legacy_program,
     ruleset::Ruleset,
-    wanted::Wanted,
+    wanted::NetworkNeeds,
 };
 use std::collections::BTreeSet;
 
@@ -49,7 +49,7 @@ struct Probe {
 }
 
 /// Packets of the network's interface.
-fn of_device(wanted: &Wanted, probes: &mut Vec<Probe>) {
+fn of_device(wanted: &NetworkNeeds, probes: &mut Vec<Probe>) {
     let device = &wanted.device;
     for v6 in [false, true] {
         let overlay = wanted.overlay.map(|net| net.addr()).filter(|_| !v6);
@@ -100,7 +100,7 @@ fn of_device(wanted: &Wanted, probes: &mut Vec<Probe>) {
 }
 
 /// Packets into offered subnets, and their answers, at the LAN's interface.
-fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
+fn of_lans(wanted: &NetworkNeeds, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
     let device = &wanted.device;
     let Some(net) = wanted.offered.first() else {
         return;
@@ -153,7 +153,7 @@ fn of_lans(wanted: &Wanted, lans: &BTreeSet<String>, probes: &mut Vec<Probe>) {
 }
 
 /// UDP between members, on the interfaces that lead to them.
-fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) {
+fn of_udp(wanted: &NetworkNeeds, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) {
     let ports = [wanted.link_port, wanted.control_port]
         .into_iter()
         .filter(|port| *port != 0);
@@ -205,7 +205,7 @@ fn of_udp(wanted: &Wanted, uplinks: &BTreeSet<String>, probes: &mut Vec<Probe>) 
 
 /// Looks at all these hooks. `uplinks` are the interfaces by which members are reached.
 pub(super) fn survey(
-    wanted: &Wanted,
+    wanted: &NetworkNeeds,
     (lans, uplinks): (&BTreeSet<String>, &BTreeSet<String>),
     ruleset: &Ruleset,
     programs: &OtherFirewalls,

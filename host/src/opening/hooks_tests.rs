@@ -36,13 +36,13 @@ fn payload(protocol: &str, field: &str, right: Value) -> Value {
 
 fn found(objects: &[Value]) -> Vec<(String, &'static str, String)> {
     let ruleset = Ruleset::parse(json!({ "nftables": objects }).to_string().as_bytes()).unwrap();
-    let wanted = Wanted {
+    let wanted = NetworkNeeds {
         device: "p2pvm0".into(),
         link_port: 4002,
         control_port: 4001,
         overlay: Some("10.9.0.0/16".parse().unwrap()),
         offered: BTreeSet::from(["192.168.7.0/24".parse().unwrap()]),
-        ..Wanted::default()
+        ..NetworkNeeds::default()
     };
     let (lans, uplinks) = (
         BTreeSet::from(["lan0".to_owned()]),
@@ -212,9 +212,9 @@ fn the_tables_of_iptables_legacy_are_judged_at_all_their_hooks() {
         tables: [(("ip".into(), "raw".into()), raw.into())].into(),
         ..OtherFirewalls::default()
     };
-    let wanted = Wanted {
+    let wanted = NetworkNeeds {
         device: "p2pvm0".into(),
-        ..Wanted::default()
+        ..NetworkNeeds::default()
     };
     let none = BTreeSet::new();
     let found = survey(&wanted, (&none, &none), &Ruleset::default(), &programs);

@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use p2pvm_host::{Board, Keeper, Net, Wanted, journal::Journal, links::set_alias};
+use p2pvm_host::{Board, Keeper, Net, NetworkNeeds, journal::Journal, links::set_alias};
 use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
@@ -125,15 +125,15 @@ pub fn device(name: &str, address: &str) {
     ));
 }
 
-pub fn wanted(n: u16) -> Wanted {
-    Wanted {
+pub fn wanted(n: u16) -> NetworkNeeds {
+    NetworkNeeds {
         device: format!("p2pvm{n}"),
         network: format!("network{n}"),
         link_port: 4002 + 10 * n,
         control_port: 4001 + 10 * n,
         overlay: Some(Net::new(Ipv4Addr::new(10, 90 + n as u8, 0, 0), 16)),
         open_firewalls: true,
-        ..Wanted::default()
+        ..NetworkNeeds::default()
     }
 }
 
@@ -144,7 +144,7 @@ pub fn nets(texts: &[&str]) -> BTreeSet<Net> {
 pub struct Network {
     pub keeper: Keeper,
     pub board: Board,
-    pub wanted: Wanted,
+    pub wanted: NetworkNeeds,
     _dir: tempfile::TempDir,
 }
 

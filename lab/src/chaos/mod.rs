@@ -81,7 +81,7 @@ pub struct Step {
 
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Failed {
+pub enum ChaosError {
     /// The network could not be built, or a command failed.
     #[error(transparent)]
     Lab(#[from] LabError),
@@ -93,7 +93,7 @@ pub enum Failed {
     NoEvent(String),
 }
 
-impl From<testbed::Error> for Failed {
+impl From<testbed::Error> for ChaosError {
     fn from(error: testbed::Error) -> Self {
         Self::Lab(error.into())
     }
@@ -205,10 +205,11 @@ pub fn sequence(seed: u64) -> impl Iterator<Item = Step> {
 }
 
 /// The steps that the options ask for; without a list of steps they are endless.
-fn chosen(options: &Options) -> Result<Box<dyn Iterator<Item = Step>>, Failed> {
+fn chosen(options: &Options) -> Result<Box<dyn Iterator<Item = Step>>, ChaosError> {
     if !options.events.is_empty() {
-        let named =
-            |name: &String| Event::named(name.trim()).ok_or_else(|| Failed::NoEvent(name.clone()));
+        let named = |name: &String| {
+            Event::named(name.trim()).ok_or_else(|| ChaosError::NoEvent(name.clone()))
+        };
         let events: Vec<&'static Event> =
             options.events.iter().map(named).collect::<Result<_, _>>()?;
         let step = |(at, event)| Step {
@@ -236,7 +237,7 @@ pub fn run(
     program: &Path,
     name: &str,
     mut say: impl FnMut(&str),
-) -> Result<Report, Failed> {
+) -> Result<Report, ChaosError> {
     let limit = Duration::from_secs(options.minutes * 60);
     let mut stage = Stage::raise(program, name, options.image.as_deref())?;
     say(&format!(

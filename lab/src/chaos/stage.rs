@@ -1,11 +1,11 @@
 //! The network of a chaos run: `b`, behind a NAT, is the host on which all events happen; `a` is
 //! the founder; `c` has a LAN of its own and the provider's name server.
 
-use super::{BACK, Cause, Failed, Outcome, Step};
+use super::{BACK, Cause, ChaosError, Outcome, Step};
 use crate::{
     chain, conntrack,
     host_state::HostState,
-    hosts::{self, Behind, Flow, Program, flow::POLL, probe, tree},
+    hosts::{self, Flow, InnerMachine, Program, flow::POLL, probe, tree},
     lab::{Lab, LabError},
     namespace,
     sites::Sites,
@@ -56,8 +56,8 @@ rm -f /etc/firewalld/zones/docker.xml* /etc/firewalld/policies/docker-*.xml*";
 pub(super) struct Stage {
     // Flows end before the lab under them.
     flows: Vec<Flow>,
-    here: Behind,
-    there: Behind,
+    here: InnerMachine,
+    there: InnerMachine,
     lab: Lab,
     environment: Vec<(String, String)>,
     before: HostState,
@@ -66,8 +66,12 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn raise(program: &Path, name: &str, image: Option<&Path>) -> Result<Self, Failed> {
-        let tree = tree::get().map_err(Failed::NoTree)?;
+    pub(super) fn raise(
+        program: &Path,
+        name: &str,
+        image: Option<&Path>,
+    ) -> Result<Self, ChaosError> {
+        let tree = tree::get().map_err(ChaosError::NoTree)?;
         let mut lab = Lab::up(&Sites::parse(SITES)?, name, program)?;
         let host = lab.testbed().host("b")?.clone();
         let server = lab.testbed().host("c")?.address.to_string();
@@ -77,9 +81,9 @@ impl Stage {
             .map_err(|e| LabError::Io("the guest's image".into(), e))?;
         let binds: Vec<&Path> = image.iter().map(|image| image.as_path()).collect();
         hosts::settle(&mut lab, &["b"], &tree, &binds, &server)?;
-        probe::From::host(&lab, "c")?.serve_names(&server, "p2p")?;
-        let here = Behind::lan(&lab, "b", "lan0", LAN_HERE, false)?;
-        let there = Behind::lan(&lab, "c", "lan0", LAN_THERE, false)?;
+        probe::ProbeSource::host(&lab, "c")?.serve_names(&server, "p2p")?;
+        let here = InnerMachine::lan(&lab, "b", "lan0", LAN_HERE, false)?;
+        let there = InnerMachine::lan(&lab, "c", "lan0", LAN_THERE, false)?;
         let site = &lab.testbed().plan().sites[host.site];
         second_uplink(&host.namespace, &site.namespace, &site.gateway.to_string())?;
         let gateway = site.gateway.octets();
@@ -171,7 +175,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         self.lab.wait_for_guest("a", &made.address, BOOT)?;
         self.flows.push(Flow::pings(
             "guest",
-            &probe::From::host(&self.lab, "a")?,
+            &probe::ProbeSource::host(&self.lab, "a")?,
             &made.address,
         )?);
         self.guest = true;
@@ -183,11 +187,11 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         let address =
             |host: &str| Ok::<_, LabError>(self.lab.status(host)?.address.unwrap_or_default());
         let (a, b) = (
-            probe::From::host(&self.lab, "a")?,
-            probe::From::host(&self.lab, "b")?,
+            probe::ProbeSource::host(&self.lab, "a")?,
+            probe::ProbeSource::host(&self.lab, "b")?,
         );
         let (address_a, address_b) = (address("a")?, address("b")?);
-        let reached = |from: &probe::From, to: &str| {
+        let reached = |from: &probe::ProbeSource, to: &str| {
             probe::within(SETTLE, || from.pings(to)).ok_or_else(|| LabError::TimedOut {
                 what: format!("an answer of {to}"),
                 seconds: SETTLE.as_secs(),
@@ -261,7 +265,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
     }
 
     /// Runs the event of a step and waits until all flows are back.
-    pub(super) fn play(&mut self, step: &Step) -> Result<Outcome, Failed> {
+    pub(super) fn play(&mut self, step: &Step) -> Result<Outcome, ChaosError> {
         self.happen(step.event.cause)?;
         let end = Instant::now();
         let (mut back, mut missing) = (Vec::new(), Vec::new());
@@ -288,7 +292,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
         })
     }
 
-    fn happen(&mut self, cause: Cause) -> Result<(), Failed> {
+    fn happen(&mut self, cause: Cause) -> Result<(), ChaosError> {
         match cause {
             Cause::Once(script) => self.script(script)?,
             Cause::Lasting(script, seconds, end) => {
@@ -377,7 +381,7 @@ $P2PVM --dir $NETWORK_B init --network other >/dev/null",
     }
 
     /// Ends everything; returns what p2pvm left on the host.
-    pub(super) fn end(mut self) -> Result<Vec<String>, Failed> {
+    pub(super) fn end(mut self) -> Result<Vec<String>, ChaosError> {
         self.flows.clear();
         if self.guest {
             self.lab.p2pvm("b", &["vm", "stop", "chaos"])?;

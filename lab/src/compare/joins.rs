@@ -143,8 +143,8 @@ fn aim(name: &str, rtt_ms: u32) -> Option<&'static str> {
 }
 
 fn figures(joins: &[Join], rtts: &[u32]) -> Vec<Figure> {
-    type Of = fn(&Join) -> Option<f64>;
-    let all: [(&str, &str, Of); 2] = [
+    type Getter = fn(&Join) -> Option<f64>;
+    let all: [(&str, &str, Getter); 2] = [
         ("first-ping", "start to first answered ping", |j| {
             j.first_ping
         }),

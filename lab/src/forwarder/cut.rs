@@ -24,7 +24,7 @@ const FIN_PSH: u8 = 0x09;
 const IPV6_HEADER: usize = 40;
 
 /// A joined packet and its offload header.
-struct Joined<'a> {
+struct JoinedPacket<'a> {
     offload: VirtioNetHdr,
     packet: &'a [u8],
     /// Where the transport header begins.
@@ -35,9 +35,9 @@ struct Joined<'a> {
     v6: bool,
 }
 
-impl Joined<'_> {
+impl JoinedPacket<'_> {
     /// `None` if the packet is a single one, or of a kind that is never cut.
-    fn parse(bytes: &[u8]) -> Option<Joined<'_>> {
+    fn parse(bytes: &[u8]) -> Option<JoinedPacket<'_>> {
         let offload = VirtioNetHdr::decode(bytes).ok()?;
         let packet = &bytes[VIRTIO_NET_HDR_LEN..];
         let udp = match offload.gso_type & !ECN {
@@ -63,7 +63,7 @@ impl Joined<'_> {
         let sensible = matches!(version, 4 | 6)
             && transport >= 20
             && header >= transport + if udp { 8 } else { 20 };
-        (sensible && offload.gso_size > 0 && packet.len() > header).then_some(Joined {
+        (sensible && offload.gso_size > 0 && packet.len() > header).then_some(JoinedPacket {
             offload,
             packet,
             transport,
@@ -163,7 +163,7 @@ pub(super) fn sum(bytes: &[u8], start: u32) -> u16 {
 
 /// How many packets on the wire a packet from a router stands for.
 pub(super) fn pieces(bytes: &[u8]) -> Pieces {
-    Joined::parse(bytes).map_or(
+    JoinedPacket::parse(bytes).map_or(
         Pieces {
             count: 1,
             header: 0,
@@ -183,7 +183,7 @@ pub(super) fn runs(
     out: &mut Vec<u8>,
     mut take: impl FnMut(Duration, &[u8]),
 ) {
-    let Some(joined) = Joined::parse(bytes) else {
+    let Some(joined) = JoinedPacket::parse(bytes) else {
         return;
     };
     let count = joined.pieces().count.min(dues.len());

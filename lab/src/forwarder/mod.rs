@@ -211,8 +211,10 @@ const SPARE_BUFFERS: usize = 4096;
 impl Core {
     fn run(mut self, requests: &Receiver<Request>, wake: &EventFd) {
         if let Err(error) = realtime::prefer_this_thread() {
-            tracing::warn!(%error, "forwarder runs at ordinary priority: delays are exact only on \
-                an idle machine");
+            tracing::warn!(
+                error = %crate::chain(&error),
+                "forwarder runs at ordinary priority: delays are exact only on an idle machine"
+            );
         }
         // The default slack of 50 µs would be added to every delay.
         let _ = prctl::set_timerslack(1);
@@ -232,7 +234,10 @@ impl Core {
                 Ok(0) | Err(Errno::EINTR | Errno::EAGAIN) => continue,
                 Ok(_) => {}
                 Err(error) => {
-                    return tracing::error!(%error, "forwarder cannot wait for packets and stops");
+                    return tracing::error!(
+                        error = %crate::chain(&error),
+                        "forwarder cannot wait for packets and stops"
+                    );
                 }
             }
             let woken = fds.pop().and_then(|fd| fd.any()).unwrap_or(false);

@@ -1,10 +1,10 @@
 //! A machine or container behind a host, in a namespace of its own.
 
-use super::probe::From;
+use super::probe::ProbeSource;
 use crate::{Error, lab::Lab, namespace, plan::namespace_prefix};
 
 /// A machine on a LAN of a host, or a container on a bridge of it.
-pub struct Behind {
+pub struct InnerMachine {
     namespace: String,
     cable: String,
     host: String,
@@ -12,7 +12,7 @@ pub struct Behind {
     pub address: String,
 }
 
-impl Behind {
+impl InnerMachine {
     /// A machine with the address `NET.9` on a network `NET.0/24` of its own behind a host, whose
     /// interface there is `cable` with the address `NET.1`. `gateway`: whether the host is its
     /// default route.
@@ -137,12 +137,12 @@ impl Behind {
     }
 
     /// The namespace, as the source of a probe.
-    pub fn from(&self) -> From {
-        From(self.namespace.clone())
+    pub fn from(&self) -> ProbeSource {
+        ProbeSource(self.namespace.clone())
     }
 }
 
-impl Drop for Behind {
+impl Drop for InnerMachine {
     fn drop(&mut self) {
         // An error is ignored: the testbed removes it at its end.
         let _ = namespace::delete(&self.namespace);

@@ -19,14 +19,14 @@ const BOOT: Duration = Duration::from_secs(90);
 const HALT: Duration = Duration::from_secs(20);
 
 /// A running container; dropping it powers it off.
-pub struct Booted {
+pub struct BootedHost {
     container: Child,
     init: String,
 }
 
 /// Why no container runs.
 #[derive(Debug, thiserror::Error)]
-pub enum NotBooted {
+pub enum BootError {
     /// systemd-nspawn is missing.
     #[error("systemd-nspawn is not installed here")]
     NoProgram,
@@ -38,18 +38,18 @@ pub enum NotBooted {
     Testbed(#[from] Error),
 }
 
-impl Booted {
+impl BootedHost {
     /// Boots a copy of `tree` on a host of the lab, after the script `prepare` has run in the copy.
     ///
     /// # Errors
     /// If there is no systemd-nspawn, or the container does not come up.
-    pub fn start(lab: &mut Lab, host: &str, tree: &Path, prepare: &str) -> Result<Self, NotBooted> {
+    pub fn start(lab: &mut Lab, host: &str, tree: &Path, prepare: &str) -> Result<Self, BootError> {
         if !Command::new("systemd-nspawn")
             .arg("--version")
             .output()
             .is_ok_and(|said| said.status.success())
         {
-            return Err(NotBooted::NoProgram);
+            return Err(BootError::NoProgram);
         }
         lab.give_root(host, tree, &[])?;
         let (program, planned) = (lab.program().to_owned(), lab.testbed().host(host)?.clone());
@@ -73,12 +73,12 @@ impl Booted {
             booted
                 .init
                 .parse()
-                .map_err(|_| NotBooted::NotUp(booted.init.clone()))?,
+                .map_err(|_| BootError::NotUp(booted.init.clone()))?,
         )?;
         Ok(booted)
     }
 
-    fn wait(&mut self) -> Result<(), NotBooted> {
+    fn wait(&mut self) -> Result<(), BootError> {
         let began = Instant::now();
         let children = format!("/proc/{0}/task/{0}/children", self.container.id());
         loop {
@@ -108,10 +108,10 @@ impl Booted {
                 if let Some(mut stderr) = self.container.stderr.take() {
                     let _ = std::io::Read::read_to_string(&mut stderr, &mut said);
                 }
-                return Err(NotBooted::NotUp(format!("{status}: {}", said.trim())));
+                return Err(BootError::NotUp(format!("{status}: {}", said.trim())));
             }
             if began.elapsed() > BOOT {
-                return Err(NotBooted::NotUp(format!("not within {} s", BOOT.as_secs())));
+                return Err(BootError::NotUp(format!("not within {} s", BOOT.as_secs())));
             }
             sleep(Duration::from_millis(300));
         }
@@ -157,7 +157,7 @@ fn boot_command(host: &HostPlan, directory: &Path, program: &Path) -> Command {
     command
 }
 
-impl Drop for Booted {
+impl Drop for BootedHost {
     fn drop(&mut self) {
         // systemd's signal for power-off (systemd(1)). A container that ignores it is killed.
         if !self.init.is_empty() {

@@ -1,7 +1,7 @@
 //! Continuous traffic between two places, and how long it was interrupted: a TCP stream of numbered
 //! bytes that are echoed, pings, and look-ups of names.
 
-use super::probe::From;
+use super::probe::ProbeSource;
 use crate::{Error, Testbed, namespace};
 use std::{
     io::{ErrorKind, Read, Write},
@@ -28,7 +28,7 @@ const SLICE: Duration = Duration::from_millis(200);
 
 /// The answers that a flow got so far.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct FlowAnswers {
     /// Answers so far.
     pub answers: u64,
     /// When the newest answer came.
@@ -42,7 +42,7 @@ pub struct Seen {
 /// A flow; dropping it ends it.
 pub struct Flow {
     name: String,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<FlowAnswers>>,
     end: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -50,7 +50,7 @@ pub struct Flow {
 impl Flow {
     fn new(name: String) -> Self {
         let now = Instant::now();
-        let seen = Seen {
+        let seen = FlowAnswers {
             answers: 0,
             last: now,
             asked: now,
@@ -75,8 +75,8 @@ impl Flow {
     /// If it cannot be opened.
     pub fn stream(
         name: &str,
-        from: &From,
-        to: &From,
+        from: &ProbeSource,
+        to: &ProbeSource,
         address: &str,
         port: u16,
     ) -> Result<Self, Error> {
@@ -112,7 +112,7 @@ impl Flow {
     ///
     /// # Errors
     /// If the program cannot be started.
-    pub fn pings(name: &str, from: &From, address: &str) -> Result<Self, Error> {
+    pub fn pings(name: &str, from: &ProbeSource, address: &str) -> Result<Self, Error> {
         let mut flow = Self::new(name.to_owned());
         let (seen, end) = (flow.seen.clone(), flow.end.clone());
         let (from, address) = (from.0.clone(), address.to_owned());
@@ -178,7 +178,7 @@ impl Flow {
     }
 
     /// Its observations so far.
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> FlowAnswers {
         self.seen
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -234,7 +234,7 @@ impl Drop for Flow {
     }
 }
 
-fn answered(seen: &Mutex<Seen>, asked: Instant) {
+fn answered(seen: &Mutex<FlowAnswers>, asked: Instant) {
     let mut seen = seen
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -264,7 +264,7 @@ fn echo(mut stream: TcpStream, end: &AtomicBool) {
 
 /// Sends one numbered byte at a time and waits for its echo, which proves the path since the byte
 /// was sent.
-fn ask(mut stream: TcpStream, seen: &Mutex<Seen>, end: &AtomicBool) {
+fn ask(mut stream: TcpStream, seen: &Mutex<FlowAnswers>, end: &AtomicBool) {
     let ended = |why: String| {
         seen.lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)

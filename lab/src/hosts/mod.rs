@@ -2,9 +2,9 @@
 //! host of its own.
 //!
 //! A host that takes part gets a root file system of its own over one Debian tree ([`tree`]); a
-//! [`Program`] is a shell script that runs there with `start` or `stop`. [`Behind`] is a machine or
-//! container behind a host, [`probe`] checks whether packets arrive, [`flow`] is continuous traffic
-//! between two hosts and measures its interruptions.
+//! [`Program`] is a shell script that runs there with `start` or `stop`. [`InnerMachine`] is a
+//! machine or container behind a host, [`probe`] checks whether packets arrive, [`flow`] is
+//! continuous traffic between two hosts and measures its interruptions.
 
 pub mod behind;
 pub mod booted;
@@ -13,8 +13,8 @@ pub mod probe;
 pub mod slow_disk;
 pub mod tree;
 
-pub use behind::Behind;
-pub use booted::{Booted, NotBooted};
+pub use behind::InnerMachine;
+pub use booted::{BootError, BootedHost};
 pub use flow::Flow;
 pub use slow_disk::SlowDisk;
 

@@ -17,9 +17,9 @@ const PAUSE: Duration = Duration::from_millis(150);
 
 /// Where a probe starts: the name of a network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct From(pub(crate) String);
+pub struct ProbeSource(pub(crate) String);
 
-impl From {
+impl ProbeSource {
     /// From a host.
     ///
     /// # Errors

@@ -113,15 +113,15 @@ fn percentile(mut times: Vec<f64>, share: f64) -> Option<f64> {
 }
 
 fn times(rounds: &[Vec<Outcome>]) -> Vec<Figure> {
-    type Of = fn(&Outcome) -> Option<f64>;
-    let direct: Of = |o| {
+    type Getter = fn(&Outcome) -> Option<f64>;
+    let direct: Getter = |o| {
         let punch = o
             .punch
             .filter(|_| is_of(o, Theory::Direct) && is_punched(o));
         punch.and_then(|(_, ms)| ms)
     };
-    let answer: Of = |o| Some(o.first_answer_ms).filter(|ms| !ms.is_nan());
-    let all: [(&str, &str, Of, f64); 4] = [
+    let answer: Getter = |o| Some(o.first_answer_ms).filter(|ms| !ms.is_nan());
+    let all: [(&str, &str, Getter, f64); 4] = [
         ("time-median", "time to direct, median", direct, 0.5),
         ("time-p95", "time to direct, 95 % within", direct, 0.95),
         (
@@ -132,7 +132,7 @@ fn times(rounds: &[Vec<Outcome>]) -> Vec<Figure> {
         ),
         ("answer-p95", "first answer, 95 % within", answer, 0.95),
     ];
-    let figure = |(name, what, of, share): (&str, &str, Of, f64)| {
+    let figure = |(name, what, of, share): (&str, &str, Getter, f64)| {
         let each =
             |outcomes: &Vec<Outcome>| percentile(outcomes.iter().filter_map(of).collect(), share);
         Figure::new(name, what, "ms", rounds.iter().map(each))

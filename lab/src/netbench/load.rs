@@ -178,13 +178,13 @@ pub(super) fn datagrams(
     let stop = AtomicBool::new(false);
     let point = thread::scope(|scope| {
         scope.spawn(|| {
-            let mut many = Many::new(bytes.max(2048));
+            let mut many = MessageBuffers::new(bytes.max(2048));
             while !stop.load(Ordering::Relaxed) {
                 got.fetch_add(many.receive(&receiver) as u64, Ordering::Relaxed);
             }
         });
         scope.spawn(|| {
-            let mut many = Many::new(bytes);
+            let mut many = MessageBuffers::new(bytes);
             let began = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 let due = (began.elapsed().as_secs_f64() * wanted) as u64;
@@ -238,14 +238,14 @@ fn grow(socket: &UdpSocket) {
 }
 
 /// Buffers for `sendmmsg` and `recvmmsg`.
-struct Many {
+struct MessageBuffers {
     // The headers point into the other two fields, which no other code touches.
     headers: Vec<libc::mmsghdr>,
     _vectors: Vec<libc::iovec>,
     _bytes: Vec<u8>,
 }
 
-impl Many {
+impl MessageBuffers {
     fn new(bytes: usize) -> Self {
         let mut buffer = vec![0u8; bytes * BURST];
         let mut vectors: Vec<libc::iovec> = buffer

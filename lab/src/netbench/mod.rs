@@ -19,9 +19,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 use load::{Bulk, Point, WARM_UP, datagrams, pings, rate};
 use p2pvm_overlay::chain;
-use programs::{Kind, Places, Running};
+use programs::{Places, ProgramName, RunningProgram};
 use serde::Serialize;
-use stage::{OwnProgram, Stage, Topology};
+use stage::{Stage, ThisProgram, Topology};
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
@@ -60,7 +60,7 @@ const REACHED: Duration = Duration::from_secs(20);
 pub struct Options {
     /// Only these programs, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Kind>,
+    only: Vec<ProgramName>,
     /// Only these measurements, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
     measure: Vec<Measure>,
@@ -130,14 +130,14 @@ struct Round {
 
 /// One row of the table.
 #[derive(Debug, Serialize)]
-struct Measured {
+struct TableRow {
     name: String,
     version: String,
     rounds: Vec<Round>,
 }
 
 struct Contender {
-    which: Kind,
+    which: ProgramName,
     name: String,
     places: Places,
 }
@@ -153,14 +153,14 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
     }
     stage::sweep();
     let file = std::env::current_exe().context("cannot find this program's own file")?;
-    let own = OwnProgram {
+    let own = ThisProgram {
         file: file.clone(),
         arguments: arguments.iter().map(OsString::from).collect(),
     };
     let contenders = contenders(options, &own, &file);
-    let mut results: Vec<Measured> = contenders
+    let mut results: Vec<TableRow> = contenders
         .iter()
-        .map(|c| Measured {
+        .map(|c| TableRow {
             name: c.name.clone(),
             version: String::new(),
             rounds: Vec::new(),
@@ -189,8 +189,8 @@ pub fn run(options: &Options, arguments: &[&OsStr]) -> anyhow::Result<ExitCode> 
 }
 
 /// The programs to measure, in the order of the table.
-fn contenders(options: &Options, own: &OwnProgram, this_program: &Path) -> Vec<Contender> {
-    let contender = |which: Kind, name: &str, p2pvm: &Path| Contender {
+fn contenders(options: &Options, own: &ThisProgram, this_program: &Path) -> Vec<Contender> {
+    let contender = |which: ProgramName, name: &str, p2pvm: &Path| Contender {
         which,
         name: name.into(),
         places: Places {
@@ -202,27 +202,27 @@ fn contenders(options: &Options, own: &OwnProgram, this_program: &Path) -> Vec<C
     };
     let p2pvm = options.program.as_deref().unwrap_or(this_program);
     let mut contenders = Vec::new();
-    for which in Kind::ALL
+    for which in ProgramName::ALL
         .into_iter()
         .filter(|w| options.only.is_empty() || options.only.contains(w))
     {
         contenders.push(contender(which, which.name(), p2pvm));
-        if let (Kind::P2pvm, Some(before)) = (which, &options.before) {
+        if let (ProgramName::P2pvm, Some(before)) = (which, &options.before) {
             contenders.push(contender(which, "p2pvm before", before));
         }
     }
     let pairs = options.pair.iter();
-    contenders.extend(pairs.map(|(name, file)| contender(Kind::Pair, name, file)));
+    contenders.extend(pairs.map(|(name, file)| contender(ProgramName::Pair, name, file)));
     contenders
 }
 
-impl Measured {
+impl TableRow {
     /// Measures one round of a program; `lossy` is what [`all_lossy`] measured of it.
     fn add_round(
         &mut self,
         options: &Options,
         contender: &Contender,
-        own: &OwnProgram,
+        own: &ThisProgram,
         lossy: anyhow::Result<Vec<f64>>,
     ) {
         let mut measured = Round::default();
@@ -256,7 +256,7 @@ impl Options {
 }
 
 /// Measures all but loss, which is measured of all programs at the same time.
-fn one_round(options: &Options, contender: &Contender, own: &OwnProgram, round: &mut Round) {
+fn one_round(options: &Options, contender: &Contender, own: &ThisProgram, round: &mut Round) {
     let direct = [Measure::Tcp, Measure::Udp, Measure::Ping]
         .into_iter()
         .any(|m| options.wants(m));
@@ -275,11 +275,11 @@ fn one_round(options: &Options, contender: &Contender, own: &OwnProgram, round: 
 fn measure_direct(
     options: &Options,
     contender: &Contender,
-    own: &OwnProgram,
+    own: &ThisProgram,
     round: &mut Round,
 ) -> anyhow::Result<()> {
     let stage = Stage::up(own, Topology::Direct, &contender.which.short())?;
-    let running = Running::start(contender.which, &contender.places, &stage)?;
+    let running = RunningProgram::start(contender.which, &contender.places, &stage)?;
     let [a, b] = running.addresses;
     load::until_reached(&stage, 0, b, REACHED)?;
     let pids = running.pids(&[0, 1]);
@@ -326,16 +326,16 @@ fn measure_direct(
 
 fn measure_relayed(
     contender: &Contender,
-    own: &OwnProgram,
+    own: &ThisProgram,
     round: &mut Round,
 ) -> anyhow::Result<()> {
-    let topology = if contender.which == Kind::Raw {
+    let topology = if contender.which == ProgramName::Raw {
         Topology::Routed
     } else {
         Topology::Middle
     };
     let stage = Stage::up(own, topology, &format!("{}-m", contender.which.short()))?;
-    let running = Running::start(contender.which, &contender.places, &stage)?;
+    let running = RunningProgram::start(contender.which, &contender.places, &stage)?;
     let b = running.addresses[1];
     load::until_reached(&stage, 0, b, REACHED)?;
     drop((Bulk::start(&stage, 0, 1, b, 1)?, thread::sleep(WARM_UP)));
@@ -350,11 +350,11 @@ fn measure_relayed(
 
 /// TCP with loss, all programs at once: each carries a few Mbit/s, which leaves the machine nearly
 /// idle.
-fn all_lossy(contenders: &[Contender], own: &OwnProgram) -> Vec<anyhow::Result<Vec<f64>>> {
+fn all_lossy(contenders: &[Contender], own: &ThisProgram) -> Vec<anyhow::Result<Vec<f64>>> {
     eprintln!("measuring loss of all programs at the same time");
     let one = |contender: &Contender, number: usize| {
         let stage = Stage::up(own, Topology::Far { rtt_ms: FAR_MS }, &number.to_string())?;
-        let running = Running::start(contender.which, &contender.places, &stage)?;
+        let running = RunningProgram::start(contender.which, &contender.places, &stage)?;
         let b = running.addresses[1];
         load::until_reached(&stage, 0, b, REACHED)?;
         let mut rates = Vec::new();

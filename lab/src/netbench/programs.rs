@@ -7,7 +7,7 @@ mod others;
 mod own;
 mod wireguard;
 
-use super::stage::{OwnProgram, Stage};
+use super::stage::{Stage, ThisProgram};
 use anyhow::Context;
 use others::{easytier, n2n, nebula, tinc};
 use own::{p2pvm, pair, plain};
@@ -24,7 +24,7 @@ const APPEAR: Duration = Duration::from_secs(10);
 
 /// The programs, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub enum ProgramName {
     /// The cable alone
     Raw,
     /// Our forwarder without encryption
@@ -50,7 +50,7 @@ pub enum Kind {
     Pair,
 }
 
-impl Kind {
+impl ProgramName {
     /// All of them.
     pub const ALL: [Self; 10] = [
         Self::Raw,
@@ -91,7 +91,7 @@ impl Kind {
 /// Where the executables are.
 pub(super) struct Places {
     pub p2pvm: PathBuf,
-    pub plain: OwnProgram,
+    pub plain: ThisProgram,
     pub peers: PathBuf,
     pub easytier: Option<PathBuf>,
 }
@@ -113,33 +113,35 @@ impl Places {
     }
 
     /// The executable that `which` needs first.
-    fn program(&self, which: Kind) -> anyhow::Result<PathBuf> {
+    fn program(&self, which: ProgramName) -> anyhow::Result<PathBuf> {
         match which {
-            Kind::Raw => Ok(PathBuf::new()),
-            Kind::Plain => Ok(self.plain.file.clone()),
-            Kind::P2pvm | Kind::Pair => Ok(self.p2pvm.clone()),
-            Kind::WireguardGo => self.find("wireguard-go"),
-            Kind::Gotatun => self.find("gotatun"),
-            Kind::Boringtun => self.find("boringtun-cli"),
-            Kind::Easytier => self
+            ProgramName::Raw => Ok(PathBuf::new()),
+            ProgramName::Plain => Ok(self.plain.file.clone()),
+            ProgramName::P2pvm | ProgramName::Pair => Ok(self.p2pvm.clone()),
+            ProgramName::WireguardGo => self.find("wireguard-go"),
+            ProgramName::Gotatun => self.find("gotatun"),
+            ProgramName::Boringtun => self.find("boringtun-cli"),
+            ProgramName::Easytier => self
                 .easytier
                 .clone()
                 .map_or_else(|| self.find("easytier-core"), Ok),
-            Kind::Nebula => self.find("nebula"),
-            Kind::Tinc => self.find("tincd"),
-            Kind::N2n => self.find("edge"),
+            ProgramName::Nebula => self.find("nebula"),
+            ProgramName::Tinc => self.find("tincd"),
+            ProgramName::N2n => self.find("edge"),
         }
     }
 
     /// The version that the program prints, or why it cannot be run.
-    pub fn version(&self, which: Kind) -> anyhow::Result<String> {
+    pub fn version(&self, which: ProgramName) -> anyhow::Result<String> {
         let program = self.program(which)?;
         let argument = match which {
-            Kind::Raw | Kind::Plain | Kind::Pair => return Ok(String::new()),
+            ProgramName::Raw | ProgramName::Plain | ProgramName::Pair => return Ok(String::new()),
             // The program prints another number than Debian's package carries.
-            Kind::WireguardGo => return Ok(debian_version("wireguard-go").unwrap_or_default()),
-            Kind::Nebula => "-version",
-            Kind::N2n => "-h",
+            ProgramName::WireguardGo => {
+                return Ok(debian_version("wireguard-go").unwrap_or_default());
+            }
+            ProgramName::Nebula => "-version",
+            ProgramName::N2n => "-h",
             _ => "--version",
         };
         let output = Command::new(&program)
@@ -173,14 +175,14 @@ fn debian_version(package: &str) -> Option<String> {
 }
 
 /// A program that runs on all hosts of a stage; it ends when this is dropped.
-pub(super) struct Running {
+pub(super) struct RunningProgram {
     /// Each with the index of its host.
     daemons: Vec<(usize, Child)>,
     /// The overlay addresses of `a` and `b`.
     pub addresses: [IpAddr; 2],
 }
 
-impl Drop for Running {
+impl Drop for RunningProgram {
     fn drop(&mut self) {
         for (_, child) in &mut self.daemons {
             // A program with an open input ends when that closes, and cleans up; others are killed.
@@ -192,7 +194,7 @@ impl Drop for Running {
     }
 }
 
-impl Running {
+impl RunningProgram {
     /// Process ids of the daemons on these hosts.
     pub fn pids(&self, hosts: &[usize]) -> Vec<u32> {
         self.daemons
@@ -203,7 +205,7 @@ impl Running {
     }
 
     /// Starts `which` on all hosts of the stage.
-    pub fn start(which: Kind, places: &Places, stage: &Stage) -> anyhow::Result<Self> {
+    pub fn start(which: ProgramName, places: &Places, stage: &Stage) -> anyhow::Result<Self> {
         let program = places.program(which)?;
         let overlay = |net: u8| [IpAddr::from([10, net, 0, 1]), IpAddr::from([10, net, 0, 2])];
         let mut running = Self {
@@ -211,17 +213,17 @@ impl Running {
             addresses: overlay(90),
         };
         match which {
-            Kind::Raw => running.addresses = [stage.reach(1, 0), stage.hosts[1].address],
-            Kind::Plain => plain(&mut running, &places.plain, stage)?,
-            Kind::P2pvm => p2pvm(&mut running, &program, stage)?,
-            Kind::WireguardGo | Kind::Gotatun | Kind::Boringtun => {
+            ProgramName::Raw => running.addresses = [stage.reach(1, 0), stage.hosts[1].address],
+            ProgramName::Plain => plain(&mut running, &places.plain, stage)?,
+            ProgramName::P2pvm => p2pvm(&mut running, &program, stage)?,
+            ProgramName::WireguardGo | ProgramName::Gotatun | ProgramName::Boringtun => {
                 wireguard(&mut running, which, &program, stage)?
             }
-            Kind::Pair => pair(&mut running, &program, stage)?,
-            Kind::Easytier => easytier(&mut running, &program, stage)?,
-            Kind::Nebula => nebula(&mut running, &program, stage)?,
-            Kind::Tinc => tinc(&mut running, &program, stage)?,
-            Kind::N2n => n2n(&mut running, &program, &places.find("supernode")?, stage)?,
+            ProgramName::Pair => pair(&mut running, &program, stage)?,
+            ProgramName::Easytier => easytier(&mut running, &program, stage)?,
+            ProgramName::Nebula => nebula(&mut running, &program, stage)?,
+            ProgramName::Tinc => tinc(&mut running, &program, stage)?,
+            ProgramName::N2n => n2n(&mut running, &program, &places.find("supernode")?, stage)?,
         }
         Ok(running)
     }

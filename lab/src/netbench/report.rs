@@ -1,13 +1,13 @@
 //! The figures of a run: those of each program, round by round, and the ratios of p2pvm to others.
 
-use super::{LADDER, LOSSES, Measured, Point, Round, SIZES, programs::Kind};
+use super::{LADDER, LOSSES, Point, Round, SIZES, TableRow, programs::ProgramName};
 use crate::figures::Figure;
 
 /// A value of each round, `None` where it was not measured.
-type Of<'a> = &'a dyn Fn(&Round) -> Option<f64>;
+type Getter<'a> = &'a dyn Fn(&Round) -> Option<f64>;
 
 /// All figures; each name with its programs in the order of the run.
-pub(super) fn figures(results: &[Measured]) -> Vec<Figure> {
+pub(super) fn figures(results: &[TableRow]) -> Vec<Figure> {
     let mut all = Vec::new();
     let versions = results.iter().filter(|row| !row.version.is_empty());
     all.extend(versions.map(|row| {
@@ -37,7 +37,7 @@ pub(super) fn figures(results: &[Measured]) -> Vec<Figure> {
 const NONE: [f64; 0] = [];
 
 /// The figure of each program in whose rounds it was measured.
-fn each(results: &[Measured], figure: &Figure, of: Of<'_>) -> Vec<Figure> {
+fn each(results: &[TableRow], figure: &Figure, of: Getter<'_>) -> Vec<Figure> {
     let measured = results.iter().filter_map(|row| {
         let rounds: Vec<f64> = row.rounds.iter().filter_map(of).collect();
         let made = Figure::new(&figure.name, &figure.what, &figure.unit, rounds)
@@ -48,8 +48,8 @@ fn each(results: &[Measured], figure: &Figure, of: Of<'_>) -> Vec<Figure> {
     measured.collect()
 }
 
-fn streams(results: &[Measured]) -> Vec<Figure> {
-    let all: [(&str, &str, &str, usize, Of<'_>); 7] = [
+fn streams(results: &[TableRow]) -> Vec<Figure> {
+    let all: [(&str, &str, &str, usize, Getter<'_>); 7] = [
         ("tcp-1", "one TCP stream", "Gbit/s", 2, &|r| r.tcp_1),
         ("tcp-8", "eight TCP streams", "Gbit/s", 2, &|r| r.tcp_8),
         (
@@ -82,10 +82,10 @@ fn streams(results: &[Measured]) -> Vec<Figure> {
         .collect()
 }
 
-fn pings(results: &[Measured]) -> Vec<Figure> {
+fn pings(results: &[TableRow]) -> Vec<Figure> {
     let raw = results
         .iter()
-        .find(|row| row.name == Kind::Raw.name())
+        .find(|row| row.name == ProgramName::Raw.name())
         .map_or(&[][..], |row| row.rounds.as_slice());
     type Ping = fn(&Round) -> Option<(f64, f64)>;
     let kinds: [(&str, &str, Ping); 2] = [
@@ -114,7 +114,10 @@ fn pings(results: &[Measured]) -> Vec<Figure> {
             "-over",
             ", median above that of the raw cable in the same round",
         );
-        for row in results.iter().filter(|row| row.name != Kind::Raw.name()) {
+        for row in results
+            .iter()
+            .filter(|row| row.name != ProgramName::Raw.name())
+        {
             let rounds: Vec<f64> = row
                 .rounds
                 .iter()
@@ -142,7 +145,7 @@ fn best(round: &Round, bytes: usize) -> Option<f64> {
     received.max_by(f64::total_cmp)
 }
 
-fn datagrams(results: &[Measured]) -> Vec<Figure> {
+fn datagrams(results: &[TableRow]) -> Vec<Figure> {
     let mut all = Vec::new();
     for (bytes, ladder) in SIZES.into_iter().zip(LADDER) {
         let most = Figure::new(
@@ -184,19 +187,19 @@ fn datagrams(results: &[Measured]) -> Vec<Figure> {
 }
 
 /// The ratios of p2pvm to others in the same rounds.
-fn beside_others(results: &[Measured]) -> Vec<Figure> {
-    let rounds = |which: Kind| {
+fn beside_others(results: &[TableRow]) -> Vec<Figure> {
+    let rounds = |which: ProgramName| {
         let row = results.iter().find(|row| row.name == which.name());
         row.map_or(&[][..], |row| row.rounds.as_slice())
     };
-    let own = rounds(Kind::P2pvm);
+    let own = rounds(ProgramName::P2pvm);
     let ratio = |other: &[Round], of: fn(&Round) -> Option<f64>, times: f64| -> Vec<f64> {
         let pairs = own.iter().zip(other);
         pairs
             .filter_map(|(own, other)| Some(of(own)? / of(other)? * times))
             .collect()
     };
-    let wireguard = rounds(Kind::WireguardGo);
+    let wireguard = rounds(ProgramName::WireguardGo);
     let mut all = vec![
         Figure::new(
             "tcp-beside-wireguard-go",
@@ -210,7 +213,7 @@ fn beside_others(results: &[Measured]) -> Vec<Figure> {
             "tcp-beside-plain",
             "one TCP stream beside a forwarder without encryption",
             "%",
-            ratio(rounds(Kind::Plain), |r| r.tcp_1, 100.0),
+            ratio(rounds(ProgramName::Plain), |r| r.tcp_1, 100.0),
         )
         .aim("≥ 65 %"),
         Figure::new(
@@ -222,12 +225,14 @@ fn beside_others(results: &[Measured]) -> Vec<Figure> {
         .digits(2)
         .aim("≤ 1/3"),
     ];
-    let no_peers = [Kind::Raw, Kind::Plain, Kind::P2pvm].map(Kind::name);
+    let no_peers =
+        [ProgramName::Raw, ProgramName::Plain, ProgramName::P2pvm].map(ProgramName::name);
     for bytes in SIZES {
         let of_peers = |n: usize| {
             let peers = results.iter().filter(|row| {
                 let name = row.name.as_str();
-                !no_peers.contains(&name) && Kind::ALL.iter().any(|which| which.name() == name)
+                !no_peers.contains(&name)
+                    && ProgramName::ALL.iter().any(|which| which.name() == name)
             });
             let rates = peers.filter_map(|row| best(row.rounds.get(n)?, bytes));
             rates.max_by(f64::total_cmp)
@@ -249,7 +254,7 @@ fn beside_others(results: &[Measured]) -> Vec<Figure> {
 }
 
 /// The measurements that failed: each reason with its count.
-fn failures(results: &[Measured]) -> Vec<Figure> {
+fn failures(results: &[TableRow]) -> Vec<Figure> {
     let failed = results.iter().filter_map(|row| {
         let mut reasons: Vec<&String> = row.rounds.iter().flat_map(|r| &r.failed).collect();
         reasons.sort();
@@ -273,8 +278,8 @@ mod tests {
     use super::*;
     use p2pvm_figures::Amount;
 
-    fn row(name: &str, rounds: Vec<Round>) -> Measured {
-        Measured {
+    fn row(name: &str, rounds: Vec<Round>) -> TableRow {
+        TableRow {
             name: name.into(),
             version: "1.0".into(),
             rounds,

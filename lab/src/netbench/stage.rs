@@ -24,13 +24,13 @@ const DIR: &str = "p2pvm-bench-net";
 
 /// This program, as a stage starts it for further commands.
 #[derive(Clone)]
-pub(super) struct OwnProgram {
+pub(super) struct ThisProgram {
     pub file: PathBuf,
     /// The arguments before a `testbed` command.
     pub arguments: Vec<OsString>,
 }
 
-impl OwnProgram {
+impl ThisProgram {
     /// One of its `testbed` commands.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.file);
@@ -77,7 +77,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Makes the hosts. `own` keeps testbeds; `name` is unique among the stages of this process.
-    pub fn up(own: &OwnProgram, topology: Topology, name: &str) -> anyhow::Result<Self> {
+    pub fn up(own: &ThisProgram, topology: Topology, name: &str) -> anyhow::Result<Self> {
         if let Topology::Far { rtt_ms } = topology {
             return Self::far(own, rtt_ms, name);
         }
@@ -132,7 +132,7 @@ impl Stage {
         Ok(stage)
     }
 
-    fn far(own: &OwnProgram, rtt_ms: u32, name: &str) -> anyhow::Result<Self> {
+    fn far(own: &ThisProgram, rtt_ms: u32, name: &str) -> anyhow::Result<Self> {
         let sites = format!(
             "seed = 5\n[default]\nrtt_ms = {rtt_ms}\n[[site]]\nname = \"a\"\n[[site]]\nname \
                 = \"b\"\n"

@@ -13,7 +13,7 @@ use super::{
     queue::{Micros, SECOND},
     world::Access,
 };
-use p2pvm_overlay::ring::{Header, Input, Kind, Mode, Next, Packet, Position};
+use p2pvm_overlay::ring::{Header, Input, Kind, Mode, Packet, Position, RingHop};
 use rand::Rng;
 use std::time::Duration;
 
@@ -168,9 +168,9 @@ impl Sim {
             header.leaf,
         ) {
             (Some(agent), ..) => self.at(agent),
-            (None, Next::Via(via), _) => self.number(&via),
+            (None, RingHop::Via(via), _) => self.number(&via),
             // This member is the other side's agent itself.
-            (None, Next::Here, Some(leaf)) => self.at(leaf),
+            (None, RingHop::Here, Some(leaf)) => self.at(leaf),
             _ => None,
         };
         let Some(via) = via else { return };

@@ -9,7 +9,7 @@ use super::{
     conditions::Conditions,
     dial::Dial,
     flight::{Class, Flight},
-    member::{Clock, Member, Sent, Tally},
+    member::{Clock, Member, SentCounts, Tally},
     queue::{Micros, Queue, SECOND},
     world::{Access, Home, World},
 };
@@ -440,7 +440,7 @@ impl Sim {
     }
 
     /// What each member sent so far, by purpose.
-    pub fn sent(&self) -> Vec<Sent> {
+    pub fn sent(&self) -> Vec<SentCounts> {
         self.members.iter().map(|m| m.sent).collect()
     }
 

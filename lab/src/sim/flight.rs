@@ -5,7 +5,7 @@ use super::{
     engine::{Event, LOWER_HEADERS, Sim},
     queue::Micros,
 };
-use p2pvm_overlay::ring::{Input, Kind, Next, Packet};
+use p2pvm_overlay::ring::{Input, Kind, Packet, RingHop};
 
 /// A datagram under way.
 #[derive(Clone)]
@@ -156,7 +156,7 @@ impl Sim {
             return;
         }
         match self.members[me as usize].table.route(&packet.header) {
-            Next::Via(member) => {
+            RingHop::Via(member) => {
                 let Some(next) = self.number(&member).filter(|next| *next != from) else {
                     return;
                 };
@@ -176,11 +176,11 @@ impl Sim {
                 };
                 self.send_packet(me, next, packet, class, trail);
             }
-            Next::Here => {
+            RingHop::Here => {
                 let from = self.members[from as usize].node.member;
                 self.tell(me, Input::Received { from, packet });
             }
-            Next::Nowhere => {
+            RingHop::Nowhere => {
                 self.undeliverable += 1;
                 if packet.header.hops_left == 0 {
                     self.breach(format!(

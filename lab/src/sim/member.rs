@@ -75,7 +75,7 @@ impl Link {
 
 /// The datagrams sent, by purpose.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sent {
+pub struct SentCounts {
     /// Keepalives and lists: to a neighbour, and no farther.
     pub upkeep: Tally,
     /// Packets that go on over several members: sent or forwarded.
@@ -86,7 +86,7 @@ pub struct Sent {
     pub relayed: Tally,
 }
 
-impl Sent {
+impl SentCounts {
     /// All of it.
     pub fn total(&self) -> Tally {
         let all = [self.upkeep, self.routed, self.linking, self.relayed];
@@ -139,7 +139,7 @@ pub struct Member {
     /// When it joined the ring in this life.
     pub joined: Option<Micros>,
     /// The sums over all its lives.
-    pub sent: Sent,
+    pub sent: SentCounts,
     /// Members whose address it has on disk: the bootstraps first.
     pub known: Vec<u32>,
     /// How many of those are bootstraps.
@@ -163,7 +163,7 @@ impl Member {
             restless: 0,
             started: 0,
             joined: None,
-            sent: Sent::default(),
+            sent: SentCounts::default(),
             known: Vec::new(),
             bootstraps: 0,
             links: Vec::new(),

@@ -68,7 +68,7 @@ impl Axis {
 
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum LineStyle {
     /// A line.
     Line,
     /// A line with a mark at each value.
@@ -83,7 +83,7 @@ pub struct Series {
     /// Name in the legend.
     pub name: String,
     /// How it is drawn.
-    pub look: Look,
+    pub look: LineStyle,
     /// The values, by rising x.
     pub values: Vec<(f64, f64)>,
 }
@@ -339,7 +339,7 @@ impl Chart {
         )?;
         for (i, series) in self.series.iter().enumerate() {
             let (at, colour) = (top + 15.0 + i as f64 * 20.0, COLOURS[i % COLOURS.len()]);
-            let dash = if series.look == Look::Dashed {
+            let dash = if series.look == LineStyle::Dashed {
                 r#" stroke-dasharray="6 4""#
             } else {
                 ""
@@ -373,7 +373,7 @@ fn draw(out: &mut String, series: &Series, colour: &str, x: &Ruler, y: &Ruler) -
     for (i, (px, py)) in places.iter().enumerate() {
         write!(path, "{}{px:.1} {py:.1}", if i == 0 { 'M' } else { 'L' })?;
     }
-    let dash = if series.look == Look::Dashed {
+    let dash = if series.look == LineStyle::Dashed {
         r#" stroke-dasharray="6 4""#
     } else {
         ""
@@ -382,7 +382,7 @@ fn draw(out: &mut String, series: &Series, colour: &str, x: &Ruler, y: &Ruler) -
         out,
         r#"<path d="{path}" fill="none" stroke="{colour}" stroke-width="2.2" stroke-linejoin="round"{dash}/>"#
     )?;
-    if series.look == Look::Marked {
+    if series.look == LineStyle::Marked {
         for (px, py) in places {
             writeln!(
                 out,
@@ -418,7 +418,7 @@ mod tests {
     fn chart(values: Vec<(f64, f64)>) -> String {
         let series = vec![Series {
             name: "a < b & c".into(),
-            look: Look::Marked,
+            look: LineStyle::Marked,
             values,
         }];
         Chart {

@@ -2,7 +2,7 @@
 
 use super::{
     faults::Outcome,
-    plot::{Axis, Chart, Look, Series},
+    plot::{Axis, Chart, LineStyle, Series},
     scale::{Curve, Disaster, Report, Spread},
 };
 use crate::figures::{Amount, Figure};
@@ -42,7 +42,7 @@ fn chart(title: &str, x: Axis, y: Axis, series: Vec<Series>) -> String {
     .svg()
 }
 
-fn line(name: &str, look: Look, values: Curve) -> Series {
+fn line(name: &str, look: LineStyle, values: Curve) -> Series {
     Series {
         name: name.to_owned(),
         look,
@@ -57,7 +57,7 @@ fn by_size(reports: &[Report], of: impl Fn(&Report) -> f64) -> Curve {
 
 /// Two curves: a spread's average and its 99th percentile.
 fn mean_and_p99(reports: &[Report], of: impl Fn(&Report) -> &Spread) -> Vec<Series> {
-    let curve = |name, values| line(name, Look::Marked, values);
+    let curve = |name, values| line(name, LineStyle::Marked, values);
     vec![
         curve("average", by_size(reports, |r| of(r).mean)),
         curve("99th percentile", by_size(reports, |r| of(r).p99)),
@@ -68,7 +68,13 @@ fn mean_and_p99(reports: &[Report], of: impl Fn(&Report) -> &Spread) -> Vec<Seri
 fn each_size(reports: &[Report], of: impl Fn(&Report) -> &Curve) -> Vec<Series> {
     reports
         .iter()
-        .map(|r| line(&format!("{} members", r.members), Look::Line, of(r).clone()))
+        .map(|r| {
+            line(
+                &format!("{} members", r.members),
+                LineStyle::Line,
+                of(r).clone(),
+            )
+        })
         .collect()
 }
 
@@ -86,15 +92,19 @@ fn hops_aim(report: &Report) -> f64 {
 
 fn hops(reports: &[Report]) -> Plot {
     let series = vec![
-        line("average", Look::Marked, by_size(reports, |r| r.hops.mean)),
+        line(
+            "average",
+            LineStyle::Marked,
+            by_size(reports, |r| r.hops.mean),
+        ),
         line(
             "99th percentile",
-            Look::Marked,
+            LineStyle::Marked,
             by_size(reports, |r| r.hops.p99),
         ),
         line(
             "aim for the average: 0.6 · log2 n",
-            Look::Dashed,
+            LineStyle::Dashed,
             by_size(reports, hops_aim),
         ),
     ];
@@ -117,7 +127,7 @@ fn idle(reports: &[Report]) -> Plot {
     let mut series = mean_and_p99(reports, |r| &r.idle.bytes);
     series.push(line(
         "aim at 10 000 members",
-        Look::Dashed,
+        LineStyle::Dashed,
         by_size(reports, |_| IDLE_AIM),
     ));
     let title = "What a member sends when nothing happens";
@@ -146,7 +156,7 @@ fn repairs(greatest: &Report) -> [Plot; 2] {
         let curve = |d: &Disaster| of(d).iter().copied().filter(|v| v.0 <= 120.0).collect();
         let died = |d: &Disaster| format!("{} % died", d.share * 100.0);
         let series = greatest.disasters.iter();
-        let series = series.map(|d| line(&died(d), Look::Line, curve(d)));
+        let series = series.map(|d| line(&died(d), LineStyle::Line, curve(d)));
         let title = format!(
             "{what} after a part of {} members died at once",
             greatest.members
@@ -288,8 +298,8 @@ fn add_idle(all: &mut Figures<'_>) {
         "",
     );
     all.spread(own, &three, |r| r.idle.own_bytes);
-    type Of = fn(&Report) -> f64;
-    let parts: [(&str, &str, Of); 4] = [
+    type Getter = fn(&Report) -> f64;
+    let parts: [(&str, &str, Getter); 4] = [
         ("idle-upkeep", "upkeep", |r| r.idle.upkeep_bytes),
         ("idle-routed", "routed", |r| r.idle.routed_bytes),
         ("idle-linking", "linking", |r| r.idle.linking_bytes),
@@ -299,7 +309,7 @@ fn add_idle(all: &mut Figures<'_>) {
         let what = format!("idle: of the mean of bytes/s, {part}");
         all.add((name, &what, "", 0), |r| Some(of(r)));
     }
-    let shares: [(&str, &str, usize, Of); 3] = [
+    let shares: [(&str, &str, usize, Getter); 3] = [
         ("idle-near", "right near links", 3, |r| r.idle_near),
         ("idle-paths", "paths that arrive", 2, |r| r.idle_lookups),
         (

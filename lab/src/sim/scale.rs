@@ -6,7 +6,7 @@
 
 use super::{
     engine::Sim,
-    member::{Sent, Tally},
+    member::{SentCounts, Tally},
     plot::distribution,
     queue::{Micros, SECOND},
     survey::{Survey, walk},
@@ -97,7 +97,7 @@ pub struct Disaster {
 
 /// Messages and bytes sent by a member in a second, by purpose.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Idle {
+pub struct IdleTraffic {
     /// Messages by member.
     pub messages: Spread,
     /// Bytes by member.
@@ -142,7 +142,7 @@ pub struct Report {
     /// Share of links over a relay.
     pub relayed_links: f64,
     /// The traffic of the quiet minutes.
-    pub idle: Idle,
+    pub idle: IdleTraffic,
     /// The least share of near links that were right in those minutes, checked every ten seconds.
     pub idle_near: f64,
     /// The least share of lookups that arrived meanwhile.
@@ -332,7 +332,7 @@ fn memory_mib() -> u64 {
 
 /// Runs the idle network, counts what is sent, and checks the invariant: the least share of near
 /// links, of paths and of lookups that are right.
-fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
+fn idle(sim: &mut Sim, quiet: Micros) -> (IdleTraffic, [f64; 3]) {
     let before = sim.sent();
     let mut least = [1.0f64; 3];
     let end = sim.now() + quiet;
@@ -356,15 +356,15 @@ fn idle(sim: &mut Sim, quiet: Micros) -> (Idle, [f64; 3]) {
     }
     let seconds = quiet as f64 / SECOND as f64;
     let after = sim.sent();
-    let each = |of: fn(&Sent) -> u64| -> Vec<f64> {
+    let each = |of: fn(&SentCounts) -> u64| -> Vec<f64> {
         after
             .iter()
             .zip(&before)
             .map(|(a, b)| (of(a) - of(b)) as f64 / seconds)
             .collect()
     };
-    let mean = |of: fn(&Sent) -> u64| Spread::of(each(of)).mean;
-    let idle = Idle {
+    let mean = |of: fn(&SentCounts) -> u64| Spread::of(each(of)).mean;
+    let idle = IdleTraffic {
         messages: Spread::of(each(|s| s.total().messages)),
         bytes: Spread::of(each(|s| s.total().bytes)),
         own_bytes: Spread::of(each(|s| s.total().bytes - s.relayed.bytes)),

@@ -10,7 +10,7 @@ use super::{
     engine::Sim,
     queue::{Micros, SECOND},
 };
-use p2pvm_overlay::ring::{HOP_LIMIT, Header, Kind, Mode, Next, Position};
+use p2pvm_overlay::ring::{HOP_LIMIT, Header, Kind, Mode, Position, RingHop};
 use rand::Rng;
 
 /// Near neighbours on each side that a correct ring has ("at least two each side").
@@ -173,12 +173,12 @@ pub fn walk(sim: &Sim, from: u32, to: Position, mode: Mode) -> Walk {
             member.table.route(&header)
         };
         let via = match next {
-            Next::Here => {
+            RingHop::Here => {
                 walk.end = Some(at);
                 return walk;
             }
-            Next::Nowhere => return walk,
-            Next::Via(via) => via,
+            RingHop::Nowhere => return walk,
+            RingHop::Via(via) => via,
         };
         let Some(next) = sim.number(&via).filter(|next| sim.usable(at, *next)) else {
             return walk;

@@ -18,7 +18,7 @@ use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use p2pvm_daemon::{
     layout::{Layout, write_atomically},
     membership,
-    naming::Called,
+    naming::HostName,
 };
 use p2pvm_overlay::UnixTime;
 use std::{
@@ -173,9 +173,9 @@ async fn become_member(layout: &Layout) -> Outcome<()> {
     let name = found
         .name
         .unwrap_or_else(|| format!("node-{:04x}", rand::random::<u16>()));
-    let called = Called {
+    let called = HostName {
         derived,
-        ..Called::given(&name)
+        ..HostName::given(&name)
     };
     let Some((source, invite)) = found.invite else {
         let founded = membership::found(layout, (OWN_NETWORK, None), (&name, &[]), false)?;

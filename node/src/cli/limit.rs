@@ -123,7 +123,7 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
             }
         });
     if let Err(error) = watching {
-        tracing::debug!(%error, "this command has no time limit");
+        tracing::debug!(error = %p2pvm_host::chain(&error), "this command has no time limit");
     }
 }
 

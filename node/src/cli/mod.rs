@@ -102,7 +102,7 @@ impl Context {
     pub async fn daemon_if_any(&self) -> Outcome<Option<Client>> {
         match silent::connect(&self.layout).await {
             Ok(client) => Ok(Some(client)),
-            Err(silent::Missing::NotRunning(_)) => Ok(None),
+            Err(silent::ConnectFailure::NotRunning(_)) => Ok(None),
             Err(missing) => Err(missing.into()),
         }
     }

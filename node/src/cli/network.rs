@@ -14,14 +14,14 @@ use p2pvm_api::{
 use p2pvm_daemon::{
     layout::Layout,
     membership,
-    naming::{self, Called},
+    naming::{self, HostName},
     preflight,
 };
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
 use std::{fs, io::Read, os::unix::process::CommandExt, process::Command, time::Instant};
 
 /// This machine's name in the network; makes its identity only if the name derives from it.
-fn called(layout: &Layout, given: Option<String>) -> Outcome<Called> {
+fn called(layout: &Layout, given: Option<String>) -> Outcome<naming::HostName> {
     naming::choose(given, || {
         layout.create()?;
         Ok(Identity::load_or_create(&layout.identity())

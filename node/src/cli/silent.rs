@@ -27,7 +27,7 @@ const DYING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(30);
 
 /// Why there is no connection to a daemon.
-pub enum Missing {
+pub enum ConnectFailure {
     /// No daemon runs here.
     NotRunning(Failure),
     /// A daemon runs and does not answer.
@@ -36,20 +36,21 @@ pub enum Missing {
     Closed(Failure),
 }
 
-impl From<Missing> for Failure {
-    fn from(missing: Missing) -> Self {
-        let (Missing::NotRunning(failure) | Missing::Silent(failure) | Missing::Closed(failure)) =
-            missing;
+impl From<ConnectFailure> for Failure {
+    fn from(missing: ConnectFailure) -> Self {
+        let (ConnectFailure::NotRunning(failure)
+        | ConnectFailure::Silent(failure)
+        | ConnectFailure::Closed(failure)) = missing;
         failure
     }
 }
 
 /// A connection to this directory's daemon, on which it has answered.
-pub async fn connect(layout: &Layout) -> Result<Client, Missing> {
+pub async fn connect(layout: &Layout) -> Result<Client, ConnectFailure> {
     limit::unheard(true);
     let connected = in_time(layout, hear(layout)).await;
     limit::unheard(false);
-    connected.unwrap_or_else(|failure| Err(Missing::Silent(failure)))
+    connected.unwrap_or_else(|failure| Err(ConnectFailure::Silent(failure)))
 }
 
 /// Runs `work` with the daemon; if the daemon does not answer in time, fails with the cause.
@@ -78,7 +79,7 @@ pub fn failure(layout: &Layout) -> Failure {
     Failure::timed_out(format!("{found}, so nothing was done: {advice}"))
 }
 
-async fn hear(layout: &Layout) -> Result<Client, Missing> {
+async fn hear(layout: &Layout) -> Result<Client, ConnectFailure> {
     loop {
         let heard = async {
             let mut client = Client::connect(&layout.socket()).await?;
@@ -88,12 +89,12 @@ async fn hear(layout: &Layout) -> Result<Client, Missing> {
         let failure = match heard.await {
             Ok(client) => return Ok(client),
             Err(failure) if failure.kind == p2pvm_api::Kind::Refused => {
-                return Err(Missing::Closed(failure));
+                return Err(ConnectFailure::Closed(failure));
             }
             Err(failure) => failure,
         };
         if lock::holder(layout).is_none() {
-            return Err(Missing::NotRunning(failure));
+            return Err(ConnectFailure::NotRunning(failure));
         }
         // The daemon is starting or ending, or its queue is full because it accepts nobody.
         tokio::time::sleep(LOOK).await;
@@ -170,13 +171,13 @@ mod tests {
         let layout = Layout::at(dir.path());
         assert!(matches!(
             connect(&layout).await,
-            Err(Missing::NotRunning(failure)) if failure.message.contains("no p2pvm daemon is \
-                running")
+            Err(ConnectFailure::NotRunning(failure))
+                if failure.message.contains("no p2pvm daemon is running")
         ));
         let _lock = lock::DaemonLock::take(&layout).unwrap();
         let _socket = UnixListener::bind(layout.socket()).unwrap();
         let began = Instant::now();
-        let Err(Missing::Silent(failure)) = connect(&layout).await else {
+        let Err(ConnectFailure::Silent(failure)) = connect(&layout).await else {
             panic!("something answered")
         };
         assert!(

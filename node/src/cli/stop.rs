@@ -4,7 +4,7 @@
 use super::{
     Context,
     print::or_dash,
-    silent::{self, Missing},
+    silent::{self, ConnectFailure},
 };
 use p2pvm_api::{Failure, Force, Outcome, client::Client};
 use p2pvm_daemon::{OrFailure, changes, layout::Layout, lock, membership};
@@ -95,29 +95,29 @@ pub(crate) async fn leave(context: &Context, force: bool) -> Outcome<()> {
     let pid = lock::holder(layout);
     let untold = match silent::connect(layout).await {
         Ok(mut client) => farewell(layout, &mut client, force).await?,
-        Err(Missing::NotRunning(_)) if !layout.is_member() => {
+        Err(ConnectFailure::NotRunning(_)) if !layout.is_member() => {
             println!("this machine is not a member of a network");
             return Ok(());
         }
-        Err(Missing::NotRunning(_)) if !force => {
+        Err(ConnectFailure::NotRunning(_)) if !force => {
             return Err(Failure::refused(
                 "no daemon is running, so the network cannot be told; start it with 'p2pvm up \
                     --detach', or leave without telling with --force",
             ));
         }
-        Err(Missing::NotRunning(_)) => Some("no daemon was running".to_owned()),
-        Err(Missing::Silent(failure)) if !force => {
+        Err(ConnectFailure::NotRunning(_)) => Some("no daemon was running".to_owned()),
+        Err(ConnectFailure::Silent(failure)) if !force => {
             return Err(Failure::timed_out(format!(
                 "{}. Or leave without telling the network: 'p2pvm leave --force' ends the daemon \
                     and this host's VMs",
                 failure.message
             )));
         }
-        Err(Missing::Silent(_)) => Some(format!(
+        Err(ConnectFailure::Silent(_)) => Some(format!(
             "the daemon (process {}) did not answer and was ended",
             or_dash(pid)
         )),
-        Err(Missing::Closed(failure)) => return Err(failure),
+        Err(ConnectFailure::Closed(failure)) => return Err(failure),
     };
     if untold.is_some() || !is_over(layout, pid).await {
         if !force {

@@ -20,7 +20,7 @@ use std::{process::ExitCode, time::Duration};
 use tokio::time::timeout;
 
 /// The running daemon's answers. The one about its NAT may be missing.
-struct Running {
+struct DaemonAnswers {
     status: Status,
     net: Option<NetCheckView>,
     findings: Vec<FindingView>,
@@ -31,7 +31,7 @@ const STATUS_LIMIT: Duration = Duration::from_secs(5);
 /// How long the daemon may take to repeat its tests.
 const PROOF_LIMIT: Duration = Duration::from_secs(30);
 
-async fn daemon(context: &Context) -> Option<Running> {
+async fn daemon(context: &Context) -> Option<DaemonAnswers> {
     let asked = async {
         let mut client = context.daemon().await.ok()?;
         let status: Status = client.get("/status").await.ok()?;
@@ -54,7 +54,7 @@ async fn daemon(context: &Context) -> Option<Running> {
     if let Ok(Some(now)) = timeout(STATUS_LIMIT, again).await {
         status = now;
     }
-    Some(Running {
+    Some(DaemonAnswers {
         status,
         net,
         findings,

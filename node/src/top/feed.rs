@@ -30,14 +30,14 @@ const INVITE_USES: u32 = 5;
 const INVITE_VALID: Duration = Duration::from_secs(24 * 3600);
 
 /// The daemon's own knowledge: this node and its members.
-pub struct Seen {
+pub struct DaemonView {
     reach: DaemonState,
     online: bool,
     members: Vec<Member>,
     invitation: Option<Result<Invitation, String>>,
 }
 
-impl Seen {
+impl DaemonView {
     fn without(reach: DaemonState) -> Self {
         Self {
             reach,
@@ -151,30 +151,32 @@ async fn look_within(layout: &Layout, for_vms: Duration, model: &mut Model) {
 }
 
 /// Polls this node and its members once.
-async fn look(layout: &Layout) -> Seen {
+async fn look(layout: &Layout) -> DaemonView {
     if !layout.is_member() {
-        return Seen::without(DaemonState::NoMembership);
+        return DaemonView::without(DaemonState::NoMembership);
     }
     // The daemon may run and not accept connections yet. Its later answer counts, also if that is
     // an error.
     let mut client = match Client::connect(&layout.socket()).await {
         Ok(client) => client,
-        Err(_) if lock::holder(layout).is_some() => return Seen::without(DaemonState::Starting),
-        Err(failure) => return Seen::without(DaemonState::Away(failure.message)),
+        Err(_) if lock::holder(layout).is_some() => {
+            return DaemonView::without(DaemonState::Starting);
+        }
+        Err(failure) => return DaemonView::without(DaemonState::Away(failure.message)),
     };
     let ask = async {
         let status: Status = client.get("/status").await?;
         let peers: Vec<Peer> = client.get("/peers").await?;
         let members = peers.into_iter().map(member).collect();
-        Outcome::Ok(Seen {
+        Outcome::Ok(DaemonView {
             members,
-            ..Seen::without(DaemonState::Up(Box::new(node(status))))
+            ..DaemonView::without(DaemonState::Up(Box::new(node(status))))
         })
     };
     match tokio::time::timeout(PATIENCE, ask).await {
         Ok(Ok(seen)) => seen,
-        Ok(Err(failure)) => Seen::without(DaemonState::Away(failure.message)),
-        Err(_) => Seen::without(DaemonState::Away(away(layout))),
+        Ok(Err(failure)) => DaemonView::without(DaemonState::Away(failure.message)),
+        Err(_) => DaemonView::without(DaemonState::Away(away(layout))),
     }
 }
 

@@ -33,7 +33,7 @@ enum News {
     /// A key.
     Key(Key),
     /// The daemon's answers, for the model.
-    Seen(Box<feed::Seen>),
+    Seen(Box<feed::DaemonView>),
     /// The members' answers about their VMs.
     Vms(Box<feed::VmAnswers>),
     /// The daemon's last lines.

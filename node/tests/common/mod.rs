@@ -200,7 +200,7 @@ pub fn chaos_options(test: &str, seed: u64, minutes: u64) -> chaos::Options {
 pub fn play_chaos(options: &chaos::Options) -> Option<chaos::Report> {
     let program = Path::new(env!("CARGO_BIN_EXE_p2pvm"));
     match chaos::run(options, program, &options.name, |line| println!("{line}")) {
-        Err(chaos::Failed::NoTree(why)) => {
+        Err(chaos::ChaosError::NoTree(why)) => {
             println!("NOT RUN: no Debian tree can be made here: {why}");
             None
         }

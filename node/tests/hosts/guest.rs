@@ -4,7 +4,7 @@ use super::{PORT, Stage};
 use p2pvm_api::VmView;
 use p2pvm_lab::{
     chain,
-    hosts::probe::{self, From, within},
+    hosts::probe::{self, ProbeSource, within},
 };
 use std::{
     io::{Read, Write},
@@ -110,7 +110,7 @@ impl Guest {
 
     /// What of a guest's promises does not hold within the limit.
     pub fn broken(&self, stage: &Stage, limit: Duration) -> Vec<String> {
-        let from = |host: &str| From::host(&stage.lab, host).unwrap();
+        let from = |host: &str| ProbeSource::host(&stage.lab, host).unwrap();
         let target: SocketAddr = format!("{}:7000", self.address).parse().unwrap();
         let connects = |host: &str| {
             let connect =

@@ -11,8 +11,8 @@ use p2pvm_lab::{
     chain,
     host_state::HostState,
     hosts::{
-        self, Behind, Booted, DOCKER, KUBERNETES, LIBVIRT, NETAVARK, NotBooted, Program, probe,
-        tree,
+        self, BootError, BootedHost, DOCKER, InnerMachine, KUBERNETES, LIBVIRT, NETAVARK, Program,
+        probe, tree,
     },
     lab::Lab,
 };
@@ -37,7 +37,7 @@ pub const LAN_TCP: &str = "TCP from a to the LAN behind b";
 /// The network of a test.
 pub struct Stage {
     /// The machine on the LAN behind `b`.
-    pub lan: Behind,
+    pub lan: InnerMachine,
     /// The address of `a` outside the network, which containers of `b` reach as they reach the
     /// internet.
     pub outside: String,
@@ -64,9 +64,9 @@ pub fn bridge_of(program: Program) -> Option<(&'static str, &'static str, u8, &'
 }
 
 /// A container or guest of that program on `b`, if it has such.
-pub fn container_of(program: Program, lab: &Lab) -> Option<Behind> {
+pub fn container_of(program: Program, lab: &Lab) -> Option<InnerMachine> {
     let (bridge, address, bits, gateway) = bridge_of(program)?;
-    Some(Behind::bridged(lab, "b", bridge, address, bits, gateway).unwrap())
+    Some(InnerMachine::bridged(lab, "b", bridge, address, bits, gateway).unwrap())
 }
 
 /// What does not work, and the findings by which `doctor` has to name the cause.
@@ -130,7 +130,7 @@ impl Stage {
     pub fn boot(
         test: &str,
         prepare: impl Fn(&str, &str, &str) -> String,
-    ) -> Option<(Self, Booted)> {
+    ) -> Option<(Self, BootedHost)> {
         let not_run = |why: &dyn std::fmt::Display| println!("NOT RUN: {why}");
         let tree = tree::get().inspect_err(|why| not_run(why)).ok()?;
         let mut lab = lab(
@@ -147,9 +147,9 @@ impl Stage {
             .run("b", &["ip", "addr", "flush", "dev", "eth0"])
             .unwrap();
         let prepare = prepare(&host.address.to_string(), &gateway, &server);
-        let booted = match Booted::start(&mut lab, "b", &tree, &prepare) {
-            Err(NotBooted::NoProgram) => {
-                not_run(&NotBooted::NoProgram);
+        let booted = match BootedHost::start(&mut lab, "b", &tree, &prepare) {
+            Err(BootError::NoProgram) => {
+                not_run(&BootError::NoProgram);
                 return None;
             }
             booted => booted.unwrap(),
@@ -161,9 +161,9 @@ impl Stage {
     fn meet(lab: Lab, settings: &str, musl: Option<PathBuf>) -> Self {
         let server = lab.testbed().host("c").unwrap().address.to_string();
         lab.configure("b", &settings_of(settings)).unwrap();
-        let from = |host: &str| probe::From::host(&lab, host).unwrap();
+        let from = |host: &str| probe::ProbeSource::host(&lab, host).unwrap();
         from("c").serve_names(&server, "p2p").unwrap();
-        let lan = Behind::lan(&lab, "b", "lan0", LAN, false).unwrap();
+        let lan = InnerMachine::lan(&lab, "b", "lan0", LAN, false).unwrap();
         lan.from().answer(PORT).unwrap();
         ["a", "b"]
             .into_iter()
@@ -264,7 +264,7 @@ impl Stage {
 
     /// What of the network's promises does not hold within the limit.
     pub fn broken(&self, limit: Duration) -> Vec<String> {
-        let from = |host: &str| probe::From::host(&self.lab, host).unwrap();
+        let from = |host: &str| probe::ProbeSource::host(&self.lab, host).unwrap();
         let (a, b) = (from("a"), from("b"));
         let finds = |name: &str, address: &str| {
             probe::look_up(&self.lab, "b", name)

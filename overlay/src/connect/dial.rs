@@ -67,7 +67,11 @@ pub(crate) async fn wishes(shared: Arc<Shared>) {
                 return;
             }
             if let Err(error) = ensure(&shared, member, reach).await {
-                tracing::debug!(?member, %error, "no link");
+                tracing::debug!(
+                    ?member,
+                    error = %p2pvm_host::chain(&error),
+                    "the member has no link"
+                );
             }
         });
     }
@@ -159,7 +163,11 @@ pub(crate) async fn meet(
     if shared.fabric.connected().contains(&member) {
         match tokio::time::timeout(HEDGE, meet_by_control(shared, member)).await {
             Ok(Ok(met)) => return Ok(met),
-            Ok(Err(error)) => tracing::debug!(?member, %error, "not over the control connection"),
+            Ok(Err(error)) => tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the member did not answer over the control connection"
+            ),
             Err(_) => tracing::debug!(
                 ?member,
                 "the control connection is slow: over the ring as well"
@@ -174,7 +182,11 @@ pub(crate) async fn meet(
             Ok((reachability, asked.elapsed()))
         }
         Err(error) => {
-            tracing::debug!(?member, %error, "not over the ring");
+            tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the member did not answer over the ring"
+            );
             meet_by_control(shared, member).await
         }
     }
@@ -184,12 +196,16 @@ pub(crate) async fn meet(
 pub(crate) fn meet_again(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         if let Err(error) = meet(&shared, member, None).await {
-            tracing::debug!(?member, %error, "guessed ports were not agreed on");
+            tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the ends agreed on no guessed ports"
+            );
         }
     })
 }
 
-async fn stands(ring: &over_ring::OverRing) {
+async fn stands(ring: &over_ring::RingAccess) {
     while !ring.net.stands() {
         tokio::time::sleep(RING_GLANCE).await;
     }
@@ -285,7 +301,11 @@ fn settle_behind(
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         if let Err(error) = settle_path(&shared, member, Reach::Edge, (&reachability, took)).await {
-            tracing::debug!(?member, %error, "it stays on the ring");
+            tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the link stays on the ring"
+            );
         }
     })
 }

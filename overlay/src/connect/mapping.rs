@@ -93,7 +93,11 @@ async fn keep_by<F: Future<Output = Option<Mapping>>>(
             let mapped = usable.map(Mapping::external);
             let nat = &mut state.nat;
             if nat.mapped != mapped {
-                tracing::info!(?mapped, protocol = ?usable.map(Mapping::protocol), "port mapping");
+                tracing::info!(
+                    ?mapped,
+                    protocol = ?usable.map(Mapping::protocol),
+                    "the router's port mapping changed"
+                );
             }
             (nat.mapped, nat.mapped_by) = (mapped, usable.map(Mapping::protocol));
             nat.mapped_last = mapped.or(nat.mapped_last);

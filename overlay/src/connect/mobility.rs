@@ -89,7 +89,7 @@ async fn look(shared: &Shared, server: SocketAddr, second: bool) -> Option<Socke
 pub(crate) async fn follow(shared: Arc<Shared>) {
     loop {
         let (since, why) = shared.plane.next_move().await;
-        tracing::info!(why, "finding all links again");
+        tracing::info!(why, "this node finds all its paths again");
         shared.handle(super::state::Input::Moved);
         shared.learn_again.notify_waiters();
         shared.fabric.roamed();
@@ -137,7 +137,7 @@ async fn bring_back(shared: Arc<Shared>, since: Instant) {
                 ?member,
                 ms = since.elapsed().as_millis() as u64,
                 back = shared.plane.has_recovered(member, since),
-                "link after a move"
+                "a link was found again after a move"
             );
         });
     }

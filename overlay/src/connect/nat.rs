@@ -7,7 +7,7 @@ use super::{
     escape, examine,
     message::{Answer, NatKind, Request},
     state::{
-        examine::Knocked,
+        examine::KnockResult,
         nat::is_private,
         survey::{Action, Input, Survey, View},
     },
@@ -104,7 +104,7 @@ fn act(shared: Arc<Shared>, action: Action) -> BoxFuture<'static, Option<Input>>
                 elsewhere,
             } => {
                 let (heard, answer) = examine::knocked(&shared, member, mapped, elsewhere).await;
-                Input::Knocked(Knocked {
+                Input::Knocked(KnockResult {
                     heard,
                     done: answer.is_some(),
                     port: match answer {

@@ -42,7 +42,7 @@ pub struct NetCheck {
     /// The second port, while it is used.
     pub second_port: Option<u16>,
     /// The members this node is connected with.
-    pub members: Vec<Reachable>,
+    pub members: Vec<MemberReach>,
     /// Members that relay packets of ours now.
     pub relays: Vec<MemberId>,
     /// The results of tries to reach members directly.
@@ -51,7 +51,7 @@ pub struct NetCheck {
 
 /// A member, seen from here.
 #[derive(Clone, Debug)]
-pub struct Reachable {
+pub struct MemberReach {
     /// The member.
     pub member: MemberId,
     /// The NAT or firewall in front of it, if it said so.
@@ -146,7 +146,7 @@ fn members(
     shared: &Shared,
     links: &[(MemberId, PathInfo)],
     connected: Vec<MemberId>,
-) -> Vec<Reachable> {
+) -> Vec<MemberReach> {
     let linked = links.iter().map(|(member, _)| *member);
     let members: BTreeSet<MemberId> = connected.into_iter().chain(linked).collect();
     let reachable = |member: MemberId| {
@@ -154,7 +154,7 @@ fn members(
         let known = shared.state().known.get(&member).map(|(_, w)| w.clone());
         let nat = known.as_ref().map(|w| w.nat);
         let rtt = link.and_then(|l| l.rtt);
-        Reachable {
+        MemberReach {
             member,
             nat: nat.filter(|nat| *nat != NatKind::Unknown),
             may_be_direct: known.as_ref().map(|w| shared.may_reach(w)),

@@ -42,13 +42,13 @@ pub struct Credentials {
 }
 
 /// The connector's access to the ring.
-pub(crate) struct OverRing {
+pub(crate) struct RingAccess {
     pub net: Arc<RingNet>,
     credentials: Credentials,
     met: Mutex<HashMap<MemberId, Certificate>>,
 }
 
-impl OverRing {
+impl RingAccess {
     pub fn new(net: Arc<RingNet>, credentials: Credentials) -> Self {
         Self {
             net,
@@ -92,7 +92,7 @@ impl OverRing {
 }
 
 async fn ask(
-    ring: &OverRing,
+    ring: &RingAccess,
     member: MemberId,
     via: Option<Position>,
     request: RingRequest,
@@ -113,7 +113,7 @@ async fn ask(
 
 async fn key_of(
     shared: &Shared,
-    ring: &OverRing,
+    ring: &RingAccess,
     member: MemberId,
     via: Option<Position>,
 ) -> Result<LinkKey, Error> {
@@ -143,7 +143,7 @@ async fn key_of(
 /// carries it.
 pub(crate) async fn meet(
     shared: &Shared,
-    ring: &OverRing,
+    ring: &RingAccess,
     member: MemberId,
     via: Option<Position>,
 ) -> Result<Reachability, Error> {
@@ -168,7 +168,7 @@ pub(crate) async fn meet(
 /// Answers a call that came over the ring; `None` for an invalid one.
 pub(crate) async fn answer(
     shared: &Arc<Shared>,
-    ring: &OverRing,
+    ring: &RingAccess,
     asked: &Header,
     body: &[u8],
 ) -> Option<Vec<u8>> {
@@ -182,7 +182,7 @@ pub(crate) async fn answer(
 
 async fn accept(
     shared: &Arc<Shared>,
-    ring: &OverRing,
+    ring: &RingAccess,
     asked: &Header,
     handshake: &[u8],
 ) -> Option<RingAnswer> {
@@ -196,7 +196,7 @@ async fn accept(
         return None;
     }
     if let Err(refusal) = ring.credentials.trust.verify(&certificate) {
-        tracing::debug!(?member, %refusal, "no link over the ring");
+        tracing::debug!(?member, %refusal, "the member gets no link over the ring");
         return Some(RingAnswer::Refused);
     }
     ring.remember(certificate);
@@ -212,7 +212,11 @@ async fn accept(
             Some(RingAnswer::Linked(answer))
         }
         Err(error) => {
-            tracing::debug!(?member, %error, "no link over the ring");
+            tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the member gets no link over the ring"
+            );
             None
         }
     }

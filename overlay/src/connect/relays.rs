@@ -62,7 +62,12 @@ pub(super) fn via(
         }
         if let Err(error) = theirs {
             shared.handle(Input::RelayRefused(relay));
-            tracing::debug!(?member, ?relay, %error, "not through this member");
+            tracing::debug!(
+                ?member,
+                ?relay,
+                error = %p2pvm_host::chain(&error),
+                "the member does not relay"
+            );
             return Err(error);
         }
         shared.plane.try_paths(member, [Path::Relayed(relay)]);

@@ -5,9 +5,9 @@ use super::{
     ConnectOptions, SERVICE, dial, examine,
     message::{self, Answer, Candidate, MAX_NEIGHBOURS, NatKind, Reachability, Request},
     nat,
-    over_ring::{self, OverRing},
+    over_ring::{self, RingAccess},
     relays, silence,
-    state::{Action, Host, Input, State, Statement, links, reach::LinkNow},
+    state::{Action, Host, Input, State, Statement, links, reach::PresentLink},
     turns,
 };
 use crate::{
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub options: ConnectOptions,
     state: Mutex<State>,
     pub turns: turns::Turns,
-    pub ring: Option<OverRing>,
+    pub ring: Option<RingAccess>,
     /// Wakes when the survey has learned something.
     pub learned: tokio::sync::Notify,
     /// Wakes when the node has to release its port mapping, and when that is done.
@@ -82,7 +82,7 @@ impl Shared {
         plane: Plane,
         fabric: Arc<dyn Fabric>,
         options: ConnectOptions,
-        ring: Option<OverRing>,
+        ring: Option<RingAccess>,
     ) -> Self {
         Self {
             state: Mutex::new(State::new(fabric.me(), options)),
@@ -151,7 +151,10 @@ impl Shared {
                 } => self.plane.move_to_first_port(&addresses),
                 Action::WriteFrom { addresses, .. } => {
                     if let Err(error) = self.plane.move_to_second_port(&addresses) {
-                        tracing::debug!(%error, "no other port");
+                        tracing::debug!(
+                            error = %p2pvm_host::chain(&error),
+                            "cannot write from another port"
+                        );
                     }
                 }
                 Action::Try {
@@ -196,7 +199,7 @@ impl Shared {
             host: &self.host(),
             statement: self.statement(reachability),
             told: &reachability.candidates,
-            link: LinkNow {
+            link: PresentLink {
                 is_direct: self.is_direct(member),
                 carries: &|way| plane.carries(member, Path::Direct(*way)),
             },
@@ -367,7 +370,7 @@ impl Shared {
                     .path(to)
                     .and_then(|info| info.rtt)
                     .unwrap_or(Duration::from_secs(1));
-                tracing::debug!(?from, ?to, ?path, "relaying");
+                tracing::debug!(?from, ?to, ?path, "this node relays");
                 Ok(Answer::Relaying(
                     u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX),
                 ))

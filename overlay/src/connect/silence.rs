@@ -49,9 +49,13 @@ pub(crate) fn bridge(shared: Arc<Shared>, member: MemberId) -> BoxFuture<'static
             Ok(()) => tracing::debug!(
                 ?member,
                 ms = began.elapsed().as_millis() as u64,
-                "a stream is there"
+                "a stream carries datagrams"
             ),
-            Err(error) => tracing::debug!(?member, %error, "no stream"),
+            Err(error) => tracing::debug!(
+                ?member,
+                error = %p2pvm_host::chain(&error),
+                "the member has no stream"
+            ),
         }
     }
     .boxed()

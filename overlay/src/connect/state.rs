@@ -78,7 +78,7 @@ pub(crate) enum Input<'a> {
         statement: Statement,
         /// All its addresses, as it gave them.
         told: &'a [Candidate],
-        link: reach::LinkNow<'a>,
+        link: reach::PresentLink<'a>,
     },
     /// A punch that waited for the NAT's mapping is due.
     PunchDue {

@@ -76,7 +76,7 @@ fn by_clock(refusal: &Refusal, theirs: Option<&UnixTime>) -> String {
 
 /// The result of the exchange.
 #[derive(Debug)]
-pub struct Proved {
+pub struct ProvedPeer {
     /// The other's contact: its certificate and addresses.
     pub contact: Contact,
     /// The digest of the revocations that the other knows.
@@ -88,12 +88,12 @@ pub struct Proved {
     /// The round-trip time that the exchange measured.
     pub rtt: Option<Duration>,
     /// What a joiner received.
-    pub admitted: Option<Box<Admitted>>,
+    pub admitted: Option<Box<AdmissionAnswer>>,
 }
 
 /// What a joiner receives.
 #[derive(Clone, Debug)]
-pub struct Admitted {
+pub struct AdmissionAnswer {
     pub certificate: Certificate,
     pub revocations: Vec<Revocation>,
     pub contacts: Vec<Contact>,
@@ -212,7 +212,7 @@ impl Door {
         peer: MemberId,
         shown: Presentation,
         rtt: Option<Duration>,
-    ) -> Result<Proved, Refusal> {
+    ) -> Result<ProvedPeer, Refusal> {
         if shown.contact.member() != peer {
             return Err(Refusal::NotYours);
         }
@@ -223,7 +223,7 @@ impl Door {
             contacts,
             known,
         } = shown;
-        Ok(Proved {
+        Ok(ProvedPeer {
             contact,
             revocations,
             contacts,
@@ -238,7 +238,7 @@ impl Door {
         &self,
         peer: MemberId,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    ) -> Result<Proved, DoorError> {
+    ) -> Result<ProvedPeer, DoorError> {
         let hello = match (self.presentation(), &self.joining) {
             (Some(own), _) => Hello::Prove(own),
             (None, Some(request)) => Hello::Admit(Box::new(request.clone())),
@@ -267,7 +267,7 @@ impl Door {
                 contacts,
             } => (
                 presentation,
-                Some(Box::new(Admitted {
+                Some(Box::new(AdmissionAnswer {
                     certificate: *certificate,
                     revocations,
                     contacts,
@@ -311,7 +311,7 @@ impl Door {
         &self,
         peer: MemberId,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    ) -> Result<Proved, DoorError> {
+    ) -> Result<ProvedPeer, DoorError> {
         let hello = read_value(stream, MAX_HELLO_BYTES).await?;
         // A refusal may rest on the revocation of the other or of one that it depends on.
         let mut concerned = vec![peer];
@@ -382,7 +382,7 @@ impl Door {
         &self,
         joiner: MemberId,
         request: AdmitRequest,
-    ) -> Result<(Proved, Reply), Refusal> {
+    ) -> Result<(ProvedPeer, Reply), Refusal> {
         let _permit = self
             .admissions
             .try_acquire()
@@ -400,7 +400,7 @@ impl Door {
             .unwrap_or_default();
         // Its addresses follow by gossip, signed with the certificate that it has just received.
         let contact = Contact::unsigned(certificate.clone());
-        let proved = Proved {
+        let proved = ProvedPeer {
             contact,
             revocations: self.trust.digest(),
             contacts: [0; 32],

@@ -31,9 +31,9 @@ type Findings = HashMap<(RingAddr, usize), (Instant, Vec<MemberId>)>;
 
 /// The results of recent lookups.
 #[derive(Default)]
-pub struct Found(Mutex<Findings>);
+pub struct LookupCache(Mutex<Findings>);
 
-impl Found {
+impl LookupCache {
     fn get(&self, place: RingAddr, n: usize) -> Option<Vec<MemberId>> {
         let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         found

@@ -7,7 +7,7 @@
 
 use super::{
     address::member_of,
-    door::{Door, DoorError, Proved},
+    door::{Door, DoorError, ProvedPeer},
     inbound::Inbound,
     wire::MEMBER_PROTOCOL,
 };
@@ -51,7 +51,7 @@ pub enum GateEvent<E> {
     Proved {
         peer: PeerId,
         connection: ConnectionId,
-        proved: Box<Proved>,
+        proved: Box<ProvedPeer>,
     },
     /// A connection was refused; it is being closed.
     Failed { peer: PeerId, error: DoorError },
@@ -209,7 +209,7 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gated<B> {
 
 /// An event of a [`GatedHandler`].
 pub enum FromHandler<E> {
-    Proved(Box<Proved>),
+    Proved(Box<ProvedPeer>),
     Failed(DoorError),
     Inner(E),
 }
@@ -232,7 +232,7 @@ pub struct GatedHandler<H> {
     open: bool,
     knocks: bool,
     knock_due: bool,
-    exchange: Option<BoxFuture<'static, Result<Proved, DoorError>>>,
+    exchange: Option<BoxFuture<'static, Result<ProvedPeer, DoorError>>>,
     timeout: Pin<Box<tokio::time::Sleep>>,
     failed: bool,
 }
@@ -351,8 +351,8 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, info }) => {
                 match (protocol, info) {
-                    (Passed::Member(stream), _) if !self.knocks => self.begin(stream),
-                    (Passed::Inner(protocol), Some(info)) => {
+                    (GateStream::Member(stream), _) if !self.knocks => self.begin(stream),
+                    (GateStream::Inner(protocol), Some(info)) => {
                         let inner = FullyNegotiatedInbound { protocol, info };
                         self.inner
                             .on_connection_event(ConnectionEvent::FullyNegotiatedInbound(inner));
@@ -364,8 +364,8 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
                 protocol,
                 info,
             }) => match (protocol, info) {
-                (Passed::Member(stream), _) => self.begin(stream),
-                (Passed::Inner(protocol), Some(info)) => {
+                (GateStream::Member(stream), _) => self.begin(stream),
+                (GateStream::Inner(protocol), Some(info)) => {
                     self.inner
                         .on_connection_event(ConnectionEvent::FullyNegotiatedOutbound(
                             FullyNegotiatedOutbound { protocol, info },
@@ -376,8 +376,8 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => match info {
                 Some(info) => {
                     let error = inner_error(error.map_upgrade_err(|passed| match passed {
-                        Passed::Inner(error) => Some(error),
-                        Passed::Member(never) => match never {},
+                        GateStream::Inner(error) => Some(error),
+                        GateStream::Member(never) => match never {},
                     }));
                     self.inner
                         .on_connection_event(ConnectionEvent::DialUpgradeError(DialUpgradeError {
@@ -393,7 +393,7 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             },
             ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
                 info: Some(info),
-                error: Passed::Inner(error),
+                error: GateStream::Inner(error),
             }) => {
                 self.inner
                     .on_connection_event(ConnectionEvent::ListenUpgradeError(ListenUpgradeError {
@@ -446,7 +446,7 @@ impl<N: AsRef<str>> AsRef<str> for Name<N> {
 
 /// A negotiated stream's outcome, the gate's or an inner one.
 #[derive(Debug)]
-pub enum Passed<M, I> {
+pub enum GateStream<M, I> {
     Member(M),
     Inner(I),
 }
@@ -467,11 +467,11 @@ impl<U: UpgradeInfoSend> UpgradeInfo for GateInbound<U> {
     }
 }
 
-type Outcome<T, E> = Result<Passed<Stream, T>, Passed<std::convert::Infallible, E>>;
+type Outcome<T, E> = Result<GateStream<Stream, T>, GateStream<std::convert::Infallible, E>>;
 
 impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
-    type Output = Passed<Stream, U::Output>;
-    type Error = Passed<std::convert::Infallible, U::Error>;
+    type Output = GateStream<Stream, U::Output>;
+    type Error = GateStream<std::convert::Infallible, U::Error>;
     type Future = futures::future::Either<
         Ready<Outcome<U::Output, U::Error>>,
         BoxFuture<'static, Outcome<U::Output, U::Error>>,
@@ -480,11 +480,11 @@ impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
         match (self.0, name) {
             (Some(inner), Name::Inner(name)) => inner
                 .upgrade_inbound(stream, name)
-                .map(|r| r.map(Passed::Inner).map_err(Passed::Inner))
+                .map(|r| r.map(GateStream::Inner).map_err(GateStream::Inner))
                 .boxed()
                 .right_future(),
             // Without an inner upgrade no inner name is offered.
-            _ => ready(Ok(Passed::Member(stream))).left_future(),
+            _ => ready(Ok(GateStream::Member(stream))).left_future(),
         }
     }
 }
@@ -507,8 +507,8 @@ impl<U: UpgradeInfoSend> UpgradeInfo for GateOutbound<U> {
 }
 
 impl<U: OutboundUpgradeSend> OutboundUpgrade<Stream> for GateOutbound<U> {
-    type Output = Passed<Stream, U::Output>;
-    type Error = Passed<std::convert::Infallible, U::Error>;
+    type Output = GateStream<Stream, U::Output>;
+    type Error = GateStream<std::convert::Infallible, U::Error>;
     type Future = futures::future::Either<
         Ready<Outcome<U::Output, U::Error>>,
         BoxFuture<'static, Outcome<U::Output, U::Error>>,
@@ -517,10 +517,10 @@ impl<U: OutboundUpgradeSend> OutboundUpgrade<Stream> for GateOutbound<U> {
         match (self, name) {
             (Self::Inner(inner), Name::Inner(name)) => inner
                 .upgrade_outbound(stream, name)
-                .map(|r| r.map(Passed::Inner).map_err(Passed::Inner))
+                .map(|r| r.map(GateStream::Inner).map_err(GateStream::Inner))
                 .boxed()
                 .right_future(),
-            _ => ready(Ok(Passed::Member(stream))).left_future(),
+            _ => ready(Ok(GateStream::Member(stream))).left_future(),
         }
     }
 }

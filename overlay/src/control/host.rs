@@ -5,9 +5,9 @@ use super::{
     door::Door,
     gate::Gated,
     lookup::Lookup,
-    marked::Marked,
-    outside::Outside,
-    streams::{Carried, Streams},
+    marked::MarkedTransport,
+    outside::OutsideTransport,
+    streams::{RawStream, Streams},
 };
 use crate::{identity::Identity, underlay::Underlay};
 use libp2p::{
@@ -40,7 +40,7 @@ const CIRCUIT_LASTS: Duration = Duration::from_secs(24 * 3600);
 
 /// The behaviour behind the gate.
 #[derive(NetworkBehaviour)]
-pub struct Inside {
+pub struct InnerBehaviour {
     pub streams: Streams,
     pub identify: identify::Behaviour,
     pub relay: relay::Behaviour,
@@ -51,7 +51,7 @@ pub struct Inside {
 }
 
 /// The whole behaviour of a control host.
-pub type Host = Gated<Inside>;
+pub type Host = Gated<InnerBehaviour>;
 
 /// The libp2p form of a node's identity.
 pub fn keypair(identity: &Identity) -> Result<identity::Keypair, identity::DecodingError> {
@@ -76,8 +76,8 @@ fn relay_config() -> relay::Config {
 fn inside(
     key: &identity::Keypair,
     relay_client: relay::client::Behaviour,
-    incoming: mpsc::Sender<(PeerId, Carried)>,
-) -> Inside {
+    incoming: mpsc::Sender<(PeerId, RawStream)>,
+) -> InnerBehaviour {
     let me = key.public().to_peer_id();
     let identify = identify::Config::new("/p2pvm/1".into(), key.public())
         .with_agent_version(concat!("p2pvm/", env!("CARGO_PKG_VERSION")).into())
@@ -88,7 +88,7 @@ fn inside(
     // connection.
     let mut relay = relay::Behaviour::new(me, relay_config());
     relay.set_status(Some(relay::Status::Enable));
-    Inside {
+    InnerBehaviour {
         streams: Streams::new(incoming),
         identify: identify::Behaviour::new(identify),
         relay,
@@ -132,7 +132,7 @@ fn only_whom_it_names(
 }
 
 fn over_tcp(key: &identity::Keypair) -> Result<Boxed<Connection>, noise::Error> {
-    let transport = Marked::new(tcp::Config::default().nodelay(true))
+    let transport = MarkedTransport::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(noise::Config::new(key)?)
         .multiplex(yamux::Config::default());
@@ -161,14 +161,14 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
 pub fn build(
     key: identity::Keypair,
     door: Arc<Door>,
-    incoming: mpsc::Sender<(PeerId, Carried)>,
+    incoming: mpsc::Sender<(PeerId, RawStream)>,
     underlay: &Underlay,
 ) -> Result<Swarm<Host>, String> {
-    let tcp = Outside::new(
+    let tcp = OutsideTransport::new(
         over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?,
         underlay.clone(),
     );
-    let quic = Outside::new(over_quic(&key), underlay.clone()).unmarked();
+    let quic = OutsideTransport::new(over_quic(&key), underlay.clone()).unmarked();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_other_transport(|_| Lookup::before(tcp.boxed(), quic.boxed()))

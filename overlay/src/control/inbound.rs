@@ -25,7 +25,7 @@ const MAX_OF_ADDRESS: usize = 64;
 const MAX_OF_PEER: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
-enum Full {
+enum LimitError {
     #[error("too many connections wait for their proof of membership")]
     Unproved,
     #[error("the peer has too many connections here")]
@@ -54,7 +54,7 @@ impl Inbound {
                 tracing::warn!(%remote, "connections are turned away: too many wait for their \
                     proof of membership");
             }
-            return Err(ConnectionDenied::new(Full::Unproved));
+            return Err(ConnectionDenied::new(LimitError::Unproved));
         }
         self.unproved.insert(id, from);
         Ok(())
@@ -66,7 +66,7 @@ impl Inbound {
     /// If the peer has too many already.
     pub fn established(&mut self, id: ConnectionId, peer: PeerId) -> Result<(), ConnectionDenied> {
         if self.peers.values().filter(|p| **p == peer).count() >= MAX_OF_PEER {
-            return Err(ConnectionDenied::new(Full::OfPeer));
+            return Err(ConnectionDenied::new(LimitError::OfPeer));
         }
         self.peers.insert(id, peer);
         Ok(())

@@ -6,7 +6,7 @@
 
 use super::{
     address::{dials, ip_of, member_of},
-    door::{ADMISSION_TIMEOUT, Admitted, Door, DoorError},
+    door::{ADMISSION_TIMEOUT, AdmissionAnswer, Door, DoorError},
     gate::GateEvent,
     host,
     wire::{AdmitRequest, Contact},
@@ -31,7 +31,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10).saturating_add(ADMISSION_
 
 /// The initial state of a new member.
 #[derive(Clone, Debug)]
-pub struct Joined {
+pub struct NewMembership {
     /// Its certificate.
     pub certificate: Certificate,
     /// The network that it is a member of.
@@ -83,19 +83,19 @@ pub async fn join(
     invite: &Invite,
     name: &str,
     knock_at: &[String],
-) -> Result<Joined, JoinError> {
+) -> Result<NewMembership, JoinError> {
     if !crate::membership::valid_name(name) {
         return Err(JoinError::Refused(Refusal::BadName));
     }
     let underlay = Underlay::look();
     let addresses = addresses(invite, knock_at, &underlay)?;
     let (admitted, host) = knock(identity, invite, name, &addresses, &underlay).await?;
-    let Admitted {
+    let AdmissionAnswer {
         certificate,
         revocations,
         contacts,
     } = admitted;
-    Ok(Joined {
+    Ok(NewMembership {
         certificate,
         network: invite.network().clone(),
         revocations,
@@ -149,7 +149,7 @@ async fn knock(
     name: &str,
     addresses: &[Multiaddr],
     underlay: &Underlay,
-) -> Result<(Admitted, Contact), JoinError> {
+) -> Result<(AdmissionAnswer, Contact), JoinError> {
     let trust = Arc::new(Trust::new(invite.network().id));
     let request = AdmitRequest {
         invite: invite.clone(),
@@ -182,7 +182,7 @@ async fn decide(
     swarm: &mut Swarm<host::Host>,
     mut dialling: HashSet<ConnectionId>,
     addresses: &[Multiaddr],
-) -> Result<(Admitted, Contact), JoinError> {
+) -> Result<(AdmissionAnswer, Contact), JoinError> {
     let mut refusal = None;
     let mut open = HashSet::new();
     while !(dialling.is_empty() && open.is_empty()) {

@@ -39,15 +39,15 @@ impl Lookup {
 }
 
 /// The address families that are wanted for a name.
-type Wanted = fn(&IpAddr) -> bool;
+type FamilyFilter = fn(&IpAddr) -> bool;
 
 /// The name in an address, its place, and whether addresses of a family are wanted for it.
-fn name_in(address: &Multiaddr) -> Option<(usize, String, Wanted)> {
+fn name_in(address: &Multiaddr) -> Option<(usize, String, FamilyFilter)> {
     address
         .iter()
         .enumerate()
         .find_map(|(place, part)| match part {
-            Protocol::Dns(name) => Some((place, name.into_owned(), (|_| true) as Wanted)),
+            Protocol::Dns(name) => Some((place, name.into_owned(), (|_| true) as FamilyFilter)),
             Protocol::Dns4(name) => Some((place, name.into_owned(), IpAddr::is_ipv4)),
             Protocol::Dns6(name) => Some((place, name.into_owned(), IpAddr::is_ipv6)),
             _ => None,

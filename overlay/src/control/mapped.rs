@@ -129,12 +129,12 @@ impl WayIn {
 
 /// The IPv4 addresses that this node listens on, and the port of QUIC there.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Own {
+struct ListenAddresses {
     ips: Vec<IpAddr>,
     port: u16,
 }
 
-impl Own {
+impl ListenAddresses {
     fn is_known(&self) -> bool {
         !self.ips.is_empty()
     }
@@ -144,12 +144,12 @@ impl Own {
     }
 }
 
-fn own_addresses(shared: &Shared) -> Own {
+fn own_addresses(shared: &Shared) -> ListenAddresses {
     let listening = shared
         .listening
         .read()
         .unwrap_or_else(PoisonError::into_inner);
-    let mut own = Own::default();
+    let mut own = ListenAddresses::default();
     for address in listening.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
         let port = address.iter().find_map(|part| {
             if let Protocol::Udp(port) = part {
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_mapping_is_wanted_behind_a_home_router_only() {
-        let of = |ips: &[&str]| Own {
+        let of = |ips: &[&str]| ListenAddresses {
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             port: 4001,
         };

@@ -25,7 +25,7 @@ use std::{
 use tokio::net::TcpSocket;
 
 /// The transport.
-pub struct Marked {
+pub struct MarkedTransport {
     inner: tcp::tokio::Transport,
     listening: HashSet<(ListenerId, SocketAddr)>,
 }
@@ -76,7 +76,7 @@ async fn connect(to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStre
     connected.map(TcpStream)
 }
 
-impl Marked {
+impl MarkedTransport {
     /// A transport that listens and dials with these settings.
     pub fn new(config: tcp::Config) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Marked {
     }
 }
 
-impl Transport for Marked {
+impl Transport for MarkedTransport {
     type Output = TcpStream;
     type Error = io::Error;
     type ListenerUpgrade = <tcp::tokio::Transport as Transport>::ListenerUpgrade;
@@ -180,7 +180,7 @@ mod tests {
     use std::future::poll_fn;
 
     async fn dial(
-        transport: &mut Marked,
+        transport: &mut MarkedTransport,
         to: &Multiaddr,
         port_use: PortUse,
     ) -> io::Result<tokio::net::TcpStream> {
@@ -195,7 +195,7 @@ mod tests {
             .0)
     }
 
-    async fn listen(transport: &mut Marked, address: &str) -> Multiaddr {
+    async fn listen(transport: &mut MarkedTransport, address: &str) -> Multiaddr {
         transport
             .listen_on(ListenerId::next(), address.parse().unwrap())
             .unwrap();
@@ -214,9 +214,9 @@ mod tests {
     #[tokio::test]
     async fn a_dial_carries_the_mark_and_leaves_from_the_listening_port_where_it_can() {
         for any in ["/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0"] {
-            let mut there = Marked::new(tcp::Config::default());
+            let mut there = MarkedTransport::new(tcp::Config::default());
             let to = listen(&mut there, any).await;
-            let mut here = Marked::new(tcp::Config::default());
+            let mut here = MarkedTransport::new(tcp::Config::default());
             let stream = dial(&mut here, &to, PortUse::Reuse).await.unwrap();
             assert!(is_marked(&stream), "one that listens nowhere");
 
@@ -236,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_plain_tcp_address_is_left_to_others() {
-        let mut transport = Marked::new(tcp::Config::default());
+        let mut transport = MarkedTransport::new(tcp::Config::default());
         for other in [
             "/ip4/192.0.2.1/udp/4001/quic-v1",
             "/ip4/192.0.2.1/tcp/4001/ws",

@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// members' addresses may be known.
 fn servers() -> (ResolverConfig, ResolverOpts) {
     let text = fs::read(RESOLV_CONF).unwrap_or_else(|error| {
-        tracing::debug!(%error, "no list of name servers");
+        tracing::debug!(error = %p2pvm_host::chain(&error), "no list of name servers");
         Vec::new()
     });
     let original = text::parse(&text).original;

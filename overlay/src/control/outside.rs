@@ -32,7 +32,7 @@ use std::{
 type Connection = (PeerId, StreamMuxerBox);
 
 /// The transport.
-pub struct Outside {
+pub struct OutsideTransport {
     inner: Boxed<Connection>,
     underlay: Underlay,
     /// Addresses that were not published.
@@ -43,7 +43,7 @@ pub struct Outside {
     listening: HashSet<(ListenerId, IpAddr)>,
 }
 
-impl Outside {
+impl OutsideTransport {
     /// Keeps `inner` out of the tunnels that `underlay` knows.
     pub fn new(inner: Boxed<Connection>, underlay: Underlay) -> Self {
         Self {
@@ -87,7 +87,7 @@ impl Outside {
     }
 }
 
-impl Transport for Outside {
+impl Transport for OutsideTransport {
     type Output = Connection;
     type Error = io::Error;
     type ListenerUpgrade = <Boxed<Connection> as Transport>::ListenerUpgrade;

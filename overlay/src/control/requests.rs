@@ -2,9 +2,9 @@
 //! with its kind and the name of its service. The other end is [`super::serve`].
 
 use super::{
-    serve::Tracked,
+    serve::TrackedStream,
     shared::{Command, Shared},
-    streams::{Carried, NoStream},
+    streams::{NoStream, RawStream},
     wire::{MAX_REPLY_BYTES, Status, read_bytes, write_bytes},
 };
 use crate::{
@@ -25,7 +25,7 @@ impl Shared {
         &self,
         member: MemberId,
         search: bool,
-    ) -> Result<Result<Carried, NoStream>, FabricError> {
+    ) -> Result<Result<RawStream, NoStream>, FabricError> {
         let (waiter, answer) = oneshot::channel();
         self.commands
             .send(Command::Open {
@@ -44,7 +44,7 @@ impl Shared {
         }
     }
 
-    async fn open(&self, to: MemberId, search: bool) -> Result<Carried, FabricError> {
+    async fn open(&self, to: MemberId, search: bool) -> Result<RawStream, FabricError> {
         // A connection found broken at the first use is replaced once; nothing has been sent on it.
         for _ in 0..2 {
             match self.open_once(to, search).await? {
@@ -132,7 +132,7 @@ impl Shared {
             };
         }
         let opening = async {
-            let Carried { mut stream, token } = self.open(to, true).await?;
+            let RawStream { mut stream, token } = self.open(to, true).await?;
             let broken = |_: io::Error| FabricError::Unreachable(to);
             stream
                 .write_all(&header(KIND_STREAM, service))
@@ -142,7 +142,7 @@ impl Shared {
             let mut status = [0];
             stream.read_exact(&mut status).await.map_err(broken)?;
             match Status::from_byte(status[0]).map_err(broken)? {
-                Status::Ok => Ok(Box::new(Tracked::new(stream, token)) as BoxStream),
+                Status::Ok => Ok(Box::new(TrackedStream::new(stream, token)) as BoxStream),
                 status => Err(no_stream(to, service, status)),
             }
         };
@@ -166,7 +166,7 @@ fn header(kind: u8, service: &str) -> Vec<u8> {
 }
 
 async fn request(
-    carried: &mut Carried,
+    carried: &mut RawStream,
     service: &str,
     body: &[u8],
 ) -> io::Result<(Status, Vec<u8>)> {

@@ -186,9 +186,9 @@ impl Server {
         };
         in_time(BODY_TIMEOUT, answering).await?;
         if let Ok((room, seat)) = room {
-            let tracked = Tracked {
+            let tracked = TrackedStream {
                 _seat: Some(seat),
-                ..Tracked::new(stream, token)
+                ..TrackedStream::new(stream, token)
             };
             room.send((from, Box::new(tracked)));
         }
@@ -264,13 +264,13 @@ impl Shared {
 }
 
 /// A stream that keeps its connection from being closed as superfluous.
-pub(super) struct Tracked<S> {
+pub(super) struct TrackedStream<S> {
     stream: Compat<S>,
     _token: Arc<()>,
     _seat: Option<Seat>,
 }
 
-impl<S: AsyncRead> Tracked<S> {
+impl<S: AsyncRead> TrackedStream<S> {
     pub fn new(stream: S, token: Arc<()>) -> Self {
         Self {
             stream: stream.compat(),
@@ -280,7 +280,7 @@ impl<S: AsyncRead> Tracked<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> tokio::io::AsyncRead for Tracked<S> {
+impl<S: AsyncRead + Unpin> tokio::io::AsyncRead for TrackedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -290,7 +290,7 @@ impl<S: AsyncRead + Unpin> tokio::io::AsyncRead for Tracked<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> tokio::io::AsyncWrite for Tracked<S> {
+impl<S: AsyncWrite + Unpin> tokio::io::AsyncWrite for TrackedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

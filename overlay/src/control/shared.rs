@@ -6,7 +6,7 @@ use super::{
     address::is_usable,
     book::Book,
     door::{Door, DoorBackend},
-    find::Found,
+    find::LookupCache,
     streams::Waiter,
     wire::{ADMIT_SERVICE, AdmitRequest, Contact, Gossip, decode},
 };
@@ -96,7 +96,7 @@ pub struct Shared {
     /// The density of members, as lookups learn it.
     pub density: Mutex<Density>,
     /// The results of recent lookups.
-    pub found: Found,
+    pub found: LookupCache,
     /// Connections that have been established since the start.
     #[cfg(test)]
     pub made: std::sync::atomic::AtomicU64,
@@ -126,7 +126,7 @@ impl Shared {
             underlay,
             ring_neighbours: RwLock::default(),
             density: Mutex::default(),
-            found: Found::default(),
+            found: LookupCache::default(),
             #[cfg(test)]
             made: std::sync::atomic::AtomicU64::new(0),
             handlers: RwLock::default(),

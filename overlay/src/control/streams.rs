@@ -26,7 +26,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 /// A raw stream and the token of its connection.
-pub struct Carried {
+pub struct RawStream {
     pub stream: Stream,
     pub token: Arc<()>,
 }
@@ -43,11 +43,11 @@ pub enum NoStream {
 }
 
 /// The caller that waits for a stream.
-pub type Waiter = oneshot::Sender<Result<Carried, NoStream>>;
+pub type Waiter = oneshot::Sender<Result<RawStream, NoStream>>;
 
 /// The behaviour that opens and accepts streams.
 pub struct Streams {
-    incoming: mpsc::Sender<(PeerId, Carried)>,
+    incoming: mpsc::Sender<(PeerId, RawStream)>,
     tokens: HashMap<ConnectionId, Arc<()>>,
     events: VecDeque<(PeerId, ConnectionId, Waiter)>,
     waker: Option<Waker>,
@@ -55,7 +55,7 @@ pub struct Streams {
 
 impl Streams {
     /// Streams opened by others go to `incoming`; if that is full they are dropped.
-    pub fn new(incoming: mpsc::Sender<(PeerId, Carried)>) -> Self {
+    pub fn new(incoming: mpsc::Sender<(PeerId, RawStream)>) -> Self {
         Self {
             incoming,
             tokens: HashMap::new(),
@@ -138,7 +138,7 @@ impl NetworkBehaviour for Streams {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
         match self.events.pop_front() {
             Some((peer_id, connection, waiter)) => {
-                let event = Wanted(
+                let event = RequestedStream(
                     waiter,
                     self.tokens.get(&connection).cloned().unwrap_or_default(),
                 );
@@ -158,11 +158,11 @@ impl NetworkBehaviour for Streams {
 
 /// A requested stream.
 #[derive(Debug)]
-pub struct Wanted(Waiter, Arc<()>);
+pub struct RequestedStream(Waiter, Arc<()>);
 
-impl std::fmt::Debug for Carried {
+impl std::fmt::Debug for RawStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Carried")
+        f.write_str("RawStream")
     }
 }
 
@@ -170,30 +170,30 @@ impl std::fmt::Debug for Carried {
 pub struct Handler {
     peer: PeerId,
     token: Arc<()>,
-    incoming: mpsc::Sender<(PeerId, Carried)>,
-    wanted: VecDeque<Wanted>,
+    incoming: mpsc::Sender<(PeerId, RawStream)>,
+    wanted: VecDeque<RequestedStream>,
 }
 
 impl ConnectionHandler for Handler {
-    type FromBehaviour = Wanted;
+    type FromBehaviour = RequestedStream;
     type ToBehaviour = Infallible;
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
-    type OutboundOpenInfo = Wanted;
+    type OutboundOpenInfo = RequestedStream;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
         SubstreamProtocol::new(ReadyUpgrade::new(StreamProtocol::new(STREAM_PROTOCOL)), ())
     }
 
-    fn on_behaviour_event(&mut self, wanted: Wanted) {
+    fn on_behaviour_event(&mut self, wanted: RequestedStream) {
         self.wanted.push_back(wanted);
     }
 
     fn poll(
         &mut self,
         _: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Wanted, Infallible>> {
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, RequestedStream, Infallible>> {
         match self.wanted.pop_front() {
             Some(wanted) => {
                 let protocol = SubstreamProtocol::new(
@@ -208,7 +208,7 @@ impl ConnectionHandler for Handler {
 
     fn on_connection_event(
         &mut self,
-        event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol, (), Wanted>,
+        event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol, (), RequestedStream>,
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
@@ -217,7 +217,7 @@ impl ConnectionHandler for Handler {
             }) => {
                 let handed_on = self.incoming.try_send((
                     self.peer,
-                    Carried {
+                    RawStream {
                         stream,
                         token: self.token.clone(),
                     },
@@ -229,12 +229,12 @@ impl ConnectionHandler for Handler {
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,
-                info: Wanted(waiter, token),
+                info: RequestedStream(waiter, token),
             }) => {
-                let _ = waiter.send(Ok(Carried { stream, token }));
+                let _ = waiter.send(Ok(RawStream { stream, token }));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError {
-                info: Wanted(waiter, _),
+                info: RequestedStream(waiter, _),
                 error,
             }) => {
                 let why = match error {

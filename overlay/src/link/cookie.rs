@@ -4,7 +4,7 @@
 //! can be answered.
 
 use super::{
-    Refused,
+    LinkRefusal,
     wire::{MAC_LEN, SALT_LEN},
 };
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -81,8 +81,8 @@ pub fn open(
     sealed: &[u8],
     responder: &[u8; 32],
     bound_to: &[u8; MAC_LEN],
-) -> Result<Cookie, Refused> {
-    let key = sealing_key(responder, salt).ok_or(Refused::Malformed)?;
+) -> Result<Cookie, LinkRefusal> {
+    let key = sealing_key(responder, salt).ok_or(LinkRefusal::Malformed)?;
     let mut bytes = sealed.to_vec();
     let plain = key
         .open_in_place(
@@ -90,8 +90,8 @@ pub fn open(
             Aad::from(bound_to),
             &mut bytes,
         )
-        .map_err(|_| Refused::Forged)?;
-    Cookie::try_from(&*plain).map_err(|_| Refused::Malformed)
+        .map_err(|_| LinkRefusal::Forged)?;
+    Cookie::try_from(&*plain).map_err(|_| LinkRefusal::Malformed)
 }
 
 /// The responder's side: counts handshakes, makes and checks cookies.

@@ -5,7 +5,7 @@
 //! with them: the statements of two members that have only the ring between them.
 
 use super::{
-    Refused,
+    LinkRefusal,
     session::{Cipher, Parts, Session},
     wire::{INITIATION_PAYLOAD_LEN, MAX_EXTRA_LEN, NOISE_1_LEN, NOISE_2_LEN, RESPONSE_PAYLOAD_LEN},
 };
@@ -41,12 +41,12 @@ impl Keys {
         LinkKey(self.public)
     }
 
-    fn builder(&self) -> Result<Builder<'_>, Refused> {
-        let params: NoiseParams = PATTERN.parse().map_err(|_| Refused::Malformed)?;
+    fn builder(&self) -> Result<Builder<'_>, LinkRefusal> {
+        let params: NoiseParams = PATTERN.parse().map_err(|_| LinkRefusal::Malformed)?;
         Builder::new(params)
             .prologue(PROLOGUE)
             .and_then(|b| b.local_private_key(&self.secret[..]))
-            .map_err(|_| Refused::Malformed)
+            .map_err(|_| LinkRefusal::Malformed)
     }
 }
 
@@ -64,7 +64,7 @@ pub fn timestamp() -> u128 {
 }
 
 /// A handshake that this node opened and that waits for its response.
-pub(crate) struct Pending {
+pub(crate) struct PendingHandshake {
     noise: HandshakeState,
     pub index: u32,
 }
@@ -75,15 +75,17 @@ pub(crate) fn open(
     peer: &LinkKey,
     index: u32,
     extra: &[u8],
-) -> Result<(Pending, Vec<u8>), Refused> {
+) -> Result<(PendingHandshake, Vec<u8>), LinkRefusal> {
     if extra.len() > MAX_EXTRA_LEN {
-        return Err(Refused::Malformed);
+        return Err(LinkRefusal::Malformed);
     }
     let builder = keys
         .builder()?
         .remote_public_key(&peer.0)
-        .map_err(|_| Refused::Malformed)?;
-    let mut noise = builder.build_initiator().map_err(|_| Refused::Malformed)?;
+        .map_err(|_| LinkRefusal::Malformed)?;
+    let mut noise = builder
+        .build_initiator()
+        .map_err(|_| LinkRefusal::Malformed)?;
     let mut payload = vec![0; INITIATION_PAYLOAD_LEN];
     payload[0] = VERSION;
     payload[1] = if Cipher::preferred() == Cipher::Aes256Gcm {
@@ -96,12 +98,12 @@ pub(crate) fn open(
     let mut message = vec![0; NOISE_1_LEN + extra.len()];
     let len = noise
         .write_message(&payload, &mut message)
-        .map_err(|_| Refused::Malformed)?;
+        .map_err(|_| LinkRefusal::Malformed)?;
     message.truncate(len);
-    Ok((Pending { noise, index }, message))
+    Ok((PendingHandshake { noise, index }, message))
 }
 
-impl Pending {
+impl PendingHandshake {
     /// Reads Noise message 2. Returns the session and the content sealed with it. A message that is
     /// refused changes nothing: another may come.
     pub(crate) fn finish(
@@ -109,16 +111,16 @@ impl Pending {
         now: Instant,
         sender: u32,
         message: &[u8],
-    ) -> Result<(Session, Vec<u8>), Refused> {
+    ) -> Result<(Session, Vec<u8>), LinkRefusal> {
         let mut payload = vec![0; message.len()];
         let len = self
             .noise
             .read_message(message, &mut payload)
-            .map_err(|_| Refused::Forged)?;
+            .map_err(|_| LinkRefusal::Forged)?;
         let cipher = match payload[..len].first() {
             Some(&WITH_AES) if Cipher::preferred() == Cipher::Aes256Gcm => Cipher::Aes256Gcm,
             Some(0) => Cipher::ChaCha20Poly1305,
-            _ => return Err(Refused::Malformed),
+            _ => return Err(LinkRefusal::Malformed),
         };
         let extra = payload[..len]
             .get(RESPONSE_PAYLOAD_LEN..)
@@ -127,7 +129,7 @@ impl Pending {
         Ok((
             session(
                 &mut self.noise,
-                Ends {
+                SessionEnds {
                     local: self.index,
                     remote: sender,
                     cipher,
@@ -140,14 +142,14 @@ impl Pending {
     }
 }
 
-struct Ends {
+struct SessionEnds {
     local: u32,
     remote: u32,
     cipher: Cipher,
     initiator: bool,
 }
 
-fn session(noise: &mut HandshakeState, ends: Ends, now: Instant) -> Session {
+fn session(noise: &mut HandshakeState, ends: SessionEnds, now: Instant) -> Session {
     let (forward, back) = noise.dangerously_get_raw_split();
     let (forward, back) = (Zeroizing::new(forward), Zeroizing::new(back));
     let (sealing, opening) = if ends.initiator {
@@ -170,7 +172,7 @@ fn session(noise: &mut HandshakeState, ends: Ends, now: Instant) -> Session {
 
 /// An initiation that was read: its sender is proved to hold `peer`, but may be a replay until the
 /// timestamp was compared.
-pub struct Opened {
+pub struct OpenedInitiation {
     noise: HandshakeState,
     sender: u32,
     cipher: Cipher,
@@ -182,25 +184,25 @@ pub struct Opened {
     pub extra: Vec<u8>,
 }
 
-impl Opened {
+impl OpenedInitiation {
     /// Reads Noise message 1.
     ///
     /// # Errors
-    /// [`Refused::Forged`] if it was not made for these keys.
-    pub fn read(keys: &Keys, sender: u32, message: &[u8]) -> Result<Self, Refused> {
+    /// [`LinkRefusal::Forged`] if it was not made for these keys.
+    pub fn read(keys: &Keys, sender: u32, message: &[u8]) -> Result<Self, LinkRefusal> {
         let mut noise = keys
             .builder()?
             .build_responder()
-            .map_err(|_| Refused::Malformed)?;
+            .map_err(|_| LinkRefusal::Malformed)?;
         let mut payload = vec![0; message.len()];
         let len = noise
             .read_message(message, &mut payload)
-            .map_err(|_| Refused::Forged)?;
+            .map_err(|_| LinkRefusal::Forged)?;
         let (payload, extra) = payload[..len]
             .split_first_chunk::<INITIATION_PAYLOAD_LEN>()
-            .ok_or(Refused::Malformed)?;
+            .ok_or(LinkRefusal::Malformed)?;
         if payload[0] != VERSION {
-            return Err(Refused::Malformed);
+            return Err(LinkRefusal::Malformed);
         }
         let both_aes = payload[1] & WITH_AES != 0 && Cipher::preferred() == Cipher::Aes256Gcm;
         let cipher = if both_aes {
@@ -211,7 +213,7 @@ impl Opened {
         let peer = noise
             .get_remote_static()
             .and_then(|k| <[u8; 32]>::try_from(k).ok())
-            .ok_or(Refused::Malformed)?;
+            .ok_or(LinkRefusal::Malformed)?;
         let timestamp = payload[2..].iter().fold(0, |n, b| n << 8 | u128::from(*b));
         Ok(Self {
             noise,
@@ -230,9 +232,9 @@ impl Opened {
         now: Instant,
         index: u32,
         extra: &[u8],
-    ) -> Result<(Session, Vec<u8>, u32), Refused> {
+    ) -> Result<(Session, Vec<u8>, u32), LinkRefusal> {
         if extra.len() > MAX_EXTRA_LEN {
-            return Err(Refused::Malformed);
+            return Err(LinkRefusal::Malformed);
         }
         let mut message = vec![0; NOISE_2_LEN + extra.len()];
         let mut payload = vec![
@@ -247,9 +249,9 @@ impl Opened {
         let len = self
             .noise
             .write_message(&payload, &mut message)
-            .map_err(|_| Refused::Malformed)?;
+            .map_err(|_| LinkRefusal::Malformed)?;
         message.truncate(len);
-        let ends = Ends {
+        let ends = SessionEnds {
             local: index,
             remote: self.sender,
             cipher: self.cipher,

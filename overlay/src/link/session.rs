@@ -9,10 +9,10 @@
 //! starts again. When it is dropped, the expanded keys are overwritten ([`super::wipe`]).
 
 use super::{
-    Refused,
+    LinkRefusal,
     frame::FRAME_HEADER_LEN,
     replay::ReplayWindow,
-    wipe::Wiped,
+    wipe::WipedKey,
     wire::{
         ENVELOPE, ENVELOPE_SEALED_LEN, HEADER_LEN, TAG_LEN, write_data_header,
         write_envelope_header,
@@ -74,8 +74,8 @@ pub struct Session {
     cipher: Cipher,
     initiator: bool,
     created: Instant,
-    sealing: Wiped,
-    opening: Wiped,
+    sealing: WipedKey,
+    opening: WipedKey,
     counter: AtomicU64,
     confirmed: AtomicBool,
     window: Mutex<ReplayWindow>,
@@ -119,8 +119,8 @@ impl Session {
             cipher: parts.cipher,
             initiator: parts.initiator,
             created: now,
-            sealing: Wiped::new(parts.cipher.key(parts.sealing)),
-            opening: Wiped::new(parts.cipher.key(parts.opening)),
+            sealing: WipedKey::new(parts.cipher.key(parts.sealing)),
+            opening: WipedKey::new(parts.cipher.key(parts.opening)),
             counter: AtomicU64::new(0),
             confirmed: AtomicBool::new(parts.initiator),
             window: Mutex::default(),
@@ -198,17 +198,19 @@ impl Session {
         &self,
         datagram: &'a mut [u8],
         counter: u64,
-    ) -> Result<&'a mut [u8], Refused> {
+    ) -> Result<&'a mut [u8], LinkRefusal> {
         if !self.lock().may_come(counter) {
-            return Err(Refused::Replayed);
+            return Err(LinkRefusal::Replayed);
         }
-        let body = datagram.get_mut(HEADER_LEN..).ok_or(Refused::Malformed)?;
+        let body = datagram
+            .get_mut(HEADER_LEN..)
+            .ok_or(LinkRefusal::Malformed)?;
         let (plain, tag) = body
             .split_last_chunk_mut::<TAG_LEN>()
-            .ok_or(Refused::Malformed)?;
+            .ok_or(LinkRefusal::Malformed)?;
         let part = plain
             .get_mut(..ENVELOPE_SEALED_LEN)
-            .ok_or(Refused::Malformed)?;
+            .ok_or(LinkRefusal::Malformed)?;
         let opened = self.opening.open_in_place_separate_tag(
             nonce(counter),
             Aad::from([ENVELOPE]),
@@ -216,32 +218,38 @@ impl Session {
             part,
             0..,
         );
-        opened.map_err(|_| Refused::Forged)?;
+        opened.map_err(|_| LinkRefusal::Forged)?;
         if self.lock().accept(counter) {
             Ok(plain)
         } else {
-            Err(Refused::Replayed)
+            Err(LinkRefusal::Replayed)
         }
     }
 
     /// Opens a data datagram in place and returns its frame.
     ///
     /// # Errors
-    /// [`Refused::Replayed`] for a counter seen before or too old, [`Refused::Forged`] for a tag
-    /// that does not verify.
-    pub fn open<'a>(&self, datagram: &'a mut [u8], counter: u64) -> Result<&'a mut [u8], Refused> {
+    /// [`LinkRefusal::Replayed`] for a counter seen before or too old, [`LinkRefusal::Forged`] for
+    /// a tag that does not verify.
+    pub fn open<'a>(
+        &self,
+        datagram: &'a mut [u8],
+        counter: u64,
+    ) -> Result<&'a mut [u8], LinkRefusal> {
         if !self.lock().may_come(counter) {
-            return Err(Refused::Replayed);
+            return Err(LinkRefusal::Replayed);
         }
-        let body = datagram.get_mut(HEADER_LEN..).ok_or(Refused::Malformed)?;
+        let body = datagram
+            .get_mut(HEADER_LEN..)
+            .ok_or(LinkRefusal::Malformed)?;
         let plain = self
             .opening
             .open_in_place(nonce(counter), Aad::empty(), body)
-            .map_err(|_| Refused::Forged)?;
+            .map_err(|_| LinkRefusal::Forged)?;
         if self.lock().accept(counter) {
             Ok(plain)
         } else {
-            Err(Refused::Replayed)
+            Err(LinkRefusal::Replayed)
         }
     }
 
@@ -300,7 +308,7 @@ mod tests {
         assert_eq!(far.open_envelope(&mut first, 0).expect("genuine"), plain);
         assert_eq!(
             far.open_envelope(&mut again, 0).map(|_| ()),
-            Err(Refused::Replayed)
+            Err(LinkRefusal::Replayed)
         );
         for at in 0..HEADER_LEN + ENVELOPE_SEALED_LEN {
             let mut changed = seal();
@@ -321,14 +329,14 @@ mod tests {
         let counter = as_data[15].into();
         assert_eq!(
             far.open(&mut as_data, counter).map(|_| ()),
-            Err(Refused::Forged)
+            Err(LinkRefusal::Forged)
         );
         let mut data = vec![0; HEADER_LEN + ENVELOPE_SEALED_LEN + TAG_LEN];
         assert!(session.seal(&mut data, ENVELOPE_SEALED_LEN).is_some());
         let counter = data[15].into();
         assert_eq!(
             far.open_envelope(&mut data, counter).map(|_| ()),
-            Err(Refused::Forged)
+            Err(LinkRefusal::Forged)
         );
     }
 

@@ -3,9 +3,9 @@
 //! seals, so that rekeying loses nothing: the old session still opens datagrams under way.
 
 use super::{
-    Refused,
+    LinkRefusal,
     cookie::{self, Cookie},
-    handshake::{self, Keys, Opened, Pending},
+    handshake::{self, Keys, OpenedInitiation, PendingHandshake},
     session::Session,
     wire,
 };
@@ -53,7 +53,7 @@ pub enum Output {
 }
 
 struct Opening {
-    pending: Pending,
+    pending: PendingHandshake,
     mac1: [u8; wire::MAC_LEN],
     sent: Instant,
 }
@@ -111,8 +111,8 @@ impl Link {
     /// the message; an earlier one that was sent here and not answered is forgotten.
     ///
     /// # Errors
-    /// [`Refused::Malformed`] if the far end's key is no curve point.
-    pub fn open(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, Refused> {
+    /// [`LinkRefusal::Malformed`] if the far end's key is no curve point.
+    pub fn open(&mut self, now: Instant, index: u32) -> Result<Vec<u8>, LinkRefusal> {
         let (opening, message) = self.begin(now, index, &[])?;
         self.opening = Some(opening);
         self.attempt.get_or_insert(now);
@@ -130,7 +130,7 @@ impl Link {
         now: Instant,
         index: u32,
         extra: &[u8],
-    ) -> Result<Vec<u8>, Refused> {
+    ) -> Result<Vec<u8>, LinkRefusal> {
         let (opening, message) = self.begin(now, index, extra)?;
         if self.carried.len() == MAX_CARRIED {
             self.carried.pop_front();
@@ -144,7 +144,7 @@ impl Link {
         now: Instant,
         index: u32,
         extra: &[u8],
-    ) -> Result<(Opening, Vec<u8>), Refused> {
+    ) -> Result<(Opening, Vec<u8>), LinkRefusal> {
         let (pending, noise) = handshake::open(&self.keys, &self.peer, index, extra)?;
         let mut message = wire::initiation(index, &noise);
         self.cookie = self
@@ -180,22 +180,22 @@ impl Link {
     ///
     /// # Errors
     /// Why the message was refused; the handshake stays open.
-    pub fn answered(&mut self, now: Instant, message: &[u8]) -> Result<Vec<u8>, Refused> {
+    pub fn answered(&mut self, now: Instant, message: &[u8]) -> Result<Vec<u8>, LinkRefusal> {
         let wire::Datagram::Response {
             sender,
             receiver,
             noise,
         } = wire::parse(message)?
         else {
-            return Err(Refused::Malformed);
+            return Err(LinkRefusal::Malformed);
         };
         if !cookie::mac1_verifies(message, &self.keys.public().0) {
-            return Err(Refused::Forged);
+            return Err(LinkRefusal::Forged);
         }
         let mut waiting = self.opening.iter_mut().chain(&mut self.carried);
         let opening = waiting
             .find(|o| o.waits_for(receiver))
-            .ok_or(Refused::Unasked)?;
+            .ok_or(LinkRefusal::Unasked)?;
         let (session, extra) = opening.pending.finish(now, sender, noise)?;
         self.carried.retain(|o| !o.waits_for(receiver));
         let session = Arc::new(session);
@@ -209,52 +209,52 @@ impl Link {
     ///
     /// # Errors
     /// Why it was refused.
-    pub fn cookie(&mut self, now: Instant, message: &[u8]) -> Result<(), Refused> {
+    pub fn cookie(&mut self, now: Instant, message: &[u8]) -> Result<(), LinkRefusal> {
         let wire::Datagram::Cookie {
             receiver,
             salt,
             sealed,
         } = wire::parse(message)?
         else {
-            return Err(Refused::Malformed);
+            return Err(LinkRefusal::Malformed);
         };
         let opening = self
             .opening
             .iter_mut()
             .chain(&mut self.carried)
             .find(|o| o.waits_for(receiver))
-            .ok_or(Refused::Unasked)?;
+            .ok_or(LinkRefusal::Unasked)?;
         let cookie = cookie::open(salt, sealed, &self.peer.0, &opening.mac1)?;
         self.cookie = Some((now, cookie));
         opening.sent = now.checked_sub(REKEY_TIMEOUT).unwrap_or(now);
         Ok(())
     }
 
-    /// Answers an initiation that [`Opened::read`] read, under `index`, with `extra` sealed in the
-    /// answer. `fresh`: it came over an authenticated, replay-free channel. The session may then
-    /// seal before the far end has used it, and the timestamp need not be newer (the far end's
-    /// clock may have been set back), unless a newer one has just come another way: then the far
-    /// end has forgotten this one.
+    /// Answers an initiation that [`OpenedInitiation::read`] read, under `index`, with `extra`
+    /// sealed in the answer. `fresh`: it came over an authenticated, replay-free channel. The
+    /// session may then seal before the far end has used it, and the timestamp need not be newer
+    /// (the far end's clock may have been set back), unless a newer one has just come another way:
+    /// then the far end has forgotten this one.
     ///
     /// # Errors
-    /// [`Refused::Replayed`] for a timestamp not newer than the newest seen, [`Refused::Forged`]
-    /// for another member's key.
+    /// [`LinkRefusal::Replayed`] for a timestamp not newer than the newest seen,
+    /// [`LinkRefusal::Forged`] for another member's key.
     pub fn accept(
         &mut self,
         now: Instant,
-        opened: Opened,
+        opened: OpenedInitiation,
         index: u32,
         fresh: bool,
         extra: &[u8],
-    ) -> Result<Vec<u8>, Refused> {
+    ) -> Result<Vec<u8>, LinkRefusal> {
         if opened.peer != self.peer {
-            return Err(Refused::Forged);
+            return Err(LinkRefusal::Forged);
         }
         let lately = self
             .newest_at
             .is_some_and(|at| now.saturating_duration_since(at) < CARRIED_LIMIT);
         if opened.timestamp <= self.newest_timestamp && (!fresh || lately) {
-            return Err(Refused::Replayed);
+            return Err(LinkRefusal::Replayed);
         }
         (self.newest_timestamp, self.newest_at) = (opened.timestamp, Some(now));
         let (session, noise, receiver) = opened.answer(now, index, extra)?;

@@ -9,15 +9,15 @@ use std::{
 };
 
 /// An AEAD key whose memory is zero once it is gone.
-pub(super) struct Wiped(MaybeUninit<LessSafeKey>);
+pub(super) struct WipedKey(MaybeUninit<LessSafeKey>);
 
-impl Wiped {
+impl WipedKey {
     pub fn new(key: LessSafeKey) -> Self {
         Self(MaybeUninit::new(key))
     }
 }
 
-impl Deref for Wiped {
+impl Deref for WipedKey {
     type Target = LessSafeKey;
 
     fn deref(&self) -> &LessSafeKey {
@@ -26,7 +26,7 @@ impl Deref for Wiped {
     }
 }
 
-impl Drop for Wiped {
+impl Drop for WipedKey {
     fn drop(&mut self) {
         const {
             assert!(
@@ -48,13 +48,13 @@ mod tests {
     #[test]
     fn nothing_of_the_key_is_left() {
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[0x5a; 32]).expect("32 bytes"));
-        let mut kept = ManuallyDrop::new(Wiped::new(key));
+        let mut kept = ManuallyDrop::new(WipedKey::new(key));
         let at = (&raw const *kept).cast::<u8>();
         // SAFETY: `kept` lives on, its bytes are read as bytes; after the drop all of them have
         // been written.
         unsafe {
             ManuallyDrop::drop(&mut kept);
-            assert!((0..size_of::<Wiped>()).all(|i| at.add(i).read_volatile() == 0));
+            assert!((0..size_of::<WipedKey>()).all(|i| at.add(i).read_volatile() == 0));
         }
     }
 }

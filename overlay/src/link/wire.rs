@@ -11,7 +11,7 @@
 //! The first byte has its top bit set, which no STUN message has (RFC 8489 §5), so both share a
 //! port.
 
-use super::{Refused, frame::FRAME_HEADER_LEN};
+use super::{LinkRefusal, frame::FRAME_HEADER_LEN};
 
 /// How many bytes precede the sealed frame of a data datagram.
 pub const HEADER_LEN: usize = 16;
@@ -112,7 +112,7 @@ pub fn is_ours(bytes: &[u8]) -> bool {
 }
 
 /// Parses a datagram. Never panics; checks lengths only.
-pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
+pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, LinkRefusal> {
     match (bytes.first(), bytes.len()) {
         (Some(&DATA), n) if n >= HEADER_LEN + TAG_LEN => Ok(Datagram::Data {
             receiver: number(bytes, 4),
@@ -142,7 +142,7 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Refused> {
             salt: &bytes[8..8 + SALT_LEN],
             sealed: &bytes[8 + SALT_LEN..],
         }),
-        _ => Err(Refused::Malformed),
+        _ => Err(LinkRefusal::Malformed),
     }
 }
 

@@ -112,7 +112,7 @@ pub(super) struct Grant {
 
 /// The form for people, as in the cache of peers.
 #[derive(Serialize, Deserialize)]
-struct Readable {
+struct ReadableGrant {
     admit: bool,
     #[serde(default, skip_serializing_if = "Groups::is_empty")]
     groups: Groups,
@@ -121,7 +121,7 @@ struct Readable {
 impl Serialize for Grant {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
-            return Readable {
+            return ReadableGrant {
                 admit: self.admit,
                 groups: self.groups.clone(),
             }
@@ -142,7 +142,7 @@ impl Serialize for Grant {
 impl<'de> Deserialize<'de> for Grant {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            return Readable::deserialize(deserializer).map(|r| Self {
+            return ReadableGrant::deserialize(deserializer).map(|r| Self {
                 admit: r.admit,
                 groups: r.groups,
             });

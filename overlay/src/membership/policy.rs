@@ -167,12 +167,12 @@ pub struct Party {
     /// Its address.
     pub addr: IpAddr,
     /// Its owner.
-    pub who: Who,
+    pub owner: AddressOwner,
 }
 
 /// The owner of an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Who {
+pub enum AddressOwner {
     /// A member's own.
     Member {
         /// The member.
@@ -197,14 +197,14 @@ pub enum Who {
 impl Selector {
     /// Whether it includes this party.
     pub fn fits(&self, party: &Party) -> bool {
-        match (self, &party.who) {
+        match (self, &party.owner) {
             (Self::Any, _) => true,
             (Self::Block(block), _) => block.contains(&party.addr),
-            (Self::Group(group), Who::Member { groups, .. }) => groups.contains(group),
-            (Self::Member(wanted), Who::Member { name, .. }) => wanted == name,
-            (Self::MemberId(wanted), Who::Member { id, .. }) => wanted == id,
-            (Self::Vm(wanted), Who::Vm { name, .. }) => Some(wanted) == name.as_ref(),
-            (Self::VmId(wanted), Who::Vm { id, .. }) => wanted == id,
+            (Self::Group(group), AddressOwner::Member { groups, .. }) => groups.contains(group),
+            (Self::Member(wanted), AddressOwner::Member { name, .. }) => wanted == name,
+            (Self::MemberId(wanted), AddressOwner::Member { id, .. }) => wanted == id,
+            (Self::Vm(wanted), AddressOwner::Vm { name, .. }) => Some(wanted) == name.as_ref(),
+            (Self::VmId(wanted), AddressOwner::Vm { id, .. }) => wanted == id,
             _ => false,
         }
     }

@@ -32,13 +32,13 @@ pub const MAX_OF_DELEGATE: usize = 1024;
 type Key = (Target, Option<MemberId>);
 
 #[derive(Default)]
-struct Known {
+struct RevocationSet {
     all: BTreeMap<Key, Revocation>,
     /// How many of them are each delegate's.
     of_delegates: HashMap<MemberId, usize>,
 }
 
-impl Known {
+impl RevocationSet {
     fn is_full(&self, delegate: &MemberId) -> bool {
         self.of_delegates
             .get(delegate)
@@ -58,7 +58,7 @@ impl Known {
 pub struct Trust {
     network: NetworkId,
     file: Option<Mutex<RevocationFile>>,
-    revocations: RwLock<Known>,
+    revocations: RwLock<RevocationSet>,
     /// Those that are not in the file yet.
     unkept: Mutex<Vec<Revocation>>,
     /// Somebody is about to write them.
@@ -84,7 +84,7 @@ impl Trust {
     /// What the file system says, or `InvalidData` for a file that is no list of revocations.
     pub fn load(network: NetworkId, file: &Path) -> io::Result<Self> {
         let (file, kept) = RevocationFile::open(file)?;
-        let mut known = Known::default();
+        let mut known = RevocationSet::default();
         kept.into_iter()
             .filter(|r| r.verify(network).is_ok())
             .for_each(|r| known.insert(r));
@@ -95,7 +95,7 @@ impl Trust {
         })
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Known> {
+    fn read(&self) -> RwLockReadGuard<'_, RevocationSet> {
         self.revocations
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -126,7 +126,7 @@ impl Trust {
     /// Why it is not valid.
     pub fn hear(&self, revocation: Revocation) -> Result<bool, Refusal> {
         let key = (revocation.target(), revocation.delegate());
-        let has_place = |known: &Known| {
+        let has_place = |known: &RevocationSet| {
             !known.all.contains_key(&key) && key.1.is_none_or(|by| !known.is_full(&by))
         };
         // What is not kept costs no signature.

@@ -14,7 +14,7 @@
 /// A member's clocks as offsets from this machine's own time since its start, so that they do not
 /// age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct MemberClock {
     /// Its wall clock.
     pub wall_offset_ms: i64,
     /// Its view of the network's time.
@@ -29,7 +29,7 @@ pub struct Clocks<'a> {
     /// This machine's wall clock.
     pub own_offset_ms: i64,
     /// The members' clocks.
-    pub heard: &'a [Heard],
+    pub heard: &'a [MemberClock],
     /// The latest known time of a signature.
     pub floor_offset_ms: Option<i64>,
 }
@@ -76,8 +76,8 @@ mod tests {
 
     const DAY: i64 = 86_400_000;
 
-    fn heard(wall: i64) -> Heard {
-        Heard {
+    fn heard(wall: i64) -> MemberClock {
+        MemberClock {
             wall_offset_ms: wall,
             net_offset_ms: wall,
             clocks: 1,
@@ -85,7 +85,7 @@ mod tests {
     }
 
     fn judged(own: i64, walls: &[i64]) -> i64 {
-        let heard: Vec<Heard> = walls.iter().copied().map(heard).collect();
+        let heard: Vec<MemberClock> = walls.iter().copied().map(heard).collect();
         Clocks {
             own_offset_ms: own,
             heard: &heard,
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn who_sees_one_clock_only_follows_the_one_that_sees_many() {
-        let hub = Heard {
+        let hub = MemberClock {
             wall_offset_ms: 3 * DAY,
             net_offset_ms: 7,
             clocks: 4,

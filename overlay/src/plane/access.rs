@@ -19,7 +19,7 @@ mod flows;
 
 use crate::membership::{
     NetworkPolicy,
-    policy::{Action, Party, Traffic, Who},
+    policy::{Action, AddressOwner, Party, Traffic},
 };
 use arc_swap::ArcSwapOption;
 use fields::PacketKind;
@@ -47,11 +47,11 @@ const DENIED_FOR: Duration = Duration::from_secs(2);
 /// conversation: it must not block.
 pub trait Directory: Send + Sync + 'static {
     /// The holder of `addr`, as far as it is known and proved.
-    fn who(&self, addr: &IpAddr) -> Who;
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner;
 }
 
 /// A policy in force, with the conversations that it has let through; replaced as a whole.
-struct InForce {
+struct ActivePolicy {
     policy: Arc<NetworkPolicy>,
     directory: Arc<dyn Directory>,
     flows: Flows,
@@ -61,7 +61,7 @@ struct InForce {
 #[derive(Default)]
 pub(crate) struct Access {
     active: AtomicBool,
-    in_force: ArcSwapOption<InForce>,
+    in_force: ArcSwapOption<ActivePolicy>,
     closed: AtomicBool,
     denied: AtomicU64,
 }
@@ -77,7 +77,7 @@ impl Access {
     pub fn set(&self, policy: Option<(Arc<NetworkPolicy>, Arc<dyn Directory>)>) {
         let active = policy.is_some();
         let in_force = policy.map(|(policy, directory)| {
-            Arc::new(InForce {
+            Arc::new(ActivePolicy {
                 policy,
                 directory,
                 flows: Flows::new(Instant::now()),
@@ -121,7 +121,7 @@ impl Access {
     }
 }
 
-impl InForce {
+impl ActivePolicy {
     fn sent(&self, packet: &[u8], src: &IpAddr, dst: &IpAddr, now: Instant) {
         // An answer has the packet's ends exchanged.
         let (kind, ports, lasts) = match PacketKind::of(packet) {
@@ -189,7 +189,7 @@ impl InForce {
         }
         let party = |addr: &IpAddr| Party {
             addr: *addr,
-            who: self.directory.who(addr),
+            owner: self.directory.owner_of(addr),
         };
         let (sender, receiver) = (party(src), party(dst));
         let allows =

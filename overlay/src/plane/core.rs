@@ -10,8 +10,8 @@ use super::{
     },
     path::{
         moves::Moves,
-        peer::{Peer, Peers, Via},
-        pending::Pending,
+        peer::{Peer, Peers, SendPath},
+        pending::OpenPings,
         relaying::Relaying,
         ring_port::RingPort,
     },
@@ -21,7 +21,7 @@ use super::{
     tasks::Tasks,
     traffic::Traffic,
     types::PlaneEvent,
-    waiting::Waiting,
+    waiting::WaitingPackets,
 };
 use crate::{
     id::MemberId,
@@ -50,9 +50,9 @@ pub(super) struct Inner {
     pub access: Access,
     pub multicast: Multicast,
     pub tables: Tables,
-    pub waiting: Waiting,
+    pub waiting: WaitingPackets,
     /// Pings and STUN requests whose callers wait for an answer.
-    pub pending: Pending,
+    pub pending: OpenPings,
     pub reports: Reports,
     pub doorman: Mutex<Doorman>,
     /// The scratch of datagrams that come by stream.
@@ -137,7 +137,7 @@ impl Inner {
             sessions
         });
         peer.paths().remove_all(Instant::now());
-        peer.via.store(Arc::new(Via::Nowhere));
+        peer.via.store(Arc::new(SendPath::Nowhere));
         self.tables.peers.rcu(|peers| {
             let mut peers = Peers::clone(peers);
             peers.remove(&member);

@@ -5,7 +5,7 @@ use super::{
     core::Inner,
     error::Error,
     guest::config::{GuestPort, Leaving},
-    interface::proof::Unproved,
+    interface::proof::ProofFailure,
     path::relaying::RelayOffer,
     routes::Route,
     traffic::TrafficMatrix,
@@ -115,7 +115,7 @@ impl Plane {
 
     /// Destinations in the network whose packets other programs' rules or routes lead past the TUN,
     /// although the TUN itself is as it should be.
-    pub fn ways_elsewhere(&self) -> Vec<Unproved> {
+    pub fn ways_elsewhere(&self) -> Vec<ProofFailure> {
         self.inner().ways_elsewhere()
     }
 

@@ -7,7 +7,7 @@ use super::{
     lock::lock,
     path::{
         arrival::Arrival,
-        peer::{Peer, Via},
+        peer::{Peer, SendPath},
         pending::USER_PING,
     },
     routes::Route,
@@ -67,7 +67,10 @@ pub(super) fn run(inner: &Inner) {
                 }
             }
             // An ICMP error of an earlier datagram: its path will be found dead by silence.
-            Err(error) => tracing::trace!(%error, "UDP"),
+            Err(error) => tracing::trace!(
+                error = %p2pvm_host::chain(&error),
+                "the UDP socket reports an error"
+            ),
         }
     }
 }
@@ -117,11 +120,11 @@ impl Inner {
             self.run_link(peer, now);
         }
         let in_use = match (by, &**peer.via.load()) {
-            (Arrival::Udp(from), Via::Direct(to)) => {
+            (Arrival::Udp(from), SendPath::Direct(to)) => {
                 from.addr == *to && self.is_answered_by_its_port(from)
             }
-            (Arrival::Relay(relay), Via::Relayed(used)) => relay == used.member,
-            (Arrival::Ring(_), Via::Ring) | (Arrival::Stream, Via::Stream(_)) => true,
+            (Arrival::Relay(relay), SendPath::Relayed(used)) => relay == used.member,
+            (Arrival::Ring(_), SendPath::Ring) | (Arrival::Stream, SendPath::Stream(_)) => true,
             _ => false,
         };
         peer.note_received(now, data, in_use && answers);
@@ -217,7 +220,7 @@ impl Inner {
         };
         // Never a second relay: a relayed datagram leaves directly or by stream.
         if self.relaying.admits(peer.short, to, datagram.len(), now)
-            && matches!(**next.via.load(), Via::Direct(_) | Via::Stream(_))
+            && matches!(**next.via.load(), SendPath::Direct(_) | SendPath::Stream(_))
         {
             let frame = Frame::ForwardFrom(peer.short);
             self.send_frame(&mut scratch.out, &next, frame, datagram, now);

@@ -7,7 +7,7 @@ use super::{
     guest::port::Port,
     io::udp::Batch,
     lock::lock,
-    path::peer::{Peer, Via},
+    path::peer::{Peer, SendPath},
     scratch::Scratch,
     shape::packet,
     types::{Path, PlaneEvent},
@@ -150,7 +150,7 @@ impl Inner {
         let (session, via) = (peer.sending.load(), peer.via.load());
         if !self.fits(peer, &segments) {
             self.carry_large(scratch, peer, frame, &segments, now);
-        } else if let (Some(session), Via::Direct(to), true) =
+        } else if let (Some(session), SendPath::Direct(to), true) =
             (&*session, &**via, segments.sizes.len() > 1)
         {
             self.send_in_place(&mut scratch.out, session, *to, frame, &mut segments);
@@ -239,7 +239,7 @@ impl Inner {
             0
         };
         let (session, via) = (peer.sending.load(), peer.via.load());
-        if let (Some(session), false) = (&*session, matches!(**via, Via::Nowhere)) {
+        if let (Some(session), false) = (&*session, matches!(**via, SendPath::Nowhere)) {
             if matches!(frame, Frame::Ip { .. }) && payload.len() > peer.limit().0 {
                 return self.send_pieces(out, peer, frame, payload, now);
             }
@@ -275,18 +275,18 @@ impl Inner {
     }
 
     /// How packet threads use a path; `None` if its relay or stream is gone.
-    pub fn via(&self, peer: &Peer, path: Path) -> Option<Via> {
+    pub fn via(&self, peer: &Peer, path: Path) -> Option<SendPath> {
         match path {
-            Path::Direct(to) => Some(Via::Direct(to)),
+            Path::Direct(to) => Some(SendPath::Direct(to)),
             Path::Relayed(relay) => self
                 .tables
                 .peers
                 .load()
                 .get(&relay)
                 .cloned()
-                .map(Via::Relayed),
-            Path::Ring => Some(Via::Ring),
-            Path::Stream => peer.stream().clone().map(Via::Stream),
+                .map(SendPath::Relayed),
+            Path::Ring => Some(SendPath::Ring),
+            Path::Stream => peer.stream().clone().map(SendPath::Stream),
         }
     }
 
@@ -296,7 +296,7 @@ impl Inner {
         out: &mut Batch,
         peer: &Peer,
         session: &Session,
-        via: &Via,
+        via: &SendPath,
         frame: Frame,
         payload: &[u8],
         now: Instant,
@@ -307,12 +307,13 @@ impl Inner {
             buf[HEAD..HEAD + payload.len()].copy_from_slice(payload);
             session.seal(buf, FRAME_HEADER_LEN + payload.len())
         };
-        if let Via::Direct(to) = via {
+        if let SendPath::Direct(to) = via {
             out.push(&self.udp, *to, room, seal);
             return true;
         }
-        if let Via::Relayed(relay) = via
-            && let (Some(outer), Via::Direct(to)) = (&*relay.sending.load(), &**relay.via.load())
+        if let SendPath::Relayed(relay) = via
+            && let (Some(outer), SendPath::Direct(to)) =
+                (&*relay.sending.load(), &**relay.via.load())
         {
             // Sealed in place twice: for the member, then with its id for the relay.
             relay.note_sent(now, room);
@@ -332,24 +333,27 @@ impl Inner {
         &self,
         out: &mut Batch,
         peer: &Peer,
-        via: &Via,
+        via: &SendPath,
         datagram: Vec<u8>,
         now: Instant,
     ) -> bool {
         match via {
-            Via::Nowhere => false,
-            Via::Direct(to) => {
+            SendPath::Nowhere => false,
+            SendPath::Direct(to) => {
                 out.push(&self.udp, *to, datagram.len(), |buf| {
                     buf.copy_from_slice(&datagram);
                     Some(buf.len())
                 });
                 true
             }
-            Via::Ring => self.send_over_ring(out, peer, &datagram, now),
-            Via::Stream(stream) => stream.try_send(datagram).is_ok(),
-            Via::Relayed(relay) => {
+            SendPath::Ring => self.send_over_ring(out, peer, &datagram, now),
+            SendPath::Stream(stream) => stream.try_send(datagram).is_ok(),
+            SendPath::Relayed(relay) => {
                 // Never two relays: a member that itself needs a relay cannot be one.
-                let usable = matches!(**relay.via.load(), Via::Direct(_) | Via::Stream(_));
+                let usable = matches!(
+                    **relay.via.load(),
+                    SendPath::Direct(_) | SendPath::Stream(_)
+                );
                 usable && self.send_frame(out, relay, Frame::ForwardTo(peer.short), &datagram, now)
             }
         }

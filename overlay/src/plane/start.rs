@@ -12,7 +12,7 @@ use super::{
         udp::{MAX_BATCH_BYTES, Udp},
         wake::{Stop, Waker},
     },
-    path::{moves::Moves, pending::Pending, relaying::Relaying, ring_port::RingPort},
+    path::{moves::Moves, pending::OpenPings, relaying::Relaying, ring_port::RingPort},
     receive,
     reports::Reports,
     tables::Tables,
@@ -20,7 +20,7 @@ use super::{
     traffic::Traffic,
     tun,
     types::{PlaneConfig, PlaneEvent},
-    waiting::Waiting,
+    waiting::WaitingPackets,
 };
 use crate::{
     link::{Keys, cookie::Doorman, session::OVERHEAD},
@@ -89,8 +89,8 @@ impl Inner {
             access: Access::default(),
             multicast: Multicast::default(),
             tables: Tables::default(),
-            waiting: Waiting::default(),
-            pending: Pending::default(),
+            waiting: WaitingPackets::default(),
+            pending: OpenPings::default(),
             reports: Reports::new(events),
             doorman: Mutex::new(Doorman::new(now)),
             stream_scratch: Mutex::default(),
@@ -157,13 +157,16 @@ fn make_device(config: &PlaneConfig, mark: &Mark, largest: usize) -> io::Result<
     tun.set_nonblocking(true)?;
     let index = tun.if_index()?;
     if let Err(error) = device::limit_packets(index, largest) {
-        tracing::debug!(%error, "cannot limit TSO packets to one send");
+        tracing::debug!(error = %p2pvm_host::chain(&error), "cannot limit TSO packets to one send");
     }
     // Marked before it has an address, so that no daemon of this machine offers that address as
     // its own.
     if let Err(error) = set_alias(index, &mark.to_string()) {
-        tracing::warn!(%error, "cannot mark the interface {}: other networks of this \
-            machine may mistake it", config.device);
+        tracing::warn!(
+            error = %p2pvm_host::chain(&error),
+            "cannot mark the interface {}: other networks of this machine may mistake it",
+            config.device
+        );
     }
     Ok(tun)
 }

@@ -85,7 +85,10 @@ pub(crate) fn run(inner: &Inner) {
                 // The device is down or away: there is nothing to read until it comes back.
                 thread::sleep(AWAY_PAUSE);
             }
-            Err(error) => tracing::debug!(%error, "unreadable packet from the TUN"),
+            Err(error) => tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "unreadable packet from the TUN"
+            ),
         }
     }
 }

@@ -85,7 +85,7 @@ pub(crate) struct HeldPacket {
 }
 
 #[derive(Default)]
-pub(crate) struct Waiting {
+pub(crate) struct WaitingPackets {
     /// Packets to addresses without a route, with the epoch of their source.
     pub unresolved: Mutex<Waitlist<(u32, Vec<u8>)>>,
     pub unknown_sources: Mutex<Waitlist<HeldPacket>>,

@@ -327,7 +327,13 @@ impl Shared {
             .call(member, SERVICE, request.encode(), limit)
             .await;
         let body = body
-            .inspect_err(|error| tracing::debug!(?member, %error, "a branch of a question is dead"))
+            .inspect_err(|error| {
+                tracing::debug!(
+                    ?member,
+                    error = %p2pvm_host::chain(error),
+                    "a branch of a question is dead"
+                )
+            })
             .ok()?;
         let mut answers = decode_answers(&body)?;
         answers.dead.truncate(MAX_DEAD);

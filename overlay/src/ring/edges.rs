@@ -6,7 +6,7 @@
 //! members in its list are tried at once in its place.
 
 use super::{
-    Edge, Event, Mode, Next, Node, Output, Position, Ring,
+    Edge, Event, Mode, Node, Output, Position, Ring, RingHop,
     message::{Message, Roles},
     seek,
 };
@@ -29,7 +29,7 @@ pub(super) const IDLE_EDGE: Duration = Duration::from_secs(10);
 const MAX_FOREIGN_NEAR: usize = 16;
 
 /// An edge that was asked for.
-pub(super) struct Pending {
+pub(super) struct PendingEdge {
     pub since: Instant,
     pub roles: Roles,
 }
@@ -59,7 +59,8 @@ impl Ring {
             return false;
         }
         let agent = self.through(member, agent);
-        self.pending.insert(member, Pending { since: now, roles });
+        self.pending
+            .insert(member, PendingEdge { since: now, roles });
         self.outputs.push_back(Output::Link { member, agent });
         self.wake_by(now + LINK_LIMIT);
         true
@@ -85,7 +86,8 @@ impl Ring {
                 .choose(rng)
         })
         .or_else(|| {
-            let lost = self.joined && self.table.next(node.position, Mode::Exact) == Next::Nowhere;
+            let lost =
+                self.joined && self.table.next(node.position, Mode::Exact) == RingHop::Nowhere;
             speaks().filter(|e| lost && e.joined).map(place).choose(rng)
         })
     }

@@ -13,7 +13,7 @@
 use super::{
     Edge, NEAR_EACH_SIDE, Position, Ring,
     message::{Message, Roles},
-    table::Next,
+    table::RingHop,
     wire::Mode,
 };
 use crate::{coordinates::Coordinate, id::MemberId};
@@ -78,7 +78,7 @@ struct Slot {
 
 /// The state of the far part.
 #[derive(Default)]
-pub(super) struct Far {
+pub(super) struct FarState {
     /// Eighths of log2 by our own spacing; 0 if we know no member.
     own: u8,
     log2: f64,
@@ -90,7 +90,7 @@ pub(super) struct Far {
     outdated: bool,
 }
 
-impl Far {
+impl FarState {
     pub fn size(&self) -> f64 {
         self.log2.exp2()
     }
@@ -234,7 +234,7 @@ impl Ring {
             pause: (state.pause * 2).min(LONGEST_PAUSE),
             declined: 0,
         };
-        if let Next::Via(via) = self.table.next(target, Mode::Closest) {
+        if let RingHop::Via(via) = self.table.next(target, Mode::Closest) {
             self.locate_far(now, via, target, Draw { slot, distance });
         }
     }

@@ -44,22 +44,22 @@ struct Failure {
     pause: Duration,
 }
 
-struct Lost {
+struct LostNeighbour {
     since: Instant,
     tried: Instant,
 }
 
 /// The members by kind.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct KnownMembers {
     rumours: BTreeMap<MemberId, Rumour>,
     failed: BTreeMap<MemberId, Failure>,
-    lost: BTreeMap<MemberId, Lost>,
+    lost: BTreeMap<MemberId, LostNeighbour>,
     /// When the next lost neighbour is tried.
     lost_at: Option<Instant>,
 }
 
-impl Known {
+impl KnownMembers {
     /// Whether an edge to the member died or could not be made lately.
     pub fn was_tried(&self, member: &MemberId) -> bool {
         self.failed.contains_key(member) || self.lost.contains_key(member)
@@ -139,7 +139,7 @@ impl Known {
     pub fn lose(&mut self, member: MemberId, now: Instant) {
         self.lost.insert(
             member,
-            Lost {
+            LostNeighbour {
                 since: now,
                 tried: now,
             },
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn memory_for_members_that_one_hears_of_is_bounded_and_keeps_the_nearest() {
         let (me, now) = (node(0).position, Instant::now());
-        let mut known = Known::default();
+        let mut known = KnownMembers::default();
         for n in 1..=255 {
             known.rumour(me, node(n), None, now + FIRST_PAUSE);
             known.lose(node(n).member, now + Duration::from_secs(n.into()));
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn who_fails_again_waits_longer() {
         let (now, member) = (Instant::now(), node(1).member);
-        let mut known = Known::default();
+        let mut known = KnownMembers::default();
         known.fail(member, now);
         assert!(known.is_failed(&member, now) && !known.is_failed(&member, now + FIRST_PAUSE));
         known.fail(member, now + FIRST_PAUSE);

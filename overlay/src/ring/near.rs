@@ -8,7 +8,7 @@
 //! ends where its edges end, and two neighbours cannot keep it alive between them.
 
 use super::{
-    Event, NEAR_EACH_SIDE, Node, Output, Pending, Position, Ring,
+    Event, NEAR_EACH_SIDE, Node, Output, PendingEdge, Position, Ring,
     known::around,
     message::{MAX_GONE, MAX_IDS, Message, Roles},
 };
@@ -32,7 +32,7 @@ const JOIN_WITHOUT: Duration = Duration::from_secs(6);
 
 /// The state of the near part.
 #[derive(Default)]
-pub(super) struct Near {
+pub(super) struct NearState {
     digest: u32,
     lists_at: Option<Instant>,
     /// When the plan may change without an event: a candidate may be tried again, or was waited for
@@ -41,7 +41,7 @@ pub(super) struct Near {
     gone: Vec<(Instant, Node)>,
 }
 
-impl Near {
+impl NearState {
     pub fn digest(&self) -> u32 {
         self.digest
     }
@@ -84,7 +84,7 @@ impl Near {
 /// lookup found it.
 type Candidate = (u64, Node, Option<Position>);
 /// A neighbour that has spoken: its distance clockwise, the member, and whether it has joined.
-type Linked = (u64, Node, bool);
+type LinkedNode = (u64, Node, bool);
 
 /// One side of us. The nearest on one side is the farthest on the other, so one order, clockwise,
 /// serves both.
@@ -111,7 +111,7 @@ impl Side {
 
     /// The nearest of all, and the nearest of those that have joined: a joiner replaces nobody
     /// until it carries packets.
-    fn add_nearest(self, linked: &[Linked], near: &mut Vec<Node>) {
+    fn add_nearest(self, linked: &[LinkedNode], near: &mut Vec<Node>) {
         let mut carriers = 0;
         for (rank, (_, node, joined)) in self.of(linked).enumerate() {
             if rank >= NEAR_EACH_SIDE && carriers == NEAR_EACH_SIDE {
@@ -126,7 +126,7 @@ impl Side {
 
     /// How many neighbours are nearer than a member at this distance clockwise, up to
     /// as many as a side has.
-    fn nearer_than(self, far: u64, linked: &[Linked]) -> usize {
+    fn nearer_than(self, far: u64, linked: &[LinkedNode]) -> usize {
         self.of(linked)
             .take(NEAR_EACH_SIDE)
             .take_while(|l| self.way(l.0) < self.way(far))
@@ -138,7 +138,7 @@ impl Ring {
     /// Determines our near neighbours, present and wanted, and asks for the missing edges.
     pub(super) fn plan_near(&mut self, now: Instant) {
         let me = self.me.position;
-        let mut linked: Vec<Linked> = Vec::with_capacity(self.edges.len());
+        let mut linked: Vec<LinkedNode> = Vec::with_capacity(self.edges.len());
         linked.extend(
             self.edges
                 .values()
@@ -180,7 +180,7 @@ impl Ring {
         &self,
         now: Instant,
         side: Side,
-        (linked, candidates): (&[Linked], &[Vec<Candidate>; 2]),
+        (linked, candidates): (&[LinkedNode], &[Vec<Candidate>; 2]),
         wanted: &mut Vec<(Node, Option<Position>)>,
     ) {
         let (mut taken, mut tried) = (0, 0);
@@ -213,7 +213,7 @@ impl Ring {
 
     /// Members that may be nearer than our near neighbours, going clockwise: those that another
     /// member has an edge with, and those known by hearsay only. `linked` is in that order too.
-    fn candidates(&self, now: Instant, linked: &[Linked]) -> [Vec<Candidate>; 2] {
+    fn candidates(&self, now: Instant, linked: &[LinkedNode]) -> [Vec<Candidate>; 2] {
         // The bounds below and the sides of a plan count neighbours by their place in this order.
         assert!(
             linked.is_sorted_by_key(|l| l.0),
@@ -267,7 +267,7 @@ impl Ring {
         }
         // A candidate that failed before was waited for then. Otherwise a few dead members could
         // keep us out for ever by turns.
-        let awaited = |m: &MemberId, p: &Pending| {
+        let awaited = |m: &MemberId, p: &PendingEdge| {
             p.roles.has(Roles::NEAR) && now < p.since + JOIN_WITHOUT && !self.known.was_tried(m)
         };
         let open = self.pending.iter().any(|(m, p)| awaited(m, p));

@@ -48,7 +48,7 @@ enum Goal {
     Far(Draw),
 }
 
-struct Asked {
+struct OpenLookup {
     goal: Goal,
     agent: Option<Position>,
     deadline: Instant,
@@ -56,14 +56,14 @@ struct Asked {
 
 /// The state of the seeking part.
 #[derive(Default)]
-pub(super) struct Seek {
+pub(super) struct SeekState {
     located: bool,
     at: Option<Instant>,
     pause: Option<Duration>,
-    asked: BTreeMap<u32, Asked>,
+    asked: BTreeMap<u32, OpenLookup>,
 }
 
-impl Seek {
+impl SeekState {
     /// Whether a lookup of our own place has been answered since we were last out of the ring.
     pub fn located(&self) -> bool {
         self.located
@@ -185,7 +185,7 @@ impl Ring {
         .encode();
         self.seek.asked.insert(
             nonce,
-            Asked {
+            OpenLookup {
                 goal,
                 agent: header.agent,
                 deadline: now + ANSWER_LIMIT,

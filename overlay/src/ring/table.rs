@@ -14,7 +14,7 @@ use crate::id::MemberId;
 
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Next {
+pub enum RingHop {
     /// It is for us.
     Here,
     /// This neighbour takes it on.
@@ -106,27 +106,27 @@ impl Table {
     /// Where a packet of our own to `to` goes first. While we have not joined it goes to the
     /// neighbour closest to `to` in any case, as nobody finds us by routing and we are nobody's
     /// closest.
-    pub fn next(&self, to: Position, mode: Mode) -> Next {
+    pub fn next(&self, to: Position, mode: Mode) -> RingHop {
         if to == self.me.position {
-            return Next::Here;
+            return RingHop::Here;
         }
         self.leaf(to)
             .or_else(|| self.towards(to, None, !self.joined))
-            .map_or(here(mode), Next::Via)
+            .map_or(here(mode), RingHop::Via)
     }
 
     /// Where a packet of another member goes on, or that it ends here. The caller takes the hop off
     /// ([`super::wire::take_hop`]).
-    pub fn route(&self, header: &Header) -> Next {
+    pub fn route(&self, header: &Header) -> RingHop {
         if header.kind.mode() == Mode::Exact
             && (header.to == self.me.position || header.leaf == Some(self.me.position))
         {
             return match header.leaf.filter(|leaf| *leaf != self.me.position) {
-                None => Next::Here,
+                None => RingHop::Here,
                 Some(leaf) => self
                     .leaf(leaf)
                     .or_else(|| find(&self.members, leaf))
-                    .map_or(Next::Nowhere, Next::Via),
+                    .map_or(RingHop::Nowhere, RingHop::Via),
             };
         }
         let via = match header.kind.mode() {
@@ -143,8 +143,8 @@ impl Table {
         };
         match (via, header.hops_left) {
             (None, _) => here(header.kind.mode()),
-            (Some(_), 0) => Next::Nowhere,
-            (Some(member), _) => Next::Via(member),
+            (Some(_), 0) => RingHop::Nowhere,
+            (Some(member), _) => RingHop::Via(member),
         }
     }
 
@@ -232,11 +232,11 @@ impl Table {
     }
 }
 
-fn here(mode: Mode) -> Next {
+fn here(mode: Mode) -> RingHop {
     if mode == Mode::Closest {
-        Next::Here
+        RingHop::Here
     } else {
-        Next::Nowhere
+        RingHop::Nowhere
     }
 }
 
@@ -266,6 +266,13 @@ mod tests {
         Position::of(&MemberId([n; 32]))
     }
 
+    fn hop_to(n: u8) -> RingHop {
+        match n {
+            0 => RingHop::Here,
+            n => RingHop::Via(MemberId([n; 32])),
+        }
+    }
+
     proptest! {
         #[test]
         fn the_next_hop_is_the_closest_of_all_and_closer_than_we_are(
@@ -275,13 +282,13 @@ mod tests {
             let target = Position(target);
             let all = || others.iter().copied().chain([0]);
             let best = all().min_by_key(|n| target.closeness(at(*n))).expect("we are there");
-            let expected = if best == 0 { Next::Here } else { Next::Via(MemberId([best; 32])) };
+            let expected = hop_to(best);
             prop_assert_eq!(table.next(target, Mode::Closest), expected);
             // A lookup is routed as if its asker were not there.
             let header = Header::new(Kind::ControlClosest, at(except), target);
             let others = all().filter(|n| *n != except);
             let best = others.min_by_key(|n| target.closeness(at(*n))).expect("we are there");
-            let expected = if best == 0 { Next::Here } else { Next::Via(MemberId([best; 32])) };
+            let expected = if best == 0 { RingHop::Here } else { RingHop::Via(MemberId([best; 32])) };
             prop_assert_eq!(table.route(&header), expected);
         }
 
@@ -314,20 +321,23 @@ mod tests {
     #[test]
     fn a_leaf_ends_a_path_and_never_carries_one_on() {
         let table = table(0, &[], &[1]);
-        assert_eq!(table.next(at(1), Mode::Exact), Next::Via(MemberId([1; 32])));
-        assert_eq!(table.next(at(1).plus(1), Mode::Exact), Next::Nowhere);
-        assert_eq!(table.next(at(1).plus(1), Mode::Closest), Next::Here);
+        assert_eq!(
+            table.next(at(1), Mode::Exact),
+            RingHop::Via(MemberId([1; 32]))
+        );
+        assert_eq!(table.next(at(1).plus(1), Mode::Exact), RingHop::Nowhere);
+        assert_eq!(table.next(at(1).plus(1), Mode::Closest), RingHop::Here);
         let header = Header {
             leaf: Some(at(1)),
             ..Header::new(Kind::Datagram, at(9), at(0))
         };
-        assert_eq!(table.route(&header), Next::Via(MemberId([1; 32])));
+        assert_eq!(table.route(&header), RingHop::Via(MemberId([1; 32])));
         assert_eq!(
             table.route(&Header {
                 leaf: Some(at(2)),
                 ..header
             }),
-            Next::Nowhere
+            RingHop::Nowhere
         );
     }
 
@@ -346,14 +356,14 @@ mod tests {
             leaves: [].into(),
         };
         let header = Header::new(Kind::Call, node(20).position, node(10).position);
-        assert_eq!(table.route(&header), Next::Via(node(9).member));
+        assert_eq!(table.route(&header), RingHop::Via(node(9).member));
         let table = Table {
             members: [node(20), node(90)].into(),
             ..table
         };
         assert_eq!(
             table.route(&header),
-            Next::Nowhere,
+            RingHop::Nowhere,
             "never back and never away"
         );
     }
@@ -364,15 +374,15 @@ mod tests {
         let table = Table::new(MemberId([0; 32]), false, [other], []);
         assert_eq!(
             table.next(at(0).plus(1), Mode::Exact),
-            Next::Via(other.member)
+            RingHop::Via(other.member)
         );
         assert_eq!(
             table.route(&Header::new(Kind::Datagram, at(9), at(1))),
-            Next::Nowhere
+            RingHop::Nowhere
         );
         assert_eq!(
             table.route(&Header::new(Kind::ControlClosest, at(9), at(1))),
-            Next::Here
+            RingHop::Here
         );
         let header = Header {
             leaf: Some(at(0)),
@@ -380,7 +390,7 @@ mod tests {
         };
         assert_eq!(
             table.route(&header),
-            Next::Here,
+            RingHop::Here,
             "what our agent hands us is ours"
         );
     }
@@ -392,13 +402,13 @@ mod tests {
             hops_left: 0,
             ..Header::new(Kind::Datagram, at(9), at(1))
         };
-        assert_eq!(table.route(&header), Next::Nowhere);
+        assert_eq!(table.route(&header), RingHop::Nowhere);
         assert_eq!(
             table.route(&Header {
                 to: at(0),
                 ..header
             }),
-            Next::Here
+            RingHop::Here
         );
     }
 }

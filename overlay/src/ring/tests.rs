@@ -325,7 +325,7 @@ fn a_trace_names_every_hop() {
             header: Header::new(Kind::Trace, a.position, b.position),
             body: trace::request(77),
         };
-        let Next::Via(first) = world.hosts[&a.member]
+        let RingHop::Via(first) = world.hosts[&a.member]
             .ring
             .table()
             .next(b.position, Mode::Exact)

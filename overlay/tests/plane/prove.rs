@@ -1,7 +1,7 @@
 //! Proofs that packets pass from stack to stack, and what they say where they do not.
 
 use crate::world::{Nat, World, introduce};
-use p2pvm_overlay::plane::{Answered, Unproved};
+use p2pvm_overlay::plane::{AnswerKind, ProofFailure};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(3);
@@ -25,23 +25,23 @@ async fn the_hosts_own_stack_is_proved_without_any_member() {
         ));
     };
     let proof = a.plane.prove_host(LIMIT).await.expect("it answers");
-    assert_eq!(proof.by, Answered::Echo);
+    assert_eq!(proof.by, AnswerKind::Echo);
     assert!(proof.rtt < Duration::from_millis(300), "{proof:?}");
     // A host that ignores echo requests answers in other ways.
     input("icmp type echo-request drop;");
     let proof = a.plane.prove_host(LIMIT).await.expect("it answers");
-    assert_ne!(proof.by, Answered::Echo);
+    assert_ne!(proof.by, AnswerKind::Echo);
     input("iifname p2pvm0 drop;");
     assert_eq!(
         a.plane.prove_host(LIMIT).await,
-        Err(Unproved::Silent {
+        Err(ProofFailure::Silent {
             device: "p2pvm0".into()
         })
     );
     input("iifname p2pvm0 reject with icmpx admin-prohibited;");
     assert_eq!(
         a.plane.prove_host(LIMIT).await,
-        Err(Unproved::Refused {
+        Err(ProofFailure::Refused {
             device: "p2pvm0".into()
         })
     );
@@ -59,7 +59,7 @@ async fn the_hosts_own_stack_is_proved_without_any_member() {
     );
     let elsewhere = a.plane.prove_host(LIMIT).await;
     assert!(
-        matches!(&elsewhere, Err(Unproved::Elsewhere { through, .. }) if through == "other"),
+        matches!(&elsewhere, Err(ProofFailure::Elsewhere { through, .. }) if through == "other"),
         "{elsewhere:?}"
     );
 }
@@ -75,7 +75,7 @@ async fn a_members_stack_is_proved_and_a_live_link_alone_does_not_do() {
             .prove_member(b.member, addr, LIMIT)
             .await
             .expect("it answers");
-        assert_eq!(proof.by, Answered::Echo);
+        assert_eq!(proof.by, AnswerKind::Echo);
     }
     let shut = b.exec(
         "nft 'table inet t { chain i { type filter hook input priority 0; iifname \
@@ -89,7 +89,7 @@ async fn a_members_stack_is_proved_and_a_live_link_alone_does_not_do() {
     );
     assert_eq!(
         a.plane.prove_member(b.member, addr, LIMIT).await,
-        Err(Unproved::MemberSilent { addr })
+        Err(ProofFailure::MemberSilent { addr })
     );
     // One that ignores echo requests alone is reached by TCP.
     let some = b.exec("nft 'flush chain inet t i; add rule inet t i icmp type echo-request drop'");
@@ -99,6 +99,6 @@ async fn a_members_stack_is_proved_and_a_live_link_alone_does_not_do() {
             .prove_member(b.member, addr, LIMIT)
             .await
             .map(|proof| proof.by),
-        Ok(Answered::Tcp)
+        Ok(AnswerKind::Tcp)
     );
 }

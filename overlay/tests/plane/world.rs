@@ -8,7 +8,7 @@ use p2pvm_overlay::{
     connect::{ConnectOptions, Connector, Credentials},
     fabric::memory::{MemoryFabric, MemoryNet},
     identity::{KeyPair, LinkKey},
-    membership::{Groups, Ipv4Subnet, Issuer, NetworkConfig, Rights, Trust, policy::Who},
+    membership::{Groups, Ipv4Subnet, Issuer, NetworkConfig, Rights, Trust, policy::AddressOwner},
     plane::{Directory, GuestPort, Plane, PlaneConfig, PlaneEvent, Route},
     ring::RingOptions,
     ring_driver::RingDriver,
@@ -33,12 +33,12 @@ use zeroize::Zeroizing;
 pub struct Numbered;
 
 impl Directory for Numbered {
-    fn who(&self, addr: &IpAddr) -> Who {
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner {
         let n = match addr {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(v6) => v6.octets()[15],
         };
-        Who::Member {
+        AddressOwner::Member {
             id: MemberId([n; 32]),
             name: format!("m{n}"),
             groups: Groups::new([format!("g{n}")]).expect("a name"),

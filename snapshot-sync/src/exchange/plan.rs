@@ -36,7 +36,7 @@ pub(super) const MAX_PROVIDERS: usize = super::wire::MAX_PROVIDERS;
 pub(super) struct Plan {
     max_window: u64,
     providers: Vec<Provider>,
-    wants: HashMap<ChunkId, Want>,
+    wants: HashMap<ChunkId, WantedChunk>,
     queue: VecDeque<ChunkId>,
 }
 
@@ -50,7 +50,7 @@ struct Provider {
     last_heard: Duration,
 }
 
-struct Want {
+struct WantedChunk {
     role: Role,
     /// Bit i: provider i has said that it lacks the chunk.
     lacking: u32,
@@ -102,7 +102,7 @@ impl Plan {
         }
         self.wants.insert(
             id,
-            Want {
+            WantedChunk {
                 role,
                 lacking: 0,
                 state: State::Queued,
@@ -264,7 +264,7 @@ impl Plan {
         self.providers[index].owed += ask
             .iter()
             .filter_map(|id| self.wants.get(id))
-            .map(Want::weight)
+            .map(WantedChunk::weight)
             .sum::<u64>();
         ask
     }
@@ -321,7 +321,7 @@ impl Plan {
     }
 }
 
-impl Want {
+impl WantedChunk {
     fn weight(&self) -> u64 {
         u64::from(match self.role {
             Role::Data { bytes } => bytes,

@@ -34,7 +34,7 @@ pub struct Batch {
     store: ChunkStore,
     hold: Hold,
     encoder: Encoder,
-    pending: Vec<Pending>,
+    pending: Vec<PendingChunk>,
     /// The index of each in `pending`.
     known: HashMap<ChunkId, usize>,
     pending_bytes: u64,
@@ -42,7 +42,7 @@ pub struct Batch {
     new_bytes: u64,
 }
 
-struct Pending {
+struct PendingChunk {
     id: ChunkId,
     temporary: PathBuf,
 }
@@ -111,7 +111,7 @@ impl Batch {
             .write_all(stored)
             .map_err(io_at("writing a chunk", &temporary));
         self.known.insert(id, self.pending.len());
-        self.pending.push(Pending { id, temporary });
+        self.pending.push(PendingChunk { id, temporary });
         self.pending_bytes += stored.len() as u64;
         written
     }

@@ -32,7 +32,7 @@ pub struct CollectionReport {
 }
 
 /// What the pins name; `is_all` is false if the names of a damaged manifest are unknown.
-struct Marked {
+struct MarkedChunks {
     live: HashSet<ChunkId>,
     damaged: Vec<Pin>,
     is_all: bool,
@@ -103,7 +103,7 @@ impl ChunkStore {
         collecting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn mark(&self) -> Result<Marked, Error> {
+    fn mark(&self) -> Result<MarkedChunks, Error> {
         let pins = self.pins()?;
         let pinned: HashSet<ManifestId> = pins.iter().map(|pin| pin.manifest).collect();
         // After the pins: all chunks of a pin are here before it.
@@ -138,7 +138,7 @@ impl ChunkStore {
         self.drop_names(&pinned)?;
         let is_damaged = |pin: &Pin| damaged.contains(&pin.manifest);
         let damaged = pins.into_iter().filter(is_damaged).collect();
-        Ok(Marked {
+        Ok(MarkedChunks {
             live,
             damaged,
             is_all,
@@ -146,7 +146,7 @@ impl ChunkStore {
     }
 
     fn mark_and_sweep(&self, grace: Duration) -> Result<CollectionReport, Error> {
-        let Marked {
+        let MarkedChunks {
             live,
             damaged,
             is_all,

@@ -7,7 +7,7 @@
 use super::SavedVm;
 use crate::{
     Error,
-    ballot::{Ground, Newest, VmVoters, after},
+    ballot::{Ground, NewestPromise, VmVoters, after},
     directory::{Snapshot, VmRecord, Wanted},
     error::undecided,
     handover::longest_run,
@@ -39,7 +39,7 @@ struct Restore<'r> {
     checkpoint: &'r Checkpoint,
     snapshot: &'r Snapshot,
     /// The voters' newest epoch before it.
-    newest: Option<Newest>,
+    newest: Option<NewestPromise>,
     /// An older incarnation here, which it replaces.
     older: Option<&'r Arc<Slot>>,
     progress: &'r watch::Sender<Progress>,
@@ -233,7 +233,11 @@ impl Host {
         kept.map(|kept| (checkpoint, kept)).ok_or_else(broken)
     }
 
-    async fn newest(&self, record: &VmRecord, keys: &KeyPair) -> Result<Option<Newest>, Error> {
+    async fn newest(
+        &self,
+        record: &VmRecord,
+        keys: &KeyPair,
+    ) -> Result<Option<NewestPromise>, Error> {
         let vm = VmVoters {
             keys,
             voters: &record.definition.voters,

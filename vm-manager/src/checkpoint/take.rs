@@ -57,7 +57,7 @@ impl Host {
         let stored = self.store_instant(&slot, snapshot, &dir, progress).await;
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(error = %e, "the checkpoint's files stay on the disk")
+                tracing::warn!(error = %chain(&e), "the checkpoint's files stay on the disk")
             }
             _ => {}
         }

@@ -22,11 +22,11 @@ const KEPT_UNUSED: Duration = Duration::from_secs(24 * 3600);
 const LOOK: Duration = Duration::from_secs(3600);
 
 /// How many VMs that are being made use each image.
-pub(super) type InUse = Mutex<BTreeMap<ManifestId, usize>>;
+pub(super) type ImageUses = Mutex<BTreeMap<ManifestId, usize>>;
 
 /// The use of an image by a VM that is being made.
 pub(super) struct ImageUse<'a> {
-    in_use: &'a InUse,
+    in_use: &'a ImageUses,
     image: ManifestId,
 }
 

@@ -162,7 +162,7 @@ impl Host {
         };
         // This node's own records come first.
         if let Err(error) = reserve::refill() {
-            tracing::debug!(%error, "the reserve stays short");
+            tracing::debug!(error = %chain(&error), "the reserve stays short");
         }
         match self.go_on(slot, &*machine).await {
             Ok(()) => {

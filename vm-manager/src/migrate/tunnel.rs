@@ -71,7 +71,11 @@ impl Tunnel {
                             });
                         }
                         Err(error) => {
-                            tracing::warn!(?channel, %error, "the migration's socket failed");
+                            tracing::warn!(
+                                ?channel,
+                                error = %chain(&error),
+                                "the migration's socket failed"
+                            );
                             return;
                         }
                     },

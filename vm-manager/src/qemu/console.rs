@@ -62,7 +62,12 @@ pub(crate) fn cut_logs(run_dir: &Path) {
         if let Err(error) = dir.cut(name, LOG_LIMIT)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %run_dir.display(), name, %error, "cannot cut a guest's log");
+            tracing::warn!(
+                path = %run_dir.display(),
+                name,
+                error = %p2pvm_overlay::chain(&error),
+                "cannot cut a guest's log"
+            );
         }
     }
 }

@@ -56,7 +56,11 @@ pub(crate) fn open(name: &str, mtu: u16) -> Result<OwnedFd, Error> {
     // Nor may it receive what a guest sends before its port is attached, which installs the filter
     // again.
     if let Err(error) = p2pvm_overlay::keep_apart(name) {
-        tracing::debug!(name, %error, "the kernel has no filter for a guest's TAP");
+        tracing::debug!(
+            name,
+            error = %p2pvm_overlay::chain(&error),
+            "the kernel has no filter for a guest's TAP"
+        );
     }
     let control =
         std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"));

@@ -22,14 +22,14 @@ const MAX_MEMBERS: usize = 4096;
 
 /// The open questions.
 #[derive(Default)]
-pub(super) struct Asks {
+pub(super) struct OpenQuestions {
     open: HashMap<IpAddr, HashMap<MemberId, Holder>>,
     /// Those not yet begun.
     new: Vec<IpAddr>,
     allowances: HashMap<MemberId, Allowance>,
 }
 
-impl Asks {
+impl OpenQuestions {
     /// Opens a question about what `from` told, if it may. True if there is a new one to begin.
     pub fn open(&mut self, now: Instant, from: MemberId, ip: IpAddr, holder: &Holder) -> bool {
         if let Some(told) = self.open.get_mut(&ip) {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_member_that_tells_much_uses_up_its_own_questions_only() {
-        let (mut asks, now) = (Asks::default(), Instant::now());
+        let (mut asks, now) = (OpenQuestions::default(), Instant::now());
         let (liar, other) = (MemberId([1; 32]), MemberId([2; 32]));
         let holder = Holder {
             member: liar,

@@ -55,7 +55,7 @@ struct Claim {
 
 /// What is known of addresses.
 #[derive(Default)]
-pub(super) struct Heard(HashMap<IpAddr, Claim>);
+pub(super) struct Claims(HashMap<IpAddr, Claim>);
 
 fn route(holder: &Holder) -> Route {
     Route {
@@ -64,7 +64,7 @@ fn route(holder: &Holder) -> Route {
     }
 }
 
-impl Heard {
+impl Claims {
     /// Judges what `from` told of an address, signed by its owner.
     pub fn told(
         &mut self,
@@ -191,13 +191,13 @@ mod tests {
         }
     }
 
-    fn tell(heard: &mut Heard, now: Instant, told: &Holder) -> Verdict {
+    fn tell(heard: &mut Claims, now: Instant, told: &Holder) -> Verdict {
         heard.told(now, told.member, (IP, told))
     }
 
     #[test]
     fn only_the_known_owner_is_believed_and_only_for_its_next_epochs() {
-        let (mut heard, now) = (Heard::default(), Instant::now());
+        let (mut heard, now) = (Claims::default(), Instant::now());
         let first = holder(9, 1, 5);
         assert_eq!(tell(&mut heard, now, &first), Verdict::Doubtful);
         assert_eq!(heard.found(now, IP, &first), Change::Replace(route(&first)));
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_hosts_own_ipv6_address_is_believed_from_itself_alone() {
-        let (mut heard, now) = (Heard::default(), Instant::now());
+        let (mut heard, now) = (Claims::default(), Instant::now());
         let ip: IpAddr = "fd00::7".parse().unwrap();
         let own = holder(0, 1, 0);
         let other = MemberId([2; 32]);
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn of_two_owners_the_one_in_the_dht_has_the_address() {
-        let (mut heard, now) = (Heard::default(), Instant::now());
+        let (mut heard, now) = (Claims::default(), Instant::now());
         let (vm, host) = (holder(9, 1, 7), holder(0, 2, 0));
         heard.found(now, IP, &vm);
         // Its epoch is smaller, but it is another's.
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn an_epoch_that_is_never_in_the_dht_does_not_last() {
-        let (mut heard, now) = (Heard::default(), Instant::now());
+        let (mut heard, now) = (Claims::default(), Instant::now());
         let (kept, told) = (holder(9, 1, 5), holder(9, 2, 6));
         heard.found(now, IP, &kept);
         assert_eq!(tell(&mut heard, now, &told), Verdict::Believed);
@@ -263,9 +263,9 @@ mod tests {
 
     #[test]
     fn small_steps_do_not_lead_far_from_what_the_dht_says() {
-        let (mut heard, now) = (Heard::default(), Instant::now());
+        let (mut heard, now) = (Claims::default(), Instant::now());
         heard.found(now, IP, &holder(9, 1, 1));
-        let believed = |heard: &mut Heard, epochs: std::ops::Range<u64>| {
+        let believed = |heard: &mut Claims, epochs: std::ops::Range<u64>| {
             epochs
                 .filter(|e| tell(heard, now, &holder(9, 2, *e)) == Verdict::Believed)
                 .count() as u64

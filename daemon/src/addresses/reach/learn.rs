@@ -52,7 +52,7 @@ impl Reach {
                     told(addr, known);
                 }
             }
-            Err(_) => tracing::debug!("a message about routes that cannot be understood"),
+            Err(_) => tracing::debug!("a member's message about routes cannot be read"),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::others::MEMBER_LIMIT;
 use crate::{access::policy::Policies, parts::Parts};
 use async_trait::async_trait;
-use p2pvm_overlay::{MemberId, Serve, membership::policy::Party, plane::Unproved};
+use p2pvm_overlay::{MemberId, Serve, membership::policy::Party, plane::ProofFailure};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -92,7 +92,7 @@ pub(super) fn may(
 ) -> bool {
     let party = |(member, addr): (MemberId, IpAddr)| Party {
         addr,
-        who: parts.book.member(member),
+        owner: parts.book.member(member),
     };
     policies.lets_probe(&party(from), &party(to))
 }
@@ -157,7 +157,7 @@ impl Serve for Answers {
             .plane
             .prove_member(from, question.addr, MEMBER_LIMIT)
             .await;
-        let its_own = !matches!(proved, Ok(_) | Err(Unproved::MemberSilent { .. }));
+        let its_own = !matches!(proved, Ok(_) | Err(ProofFailure::MemberSilent { .. }));
         let answer = Answer {
             version: VERSION,
             unproved: proved.err().map(|why| why.to_string()),

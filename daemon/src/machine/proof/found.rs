@@ -1,11 +1,11 @@
 //! The results of the proofs, as findings with their remedies.
 
 use p2pvm_host::Finding;
-use p2pvm_overlay::plane::Unproved;
+use p2pvm_overlay::plane::ProofFailure;
 
 /// The results of one round for the other members.
 #[derive(Default)]
-pub(super) struct Others {
+pub(super) struct MemberResults {
     /// Members whose host answered, or whose packets arrived.
     pub proved: usize,
     /// Names of members whose host did not answer, and why.
@@ -15,7 +15,7 @@ pub(super) struct Others {
 }
 
 /// The findings of this host and the others.
-pub(super) fn findings(host: Option<&Unproved>, others: &Others) -> Vec<Finding> {
+pub(super) fn findings(host: Option<&ProofFailure>, others: &MemberResults) -> Vec<Finding> {
     if let Some(unproved) = host {
         return own_trouble(unproved).into_iter().collect();
     }
@@ -55,7 +55,7 @@ pub(super) fn findings(host: Option<&Unproved>, others: &Others) -> Vec<Finding>
 }
 
 /// The finding that this host is not reached through its own interface.
-pub(crate) fn own_trouble(unproved: &Unproved) -> Option<Finding> {
+pub(crate) fn own_trouble(unproved: &ProofFailure) -> Option<Finding> {
     let firewall = |device: &str| {
         format!(
             "let in what comes by {device}: 'nft list ruleset' shows the rule that drops it; \
@@ -68,16 +68,16 @@ pub(crate) fn own_trouble(unproved: &Unproved) -> Option<Finding> {
         'p2pvm down && p2pvm up --detach'";
     let advice = match unproved {
         // A daemon without an address yet is reported elsewhere.
-        Unproved::NoAddress => return None,
-        Unproved::Cannot { .. } => return Some(Finding::warning(unproved.to_string(), "")),
-        Unproved::Missing { .. } | Unproved::Down { .. } | Unproved::AddressLost { .. } => {
-            again.to_owned()
-        }
-        Unproved::Elsewhere { addr, .. } => format!(
+        ProofFailure::NoAddress => return None,
+        ProofFailure::Cannot { .. } => return Some(Finding::warning(unproved.to_string(), "")),
+        ProofFailure::Missing { .. }
+        | ProofFailure::Down { .. }
+        | ProofFailure::AddressLost { .. } => again.to_owned(),
+        ProofFailure::Elsewhere { addr, .. } => format!(
             "'ip route get {addr}' and 'ip rule' show by which rule; take that route or rule away"
         ),
-        Unproved::Refused { device } | Unproved::Silent { device } => firewall(device),
-        Unproved::NoPath { .. } | Unproved::MemberSilent { .. } => return None,
+        ProofFailure::Refused { device } | ProofFailure::Silent { device } => firewall(device),
+        ProofFailure::NoPath { .. } | ProofFailure::MemberSilent { .. } => return None,
     };
     Some(Finding::failed(
         format!("this host's address in the network cannot be reached: {unproved}"),
@@ -96,31 +96,34 @@ mod tests {
         let device = || "p2pvm0".to_owned();
         let addr = IpAddr::from([10, 83, 0, 9]);
         let cases = [
-            (Unproved::Missing { device: device() }, "doctor --fix"),
-            (Unproved::Down { device: device() }, "doctor --fix"),
+            (ProofFailure::Missing { device: device() }, "doctor --fix"),
+            (ProofFailure::Down { device: device() }, "doctor --fix"),
             (
-                Unproved::AddressLost {
+                ProofFailure::AddressLost {
                     device: device(),
                     addr,
                 },
                 "doctor --fix",
             ),
             (
-                Unproved::Elsewhere {
+                ProofFailure::Elsewhere {
                     device: device(),
                     addr,
                     through: "eth0".into(),
                 },
                 "ip route get 10.83.0.9",
             ),
-            (Unproved::Refused { device: device() }, "nft list ruleset"),
             (
-                Unproved::Silent { device: device() },
+                ProofFailure::Refused { device: device() },
+                "nft list ruleset",
+            ),
+            (
+                ProofFailure::Silent { device: device() },
                 "ufw allow in on p2pvm0",
             ),
         ];
         for (unproved, advice) in cases {
-            let found = findings(Some(&unproved), &Others::default());
+            let found = findings(Some(&unproved), &MemberResults::default());
             let [finding] = found.as_slice() else {
                 panic!("{unproved:?}: {found:?}")
             };
@@ -130,7 +133,10 @@ mod tests {
             );
             assert!(finding.found.contains("cannot be reached"), "{finding:?}");
         }
-        assert_eq!(findings(Some(&Unproved::NoAddress), &Others::default()), []);
+        assert_eq!(
+            findings(Some(&ProofFailure::NoAddress), &MemberResults::default()),
+            []
+        );
     }
 
     #[test]
@@ -138,9 +144,9 @@ mod tests {
         let said = |name: &str| vec![(name.to_owned(), "no answer".to_owned())];
         let cut_off = findings(
             None,
-            &Others {
+            &MemberResults {
                 no_way_back: said("lab2"),
-                ..Others::default()
+                ..MemberResults::default()
             },
         );
         assert!(
@@ -149,7 +155,7 @@ mod tests {
         );
         let partly = findings(
             None,
-            &Others {
+            &MemberResults {
                 proved: 2,
                 no_way_back: said("lab2"),
                 silent: said("lab3"),
@@ -162,9 +168,9 @@ mod tests {
         assert_eq!(
             findings(
                 None,
-                &Others {
+                &MemberResults {
                     proved: 2,
-                    ..Others::default()
+                    ..MemberResults::default()
                 }
             ),
             []

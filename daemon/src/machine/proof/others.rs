@@ -1,7 +1,7 @@
 //! The ways to other members' hosts, and their packets' ways back to here.
 
-use super::{Proofs, back, found::Others, twice};
-use p2pvm_overlay::plane::Unproved;
+use super::{Proofs, back, found::MemberResults, twice};
+use p2pvm_overlay::plane::ProofFailure;
 use std::{net::IpAddr, time::Duration};
 
 /// How many members are proved in one round: normally, and while one does not answer. Reason: an
@@ -12,12 +12,12 @@ const MEMBERS: (usize, usize) = (1, 3);
 pub(super) const MEMBER_LIMIT: Duration = Duration::from_secs(3);
 
 impl Proofs {
-    pub(super) async fn prove_others(&self, round: usize) -> Others {
+    pub(super) async fn prove_others(&self, round: usize) -> MemberResults {
         let mut members = self.parts.fabric().connected();
         // No link is made only for this.
         members.retain(|member| self.parts.plane.path(*member).is_some());
         members.sort_unstable();
-        let mut found = Others::default();
+        let mut found = MemberResults::default();
         let Some(own) = self.reach.address().map(IpAddr::V4) else {
             return found;
         };
@@ -49,9 +49,10 @@ impl Proofs {
             ) {
                 match twice(|| self.parts.plane.prove_member(member, addr, MEMBER_LIMIT)).await {
                     Ok(_) => found.proved += 1,
-                    Err(Unproved::MemberSilent { .. }) => found
-                        .silent
-                        .push((name.clone(), Unproved::MemberSilent { addr }.to_string())),
+                    Err(ProofFailure::MemberSilent { .. }) => found.silent.push((
+                        name.clone(),
+                        ProofFailure::MemberSilent { addr }.to_string(),
+                    )),
                     // A missing path is for 'p2pvm peers' to show; the rest is this host's own
                     // part, proved before.
                     Err(_) => continue,

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, fmt};
 
 /// The use of an offer here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Use {
+pub(super) enum SubnetUse {
     /// Packets for it go there, except for a part that this host reaches by itself.
     Used(Option<Cidr>),
     /// Packets for it go there although that member does not answer, because no other one does.
@@ -28,14 +28,14 @@ pub(super) enum Use {
     Recovering,
 }
 
-impl Use {
+impl SubnetUse {
     /// Whether packets for it go to the member that offers it.
     pub fn is_used(&self) -> bool {
         matches!(self, Self::Used(_) | Self::Silent)
     }
 }
 
-impl fmt::Display for Use {
+impl fmt::Display for SubnetUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Used(None) => f.write_str("used"),
@@ -104,7 +104,7 @@ pub(super) struct Judge<'a> {
 
 /// One offered subnet.
 #[derive(Clone, Debug)]
-pub(super) struct Offered {
+pub(super) struct OfferedSubnet {
     pub member: MemberId,
     pub party: Party,
     pub subnet: Cidr,
@@ -112,35 +112,35 @@ pub(super) struct Offered {
 }
 
 impl Judge<'_> {
-    fn allows(&self, offer: &Offered) -> bool {
+    fn allows(&self, offer: &OfferedSubnet) -> bool {
         self.policy
             .is_none_or(|policy| policy.allows_route(&offer.subnet, &offer.party).is_some())
     }
 
     /// The use of `offer`, given all known offers.
-    pub fn judge(&self, offer: &Offered, all: &[Offered]) -> Use {
+    pub fn judge(&self, offer: &OfferedSubnet, all: &[OfferedSubnet]) -> SubnetUse {
         if offer.subnet.overlaps(&self.network)
             || offer.subnet.prefix() < SHORTEST_PREFIX
             || !offer.subnet.addr().is_ipv4()
         {
-            return Use::OverlapsNetwork(self.network);
+            return SubnetUse::OverlapsNetwork(self.network);
         }
         if !self.allows(offer) {
-            return Use::NotAllowed;
+            return SubnetUse::NotAllowed;
         }
         if offer.member == self.me {
-            return Use::Own;
+            return SubnetUse::Own;
         }
         match (self.accept, self.policy) {
-            (Some(false), _) => return Use::SwitchedOff,
-            (None, None) => return Use::NotAccepted,
+            (Some(false), _) => return SubnetUse::SwitchedOff,
+            (None, None) => return SubnetUse::NotAccepted,
             _ => {}
         }
         let holds = |refused: &&Cidr| {
             refused.prefix() <= offer.subnet.prefix() && refused.contains(&offer.subnet.addr())
         };
         if let Some(refused) = self.refused.iter().find(holds) {
-            return Use::Refused(*refused);
+            return SubnetUse::Refused(*refused);
         }
         // A default route, also one in pieces, hides nothing.
         let own = || {
@@ -149,11 +149,11 @@ impl Judge<'_> {
             })
         };
         if let Some(route) = own().find(|route| route.prefix() <= offer.subnet.prefix()) {
-            return Use::OverlapsRoute(*route);
+            return SubnetUse::OverlapsRoute(*route);
         }
-        let silent = |offer: &Offered| self.silent.contains(&offer.member);
+        let silent = |offer: &OfferedSubnet| self.silent.contains(&offer.member);
         // Of those that answer the oldest; if none does, the oldest of all.
-        let rank = |offer: &Offered| (silent(offer), offer.since, offer.member);
+        let rank = |offer: &OfferedSubnet| (silent(offer), offer.since, offer.member);
         let rivals = all.iter().filter(|other| {
             other.subnet == offer.subnet && other.member != self.me && self.allows(other)
         });
@@ -161,11 +161,13 @@ impl Judge<'_> {
             .min_by_key(|other| rank(other))
             .filter(|best| rank(best) < rank(offer))
         {
-            Some(_) if silent(offer) && self.recovering.contains(&offer.member) => Use::Recovering,
-            Some(_) if silent(offer) => Use::Unreachable,
-            Some(best) => Use::Elder(best.member),
-            None if silent(offer) && !self.recovering.contains(&offer.member) => Use::Silent,
-            None => Use::Used(own().next().copied()),
+            Some(_) if silent(offer) && self.recovering.contains(&offer.member) => {
+                SubnetUse::Recovering
+            }
+            Some(_) if silent(offer) => SubnetUse::Unreachable,
+            Some(best) => SubnetUse::Elder(best.member),
+            None if silent(offer) && !self.recovering.contains(&offer.member) => SubnetUse::Silent,
+            None => SubnetUse::Used(own().next().copied()),
         }
     }
 }
@@ -173,24 +175,24 @@ impl Judge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_overlay::membership::{Groups, policy::Who};
+    use p2pvm_overlay::membership::{Groups, policy::AddressOwner};
     use std::net::{IpAddr, Ipv6Addr};
 
     fn block(text: &str) -> Cidr {
         text.parse().unwrap()
     }
 
-    fn offered(member: u8, subnet: &str, since: u64) -> Offered {
-        let who = Who::Member {
+    fn offered(member: u8, subnet: &str, since: u64) -> OfferedSubnet {
+        let owner = AddressOwner::Member {
             id: MemberId([member; 32]),
             name: format!("m{member}"),
             groups: Groups::default(),
         };
         let party = Party {
             addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            who,
+            owner,
         };
-        Offered {
+        OfferedSubnet {
             member: MemberId([member; 32]),
             party,
             subnet: block(subnet),
@@ -198,16 +200,20 @@ mod tests {
         }
     }
 
-    fn judged(policy: Option<&str>, accept: Option<bool>, offers: &[Offered]) -> Vec<Use> {
+    fn judged(
+        policy: Option<&str>,
+        accept: Option<bool>,
+        offers: &[OfferedSubnet],
+    ) -> Vec<SubnetUse> {
         judged_without(policy, accept, offers, &[])
     }
 
     fn judged_without(
         policy: Option<&str>,
         accept: Option<bool>,
-        offers: &[Offered],
+        offers: &[OfferedSubnet],
         silent: &[u8],
-    ) -> Vec<Use> {
+    ) -> Vec<SubnetUse> {
         let silent = silent
             .iter()
             .map(|member| MemberId([*member; 32]))
@@ -239,16 +245,19 @@ mod tests {
     fn without_a_policy_an_offer_is_used_by_those_who_said_so_and_with_one_if_it_is_allowed() {
         let offers = [offered(1, "192.168.7.0/24", 5)];
         let allowed = "default = 'allow'\n[[route]]\nsubnet = '192.168.0.0/16'\nby = 'member:m1'";
-        assert_eq!(judged(None, None, &offers), [Use::NotAccepted]);
-        assert_eq!(judged(None, Some(true), &offers), [Use::Used(None)]);
-        assert_eq!(judged(Some(allowed), None, &offers), [Use::Used(None)]);
+        assert_eq!(judged(None, None, &offers), [SubnetUse::NotAccepted]);
+        assert_eq!(judged(None, Some(true), &offers), [SubnetUse::Used(None)]);
+        assert_eq!(
+            judged(Some(allowed), None, &offers),
+            [SubnetUse::Used(None)]
+        );
         assert_eq!(
             judged(Some(allowed), Some(false), &offers),
-            [Use::SwitchedOff]
+            [SubnetUse::SwitchedOff]
         );
         assert_eq!(
             judged(Some("default = 'allow'"), Some(true), &offers),
-            [Use::NotAllowed]
+            [SubnetUse::NotAllowed]
         );
     }
 
@@ -264,10 +273,10 @@ mod tests {
         assert_eq!(
             judged(None, Some(true), &offers),
             [
-                Use::OverlapsNetwork(block("10.9.0.0/16")),
-                Use::OverlapsRoute(own),
-                Use::Used(Some(own)),
-                Use::Used(None)
+                SubnetUse::OverlapsNetwork(block("10.9.0.0/16")),
+                SubnetUse::OverlapsRoute(own),
+                SubnetUse::Used(Some(own)),
+                SubnetUse::Used(None)
             ],
             "a longer route of this host's own goes before a part of the offer only"
         );
@@ -280,19 +289,19 @@ mod tests {
             offered(1, "192.168.7.0/24", 6),
             offered(3, "192.168.7.0/24", 5),
         ];
-        let elder = || Use::Elder(MemberId([2; 32]));
+        let elder = || SubnetUse::Elder(MemberId([2; 32]));
         assert_eq!(
             judged(None, Some(true), &offers),
-            [Use::Used(None), elder(), elder()]
+            [SubnetUse::Used(None), elder(), elder()]
         );
         let policy = "default = 'allow'\n[[route]]\nsubnet = '192.168.7.0/24'\nby = ['member:m1', \
             'member:m3']";
         assert_eq!(
             judged(Some(policy), None, &offers),
             [
-                Use::NotAllowed,
-                Use::Elder(MemberId([3; 32])),
-                Use::Used(None)
+                SubnetUse::NotAllowed,
+                SubnetUse::Elder(MemberId([3; 32])),
+                SubnetUse::Used(None)
             ],
             "who may not offer does not count"
         );
@@ -304,10 +313,10 @@ mod tests {
             offered(1, "192.168.99.0/25", 5),
             offered(1, "192.168.0.0/16", 5),
         ];
-        let refused = Use::Refused(block("192.168.99.0/24"));
+        let refused = SubnetUse::Refused(block("192.168.99.0/24"));
         assert_eq!(
             judged(None, Some(true), &offers),
-            [refused, Use::Used(None)]
+            [refused, SubnetUse::Used(None)]
         );
     }
 
@@ -315,7 +324,7 @@ mod tests {
     fn own_offers_are_offered_whatever_is_accepted_here() {
         assert_eq!(
             judged(None, None, &[offered(9, "172.16.0.0/16", 5)]),
-            [Use::Own]
+            [SubnetUse::Own]
         );
     }
 
@@ -325,22 +334,22 @@ mod tests {
             offered(1, "192.168.7.0/24", 5),
             offered(2, "192.168.7.0/24", 6),
         ];
-        let elder = |member| Use::Elder(MemberId([member; 32]));
+        let elder = |member| SubnetUse::Elder(MemberId([member; 32]));
         assert_eq!(
             judged_without(None, Some(true), &offers, &[]),
-            [Use::Used(None), elder(1)]
+            [SubnetUse::Used(None), elder(1)]
         );
         assert_eq!(
             judged_without(None, Some(true), &offers, &[1]),
-            [Use::Unreachable, Use::Used(None)]
+            [SubnetUse::Unreachable, SubnetUse::Used(None)]
         );
         assert_eq!(
             judged_without(None, Some(true), &offers, &[1, 2]),
-            [Use::Silent, Use::Unreachable]
+            [SubnetUse::Silent, SubnetUse::Unreachable]
         );
         assert_eq!(
             judged_without(None, Some(true), &offers[..1], &[1]),
-            [Use::Silent]
+            [SubnetUse::Silent]
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Publishes this member's offer to the others, and withdraws it at the end.
 
-use super::{Published, Subnets, lock};
+use super::{PublishedOffer, Subnets, lock};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_overlay::{
     UnixTime,
@@ -60,7 +60,7 @@ impl Subnets {
                 .as_ref()
                 .filter(|_| !news)
                 .map_or(0, |last| last.times + 1);
-            *published = Some(Published {
+            *published = Some(PublishedOffer {
                 at: Instant::now(),
                 subnets,
                 multicast,

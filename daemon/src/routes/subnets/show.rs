@@ -2,28 +2,28 @@
 
 use super::{
     Subnets, beside,
-    judge::{Offered, Use},
+    judge::{OfferedSubnet, SubnetUse},
     lock, net,
 };
 use p2pvm_api::RouteView;
 use p2pvm_host::{Finding, keeper::Report};
 use p2pvm_overlay::{
     MemberId,
-    membership::{Cidr, policy::Who},
+    membership::{Cidr, policy::AddressOwner},
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
 impl Subnets {
     /// Stores the use of each offer for views, and logs what changed.
-    pub(super) fn show(&self, judged: &[(&Offered, Use)], report: &Report) {
-        let note = |offer: &Offered, done: &Use| match done {
-            Use::Own => own_note(&offer.subnet, report),
+    pub(super) fn show(&self, judged: &[(&OfferedSubnet, SubnetUse)], report: &Report) {
+        let note = |offer: &OfferedSubnet, done: &SubnetUse| match done {
+            SubnetUse::Own => own_note(&offer.subnet, report),
             done => done.to_string(),
         };
-        let beside = |offer: &Offered, done: &Use| {
+        let beside = |offer: &OfferedSubnet, done: &SubnetUse| {
             let net = net(&offer.subnet).filter(|_| done.is_used())?;
             beside::note(&net, &report.shared).map(|(here, said)| match done {
-                Use::Silent if here => (
+                SubnetUse::Silent if here => (
                     here,
                     format!("{said}, and the member that offers it does not answer"),
                 ),
@@ -40,10 +40,13 @@ impl Subnets {
                     by: name(offer),
                     member: offer.member.to_string(),
                     used: (done.is_used() && is_here)
-                        || (*done == Use::Own && report.forwarding.is_none()),
+                        || (*done == SubnetUse::Own && report.forwarding.is_none()),
                     note: shared.map_or_else(|| note(offer, done), |(_, said)| said),
                     may_be_used: done.is_used()
-                        || matches!(done, Use::Elder(_) | Use::Unreachable | Use::Recovering),
+                        || matches!(
+                            done,
+                            SubnetUse::Elder(_) | SubnetUse::Unreachable | SubnetUse::Recovering
+                        ),
                 }
             })
             .collect();
@@ -60,9 +63,12 @@ impl Subnets {
             tracing::info!(subnet = %view.subnet, by = %view.by, "route: {}", view.note);
         }
         // A LAN that another network of this machine leads to is reached.
-        let is_here =
-            |offer: &Offered, done: &Use| beside(offer, done).is_none_or(|(here, _)| here);
-        let is_silent = |offer: &Offered, done: &Use| *done == Use::Silent && is_here(offer, done);
+        let is_here = |offer: &OfferedSubnet, done: &SubnetUse| {
+            beside(offer, done).is_none_or(|(here, _)| here)
+        };
+        let is_silent = |offer: &OfferedSubnet, done: &SubnetUse| {
+            *done == SubnetUse::Silent && is_here(offer, done)
+        };
         let silent = judged
             .iter()
             .filter(|(offer, done)| is_silent(offer, done))
@@ -97,9 +103,9 @@ impl Subnets {
     }
 }
 
-fn name(offer: &Offered) -> String {
-    match &offer.party.who {
-        Who::Member { name, .. } => name.clone(),
+fn name(offer: &OfferedSubnet) -> String {
+    match &offer.party.owner {
+        AddressOwner::Member { name, .. } => name.clone(),
         _ => offer.member.short(),
     }
 }
@@ -112,6 +118,6 @@ fn own_note(subnet: &Cidr, report: &Report) -> String {
             "offered by this member, but no interface of this machine leads there".to_owned()
         }
         (None, Some((found, advice))) => format!("offered by this member, but {found}: {advice}"),
-        (None, None) => Use::Own.to_string(),
+        (None, None) => SubnetUse::Own.to_string(),
     }
 }

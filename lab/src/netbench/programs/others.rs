@@ -1,13 +1,17 @@
 //! Overlays that relay: EasyTier, nebula, tinc, n2n.
 
-use super::{Running, first, octet};
+use super::{RunningProgram, first, octet};
 use crate::{
     n2n,
     netbench::stage::{Stage, Topology},
 };
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-pub(super) fn easytier(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn easytier(
+    running: &mut RunningProgram,
+    program: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let hub = first(stage);
     for host in 0..stage.hosts.len() {
         let mut command = Command::new(program);
@@ -39,7 +43,11 @@ pub(super) fn easytier(running: &mut Running, program: &Path, stage: &Stage) -> 
     Ok(())
 }
 
-pub(super) fn nebula(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn nebula(
+    running: &mut RunningProgram,
+    program: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let (hub, middle) = (first(stage), stage.topology == Topology::Middle);
     let ca = stage.hosts[hub].dir.to_string_lossy().into_owned();
     let cert = program
@@ -97,7 +105,11 @@ pub(super) fn nebula(running: &mut Running, program: &Path, stage: &Stage) -> an
     Ok(())
 }
 
-pub(super) fn tinc(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn tinc(
+    running: &mut RunningProgram,
+    program: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let hub = first(stage);
     let mut keys = Vec::new();
     for (host, there) in stage.hosts.iter().enumerate() {
@@ -161,7 +173,7 @@ pub(super) fn tinc(running: &mut Running, program: &Path, stage: &Stage) -> anyh
 }
 
 pub(super) fn n2n(
-    running: &mut Running,
+    running: &mut RunningProgram,
     program: &Path,
     supernode: &Path,
     stage: &Stage,

@@ -1,7 +1,7 @@
 //! Our own programs: the forwarder without encryption, p2pvm, and packet planes without the rest.
 
-use super::{Running, first, until};
-use crate::netbench::stage::{OwnProgram, Stage};
+use super::{RunningProgram, first, until};
+use crate::netbench::stage::{Stage, ThisProgram};
 use anyhow::Context;
 use p2pvm_api::{InviteAnswer, Status};
 use std::{
@@ -11,7 +11,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-pub(super) fn plain(running: &mut Running, own: &OwnProgram, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn plain(
+    running: &mut RunningProgram,
+    own: &ThisProgram,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     for host in 0..2 {
         let to = stage.reach(host, if stage.hosts.len() > 2 { 2 } else { 1 - host });
         let mut command = own.command("plain-tunnel");
@@ -37,7 +41,11 @@ pub(super) fn plain(running: &mut Running, own: &OwnProgram, stage: &Stage) -> a
     Ok(())
 }
 
-pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn p2pvm(
+    running: &mut RunningProgram,
+    program: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let program_name = program.to_string_lossy().into_owned();
     let call = |host: usize, words: &[&str]| -> anyhow::Result<String> {
         let argv: Vec<&str> = std::iter::once(&*program_name)
@@ -53,7 +61,7 @@ pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> any
         .hosts
         .iter()
         .try_for_each(|host| fs::write(host.dir.join("node.toml"), config))?;
-    let up = |running: &mut Running, host: usize| {
+    let up = |running: &mut RunningProgram, host: usize| {
         running.daemon(stage, host, Command::new(program).arg("up"))
     };
     call(hub, &["init", "--network", "lab"])?;
@@ -80,7 +88,11 @@ pub(super) fn p2pvm(running: &mut Running, program: &Path, stage: &Stage) -> any
 }
 
 /// `overlay/benches/pair.rs`: one process with a plane in each namespace.
-pub(super) fn pair(running: &mut Running, program: &Path, stage: &Stage) -> anyhow::Result<()> {
+pub(super) fn pair(
+    running: &mut RunningProgram,
+    program: &Path,
+    stage: &Stage,
+) -> anyhow::Result<()> {
     let mut command = Command::new(program);
     command
         .args(stage.hosts.iter().map(|host| &host.namespace))

@@ -1,6 +1,6 @@
 //! WireGuard in user space: wireguard-go, gotatun, boringtun. All are configured with `wg`.
 
-use super::{Kind, Running, octet, until};
+use super::{ProgramName, RunningProgram, octet, until};
 use crate::netbench::stage::Stage;
 use anyhow::{Context, bail};
 use std::{
@@ -14,8 +14,8 @@ const DEVICE: &str = "wgbench0";
 
 /// Starts `which` on each host of the stage and connects them.
 pub(super) fn wireguard(
-    running: &mut Running,
-    which: Kind,
+    running: &mut RunningProgram,
+    which: ProgramName,
     program: &Path,
     stage: &Stage,
 ) -> anyhow::Result<()> {
@@ -38,15 +38,15 @@ pub(super) fn wireguard(
 
 /// Starts the program on one host; returns its process id.
 fn start(
-    running: &mut Running,
-    which: Kind,
+    running: &mut RunningProgram,
+    which: ProgramName,
     program: &Path,
     stage: &Stage,
     host: usize,
 ) -> anyhow::Result<u32> {
     let mut command = Command::new(program);
     match which {
-        Kind::WireguardGo => command.args(["-f", DEVICE]),
+        ProgramName::WireguardGo => command.args(["-f", DEVICE]),
         // Otherwise they drop root, which some sandboxes do not allow.
         _ => command.args(["--foreground", "--disable-drop-privileges", DEVICE]),
     };

@@ -76,9 +76,9 @@ pub(crate) fn refine(kind: NatKind, finding: &Finding) -> NatKind {
 
 /// Addresses that we write to; a NAT may then let in any sender there.
 #[derive(Default)]
-pub(crate) struct Written(HashMap<IpAddr, Instant>);
+pub(crate) struct WrittenAddresses(HashMap<IpAddr, Instant>);
 
-impl Written {
+impl WrittenAddresses {
     pub fn note(&mut self, addr: IpAddr, now: Instant) {
         self.0
             .retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
@@ -132,7 +132,7 @@ pub(crate) enum Step {
 
 /// The result of a knock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Knocked {
+pub(crate) struct KnockResult {
     pub heard: bool,
     /// Whether the member has answered that it knocked.
     pub done: bool,
@@ -179,7 +179,7 @@ impl Examination {
     }
 
     /// Takes the result of the last knock.
-    pub fn knocked(&mut self, knocked: Knocked) {
+    pub fn knocked(&mut self, knocked: KnockResult) {
         if self.finding.filtering == Filtering::Address {
             // That was the stranger.
             self.finding.complete = knocked.done;
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn whom_nothing_was_sent_to_for_minutes_is_a_stranger_again() {
         let (mut written, now, addr) = (
-            Written::default(),
+            WrittenAddresses::default(),
             Instant::now(),
             IpAddr::from([198, 18, 0, 1]),
         );

@@ -5,7 +5,7 @@
 
 use super::{
     Action, State,
-    examine::{self, Finding, Written},
+    examine::{self, Finding, WrittenAddresses},
 };
 use crate::{
     connect::message::{Candidate, CandidateKind, NatKind, Reachability},
@@ -27,7 +27,7 @@ const FINDING_LIFE_WANTED: Duration = Duration::from_secs(40);
 
 /// The result of a closer look at one address family.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Examined {
+pub(crate) struct ExaminationResult {
     pub finding: Finding,
     /// The outside address it was made at, and when.
     pub found: Option<(SocketAddr, Instant)>,
@@ -47,13 +47,13 @@ pub(crate) struct Nat {
     pub mapped_by: Option<portmap::Protocol>,
     /// The newest mapping, also if it is no longer held: flows through it go on.
     pub mapped_last: Option<SocketAddr>,
-    pub four: Examined,
-    pub six: Examined,
+    pub four: ExaminationResult,
+    pub six: ExaminationResult,
     /// Whether it is known if the NAT gives each destination another mapping.
     pub mapping_known: bool,
     /// The member that helped with the closer look, and its address.
     pub helper: Option<(MemberId, SocketAddr)>,
-    pub written: Written,
+    pub written: WrittenAddresses,
 }
 
 impl Nat {
@@ -71,7 +71,7 @@ impl Nat {
         (self.four.found, self.six.found) = (None, None);
     }
 
-    pub fn examined(&mut self, v4: bool) -> &mut Examined {
+    pub fn examined(&mut self, v4: bool) -> &mut ExaminationResult {
         if v4 { &mut self.four } else { &mut self.six }
     }
 }
@@ -150,7 +150,7 @@ pub(crate) fn is_private(ip: &IpAddr) -> bool {
     }
 }
 
-impl Examined {
+impl ExaminationResult {
     /// Whether the finding about the NAT at `mapped` still holds.
     pub fn holds(&self, mapped: SocketAddr, wants_better: bool, now: Instant) -> bool {
         let life = match (self.finding.complete, wants_better) {

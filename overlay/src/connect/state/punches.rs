@@ -53,7 +53,7 @@ pub struct Punches {
     pub list: Vec<Punch>,
 }
 
-struct Open {
+struct OpenPunch {
     began: Instant,
     /// When the last try began.
     tried: Instant,
@@ -64,7 +64,7 @@ struct Open {
 #[derive(Default)]
 pub(crate) struct Log {
     counts: Punches,
-    open: HashMap<MemberId, Open>,
+    open: HashMap<MemberId, OpenPunch>,
     done: VecDeque<Punch>,
 }
 
@@ -85,7 +85,7 @@ impl Log {
             }
             self.open.insert(
                 member,
-                Open {
+                OpenPunch {
                     began: now,
                     tried: now,
                     punch: Punch {

@@ -9,7 +9,7 @@ use crate::{
 use std::{net::SocketAddr, time::Instant};
 
 /// The present link to the member that was met.
-pub(crate) struct LinkNow<'a> {
+pub(crate) struct PresentLink<'a> {
     /// Whether its path is direct.
     pub is_direct: bool,
     /// Whether its path is direct to this address and answers.
@@ -73,7 +73,7 @@ impl State {
         member: MemberId,
         host: &Host,
         (statement, told): (Statement, &[Candidate]),
-        link: &LinkNow<'_>,
+        link: &PresentLink<'_>,
     ) {
         let theirs = statement.reachability.clone();
         self.remember(now, member, statement);
@@ -128,7 +128,7 @@ impl State {
     // --- The second port
 
     /// Selects the port from which the member's addresses are written to.
-    fn choose_port(&mut self, member: MemberId, told: &[Candidate], link: &LinkNow<'_>) {
+    fn choose_port(&mut self, member: MemberId, told: &[Candidate], link: &PresentLink<'_>) {
         let second = self.first_port_dead || self.aside.contains(&member);
         // A path that carries is a flow of the port that it uses, and stays with it.
         let ways = told
@@ -152,7 +152,7 @@ impl State {
             self.aside.remove(&member)
         };
         if was != second {
-            tracing::debug!(?member, aside = second, "from the other port");
+            tracing::debug!(?member, aside = second, "packets leave from the other port");
         }
         second
     }

@@ -8,7 +8,7 @@ mod look;
 
 use super::{
     Host, State, Statement,
-    examine::Knocked,
+    examine::KnockResult,
     nat::{Verdict, is_private, is_public_own, judge, seems_open},
 };
 use crate::{
@@ -91,7 +91,7 @@ pub(crate) enum Input {
     /// The end of [`Action::LookFromSecondPort`]: whether a member answered there.
     SecondPort(bool),
     /// The end of [`Action::Knock`].
-    Knocked(Knocked),
+    Knocked(KnockResult),
     /// The end of [`Action::MapAnew`].
     Mapped(Option<SocketAddr>),
 }
@@ -129,7 +129,7 @@ pub(crate) struct Query {
 
 /// A member that answered by STUN: the address that answered, and ours as it saw it.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct StunAnswer {
     member: MemberId,
     /// Whether it answered at a public address of its own, so that it accepts packets from
     /// anywhere.
@@ -176,7 +176,7 @@ pub(crate) struct Survey {
     number: u32,
     /// Members asked in this round that should have answered, and the answers.
     asked: BTreeSet<MemberId>,
-    seen: Vec<Seen>,
+    seen: Vec<StunAnswer>,
     verdict: Verdict,
     kind6: NatKind,
     actions: VecDeque<Action>,
@@ -344,7 +344,7 @@ impl Survey {
         group.left -= 1;
         group.is_over = group.left == 0 || mapped.is_some();
         if let (Some(mapped), Some(candidate)) = (mapped, group.candidates.get(candidate)) {
-            self.seen.push(Seen {
+            self.seen.push(StunAnswer {
                 member: group.member,
                 open: is_public_own(candidate),
                 server: candidate.addr,

@@ -129,7 +129,7 @@ fn a_move_during_a_round_of_the_survey_begins_another_at_its_end() {
                 }
                 survey::Input::Stun(query, Some(address(1)))
             }
-            survey::Action::Knock { .. } => survey::Input::Knocked(examine::Knocked::default()),
+            survey::Action::Knock { .. } => survey::Input::Knocked(examine::KnockResult::default()),
             _ => continue,
         };
         survey.handle(now, &mut state, &view, input);

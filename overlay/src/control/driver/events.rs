@@ -5,9 +5,9 @@ use crate::{
     control::{
         ControlEvent,
         address::{ip_of, is_public, is_relayed, member_of, relay_of},
-        door::{DoorError, Proved},
+        door::{DoorError, ProvedPeer},
         gate::GateEvent,
-        host::InsideEvent,
+        host::InnerBehaviourEvent,
         shared::Online,
         wire::Gossip,
     },
@@ -26,7 +26,7 @@ use std::{
 };
 
 impl Driver {
-    pub(super) fn on_swarm(&mut self, event: SwarmEvent<GateEvent<InsideEvent>>) {
+    pub(super) fn on_swarm(&mut self, event: SwarmEvent<GateEvent<InnerBehaviourEvent>>) {
         match event {
             SwarmEvent::Behaviour(GateEvent::Proved {
                 peer,
@@ -122,33 +122,35 @@ impl Driver {
         self.mesh.handle(Instant::now(), input);
     }
 
-    fn on_inside(&mut self, event: InsideEvent) {
+    fn on_inside(&mut self, event: InnerBehaviourEvent) {
         match event {
-            InsideEvent::Relay(relay::Event::ReservationReqAccepted { src_peer_id, .. }) => {
+            InnerBehaviourEvent::Relay(relay::Event::ReservationReqAccepted {
+                src_peer_id,
+                ..
+            }) => {
                 self.relaying(src_peer_id);
             }
-            InsideEvent::Relay(relay::Event::CircuitReqAccepted {
+            InnerBehaviourEvent::Relay(relay::Event::CircuitReqAccepted {
                 src_peer_id,
                 dst_peer_id,
             }) => {
                 self.relaying(src_peer_id);
                 self.relaying(dst_peer_id);
             }
-            InsideEvent::RelayClient(relay::client::Event::ReservationReqAccepted {
+            InnerBehaviourEvent::RelayClient(relay::client::Event::ReservationReqAccepted {
                 relay_peer_id,
                 ..
             }) => {
                 self.reservations.accepted(&relay_peer_id);
                 self.relaying(relay_peer_id);
             }
-            InsideEvent::RelayClient(relay::client::Event::OutboundCircuitEstablished {
-                relay_peer_id,
-                ..
-            }) => self.relaying(relay_peer_id),
-            InsideEvent::Dcutr(event) => {
+            InnerBehaviourEvent::RelayClient(
+                relay::client::Event::OutboundCircuitEstablished { relay_peer_id, .. },
+            ) => self.relaying(relay_peer_id),
+            InnerBehaviourEvent::Dcutr(event) => {
                 tracing::debug!(peer = %event.remote_peer_id, "hole punching: {:?}", event.result)
             }
-            InsideEvent::AutonatClient(event) => {
+            InnerBehaviourEvent::AutonatClient(event) => {
                 tracing::debug!(address = %event.tested_addr, "reachability: {:?}", event.result)
             }
             _ => {}
@@ -159,7 +161,7 @@ impl Driver {
         self.mesh.handle(Instant::now(), Input::Relaying(peer));
     }
 
-    fn on_proved(&mut self, peer: PeerId, connection: ConnectionId, proved: Proved) {
+    fn on_proved(&mut self, peer: PeerId, connection: ConnectionId, proved: ProvedPeer) {
         let Some(member) = member_of(&peer) else {
             return;
         };
@@ -189,13 +191,13 @@ impl Driver {
         );
         if first {
             self.shared.found.came(member);
-            tracing::info!(%member, "connected");
+            tracing::info!(%member, "a member is connected");
             let _ = self.shared.events.send(ControlEvent::Connected(member));
         }
     }
 
     /// Sends a member that has just connected the contacts and revocations that it lacks.
-    fn tell_what_it_lacks(&self, member: MemberId, proved: &Proved) {
+    fn tell_what_it_lacks(&self, member: MemberId, proved: &ProvedPeer) {
         let mut book = self
             .shared
             .book
@@ -277,7 +279,7 @@ impl Driver {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&member);
-            tracing::info!(%member, "disconnected");
+            tracing::info!(%member, "a member is disconnected");
             self.shared.found.left(member);
             let _ = self.shared.events.send(ControlEvent::Disconnected(member));
         }

@@ -88,7 +88,7 @@ impl Driver {
             out.insert(self.shared.me);
         }
         for member in out {
-            tracing::warn!(%member, "revoked");
+            tracing::warn!(%member, "a member was revoked");
             let event = if member == self.shared.me {
                 ControlEvent::ThisNodeRevoked
             } else {

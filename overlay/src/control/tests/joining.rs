@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn refusal(result: Result<Joined, JoinError>) -> Refusal {
+fn refusal(result: Result<NewMembership, JoinError>) -> Refusal {
     match result {
         Err(JoinError::Refused(refusal)) => refusal,
         Err(JoinError::Expired(_)) => Refusal::Expired,

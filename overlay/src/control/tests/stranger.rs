@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::identity::LinkKey;
-use door::{Door, DoorError, Proved};
+use door::{Door, DoorError, ProvedPeer};
 use futures::StreamExt;
 use libp2p::{
     Swarm, identify,
@@ -20,7 +20,7 @@ struct Raw {
     streams: streams::Streams,
 }
 
-type Incoming = mpsc::Sender<(libp2p::PeerId, streams::Carried)>;
+type Incoming = mpsc::Sender<(libp2p::PeerId, streams::RawStream)>;
 
 fn stranger(incoming: Incoming) -> Swarm<Raw> {
     libp2p::SwarmBuilder::with_new_identity()
@@ -147,7 +147,7 @@ async fn admit(
     world: &World,
     (joiner, door): (&Identity, &Door),
     certified: (LinkKey, &str),
-) -> Result<Proved, DoorError> {
+) -> Result<ProvedPeer, DoorError> {
     let (host, (link_key, name)) = (Identity::generate(), certified);
     let contact = Contact::sign(&host, world.certify(&host, "host", true), vec![], false, 1);
     let certificate = Issuer::root(&world.root)

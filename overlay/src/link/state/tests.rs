@@ -79,7 +79,7 @@ impl End {
         match wire::parse(datagram) {
             Ok(Datagram::Initiation { sender, noise }) => {
                 let index = self.index();
-                if let Ok(answer) = Opened::read(&self.keys, sender, noise)
+                if let Ok(answer) = OpenedInitiation::read(&self.keys, sender, noise)
                     .and_then(|o| self.link.accept(now, o, index, false, &[]))
                 {
                     out.push(answer);
@@ -253,7 +253,7 @@ fn what_a_carried_handshake_says_besides_arrives_sealed_both_ways() {
     let Ok(Datagram::Initiation { sender, noise }) = wire::parse(&message) else {
         panic!("an initiation")
     };
-    let opened = Opened::read(&b.keys, sender, noise).expect("meant for this key");
+    let opened = OpenedInitiation::read(&b.keys, sender, noise).expect("meant for this key");
     assert_eq!(opened.extra, hello);
     let answer = b
         .link
@@ -293,7 +293,7 @@ fn handshakes_that_are_carried_two_ways_at_once_do_not_end_each_other() {
                 panic!("no initiation")
             };
             let index = b.index();
-            let opened = Opened::read(&b.keys, sender, noise).expect("genuine");
+            let opened = OpenedInitiation::read(&b.keys, sender, noise).expect("genuine");
             let Ok(answer) = b.link.accept(now, opened, index, false, &[]) else {
                 continue;
             };
@@ -336,7 +336,7 @@ fn a_forged_answer_does_not_end_the_handshake() {
     let Ok(Datagram::Initiation { sender, noise }) = wire::parse(&message) else {
         panic!("no initiation")
     };
-    let opened = Opened::read(&b.keys, sender, noise).expect("genuine");
+    let opened = OpenedInitiation::read(&b.keys, sender, noise).expect("genuine");
     let index = b.index();
     let answer = b.link.accept(now, opened, index, false, &[]).expect("new");
     let Ok(Datagram::Response {
@@ -356,7 +356,7 @@ fn a_forged_answer_does_not_end_the_handshake() {
         cookie::stamp(&mut forged, &a.keys.public().0, None);
         assert_eq!(
             a.link.answered(now, &forged).map(|_| ()),
-            Err(Refused::Forged)
+            Err(LinkRefusal::Forged)
         );
     }
     a.link

@@ -41,26 +41,26 @@ struct Text {
 #[serde(deny_unknown_fields)]
 struct RuleText {
     action: Spanned<String>,
-    from: Spanned<Words>,
-    to: Spanned<Words>,
-    ports: Option<Spanned<Words>>,
+    from: Spanned<TextList>,
+    to: Spanned<TextList>,
+    ports: Option<Spanned<TextList>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RouteText {
     subnet: Spanned<String>,
-    by: Spanned<Words>,
+    by: Spanned<TextList>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of texts")]
-enum Words {
+enum TextList {
     One(String),
     Many(Vec<String>),
 }
 
-impl Words {
+impl TextList {
     fn all<T: FromStr<Err = String>>(&self) -> Result<Vec<T>, String> {
         let words = match self {
             Self::One(word) => std::slice::from_ref(word),
@@ -190,7 +190,10 @@ impl Source<'_> {
         read.map_err(|e: T::Err| self.error(word.span(), e.to_string()))
     }
 
-    fn all<T: FromStr<Err = String>>(&self, words: &Spanned<Words>) -> Result<Vec<T>, PolicyError> {
+    fn all<T: FromStr<Err = String>>(
+        &self,
+        words: &Spanned<TextList>,
+    ) -> Result<Vec<T>, PolicyError> {
         let read = words.get_ref().all();
         read.map_err(|e| self.error(words.span(), e))
     }

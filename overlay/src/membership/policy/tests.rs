@@ -32,7 +32,7 @@ fn member(name: &str, groups: &[&str]) -> Party {
     let groups = Groups::new(groups.iter().copied()).unwrap();
     Party {
         addr: "10.9.0.1".parse().unwrap(),
-        who: Who::Member {
+        owner: AddressOwner::Member {
             id: MemberId([1; 32]),
             name: name.into(),
             groups,
@@ -43,7 +43,7 @@ fn member(name: &str, groups: &[&str]) -> Party {
 fn vm(name: Option<&str>) -> Party {
     Party {
         addr: "10.9.0.2".parse().unwrap(),
-        who: Who::Vm {
+        owner: AddressOwner::Vm {
             id: VmId([2; 32]),
             name: name.map(Into::into),
         },
@@ -53,7 +53,7 @@ fn vm(name: Option<&str>) -> Party {
 fn at(addr: &str) -> Party {
     Party {
         addr: addr.parse().unwrap(),
-        who: Who::Unknown,
+        owner: AddressOwner::Unknown,
     }
 }
 
@@ -268,23 +268,23 @@ fn ports() -> impl Strategy<Value = String> {
 }
 
 fn party() -> impl Strategy<Value = Party> {
-    let who = prop_oneof![
+    let owner = prop_oneof![
         ("[a-c]", proptest::collection::vec("[a-c]", 0..3)).prop_map(|(name, groups)| {
-            Who::Member {
+            AddressOwner::Member {
                 id: MemberId([1; 32]),
                 name,
                 groups: Groups::new(groups).unwrap(),
             }
         }),
-        proptest::option::of("[a-c]").prop_map(|name| Who::Vm {
+        proptest::option::of("[a-c]").prop_map(|name| AddressOwner::Vm {
             id: VmId([1; 32]),
             name
         }),
-        Just(Who::Unknown),
+        Just(AddressOwner::Unknown),
     ];
-    (0u8..4, who).prop_map(|(last, who)| Party {
+    (0u8..4, owner).prop_map(|(last, owner)| Party {
         addr: [10, 9, 0, last].into(),
-        who,
+        owner,
     })
 }
 
@@ -304,14 +304,14 @@ proptest! {
         }
         let policy = NetworkPolicy::parse(&text).unwrap();
         // Said once more, in the plainest way.
-        let names = |written: &str, party: &Party| match (written.split_once(':'), &party.who) {
+        let names = |written: &str, party: &Party| match (written.split_once(':'), &party.owner) {
             (None, _) if written == "*" => true,
             (None, _) if written.contains('/') => {
                 [[10, 9, 0, 0], [10, 9, 0, 1]].map(IpAddr::from).contains(&party.addr)
             }
-            (None, Who::Member { groups, .. }) => groups.iter().any(|g| g == written),
-            (Some(("member", wanted)), Who::Member { name, .. }) => wanted == name,
-            (Some(("vm", wanted)), Who::Vm { name: Some(name), .. }) => wanted == name,
+            (None, AddressOwner::Member { groups, .. }) => groups.iter().any(|g| g == written),
+            (Some(("member", wanted)), AddressOwner::Member { name, .. }) => wanted == name,
+            (Some(("vm", wanted)), AddressOwner::Vm { name: Some(name), .. }) => wanted == name,
             _ => false,
         };
         let number = |text: &str| text.parse::<u16>().unwrap();

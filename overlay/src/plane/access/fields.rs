@@ -59,34 +59,34 @@ impl<'a> PacketKind<'a> {
         };
         match found {
             None => Self::Broken,
-            Some(Behind::LaterFragment) => Self::LaterFragment,
-            Some(Behind::Transport(protocol, payload)) => {
+            Some(IpPayload::LaterFragment) => Self::LaterFragment,
+            Some(IpPayload::Transport(protocol, payload)) => {
                 transport(protocol, payload, quoted).unwrap_or(Self::Broken)
             }
         }
     }
 }
 
-enum Behind<'a> {
+enum IpPayload<'a> {
     LaterFragment,
     Transport(u8, &'a [u8]),
 }
 
-fn behind_v4(packet: &[u8]) -> Option<Behind<'_>> {
+fn behind_v4(packet: &[u8]) -> Option<IpPayload<'_>> {
     let header = packet.first_chunk::<20>()?;
     let length = usize::from(header[0] & 15) * 4;
     let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
     match offset {
         0 => packet
             .get(length.max(20)..)
-            .map(|payload| Behind::Transport(header[9], payload)),
+            .map(|payload| IpPayload::Transport(header[9], payload)),
         // Only an attacker begins the second fragment inside a transport header (RFC 3128).
         1 => None,
-        _ => Some(Behind::LaterFragment),
+        _ => Some(IpPayload::LaterFragment),
     }
 }
 
-fn behind_v6(packet: &[u8]) -> Option<Behind<'_>> {
+fn behind_v6(packet: &[u8]) -> Option<IpPayload<'_>> {
     let header = packet.first_chunk::<40>()?;
     let (mut next, mut rest) = (header[6], packet.get(40..)?);
     for _ in 0..MAX_EXTENSIONS {
@@ -95,12 +95,12 @@ fn behind_v6(packet: &[u8]) -> Option<Behind<'_>> {
             0 | 43 | 60 => (usize::from(*rest.get(1)?) + 1) * 8,
             44 => {
                 if word(rest, 2)? & 0xfff8 != 0 {
-                    return Some(Behind::LaterFragment);
+                    return Some(IpPayload::LaterFragment);
                 }
                 8
             }
             51 => (usize::from(*rest.get(1)?) + 2) * 4,
-            _ => return Some(Behind::Transport(next, rest)),
+            _ => return Some(IpPayload::Transport(next, rest)),
         };
         next = *rest.first()?;
         rest = rest.get(length..)?;

@@ -12,18 +12,18 @@ const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
 struct Book;
 
 impl Directory for Book {
-    fn who(&self, addr: &IpAddr) -> Who {
+    fn owner_of(&self, addr: &IpAddr) -> AddressOwner {
         match *addr {
-            A => Who::Member {
+            A => AddressOwner::Member {
                 id: MemberId([1; 32]),
                 name: "a".into(),
                 groups: Groups::new(["ops"]).unwrap(),
             },
-            B => Who::Vm {
+            B => AddressOwner::Vm {
                 id: VmId([2; 32]),
                 name: Some("db".into()),
             },
-            _ => Who::Unknown,
+            _ => AddressOwner::Unknown,
         }
     }
 }

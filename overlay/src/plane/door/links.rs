@@ -3,7 +3,7 @@
 use crate::{
     id::MemberId,
     identity::LinkKey,
-    link::{Opened, Refused},
+    link::{LinkRefusal, OpenedInitiation},
     plane::{error::Error, handle::Plane, path::paths::SUSPECT_AFTER, types::Path},
     ring::Position,
 };
@@ -168,7 +168,7 @@ impl Plane {
 
     /// Reads a handshake that came over the ring, where only the message itself names its sender.
     /// Refused while too many of them come.
-    pub(crate) fn read_link(&self, message: &[u8]) -> Result<Opened, Refused> {
+    pub(crate) fn read_link(&self, message: &[u8]) -> Result<OpenedInitiation, LinkRefusal> {
         self.inner().read_link(message)
     }
 
@@ -178,7 +178,7 @@ impl Plane {
     pub(crate) fn accept_over_ring(
         &self,
         member: MemberId,
-        opened: Opened,
+        opened: OpenedInitiation,
         agent: Option<Position>,
         extra: &[u8],
     ) -> Result<Vec<u8>, Error> {

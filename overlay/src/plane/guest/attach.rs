@@ -7,7 +7,7 @@ use super::{
     care::{Care, mute_host_stack},
     config::{GATEWAY_V6, GuestPort, Leaving},
     holding::Holding,
-    listening::Listening,
+    listening::FrameListener,
     port::{Port, Ports},
 };
 use crate::{
@@ -61,7 +61,7 @@ impl Inner {
             config: config.clone(),
             socket,
             care: Mutex::new(Care::of(&config.ifname)),
-            listening: Listening::default(),
+            listening: FrameListener::default(),
             frozen: AtomicBool::new(false),
             holding: Holding::default(),
             since: Instant::now(),

@@ -10,7 +10,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(4);
 /// Keeps the host's own stack from hearing and answering the guest.
 pub(crate) fn mute_host_stack(ifname: &str) {
     if let Err(error) = keep_apart(ifname) {
-        tracing::debug!(ifname, %error, "the kernel has no filter for a guest's interface");
+        tracing::debug!(
+            ifname,
+            error = %p2pvm_host::chain(&error),
+            "the kernel has no filter for a guest's interface"
+        );
     }
 }
 

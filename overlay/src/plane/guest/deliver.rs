@@ -41,7 +41,7 @@ impl Scratch {
         let bytes = &mut buffer[FRONT - VIRTIO_NET_HDR_LEN..];
         let written = header.encode(bytes).and_then(|()| inner.tun()?.send(bytes));
         if let Err(error) = written {
-            tracing::trace!(%error, "packet not taken by the TUN");
+            tracing::trace!(error = %p2pvm_host::chain(&error), "the TUN did not take a packet");
         }
     }
 

@@ -13,13 +13,13 @@ use std::{
 
 /// Where the guest's frames are reported while it is asked whether it is there.
 #[derive(Default)]
-pub(crate) struct Listening {
+pub(crate) struct FrameListener {
     /// Spares the port's thread the lock while nothing is asked.
     on: AtomicBool,
     heard: Mutex<Option<mpsc::Sender<(bool, Instant)>>>,
 }
 
-impl Listening {
+impl FrameListener {
     /// Sends each of the guest's frames to `heard` from now on: whether it is an answer, and when
     /// it came. An earlier asker hears nothing more.
     pub fn begin(&self, heard: mpsc::Sender<(bool, Instant)>) {

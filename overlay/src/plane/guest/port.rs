@@ -2,7 +2,7 @@
 //! the guest.
 
 use super::{
-    care::Care, config::GuestPort, holding::Holding, listening::Listening, multicast::group_mac,
+    care::Care, config::GuestPort, holding::Holding, listening::FrameListener, multicast::group_mac,
 };
 use crate::{
     id::VmId,
@@ -30,7 +30,7 @@ pub(crate) struct Port {
     pub config: GuestPort,
     pub socket: PacketSocket,
     pub care: Mutex<Care>,
-    pub listening: Listening,
+    pub listening: FrameListener,
     pub frozen: AtomicBool,
     pub holding: Holding,
     pub since: Instant,
@@ -84,7 +84,7 @@ impl Port {
         ethernet[6..12].copy_from_slice(&self.config.gateway_mac);
         ethernet[12..].copy_from_slice(&kind);
         if let Err(error) = header.encode(front).and_then(|()| self.socket.send(buffer)) {
-            tracing::trace!(%error, "frame not taken by the guest");
+            tracing::trace!(error = %p2pvm_host::chain(&error), "the guest did not take a frame");
         }
     }
 

@@ -69,7 +69,10 @@ impl Inner {
                 }));
             });
         if let Err(error) = started {
-            tracing::debug!(%error, "cannot start the thread of a proof");
+            tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "cannot start the thread of a proof"
+            );
         }
     }
 }

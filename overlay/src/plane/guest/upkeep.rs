@@ -8,7 +8,7 @@ use super::{
     care::{Care, mute_host_stack},
     port::Port,
 };
-use crate::plane::{core::Inner, interface::repairs::Worth, lock::lock};
+use crate::plane::{core::Inner, interface::repairs::RepairLine, lock::lock};
 use p2pvm_host::{device, links::Link};
 use std::{
     io,
@@ -55,7 +55,7 @@ impl Inner {
             let fault = done
                 .err()
                 .map(|what| format!("a guest's interface {ifname} cannot be put back: {what}"));
-            if care.missing.is_none() && care.log.worth(&mended, 1, now) != Worth::NoLine {
+            if care.missing.is_none() && care.log.worth(&mended, 1, now) != RepairLine::NoLine {
                 tracing::warn!(
                     "put a guest's interface {ifname} back after another program changed it: {}",
                     mended.join(", ")

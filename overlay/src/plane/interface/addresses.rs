@@ -3,7 +3,7 @@
 use super::{
     mend::Findings,
     network::{has_other_interface, is_v6_off, other_address, outgoing_interface},
-    proof::Unproved,
+    proof::ProofFailure,
     wanted::WantedDevice,
 };
 use crate::plane::{core::Inner, error::Error, lock::lock};
@@ -75,7 +75,7 @@ impl Inner {
             }
             if !leads_here() {
                 let (device, through) = (wanted.name.clone(), outgoing_interface(&other));
-                findings.elsewhere.push(Unproved::Elsewhere {
+                findings.elsewhere.push(ProofFailure::Elsewhere {
                     device,
                     addr: other,
                     through,
@@ -166,7 +166,7 @@ impl Inner {
 
     /// Destinations in the network whose packets other programs' rules or routes lead past the
     /// device.
-    pub fn ways_elsewhere(&self) -> Vec<Unproved> {
+    pub fn ways_elsewhere(&self) -> Vec<ProofFailure> {
         lock(&self.device_wanted).elsewhere.clone()
     }
 

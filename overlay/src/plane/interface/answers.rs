@@ -12,14 +12,14 @@ use std::{
 };
 
 /// An answer, and when it came.
-pub(crate) type Heard = (probe::Answer, Instant);
+pub(crate) type TimedAnswer = (probe::Answer, Instant);
 
 /// The answer that the TUN thread looks for while something is proved.
 #[derive(Default)]
 pub(crate) struct Proofs {
     /// Spares the TUN thread the lock while nothing is proved.
     pub on: AtomicBool,
-    pub waiting: Mutex<Option<(probe::Probe, mpsc::Sender<Heard>)>>,
+    pub waiting: Mutex<Option<(probe::Probe, mpsc::Sender<TimedAnswer>)>>,
     /// Held during a proof: only one at a time.
     pub turn: Mutex<()>,
 }

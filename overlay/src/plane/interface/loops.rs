@@ -18,11 +18,11 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 /// How many datagrams came round, and which was the last.
 pub(crate) struct Loops {
     count: AtomicU64,
-    last: Mutex<Last>,
+    last: Mutex<LastLoop>,
 }
 
 #[derive(Default)]
-struct Last {
+struct LastLoop {
     seen: Option<(Instant, SocketAddr)>,
     logged: Option<Instant>,
 }

@@ -7,7 +7,7 @@
 //! is put back more slowly and no longer logged; another change is logged all the same. IPv6 is
 //! optional: while it is switched off the IPv6 address is left out, and added when it comes back.
 
-use super::{proof::Unproved, wanted::WantedDevice};
+use super::{proof::ProofFailure, wanted::WantedDevice};
 use crate::plane::{
     core::Inner,
     io::{device, moved_device},
@@ -24,7 +24,7 @@ use std::{io, time::Instant};
 pub(crate) struct Findings {
     pub mended: Vec<String>,
     pub faults: Vec<String>,
-    pub elsewhere: Vec<Unproved>,
+    pub elsewhere: Vec<ProofFailure>,
 }
 
 impl Findings {

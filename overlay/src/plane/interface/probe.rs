@@ -2,7 +2,7 @@
 //! datagram and a TCP connection request, and what counts as an answer to them. A stack that
 //! answers at all has been reached, also with "port unreachable".
 
-use super::proof::{Answered, Proof};
+use super::proof::{AnswerKind, Proof};
 use crate::plane::shape::{checksum, packet};
 use etherparse::PacketBuilder;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -26,7 +26,7 @@ const ICMP_V6: u8 = 58;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The stack was reached.
-    Reached(Answered),
+    Reached(AnswerKind),
     /// A firewall says that it is not to be.
     Refused,
 }
@@ -136,7 +136,7 @@ impl Probe {
         match protocol {
             ICMP | ICMP_V6 => match (protocol, transport.first()?) {
                 (ICMP, 0) | (ICMP_V6, 129) => {
-                    (port(4)? == self.token).then_some(Answer::Reached(Answered::Echo))
+                    (port(4)? == self.token).then_some(Answer::Reached(AnswerKind::Echo))
                 }
                 (ICMP, 3) | (ICMP_V6, 1) => self.unreachable(
                     protocol,
@@ -146,9 +146,9 @@ impl Probe {
                 _ => None,
             },
             UDP => (port(0)? == PORT && port(2)? == self.token)
-                .then_some(Answer::Reached(Answered::Udp)),
+                .then_some(Answer::Reached(AnswerKind::Udp)),
             TCP => (port(0)? == PORT && port(2)? == self.token)
-                .then_some(Answer::Reached(Answered::Tcp)),
+                .then_some(Answer::Reached(AnswerKind::Tcp)),
             _ => None,
         }
     }
@@ -162,7 +162,7 @@ impl Probe {
         }
         let no_port = if by == ICMP { 3 } else { 4 };
         match transport(question)?.0 {
-            UDP if code == no_port => Some(Answer::Reached(Answered::Udp)),
+            UDP if code == no_port => Some(Answer::Reached(AnswerKind::Udp)),
             _ => Some(Answer::Refused),
         }
     }
@@ -203,7 +203,7 @@ pub(crate) fn ask_host(
         if sent.is_ok() && echo.hear(asked, wait)? {
             return Ok(Some(Proof {
                 rtt: at.elapsed(),
-                by: Answered::Echo,
+                by: AnswerKind::Echo,
             }));
         }
         if sent.is_err() {
@@ -239,7 +239,7 @@ fn by_tcp(own: IpAddr, to: IpAddr, limit: Duration) -> io::Result<Option<Proof>>
     };
     Ok(answered.then(|| Proof {
         rtt: at.elapsed(),
-        by: Answered::Tcp,
+        by: AnswerKind::Tcp,
     }))
 }
 
@@ -374,17 +374,17 @@ mod tests {
         });
         assert_eq!(
             probe.answered_by(&echo),
-            Some(Answer::Reached(Answered::Echo))
+            Some(Answer::Reached(AnswerKind::Echo))
         );
         let reset = packet(|out| back().tcp(53, 61_234, 0, 0).rst().write(out, &[]).unwrap());
         assert_eq!(
             probe.answered_by(&reset),
-            Some(Answer::Reached(Answered::Tcp))
+            Some(Answer::Reached(AnswerKind::Tcp))
         );
         let names = packet(|out| back().udp(53, 61_234).write(out, &[0; 12]).unwrap());
         assert_eq!(
             probe.answered_by(&names),
-            Some(Answer::Reached(Answered::Udp))
+            Some(Answer::Reached(AnswerKind::Udp))
         );
         let unreachable = |code, question: &[u8]| {
             packet(|out| {
@@ -401,7 +401,7 @@ mod tests {
             .collect();
         assert_eq!(
             probe.answered_by(&unreachable(3, &questions[1])),
-            Some(Answer::Reached(Answered::Udp)),
+            Some(Answer::Reached(AnswerKind::Udp)),
             "nobody listens"
         );
         for (code, question) in [(3, 0), (13, 0), (10, 1), (13, 2), (3, 2)] {

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 /// What answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answered {
+pub enum AnswerKind {
     /// An ICMP echo reply.
     Echo,
     /// UDP: a datagram, or "port unreachable".
@@ -20,12 +20,12 @@ pub struct Proof {
     /// From the question to the answer.
     pub rtt: Duration,
     /// What answered.
-    pub by: Answered,
+    pub by: AnswerKind,
 }
 
 /// The step at which packets do not pass; displayed as a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unproved {
+pub enum ProofFailure {
     /// [`crate::plane::Plane::set_host_addresses`] has not been called yet.
     #[error("this host has no overlay address yet")]
     NoAddress,
@@ -102,5 +102,5 @@ pub(crate) struct Question {
     /// The member's address; `None`: this host's own stack.
     pub to: Option<IpAddr>,
     pub limit: Duration,
-    pub answer: oneshot::Sender<Result<Proof, Unproved>>,
+    pub answer: oneshot::Sender<Result<Proof, ProofFailure>>,
 }

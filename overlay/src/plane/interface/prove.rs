@@ -2,10 +2,10 @@
 //! member's through both TUNs. A link that answers pings shows neither.
 
 use super::{
-    answers::Heard,
+    answers::TimedAnswer,
     network::{other_address, outgoing_interface},
     probe,
-    proof::{Proof, Question, Unproved},
+    proof::{Proof, ProofFailure, Question},
 };
 use crate::{
     id::MemberId,
@@ -39,15 +39,18 @@ impl Inner {
                 let _ = answer.send(proved);
             });
         if let Err(error) = started {
-            tracing::debug!(%error, "cannot start the thread of a proof");
+            tracing::debug!(
+                error = %p2pvm_host::chain(&error),
+                "cannot start the thread of a proof"
+            );
         }
     }
 
-    fn prove_own_stack(&self, limit: Duration) -> Result<Proof, Unproved> {
+    fn prove_own_stack(&self, limit: Duration) -> Result<Proof, ProofFailure> {
         let _turn = lock(&self.proofs.turn);
         let (own, prefix) = self.own_address()?;
         let Some(gateway) = other_address(&own, prefix) else {
-            return Err(Unproved::Cannot {
+            return Err(ProofFailure::Cannot {
                 why: format!("the network of {own}/{prefix} has no other address"),
             });
         };
@@ -61,9 +64,9 @@ impl Inner {
         let device = self.device_name();
         let why = match asked {
             Ok(Outcome::Answered(proof)) => return Ok(proof),
-            Ok(Outcome::Refused) => Unproved::Refused { device },
-            Ok(Outcome::Silent) => Unproved::Silent { device },
-            Err(error) => Unproved::Cannot {
+            Ok(Outcome::Refused) => ProofFailure::Refused { device },
+            Ok(Outcome::Silent) => ProofFailure::Silent { device },
+            Err(error) => ProofFailure::Cannot {
                 why: format!("writing into {device}: {error}"),
             },
         };
@@ -74,7 +77,7 @@ impl Inner {
     fn ask_own_stack(
         &self,
         probe: &probe::Probe,
-        answers: &mpsc::Receiver<Heard>,
+        answers: &mpsc::Receiver<TimedAnswer>,
         limit: Duration,
     ) -> io::Result<Outcome> {
         let until = Instant::now() + limit;
@@ -108,7 +111,7 @@ impl Inner {
     }
 
     /// Whether the host's stack reaches `addr`, a member's, over a link that has just answered.
-    fn prove_other_stack(&self, addr: IpAddr, limit: Duration) -> Result<Proof, Unproved> {
+    fn prove_other_stack(&self, addr: IpAddr, limit: Duration) -> Result<Proof, ProofFailure> {
         let own = self
             .tables
             .hosts
@@ -116,44 +119,46 @@ impl Inner {
             .iter()
             .map(|(own, _)| *own)
             .find(|own| own.is_ipv4() == addr.is_ipv4());
-        let own = own.ok_or(Unproved::NoAddress)?;
+        let own = own.ok_or(ProofFailure::NoAddress)?;
         match probe::ask_host(own, addr, limit, AGAIN, || self.stop.raised()) {
             Ok(Some(proof)) => Ok(proof),
             Ok(None) => Err(self
                 .fault(&own, &addr)
-                .unwrap_or(Unproved::MemberSilent { addr })),
-            Err(error) => Err(self.fault(&own, &addr).unwrap_or_else(|| Unproved::Cannot {
-                why: error.to_string(),
-            })),
+                .unwrap_or(ProofFailure::MemberSilent { addr })),
+            Err(error) => Err(self
+                .fault(&own, &addr)
+                .unwrap_or_else(|| ProofFailure::Cannot {
+                    why: error.to_string(),
+                })),
         }
     }
 
     /// The overlay address that stands for this host.
-    fn own_address(&self) -> Result<(IpAddr, u8), Unproved> {
+    fn own_address(&self) -> Result<(IpAddr, u8), ProofFailure> {
         let hosts = self.tables.hosts.load();
         hosts
             .iter()
             .find(|(addr, _)| addr.is_ipv4())
             .or_else(|| hosts.first())
             .copied()
-            .ok_or(Unproved::NoAddress)
+            .ok_or(ProofFailure::NoAddress)
     }
 
     /// What is wrong with the device, its address or the route through it to `to`, if anything.
-    fn fault(&self, own: &IpAddr, to: &IpAddr) -> Option<Unproved> {
+    fn fault(&self, own: &IpAddr, to: &IpAddr) -> Option<ProofFailure> {
         let device = self.device_name();
         let links = links().ok()?;
         let Some(link) = links.iter().find(|link| link.name == device) else {
-            return Some(Unproved::Missing { device });
+            return Some(ProofFailure::Missing { device });
         };
         if !link.up {
-            return Some(Unproved::Down { device });
+            return Some(ProofFailure::Down { device });
         }
         if !link.addresses.iter().any(|(addr, _)| addr == own) {
-            return Some(Unproved::AddressLost { device, addr: *own });
+            return Some(ProofFailure::AddressLost { device, addr: *own });
         }
         let leads_here = device::way_to(to).is_ok_and(|by| by == Some(link.index));
-        (!leads_here).then(|| Unproved::Elsewhere {
+        (!leads_here).then(|| ProofFailure::Elsewhere {
             device,
             addr: *to,
             through: outgoing_interface(to),
@@ -164,11 +169,11 @@ impl Inner {
         lock(&self.device_wanted).name.clone()
     }
 
-    async fn asked(&self, to: Option<IpAddr>, limit: Duration) -> Result<Proof, Unproved> {
+    async fn asked(&self, to: Option<IpAddr>, limit: Duration) -> Result<Proof, ProofFailure> {
         let (answer, answered) = oneshot::channel();
         self.ask_host(Some(Task::Prove(Question { to, limit, answer })));
         answered.await.unwrap_or_else(|_| {
-            Err(Unproved::Cannot {
+            Err(ProofFailure::Cannot {
                 why: "the packet plane is shut down".into(),
             })
         })
@@ -192,8 +197,8 @@ impl Plane {
     /// No member is involved, so it works without any. It costs some packets through the kernel.
     ///
     /// # Errors
-    /// [`Unproved`]: the step that fails.
-    pub async fn prove_host(&self, timeout: Duration) -> Result<Proof, Unproved> {
+    /// [`ProofFailure`]: the step that fails.
+    pub async fn prove_host(&self, timeout: Duration) -> Result<Proof, ProofFailure> {
         self.inner().asked(None, timeout).await
     }
 
@@ -202,16 +207,16 @@ impl Plane {
     /// if that is not answered. The link is made if it is missing.
     ///
     /// # Errors
-    /// [`Unproved`]: the step that fails, the link first.
+    /// [`ProofFailure`]: the step that fails, the link first.
     pub async fn prove_member(
         &self,
         member: MemberId,
         addr: IpAddr,
         timeout: Duration,
-    ) -> Result<Proof, Unproved> {
+    ) -> Result<Proof, ProofFailure> {
         let began = Instant::now();
         if let Err(error) = self.ping(member, timeout).await {
-            return Err(Unproved::NoPath {
+            return Err(ProofFailure::NoPath {
                 why: error.to_string(),
             });
         }

@@ -17,7 +17,7 @@ pub(crate) struct RepairLog(BTreeMap<String, VecDeque<Instant>>);
 
 /// Whether a repair is worth a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Worth {
+pub(crate) enum RepairLine {
     NoLine,
     /// It is, and the next ones are not: there were many.
     LastLine,
@@ -27,7 +27,7 @@ pub(crate) enum Worth {
 impl RepairLog {
     /// Notes these repairs and returns whether they are worth a line. Each kind is worth `times`
     /// lines.
-    pub fn worth(&mut self, mended: &[String], times: usize, now: Instant) -> Worth {
+    pub fn worth(&mut self, mended: &[String], times: usize, now: Instant) -> RepairLine {
         self.0.retain(|_, at| {
             at.retain(|at| now.saturating_duration_since(*at) <= PERIOD);
             !at.is_empty()
@@ -35,16 +35,16 @@ impl RepairLog {
         let worth = mended.iter().map(|what| {
             let at = self.0.entry(kind(what).to_owned()).or_default();
             if at.len() >= times {
-                return Worth::NoLine;
+                return RepairLine::NoLine;
             }
             at.push_back(now);
             if at.len() == times && times > 1 {
-                Worth::LastLine
+                RepairLine::LastLine
             } else {
-                Worth::Line
+                RepairLine::Line
             }
         });
-        worth.max().unwrap_or(Worth::NoLine)
+        worth.max().unwrap_or(RepairLine::NoLine)
     }
 }
 
@@ -71,24 +71,29 @@ mod tests {
                 now + Duration::from_secs(after),
             )
         };
-        let down: Vec<Worth> = (0..8).map(|at| worth("it was down", at)).collect();
-        assert_eq!(down[..MAX_REPAIRS - 1], [Worth::Line; MAX_REPAIRS - 1]);
+        let down: Vec<RepairLine> = (0..8).map(|at| worth("it was down", at)).collect();
+        assert_eq!(down[..MAX_REPAIRS - 1], [RepairLine::Line; MAX_REPAIRS - 1]);
         assert_eq!(
             down[MAX_REPAIRS - 1..],
-            [Worth::LastLine, Worth::NoLine, Worth::NoLine, Worth::NoLine]
+            [
+                RepairLine::LastLine,
+                RepairLine::NoLine,
+                RepairLine::NoLine,
+                RepairLine::NoLine
+            ]
         );
         assert_eq!(
             [worth("its MTU was 1400", 9), worth("it was renamed x", 9)],
-            [Worth::Line; 2]
+            [RepairLine::Line; 2]
         );
-        let renamed: Vec<Worth> = (0..6)
+        let renamed: Vec<RepairLine> = (0..6)
             .map(|n| worth(&format!("it was renamed x{n}"), 10))
             .collect();
         assert_eq!(
             renamed.last(),
-            Some(&Worth::NoLine),
+            Some(&RepairLine::NoLine),
             "another name is no other kind"
         );
-        assert_eq!(worth("it was down", 100), Worth::Line);
+        assert_eq!(worth("it was down", 100), RepairLine::Line);
     }
 }

@@ -1,8 +1,8 @@
 //! What the TUN has to be like, and what became of keeping it so.
 
 use super::{
-    proof::Unproved,
-    repairs::{MAX_REPAIRS, PERIOD, RepairLog, Worth},
+    proof::ProofFailure,
+    repairs::{MAX_REPAIRS, PERIOD, RepairLine, RepairLog},
 };
 use p2pvm_host::links::Mark;
 use std::{
@@ -28,7 +28,7 @@ pub(crate) struct WantedDevice {
     pub faults: Vec<String>,
     /// Packets that leave by another interface although the device is complete: a rule or a longer
     /// route comes first.
-    pub elsewhere: Vec<Unproved>,
+    pub elsewhere: Vec<ProofFailure>,
     /// IPv6 is switched off; logged when it changes.
     pub without_v6: bool,
     /// When something was last put back.
@@ -76,15 +76,15 @@ impl WantedDevice {
         if !mended.is_empty() {
             self.mended.push_back(now);
             match self.log.worth(mended, MAX_REPAIRS, now) {
-                Worth::Line => tracing::warn!(
+                RepairLine::Line => tracing::warn!(
                     "put the interface {device} back after another program changed it: {}",
                     mended.join(", ")
                 ),
-                Worth::LastLine => tracing::warn!(
+                RepairLine::LastLine => tracing::warn!(
                     "another program keeps changing the interface {device}: {}",
                     mended.join(", ")
                 ),
-                Worth::NoLine => {}
+                RepairLine::NoLine => {}
             }
         }
         if faults != self.faults {
@@ -100,7 +100,7 @@ impl WantedDevice {
         }
     }
 
-    pub fn log_elsewhere(&mut self, elsewhere: Vec<Unproved>) {
+    pub fn log_elsewhere(&mut self, elsewhere: Vec<ProofFailure>) {
         for new in elsewhere.iter().filter(|new| !self.elsewhere.contains(new)) {
             tracing::warn!("{new}, because of a rule or a longer route of another program");
         }

@@ -105,9 +105,12 @@ fn drain(socket: &OwnedFd) {
 /// The thread.
 pub(crate) fn run(inner: &Arc<Inner>) {
     let socket = listen()
-        .inspect_err(
-            |error| tracing::debug!(%error, "the kernel cannot report changes of addresses"),
-        )
+        .inspect_err(|error| {
+            tracing::debug!(
+                error = %p2pvm_host::chain(error),
+                "the kernel cannot report changes of addresses"
+            )
+        })
         .ok();
     let pause = if socket.is_some() {
         LOOK_EVERY
@@ -179,7 +182,12 @@ impl Inner {
     /// host stands now, if the kernel tells.
     fn look_around(&self) -> Option<Vec<String>> {
         let links = links()
-            .inspect_err(|error| tracing::debug!(%error, "the interfaces cannot be listed"))
+            .inspect_err(|error| {
+                tracing::debug!(
+                    error = %p2pvm_host::chain(error),
+                    "the interfaces cannot be listed"
+                )
+            })
             .ok()?;
         if self.underlay.renew_from(&links) {
             self.leave_tunnels();

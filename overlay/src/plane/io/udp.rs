@@ -200,7 +200,11 @@ impl Udp {
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                 self.refused.store(true, Ordering::Relaxed)
             }
-            _ => tracing::trace!(%to, %error, "datagram not sent"),
+            _ => tracing::trace!(
+                %to,
+                error = %p2pvm_host::chain(&error),
+                "the kernel did not send a datagram"
+            ),
         }
         false
     }
@@ -230,8 +234,12 @@ impl Udp {
         }
         self.some_singly.store(true, Ordering::Relaxed);
         if ways.insert(to, Instant::now()).is_none() {
-            tracing::info!(%to, %error, "the route there takes no batches (UDP GSO): datagrams \
-                are sent singly, which is slower");
+            tracing::info!(
+                %to,
+                error = %p2pvm_host::chain(error),
+                "the route there takes no batches (UDP GSO): datagrams are sent singly, which is \
+                    slower"
+            );
         }
     }
 

@@ -11,13 +11,13 @@ use crate::{
 pub(crate) enum Arrival {
     Udp(UdpSource),
     Relay(MemberId),
-    Ring(OverRing),
+    Ring(RingArrival),
     Stream,
 }
 
 /// How a datagram came over the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OverRing {
+pub(crate) struct RingArrival {
     /// The member to which answers go while the sender has no position of its own.
     pub agent: Option<Position>,
     /// How many neighbours handed it on.

@@ -7,7 +7,7 @@
 //! Datagrams that came singly are gathered like all others that leave, which costs a copy and saves
 //! a system call each.
 
-use super::{arrival::Arrival, peer::Via};
+use super::{arrival::Arrival, peer::SendPath};
 use crate::{
     link::{
         frame::{FRAME_HEADER_LEN, Frame},
@@ -154,8 +154,8 @@ impl Inner {
                 }
                 // Never a second relay: a relayed datagram leaves directly or by stream.
                 let there = match &**next.via.load() {
-                    Via::Direct(there) => *there,
-                    Via::Stream(_) => {
+                    SendPath::Direct(there) => *there,
+                    SendPath::Stream(_) => {
                         self.send_frame(
                             &mut scratch.out,
                             &next,
@@ -165,7 +165,7 @@ impl Inner {
                         );
                         return None;
                     }
-                    Via::Nowhere | Via::Relayed(_) | Via::Ring => return None,
+                    SendPath::Nowhere | SendPath::Relayed(_) | SendPath::Ring => return None,
                 };
                 frame.write_header(plain);
                 let onward = next.sending.load();

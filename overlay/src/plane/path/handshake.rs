@@ -5,7 +5,7 @@ use crate::{
     id::MemberId,
     identity::LinkKey,
     link::{
-        Link, Opened, Refused,
+        Link, LinkRefusal, OpenedInitiation,
         cookie::mac1_verifies,
         frame::Frame,
         wire::{self, Datagram},
@@ -44,9 +44,12 @@ impl Inner {
         extra: &[u8],
     ) -> Result<Vec<u8>, Error> {
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
-        let opened = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| {
-            link.open_carried(now, index, extra)
-        });
+        let opened = peer
+            .link()
+            .as_mut()
+            .map_or(Err(LinkRefusal::Unasked), |link| {
+                link.open_carried(now, index, extra)
+            });
         opened.map_err(|e| Error::Handshake(member, e.to_string()))
     }
 
@@ -57,16 +60,16 @@ impl Inner {
         key: LinkKey,
         message: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        let failed = |e: Refused| Error::Handshake(member, e.to_string());
+        let failed = |e: LinkRefusal| Error::Handshake(member, e.to_string());
         let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else {
-            return Err(failed(Refused::Malformed));
+            return Err(failed(LinkRefusal::Malformed));
         };
-        let opened = Opened::read(&self.keys, sender, noise).map_err(failed)?;
+        let opened = OpenedInitiation::read(&self.keys, sender, noise).map_err(failed)?;
         let (peer, now, index) = (self.linked(member, key), Instant::now(), self.new_index());
         let answer = peer
             .link()
             .as_mut()
-            .map_or(Err(Refused::Unasked), |link| {
+            .map_or(Err(LinkRefusal::Unasked), |link| {
                 link.accept(now, opened, index, true, &[])
             })
             .map_err(failed)?;
@@ -75,15 +78,15 @@ impl Inner {
     }
 
     /// Reads a handshake that came over the ring, where only the message itself names its sender.
-    pub fn read_link(&self, message: &[u8]) -> Result<Opened, Refused> {
+    pub fn read_link(&self, message: &[u8]) -> Result<OpenedInitiation, LinkRefusal> {
         let Ok(wire::Datagram::Initiation { sender, noise }) = wire::parse(message) else {
-            return Err(Refused::Malformed);
+            return Err(LinkRefusal::Malformed);
         };
         // Each costs two scalar multiplications, and anyone can send some.
         if lock(&self.doorman).overloaded(Instant::now()) {
-            return Err(Refused::Unasked);
+            return Err(LinkRefusal::Unasked);
         }
-        Opened::read(&self.keys, sender, noise)
+        OpenedInitiation::read(&self.keys, sender, noise)
     }
 
     /// Answers a handshake from [`Inner::read_link`], once its sender is proved to be `member`,
@@ -91,7 +94,7 @@ impl Inner {
     pub fn accept_over_ring(
         &self,
         member: MemberId,
-        opened: Opened,
+        opened: OpenedInitiation,
         agent: Option<Position>,
         extra: &[u8],
     ) -> Result<Vec<u8>, Error> {
@@ -100,11 +103,14 @@ impl Inner {
             Instant::now(),
             self.new_index(),
         );
-        let answer = peer.link().as_mut().map_or(Err(Refused::Unasked), |link| {
-            let answer = link.accept(now, opened, index, false, extra)?;
-            link.seal_if_none(index);
-            Ok(answer)
-        });
+        let answer = peer
+            .link()
+            .as_mut()
+            .map_or(Err(LinkRefusal::Unasked), |link| {
+                let answer = link.accept(now, opened, index, false, extra)?;
+                link.seal_if_none(index);
+                Ok(answer)
+            });
         let answer = answer.map_err(|e| Error::Handshake(member, e.to_string()))?;
         self.run_link(&peer, now);
         peer.set_agent(agent);
@@ -140,7 +146,7 @@ impl Inner {
         let finished = peer
             .link()
             .as_mut()
-            .map_or(Err(Refused::Unasked), |link| link.answered(now, answer));
+            .map_or(Err(LinkRefusal::Unasked), |link| link.answered(now, answer));
         self.run_link(&peer, now);
         finished.map_err(|e| Error::Handshake(member, e.to_string()))
     }
@@ -153,7 +159,7 @@ impl Inner {
                 if mac1_verifies(bytes, &self.keys.public().0) =>
             {
                 if self.lets_in(bytes, sender, by, now)
-                    && let Ok(opened) = Opened::read(&self.keys, sender, noise)
+                    && let Ok(opened) = OpenedInitiation::read(&self.keys, sender, noise)
                 {
                     self.answer_initiation(scratch, opened, by, now);
                 }
@@ -195,7 +201,13 @@ impl Inner {
         }
     }
 
-    fn answer_initiation(&self, scratch: &mut Scratch, opened: Opened, by: Arrival, now: Instant) {
+    fn answer_initiation(
+        &self,
+        scratch: &mut Scratch,
+        opened: OpenedInitiation,
+        by: Arrival,
+        now: Instant,
+    ) {
         let peers = self.tables.peers.load();
         let known = peers
             .iter()

@@ -2,7 +2,7 @@
 
 use super::{
     paths::{Activity, KEEPALIVE, Step},
-    peer::{Peer, Via},
+    peer::{Peer, SendPath},
 };
 use crate::{
     id::MemberId,
@@ -58,7 +58,10 @@ impl Inner {
                     self.send_waiting(&mut out, peer, now);
                 }
                 Output::GaveUp => {
-                    tracing::debug!(member = ?peer.member, "no answer to the handshake");
+                    tracing::debug!(
+                        member = ?peer.member,
+                        "the member does not answer the handshake"
+                    );
                     peer.paths().remove_all(now);
                     self.run_paths(peer, now);
                 }
@@ -82,14 +85,14 @@ impl Inner {
                 Step::Select(path) => {
                     let via = path
                         .and_then(|path| self.via(peer, path))
-                        .unwrap_or(Via::Nowhere);
+                        .unwrap_or(SendPath::Nowhere);
                     peer.via.store(Arc::new(via));
                     peer.pmtu().selected(path, now);
                     peer.show_limit();
                     if !matches!(path, Some(Path::Direct(_) | Path::Stream)) {
                         self.relay_lost(peer.member, now);
                     }
-                    tracing::debug!(member = ?peer.member, ?path, "path");
+                    tracing::debug!(member = ?peer.member, ?path, "the path to a member changed");
                     self.send_waiting(&mut out, peer, now);
                     self.tell(PlaneEvent::PathChanged {
                         member: peer.member,

@@ -33,7 +33,7 @@ const MAX_WAITING: usize = 64;
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Where sealed datagrams go, as packet threads use it.
-pub(crate) enum Via {
+pub(crate) enum SendPath {
     Nowhere,
     Direct(std::net::SocketAddr),
     Relayed(Arc<Peer>),
@@ -49,7 +49,7 @@ pub(crate) struct Peer {
     link: Mutex<Option<Link>>,
     paths: Mutex<Paths>,
     pub sending: ArcSwapOption<Session>,
-    pub via: ArcSwap<Via>,
+    pub via: ArcSwap<SendPath>,
     stream: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     waiting: Mutex<VecDeque<(Instant, Vec<u8>)>>,
     pub keep_alive: AtomicBool,
@@ -97,7 +97,7 @@ impl Peer {
             link: Mutex::new(None),
             paths: Mutex::default(),
             sending: ArcSwapOption::empty(),
-            via: ArcSwap::from_pointee(Via::Nowhere),
+            via: ArcSwap::from_pointee(SendPath::Nowhere),
             stream: Mutex::new(None),
             waiting: Mutex::default(),
             keep_alive: AtomicBool::new(false),
@@ -331,7 +331,7 @@ impl Peer {
 
     /// Whether data can go now.
     pub fn ready(&self) -> bool {
-        self.sending.load().is_some() && !matches!(**self.via.load(), Via::Nowhere)
+        self.sending.load().is_some() && !matches!(**self.via.load(), SendPath::Nowhere)
     }
 
     pub fn info(&self) -> Option<PathInfo> {
@@ -353,7 +353,7 @@ impl Peer {
     pub fn is_edge_path(&self) -> bool {
         matches!(
             **self.via.load(),
-            Via::Direct(_) | Via::Relayed(_) | Via::Stream(_)
+            SendPath::Direct(_) | SendPath::Relayed(_) | SendPath::Stream(_)
         )
     }
 

@@ -10,12 +10,12 @@ pub(crate) const USER_PING: u64 = 1 << 63;
 
 /// What was asked, by token or transaction id.
 #[derive(Default)]
-pub(crate) struct Pending {
+pub(crate) struct OpenPings {
     pub pings: Mutex<HashMap<u64, oneshot::Sender<(Instant, Arrival)>>>,
     pub stuns: Mutex<HashMap<TransactionId, oneshot::Sender<SocketAddr>>>,
 }
 
-impl Pending {
+impl OpenPings {
     /// Ends the wait of everyone that waits for a pong.
     pub fn clear_pings(&self) {
         lock(&self.pings).clear();

@@ -7,7 +7,7 @@
 //! A neighbour is reached directly, through a relay or by stream, never over the ring itself.
 
 use super::{
-    arrival::{Arrival, OverRing},
+    arrival::{Arrival, RingArrival},
     peer::Peer,
     ring_port::first_hop,
 };
@@ -16,7 +16,7 @@ use crate::{
     link::frame::{FRAME_HEADER_LEN, Frame},
     plane::{core::Inner, io::udp::Batch, scratch::Scratch},
     ring::{
-        HOP_LIMIT, Header, Kind, Next, Packet,
+        HOP_LIMIT, Header, Kind, Packet, RingHop,
         wire::{MAX_HEADER_LEN, take_hop},
     },
 };
@@ -57,9 +57,9 @@ impl Inner {
             return to_driver(body);
         }
         match self.ring.table.load().route(&header) {
-            Next::Here if header.kind != Kind::Datagram => to_driver(body),
-            Next::Here => {
-                let over = OverRing {
+            RingHop::Here if header.kind != Kind::Datagram => to_driver(body),
+            RingHop::Here => {
+                let over = RingArrival {
                     agent: header.agent,
                     hops: HOP_LIMIT - header.hops_left,
                 };
@@ -70,13 +70,13 @@ impl Inner {
                     now,
                 );
             }
-            Next::Via(member) if take_hop(packet) => {
+            RingHop::Via(member) if take_hop(packet) => {
                 if self.ring_out(&mut scratch.out, &member, packet, now) {
                     self.expect_from(&member, now);
                     self.ring.carried.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            Next::Via(_) | Next::Nowhere => {}
+            RingHop::Via(_) | RingHop::Nowhere => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     id::MemberId,
     plane::lock::lock,
-    ring::{Header, Mode, Next, Node, Packet, Position, Table},
+    ring::{Header, Mode, Node, Packet, Position, RingHop, Table},
 };
 use arc_swap::ArcSwap;
 use std::sync::{Arc, Mutex, atomic::AtomicU64};
@@ -65,7 +65,9 @@ pub(crate) fn first_hop(
             } else {
                 table.next(header.to, Mode::Exact)
             };
-            let Next::Via(member) = next else { return None };
+            let RingHop::Via(member) = next else {
+                return None;
+            };
             member
         }
     };

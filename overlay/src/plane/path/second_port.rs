@@ -99,7 +99,7 @@ impl Inner {
             .filter(|to| !is_private(&to.ip()))
             .collect();
         if let Err(error) = self.move_to_second_port(&addresses) {
-            tracing::debug!(%error, "cannot open a second port");
+            tracing::debug!(error = %p2pvm_host::chain(&error), "cannot open a second port");
             return;
         }
         self.udp.second_port().silence_first(true);
@@ -198,7 +198,10 @@ impl Inner {
                     );
                 }
                 // An ICMP error of an earlier datagram: its path will be found dead by silence.
-                Err(error) => tracing::trace!(%error, "UDP"),
+                Err(error) => tracing::trace!(
+                    error = %p2pvm_host::chain(&error),
+                    "the second UDP port reports an error"
+                ),
             }
         }
     }

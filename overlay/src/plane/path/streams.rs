@@ -1,6 +1,6 @@
 //! Datagrams over a stream of the control plane, which the connector opens.
 
-use super::{arrival::Arrival, peer::Via};
+use super::{arrival::Arrival, peer::SendPath};
 use crate::{
     id::MemberId,
     plane::{core::Inner, lock::lock, types::Path},
@@ -14,7 +14,7 @@ impl Inner {
         let peer = self.peer(member);
         *peer.stream() = Some(stream.clone());
         if peer.path() == Some(Path::Stream) {
-            peer.via.store(Arc::new(Via::Stream(stream)));
+            peer.via.store(Arc::new(SendPath::Stream(stream)));
         }
         self.try_paths(member, [Path::Stream]);
     }

@@ -59,7 +59,7 @@ pub(crate) fn cut(
         *sizes.first_mut()? = packet.len();
         return Some(1);
     }
-    let large = Large::read(packet, header)?;
+    let large = LargePacket::read(packet, header)?;
     let (head, payload) = packet.split_at(large.headers);
     let count = payload.len().div_ceil(large.size);
     if count > sizes.len() {
@@ -77,7 +77,7 @@ pub(crate) fn cut(
 }
 
 /// A packet to cut: what its headers say.
-struct Large {
+struct LargePacket {
     is_v6: bool,
     protocol: u8,
     /// Length of the IP header.
@@ -92,7 +92,7 @@ struct Large {
     sequence: u32,
 }
 
-impl Large {
+impl LargePacket {
     fn read(packet: &[u8], header: &VirtioNetHdr) -> Option<Self> {
         let is_v6 = match packet.first()? >> 4 {
             4 => false,

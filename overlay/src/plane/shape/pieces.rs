@@ -26,7 +26,7 @@ pub fn divide(len: usize, room: usize) -> Option<(usize, usize)> {
     (len > 0 && count <= MAX_PIECES && len <= MAX_FRAME).then(|| (count, len.div_ceil(count)))
 }
 
-struct Unfinished {
+struct PartialPacket {
     id: u32,
     began: Instant,
     pieces: [Option<Vec<u8>>; MAX_PIECES],
@@ -34,7 +34,7 @@ struct Unfinished {
 
 /// The unfinished frames of one peer.
 #[derive(Default)]
-pub struct Pieces(VecDeque<Unfinished>);
+pub struct Pieces(VecDeque<PartialPacket>);
 
 impl Pieces {
     /// Takes one piece. Returns the frame if that was its last missing one.
@@ -58,7 +58,7 @@ impl Pieces {
                 if self.0.len() >= MAX_UNFINISHED {
                     self.0.pop_front();
                 }
-                self.0.push_back(Unfinished {
+                self.0.push_back(PartialPacket {
                     id,
                     began: now,
                     pieces: Default::default(),

@@ -196,8 +196,8 @@ impl World {
         false
     }
 
-    fn via(&self, next: Next) -> Option<MemberId> {
-        if let Next::Via(member) = next {
+    fn via(&self, next: RingHop) -> Option<MemberId> {
+        if let RingHop::Via(member) = next {
             Some(member)
         } else {
             None
@@ -407,9 +407,9 @@ impl World {
         let mut next = self.hosts[&at].ring.table().next(to, mode);
         loop {
             match next {
-                Next::Here => return (Some(at), usize::from(HOP_LIMIT - header.hops_left)),
-                Next::Nowhere => return (None, 0),
-                Next::Via(member) => {
+                RingHop::Here => return (Some(at), usize::from(HOP_LIMIT - header.hops_left)),
+                RingHop::Nowhere => return (None, 0),
+                RingHop::Via(member) => {
                     let Some(host) = self.hosts.get(&member) else {
                         return (None, 0);
                     };

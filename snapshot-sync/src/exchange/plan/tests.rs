@@ -21,7 +21,7 @@ impl Plan {
                 .wants
                 .values()
                 .filter(|want| matches!(want.state, State::Asked(who, _) if who == index));
-            let owed: u64 = asked.clone().map(Want::weight).sum();
+            let owed: u64 = asked.clone().map(WantedChunk::weight).sum();
             assert_eq!(
                 provider.owed, owed,
                 "provider {index} owes what it was asked for"

@@ -1,7 +1,7 @@
 //! The closer look at one address family's NAT or firewall, with the help of a member that
 //! answered.
 
-use super::{Action, Phase, Query, Seen, Survey, View};
+use super::{Action, Phase, Query, StunAnswer, Survey, View};
 use crate::connect::{
     message::NatKind,
     state::{
@@ -16,7 +16,7 @@ use std::{net::SocketAddr, time::Instant};
 pub(super) struct CloserLook {
     v4: bool,
     kind: NatKind,
-    helper: Seen,
+    helper: StunAnswer,
     pub examination: Examination,
     /// Whether another destination gets another mapping: being found out, or the result.
     second: Option<Option<SocketAddr>>,
@@ -77,7 +77,7 @@ impl Survey {
         let kind = if v4 { self.verdict.kind } else { self.kind6 };
         // A knock at a port that the router lets through shows nothing about the NAT.
         let telling =
-            |s: &&Seen| s.open && s.server.is_ipv4() == v4 && !state.is_let_through(s.mapped);
+            |s: &&StunAnswer| s.open && s.server.is_ipv4() == v4 && !state.is_let_through(s.mapped);
         let Some(helper) = self.seen.iter().find(telling).copied() else {
             // No member here can tell.
             state.nat.mapping_known |= v4;

@@ -7,7 +7,7 @@ mod links;
 use super::{
     super::{
         Host, State, Statement,
-        examine::Knocked,
+        examine::KnockResult,
         survey::{self, Survey},
     },
     gate::{Gate, Home},
@@ -332,7 +332,7 @@ impl World {
                     KNOCK_LATE
                 };
                 w.after(late, move |w| {
-                    let knocked = Knocked {
+                    let knocked = KnockResult {
                         heard: w.heard.contains(&id),
                         done: true,
                         port: elsewhere.then_some(port),

@@ -7,7 +7,7 @@ use crate::{
         state::{
             Action, Input, Statement,
             links::Link,
-            reach::LinkNow,
+            reach::PresentLink,
             settle::{self, Reach, Remedy, Settling, remedy},
             tests::gate::Home,
         },
@@ -157,7 +157,7 @@ impl World {
                 reachability: theirs.clone(),
                 hidden: None,
             },
-            link: LinkNow {
+            link: PresentLink {
                 is_direct,
                 carries: &|to| way == Some(Path::Direct(*to)),
             },
