@@ -7,7 +7,7 @@
 use crate::{
     Sites,
     figures::{Figure, Recorder, command_line},
-    lab::{Lab, PingResult, Seen},
+    lab::{CountSummary, Lab, PingResult},
     runner::{Runner, find_image, require_root},
 };
 use clap::Args;
@@ -333,7 +333,7 @@ impl Demo {
         Ok(())
     }
 
-    fn migration_rows(&mut self, moved: &VmMoved, seen: &Seen) {
+    fn migration_rows(&mut self, moved: &VmMoved, seen: &CountSummary) {
         let (total, downtime) = (Some(moved.total_ms), Some(moved.downtime_ms));
         let what = "live migration, total";
         self.row(what, ms(total), [figure_ms("migration", what, total)]);

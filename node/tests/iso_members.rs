@@ -12,7 +12,7 @@ use p2pvm_api::VmView;
 use p2pvm_lab::{
     chain,
     figures::Figure,
-    lab::{Lab, Seen},
+    lab::{CountSummary, Lab},
 };
 use std::{
     collections::BTreeSet,
@@ -203,7 +203,7 @@ fn guest_of_attic(lab: &Lab, attic: &Machine) -> String {
 }
 
 /// What a client saw of the guest during its moves.
-fn client_figures(seen: &Seen) -> [Figure; 4] {
+fn client_figures(seen: &CountSummary) -> [Figure; 4] {
     let count = |name: &str, what: &str, count: u64| {
         let what = format!("a client of the guest during both moves: {what}");
         Figure::new(name, &what, "", [count as f64])

@@ -9,7 +9,7 @@ pub mod trouble;
 use p2pvm_api::{AclAnswer, AclShow};
 use p2pvm_lab::{
     Sites, chain, chaos,
-    lab::{Lab, LabError, Seen},
+    lab::{CountSummary, Lab, LabError},
 };
 use std::{
     fs,
@@ -173,7 +173,7 @@ pub fn overload(lab: &Lab, host: &str, asked: &str) {
 }
 
 /// Fails if a counting client lost a reply, got one twice or lost its connection.
-pub fn assert_unbroken(seen: &Seen) {
+pub fn assert_unbroken(seen: &CountSummary) {
     assert_eq!(
         (seen.lost, seen.doubled, seen.counter_gaps, &seen.ended),
         (0, 0, 0, &None),
