@@ -11,12 +11,7 @@ use p2pvm_api::{
     Doing, Failure, Founded, InviteAnswer, InviteRequest, Joined, Kind, Outcome, RevokeAnswer,
     RevokeRequest, Sorted, Status, Step,
 };
-use p2pvm_daemon::{
-    layout::Layout,
-    membership,
-    naming::{self, HostName},
-    preflight,
-};
+use p2pvm_daemon::{layout::Layout, membership, naming, preflight};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
 use std::{fs, io::Read, os::unix::process::CommandExt, process::Command, time::Instant};
 
