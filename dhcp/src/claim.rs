@@ -26,7 +26,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use write::{WriteMode, version_of};
+use write::WriteMode;
+pub(crate) use write::version_of;
 
 /// How long a claim lasts without renewal.
 pub const LEASE_TTL: Duration = Duration::from_secs(3600);

@@ -172,7 +172,7 @@ fn subject_of(kind: NameKind, owner: [u8; 32]) -> Subject {
 }
 
 /// The first version of an epoch's records.
-pub(super) fn version_of(epoch: Epoch) -> u64 {
+pub(crate) fn version_of(epoch: Epoch) -> u64 {
     epoch.0.min(Epoch::MAX.0) << 32
 }
 
