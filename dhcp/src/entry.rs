@@ -61,8 +61,8 @@ pub struct NameEntry {
     pub v6: Option<Ipv6Addr>,
 }
 
-#[derive(Serialize, Deserialize)]
-enum Entry {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Entry {
     Address(Holder),
     Name(NameEntry),
 }

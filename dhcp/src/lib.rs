@@ -15,6 +15,11 @@ mod entry;
 pub mod entry;
 mod error;
 #[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod memory;
 pub mod responder;
 pub mod subnet;

@@ -25,6 +25,11 @@ pub mod cell;
 mod conflict;
 pub mod coordinate;
 mod dht;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
+#[cfg(test)]
+mod golden_tests;
 pub mod limits;
 mod options;
 mod peers;

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 mod ask;
 mod entry;
+#[cfg(test)]
+mod golden_tests;
 mod log;
 mod turns;
 mod voter;

@@ -17,6 +17,8 @@
 mod dial;
 mod escape;
 mod examine;
+#[cfg(test)]
+mod golden_tests;
 mod mapping;
 pub mod message;
 mod mobility;

@@ -261,5 +261,8 @@ impl Vivaldi {
 }
 
 #[cfg(test)]
+#[path = "coordinates_golden_tests.rs"]
+pub(crate) mod golden_tests;
+#[cfg(test)]
 #[path = "coordinates_tests.rs"]
 mod tests;

@@ -12,6 +12,11 @@ pub mod control;
 pub mod control_wire;
 pub mod coordinates;
 pub mod fabric;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
+#[cfg(test)]
+mod golden_tests;
 pub mod id;
 pub mod identity;
 pub mod link;

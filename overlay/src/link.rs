@@ -9,6 +9,8 @@
 
 pub mod cookie;
 pub mod frame;
+#[cfg(test)]
+mod golden_tests;
 pub mod handshake;
 pub mod replay;
 pub mod session;

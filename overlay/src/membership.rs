@@ -12,6 +12,8 @@
 
 mod certificate;
 mod cidr;
+#[cfg(test)]
+pub(crate) mod golden_tests;
 mod groups;
 mod invite;
 mod network;

@@ -306,4 +306,6 @@ impl UnixTime {
 }
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod tests;

@@ -243,7 +243,7 @@ impl Notices {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Say {
     /// My digest: answer with your notices if yours differs.
     Digest([u8; 32]),
@@ -418,5 +418,7 @@ impl Serve for Answers {
     }
 }
 
+#[cfg(test)]
+mod golden_tests;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,8 @@ mod api;
 pub mod ask;
 mod edges;
 mod far;
+#[cfg(test)]
+mod golden_tests;
 mod keepalive;
 mod known;
 pub mod message;

@@ -46,6 +46,16 @@ pub(crate) trait Answers: Send + Sync {
     fn answer(&self, asked: &Header, body: &[u8]) -> BoxFuture<'static, Option<Vec<u8>>>;
 }
 
+/// The body of a packet of a call with this id.
+fn numbered(id: u64, body: &[u8]) -> Vec<u8> {
+    [&id.to_be_bytes()[..], body].concat()
+}
+
+fn number_of(body: &[u8]) -> Option<(u64, &[u8])> {
+    let (id, body) = body.split_first_chunk()?;
+    Some((u64::from_be_bytes(*id), body))
+}
+
 /// The sender of a call, and the call's id.
 type CallKey = (Position, u64);
 
@@ -225,7 +235,7 @@ impl RingNet {
             }
             calls.insert(id, answer);
         }
-        let body = [&id.to_be_bytes()[..], &body].concat();
+        let body = numbered(id, &body);
         let send = async {
             for pause in REPEAT_MS {
                 self.originate(Header::new(kind, self.me.position, to), body.clone(), via);
@@ -247,10 +257,9 @@ impl RingNet {
 
     /// A call or an answer that ends here.
     pub(crate) fn take(self: &Arc<Self>, packet: &Packet) {
-        let Some((id, body)) = packet.body.split_first_chunk::<8>() else {
+        let Some((number, body)) = number_of(&packet.body) else {
             return;
         };
-        let number = u64::from_be_bytes(*id);
         if packet.header.kind == Kind::Answer {
             let waiting = lock(&self.calls).remove(&number);
             waiting.map(|waiting| waiting.send(body.to_vec()));
@@ -289,9 +298,13 @@ impl RingNet {
     }
 
     fn reply(&self, header: Header, asked: CallKey, answer: &[u8]) {
-        self.originate(header, [&asked.1.to_be_bytes()[..], answer].concat(), None);
+        self.originate(header, numbered(asked.1, answer), None);
     }
 }
+
+#[cfg(test)]
+#[path = "ring_net_golden_tests.rs"]
+mod golden_tests;
 
 #[cfg(test)]
 mod tests {

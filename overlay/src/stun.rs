@@ -33,11 +33,16 @@ fn encode(message: &StunMessage) -> Option<Vec<u8>> {
 
 /// A binding request and its transaction.
 pub fn request() -> Option<(TransactionId, Vec<u8>)> {
+    let id = new_transaction();
+    Some((id, request_of(id)?))
+}
+
+pub(crate) fn request_of(id: TransactionId) -> Option<Vec<u8>> {
     let message = StunMessageBuilder::new(BINDING, MessageClass::Request)
+        .with_transaction_id(id.into())
         .with_attribute(Fingerprint::default())
         .build();
-    let bytes = encode(&message)?;
-    Some((transaction(&bytes)?, bytes))
+    encode(&message)
 }
 
 fn transaction(bytes: &[u8]) -> Option<TransactionId> {

@@ -62,7 +62,7 @@ async fn carry(shared: Arc<Shared>, member: MemberId, stream: BoxStream) {
 }
 
 /// The length of the next datagram; `None` if the far end writes no more.
-async fn length(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<usize>> {
+pub(super) async fn length(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<usize>> {
     let mut length = [0; 2];
     if reader.read(&mut length[..1]).await? == 0 {
         return Ok(None);
@@ -71,7 +71,7 @@ async fn length(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<usiz
     Ok(Some(usize::from(u16::from_be_bytes(length))))
 }
 
-async fn send(
+pub(super) async fn send(
     writer: impl tokio::io::AsyncWrite + Unpin,
     mut datagrams: mpsc::Receiver<Vec<u8>>,
 ) -> io::Result<()> {

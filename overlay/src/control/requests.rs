@@ -159,7 +159,7 @@ fn no_stream(to: MemberId, service: &str, status: Status) -> FabricError {
     }
 }
 
-fn header(kind: u8, service: &str) -> Vec<u8> {
+pub(super) fn header(kind: u8, service: &str) -> Vec<u8> {
     // Our services have short constant names.
     let name = &service.as_bytes()[..service.len().min(255)];
     [&[kind, name.len() as u8], name].concat()

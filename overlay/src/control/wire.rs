@@ -345,6 +345,10 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 }
 
 #[cfg(test)]
+#[path = "wire_golden_tests.rs"]
+mod golden_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{

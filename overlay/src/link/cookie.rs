@@ -75,6 +75,25 @@ pub fn mac1_verifies(message: &[u8], me: &[u8; 32]) -> bool {
     mac1_of(message).is_some_and(|mac| mac1(me, &message[..message.len() - 2 * MAC_LEN]) == mac)
 }
 
+/// Seals a cookie as the answer to the message whose mac1 is `bound_to`.
+pub(super) fn seal(
+    salt: &[u8; SALT_LEN],
+    cookie: &Cookie,
+    responder: &[u8; 32],
+    bound_to: &[u8; MAC_LEN],
+) -> Option<Vec<u8>> {
+    let mut sealed = cookie.to_vec();
+    // The salt makes the key fresh for each reply, so that the nonce may be constant.
+    sealing_key(responder, salt)?
+        .seal_in_place_append_tag(
+            Nonce::assume_unique_for_key([0; 12]),
+            Aad::from(bound_to),
+            &mut sealed,
+        )
+        .ok()?;
+    Some(sealed)
+}
+
 /// Opens a cookie reply that answers the message whose mac1 is `bound_to`.
 pub fn open(
     salt: &[u8],
@@ -150,16 +169,8 @@ impl Doorman {
         me: &[u8; 32],
     ) -> Option<([u8; SALT_LEN], Vec<u8>)> {
         let salt: [u8; SALT_LEN] = rand::random();
-        let mut sealed = self.cookie_for(now, from).to_vec();
-        let bound_to = mac1_of(message)?;
-        // The salt makes the key fresh for each reply, so that the nonce may be constant.
-        sealing_key(me, &salt)?
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key([0; 12]),
-                Aad::from(bound_to),
-                &mut sealed,
-            )
-            .ok()?;
+        let cookie = self.cookie_for(now, from);
+        let sealed = seal(&salt, &cookie, me, &mac1_of(message)?)?;
         Some((salt, sealed))
     }
 }

@@ -83,21 +83,41 @@ pub(crate) fn open(
         .builder()?
         .remote_public_key(&peer.0)
         .map_err(|_| LinkRefusal::Malformed)?;
-    let mut noise = builder
+    let noise = builder
         .build_initiator()
         .map_err(|_| LinkRefusal::Malformed)?;
+    open_with(
+        noise,
+        index,
+        &offer(Cipher::preferred(), timestamp(), extra),
+    )
+}
+
+fn cipher_byte(cipher: Cipher) -> u8 {
+    match cipher {
+        Cipher::Aes256Gcm => WITH_AES,
+        Cipher::ChaCha20Poly1305 => 0,
+    }
+}
+
+/// The payload of Noise message 1.
+fn offer(preferred: Cipher, timestamp: u128, extra: &[u8]) -> Vec<u8> {
     let mut payload = vec![0; INITIATION_PAYLOAD_LEN];
     payload[0] = VERSION;
-    payload[1] = if Cipher::preferred() == Cipher::Aes256Gcm {
-        WITH_AES
-    } else {
-        0
-    };
-    payload[2..].copy_from_slice(&timestamp().to_be_bytes()[4..]);
+    payload[1] = cipher_byte(preferred);
+    payload[2..].copy_from_slice(&timestamp.to_be_bytes()[4..]);
     payload.extend_from_slice(extra);
-    let mut message = vec![0; NOISE_1_LEN + extra.len()];
+    payload
+}
+
+fn open_with(
+    mut noise: HandshakeState,
+    index: u32,
+    payload: &[u8],
+) -> Result<(PendingHandshake, Vec<u8>), LinkRefusal> {
+    let mut message = vec![0; NOISE_1_LEN - INITIATION_PAYLOAD_LEN + payload.len()];
     let len = noise
-        .write_message(&payload, &mut message)
+        .write_message(payload, &mut message)
         .map_err(|_| LinkRefusal::Malformed)?;
     message.truncate(len);
     Ok((PendingHandshake { noise, index }, message))
@@ -190,10 +210,18 @@ impl OpenedInitiation {
     /// # Errors
     /// [`LinkRefusal::Forged`] if it was not made for these keys.
     pub fn read(keys: &Keys, sender: u32, message: &[u8]) -> Result<Self, LinkRefusal> {
-        let mut noise = keys
+        let noise = keys
             .builder()?
             .build_responder()
             .map_err(|_| LinkRefusal::Malformed)?;
+        Self::read_with(noise, sender, message)
+    }
+
+    fn read_with(
+        mut noise: HandshakeState,
+        sender: u32,
+        message: &[u8],
+    ) -> Result<Self, LinkRefusal> {
         let mut payload = vec![0; message.len()];
         let len = noise
             .read_message(message, &mut payload)
@@ -237,14 +265,7 @@ impl OpenedInitiation {
             return Err(LinkRefusal::Malformed);
         }
         let mut message = vec![0; NOISE_2_LEN + extra.len()];
-        let mut payload = vec![
-            if self.cipher == Cipher::Aes256Gcm {
-                WITH_AES
-            } else {
-                0
-            };
-            RESPONSE_PAYLOAD_LEN
-        ];
+        let mut payload = vec![cipher_byte(self.cipher); RESPONSE_PAYLOAD_LEN];
         payload.extend_from_slice(extra);
         let len = self
             .noise
@@ -260,3 +281,7 @@ impl OpenedInitiation {
         Ok((session(&mut self.noise, ends, now), message, self.sender))
     }
 }
+
+#[cfg(test)]
+#[path = "handshake_golden_tests.rs"]
+mod golden_tests;

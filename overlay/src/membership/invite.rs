@@ -118,17 +118,26 @@ impl Invite {
         if terms.delegate && issuer.certificate().is_some() {
             return Err(Refusal::UnknownIssuer);
         }
-        let bootstrap = bootstrap.iter().take(MAX_BOOTSTRAP).cloned().collect();
         let id = InviteId(rand::random());
+        Ok(Self::sign(issuer, network, bootstrap, terms, id))
+    }
+
+    pub(super) fn sign(
+        issuer: &Issuer<'_>,
+        network: &NetworkConfig,
+        bootstrap: &[String],
+        terms: InviteTerms,
+        id: InviteId,
+    ) -> Self {
         let body = Body {
             network: network.clone(),
-            bootstrap,
+            bootstrap: bootstrap.iter().take(MAX_BOOTSTRAP).cloned().collect(),
             id,
             terms,
             issuer: issuer.certificate().cloned(),
         };
         let signature = issuer.keys().sign(DOMAIN, &bytes(&body));
-        Ok(Self { body, signature })
+        Self { body, signature }
     }
 
     /// The text form.

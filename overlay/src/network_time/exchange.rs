@@ -15,7 +15,7 @@ use std::{
 use tokio::task::{JoinHandle, JoinSet};
 
 /// The fabric service of clocks.
-const SERVICE: &str = "clock";
+pub(super) const SERVICE: &str = "clock";
 /// How long to wait for an answer. Reason: it takes one round trip, and a slower one is too
 /// inexact.
 const ASK_LIMIT: Duration = Duration::from_secs(3);

@@ -98,7 +98,7 @@ pub enum AskError {
     TooLong(usize),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Request {
     /// The question's id, the same for all members.
     id: u64,
@@ -129,6 +129,10 @@ pub fn parse(body: &[u8]) -> bool {
     Request::decode(body).is_some()
 }
 
+fn encode_answers(answers: &Answers) -> postcard::Result<Vec<u8>> {
+    postcard::to_extend(answers, vec![VERSION])
+}
+
 fn decode_answers(body: &[u8]) -> Option<Answers> {
     postcard::from_bytes(body.strip_prefix(&[VERSION])?).ok()
 }
@@ -157,7 +161,7 @@ impl Serve for Handler {
             .try_acquire()
             .map_err(|_| "too many questions at once")?;
         let answers = self.0.answer(request).await;
-        postcard::to_extend(&answers, vec![VERSION]).map_err(|e| e.to_string())
+        encode_answers(&answers).map_err(|e| e.to_string())
     }
 }
 
@@ -379,6 +383,9 @@ impl Shared {
     }
 }
 
+#[cfg(test)]
+#[path = "ask_golden_tests.rs"]
+mod golden_tests;
 #[cfg(test)]
 #[path = "tests/ask.rs"]
 mod tests;

@@ -56,6 +56,12 @@ pub fn stamp(body: &mut Vec<u8>, member: &MemberId, rtt: Option<Duration>) {
     }
 }
 
+/// The body of the answer to a trace that ends here.
+pub(super) fn answer_to(body: &[u8], reached: bool) -> Option<Vec<u8>> {
+    let (id, hops) = body.split_first_chunk::<ID_LEN>()?;
+    Some([&id[..], &[u8::from(reached)], hops].concat())
+}
+
 /// Parses the body of the answer to a trace; `None` if it is something else. Never panics.
 pub fn parse_report(body: &[u8]) -> Option<Report> {
     let (id, rest) = body.split_first_chunk::<ID_LEN>()?;
@@ -85,8 +91,7 @@ pub fn parse_report(body: &[u8]) -> Option<Report> {
 impl Ring {
     /// Sends a trace that ends here back to its asker.
     pub(super) fn answer_trace(&mut self, packet: &Packet, reached: bool) {
-        if let Some((id, hops)) = packet.body.split_first_chunk::<ID_LEN>() {
-            let body = [&id[..], &[u8::from(reached)], hops].concat();
+        if let Some(body) = answer_to(&packet.body, reached) {
             self.reply(&packet.header, Kind::Answer, body);
         }
     }
