@@ -16,7 +16,7 @@ use std::{
     io::Write,
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// What the kernel tells of shows within about two seconds; a loaded machine needs one more.
