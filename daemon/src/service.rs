@@ -142,7 +142,7 @@ async fn journal(lines: usize) -> String {
         .output()
         .await;
     output.map_or_else(
-        |e| format!("cannot run journalctl: {e}"),
+        |e| format!("cannot run journalctl: {}", p2pvm_host::chain(&e)),
         |o| String::from_utf8_lossy(&o.stdout).into_owned(),
     )
 }

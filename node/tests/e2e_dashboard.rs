@@ -266,7 +266,7 @@ fn the_dashboard_is_off_until_switched_on_and_answers_who_shows_the_token_what_i
         );
     }
 
-    // What is not on the list is not there, whoever asks.
+    // What is not on the list is not there for any caller.
     for what in [
         "POST /api/shutdown",
         "POST /shutdown",

@@ -172,7 +172,7 @@ fn of_two_daemons_with_one_state_the_later_becomes_a_member_of_its_own_and_its_v
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
     assert_eq!(lab.vm("a", "web").unwrap().host, "b");
 
-    // With the member falls who grew out of a copy of its state.
+    // A member that grew out of a copy of its state falls with it.
     let name = lab.status("c").unwrap().name;
     let said: RevokeAnswer = lab.json("a", &["revoke", &before]).unwrap();
     assert_eq!(said.with, [name]);
@@ -216,7 +216,7 @@ fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
         },
     )
     .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
-    // A daemon that is killed and starts again, beside what it said before, stays who it is.
+    // A daemon that is killed and starts again, beside what it said before, stays the same member.
     for host in ["a", "c"] {
         lab.kill_daemon(host).unwrap();
         lab.start(host).unwrap();

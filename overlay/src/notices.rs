@@ -78,7 +78,11 @@ impl Notices {
                 let kept = postcard::from_bytes(&raw).map_err(|e| {
                     io::Error::new(
                         io::ErrorKind::InvalidData,
-                        format!("{} holds no notices: {e}", file.display()),
+                        format!(
+                            "{} holds no notices: {}",
+                            file.display(),
+                            p2pvm_host::chain(&e)
+                        ),
                     )
                 })?;
                 (kept, true)

@@ -100,7 +100,7 @@ pub async fn to_chosen(
             .await
             .doing("reading the request")?;
         let wanted: Chosen = serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
+            .map_err(|e| Failure::usage(format!("the request cannot be read: {}", chain(&e))))?;
         let on = match wanted.on.filter(|_| asker == Asker::Root) {
             Some(text) => vms.parts.resolve_member(&text).await?,
             None => vms.parts.me(),

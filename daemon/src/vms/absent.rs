@@ -1,7 +1,7 @@
 //! The VMs of hosts that are dead or cut off. No host answers for them; what the network knows of
 //! them is in their records, which other members hold. Each member looks through its own replica
-//! for VMs whose host is gone (its health follows from that), and tells who asks for all VMs what
-//! it holds. Records are signed by the VMs' own keys: no member can make up another's VM.
+//! for VMs whose host is gone (its health follows from that), and tells a member that asks for all
+//! VMs what it holds. Records are signed by the VMs' own keys: no member can make up another's VM.
 //!
 //! Whether a silent host is dead or only cut off from here cannot be told from here; both are said.
 
@@ -167,7 +167,7 @@ impl AbsentHosts {
         state.note(Instant::now(), UnixTime::now(), &there);
     }
 
-    /// What this node tells one who asks for all VMs: the records whose place it is near.
+    /// What this node tells a member that asks for all VMs: the records whose place it is near.
     pub(crate) fn told_here(&self) -> Vec<Told> {
         let (fabric, me) = (self.parts.fabric(), self.parts.me());
         let state = self.lock();

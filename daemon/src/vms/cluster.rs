@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const ARRIVING: &str = "arriving";
 
 impl Vms {
-    /// All VMs of the network, and who did not say which it has. Connected members that the ring
-    /// does not reach yet are asked directly; VMs of hosts that do not answer are told by the
-    /// records that others hold.
+    /// All VMs of the network, and the members that did not say which they have. Connected members
+    /// that the ring does not reach yet are asked directly; VMs of hosts that do not answer are
+    /// known from the records that others hold.
     pub async fn of_cluster(&self) -> Outcome<ClusterVms> {
         let connected = self.parts.fabric().connected();
         let (answers, told) = tokio::join!(

@@ -95,7 +95,7 @@ async fn another_member_names_no_file_of_this_host_but_those_that_are_offered() 
             "{said}"
         );
     }
-    // The test's hypervisor reads no image: whoever hears of it was let through.
+    // The test's hypervisor reads no image: a caller that hears of it was let through.
     for (asker, path) in [(member, &image), (Asker::Root, &key)] {
         let said = create(asker, path).await;
         assert!(said.contains("there is no hypervisor"), "{said}");

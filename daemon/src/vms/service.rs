@@ -161,7 +161,8 @@ impl Vms {
             }),
             _ => image.parse().map(ImageSource::Stored).map_err(|e| {
                 Failure::usage(format!(
-                    "{e}: give the path of an image file, or an image's id"
+                    "{}: give the path of an image file, or an image's id",
+                    p2pvm_host::chain(&e)
                 ))
             }),
         }

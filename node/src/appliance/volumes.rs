@@ -84,8 +84,11 @@ impl Volume {
             Failure::new(
                 Kind::Failed,
                 format!(
-                    "the volume {} on {} ({}) cannot be mounted: {e}",
-                    self.label, self.device, self.kind
+                    "the volume {} on {} ({}) cannot be mounted: {}",
+                    self.label,
+                    self.device,
+                    self.kind,
+                    p2pvm_host::chain(&e)
                 ),
             )
         })

@@ -454,7 +454,7 @@ pub(crate) async fn join(context: &Context, a: Join) -> Outcome<()> {
             .exec();
         return Err(Failure::new(
             Kind::Failed,
-            format!("cannot become the daemon: {error}"),
+            format!("cannot become the daemon: {}", p2pvm_host::chain(&error)),
         ));
     }
     let status: Status = match context.daemon_if_any().await? {

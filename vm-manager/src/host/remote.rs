@@ -51,10 +51,10 @@ struct VmService(Weak<Host>);
 impl Serve for VmService {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
-        let request =
-            postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
+        let request = postcard::from_bytes(&body)
+            .map_err(|e| format!("the request cannot be read: {}", chain(&e)))?;
         let answer = host.reply(from, &request).await;
-        encode(&answer).map_err(|e| format!("the answer cannot be written: {e}"))
+        encode(&answer).map_err(|e| format!("the answer cannot be written: {}", chain(&e)))
     }
 }
 
@@ -140,7 +140,7 @@ impl Host {
         decode(&answer).map_err(|e| {
             peer(step)(FabricError::Refused(
                 member,
-                format!("its answer cannot be read: {e}"),
+                format!("its answer cannot be read: {}", chain(&e)),
             ))
         })
     }

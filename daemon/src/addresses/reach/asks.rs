@@ -1,4 +1,5 @@
-//! The questions to the DHT that told records give rise to: how many, for whom, and what was told.
+//! The questions to the DHT that told records give rise to: how many for each member, and what was
+//! told.
 
 use crate::addresses::allowance::Allowance;
 use p2pvm_dhcp::Holder;

@@ -129,12 +129,12 @@ impl Reach {
         }
     }
 
-    /// Finds out who holds an address that a packet wants.
+    /// Asks for the holder of an address that a packet wants.
     pub(super) async fn resolve(&self, ip: IpAddr) {
         let began = Instant::now();
         let found = loop {
             let found = self.addresses().resolve(ip).await;
-            // Right after the start those who know may not be connected yet.
+            // Right after the start the members that know it may not be connected yet.
             if matches!(found, Ok(Some(_)))
                 || self.claimed.borrow().is_some()
                 || began.elapsed() > GATHER_LIMIT
@@ -215,7 +215,7 @@ impl Reach {
         }
     }
 
-    /// Notes whose an address is that this host has, or hands on.
+    /// Notes the owner of an address that this host has, or hands on.
     pub fn note(&self, ip: IpAddr, subject: Subject, route: Route) {
         self.parts.book.note(ip, subject);
         self.heard().confirm(ip, subject, route);
