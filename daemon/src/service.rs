@@ -10,7 +10,6 @@ use tokio::{
     process::Command,
 };
 
-/// The unit.
 const UNIT: &str = "p2pvm.service";
 /// The paths of the unit's file in a package.
 const UNIT_FILES: [&str; 2] = [

@@ -110,9 +110,9 @@ pub enum ControlEvent {
 /// A member, as far as known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Its id.
+    /// The member's id.
     pub member: MemberId,
-    /// Its host name.
+    /// The host name in its certificate.
     pub name: String,
     /// Whether there is a connection now.
     pub connected: bool,

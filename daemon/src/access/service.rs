@@ -124,7 +124,6 @@ impl Access {
         warnings.into_iter().collect()
     }
 
-    /// The present policy.
     pub fn show(&self) -> AclShow {
         let standing = self.policies.standing();
         AclShow {

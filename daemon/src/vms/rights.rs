@@ -16,7 +16,6 @@
 pub(crate) use p2pvm_authority::Right;
 use p2pvm_overlay::MemberId;
 
-/// The caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
     /// This host's root: its command line, or its dashboard.

@@ -70,7 +70,6 @@ fn powering_down(left: Duration) -> String {
     }
 }
 
-/// The virtual machines.
 pub(crate) struct Vms {
     pub(crate) parts: Arc<Parts>,
     pub(crate) host: Arc<Host>,

@@ -86,7 +86,6 @@ pub struct FoundInvite {
 /// A place with unusable content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadSource {
-    /// The place.
     pub source: Source,
     /// What is wrong with its content.
     pub why: String,

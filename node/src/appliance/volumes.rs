@@ -7,11 +7,8 @@ use std::{fs, path::Path, process::Command};
 /// A volume with a file system on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Its device node.
     pub device: String,
-    /// Its label.
     pub label: String,
-    /// Its file system.
     pub kind: String,
 }
 

@@ -68,7 +68,6 @@ pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
 pub struct Programs {
     /// QEMU's version, major and minor.
     pub version: Option<(u32, u32)>,
-    /// The missing tools.
     pub missing: Vec<&'static str>,
 }
 

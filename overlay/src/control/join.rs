@@ -32,7 +32,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10).saturating_add(ADMISSION_
 /// The initial state of a new member.
 #[derive(Clone, Debug)]
 pub struct NewMembership {
-    /// Its certificate.
+    /// The certificate that the network issued.
     pub certificate: Certificate,
     /// The network that it is a member of.
     pub network: NetworkConfig,

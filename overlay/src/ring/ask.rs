@@ -67,7 +67,7 @@ pub trait Respond: Send + Sync + 'static {
 /// A member that did not answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dead {
-    /// The member.
+    /// The silent member.
     pub member: MemberId,
     /// The part of the ring that it was to answer for.
     pub range: Range,

@@ -62,7 +62,9 @@ impl fmt::Display for Position {
 /// A member with its place, so that the hash is computed once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Node {
+    /// Its place, which follows from its id.
     pub position: Position,
+    /// Its id.
     pub member: MemberId,
 }
 

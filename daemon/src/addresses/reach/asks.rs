@@ -21,7 +21,6 @@ const MAX_TOLD: usize = 4;
 /// How many members are counted. Reason: more do not tell much within a minute.
 const MAX_MEMBERS: usize = 4096;
 
-/// The open questions.
 #[derive(Default)]
 pub(super) struct OpenQuestions {
     open: HashMap<IpAddr, HashMap<MemberId, Holder>>,
