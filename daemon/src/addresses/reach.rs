@@ -61,7 +61,7 @@ const CHECK_AFTER_MEETING: Duration = Duration::from_secs(5);
 const CHECK_EVERY: Duration = Duration::from_secs(300);
 
 #[derive(Serialize, Deserialize)]
-enum Told {
+enum ReachMessage {
     /// These addresses are with the sender.
     Here(Vec<(IpAddr, Record)>),
     /// The sender drops what comes from this address: it knows of a newer epoch.
@@ -175,7 +175,7 @@ impl Reach {
                 return;
             }
         }
-        let Ok(message) = postcard::to_allocvec(&Told::Stale(addr, known)) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Stale(addr, known)) else {
             return;
         };
         if let Err(error) = self
@@ -209,7 +209,7 @@ impl Reach {
             .take(MAX_TALKERS - 1)
             .collect();
         talkers.push(self.parts.me());
-        let Ok(message) = postcard::to_allocvec(&Told::Talkers(talkers)) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Talkers(talkers)) else {
             return;
         };
         let fabric = self.parts.fabric();
@@ -438,7 +438,7 @@ impl Reach {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(records.iter().cloned());
-        let Ok(message) = postcard::to_allocvec(&Told::Here(records)) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Here(records)) else {
             return;
         };
         for member in self.parts.fabric().connected() {
@@ -481,7 +481,7 @@ impl Reach {
     /// Exchanges addresses with a member that has just connected.
     pub async fn meet(&self, member: MemberId) {
         self.met.notify_one();
-        let Ok(message) = postcard::to_allocvec(&Told::Here(self.all_here())) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Here(self.all_here())) else {
             return;
         };
         match self
@@ -542,7 +542,7 @@ struct Answers(Arc<Reach>);
 impl Serve for Answers {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         self.0.learn(from, &body);
-        postcard::to_allocvec(&Told::Here(self.0.all_here())).map_err(|e| e.to_string())
+        postcard::to_allocvec(&ReachMessage::Here(self.0.all_here())).map_err(|e| e.to_string())
     }
 }
 

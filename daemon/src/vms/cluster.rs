@@ -1,6 +1,6 @@
 //! All VMs of the network, and where a branch lies.
 
-use super::{absent::Told, service::Vms};
+use super::{absent::Sighting, service::Vms};
 use crate::cluster::ask::{Question, read_all};
 use p2pvm_api::{ClusterVms, Failure, Outcome, VmView};
 use p2pvm_overlay::MemberId;
@@ -43,10 +43,10 @@ impl Vms {
             ));
         }
         // Without the others' records there is still what this node holds.
-        let mut told: Vec<Told> = told
+        let mut told: Vec<Sighting> = told
             .iter()
             .flat_map(|told| &told.items)
-            .filter_map(|(_, bytes)| postcard::from_bytes::<Vec<Told>>(bytes).ok())
+            .filter_map(|(_, bytes)| postcard::from_bytes::<Vec<Sighting>>(bytes).ok())
             .flatten()
             .collect();
         told.extend(self.absent.told_to_self().await);

@@ -2,7 +2,7 @@
 //! that a packet wants or that are in doubt ([`super::heard`]).
 
 use super::{
-    GATHER_LIMIT, MAX_RECORDS, MAX_TALKERS, NEGATIVE_FOR, RESOLVE_RETRY, Reach, Told,
+    GATHER_LIMIT, MAX_RECORDS, MAX_TALKERS, NEGATIVE_FOR, RESOLVE_RETRY, Reach, ReachMessage,
     heard::{Change, Verdict},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -40,13 +40,13 @@ const CHECKED_AT_ONCE: usize = 64;
 impl Reach {
     /// Takes what a member tells.
     pub(super) fn learn(&self, from: MemberId, message: &[u8]) {
-        match postcard::from_bytes::<Told>(message) {
-            Ok(Told::Here(records)) => records
+        match postcard::from_bytes::<ReachMessage>(message) {
+            Ok(ReachMessage::Here(records)) => records
                 .into_iter()
                 .take(MAX_RECORDS)
                 .for_each(|(ip, record)| self.told(from, ip, &record)),
-            Ok(Told::Talkers(members)) => self.make_ready(members),
-            Ok(Told::Stale(addr, known)) => {
+            Ok(ReachMessage::Talkers(members)) => self.make_ready(members),
+            Ok(ReachMessage::Stale(addr, known)) => {
                 // Only a hint: the VM's voters are asked before anything is believed.
                 if let Some(told) = self.on_stale.get() {
                     told(addr, known);
