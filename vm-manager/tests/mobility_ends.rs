@@ -11,10 +11,10 @@ use mobility::{
 use p2pvm_overlay::VmId;
 use p2pvm_vm_manager::{
     Error,
-    directory::Wanted,
+    directory::RunGoal,
     host::VmState,
     hypervisor::{Halt, MigrateOptions},
-    migrate::{MigrationOutcome, Occasion, RunsOn},
+    migrate::{MigrationOutcome, Occasion, RunningSide},
 };
 use std::time::Duration;
 use tokio::{
@@ -80,7 +80,7 @@ async fn a_move_is_ended_at_any_step_with_its_guest_running_where_it_was() {
         );
         let outcome = moving.await.unwrap().unwrap();
         assert!(
-            outcome.cancelled && outcome.runs_on == RunsOn::Source,
+            outcome.cancelled && outcome.runs_on == RunningSide::Source,
             "{step:?}: {outcome:?}"
         );
         nothing_half_made(&lab, vm, &format!("{step:?}")).await;
@@ -112,7 +112,10 @@ async fn after_a_move_that_was_ended_the_vm_moves_to_another_member_at_once() {
         .migrate_because(why, "web", lab.me(2), options, progress)
         .await
         .unwrap();
-    assert_eq!((second.runs_on, &second.failure), (RunsOn::Target, &None));
+    assert_eq!(
+        (second.runs_on, &second.failure),
+        (RunningSide::Target, &None)
+    );
     assert!(second.epoch > first.epoch, "{first:?} {second:?}");
     assert_eq!(lab.world.running(vm), [lab.me(2)]);
 }
@@ -178,7 +181,7 @@ async fn a_stop_goes_before_a_move() {
         );
         assert_eq!(
             (stopped.state, stopped.wanted),
-            (VmState::Stopped, Wanted::Stopped),
+            (VmState::Stopped, RunGoal::Stopped),
             "{step:?}"
         );
         assert!(moving.await.unwrap().unwrap().cancelled);
@@ -221,7 +224,7 @@ async fn what_has_to_wait_for_a_move_says_where_to_how_far_and_how_to_end_it() {
     strike.2.send(false).unwrap();
     assert_eq!(
         moving.await.unwrap().unwrap().runs_on,
-        RunsOn::Target,
+        RunningSide::Target,
         "nothing of that has ended the move"
     );
     // Once it is over, nobody is told that it goes on.
@@ -243,7 +246,7 @@ async fn a_stop_that_comes_too_late_says_where_the_vm_is() {
     let stopping = tokio::spawn(async move { host.stop("web").await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     strike.2.send(false).unwrap();
-    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunsOn::Target);
+    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunningSide::Target);
     let late = stopping.await.unwrap().unwrap_err().to_string();
     assert!(late.contains("just moved to lyon"), "{late}");
     assert_eq!(lab.world.running(vm), [lab.me(1)]);
@@ -261,7 +264,7 @@ async fn a_guest_that_powers_itself_off_during_its_move_is_stopped_and_said_to_b
             .halt(Halt::PoweredOff);
         let outcome = moving.await.unwrap().unwrap();
         assert!(
-            outcome.ended && !outcome.cancelled && outcome.runs_on == RunsOn::Source,
+            outcome.ended && !outcome.cancelled && outcome.runs_on == RunningSide::Source,
             "{step:?}: {outcome:?}"
         );
         assert_eq!(
@@ -272,7 +275,7 @@ async fn a_guest_that_powers_itself_off_during_its_move_is_stopped_and_said_to_b
         let status = lab.host(0).status("web").await.unwrap();
         assert_eq!(
             (status.state, status.wanted, status.activity),
-            (VmState::Stopped, Wanted::Stopped, None),
+            (VmState::Stopped, RunGoal::Stopped, None),
             "{step:?}"
         );
         assert!(
@@ -346,7 +349,7 @@ async fn a_guest_that_stands_still_moves_with_its_memory_and_a_start_does_not_en
         )
         .await
         .unwrap();
-    assert_eq!(outcome.runs_on, RunsOn::Target, "{outcome:?}");
+    assert_eq!(outcome.runs_on, RunningSide::Target, "{outcome:?}");
     let there = lab.world.machine(vm, lab.me(1)).unwrap();
     assert_eq!(there.memory.load(std::sync::atomic::Ordering::SeqCst), 42);
     there.halt(Halt::DiskError);

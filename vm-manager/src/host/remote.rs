@@ -210,7 +210,7 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{directory::Wanted, host::registry::tests::entry, hypervisor::Halt};
+    use crate::{directory::RunGoal, host::registry::tests::entry, hypervisor::Halt};
     use p2pvm_overlay::Epoch;
 
     fn status(name: &str, still: Option<Standstill>) -> VmStatus {
@@ -219,7 +219,7 @@ mod tests {
             state: VmState::Paused,
             holder: MemberId([4; 32]),
             epoch: Epoch(1),
-            wanted: Wanted::Running,
+            wanted: RunGoal::Running,
             activity: None,
             definition: entry(name).definition,
             snapshots: vec![],

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error,
     ballot::{Ground, VmVoters},
-    directory::Wanted,
+    directory::RunGoal,
     error::undecided,
     handover::{TargetInput, TargetOutput},
     host::{Activity, Entry, Host, Operation, Promise, Role, Side, Slot, lock},
@@ -289,7 +289,7 @@ impl Host {
             arrived: offer.epoch,
             seq: 0,
             role: Role::Arriving { id: offer.id, from },
-            wanted: Wanted::Running,
+            wanted: RunGoal::Running,
             snapshots: offer.snapshots.clone(),
             note: None,
             gives_way: None,
