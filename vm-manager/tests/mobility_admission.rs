@@ -15,7 +15,7 @@ use p2pvm_vm_manager::{
     directory::{Directory, RunGoal, Snapshot, VmRecord},
     hypervisor::MigrateOptions,
     migrate::{
-        RunsOn,
+        RunningSide,
         wire::{Answer, LONG, Offer, Request, ask},
     },
     vault::Durability,
