@@ -1,4 +1,4 @@
-//! The network's access rules: the signed policy, and who may set it.
+//! The network's access rules: the signed policy, and the right to set it.
 
 mod check;
 pub(crate) mod http;

@@ -54,7 +54,7 @@ pub(crate) async fn follow_plane(
     }
 }
 
-/// Follows the control plane: which members come and go, and who is revoked.
+/// Follows the control plane: members that connect, disconnect or are revoked.
 pub(crate) async fn follow_control(
     (parts, reach, lifecycle): (Arc<Parts>, Arc<Reach>, Arc<Lifecycle>),
     mut events: broadcast::Receiver<ControlEvent>,

@@ -196,7 +196,7 @@ pub fn read_if_there(path: &Path) -> Outcome<Option<Vec<u8>>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Failure::new(
             p2pvm_api::Kind::Failed,
-            format!("cannot read {}: {e}", path.display()),
+            format!("cannot read {}: {}", path.display(), p2pvm_host::chain(&e)),
         )),
     }
 }

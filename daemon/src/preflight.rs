@@ -170,9 +170,10 @@ pub fn ports(port: u16, link_port: u16) -> Outcome<()> {
     let by = holders::holder(protocol, port)
         .map_or_else(String::new, |holder| format!(" (used by {holder})"));
     Err(Failure::refused(format!(
-        "{} port {port} cannot be bound{by}: {error}; end that program, or choose other ports with \
+        "{} port {port} cannot be bound{by}: {}; end that program, or choose other ports with \
             --port and --link-port (port and link_port in node.toml)",
-        protocol.to_uppercase()
+        protocol.to_uppercase(),
+        chain(&error)
     )))
 }
 

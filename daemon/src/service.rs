@@ -10,7 +10,6 @@ use tokio::{
     process::Command,
 };
 
-/// The unit.
 const UNIT: &str = "p2pvm.service";
 /// The paths of the unit's file in a package.
 const UNIT_FILES: [&str; 2] = [
@@ -142,7 +141,7 @@ async fn journal(lines: usize) -> String {
         .output()
         .await;
     output.map_or_else(
-        |e| format!("cannot run journalctl: {e}"),
+        |e| format!("cannot run journalctl: {}", p2pvm_host::chain(&e)),
         |o| String::from_utf8_lossy(&o.stdout).into_owned(),
     )
 }

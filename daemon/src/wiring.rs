@@ -86,13 +86,13 @@ pub(crate) async fn open(
     let ports = (network.ports.clone(), traces.clone());
     let host = guests::open(layout, config, &parts, chunks, ports).await?;
     guests::heed_fences(&network.reach, &host);
-    let own = Own {
+    let own = RunParts {
         lifecycle: lifecycle.clone(),
         layout: layout.clone(),
         exporter: exporter.clone(),
         traces,
     };
-    let below = Below {
+    let below = LowerParts {
         policies: network.policies.clone(),
         subnets: network.subnets.clone(),
         reach: network.reach.clone(),
@@ -122,7 +122,7 @@ pub(crate) async fn open(
 }
 
 /// The state of this run of the daemon.
-struct Own {
+struct RunParts {
     lifecycle: Arc<Lifecycle>,
     layout: Layout,
     exporter: Option<Arc<Exporter>>,
@@ -130,7 +130,7 @@ struct Own {
 }
 
 /// The parts below the services, beside the shared ones.
-struct Below {
+struct LowerParts {
     policies: Arc<Policies>,
     subnets: Arc<Subnets>,
     reach: Arc<Reach>,
@@ -138,7 +138,7 @@ struct Below {
 }
 
 /// The services, and the tasks beside them.
-struct Wired {
+struct WiredServices {
     services: Services,
     absent: Arc<AbsentHosts>,
     manager: Arc<Manager>,
@@ -146,8 +146,8 @@ struct Wired {
 }
 
 /// Makes the services, and lets them answer questions to the whole cluster.
-fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
-    let Below {
+fn wire(config: &Config, parts: &Arc<Parts>, below: LowerParts, own: RunParts) -> WiredServices {
+    let LowerParts {
         policies,
         subnets,
         reach,
@@ -204,7 +204,7 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: Below, own: Own) -> Wired {
         tokens,
         vms,
     };
-    Wired {
+    WiredServices {
         services,
         absent,
         manager,
@@ -217,7 +217,7 @@ fn spawn(
     parts: &Arc<Parts>,
     lifecycle: &Arc<Lifecycle>,
     network: &Network,
-    wired: &Wired,
+    wired: &WiredServices,
     (events, config, layout): (Events, &Config, &Layout),
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();

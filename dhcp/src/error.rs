@@ -20,7 +20,7 @@ pub enum Error {
     /// Another subject has the name.
     #[error("the name '{name}' is taken by {by}: choose another")]
     NameTaken {
-        /// The name.
+        /// The name that was asked for.
         name: String,
         /// The subject that has it.
         by: Subject,
@@ -28,7 +28,7 @@ pub enum Error {
     /// No free address was drawn.
     #[error("no free address in {subnet} after {tried} draws: the subnet is full or nearly so")]
     Exhausted {
-        /// The subnet.
+        /// The network's subnet.
         subnet: Subnet,
         /// How many addresses were tried.
         tried: usize,
@@ -36,13 +36,13 @@ pub enum Error {
     /// Another owner has the address, by a draw or by the rule that decides after a partition.
     #[error("{address} belongs to another owner now: claim a new address")]
     Lost {
-        /// The address.
+        /// The address that was lost.
         address: Ipv4Addr,
     },
     /// A newer epoch holds the VM.
     #[error("the VM is held in a newer epoch ({epoch}): this host holds it no longer")]
     Superseded {
-        /// The newer epoch.
+        /// The newest epoch.
         epoch: Epoch,
     },
 }

@@ -186,7 +186,7 @@ struct Life {
     /// The second in which the network is cut in two, and the one in which the cut ends.
     cut: Option<(u32, u32)>,
     halves: BTreeMap<MemberId, bool>,
-    /// In which seconds the members learn who is here.
+    /// In which seconds the members learn which others are here.
     tell_at: Vec<u32>,
     /// For how many seconds an address has had two holders.
     sharing: u32,

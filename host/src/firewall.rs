@@ -16,16 +16,16 @@ use std::{cell::Cell, fmt, net::Ipv4Addr};
 /// How deep jumps between chains are followed, as by the kernel.
 const DEPTH: usize = 16;
 
-/// The example packet.
+/// The packet that chains are asked about.
 #[derive(Clone, Debug, Default)]
 pub struct Packet {
     /// The interface by which it came in; empty for this machine's own packet.
     pub iif: String,
     /// The interface by which it leaves; `None` if it is for this machine.
     pub oif: Option<String>,
-    /// Its source.
+    /// Its source address.
     pub source: Option<Ipv4Addr>,
-    /// Its destination.
+    /// Its destination address.
     pub destination: Option<Ipv4Addr>,
     /// Whether it belongs to a known connection; otherwise it begins one.
     pub established: bool,
@@ -57,9 +57,9 @@ pub(crate) struct PossibleBlock {
 pub struct BlockingChain {
     /// The table's family.
     pub family: String,
-    /// The table.
+    /// The table's name.
     pub table: String,
-    /// The base chain.
+    /// The base chain's name.
     pub chain: String,
     /// The rule or policy that drops it.
     pub by: String,

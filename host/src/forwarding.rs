@@ -1,5 +1,5 @@
-//! Whether an interface forwards packets, and for whom: `net.ipv4.conf.IF.forwarding`, read and
-//! changed.
+//! Whether an interface forwards packets, and for which program: `net.ipv4.conf.IF.forwarding`,
+//! read and changed.
 
 use crate::error::Error;
 use std::{collections::BTreeSet, fs};
@@ -9,9 +9,9 @@ const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
 /// What p2pvm writes to switch an interface's forwarding on ([`ForwardingState`]).
 const OURS: &str = "2";
 
-/// Whether an interface forwards, and who switched it on last. The kernel takes every number but 0
-/// for yes: p2pvm writes 2, every other program 1, also `net.ipv4.ip_forward`. So the value itself
-/// says whose it is, also after changes that p2pvm did not see.
+/// Whether an interface forwards, and which program switched it on last. The kernel takes every
+/// number but 0 for yes: p2pvm writes 2, every other program 1, also `net.ipv4.ip_forward`. So the
+/// value itself names the program, also after changes that p2pvm did not see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardingState {
     /// It does not.

@@ -30,12 +30,12 @@ pub enum Change {
     },
     /// Routes in a network's own routing table, and the policy rules that lead there.
     Routes {
-        /// The routing table.
+        /// The table's number.
         table: u32,
     },
     /// `net.ipv4.conf.IF.forwarding` was off ([`crate::forwarding::ForwardingState`]).
     Forwarding {
-        /// The interface.
+        /// The interface that forwards now.
         interface: String,
     },
     /// An nftables table.
@@ -48,7 +48,7 @@ pub enum Change {
 /// What the previous release noted about forwarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormerForwarding {
-    /// The nftables table.
+    /// The table's name.
     pub table: String,
     /// Whether it switched `net.ipv4.ip_forward` on.
     pub switched_on: bool,

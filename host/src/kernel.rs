@@ -35,9 +35,9 @@ fn listing() -> Result<Vec<u8>, RunError> {
 /// All nftables rules of this network namespace.
 pub(crate) fn ruleset() -> Result<Ruleset, RunError> {
     let printed = listing()?;
-    let not_json = |e| RunError::Refused {
+    let not_json = |e: serde_json::Error| RunError::Refused {
         program: "nft",
-        said: format!("it printed no JSON: {e}"),
+        said: format!("it printed no JSON: {}", crate::chain(&e)),
     };
     let mut ruleset = Ruleset::parse(&printed).map_err(not_json)?;
     let untold: Vec<String> = ruleset.untold().into_iter().map(str::to_owned).collect();

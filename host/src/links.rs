@@ -70,9 +70,9 @@ impl FromStr for Mark {
 /// An interface of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its index.
+    /// The kernel's number of it.
     pub index: u32,
-    /// Its name.
+    /// Its name, such as eth0.
     pub name: String,
     /// Whether it is administratively up.
     pub up: bool,
@@ -82,7 +82,7 @@ pub struct Link {
     pub loopback: bool,
     /// Its MTU, bytes.
     pub mtu: u32,
-    /// Its alias.
+    /// Its alias (ifalias), such as a [`Mark`].
     pub alias: Option<String>,
     /// Its addresses with their prefix lengths.
     pub addresses: Vec<(IpAddr, u8)>,

@@ -93,7 +93,6 @@ fn name_servers(text: &str) -> Vec<Ipv4Addr> {
     named.filter(|ip: &Ipv4Addr| !ip.is_loopback()).collect()
 }
 
-/// The search itself.
 pub(crate) fn find(
     subnet: Net,
     device: Option<&str>,

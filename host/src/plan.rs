@@ -43,14 +43,14 @@ pub enum Step {
     /// Switch an interface's forwarding on and note it. `change` is false if another network has
     /// done it.
     Switch {
-        /// The interface.
+        /// The interface that forwards.
         interface: String,
         /// Whether something is to be written to the kernel.
         change: bool,
     },
     /// An interface's forwarding is no longer needed here. `change` is false if others need it.
     Restore {
-        /// The interface.
+        /// The interface that forwards.
         interface: String,
         /// Whether it is to be switched off.
         change: bool,

@@ -65,7 +65,7 @@ pub enum Rule {
 pub struct PlacedRule {
     /// The preference of the first of p2pvm's rules.
     pub base: u32,
-    /// The rule.
+    /// What it does.
     pub rule: Rule,
 }
 

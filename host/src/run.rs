@@ -25,7 +25,7 @@ pub enum RunError {
     /// It is not on this machine.
     #[error("{program} is not installed (apt-get install {package})")]
     Missing {
-        /// The program.
+        /// Its name in the search path.
         program: &'static str,
         /// The package that has it.
         package: &'static str,
@@ -33,7 +33,7 @@ pub enum RunError {
     /// It could not be started or asked.
     #[error("cannot run {program}")]
     Io {
-        /// The program.
+        /// Its name in the search path.
         program: &'static str,
         /// What the system said.
         #[source]
@@ -42,7 +42,7 @@ pub enum RunError {
     /// It refused.
     #[error("{program}: {said}")]
     Refused {
-        /// The program.
+        /// Its name in the search path.
         program: &'static str,
         /// What it wrote to standard error.
         said: String,
@@ -50,7 +50,7 @@ pub enum RunError {
     /// It did not end.
     #[error("{program} did not end within {} s", LIMIT.as_secs())]
     TimedOut {
-        /// The program.
+        /// Its name in the search path.
         program: &'static str,
     },
 }

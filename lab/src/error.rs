@@ -64,7 +64,10 @@ pub enum Error {
     /// The keeper or forwarder has ended.
     #[error("the testbed's keeper has ended: take the testbed down and up again")]
     Gone,
-    /// The keeper's own error.
+    /// The keeper got a request that it cannot read.
+    #[error("the testbed's keeper: invalid request")]
+    Request(#[source] serde_json::Error),
+    /// The keeper's own error. It comes from another process, as a sentence.
     #[error("the testbed's keeper: {0}")]
     Keeper(String),
 }

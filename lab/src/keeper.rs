@@ -281,7 +281,7 @@ fn answer(stream: &UnixStream, forwarder: &Forwarder) -> io::Result<()> {
             forwarder.reshape(from, to, shape).map(|()| None)
         }
         Ok(Control::Report) => forwarder.report().map(Some),
-        Err(error) => Err(Error::Keeper(format!("invalid request: {error}"))),
+        Err(error) => Err(Error::Request(error)),
     }
     .map_err(|error| chain(&error));
     let mut bytes = serde_json::to_vec(&result)?;

@@ -88,7 +88,7 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
     files.push((
         "node.toml".to_owned(),
         fs::read_to_string(layout.config()).map_or_else(
-            |e| format!("# not read: {e}\n"),
+            |e| format!("# not read: {}\n", p2pvm_host::chain(&e)),
             |text| without_headers(&text),
         ),
     ));

@@ -64,7 +64,12 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         .worker_threads(1)
         .enable_all()
         .build()
-        .map_err(|e| Failure::new(Kind::Failed, format!("cannot start: {e}")))?;
+        .map_err(|e| {
+            Failure::new(
+                Kind::Failed,
+                format!("cannot start: {}", p2pvm_host::chain(&e)),
+            )
+        })?;
     if let Command::Doctor(a) = &other {
         return runtime.block_on(doctor::run(&context, a.fix));
     }

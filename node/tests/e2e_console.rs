@@ -331,8 +331,7 @@ fn a_report_has_what_a_developer_needs_but_no_key_or_invite() {
             && text.contains("\"network\": \"lab\""),
         "{text}"
     );
-    // An invite begins with the network's id, which is no secret; what follows admits whoever holds
-    // it.
+    // An invite begins with the network's id, which is no secret; the rest admits any holder.
     let secret = &invite[64..];
     assert!(
         (0..secret.len() - 24).all(|at| !text.contains(&secret[at..at + 24])),

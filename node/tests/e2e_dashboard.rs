@@ -266,7 +266,7 @@ fn only_a_dashboard_switched_on_answers_and_only_to_its_token() {
         );
     }
 
-    // What is not on the list is not there, whoever asks.
+    // What is not on the list is not there for any caller.
     for what in [
         "POST /api/shutdown",
         "POST /shutdown",

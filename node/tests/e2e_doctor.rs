@@ -340,7 +340,7 @@ fn a_daemon_that_ends_at_once_is_heard_and_a_long_state_directory_works() {
     lab.down().unwrap();
 }
 
-/// What a host's kernel has of p2pvm: interfaces, nft tables, routing rules; and who runs there.
+/// What a host's kernel has of p2pvm: interfaces, nft tables, routing rules, processes.
 fn left_on(lab: &Lab, host: &str) -> String {
     let (_, kernel) = shell(
         lab,
@@ -377,7 +377,7 @@ fn every_command_names_a_hanging_daemon_within_seconds_and_force_ends_it() {
         ],
     )
     .unwrap();
-    // A guest that has just begun to boot hears no power button; who insists does not wait for it.
+    // A guest that has just begun to boot hears no power button; --force does not wait for it.
     for (name, words) in [
         ("stopped", &["vm", "stop", "stopped", "--force"][..]),
         ("deleted", &["vm", "delete", "deleted", "--force"]),

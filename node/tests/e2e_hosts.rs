@@ -29,7 +29,7 @@ const TRUSTED: &str = "firewall-cmd --zone=trusted --add-interface=p2pvm0";
 const UFW_IN: &str = "ufw allow in on p2pvm0";
 const NFT_IN: &str = "nft insert rule inet filter input iifname \"p2pvm0\" accept";
 
-/// Beside whom all works, whatever `node.toml` forbids.
+/// Beside this program all works, whatever `node.toml` forbids.
 fn beside(program: Program) {
     beside_with(program, None, None);
 }

@@ -276,7 +276,7 @@ fn a_lan_is_reached_through_its_member_while_that_offers_and_may() {
         used("c").is_some_and(|(used, note)| !used && note.contains("192.168.77.0/24"))
     });
 
-    // With a policy it is the policy that says who may offer what.
+    // With a policy, the policy says which member may offer which subnet.
     set_policy(
         &lab,
         "a",

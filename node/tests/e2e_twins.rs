@@ -176,7 +176,7 @@ fn of_two_daemons_with_one_state_the_later_gets_its_own_identity() {
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), logs(&lab)));
     assert_eq!(lab.vm("a", "web").unwrap().host, "b");
 
-    // With the member falls who grew out of a copy of its state.
+    // A member that grew out of a copy of its state falls with it.
     let name = lab.status("c").unwrap().name;
     let said: RevokeAnswer = lab.json("a", &["revoke", &before]).unwrap();
     assert_eq!(said.with, [name]);

@@ -257,7 +257,7 @@ fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_
     machine.wait("admitted as attic");
     is_pinged(&lab, &mut machine, "attic");
 
-    // The command line also says that whoever stands there may have a shell.
+    // The command line also says that a person at the console may have a shell.
     machine.serial.type_keys("s");
     machine.wait("'exit' leads back to the status screen.");
     machine.serial.type_keys("echo $((6 * 7)) of $(hostname)\r");

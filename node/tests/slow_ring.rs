@@ -145,8 +145,8 @@ fn pongs(lab: &Lab, from: &str, to: &str, count: u32) -> Vec<(String, Option<f64
         .collect()
 }
 
-/// Whom a member has not met it finds by the network's records: by address, and by a name that it
-/// has not heard.
+/// A member finds one that it has not met by the network's records: by address, and by a name that
+/// it has not heard.
 fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
     let address = common::address(lab, to);
     let traced: Traced = lab.json(from, &["trace", &address]).unwrap();
@@ -203,7 +203,7 @@ fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
         lab.log_tail(&from, 40)
     );
     // Questions to all go over control connections of neighbours: where those are refused, the
-    // answer names who is missing.
+    // answer names the missing members.
     let all = || lab.json::<Cluster>(&to, &["peers", "--all"]);
     let cluster = all().unwrap();
     assert!(
@@ -275,7 +275,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
             .for_each(|a| other.iter().for_each(|b| action(a, b)))
     };
     across(&|a, b| lab.testbed().cut(a, b).unwrap());
-    // By id: whom a member has never met it knows by no name.
+    // By id: a member knows no name of one that it has never met.
     let reached = |a: &str, b: &str| {
         lab.try_p2pvm(a, &["--json", "trace", &ids[b]])
             .is_ok_and(|(code, ..)| code == 0)

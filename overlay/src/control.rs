@@ -68,14 +68,17 @@ pub const MAX_RING_NEIGHBOURS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// This node's certificate is not valid (any more).
-    #[error("this node is not a member: its certificate {0}")]
-    NotAMember(Refusal),
+    #[error("this node's certificate does not make it a member")]
+    NotAMember(#[source] Refusal),
     /// libp2p could not be set up.
-    #[error("cannot set up the network host: {0}")]
-    Host(String),
+    #[error("cannot set up the network host")]
+    Host(#[source] host::Cause),
     /// No socket could be opened.
-    #[error("cannot listen on port {0}: {1}")]
-    Listen(u16, String),
+    #[error("cannot listen on port {0}")]
+    Listen(u16, #[source] host::Cause),
+    /// The control host has ended.
+    #[error("the network host has shut down")]
+    Ended,
     /// This node has no right to do that.
     #[error(
         "this node may neither invite nor revoke: only the network's root and its delegates may"
@@ -116,8 +119,7 @@ impl Control {
         if config.certificate.member() != me {
             return Err(ControlError::NotAMember(Refusal::NotYours));
         }
-        let key = host::keypair(&config.identity)
-            .map_err(|e| ControlError::Host(p2pvm_host::chain(&e)))?;
+        let key = host::keypair(&config.identity).map_err(|e| ControlError::Host(e.into()))?;
         let book = Book::load(
             &config.state_dir.join(PEER_CACHE),
             &config.trust,
@@ -322,7 +324,7 @@ impl Control {
             .commands
             .send(Command::Revoke(Box::new(revocation)))
             .await
-            .map_err(|_| ControlError::Host("it has shut down".into()))
+            .map_err(|_| ControlError::Ended)
     }
 
     /// Replaces the counter of invites' uses, for a counter that starts later than the host.
@@ -418,28 +420,23 @@ fn listen(
     on: &[IpAddr],
     port: u16,
 ) -> Result<(), ControlError> {
-    let mut failure = None;
-    let mut listening = on.is_empty();
+    let (mut listening, mut failure) = (false, None);
     for ip in on {
-        let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
+        let at = Multiaddr::from(*ip);
         for address in [
-            format!("/{family}/{ip}/udp/{port}/quic-v1"),
-            format!("/{family}/{ip}/tcp/{port}"),
+            at.clone().with(Protocol::Udp(port)).with(Protocol::QuicV1),
+            at.with(Protocol::Tcp(port)),
         ] {
-            let address: Multiaddr = address
-                .parse()
-                .map_err(|e| ControlError::Host(format!("{address}: {e}")))?;
             match swarm.listen_on(address) {
                 Ok(_) => listening = true,
                 // Hosts without IPv6 are common.
-                Err(e) => failure = Some(p2pvm_host::chain(&e)),
+                Err(e) => failure = Some(e),
             }
         }
     }
-    if listening {
-        Ok(())
-    } else {
-        Err(ControlError::Listen(port, failure.unwrap_or_default()))
+    match failure {
+        Some(failure) if !listening => Err(ControlError::Listen(port, failure.into())),
+        _ => Ok(()),
     }
 }
 

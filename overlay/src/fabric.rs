@@ -66,7 +66,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// A boxed [`Stream`].
 pub type BoxStream = Box<dyn Stream>;
 
-/// Answers one service's requests. An `Err` reaches the caller as [`FabricError::Refused`].
+/// Answers one service's requests. An `Err` goes to the caller as it is, as
+/// [`FabricError::Refused`]: a sentence with its causes.
 #[async_trait]
 pub trait Serve: Send + Sync + 'static {
     /// Answers `body`, sent by the proved member `from`.

@@ -78,7 +78,11 @@ impl Notices {
                 let kept = postcard::from_bytes(&raw).map_err(|e| {
                     io::Error::new(
                         io::ErrorKind::InvalidData,
-                        format!("{} holds no notices: {e}", file.display()),
+                        format!(
+                            "{} holds no notices: {}",
+                            file.display(),
+                            p2pvm_host::chain(&e)
+                        ),
                     )
                 })?;
                 (kept, true)
@@ -244,7 +248,7 @@ impl Notices {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Say {
+enum NoticeMessage {
     /// My digest: answer with your notices if yours differs.
     Digest([u8; 32]),
     /// My notices.
@@ -254,7 +258,7 @@ enum Say {
 /// Parses a member's message about notices, for the fuzzer. True if it is one.
 #[cfg(fuzzing)]
 pub fn parse(body: &[u8]) -> bool {
-    postcard::from_bytes::<Say>(body).is_ok()
+    postcard::from_bytes::<NoticeMessage>(body).is_ok()
 }
 
 /// Spreads the notices between members.
@@ -289,7 +293,7 @@ impl Spread {
     /// As [`Notices::add`].
     pub async fn publish_now(&self, notice: Notice, limit: Duration) -> Result<(), Refusal> {
         self.notices.add(notice.clone())?;
-        let Ok(body) = postcard::to_stdvec(&Say::Have(vec![notice])) else {
+        let Ok(body) = postcard::to_stdvec(&NoticeMessage::Have(vec![notice])) else {
             return Ok(());
         };
         let told = self
@@ -307,11 +311,11 @@ impl Spread {
     /// # Errors
     /// If it does not answer.
     pub async fn meet(&self, member: MemberId) -> Result<(), FabricError> {
-        let Ok(body) = postcard::to_stdvec(&Say::Digest(self.notices.digest())) else {
+        let Ok(body) = postcard::to_stdvec(&NoticeMessage::Digest(self.notices.digest())) else {
             return Ok(());
         };
         let answer = call(&*self.fabric, member, body).await?;
-        let Ok(Say::Have(theirs)) = postcard::from_bytes(&answer) else {
+        let Ok(NoticeMessage::Have(theirs)) = postcard::from_bytes(&answer) else {
             return Ok(());
         };
         let known: BTreeMap<_, _> = theirs.iter().map(|n| (n.key(), n.order())).collect();
@@ -324,7 +328,7 @@ impl Spread {
             .filter(|n| known.get(&n.key()).is_none_or(|order| *order < n.order()))
             .collect();
         if !mine.is_empty()
-            && let Ok(body) = postcard::to_stdvec(&Say::Have(mine))
+            && let Ok(body) = postcard::to_stdvec(&NoticeMessage::Have(mine))
         {
             call(&*self.fabric, member, body).await?;
         }
@@ -350,7 +354,7 @@ impl Spread {
     }
 
     fn tell_all(&self, except: Option<MemberId>, notices: Vec<Notice>) -> usize {
-        let Ok(body) = postcard::to_stdvec(&Say::Have(notices)) else {
+        let Ok(body) = postcard::to_stdvec(&NoticeMessage::Have(notices)) else {
             return 0;
         };
         let members: Vec<_> = self
@@ -404,17 +408,17 @@ impl Serve for Answers {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let spread = self.0.upgrade().ok_or("the node is shutting down")?;
         let answer = match postcard::from_bytes(&body).map_err(|e| e.to_string())? {
-            Say::Digest(theirs) if theirs == spread.notices.digest() => {
+            NoticeMessage::Digest(theirs) if theirs == spread.notices.digest() => {
                 spread.notices.hear();
                 Vec::new()
             }
-            Say::Digest(_) => spread.notices.all(),
-            Say::Have(notices) => {
+            NoticeMessage::Digest(_) => spread.notices.all(),
+            NoticeMessage::Have(notices) => {
                 spread.learn(from, notices);
                 Vec::new()
             }
         };
-        postcard::to_stdvec(&Say::Have(answer)).map_err(|e| e.to_string())
+        postcard::to_stdvec(&NoticeMessage::Have(answer)).map_err(|e| e.to_string())
     }
 }
 

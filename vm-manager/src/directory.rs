@@ -42,7 +42,7 @@ pub struct Snapshot {
 /// Whether a VM is meant to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Wanted {
+pub enum RunGoal {
     /// It should run.
     Running,
     /// It should not.
@@ -59,7 +59,7 @@ pub struct VmRecord {
     /// The epoch of that holding.
     pub epoch: Epoch,
     /// Whether it is meant to run.
-    pub wanted: Wanted,
+    pub wanted: RunGoal,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
     /// The member that the VM was made for; `None` in records of earlier versions.
@@ -268,7 +268,7 @@ mod tests {
             definition: entry("web").definition,
             holder: MemberId([4; 32]),
             epoch: Epoch(3),
-            wanted: Wanted::Running,
+            wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
         };

@@ -34,7 +34,7 @@ pub enum Error {
     Hypervisor {
         /// What was being done.
         step: &'static str,
-        /// What it printed or answered.
+        /// What it printed or answered: another program's words, with no typed cause.
         detail: String,
     },
     /// The hypervisor's monitor cannot be written to: its process ends, or has ended.

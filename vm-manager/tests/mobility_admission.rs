@@ -12,10 +12,10 @@ use p2pvm_overlay::{
 use p2pvm_vm_manager::{
     Definition, Error, GuestAddress, NewVm, VmSecret,
     checkpoint::RestoreOptions,
-    directory::{Directory, Snapshot, VmRecord, Wanted},
+    directory::{Directory, RunGoal, Snapshot, VmRecord},
     hypervisor::MigrateOptions,
     migrate::{
-        RunsOn,
+        RunningSide,
         wire::{Answer, LONG, Offer, Request, ask},
     },
     vault::Durability,
@@ -172,7 +172,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         definition,
         holder: rogue.fabric.me(),
         epoch: Epoch(1),
-        wanted: Wanted::Stopped,
+        wanted: RunGoal::Stopped,
         snapshots: vec![snapshot],
         owner: None,
     };
@@ -202,8 +202,8 @@ async fn of_two_arriving_vms_the_one_that_does_not_fit_stays() {
     };
     let (a, b) = tokio::join!(go(0, "a"), go(1, "b"));
     let mut ends = [a.runs_on, b.runs_on];
-    ends.sort_by_key(|end| *end == RunsOn::Target);
-    assert_eq!(ends, [RunsOn::Source, RunsOn::Target]);
+    ends.sort_by_key(|end| *end == RunningSide::Target);
+    assert_eq!(ends, [RunningSide::Source, RunningSide::Target]);
     let why = a.failure.or(b.failure).unwrap();
     assert!(why.contains("64 MiB of memory do not fit"), "{why}");
     assert_eq!(lab.host(2).promised_mib(), 64);

@@ -10,10 +10,10 @@ use mobility::{
 };
 use p2pvm_overlay::VmId;
 use p2pvm_vm_manager::{
-    directory::Wanted,
+    directory::RunGoal,
     host::VmState,
     hypervisor::{Halt, MigrateOptions},
-    migrate::{Occasion, RunsOn},
+    migrate::{Occasion, RunningSide},
 };
 use std::time::Duration;
 use tokio::sync::watch;
@@ -61,7 +61,7 @@ async fn a_move_ended_at_any_step_leaves_its_guest_where_it_was() {
         );
         let outcome = moving.await.unwrap().unwrap();
         assert!(
-            outcome.cancelled && outcome.runs_on == RunsOn::Source,
+            outcome.cancelled && outcome.runs_on == RunningSide::Source,
             "{step:?}: {outcome:?}"
         );
         nothing_half_made(&lab, vm, &format!("{step:?}")).await;
@@ -93,7 +93,10 @@ async fn after_a_cancelled_move_the_vm_moves_elsewhere_at_once() {
         .migrate_because(why, "web", lab.me(2), options, progress)
         .await
         .unwrap();
-    assert_eq!((second.runs_on, &second.failure), (RunsOn::Target, &None));
+    assert_eq!(
+        (second.runs_on, &second.failure),
+        (RunningSide::Target, &None)
+    );
     assert!(second.epoch > first.epoch, "{first:?} {second:?}");
     assert_eq!(lab.world.running(vm), [lab.me(2)]);
 }
@@ -159,7 +162,7 @@ async fn a_stop_goes_before_a_move() {
         );
         assert_eq!(
             (stopped.state, stopped.wanted),
-            (VmState::Stopped, Wanted::Stopped),
+            (VmState::Stopped, RunGoal::Stopped),
             "{step:?}"
         );
         assert!(moving.await.unwrap().unwrap().cancelled);
@@ -202,7 +205,7 @@ async fn a_refusal_during_a_move_names_target_progress_and_the_way_out() {
     strike.2.send(false).unwrap();
     assert_eq!(
         moving.await.unwrap().unwrap().runs_on,
-        RunsOn::Target,
+        RunningSide::Target,
         "nothing of that has ended the move"
     );
     // Once it is over, no answer says that it goes on.
@@ -224,7 +227,7 @@ async fn a_stop_that_comes_too_late_says_where_the_vm_is() {
     let stopping = tokio::spawn(async move { host.stop("web").await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     strike.2.send(false).unwrap();
-    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunsOn::Target);
+    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunningSide::Target);
     let late = stopping.await.unwrap().unwrap_err().to_string();
     assert!(late.contains("just moved to lyon"), "{late}");
     assert_eq!(lab.world.running(vm), [lab.me(1)]);
@@ -242,7 +245,7 @@ async fn a_guest_that_powers_off_during_its_move_is_reported_stopped() {
             .halt(Halt::PoweredOff);
         let outcome = moving.await.unwrap().unwrap();
         assert!(
-            outcome.ended && !outcome.cancelled && outcome.runs_on == RunsOn::Source,
+            outcome.ended && !outcome.cancelled && outcome.runs_on == RunningSide::Source,
             "{step:?}: {outcome:?}"
         );
         assert_eq!(
@@ -253,7 +256,7 @@ async fn a_guest_that_powers_off_during_its_move_is_reported_stopped() {
         let status = lab.host(0).status("web").await.unwrap();
         assert_eq!(
             (status.state, status.wanted, status.activity),
-            (VmState::Stopped, Wanted::Stopped, None),
+            (VmState::Stopped, RunGoal::Stopped, None),
             "{step:?}"
         );
         assert!(
@@ -327,7 +330,7 @@ async fn a_halted_guest_moves_with_its_memory_and_survives_a_start() {
         )
         .await
         .unwrap();
-    assert_eq!(outcome.runs_on, RunsOn::Target, "{outcome:?}");
+    assert_eq!(outcome.runs_on, RunningSide::Target, "{outcome:?}");
     let there = lab.world.machine(vm, lab.me(1)).unwrap();
     assert_eq!(there.memory.load(std::sync::atomic::Ordering::SeqCst), 42);
     there.halt(Halt::DiskError);

@@ -4,7 +4,7 @@
 mod mobility;
 
 use mobility::{Lab, fake::Step};
-use p2pvm_vm_manager::{hypervisor::MigrateOptions, migrate::RunsOn};
+use p2pvm_vm_manager::{hypervisor::MigrateOptions, migrate::RunningSide};
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
 
@@ -36,7 +36,7 @@ async fn a_vm_moves_with_its_memory_and_leaves_nothing_behind() {
         .unwrap();
     assert_eq!(
         (outcome.runs_on, outcome.failure.as_deref()),
-        (RunsOn::Target, None)
+        (RunningSide::Target, None)
     );
     assert_eq!(lab.world.running(vm), [lab.me(1)]);
     assert_eq!(
@@ -64,7 +64,7 @@ async fn a_vm_moves_with_its_memory_and_leaves_nothing_behind() {
         )
         .await
         .unwrap();
-    assert_eq!(back.runs_on, RunsOn::Target);
+    assert_eq!(back.runs_on, RunningSide::Target);
     assert!(back.epoch > outcome.epoch);
     lab.assert_never_double("there and back");
 }
@@ -81,9 +81,9 @@ async fn after_any_failed_step_the_vm_runs_where_the_outcome_says() {
         assert_eq!(
             outcome.runs_on,
             if on == 0 {
-                RunsOn::Source
+                RunningSide::Source
             } else {
-                RunsOn::Target
+                RunningSide::Target
             },
             "{step:?}: {outcome:?}"
         );
@@ -108,9 +108,9 @@ async fn a_cut_between_the_two_at_any_step_leaves_one_running() {
             let outcome = moving.await.unwrap().unwrap();
             let on = lab.settles_on(vm, &[0, 1], &context).await;
             let said = if on == 0 {
-                RunsOn::Source
+                RunningSide::Source
             } else {
-                RunsOn::Target
+                RunningSide::Target
             };
             assert_eq!(outcome.runs_on, said, "{context}: {outcome:?}");
             lab.assert_never_double(&context);
@@ -202,5 +202,5 @@ async fn only_one_operation_at_a_time_works_on_a_vm() {
     let refused = lab.host(0).start("web").await.unwrap_err().to_string();
     assert!(refused.contains("is being moved"), "{refused}");
     strike.2.send(false).unwrap();
-    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunsOn::Target);
+    assert_eq!(moving.await.unwrap().unwrap().runs_on, RunningSide::Target);
 }

@@ -8,7 +8,7 @@ use opentelemetry::trace::{SpanContext, SpanId, Status};
 use p2pvm_vm_manager::{
     Traces,
     hypervisor::MigrateOptions,
-    migrate::{MigrationOutcome, Occasion, RunsOn},
+    migrate::{MigrationOutcome, Occasion, RunningSide},
     trace::from_traceparent,
 };
 use std::{
@@ -118,7 +118,7 @@ async fn a_move_is_one_trace_over_both_hosts() {
         ..Occasion::default()
     };
     let outcome = migrate(&lab, why).await;
-    assert_eq!(outcome.runs_on, RunsOn::Target);
+    assert_eq!(outcome.runs_on, RunningSide::Target);
     let (root, arrival) = (
         lab.spans.named("migrate web"),
         lab.spans.named("receive web"),
@@ -173,7 +173,7 @@ async fn a_failed_or_cancelled_move_ends_its_spans_with_the_reason() {
             let outcome = moving.await.unwrap().unwrap();
             assert_eq!(
                 (outcome.runs_on, outcome.cancelled),
-                (RunsOn::Source, cancel),
+                (RunningSide::Source, cancel),
                 "{step:?}: {outcome:?}"
             );
             lab.settles_on(vm, &[0], &format!("{step:?}")).await;
@@ -228,7 +228,10 @@ async fn a_trace_goes_on_through_a_host_that_records_none() {
         .await;
         assert_eq!(
             (outcome.runs_on, outcome.trace.as_deref()),
-            (RunsOn::Target, Some("4bf92f3577b34da6a3ce929d0e0e4736"))
+            (
+                RunningSide::Target,
+                Some("4bf92f3577b34da6a3ce929d0e0e4736")
+            )
         );
         let arrival = lab.spans.named("receive web");
         assert_eq!(arrival.span_context.trace_id(), asked.trace_id());
@@ -262,7 +265,10 @@ async fn hosts_that_record_nothing_move_and_name_no_trace() {
         },
     )
     .await;
-    assert_eq!((outcome.runs_on, outcome.trace), (RunsOn::Target, None));
+    assert_eq!(
+        (outcome.runs_on, outcome.trace),
+        (RunningSide::Target, None)
+    );
     let arrival = lab.spans.named("receive web");
     assert_eq!(
         (arrival.parent_span_id, arrival.status),

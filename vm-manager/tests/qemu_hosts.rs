@@ -15,7 +15,7 @@ use p2pvm_vm_manager::{
     ImageSource, NewVm,
     host::VmState,
     hypervisor::MigrateOptions,
-    migrate::{MigrationOutcome, RunsOn},
+    migrate::{MigrationOutcome, RunningSide},
     vault::Durability,
 };
 use std::{
@@ -139,7 +139,7 @@ async fn a_vm_moves_live_and_survives_its_hosts_loss_with_its_memory() {
     let moved = move_to(&lab, 0, 1, MigrateOptions::default()).await;
     assert_eq!(
         (moved.runs_on, moved.failure.as_deref()),
-        (RunsOn::Target, None)
+        (RunningSide::Target, None)
     );
     assert!(
         lab.host(0).list().is_empty() && guests(&lab.sites[0].dir).is_empty(),
@@ -223,7 +223,7 @@ async fn a_vm_whose_daemon_died_mid_move_runs_on_and_moves_later() {
             )
             .await;
         match moved {
-            Ok(moved) if moved.runs_on == RunsOn::Target => break,
+            Ok(moved) if moved.runs_on == RunningSide::Target => break,
             other => assert!(begun.elapsed() < PATIENCE, "{other:?}"),
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -314,7 +314,7 @@ async fn a_post_copy_move_is_one_trace_that_says_when_it_began() {
     let moved = move_to(&lab, 0, 1, options).await;
     assert_eq!(
         (moved.runs_on, moved.failure.as_deref()),
-        (RunsOn::Target, None)
+        (RunningSide::Target, None)
     );
     let mut guest = console(&lab, 1).await;
     assert_eq!(guest.run("md5sum -c /run/sum").await, "/run/bulk: OK");

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Access>>;
 
-/// The routes.
 pub(crate) fn routes(access: Arc<Access>) -> Router {
     Router::new()
         .route("/acl", get(show).post(set))

@@ -32,8 +32,9 @@ impl Access {
     /// Signs a policy and sends it to all members.
     pub async fn set(&self, text: &str) -> Outcome<AclAnswer> {
         let issuer = self.parts.issuer()?;
-        let policy = NetworkPolicy::parse(text)
-            .map_err(|e| Failure::usage(format!("the policy is refused: {e}")))?;
+        let policy = NetworkPolicy::parse(text).map_err(|e| {
+            Failure::usage(format!("the policy is refused: {}", p2pvm_host::chain(&e)))
+        })?;
         let version = match self.parts.notices.policy() {
             None => 1,
             Some(standing) => standing.version().checked_add(1).ok_or_else(|| {
@@ -123,7 +124,6 @@ impl Access {
         warnings.into_iter().collect()
     }
 
-    /// The present policy.
     pub fn show(&self) -> AclShow {
         let standing = self.policies.standing();
         AclShow {

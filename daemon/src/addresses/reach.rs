@@ -1,10 +1,10 @@
 //! Keeps addresses and routes true: claims this host's address, tells the members it meets which
 //! addresses are here, learns theirs, and asks the DHT about an address that a packet wants and no
-//! one told.
+//! member told.
 //!
 //! What members tell each other are the signed address records themselves, the same that the DHT
 //! keeps: a record proves that its owner says so, and the epoch in it says which of two is newer.
-//! Whose the address is, it does not prove: [`heard`] says what is believed, and the DHT the rest.
+//! It does not prove the owner: [`heard`] says what is believed, and the DHT the rest.
 
 mod asks;
 mod heard;
@@ -61,7 +61,7 @@ const CHECK_AFTER_MEETING: Duration = Duration::from_secs(5);
 const CHECK_EVERY: Duration = Duration::from_secs(300);
 
 #[derive(Serialize, Deserialize)]
-enum Told {
+enum ReachMessage {
     /// These addresses are with the sender.
     Here(Vec<(IpAddr, Record)>),
     /// The sender drops what comes from this address: it knows of a newer epoch.
@@ -70,7 +70,7 @@ enum Told {
     Talkers(Vec<MemberId>),
 }
 
-/// Told of addresses here whose packets others drop.
+/// Called for an address here whose packets other members drop.
 pub type StaleListener = Box<dyn Fn(IpAddr, Epoch) + Send + Sync>;
 
 /// The addresses and routes of this node.
@@ -158,7 +158,7 @@ impl Reach {
         self.claimed.subscribe()
     }
 
-    /// Sets who is told when others drop packets of an address here. Later calls change nothing.
+    /// Sets the listener for addresses here whose packets others drop. Later calls change nothing.
     pub fn on_stale(&self, told: StaleListener) {
         let _ = self.on_stale.set(told);
     }
@@ -175,7 +175,7 @@ impl Reach {
                 return;
             }
         }
-        let Ok(message) = postcard::to_allocvec(&Told::Stale(addr, known)) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Stale(addr, known)) else {
             return;
         };
         if let Err(error) = self
@@ -209,7 +209,7 @@ impl Reach {
             .take(MAX_TALKERS - 1)
             .collect();
         talkers.push(self.parts.me());
-        let Ok(message) = postcard::to_allocvec(&Told::Talkers(talkers)) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Talkers(talkers)) else {
             return;
         };
         let fabric = self.parts.fabric();
@@ -265,8 +265,8 @@ impl Reach {
         }
     }
 
-    /// Claims this host's address and keeps it until the daemon ends. What it held before serves
-    /// until the claim is through.
+    /// Claims this host's address and keeps it until the daemon ends. Its previous address serves
+    /// until the claim succeeds.
     pub async fn keep_address(&self) {
         if let Some(lease) = self.kept.read().filter(|l| {
             l.holder.member == self.parts.me() && self.addresses().subnet().contains(l.v4)
@@ -379,17 +379,17 @@ impl Reach {
     async fn hold(&self, mut lease: Lease) {
         let mut trouble = Repeated::new();
         let mut renewed = Instant::now();
-        let (mut steps, mut anew) = (NetworkTime::of_process().steps(), false);
+        let (mut steps, mut is_time_set) = (NetworkTime::of_process().steps(), false);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
-                // The lease ends by the previous time.
-                changed = steps.changed() => anew = changed.is_ok(),
+                // The network's time was set: the lease's end is of the previous time.
+                changed = steps.changed() => is_time_set = changed.is_ok(),
                 // After a partition has healed another member may hold the address too; by then the
                 // replicas agree whose it is.
                 () = self.met.notified() => tokio::time::sleep(CHECK_AFTER_MEETING).await,
             }
-            if anew || renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
+            if is_time_set || renewed.elapsed() >= p2pvm_dhcp::RENEW_AFTER {
                 match self
                     .addresses()
                     .renew(self.parts.identity.keys(), &lease)
@@ -398,7 +398,7 @@ impl Reach {
                     Ok(new) => {
                         lease = new;
                         self.kept.set(&lease).await;
-                        (renewed, anew) = (Instant::now(), false);
+                        (renewed, is_time_set) = (Instant::now(), false);
                         self.publish(&[
                             IpAddr::V4(lease.v4),
                             IpAddr::V6(self.parts.network.member_v6(self.parts.me())),
@@ -438,7 +438,7 @@ impl Reach {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(records.iter().cloned());
-        let Ok(message) = postcard::to_allocvec(&Told::Here(records)) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Here(records)) else {
             return;
         };
         for member in self.parts.fabric().connected() {
@@ -481,7 +481,7 @@ impl Reach {
     /// Exchanges addresses with a member that has just connected.
     pub async fn meet(&self, member: MemberId) {
         self.met.notify_one();
-        let Ok(message) = postcard::to_allocvec(&Told::Here(self.all_here())) else {
+        let Ok(message) = postcard::to_allocvec(&ReachMessage::Here(self.all_here())) else {
             return;
         };
         match self
@@ -542,7 +542,7 @@ struct Answers(Arc<Reach>);
 impl Serve for Answers {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         self.0.learn(from, &body);
-        postcard::to_allocvec(&Told::Here(self.0.all_here())).map_err(|e| e.to_string())
+        postcard::to_allocvec(&ReachMessage::Here(self.0.all_here())).map_err(|e| e.to_string())
     }
 }
 

@@ -4,7 +4,7 @@ use super::ask::Question;
 use crate::{
     node::service::Node,
     vms::{
-        absent::{Told, merged},
+        absent::{Sighting, merged},
         service::Vms,
     },
 };
@@ -50,7 +50,7 @@ impl Respond for Responder {
         match question(asked)? {
             Question::Load => {}
             Question::Records => {
-                let both = [one, other].map(postcard::from_bytes::<Vec<Told>>);
+                let both = [one, other].map(postcard::from_bytes::<Vec<Sighting>>);
                 let all = both
                     .into_iter()
                     .collect::<Result<Vec<_>, _>>()

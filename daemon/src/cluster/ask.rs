@@ -4,7 +4,7 @@
 
 use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Outcome};
-use p2pvm_overlay::ring::ask::{Answers, AskAll, Dead, Respond};
+use p2pvm_overlay::ring::ask::{Answers, AskAll, DeadBranch, Respond};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     sync::{Arc, OnceLock},
@@ -69,8 +69,8 @@ impl Questions {
     }
 
     /// The members that did not answer, in words.
-    pub(crate) fn silent(&self, dead: &[Dead]) -> Vec<String> {
-        let text = |d: &Dead| {
+    pub(crate) fn silent(&self, dead: &[DeadBranch]) -> Vec<String> {
+        let text = |d: &DeadBranch| {
             let rest = if d.covered {
                 "others answered for those behind it"
             } else {

@@ -5,7 +5,6 @@ use crate::http::Answer;
 use axum::{Json, Router, extract::State, routing::get};
 use std::sync::Arc;
 
-/// The routes.
 pub(crate) fn routes(cluster: Arc<Cluster>) -> Router {
     Router::new()
         .route("/cluster", get(members))

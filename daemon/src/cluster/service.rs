@@ -6,7 +6,6 @@ use p2pvm_api::{Cluster as Found, ClusterLoad, ClusterMember, Metrics, Outcome, 
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
 
-/// The cluster.
 pub(crate) struct Cluster {
     parts: Arc<Parts>,
     questions: Arc<Questions>,

@@ -81,7 +81,7 @@ async fn absent(vms: &Vms, name: &str) -> Response {
 /// What of a request says where it goes: a name, id or address, or none for the member that was
 /// asked.
 #[derive(Deserialize)]
-struct Chosen {
+struct HostChoice {
     #[serde(default)]
     on: Option<String>,
 }
@@ -99,8 +99,8 @@ pub async fn to_chosen(
         let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES)
             .await
             .doing("reading the request")?;
-        let wanted: Chosen = serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::usage(format!("the request cannot be read: {e}")))?;
+        let wanted: HostChoice = serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::usage(format!("the request cannot be read: {}", chain(&e))))?;
         let on = match wanted.on.filter(|_| asker == Asker::Root) {
             Some(text) => vms.parts.resolve_member(&text).await?,
             None => vms.parts.me(),

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Machine>>;
 
-/// The routes.
 pub(crate) fn routes(machine: Arc<Machine>) -> Router {
     Router::new()
         .route("/findings", get(findings).post(examine))

@@ -60,7 +60,6 @@ enum ProofPart {
     Guests,
 }
 
-/// The last results.
 #[derive(Default)]
 struct LastResults {
     host: Option<ProofFailure>,

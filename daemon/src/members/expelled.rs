@@ -1,4 +1,4 @@
-//! Why this node is no longer a member: who revoked it, since when, and what to do.
+//! Why this node is no longer a member: the issuer that revoked it, since when, and what to do.
 
 use crate::clock;
 use p2pvm_overlay::{

@@ -17,7 +17,6 @@ use std::{sync::Arc, time::Duration};
 
 type Shared = State<Arc<Members>>;
 
-/// The routes.
 pub(crate) fn routes(members: Arc<Members>) -> Router {
     Router::new()
         .route("/peers", get(peers))

@@ -4,7 +4,6 @@
 use crate::parts::Parts;
 use std::sync::Arc;
 
-/// The members.
 pub(crate) struct Members {
     pub(super) parts: Arc<Parts>,
 }

@@ -7,6 +7,7 @@ use crate::{
     naming::HostName,
 };
 use p2pvm_api::{Doing, Failure, Outcome};
+use p2pvm_host::chain;
 use p2pvm_overlay::{
     UnixTime,
     control::{self, JoinError},
@@ -101,8 +102,9 @@ pub async fn join(
             let doubt = clock::doubt(&invite, wall)
                 .map_or_else(String::new, |doubt| format!("; besides, {doubt}"));
             Failure::timed_out(format!(
-                "{other}; is the inviting machine up and reachable? \
-                (another member's address works too: p2pvm join MULTIADDR --invite FILE){doubt}"
+                "{}; is the inviting machine up and reachable? \
+                (another member's address works too: p2pvm join MULTIADDR --invite FILE){doubt}",
+                chain(&other)
             ))
         }
     })?;

@@ -11,7 +11,7 @@ use p2pvm_vm_manager::{
     Error,
     host::{Activity, Host, VmState, VmStatus},
     hypervisor::MigrateOptions,
-    migrate::{Occasion, RunsOn},
+    migrate::{Occasion, RunningSide},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -234,7 +234,7 @@ impl Drains {
                         Ok(vm) => return (name, VmResult::Moved(vm)),
                         Err(failure) => why = failure.message,
                     }
-                    if outcome.cancelled || outcome.runs_on == RunsOn::Undecided {
+                    if outcome.cancelled || outcome.runs_on == RunningSide::Undecided {
                         return (name, VmResult::Stays(why));
                     }
                 }

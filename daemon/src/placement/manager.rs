@@ -14,7 +14,7 @@ use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
     host::{Host, VmState},
     hypervisor::MigrateOptions,
-    migrate::{Occasion, RunsOn},
+    migrate::{Occasion, RunningSide},
 };
 use std::{
     collections::HashMap,
@@ -264,7 +264,7 @@ impl Manager {
             .migrate_because(why, &name, to, MigrateOptions::default(), progress)
             .await
         {
-            Ok(outcome) if outcome.runs_on == RunsOn::Target => MigrationEnd::Moved,
+            Ok(outcome) if outcome.runs_on == RunningSide::Target => MigrationEnd::Moved,
             Ok(outcome) if outcome.cancelled => MigrationEnd::Cancelled,
             Ok(_) => MigrationEnd::Failed,
             Err(error) => {

@@ -5,7 +5,7 @@ use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Moving, Outcome, Step, VmMoved};
 use p2pvm_vm_manager::{
     hypervisor::Progress,
-    migrate::{MigrationOutcome, RunsOn},
+    migrate::{MigrationOutcome, RunningSide},
 };
 use std::{
     collections::HashMap,
@@ -71,7 +71,7 @@ pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMove
         .as_ref()
         .map_or_else(String::new, |trace| format!(" (trace {trace})"));
     match outcome.runs_on {
-        RunsOn::Target => Ok(VmMoved {
+        RunningSide::Target => Ok(VmMoved {
             downtime_ms: report.downtime_ms,
             epoch: outcome.epoch.0,
             from: parts.name_of(outcome.from),
@@ -83,12 +83,12 @@ pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMove
             total_ms: outcome.total_ms,
             trace: outcome.trace.clone(),
         }),
-        RunsOn::Source if outcome.cancelled => Err(Failure::cancelled(format!(
+        RunningSide::Source if outcome.cancelled => Err(Failure::cancelled(format!(
             "cancelled: {} did not move and stays on {}{traced}",
             outcome.name,
             parts.name_of(outcome.from)
         ))),
-        RunsOn::Source if outcome.ended => Err(Failure::new(
+        RunningSide::Source if outcome.ended => Err(Failure::new(
             Kind::Failed,
             format!(
                 "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm \
@@ -98,7 +98,7 @@ pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMove
                 parts.name_of(outcome.from)
             ),
         )),
-        RunsOn::Source => Err(Failure::new(
+        RunningSide::Source => Err(Failure::new(
             Kind::Failed,
             format!(
                 "{} did not move and still runs on {}: {}{traced}",
@@ -107,7 +107,7 @@ pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMove
                 outcome.failure.as_deref().unwrap_or("unknown cause")
             ),
         )),
-        RunsOn::Undecided => Err(Failure::new(
+        RunningSide::Undecided => Err(Failure::new(
             Kind::Failed,
             format!(
                 "{} is held on both hosts until a majority of its voters answers, then goes \

@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Subnets>>;
 
-/// The routes.
 pub(crate) fn routes(subnets: Arc<Subnets>) -> Router {
     Router::new()
         .route("/routes", get(list))

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 type Shared = State<Arc<Tokens>>;
 
-/// The routes.
 pub(crate) fn routes(tokens: Arc<Tokens>) -> Router {
     Router::new()
         .route("/tokens", get(list).post(create))

@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 /// How many spans may wait. A host ends about ten for each migration; one is a kilobyte or two.
 pub const MAX_WAITING: usize = 2048;
 
-/// The queue.
 #[derive(Debug, Default)]
 pub struct Queue {
     spans: Mutex<VecDeque<SpanData>>,
@@ -66,7 +65,6 @@ impl Queue {
             .fetch_add(n.saturating_sub(sent) as u64, Ordering::Relaxed);
     }
 
-    /// The counts.
     pub fn counts(&self) -> Counts {
         Counts {
             sent: self.sent.load(Ordering::Relaxed),

@@ -1,7 +1,7 @@
 //! The VMs of hosts that are dead or cut off. No host answers for them; what the network knows of
 //! them is in their records, which other members hold. Each member looks through its own replica
-//! for VMs whose host is gone (its health follows from that), and tells who asks for all VMs what
-//! it holds. Records are signed by the VMs' own keys: no member can make up another's VM.
+//! for VMs whose host is gone (its health follows from that), and tells a member that asks for all
+//! VMs what it holds. Records are signed by the VMs' own keys: no member can make up another's VM.
 //!
 //! Whether a silent host is dead or only cut off from here cannot be told from here; both are said.
 
@@ -32,15 +32,15 @@ pub(super) const MAX_ASKED: usize = 32;
 
 /// A VM's record, and when the member that tells of it last saw the VM's host.
 #[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Told {
+pub(crate) struct Sighting {
     pub(super) record: Record,
     pub(super) seen: Option<UnixTime>,
 }
 
 /// What is told of several VMs, each once: the newest record, and the last time that a member saw
 /// its host.
-pub(crate) fn merged(told: impl IntoIterator<Item = Told>) -> Vec<Told> {
-    let mut newest: BTreeMap<RingAddr, Told> = BTreeMap::new();
+pub(crate) fn merged(told: impl IntoIterator<Item = Sighting>) -> Vec<Sighting> {
+    let mut newest: BTreeMap<RingAddr, Sighting> = BTreeMap::new();
     for one in told {
         let known = newest.entry(one.record.key).or_insert_with(|| one.clone());
         let seen = known.seen.max(one.seen);
@@ -167,15 +167,15 @@ impl AbsentHosts {
         state.note(Instant::now(), UnixTime::now(), &there);
     }
 
-    /// What this node tells one who asks for all VMs: the records whose place it is near.
-    pub(crate) fn told_here(&self) -> Vec<Told> {
+    /// What this node tells a member that asks for all VMs: the records whose place it is near.
+    pub(crate) fn told_here(&self) -> Vec<Sighting> {
         let (fabric, me) = (self.parts.fabric(), self.parts.me());
         let state = self.lock();
         let near = state
             .held
             .iter()
             .filter(|(record, _)| fabric.nearby(record.key, TELLERS).contains(&me));
-        near.map(|(record, vm)| Told {
+        near.map(|(record, vm)| Sighting {
             record: record.clone(),
             seen: state.seen.get(&vm.holder).copied(),
         })
@@ -184,14 +184,14 @@ impl AbsentHosts {
 
     /// All that this node holds, read again. Reason: the asker may have been told of a record since
     /// the last look, and where a host has just died its neighbours may not be asked in time.
-    pub(crate) async fn told_to_self(&self) -> Vec<Told> {
+    pub(crate) async fn told_to_self(&self) -> Vec<Sighting> {
         let held = self.vm_records().await.unwrap_or_default();
         let state = self.lock();
         let seen = |record: &Record| {
             VmRecord::of(record).and_then(|vm| state.seen.get(&vm.holder).copied())
         };
         held.into_iter()
-            .map(|record| Told {
+            .map(|record| Sighting {
                 seen: seen(&record),
                 record,
             })
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn of_what_several_tell_the_newest_record_and_the_last_sight_count() {
         let keys = KeyPair::generate();
-        let told = |version, seen| Told {
+        let told = |version, seen| Sighting {
             record: Record::sign(
                 &keys,
                 vm_key(keys.vm_id()),

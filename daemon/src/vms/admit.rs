@@ -106,8 +106,7 @@ impl Vms {
         token.check(&[owner.0], &request, |_| false)
     }
 
-    /// The member that a VM was made for, if it is known. Whoever is asked to say no need not say
-    /// why it does not know.
+    /// The member that a VM was made for, if it is known. A refusal need not say why it is not.
     async fn owner_of(&self, vm: Option<&str>) -> Option<MemberId> {
         self.host.status(vm?).await.ok()?.owner
     }

@@ -1,6 +1,6 @@
 //! All VMs of the network, and where a branch lies.
 
-use super::{absent::Told, service::Vms};
+use super::{absent::Sighting, service::Vms};
 use crate::cluster::ask::{Question, read_all};
 use p2pvm_api::{ClusterVms, Failure, Outcome, VmView};
 use p2pvm_overlay::MemberId;
@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const ARRIVING: &str = "arriving";
 
 impl Vms {
-    /// All VMs of the network, and who did not say which it has. Connected members that the ring
-    /// does not reach yet are asked directly; VMs of hosts that do not answer are told by the
-    /// records that others hold.
+    /// All VMs of the network, and the members that did not say which they have. Connected members
+    /// that the ring does not reach yet are asked directly; VMs of hosts that do not answer are
+    /// known from the records that others hold.
     pub async fn of_cluster(&self) -> Outcome<ClusterVms> {
         let connected = self.parts.fabric().connected();
         let (answers, told) = tokio::join!(
@@ -43,10 +43,10 @@ impl Vms {
             ));
         }
         // Without the others' records there is still what this node holds.
-        let mut told: Vec<Told> = told
+        let mut told: Vec<Sighting> = told
             .iter()
             .flat_map(|told| &told.items)
-            .filter_map(|(_, bytes)| postcard::from_bytes::<Vec<Told>>(bytes).ok())
+            .filter_map(|(_, bytes)| postcard::from_bytes::<Vec<Sighting>>(bytes).ok())
             .flatten()
             .collect();
         told.extend(self.absent.told_to_self().await);

@@ -2,7 +2,7 @@
 //! host answers for them, and what a person can do about it.
 
 use super::{
-    absent::{MAX_ASKED, Told, merged},
+    absent::{MAX_ASKED, Sighting, merged},
     service::Vms,
     view::BRANCH,
 };
@@ -121,11 +121,11 @@ impl Vms {
     /// known to be gone is asked itself first, and what it says counts: its VMs come into `vms`.
     pub(crate) async fn absent_of(
         &self,
-        told: Vec<Told>,
+        told: Vec<Sighting>,
         heard: &BTreeSet<MemberId>,
         vms: &mut Vec<VmView>,
     ) -> Vec<VmView> {
-        let read = |told: Told| {
+        let read = |told: Sighting| {
             Some((
                 VmRecord::of(&told.record).filter(|_| told.record.is_authentic())?,
                 told.seen,

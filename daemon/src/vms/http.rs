@@ -33,8 +33,8 @@ pub(crate) fn of_cluster(vms: Arc<Vms>) -> Router {
         .with_state(vms)
 }
 
-/// What other members may ask as well: virtual machines. Each request says in an extension who
-/// asks, and names the right that it takes; without either there is no answer.
+/// What other members may ask as well: virtual machines. Each request has its caller in an
+/// extension and names the right that it takes; without either there is no answer.
 pub(crate) fn routes(vms: Arc<Vms>) -> Router {
     let takes = |right| middleware::from_fn_with_state((vms.clone(), right), admit::check);
     let deleting = on(MethodFilter::DELETE, delete).layer(takes(Right::Delete));

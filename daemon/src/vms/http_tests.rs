@@ -5,7 +5,7 @@ use p2pvm_overlay::{Epoch, MemberId, UnixTime, identity::KeyPair};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use p2pvm_vm_manager::{
     Definition, GuestAddress,
-    directory::{Directory, VmRecord, Wanted},
+    directory::{Directory, RunGoal, VmRecord},
 };
 use serde_json::json;
 
@@ -43,7 +43,7 @@ async fn elsewhere(alone: &Alone, name: &str) {
         definition,
         holder: MemberId([2; 32]),
         epoch: Epoch(1),
-        wanted: Wanted::Running,
+        wanted: RunGoal::Running,
         snapshots: vec![],
         owner: Some(OWNER),
     };
@@ -95,7 +95,7 @@ async fn another_member_names_no_file_of_this_host_but_those_that_are_offered() 
             "{said}"
         );
     }
-    // The test's hypervisor reads no image: whoever hears of it was let through.
+    // The test's hypervisor reads no image: a caller that hears of it was let through.
     for (asker, path) in [(member, &image), (Asker::Root, &key)] {
         let said = create(asker, path).await;
         assert!(said.contains("there is no hypervisor"), "{said}");

@@ -1,7 +1,7 @@
-//! Who may do what with a VM of this host, or make one here. The host that is asked decides, per
-//! request; who asks is known from the connection, never from what the request says.
+//! What a caller may do with a VM of this host, or may make one here. The host that is asked
+//! decides, per request; the caller is known from the connection, never from the request.
 //!
-//! | Who asks | network open | network closed |
+//! | Caller | network open | network closed |
 //! |---|---|---|
 //! | root of this host | everything | everything |
 //! | founder's machine, a delegate | everything | everything |
@@ -16,7 +16,6 @@
 pub(crate) use p2pvm_authority::Right;
 use p2pvm_overlay::MemberId;
 
-/// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
     /// This host's root: its command line, or its dashboard.

@@ -70,7 +70,6 @@ fn powering_down(left: Duration) -> String {
     }
 }
 
-/// The virtual machines.
 pub(crate) struct Vms {
     pub(crate) parts: Arc<Parts>,
     pub(crate) host: Arc<Host>,
@@ -161,7 +160,8 @@ impl Vms {
             }),
             _ => image.parse().map(ImageSource::Stored).map_err(|e| {
                 Failure::usage(format!(
-                    "{e}: give the path of an image file, or an image's id"
+                    "{}: give the path of an image file, or an image's id",
+                    p2pvm_host::chain(&e)
                 ))
             }),
         }

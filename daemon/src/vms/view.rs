@@ -4,7 +4,7 @@ use super::service::Vms;
 use p2pvm_api::{SnapshotView, StillView, VmView};
 use p2pvm_console::LEFTOVER;
 use p2pvm_vm_manager::{
-    directory::{Snapshot, Wanted},
+    directory::{RunGoal, Snapshot},
     host::{VmState, VmStatus},
     vault::Durability,
 };
@@ -31,7 +31,7 @@ impl Vms {
     pub(crate) fn view(&self, vm: &VmStatus) -> VmView {
         let state = match vm.state {
             // It did not run when its VM went on elsewhere: there is nothing to choose between.
-            VmState::Branch if vm.wanted == Wanted::Stopped => LEFTOVER.to_owned(),
+            VmState::Branch if vm.wanted == RunGoal::Stopped => LEFTOVER.to_owned(),
             state => serde_json::to_value(state)
                 .ok()
                 .and_then(|v| v.as_str().map(str::to_owned))

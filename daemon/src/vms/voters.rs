@@ -74,7 +74,7 @@ impl Absences {
     }
 }
 
-/// What is said of a VM of so many voters, of which some are gone.
+/// The finding about a VM with this many voters, of which some are gone.
 fn finding(name: &str, gone: &[String], voters: usize) -> Option<Finding> {
     let left = voters - gone.len();
     let majority = voters / 2 + 1;
@@ -84,7 +84,7 @@ fn finding(name: &str, gone: &[String], voters: usize) -> Option<Finding> {
         several => format!("the members {}", several.join(", ")),
     };
     let back = "start its voters again, with their state directories";
-    let anew = format!(
+    let copy = format!(
         "copy what {name} has into a new VM while it runs ('p2pvm vm create'): the new one gets \
             voters that are there"
     );
@@ -95,12 +95,12 @@ fn finding(name: &str, gone: &[String], voters: usize) -> Option<Finding> {
             format!(
                 "{said}: once it stops, it can be neither started, moved, restored nor deleted"
             ),
-            format!("do not stop it; {back}, or {anew}"),
+            format!("do not stop it; {back}, or {copy}"),
         )
     } else if left == majority {
         Finding::warning(
             format!("{said}: if one more goes, it can be neither started, moved nor restored"),
-            format!("{back}, or {anew}"),
+            format!("{back}, or {copy}"),
         )
     } else {
         Finding::note(format!("{said}: the others decide"), back)

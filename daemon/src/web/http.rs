@@ -5,7 +5,6 @@ use axum::{Json, Router, extract::State, routing::get};
 use p2pvm_api::{DashboardChange, DashboardView, Outcome};
 use std::sync::Arc;
 
-/// Its routes.
 pub fn routes(dashboard: Arc<Dashboard>) -> Router {
     Router::new()
         .route("/dashboard", get(show).post(change))

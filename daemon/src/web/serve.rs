@@ -175,9 +175,10 @@ impl Dashboard {
                 _ => "",
             };
             match (std::mem::replace(&mut told, true), here.is_ipv4()) {
-                (false, true) => {
-                    self.note_trouble(Some(format!("cannot listen on {here}: {error}{advice}")))
-                }
+                (false, true) => self.note_trouble(Some(format!(
+                    "cannot listen on {here}: {}{advice}",
+                    chain(&error)
+                ))),
                 (false, false) => {
                     tracing::warn!(
                         %here,

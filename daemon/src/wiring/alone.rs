@@ -2,7 +2,7 @@
 //! packet plane, the control plane on loopback, the records on a temporary disk, and a hypervisor
 //! that starts nothing. For tests of the routes.
 
-use super::{Below, Own, planes::Planes, records, wire};
+use super::{LowerParts, RunParts, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
     addresses::{kept::SavedLease, ports::Ports, reach::Reach},
@@ -139,13 +139,13 @@ impl Alone {
             Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
         let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
         let lifecycle = Lifecycle::new(Instant::now());
-        let below = Below {
+        let below = LowerParts {
             policies,
             subnets,
             host: host(&layout, &parts, &reach).await,
             reach: reach.clone(),
         };
-        let own = Own {
+        let own = RunParts {
             lifecycle: lifecycle.clone(),
             layout: layout.clone(),
             exporter: None,

@@ -134,7 +134,7 @@ fn trouble((error, holders): &(io::Error, Vec<SocketHolder>)) -> Finding {
                 interface: 127.0.0.1); p2pvm tries again by itself",
         ),
         None => Finding::failed(
-            format!("{found}: {error}"),
+            format!("{found}: {}", p2pvm_host::chain(&error)),
             "'ip link set lo up' if the loopback is down; p2pvm needs CAP_NET_BIND_SERVICE",
         ),
     }

@@ -27,7 +27,6 @@ pub(super) struct WakeCause {
     pub any: bool,
 }
 
-/// The sockets.
 pub(super) struct Watch {
     routes: Netlink,
     rules: Option<Socket>,

@@ -134,7 +134,6 @@ impl Drop for Keeper {
 
 /// The list of name servers as it is.
 struct List {
-    /// The whole text.
     text: Vec<u8>,
     /// The servers of other programs.
     others: Vec<NameServer>,

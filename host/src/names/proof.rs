@@ -114,7 +114,7 @@ fn by_resolved(question: &Question<'_>) -> Option<Finding> {
             "install resolvectl, which belongs to systemd-resolved".to_owned(),
         ),
         Some(error) => (
-            format!("it could not be configured: {error}"),
+            format!("it could not be configured: {}", crate::chain(&error)),
             "'resolvectl status' shows whether it can be reached".to_owned(),
         ),
         None => (
@@ -241,7 +241,10 @@ impl WriteFailure {
             )
         } else {
             (
-                format!("p2pvm cannot add its name server to {path}: {error}"),
+                format!(
+                    "p2pvm cannot add its name server to {path}: {}",
+                    crate::chain(&error)
+                ),
                 format!("make it writable, or {by_hand}"),
             )
         }
@@ -400,7 +403,7 @@ mod tests {
         assert_eq!(
             outside.look(Some(gone), &[gone], &before).len(),
             1,
-            "an answer of before proves nothing"
+            "an earlier answer proves nothing"
         );
         assert_eq!(outside.look(Some(gone), &[gone], &Answered(None)).len(), 1);
         assert_eq!(

@@ -25,11 +25,11 @@ pub trait Forwarder: Send + Sync + 'static {
 /// The resolver of another network of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its address.
+    /// Where it answers.
     pub server: SocketAddr,
     /// The domain of its names.
     pub domain: String,
-    /// Its addresses.
+    /// The network's addresses.
     pub subnets: Vec<(IpAddr, u8)>,
 }
 
@@ -46,7 +46,7 @@ pub struct Settings {
     pub domain: String,
     /// The zones of the reverse names of its addresses.
     pub reverse: Vec<String>,
-    /// Its addresses.
+    /// The network's addresses.
     pub subnets: Vec<(IpAddr, u8)>,
 }
 

@@ -23,7 +23,7 @@ const OUT: [&str; 3] = ["output", "postrouting", "egress"];
 /// A base chain that drops packets of p2pvm's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DroppingChain {
-    /// The chain.
+    /// The chain in which the packet is lost.
     pub block: BlockingChain,
     /// The hook that it is attached to.
     pub hook: &'static str,

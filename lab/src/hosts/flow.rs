@@ -274,7 +274,7 @@ fn ask(mut stream: TcpStream, seen: &Mutex<FlowAnswers>, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
         let asked = Instant::now();
         if let Err(e) = stream.write_all(&[number]) {
-            return ended(format!("sending: {e}"));
+            return ended(format!("sending: {}", crate::chain(&e)));
         }
         let mut got = [0];
         loop {
@@ -292,7 +292,7 @@ fn ask(mut stream: TcpStream, seen: &Mutex<FlowAnswers>, end: &AtomicBool) {
                         return;
                     }
                 }
-                Err(e) => return ended(format!("receiving: {e}")),
+                Err(e) => return ended(format!("receiving: {}", crate::chain(&e))),
             }
         }
         answered(seen, asked);

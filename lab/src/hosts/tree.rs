@@ -31,7 +31,7 @@ const LEFT_OUT: [&str; 3] = [
 /// Why it cannot be made on this machine.
 pub fn get() -> Result<PathBuf, String> {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debian");
-    fs::create_dir_all(&kept).map_err(|e| format!("{}: {e}", kept.display()))?;
+    fs::create_dir_all(&kept).map_err(|e| format!("{}: {}", kept.display(), crate::chain(&e)))?;
     let kept = kept.canonicalize().map_err(|e| e.to_string())?;
     let tree = kept.join(format!("hosts-{SUITE}-{:08x}", fingerprint(PACKAGES)));
     // Each test is a process: the first makes the tree, the others wait.
@@ -60,7 +60,7 @@ pub fn musl_lookup() -> Result<PathBuf, String> {
             .args(["-static", "-o"])
             .args([&program, &source])
             .output();
-        let made = made.map_err(|e| format!("musl-gcc: {e}"))?;
+        let made = made.map_err(|e| format!("musl-gcc: {}", crate::chain(&e)))?;
         if !made.status.success() {
             return Err(String::from_utf8_lossy(&made.stderr).trim().to_owned());
         }
@@ -117,7 +117,7 @@ pub fn make_debian(packages: &str, options: &[String], into: &Path) -> Result<()
         .args(options)
         .args([SUITE, &draft.to_string_lossy(), mirror])
         .output()
-        .map_err(|e| format!("mmdebstrap: {e}"))?;
+        .map_err(|e| format!("mmdebstrap: {}", crate::chain(&e)))?;
     if !made.status.success() {
         return Err(String::from_utf8_lossy(&made.stderr)
             .lines()

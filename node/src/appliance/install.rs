@@ -144,8 +144,13 @@ fn copy(iso: &mut File, target: &mut File, length: u64, record: &[u8; 512]) -> i
 
 /// The kernel's name of a whole disk.
 fn whole_disk(disk: &Path) -> Outcome<String> {
-    let real = fs::canonicalize(disk)
-        .map_err(|e| Failure::not_found(format!("{}: {e}; 'lsblk' lists disks", disk.display())))?;
+    let real = fs::canonicalize(disk).map_err(|e| {
+        Failure::not_found(format!(
+            "{}: {}; 'lsblk' lists disks",
+            disk.display(),
+            p2pvm_host::chain(&e)
+        ))
+    })?;
     let is_block = fs::metadata(&real).is_ok_and(|m| m.file_type().is_block_device());
     let name = real
         .file_name()

@@ -86,7 +86,6 @@ pub struct FoundInvite {
 /// A place with unusable content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadSource {
-    /// The place.
     pub source: Source,
     /// What is wrong with its content.
     pub why: String,
@@ -163,7 +162,7 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     match read {
         Ok(_) => Ok(Some(text)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(format!("it cannot be read: {e}")),
+        Err(e) => Err(format!("it cannot be read: {}", p2pvm_host::chain(&e))),
     }
 }
 
@@ -236,7 +235,7 @@ fn medium(path: &Path) -> Result<Option<(Source, String)>, BadSource> {
         .and_then(|file| file.take(reserved::BYTES as u64).read_to_end(&mut bytes))
     {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(bad(format!("it cannot be read: {e}"))),
+        Err(e) => return Err(bad(format!("it cannot be read: {}", p2pvm_host::chain(&e)))),
         Ok(_) => {}
     }
     let text = reserved::read(&bytes).map_err(|problem| bad(problem.to_string()))?;

@@ -7,11 +7,8 @@ use std::{fs, path::Path, process::Command};
 /// A volume with a file system on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Its device node.
     pub device: String,
-    /// Its label.
     pub label: String,
-    /// Its file system.
     pub kind: String,
 }
 
@@ -84,8 +81,11 @@ impl Volume {
             Failure::new(
                 Kind::Failed,
                 format!(
-                    "the volume {} on {} ({}) cannot be mounted: {e}",
-                    self.label, self.device, self.kind
+                    "the volume {} on {} ({}) cannot be mounted: {}",
+                    self.label,
+                    self.device,
+                    self.kind,
+                    p2pvm_host::chain(&e)
                 ),
             )
         })

@@ -68,7 +68,6 @@ pub(super) async fn kvm(config: Option<&Config>) -> Kvm {
 pub struct Programs {
     /// QEMU's version, major and minor.
     pub version: Option<(u32, u32)>,
-    /// The missing tools.
     pub missing: Vec<&'static str>,
 }
 
@@ -176,7 +175,8 @@ pub(super) fn disk(layout: &Layout) -> Result<Disk, String> {
         .ancestors()
         .find(|dir| dir.is_dir())
         .ok_or_else(|| format!("no part of {} is there", layout.dir().display()))?;
-    let room = statvfs(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let room =
+        statvfs(path).map_err(|e| format!("{}: {}", path.display(), p2pvm_host::chain(&e)))?;
     Ok(Disk {
         path: path.to_owned(),
         free_bytes: room.blocks_available() * room.fragment_size(),
@@ -266,7 +266,7 @@ pub(super) fn sysctl() -> Result<(), String> {
         .write(true)
         .open(path)
         .map(drop)
-        .map_err(|e| format!("{path}: {e}"))
+        .map_err(|e| format!("{path}: {}", p2pvm_host::chain(&e)))
 }
 
 /// The control groups that can limit guests here.
@@ -295,7 +295,7 @@ pub(super) fn cgroups() -> Cgroups {
     };
     match writable(&dir) {
         Ok(()) => found,
-        Err(error) => Cgroups::Closed(format!("{}: {error}", dir.display())),
+        Err(error) => Cgroups::Closed(format!("{}: {}", dir.display(), p2pvm_host::chain(&error))),
     }
 }
 
@@ -350,7 +350,7 @@ pub(super) fn name_servers() -> Result<Vec<String>, String> {
     // Not by fs::read, which would wait for a pipe.
     let text = p2pvm_host::names::file::read(Path::new("/etc/resolv.conf"))
         .and_then(|text| text.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
-        .map_err(|e| format!("/etc/resolv.conf: {e}"))?;
+        .map_err(|e| format!("/etc/resolv.conf: {}", p2pvm_host::chain(&e)))?;
     Ok(String::from_utf8_lossy(&text)
         .lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"))

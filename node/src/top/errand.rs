@@ -94,7 +94,7 @@ impl Errand {
         };
         let output = run
             .await
-            .map_err(|e| format!("p2pvm {}: {e}", words.join(" ")))?;
+            .map_err(|e| format!("p2pvm {}: {}", words.join(" "), p2pvm_host::chain(&e)))?;
         let last = |bytes: &[u8]| {
             let text = String::from_utf8_lossy(bytes).into_owned();
             let line = text

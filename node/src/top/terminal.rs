@@ -158,7 +158,7 @@ impl Screen {
         let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
         println!("'exit' leads back to the status screen.");
         if let Err(error) = std::process::Command::new(&shell).status() {
-            model.notice = Some(format!("{shell}: {error}"));
+            model.notice = Some(format!("{shell}: {}", p2pvm_host::chain(&error)));
         }
         enter()?;
         self.area = area();

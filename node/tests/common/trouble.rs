@@ -69,7 +69,7 @@ pub fn forget(lab: &Lab, site: &str) {
 }
 
 /// Takes a router's rules away and forgets its connections, so that flows are seen untranslated;
-/// puts the rules back after a while. Flows of before are black holes from then on as long as
+/// puts the rules back after a while. Earlier flows are black holes from then on as long as
 /// packets keep them alive.
 pub fn stale(lab: &Lab, site: &str) {
     let rules = router(lab, site, &["nft", "list", "ruleset"]);

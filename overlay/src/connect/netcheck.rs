@@ -18,7 +18,7 @@ use std::{
 /// How long a member may take to answer whether it lives.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
-/// The report.
+/// What `p2pvm netcheck` reports.
 #[derive(Clone, Debug)]
 pub struct NetCheck {
     /// The NAT or firewall in front of this node, by IPv4 if it has that.
@@ -52,7 +52,7 @@ pub struct NetCheck {
 /// A member, seen from here.
 #[derive(Clone, Debug)]
 pub struct MemberReach {
-    /// The member.
+    /// The member's id.
     pub member: MemberId,
     /// The NAT or firewall in front of it, if it said so.
     pub nat: Option<NatKind>,

@@ -37,7 +37,6 @@ const COUNTER_LIFE: Duration = Duration::from_secs(5);
 /// The present state of this host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Host {
-    /// Its addresses.
     pub local: Vec<IpAddr>,
     /// The port of its packet plane.
     pub port: u16,
@@ -218,7 +217,6 @@ impl State {
         }
     }
 
-    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }

@@ -22,9 +22,9 @@ const UNUSED_AFTER: Duration = Duration::from_secs(60);
 pub struct ControlConfig {
     /// This node's keys.
     pub identity: Arc<Identity>,
-    /// Its certificate.
+    /// The certificate that it shows.
     pub certificate: Certificate,
-    /// Its network.
+    /// The network of the certificate.
     pub network: NetworkConfig,
     /// The authorities and revocations by which it judges others. [`Trust::load`] it from a file in
     /// `state_dir` so that revocations survive.

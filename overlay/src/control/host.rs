@@ -53,6 +53,9 @@ pub struct InnerBehaviour {
 /// The whole behaviour of a control host.
 pub type Host = Gated<InnerBehaviour>;
 
+/// An error of one of libp2p's crates.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// The libp2p form of a node's identity.
 pub fn keypair(identity: &Identity) -> Result<identity::Keypair, identity::DecodingError> {
     let mut seed = *identity.keys().seed();
@@ -157,26 +160,22 @@ fn over_quic(key: &identity::Keypair) -> Boxed<Connection> {
 /// Streams that others open go to `incoming`.
 ///
 /// # Errors
-/// The transports' error, as text.
+/// The transports' error.
 pub fn build(
     key: identity::Keypair,
     door: Arc<Door>,
     incoming: mpsc::Sender<(PeerId, RawStream)>,
     underlay: &Underlay,
-) -> Result<Swarm<Host>, String> {
-    let tcp = OutsideTransport::new(
-        over_tcp(&key).map_err(|e| p2pvm_host::chain(&e))?,
-        underlay.clone(),
-    );
+) -> Result<Swarm<Host>, Cause> {
+    let tcp = OutsideTransport::new(over_tcp(&key)?, underlay.clone());
     let quic = OutsideTransport::new(over_quic(&key), underlay.clone()).unmarked();
     let builder = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_other_transport(|_| Lookup::before(tcp.boxed(), quic.boxed()))
-        .map_err(|e| p2pvm_host::chain(&e))?
-        .with_relay_client(noise::Config::new, yamux::Config::default)
-        .map_err(|e| p2pvm_host::chain(&e))?
-        .with_behaviour(|key, relay_client| Gated::new(inside(key, relay_client, incoming), door))
-        .map_err(|e| p2pvm_host::chain(&e))?;
+        .with_other_transport(|_| Lookup::before(tcp.boxed(), quic.boxed()))?
+        .with_relay_client(noise::Config::new, yamux::Config::default)?
+        .with_behaviour(|key, relay_client| {
+            Gated::new(inside(key, relay_client, incoming), door)
+        })?;
     let swarm = builder.with_swarm_config(|config| {
         config
             // The driver closes superfluous connections.

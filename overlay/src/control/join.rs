@@ -32,7 +32,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10).saturating_add(ADMISSION_
 /// The initial state of a new member.
 #[derive(Clone, Debug)]
 pub struct NewMembership {
-    /// Its certificate.
+    /// The certificate that the network issued.
     pub certificate: Certificate,
     /// The network that it is a member of.
     pub network: NetworkConfig,
@@ -46,8 +46,8 @@ pub struct NewMembership {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The invite or this node was refused.
-    #[error("the invite was refused: {0}")]
-    Refused(Refusal),
+    #[error("the invite was refused")]
+    Refused(#[source] Refusal),
     /// By this machine's clock the certificate of the member asked has ended: one of the two is at
     /// fault.
     #[error("by this machine's clock the certificate of the member asked has ended")]
@@ -69,8 +69,8 @@ pub enum JoinError {
     #[error("the network did not decide within {0:?}: try again")]
     TimedOut(Duration),
     /// libp2p could not be set up here.
-    #[error("cannot set up the network host: {0}")]
-    Host(String),
+    #[error("cannot set up the network host")]
+    Host(#[source] host::Cause),
 }
 
 /// Presents `invite` at the addresses in it and in `knock_at`, and returns the network's answer.
@@ -162,7 +162,7 @@ async fn knock(
         trust,
         request,
     ));
-    let key = host::keypair(identity).map_err(|e| JoinError::Host(p2pvm_host::chain(&e)))?;
+    let key = host::keypair(identity).map_err(|e| JoinError::Host(e.into()))?;
     let (incoming, _none) = mpsc::channel(1);
     let mut swarm = host::build(key, door, incoming, underlay).map_err(JoinError::Host)?;
     let mut dialling = HashSet::new();

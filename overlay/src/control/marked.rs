@@ -24,7 +24,6 @@ use std::{
 };
 use tokio::net::TcpSocket;
 
-/// The transport.
 pub struct MarkedTransport {
     inner: tcp::tokio::Transport,
     listening: HashSet<(ListenerId, SocketAddr)>,

@@ -71,7 +71,7 @@ pub async fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
         Ok::<_, NetError>(resolver.lookup_ip(host).await?.iter().collect())
     };
     match tokio::time::timeout(LIMIT, asked).await {
-        Ok(found) => found.map_err(|e| format!("looking up '{host}': {e}")),
+        Ok(found) => found.map_err(|e| format!("looking up '{host}': {}", p2pvm_host::chain(&e))),
         Err(_) => Err(format!(
             "looking up '{host}': no name server answers within {} s",
             LIMIT.as_secs()

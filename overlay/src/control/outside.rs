@@ -31,7 +31,6 @@ use std::{
 
 type Connection = (PeerId, StreamMuxerBox);
 
-/// The transport.
 pub struct OutsideTransport {
     inner: Boxed<Connection>,
     underlay: Underlay,

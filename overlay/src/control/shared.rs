@@ -76,7 +76,6 @@ pub struct Online {
     pub rtt: Option<Duration>,
 }
 
-/// The shared state.
 pub struct Shared {
     pub me: MemberId,
     pub door: Arc<Door>,

@@ -357,7 +357,7 @@ async fn tcp_carries_what_quic_cannot() {
 async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
     let world = World::new(1);
     let first = world.first().await;
-    // Whoever listens on loopback cannot tell that it can be dialled: it is told.
+    // A member that listens on loopback cannot tell that it can be dialled: it is told.
     let identity = Identity::generate();
     let certificate = world.certify(&identity, "relay", false);
     let port = std::net::UdpSocket::bind("127.0.0.1:0")

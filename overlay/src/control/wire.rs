@@ -48,7 +48,6 @@ const CONTACT_DOMAIN: &str = "p2pvm contact 1";
 /// A member's signed statement of its addresses, with its certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contact {
-    /// Its certificate.
     pub certificate: Certificate,
     /// Multiaddresses without the trailing `/p2p/`, circuits among them.
     pub addresses: Vec<String>,
@@ -101,7 +100,6 @@ impl Contact {
         self.seq > 0 && self.addresses.is_empty()
     }
 
-    /// The member.
     pub fn member(&self) -> MemberId {
         self.certificate.member()
     }

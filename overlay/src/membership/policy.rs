@@ -164,9 +164,9 @@ impl Ports {
 /// `*` and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
-    /// Its address.
+    /// Its overlay address.
     pub addr: IpAddr,
-    /// Its owner.
+    /// The member or VM that has the address.
     pub owner: AddressOwner,
 }
 
@@ -175,7 +175,7 @@ pub struct Party {
 pub enum AddressOwner {
     /// A member's own.
     Member {
-        /// The member.
+        /// The member that the address follows from.
         id: MemberId,
         /// Its certified name.
         name: String,
@@ -213,13 +213,13 @@ impl Selector {
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its decision.
+    /// What becomes of packets that it fits.
     pub action: Action,
-    /// The senders.
+    /// The sender fits one of these.
     pub from: Vec<Selector>,
-    /// The receivers.
+    /// The receiver fits one of these.
     pub to: Vec<Selector>,
-    /// The traffic.
+    /// The packet fits one of these.
     pub ports: Vec<Ports>,
     /// The line of the document that it begins on, from 1.
     pub line: usize,

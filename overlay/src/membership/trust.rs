@@ -1,10 +1,10 @@
-//! What this node holds against whom: the network's revocations, and the verdicts that follow.
+//! The network's revocations, and the verdicts on members and invites that follow.
 //!
 //! The set of revocations only grows, verdicts depend on the set alone and not on the order in
 //! which it was learned, so members that have exchanged their sets agree. A delegate's share of it
 //! is bounded, so that it cannot keep anybody from being revoked; the root's always fit, also that
 //! of the delegate, with which all of its own fall. What a delegate signs beyond its share is
-//! dropped by each member as it comes: displacing others would bring back whom they expelled.
+//! dropped by each member as it comes: displacing others would bring back members they expelled.
 
 mod file;
 
@@ -243,7 +243,7 @@ impl Trust {
         let fallen = certificate.delegate().is_some_and(by_root);
         let revoked = by_root(certificate.member())
             || (certificate.falls_to_delegates() && by_delegate(certificate.member()));
-        // Who grew out of a copy of another's state falls with that one.
+        // A member that grew out of a copy of another's state falls with that one.
         let origin_revoked = certificate
             .groups()
             .copied_from()

@@ -314,7 +314,7 @@ fn with_a_revoked_member_fall_those_that_grew_from_its_copied_state() {
             )
             .unwrap()
     };
-    // The same at every member: whom of the four a revocation by the root, and by a delegate,
+    // The same at every member: which of the four a revocation by the root, and by a delegate,
     // leaves in the network.
     for (revoked, stay) in [
         (member, [false, false, false, true]),

@@ -18,7 +18,7 @@ pub enum Error {
     /// The UDP port could not be bound.
     #[error("cannot bind UDP port {port}")]
     Bind {
-        /// The port.
+        /// The port that was asked for.
         port: u16,
         /// What the kernel said.
         #[source]
@@ -30,9 +30,9 @@ pub enum Error {
     /// The host's overlay address could not be set.
     #[error("cannot put {addr} on {device}")]
     Address {
-        /// The device.
+        /// The TUN interface.
         device: String,
-        /// The address.
+        /// The address that it was to get.
         addr: IpAddr,
         /// What the kernel said.
         #[source]
@@ -41,7 +41,7 @@ pub enum Error {
     /// A guest's interface could not be opened.
     #[error("cannot open the guest port {ifname}")]
     Port {
-        /// The interface.
+        /// The guest's interface on this host.
         ifname: String,
         /// What the kernel said.
         #[source]
@@ -57,7 +57,7 @@ pub enum Error {
     /// The control plane could not reach the member.
     #[error(transparent)]
     Fabric(#[from] FabricError),
-    /// The handshake failed.
+    /// The handshake failed; with the reason.
     #[error("handshake with {} failed: {}", .0.short(), .1)]
     Handshake(MemberId, String),
     /// The plane was shut down.

@@ -95,7 +95,7 @@ pub enum PlaneEvent {
     Unresolved(IpAddr),
     /// Data to a member takes another path from now on, or has none.
     PathChanged {
-        /// The member.
+        /// The other end of the path.
         member: MemberId,
         /// The path; `None` if there is no link any more.
         path: Option<Path>,
@@ -103,27 +103,27 @@ pub enum PlaneEvent {
     /// A member sent a packet from an address under an epoch older than the known one. The packet
     /// was dropped.
     StaleEpoch {
-        /// The source address.
+        /// The address that it was sent from.
         addr: IpAddr,
         /// The member that sent it.
         from: MemberId,
         /// The epoch it claimed.
         sent: Epoch,
-        /// The known epoch.
+        /// The newest epoch known here.
         known: Epoch,
     },
     /// A guest's ARP, neighbour discovery or DHCP frame.
     GuestFrame {
-        /// The guest.
+        /// The guest that sent it.
         vm: VmId,
         /// The Ethernet frame.
         frame: Vec<u8>,
     },
     /// The former host of an address reported its new host. The routes already have it.
     MovedHint {
-        /// The address.
+        /// The address that moved.
         addr: IpAddr,
-        /// Its new host.
+        /// Its new host and epoch.
         route: Route,
     },
 }

@@ -38,19 +38,19 @@ impl Default for RingOptions {
 pub enum Input<'a> {
     /// There is an edge to this member now, whichever side asked for it.
     Linked {
-        /// The member.
+        /// The other end.
         member: MemberId,
         /// Its round trip, if known.
         rtt: Option<Duration>,
     },
     /// The edge to this member is gone.
     Unlinked {
-        /// The member.
+        /// The other end.
         member: MemberId,
     },
     /// The edge that [`Output::Link`] asked for could not be made.
     LinkFailed {
-        /// The member.
+        /// The other end.
         member: MemberId,
     },
     /// A neighbour handed this packet over.
@@ -78,14 +78,14 @@ pub enum Input<'a> {
 pub enum Output {
     /// Hand this packet to a neighbour.
     Send {
-        /// The neighbour.
+        /// The other end of one of our edges.
         to: MemberId,
-        /// The packet.
+        /// Its header and body.
         packet: Packet,
     },
     /// Make an edge to this member and say [`Input::Linked`] or [`Input::LinkFailed`].
     Link {
-        /// The member.
+        /// The other end.
         member: MemberId,
         /// The neighbour to call it through, named as our agent, if there is no other way. `None`
         /// routes the call as usual.
@@ -94,7 +94,7 @@ pub enum Output {
     /// The ring has no use for the edge any more. The link may stay for other reasons; its end need
     /// not be reported.
     Unlink {
-        /// The member.
+        /// The other end.
         member: MemberId,
     },
     /// Route with this table from now on.
@@ -103,7 +103,7 @@ pub enum Output {
     Deliver {
         /// The neighbour that handed it over.
         from: MemberId,
-        /// The packet.
+        /// Its header and body.
         packet: Packet,
     },
     /// For the log.

@@ -66,8 +66,8 @@ pub trait Respond: Send + Sync + 'static {
 
 /// A member that did not answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dead {
-    /// The member.
+pub struct DeadBranch {
+    /// The silent member.
     pub member: MemberId,
     /// The part of the ring that it was to answer for.
     pub range: Range,
@@ -81,7 +81,7 @@ pub struct Answers {
     /// The answers and their members; a combined answer has the member that combined it last.
     pub items: Vec<(MemberId, Vec<u8>)>,
     /// The members that did not answer.
-    pub dead: Vec<Dead>,
+    pub dead: Vec<DeadBranch>,
     /// How many answers were dropped because all together were too long.
     pub truncated: u64,
     /// How many levels the question went down.
@@ -288,11 +288,12 @@ impl Shared {
                 .call(request, depth_left, asked, range, &avoid, left)
                 .await
             {
-                dead.iter_mut().for_each(|d: &mut Dead| d.covered = true);
+                dead.iter_mut()
+                    .for_each(|d: &mut DeadBranch| d.covered = true);
                 answers.dead.splice(0..0, dead);
                 return answers;
             }
-            dead.push(Dead {
+            dead.push(DeadBranch {
                 member: asked,
                 range,
                 covered: false,

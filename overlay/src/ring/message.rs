@@ -80,9 +80,9 @@ pub enum Message {
     Locate {
         /// Repeated in the answer.
         nonce: u32,
-        /// The sender.
+        /// The member that looks up the place.
         origin: MemberId,
-        /// The purpose.
+        /// What it wants members there for.
         purpose: Purpose,
     },
     /// Answers [`Message::Locate`].
@@ -95,7 +95,7 @@ pub enum Message {
     },
     /// To a neighbour: I have too many edges of this role; try this one instead.
     Decline {
-        /// The role.
+        /// The role that has too many.
         role: Roles,
         /// A neighbour of the sender.
         instead: Option<MemberId>,

@@ -1,4 +1,4 @@
-//! Places on the ring of 2^64 positions, the ways between them, and who stands where.
+//! Places on the ring of 2^64 positions, the ways between them, and the members' places.
 //!
 //! A member's position is computed from its id wherever it is needed and never read from the wire,
 //! so that nobody can claim a place that its key does not hash to.
@@ -30,7 +30,7 @@ impl Position {
 
     /// How close `other` is to this place, as a value that sorts: the shorter way, and of two
     /// equally long ones the clockwise first. No two places have the same closeness, so that all
-    /// members agree on who is closest, and a path along which it falls has no loop.
+    /// members agree on the closest, and a path along which it falls has no loop.
     pub fn closeness(self, other: Self) -> (u64, bool) {
         let (clockwise, back) = (self.clockwise(other), other.clockwise(self));
         (clockwise.min(back), back < clockwise)
@@ -62,9 +62,9 @@ impl fmt::Display for Position {
 /// A member with its place, so that the hash is computed once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Node {
-    /// Where it stands.
+    /// Its place, which follows from its id.
     pub position: Position,
-    /// Who it is.
+    /// Its id.
     pub member: MemberId,
 }
 

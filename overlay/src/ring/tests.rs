@@ -160,7 +160,7 @@ fn churn_ends_in_a_whole_ring() {
     }
 }
 
-/// Joins make no hole: whoever was reachable stays reachable at every moment while others join.
+/// Joins make no hole: a reachable member stays reachable at every moment while others join.
 #[test]
 fn members_route_to_each_other_at_all_times_while_others_join() {
     let mut world = World::settled(1, 50);

@@ -251,7 +251,7 @@ async fn a_relay_passes_on_no_more_than_it_offers() {
             mbit > 0.0 && counted.iter().any(|(passed, _)| *passed > 0),
             "something is passed on: {mbit} Mbit/s, {counted:?}"
         );
-        // Forty offered to who gives eight: the limit is what held it, not the load.
+        // Forty offered to a relay that gives eight: the limit is what held it, not the load.
         assert!(
             how.is_empty() || counted.iter().any(|(_, dropped)| *dropped > 0),
             "what is too much is dropped: {counted:?}"

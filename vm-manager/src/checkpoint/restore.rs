@@ -8,7 +8,7 @@ use super::SavedVm;
 use crate::{
     Error,
     ballot::{Ground, NewestPromise, VmVoters, after},
-    directory::{Snapshot, VmRecord, Wanted},
+    directory::{RunGoal, Snapshot, VmRecord},
     error::undecided,
     handover::longest_run,
     host::{
@@ -266,7 +266,7 @@ impl Host {
                 id: 0,
                 from: self.me,
             },
-            wanted: Wanted::Stopped,
+            wanted: RunGoal::Stopped,
             snapshots: record.snapshots.clone(),
             note: None,
             gives_way: None,
@@ -371,7 +371,7 @@ impl Host {
         if *machine.watch().borrow() != RunState::Running {
             machine.resume().await?;
         }
-        self.update(slot, |e| e.wanted = Wanted::Running)?;
+        self.update(slot, |e| e.wanted = RunGoal::Running)?;
         let keys = entry.secret.keys();
         port.announce(&keys, &entry.definition, self.me, entry.epoch)
             .await?;

@@ -4,7 +4,7 @@
 
 use crate::{
     Error, Host,
-    directory::Wanted,
+    directory::RunGoal,
     handover::longest_run,
     host::{Activity, Entry, Guest, Role, Side, Slot, registry::superseded, run_here},
     hypervisor::RunState,
@@ -217,7 +217,7 @@ impl Host {
     }
 
     async fn settle_once(&self, slot: &Arc<Slot>) -> Result<(), Error> {
-        if slot.entry().wanted == Wanted::Stopped {
+        if slot.entry().wanted == RunGoal::Stopped {
             return self.check(slot).await;
         }
         match (slot.machine(), slot.run_state()) {

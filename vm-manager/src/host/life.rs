@@ -5,7 +5,7 @@ use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
-    directory::{Wanted, vm_key},
+    directory::{RunGoal, vm_key},
     error::undecided,
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
@@ -143,7 +143,7 @@ impl Host {
             seq: 0,
             // Until all is done. Reason: after a kill half-way, name and address are given back.
             role: Role::Unmade,
-            wanted: Wanted::Stopped,
+            wanted: RunGoal::Stopped,
             snapshots: vec![],
             note: None,
             gives_way: None,
@@ -270,7 +270,7 @@ impl Host {
             .hypervisor
             .rebase_disk(&spec.disk, &image)
             .await?;
-        let entry = self.update(slot, |e| e.wanted = Wanted::Running)?;
+        let entry = self.update(slot, |e| e.wanted = RunGoal::Running)?;
         self.ease();
         let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
         self.install(slot, Guest::new(machine, memory));
@@ -309,7 +309,7 @@ impl Host {
         let slot = self.named(name)?;
         let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
-        self.update(&slot, |e| e.wanted = Wanted::Stopped)?;
+        self.update(&slot, |e| e.wanted = RunGoal::Stopped)?;
         if let Some(guest) = slot.take_guest() {
             let stopped = if patience.is_zero() {
                 guest.machine.kill().await

@@ -10,7 +10,7 @@ use crate::{
     Error,
     ballot::Ballot,
     clock::{Clock, Sleep},
-    directory::{Directory, VmRecord, Wanted},
+    directory::{Directory, RunGoal, VmRecord},
     hypervisor::{Hypervisor, Machine, RunState},
     port::Port,
     trace::Traces,
@@ -50,7 +50,7 @@ pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
 pub(crate) use slot::{Guest, Operation, Slot, lock};
 pub use status::{
-    HostEvent, HostStats, MigrationOutcome, RunsOn, Standstill, VmState, VmStats, VmStatus,
+    HostEvent, HostStats, MigrationOutcome, RunningSide, Standstill, VmState, VmStats, VmStatus,
 };
 pub(crate) use underway::OutgoingMove;
 
@@ -513,7 +513,7 @@ impl Host {
         }
         if let Role::Held = entry.role {
             let note = Some("the guest powered itself off, or its process ended".to_owned());
-            if let Err(e) = self.update(slot, |e| (e.wanted, e.note) = (Wanted::Stopped, note)) {
+            if let Err(e) = self.update(slot, |e| (e.wanted, e.note) = (RunGoal::Stopped, note)) {
                 tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end \
                     could not be written down");
             }

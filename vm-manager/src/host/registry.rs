@@ -9,7 +9,7 @@
 use crate::{
     Definition, Error,
     definition::VmSecret,
-    directory::{Snapshot, Wanted},
+    directory::{RunGoal, Snapshot},
     error::io_at,
     hypervisor::MachineSpec,
 };
@@ -108,7 +108,7 @@ pub struct Entry {
     /// This host's relation to it.
     pub role: Role,
     /// Whether it is meant to run.
-    pub wanted: Wanted,
+    pub wanted: RunGoal,
     /// Its snapshots, oldest first.
     #[serde(default)]
     pub snapshots: Vec<Snapshot>,
@@ -358,7 +358,7 @@ pub(crate) mod tests {
             arrived: Epoch(1),
             seq: 0,
             role: Role::Held,
-            wanted: Wanted::Running,
+            wanted: RunGoal::Running,
             snapshots: vec![],
             note: None,
             gives_way: None,
@@ -380,7 +380,7 @@ pub(crate) mod tests {
             (entries.as_slice(), broken.len()),
             (&[first.clone()][..], 0)
         );
-        first.wanted = Wanted::Stopped;
+        first.wanted = RunGoal::Stopped;
         registry.save(&first).unwrap();
         assert_eq!(registry.load().unwrap().0, vec![first.clone()]);
         // A kill while a VM was being made or removed leaves a directory without an entry: no VM,

@@ -51,10 +51,10 @@ struct VmService(Weak<Host>);
 impl Serve for VmService {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let host = self.0.upgrade().ok_or("this host is shutting down")?;
-        let request =
-            postcard::from_bytes(&body).map_err(|e| format!("the request cannot be read: {e}"))?;
+        let request = postcard::from_bytes(&body)
+            .map_err(|e| format!("the request cannot be read: {}", chain(&e)))?;
         let answer = host.reply(from, &request).await;
-        encode(&answer).map_err(|e| format!("the answer cannot be written: {e}"))
+        encode(&answer).map_err(|e| format!("the answer cannot be written: {}", chain(&e)))
     }
 }
 
@@ -140,7 +140,7 @@ impl Host {
         decode(&answer).map_err(|e| {
             peer(step)(FabricError::Refused(
                 member,
-                format!("its answer cannot be read: {e}"),
+                format!("its answer cannot be read: {}", chain(&e)),
             ))
         })
     }
@@ -210,7 +210,7 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{directory::Wanted, host::registry::tests::entry, hypervisor::Halt};
+    use crate::{directory::RunGoal, host::registry::tests::entry, hypervisor::Halt};
     use p2pvm_overlay::Epoch;
 
     fn status(name: &str, still: Option<Standstill>) -> VmStatus {
@@ -219,7 +219,7 @@ mod tests {
             state: VmState::Paused,
             holder: MemberId([4; 32]),
             epoch: Epoch(1),
-            wanted: Wanted::Running,
+            wanted: RunGoal::Running,
             activity: None,
             definition: entry(name).definition,
             snapshots: vec![],

@@ -7,7 +7,7 @@
 use super::{Activity, Host, Role, Slot, Standstill};
 use crate::{
     Error,
-    directory::Wanted,
+    directory::RunGoal,
     error::io_at,
     hypervisor::{Halt, Machine, RunState},
 };
@@ -147,7 +147,7 @@ impl Host {
         };
         if still.why != Halt::DiskFull
             || still.free_bytes < still.needed_bytes
-            || slot.entry().wanted != Wanted::Running
+            || slot.entry().wanted != RunGoal::Running
             || slot.is_unproven()
         {
             return;

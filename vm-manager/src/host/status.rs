@@ -3,7 +3,7 @@
 use super::Activity;
 use crate::{
     Definition,
-    directory::{Snapshot, Wanted},
+    directory::{RunGoal, Snapshot},
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
 };
 use p2pvm_overlay::{Epoch, MemberId, VmId};
@@ -43,7 +43,7 @@ pub struct VmStatus {
     /// The epoch of its holding.
     pub epoch: Epoch,
     /// Whether it is meant to run.
-    pub wanted: Wanted,
+    pub wanted: RunGoal,
     /// The operation on it now, if any.
     pub activity: Option<Activity>,
     /// What it is.
@@ -127,7 +127,7 @@ pub struct HostStats {
 /// Which side runs the guest when a migration is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RunsOn {
+pub enum RunningSide {
     /// Where it was.
     Source,
     /// Where it should go.
@@ -152,7 +152,7 @@ pub struct MigrationOutcome {
     /// The target.
     pub to: MemberId,
     /// Which side has it now.
-    pub runs_on: RunsOn,
+    pub runs_on: RunningSide,
     /// The epoch of its present holding.
     pub epoch: Epoch,
     /// Why it did not move, naming the step that failed.

@@ -8,7 +8,7 @@
 
 use super::wire::{self, Answer, Request};
 use crate::{
-    directory::Wanted,
+    directory::RunGoal,
     host::{Activity, Entry, Host, Ownership, Role, Side, Slot, run_here},
     hypervisor::RunState,
 };
@@ -153,7 +153,7 @@ impl Host {
                 .filter(|_| slot.run_state() != RunState::Stopped)
             else {
                 self.kill_guest(slot).await?;
-                return if entry.wanted == Wanted::Running {
+                return if entry.wanted == RunGoal::Running {
                     self.boot(slot).await
                 } else {
                     Ok(())

@@ -21,7 +21,7 @@ mod traced;
 pub mod tunnel;
 pub mod wire;
 
-pub use crate::host::{MigrationOutcome, RunsOn};
+pub use crate::host::{MigrationOutcome, RunningSide};
 pub(crate) use target::Arrivals;
 
 /// Why a VM is moved, as its trace says.

@@ -4,7 +4,7 @@
 
 use super::{Occasion, wire::Offer};
 use crate::{
-    host::{Host, MigrationOutcome, RunsOn, Slot},
+    host::{Host, MigrationOutcome, RunningSide, Slot},
     hypervisor::{MigrateOptions, Progress},
     trace::Step,
 };
@@ -103,9 +103,9 @@ pub(super) async fn noting_rounds<T>(
 /// Notes how the move ended.
 pub(super) fn note_outcome(root: &mut Step, outcome: &MigrationOutcome, post_copy: bool) {
     let settled = match outcome.runs_on {
-        RunsOn::Target => "moved",
-        RunsOn::Source => "stayed",
-        RunsOn::Undecided => "undecided",
+        RunningSide::Target => "moved",
+        RunningSide::Source => "stayed",
+        RunningSide::Undecided => "undecided",
     };
     root.note("p2pvm.migration.outcome", settled);
     root.note(

@@ -220,8 +220,12 @@ pub async fn ask_with(
 ) -> Result<Answer, FabricError> {
     let body = encode(request, extras);
     let answer = fabric.call(to, SERVICE, body, timeout).await?;
-    postcard::from_bytes(&answer)
-        .map_err(|e| FabricError::Refused(to, format!("its answer cannot be read: {e}")))
+    postcard::from_bytes(&answer).map_err(|e| {
+        FabricError::Refused(
+            to,
+            format!("its answer cannot be read: {}", p2pvm_overlay::chain(&e)),
+        )
+    })
 }
 
 #[cfg(test)]

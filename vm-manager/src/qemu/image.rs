@@ -39,8 +39,12 @@ pub(crate) async fn info(path: &Path) -> Result<Info, Error> {
 
 fn parse(path: &Path, text: &str) -> Result<Info, Error> {
     let broken = |what: &str| Error::Refused(format!("{}: {what}", path.display()));
-    let value: Value = serde_json::from_str(text)
-        .map_err(|e| broken(&format!("the answer of qemu-img is not JSON: {e}")))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| {
+        broken(&format!(
+            "the answer of qemu-img is not JSON: {}",
+            chain(&e)
+        ))
+    })?;
     let format = match value["format"].as_str() {
         Some("qcow2") => "qcow2",
         Some("raw") => "raw",

@@ -1,4 +1,5 @@
-//! The questions to the DHT that told records give rise to: how many, for whom, and what was told.
+//! The questions to the DHT that told records give rise to: how many for each member, and what was
+//! told.
 
 use crate::addresses::allowance::Allowance;
 use p2pvm_dhcp::Holder;
@@ -20,7 +21,6 @@ const MAX_TOLD: usize = 4;
 /// How many members are counted. Reason: more do not tell much within a minute.
 const MAX_MEMBERS: usize = 4096;
 
-/// The open questions.
 #[derive(Default)]
 pub(super) struct OpenQuestions {
     open: HashMap<IpAddr, HashMap<MemberId, Holder>>,

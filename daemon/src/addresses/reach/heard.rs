@@ -1,8 +1,8 @@
 //! What this node knows of each address, and which told records it believes.
 //!
-//! A member's signature shows who signs, not whose the address is: anybody makes a VM's key and
-//! signs any address with it. Whose an address is, the DHT's replicas decide. A told record is
-//! therefore believed only from the owner that is known already, for its next epochs: so a VM that
+//! A member's signature shows the signer, not the address's owner: anybody makes a VM's key and
+//! signs any address with it. The DHT's replicas decide on the owner. A told record is therefore
+//! believed only from the owner that is known already, for its next epochs: so a VM that
 //! moved is followed with one message. Only a host's own IPv6 address needs no question: it follows
 //! from the key of the member that tells it.
 //!

@@ -2,7 +2,7 @@
 //! that a packet wants or that are in doubt ([`super::heard`]).
 
 use super::{
-    GATHER_LIMIT, MAX_RECORDS, MAX_TALKERS, NEGATIVE_FOR, RESOLVE_RETRY, Reach, Told,
+    GATHER_LIMIT, MAX_RECORDS, MAX_TALKERS, NEGATIVE_FOR, RESOLVE_RETRY, Reach, ReachMessage,
     heard::{Change, Verdict},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -40,13 +40,13 @@ const CHECKED_AT_ONCE: usize = 64;
 impl Reach {
     /// Takes what a member tells.
     pub(super) fn learn(&self, from: MemberId, message: &[u8]) {
-        match postcard::from_bytes::<Told>(message) {
-            Ok(Told::Here(records)) => records
+        match postcard::from_bytes::<ReachMessage>(message) {
+            Ok(ReachMessage::Here(records)) => records
                 .into_iter()
                 .take(MAX_RECORDS)
                 .for_each(|(ip, record)| self.told(from, ip, &record)),
-            Ok(Told::Talkers(members)) => self.make_ready(members),
-            Ok(Told::Stale(addr, known)) => {
+            Ok(ReachMessage::Talkers(members)) => self.make_ready(members),
+            Ok(ReachMessage::Stale(addr, known)) => {
                 // Only a hint: the VM's voters are asked before anything is believed.
                 if let Some(told) = self.on_stale.get() {
                     told(addr, known);
@@ -129,12 +129,12 @@ impl Reach {
         }
     }
 
-    /// Finds out who holds an address that a packet wants.
+    /// Asks for the holder of an address that a packet wants.
     pub(super) async fn resolve(&self, ip: IpAddr) {
         let began = Instant::now();
         let found = loop {
             let found = self.addresses().resolve(ip).await;
-            // Right after the start those who know may not be connected yet.
+            // Right after the start the members that know it may not be connected yet.
             if matches!(found, Ok(Some(_)))
                 || self.claimed.borrow().is_some()
                 || began.elapsed() > GATHER_LIMIT
@@ -215,7 +215,7 @@ impl Reach {
         }
     }
 
-    /// Notes whose an address is that this host has, or hands on.
+    /// Notes the owner of an address that this host has, or hands on.
     pub fn note(&self, ip: IpAddr, subject: Subject, route: Route) {
         self.parts.book.note(ip, subject);
         self.heard().confirm(ip, subject, route);

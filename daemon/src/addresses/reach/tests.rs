@@ -34,7 +34,7 @@ async fn tell(alone: &Alone, n: u8, keys: &KeyPair, ip: IpAddr, epoch: u64) {
         .reach
         .addresses()
         .records_of(keys, &[ip], member(n), Epoch(epoch), NAME);
-    let message = postcard::to_allocvec(&Told::Here(records)).unwrap();
+    let message = postcard::to_allocvec(&ReachMessage::Here(records)).unwrap();
     let answers = Answers(alone.reach.clone());
     answers.serve(member(n), message).await.unwrap();
 }

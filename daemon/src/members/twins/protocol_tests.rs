@@ -1,4 +1,4 @@
-//! Instances and boards in virtual time: who notices, who gives way, and that never all do.
+//! Instances and boards in virtual time: which one notices, which gives way, and that never all do.
 
 use super::*;
 use proptest::prelude::*;

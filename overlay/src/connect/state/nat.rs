@@ -291,7 +291,7 @@ mod tests {
             reflexive: Some(m1),
             telling,
         };
-        // In whatever order they answer, and whoever of them has written to us there.
+        // In any order of their answers, and whichever of them has written to us there.
         assert_eq!(judged(&[(s1, mapped), (s2, m1)]), cone(1));
         assert_eq!(judged(&[(s1, m1), (s2, mapped), (s3, m1)]), cone(2));
         assert_eq!(

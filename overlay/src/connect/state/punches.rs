@@ -60,7 +60,6 @@ struct OpenPunch {
     punch: Punch,
 }
 
-/// The counts.
 #[derive(Default)]
 pub(crate) struct Log {
     counts: Punches,

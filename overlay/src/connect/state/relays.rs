@@ -60,7 +60,6 @@ struct RelayCandidate {
     common: bool,
     /// Whether every member can reach it.
     open: bool,
-    /// Its network coordinate.
     place: Option<Coordinate>,
 }
 

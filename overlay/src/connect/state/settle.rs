@@ -71,7 +71,6 @@ pub(crate) enum Input {
     Stream(bool),
 }
 
-/// The present link.
 pub(crate) struct View<'a> {
     pub host: &'a Host,
     /// The path in use, if data can leave at once.

@@ -164,7 +164,6 @@ enum Phase {
     LooksCloser(Box<CloserLook>),
 }
 
-/// The survey.
 #[derive(Debug)]
 pub(crate) struct Survey {
     phase: Phase,
@@ -206,7 +205,6 @@ impl Survey {
         }
     }
 
-    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }

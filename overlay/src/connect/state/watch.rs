@@ -90,7 +90,6 @@ impl Watch {
         self.looked + if doubted { LOOK_IN_DOUBT } else { pause }
     }
 
-    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }

@@ -287,7 +287,6 @@ impl Mesh {
         }
     }
 
-    /// The next action.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
         while let Some((member, is_public)) = self.pass.left.pop_front() {
             if let Some(action) = self.connect(now, member, is_public) {

@@ -1,4 +1,4 @@
-//! Joining with an invite, and who is refused.
+//! Joining with an invite, and refusals.
 
 use super::*;
 

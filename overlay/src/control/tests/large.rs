@@ -71,8 +71,8 @@ async fn all_find(all: &[Arc<Control>], places: &[RingAddr]) {
 
 /// Waits until connections are those that the ring asks for, and few others.
 async fn follow_the_ring(all: &[Arc<Control>]) {
-    // The ring says who is wanted, known or not: connections follow, and those for which there is
-    // no use end.
+    // The ring says which members are wanted, known or not: connections follow, and unused ones
+    // end.
     for (i, control) in all.iter().enumerate() {
         for neighbour in [(i + 13) % MEMBERS, (i + MEMBERS - 13) % MEMBERS].map(|n| all[n].me()) {
             if !control.connected().contains(&neighbour) {

@@ -18,7 +18,7 @@ async fn who_has_left_is_shown_no_more_also_by_those_that_hear_it_from_others() 
             .all(|c| c.peers().iter().all(|p| p.member != gone))
     })
     .await;
-    // Who joins later does not hear of it as of one who is there.
+    // A later joiner does not hear of it as of a member that is there.
     let fourth = world.member("fourth", &[&first]).await;
     meshed(&[&first, &second, &fourth]).await;
     assert!(fourth.peers().iter().all(|p| p.member != gone));

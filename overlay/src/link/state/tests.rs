@@ -347,8 +347,8 @@ fn a_forged_answer_does_not_end_the_handshake() {
     else {
         panic!("no response")
     };
-    // Whoever sees the initiation knows its index, and every member knows the key that the stamp is
-    // made with.
+    // An observer of the initiation knows its index, and every member knows the key that the stamp
+    // is made with.
     for changed in [0, noise.len() - 1] {
         let mut noise = noise.to_vec();
         noise[changed] ^= 1;

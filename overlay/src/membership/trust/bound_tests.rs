@@ -74,7 +74,7 @@ fn a_revocation_more_is_written_behind_the_others() {
         assert!(now.starts_with(&before), "the file was rewritten");
         before = now;
     }
-    // A program of before finds at least the list that it knows.
+    // An earlier program finds at least the list that it knows.
     let known: Vec<Revocation> = postcard::from_bytes(&before).unwrap();
     assert_eq!(known, words[..1]);
     // A crash cuts the last one short; the next start makes a list of the others.

@@ -1,6 +1,6 @@
 //! The file of revocations: a list, and behind it single ones as they were learned. So keeping one
-//! more costs its own length, however many there are. Programs of before read the list and pass
-//! over the rest, which gossip tells them again.
+//! more costs its own length, however many there are. Earlier programs read the list and pass over
+//! the rest, which gossip tells them again.
 
 use crate::{durable::write_atomically, membership::Revocation};
 use p2pvm_host::reserve;
@@ -37,7 +37,11 @@ impl RevocationFile {
             postcard::take_from_bytes(&raw).map_err(|e| {
                 io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("{} holds no revocations: {e}", path.display()),
+                    format!(
+                        "{} holds no revocations: {}",
+                        path.display(),
+                        p2pvm_host::chain(&e)
+                    ),
                 )
             })?;
         file.is_whole = rest.is_empty();

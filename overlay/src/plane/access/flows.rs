@@ -61,7 +61,6 @@ pub(super) enum State {
 #[repr(align(64))]
 struct Bucket([AtomicU64; WAYS]);
 
-/// The table.
 pub(super) struct Flows {
     began: Instant,
     hash: RandomState,

@@ -70,7 +70,8 @@ impl Inner {
                     }
                 }
                 Err(error) => findings.faults.push(format!(
-                    "its route to {network}/{prefix} is gone, and {error}"
+                    "its route to {network}/{prefix} is gone, and {}",
+                    p2pvm_host::chain(&error)
                 )),
             }
             if !leads_here() {

@@ -49,7 +49,7 @@ pub(crate) fn outgoing_interface(ip: &IpAddr) -> String {
             |n| n.to_string_lossy().into(),
         ),
         Ok(None) => "no interface".into(),
-        Err(error) => format!("no interface: {error}"),
+        Err(error) => format!("no interface: {}", p2pvm_host::chain(&error)),
     }
 }
 

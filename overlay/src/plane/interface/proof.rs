@@ -32,13 +32,13 @@ pub enum ProofFailure {
     /// The device is gone.
     #[error("the interface {device} is missing")]
     Missing {
-        /// Its name.
+        /// The interface that packets should leave by.
         device: String,
     },
     /// The device is down.
     #[error("the interface {device} is down")]
     Down {
-        /// Its name.
+        /// The interface that packets should leave by.
         device: String,
     },
     /// The device has lost the address.
@@ -46,7 +46,7 @@ pub enum ProofFailure {
     AddressLost {
         /// The device's name.
         device: String,
-        /// The address.
+        /// The address that is lost.
         addr: IpAddr,
     },
     /// Replies would leave elsewhere.
@@ -62,7 +62,7 @@ pub enum ProofFailure {
     /// Something answers for the host that it is not to be reached.
     #[error("a firewall of this host refuses packets that come in by {device}")]
     Refused {
-        /// The device.
+        /// The interface that packets come in by.
         device: String,
     },
     /// Nothing came back: the device, its address and its routes are as they should be.
@@ -71,7 +71,7 @@ pub enum ProofFailure {
             the answers"
     )]
     Silent {
-        /// The device.
+        /// The interface that packets come in by.
         device: String,
     },
     /// There is no link to the member.
@@ -86,7 +86,7 @@ pub enum ProofFailure {
             policy there, or its interface"
     )]
     MemberSilent {
-        /// Its address.
+        /// The address that was asked.
         addr: IpAddr,
     },
     /// The proof itself could not be made.

@@ -102,7 +102,6 @@ fn drain(socket: &OwnedFd) {
     }
 }
 
-/// The thread.
 pub(crate) fn run(inner: &Arc<Inner>) {
     let socket = listen()
         .inspect_err(|error| {

@@ -92,7 +92,6 @@ impl Udp {
         })
     }
 
-    /// The bound port.
     pub fn port(&self) -> u16 {
         self.port
     }

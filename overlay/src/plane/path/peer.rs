@@ -357,7 +357,6 @@ impl Peer {
         )
     }
 
-    /// The selected path.
     pub fn path(&self) -> Option<Path> {
         self.paths().selected()
     }

@@ -255,7 +255,6 @@ impl Pmtu {
         (self.phase, self.next) = (Phase::Ladder(rounds + 1), Some(now + wait));
     }
 
-    /// The next question.
     pub fn poll(&mut self) -> Option<Question> {
         self.questions.pop_front()
     }

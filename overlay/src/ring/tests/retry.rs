@@ -1,5 +1,5 @@
-//! One member, and a test that plays all others: whom it tries again, when, through whom, and for
-//! whom it waits.
+//! One member, and a test that plays all others: which it tries again, when, through which, and for
+//! which it waits.
 
 use super::super::{message::Hello, *};
 use std::{collections::BTreeSet, time::Duration};
@@ -21,7 +21,7 @@ struct Played {
     /// Answers of the living take this long, and are under way meanwhile.
     round_trip: Duration,
     under_way: Vec<(Instant, MemberId, Packet)>,
-    /// Edges asked for: when, with whom, through whom.
+    /// Edges asked for: when, with which member, through which position.
     links: Vec<(Duration, MemberId, Option<Position>)>,
 }
 
@@ -64,7 +64,7 @@ impl Played {
         self.say(member, &Message::Hello(hello));
     }
 
-    /// It tells with whom it has edges.
+    /// It tells its edges.
     fn list(&mut self, number: usize, direct: &[usize]) {
         let direct = direct.iter().map(|n| self.nodes[*n].member).collect();
         self.say(

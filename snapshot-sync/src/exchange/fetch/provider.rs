@@ -66,6 +66,6 @@ pub(super) async fn run(
     };
     match ended {
         Ok(()) => format!("{} closed the stream", member.short()),
-        Err(e) => format!("{}: {e}", member.short()),
+        Err(e) => format!("{}: {}", member.short(), chain(&e)),
     }
 }

@@ -4,8 +4,8 @@
 use super::{Ending, Move, ended, ended_how, has_ended, phases::Setback};
 use crate::{
     Error,
-    directory::Wanted,
-    host::{Operation, Role, RunsOn, run_here},
+    directory::RunGoal,
+    host::{Operation, Role, RunningSide, run_here},
     migrate::wire::{self, Request, SHORT},
 };
 use p2pvm_overlay::chain;
@@ -37,7 +37,7 @@ impl Move {
             self.newer_epoch(operation).await;
         }
         Ending {
-            runs_on: RunsOn::Source,
+            runs_on: RunningSide::Source,
             failure: Some(failure),
             cancelled: matches!(error, Error::Cancelled),
             ended,
@@ -70,7 +70,7 @@ impl Move {
         }
         let note = Some(format!("{why} while it was being moved"));
         if let Err(e) = host.update(&self.slot, |e| {
-            (e.role, e.wanted, e.note) = (Role::Held, Wanted::Stopped, note)
+            (e.role, e.wanted, e.note) = (Role::Held, RunGoal::Stopped, note)
         }) {
             tracing::error!(vm = %name, error = %chain(&e), "the VM's end could not be written \
                 down");

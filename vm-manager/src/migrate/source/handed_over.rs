@@ -7,7 +7,7 @@ use crate::{
     Error,
     error::peer,
     handover::{CONFIRM_GRACE, SourceClaim, WINDOW, longest_run},
-    host::{Host, Operation, Role, RunsOn, Side, Slot},
+    host::{Host, Operation, Role, RunningSide, Side, Slot},
     hypervisor::MigrationReport,
     migrate::wire::{Answer, Request, SHORT},
     trace::{Step, Trail},
@@ -129,13 +129,13 @@ impl HandedOver<'_> {
                 this.host.gone_to(&this.slot, this.to, epoch).await;
                 cleaning.done();
                 drop(operation);
-                (RunsOn::Target, None)
+                (RunningSide::Target, None)
             }
             Err(failure) => {
                 tracing::warn!(failure, "the hand-over is in doubt");
                 news.end(Err(&failure));
                 let runs_on = this.settle_doubt(&claim, operation).await;
-                (runs_on, (runs_on != RunsOn::Target).then_some(failure))
+                (runs_on, (runs_on != RunningSide::Target).then_some(failure))
             }
         };
         drop(tunnels);
@@ -198,7 +198,7 @@ impl Move {
 
     /// Writes the doubt down and waits for a while until it is settled, as after a restart of this
     /// daemon.
-    async fn settle_doubt(&self, claim: &SourceClaim, operation: Operation) -> RunsOn {
+    async fn settle_doubt(&self, claim: &SourceClaim, operation: Operation) -> RunningSide {
         let (host, slot) = (&self.host, &self.slot);
         let settling = self.trail.step("settle the doubt");
         let role = Role::Doubtful {
@@ -217,10 +217,10 @@ impl Move {
         host.settle_in_background(slot, wait);
         let runs_on = host.verdict(slot).await;
         match runs_on {
-            RunsOn::Undecided => {
+            RunningSide::Undecided => {
                 settling.failed(&"no majority of the VM's voters has answered yet")
             }
-            RunsOn::Source | RunsOn::Target => settling.done(),
+            RunningSide::Source | RunningSide::Target => settling.done(),
         }
         runs_on
     }
@@ -228,16 +228,16 @@ impl Move {
 
 impl Host {
     /// Waits until a VM in doubt is settled, or [`VERDICT`] is over.
-    async fn verdict(&self, slot: &Arc<Slot>) -> RunsOn {
+    async fn verdict(&self, slot: &Arc<Slot>) -> RunningSide {
         let until = self.now() + VERDICT;
         while self.now() < until {
             match slot.entry().role {
-                Role::Held => return RunsOn::Source,
-                Role::Branch { .. } => return RunsOn::Target,
-                _ if !self.lists(slot) => return RunsOn::Target,
+                Role::Held => return RunningSide::Source,
+                Role::Branch { .. } => return RunningSide::Target,
+                _ if !self.lists(slot) => return RunningSide::Target,
                 _ => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
-        RunsOn::Undecided
+        RunningSide::Undecided
     }
 }

@@ -13,7 +13,7 @@
 //! decided by the target's word or the voters ([`handed_over`]).
 
 use super::{
-    MigrationOutcome, Occasion, RunsOn,
+    MigrationOutcome, Occasion, RunningSide,
     traced::note_outcome,
     wire::{self, Answer, Request},
 };
@@ -78,7 +78,7 @@ struct Interruption {
 
 /// How a move ended, by its phases alone.
 struct Ending {
-    runs_on: RunsOn,
+    runs_on: RunningSide,
     failure: Option<String>,
     cancelled: bool,
     /// Whether the guest ended by itself.
@@ -245,8 +245,8 @@ impl Move {
             to: self.to,
             runs_on: ending.runs_on,
             epoch: match ending.runs_on {
-                RunsOn::Target => self.epoch,
-                RunsOn::Source | RunsOn::Undecided => self.slot.entry().epoch,
+                RunningSide::Target => self.epoch,
+                RunningSide::Source | RunningSide::Undecided => self.slot.entry().epoch,
             },
             failure: ending.failure,
             cancelled: ending.cancelled,

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Error,
     ballot::{Ground, VmVoters},
-    directory::Wanted,
+    directory::RunGoal,
     error::undecided,
     handover::{TargetInput, TargetOutput},
     host::{Activity, Entry, Host, Operation, Promise, Role, Side, Slot, lock},
@@ -290,7 +290,7 @@ impl Host {
             arrived: offer.epoch,
             seq: 0,
             role: Role::Arriving { id: offer.id, from },
-            wanted: Wanted::Running,
+            wanted: RunGoal::Running,
             snapshots: offer.snapshots.clone(),
             note: None,
             gives_way: None,

@@ -11,7 +11,6 @@ use crate::connect::{
 };
 use std::{net::SocketAddr, time::Instant};
 
-/// The closer look.
 #[derive(Debug)]
 pub(super) struct CloserLook {
     v4: bool,
