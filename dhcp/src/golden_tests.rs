@@ -3,7 +3,6 @@
 
 use crate::{
     Holder, NameEntry, NameKind, Subject, address_key,
-    claim::version_of,
     entry::Entry,
     golden::{self, variants},
     name_key,
@@ -73,7 +72,10 @@ fn members_of_the_previous_version_read_every_address_and_name() {
         for (name, kind) in kinds {
             golden.bytes(name, &name_key(kind, "web-1").0);
         }
-        golden.bytes("version-of-an-epoch", &version_of(Epoch(300)).to_be_bytes());
+        golden.bytes(
+            "version-of-an-epoch",
+            &Epoch(300).first_version().to_be_bytes(),
+        );
         for (name, address) in [("key.v4", "10.9.0.7"), ("key.v6", "fd00::7")] {
             let address = address.parse().expect("an address");
             golden.bytes(name, &address_key(address).0);

@@ -53,7 +53,8 @@ fn members_of_the_previous_version_shake_hands() {
         let (mut pending, first) =
             open_with(initiator(&here, &there), INDEX.0, &payload).expect("an initiation");
         golden.bytes("message-1", &first);
-        let opened = Opened::read_with(responder(&there), INDEX.0, &first).expect("genuine");
+        let opened =
+            OpenedInitiation::read_with(responder(&there), INDEX.0, &first).expect("genuine");
         assert_eq!(
             (opened.peer, opened.timestamp, &opened.extra[..]),
             (here.public(), TIMESTAMP, &b"extra"[..])

@@ -11,8 +11,8 @@ fn members_of_the_previous_version_read_what_is_said_about_notices() {
     golden::check("notices", |golden| {
         let known: Vec<Notice> = notices().into_iter().map(|(_, notice)| notice).collect();
         let says = variants! {
-            Say::Digest(_) => { "digest": Say::Digest([6; 32]) }
-            Say::Have(_) => { "have": Say::Have(known.clone()), "have.nothing": Say::Have(vec![]) }
+            NoticeMessage::Digest(_) => { "digest": NoticeMessage::Digest([6; 32]) }
+            NoticeMessage::Have(_) => { "have": NoticeMessage::Have(known.clone()), "have.nothing": NoticeMessage::Have(vec![]) }
         };
         golden.messages(says, plain, read_plain);
         let board = Notices::new(Arc::new(Trust::new(network().id)));

@@ -21,7 +21,7 @@ fn members_of_the_previous_version_read_questions_to_all_members() {
         golden.message("request", &request, Request::encode, Request::decode);
         let answers = Answers {
             items: vec![(MemberId([1; 32]), b"7".to_vec())],
-            dead: vec![Dead {
+            dead: vec![DeadBranch {
                 member: MemberId([4; 32]),
                 range,
                 covered: true,
