@@ -270,11 +270,24 @@ fn commits(commit: &str) -> String {
     }
 }
 
-/// How a set was measured, in a sentence for each run.
+/// How a set was measured, in a sentence for each run. Runs that differ only in what ran beside them
+/// share one: the tests of one command.
 fn runs(set: &Set) -> String {
-    let said = set.runs.iter().map(|run| {
+    let mut each: Vec<(Run, Vec<&str>)> = Vec::new();
+    for run in &set.runs {
+        let beside = String::new();
+        let alike = Run {
+            beside,
+            ..run.clone()
+        };
+        match each.iter_mut().find(|(other, _)| *other == alike) {
+            Some((_, beside)) => beside.push(&run.beside),
+            None => each.push((alike, vec![&run.beside])),
+        }
+    }
+    let said = each.iter().map(|(run, beside)| {
         let (command, date, commit) = (&run.command, &run.date, commits(&run.commit));
-        let place = format!("{}; beside it: {}", run.machine, run.beside);
+        let place = format!("{}; beside it: {}", run.machine, beside.join("; "));
         if run.transcribed {
             format!("Copied from this page as of {date} ({commit}), by `{command}` ({place}).")
         } else {
@@ -389,5 +402,18 @@ mod tests {
         let mut set = sets().get("speed").unwrap().clone();
         set.runs[0].transcribed = true;
         assert!(runs(&set).starts_with("Copied from this page as of 2026-11-30"));
+    }
+
+    #[test]
+    fn runs_that_differ_in_the_machines_other_load_share_a_sentence() {
+        let mut set = sets().get("speed").unwrap().clone();
+        let busy = Run {
+            beside: "rustc 90 %".into(),
+            ..set.runs[0].clone()
+        };
+        set.runs.push(busy);
+        let said = runs(&set);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("beside it: nothing; rustc 90 %)"), "{said}");
     }
 }

@@ -152,7 +152,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("fetch RAM, 1 % of pages changed", &second),
     ];
     fetch(dir.path(), &store, files, &mut figures).await?;
-    println!("{}", Recorder::overview(&figures));
     recorder.record("chunks", COMMAND, &figures)?;
+    figures.sort_by(|a, b| a.name.cmp(&b.name));
+    println!("{}", Recorder::overview(&figures));
     Ok(())
 }

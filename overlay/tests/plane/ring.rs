@@ -153,7 +153,7 @@ async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly()
             &[first_ping],
         )
         .digits(3),
-        seconds("direct", "first ping to a direct path", &[direct]),
+        seconds("direct", "first ping to a direct path", &[direct]).digits(3),
     ]);
     let pong = a
         .plane
