@@ -3,6 +3,9 @@
 //! [`Manager::poll`] gives what to do. No node sees all, and none decides for others.
 
 mod explain;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
 mod gossip;
 mod limits;
 mod load;
