@@ -14,6 +14,11 @@ mod dashboard;
 #[cfg(test)]
 mod document;
 mod failure;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
+#[cfg(test)]
+mod golden_tests;
 mod line;
 mod members;
 mod metrics;

@@ -4,6 +4,9 @@
 //! alone.
 
 mod explain;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
 mod gossip;
 mod limits;
 mod load;

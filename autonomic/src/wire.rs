@@ -297,3 +297,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "wire_golden_tests.rs"]
+mod golden_tests;

@@ -8,6 +8,9 @@ mod cluster;
 pub mod config;
 mod events;
 mod failure;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
 pub mod guardian;
 mod http;
 pub mod layout;

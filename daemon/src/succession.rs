@@ -32,6 +32,7 @@ const NAME_BYTES: usize = 63 - 5;
 
 /// The agreement with the network from before the daemon ended.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Debug))]
 struct Plan {
     invite: String,
     name: String,
@@ -221,3 +222,7 @@ mod tests {
         assert!(!layout.votes().exists() && !own.dir().exists() && !layout.succession().exists());
     }
 }
+
+#[cfg(test)]
+#[path = "succession_golden_tests.rs"]
+mod golden_tests;

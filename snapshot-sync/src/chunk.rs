@@ -123,3 +123,7 @@ mod tests {
         assert_eq!(Encoder::new().encode(&content).len(), content.len() + 1);
     }
 }
+
+#[cfg(test)]
+#[path = "chunk_golden_tests.rs"]
+mod golden_tests;

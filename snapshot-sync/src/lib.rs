@@ -13,6 +13,9 @@ pub mod chunk;
 pub mod error;
 pub mod exchange;
 pub mod file;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
 mod id;
 pub mod images;
 pub mod manifest;

@@ -48,13 +48,13 @@ pub(crate) enum Role {
     Data { bytes: u32 },
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Root {
     File(FileRoot),
     Checkpoint(Checkpoint),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct FileRoot {
     pub(crate) kind: Kind,
     pub(crate) size: u64,
@@ -65,7 +65,7 @@ pub(crate) struct FileRoot {
 }
 
 /// The blocks of a page that are not all zeros, in order, counted from the page's first.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Page(pub(crate) Vec<(u16, ChunkId)>);
 
 /// The chunks that a chunk of this role names.
@@ -192,3 +192,7 @@ pub(crate) fn parse_page(content: &[u8], blocks: u64) -> Result<Page, Error> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+#[path = "tree_golden_tests.rs"]
+mod golden_tests;

@@ -276,3 +276,7 @@ mod tests {
         assert_eq!(format!("{secret:?}"), "VmSecret(..)");
     }
 }
+
+#[cfg(test)]
+#[path = "definition_golden_tests.rs"]
+pub(crate) mod golden_tests;

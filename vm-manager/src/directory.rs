@@ -299,3 +299,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "directory_golden_tests.rs"]
+pub(crate) mod golden_tests;

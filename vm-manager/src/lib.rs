@@ -16,6 +16,9 @@ pub mod definition;
 pub mod directory;
 pub mod error;
 mod framed;
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
 mod guard;
 pub mod handover;
 pub mod host;

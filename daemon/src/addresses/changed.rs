@@ -42,3 +42,7 @@ pub fn undo(names: &mut NamesChanged) -> Outcome<()> {
     }
     failed
 }
+
+#[cfg(test)]
+#[path = "changed_golden_tests.rs"]
+mod golden_tests;

@@ -91,3 +91,7 @@ mod tests {
         kept.forget();
     }
 }
+
+#[cfg(test)]
+#[path = "kept_golden_tests.rs"]
+mod golden_tests;

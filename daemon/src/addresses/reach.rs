@@ -60,7 +60,7 @@ const CHECK_AFTER_MEETING: Duration = Duration::from_secs(5);
 /// How often a held address is checked and, when due, renewed.
 const CHECK_EVERY: Duration = Duration::from_secs(300);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 enum ReachMessage {
     /// These addresses are with the sender.
     Here(Vec<(IpAddr, Record)>),
@@ -548,3 +548,7 @@ impl Serve for Answers {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+#[path = "reach_golden_tests.rs"]
+mod golden_tests;

@@ -15,7 +15,7 @@ use std::{
 const ASK_LIMIT: Duration = Duration::from_secs(4);
 
 /// A question.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Question {
     /// The member's description of itself.
     Members,
@@ -90,3 +90,7 @@ pub(crate) fn read_all<T: DeserializeOwned>(answers: &Answers) -> Vec<T> {
         .filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok())
         .collect()
 }
+
+#[cfg(test)]
+#[path = "ask_golden_tests.rs"]
+mod golden_tests;

@@ -197,3 +197,7 @@ async fn pass_on(vms: &Vms, to: MemberId, mut request: Request) -> Outcome<Respo
     }
     Ok(response.map(Body::new))
 }
+
+#[cfg(test)]
+#[path = "forward_golden_tests.rs"]
+mod golden_tests;

@@ -51,7 +51,7 @@ const INVITE_SECONDS: u64 = 3600;
 /// How long to wait for an invite, and between two attempts. Reason: the issuer makes a DHT lookup.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Ask {
     /// Store this statement for the sender's twins, and return theirs.
     Met(Statement),
@@ -60,6 +60,7 @@ enum Ask {
 }
 
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(test, derive(Debug))]
 enum Reply {
     /// The statements that the sender's twins left.
     Others(Vec<Statement>),
@@ -367,3 +368,7 @@ impl Serve for Desk {
         postcard::to_allocvec(&answer).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+#[path = "twins_golden_tests.rs"]
+mod golden_tests;

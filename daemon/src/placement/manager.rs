@@ -472,3 +472,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "manager_golden_tests.rs"]
+mod golden_tests;

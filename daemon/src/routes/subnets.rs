@@ -409,3 +409,7 @@ fn net(subnet: &Cidr) -> Option<Net> {
         None
     }
 }
+
+#[cfg(test)]
+#[path = "subnets_golden_tests.rs"]
+mod golden_tests;

@@ -31,7 +31,7 @@ const TELLERS: usize = 3;
 pub(super) const MAX_ASKED: usize = 32;
 
 /// A VM's record, and when the member that tells of it last saw the VM's host.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sighting {
     pub(super) record: Record,
     pub(super) seen: Option<UnixTime>,
@@ -280,3 +280,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "absent_golden_tests.rs"]
+mod golden_tests;

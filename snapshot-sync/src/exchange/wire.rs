@@ -376,3 +376,7 @@ mod tests {
         assert!(Answer::parse(&bytes).is_err());
     }
 }
+
+#[cfg(test)]
+#[path = "wire_golden_tests.rs"]
+mod golden_tests;

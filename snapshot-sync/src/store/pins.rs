@@ -229,3 +229,7 @@ impl ChunkStore {
         self.0.dir.join("pins").join(name)
     }
 }
+
+#[cfg(test)]
+#[path = "pins_golden_tests.rs"]
+mod golden_tests;

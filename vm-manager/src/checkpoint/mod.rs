@@ -35,3 +35,7 @@ impl SavedVm {
             .filter(|saved: &Self| saved.secret.keys().vm_id() == saved.definition.vm)
     }
 }
+
+#[cfg(test)]
+#[path = "saved_golden_tests.rs"]
+mod golden_tests;

@@ -114,3 +114,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&later).unwrap(), "\"dancing\"");
     }
 }
+
+#[cfg(test)]
+#[path = "activity_golden_tests.rs"]
+mod golden_tests;

@@ -463,3 +463,7 @@ pub(crate) mod tests {
         assert_eq!(mode & 0o077, 0);
     }
 }
+
+#[cfg(test)]
+#[path = "registry_golden_tests.rs"]
+mod golden_tests;

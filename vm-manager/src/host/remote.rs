@@ -253,3 +253,7 @@ mod tests {
         assert_eq!(decode(&before).unwrap(), VmAnswer::Vms(plain));
     }
 }
+
+#[cfg(test)]
+#[path = "remote_golden_tests.rs"]
+mod golden_tests;

@@ -111,11 +111,16 @@ async fn carry(
         .open_stream(to, SERVICE)
         .await
         .map_err(io::Error::other)?;
+    remote.write_all(&header(id, channel)).await?;
+    pace::join(local, remote).await
+}
+
+/// The beginning of a stream.
+fn header(id: u64, channel: Channel) -> [u8; 9] {
     let mut header = [0; 9];
     header[..8].copy_from_slice(&id.to_be_bytes());
     header[8] = channel as u8;
-    remote.write_all(&header).await?;
-    pace::join(local, remote).await
+    header
 }
 
 /// Target: reads which migration a stream belongs to and what it carries.
@@ -137,3 +142,7 @@ pub async fn read_header(stream: &mut BoxStream) -> io::Result<(u64, Channel)> {
 pub async fn deliver(stream: BoxStream, socket: &Path) -> io::Result<()> {
     pace::join(UnixStream::connect(socket).await?, stream).await
 }
+
+#[cfg(test)]
+#[path = "tunnel_golden_tests.rs"]
+mod golden_tests;

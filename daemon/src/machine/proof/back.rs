@@ -28,13 +28,13 @@ const VERSION: u8 = 1;
 /// How many characters of another member's reason are shown.
 const MAX_WHY: usize = 300;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Question {
     version: u8,
     addr: IpAddr,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     version: u8,
     /// The reason, if it failed.
@@ -166,3 +166,7 @@ impl Serve for Answers {
         postcard::to_allocvec(&answer).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+#[path = "back_golden_tests.rs"]
+mod golden_tests;

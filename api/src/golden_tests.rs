@@ -1,0 +1,302 @@
+//! The texts of the API that one member passes on to another: requests about VMs with their
+//! answers, and each member's answer to a question to the whole cluster.
+//!
+//! A field that is added later is left out of the text while it is not set
+//! (`skip_serializing_if`), so that the line stays; a new sample has it set.
+
+use crate::{
+    golden::{self, Golden, variants},
+    operations::{Answer, Asker, OPERATIONS, Operation, Type},
+    *,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{any::type_name, collections::BTreeSet, fmt::Debug};
+
+/// The golden texts, and the types that have one.
+struct Passed<'a> {
+    golden: &'a mut Golden,
+    types: BTreeSet<String>,
+}
+
+impl Passed<'_> {
+    fn text<T: Debug + Serialize + DeserializeOwned>(&mut self, name: &str, sample: T) {
+        self.types.insert(type_name::<T>().to_owned());
+        self.golden.message(
+            name,
+            &sample,
+            |sample| serde_json::to_vec(sample).expect("plain fields"),
+            |text| serde_json::from_slice(text).ok(),
+        );
+    }
+
+    fn previous<T: Debug + DeserializeOwned>(&mut self, name: &str, sample: T) {
+        let read = |text: &[u8]| serde_json::from_slice(text).ok();
+        self.golden.previous(name, &sample, read);
+    }
+
+    fn texts<T: Debug + Serialize + DeserializeOwned>(&mut self, samples: Vec<(&str, T)>) {
+        for (name, sample) in samples {
+            self.text(name, sample);
+        }
+    }
+}
+
+fn requests(passed: &mut Passed) {
+    let create = |disk_bytes, on| CreateVm {
+        name: "web".into(),
+        image: "/images/web.qcow2".into(),
+        cpus: 2,
+        memory_mib: 512,
+        disk_bytes,
+        start: true,
+        on,
+    };
+    passed.text("create", create(None, None));
+    passed.text("create.on", create(Some(10 << 30), Some("cellar".into())));
+    passed.previous("create.first", create(None, None));
+    let restore = |snapshot, force, on| RestoreVm {
+        snapshot,
+        force,
+        on,
+    };
+    passed.text("restore", restore(None, false, None));
+    passed.previous("restore.first", restore(None, false, None));
+    let on = Some("cellar".to_owned());
+    passed.text("restore.on", restore(Some("before".into()), true, on));
+    passed.text("snapshot", SnapshotVm { name: None });
+    let name = Some("before".to_owned());
+    passed.text("snapshot.named", SnapshotVm { name });
+    let migrate = |to, post_copy| MigrateVm { to, post_copy };
+    passed.text("migrate", migrate(None, false));
+    passed.previous("migrate.first", migrate(None, false));
+    passed.text("migrate.to", migrate(Some("cellar".into()), true));
+}
+
+fn step() -> Step {
+    Step {
+        phase: "ram".into(),
+        done_bytes: 1 << 20,
+        total_bytes: 1 << 30,
+        note: "dirty 4 MiB/s".into(),
+    }
+}
+
+/// A VM with nothing that may be missing.
+fn bare_vm() -> VmView {
+    VmView {
+        name: "web".into(),
+        id: "7b".into(),
+        state: "running".into(),
+        host: "attic".into(),
+        host_id: "a7".into(),
+        address: "10.1.2.3".into(),
+        address_v6: "fd00::3".into(),
+        mac: "02:03:04:05:06:07".into(),
+        cpus: 2,
+        memory_mib: 512,
+        image: "im".into(),
+        epoch: 3,
+        voters: vec!["attic".into(), "cellar".into()],
+        activity: None,
+        note: None,
+        reach: None,
+        still: None,
+        last_seen: None,
+        advice: None,
+        cpu: None,
+        moving: None,
+        snapshots: Vec::new(),
+    }
+}
+
+fn full_vm() -> VmView {
+    VmView {
+        activity: Some("migrating".into()),
+        note: Some("held".into()),
+        reach: Some(ReachView {
+            state: "silent".into(),
+            seconds: 7,
+            rtt_ms: Some(0.5),
+            why: Some("no answer".into()),
+        }),
+        still: Some(StillView {
+            why: "host disk full".into(),
+            path: "/var/lib/p2pvm".into(),
+            free_bytes: 3 << 20,
+            needed_bytes: 64 << 20,
+        }),
+        last_seen: Some("2026-11-30T12:02:00Z".into()),
+        advice: Some("p2pvm vm restore web --force".into()),
+        cpu: Some(0.5),
+        moving: Some(Moving {
+            to: "cellar".into(),
+            step: step(),
+        }),
+        snapshots: vec![SnapshotView {
+            name: "before".into(),
+            taken: "2026-11-30T12:00:00Z".into(),
+            state: "replicating 1 of 2".into(),
+            holders: vec!["attic".into()],
+        }],
+        ..bare_vm()
+    }
+}
+
+fn answers(passed: &mut Passed) {
+    passed.text("vm", bare_vm());
+    passed.text("vm.full", full_vm());
+    passed.previous("vm.first", bare_vm());
+    let deleted = "web".to_owned();
+    passed.text("deleted", VmDeleted { deleted });
+    let moved = |pause_ms, trace| VmMoved {
+        downtime_ms: 41,
+        epoch: 4,
+        from: "attic".into(),
+        host: "cellar".into(),
+        migration: "00ff".into(),
+        name: "web".into(),
+        pause_ms,
+        ram_bytes: 134_217_728,
+        total_ms: 2310,
+        trace,
+    };
+    passed.text("moved", moved(None, None));
+    passed.text("moved.traced", moved(Some(57), Some("4bf9".into())));
+    let cancelled = MoveCancelled {
+        cancelled: "web".into(),
+        host: "attic".into(),
+    };
+    passed.text("move-cancelled", cancelled);
+    let taken = |holders| SnapshotTaken {
+        checkpoint: "c0ffee".into(),
+        holders,
+        name: "before".into(),
+        pause_ms: 12.5,
+        state: "durable".into(),
+        taken: "2026-11-30T12:02:00Z".into(),
+    };
+    passed.text("taken", taken(None));
+    passed.text("taken.held", taken(Some(vec!["attic".into()])));
+    passed.text("explained", explained());
+}
+
+fn explained() -> Explained {
+    Explained {
+        at: "2026-11-30T12:02:00.000Z".into(),
+        host: "attic".into(),
+        text: "moved to cellar".into(),
+        details: serde_json::json!({ "source_load": 0.9 }),
+    }
+}
+
+fn lines(passed: &mut Passed) {
+    let value = serde_json::json!({ "name": "web" });
+    let failure = Failure::new(Kind::NotNow, "no majority");
+    passed.texts(variants! {
+        Line::Progress(_) => { "line.progress": Line::Progress(step()) }
+        Line::Item(_) => { "line.item": Line::Item(value.clone()) }
+        Line::Done(_) => { "line.done": Line::Done(value) }
+        Line::Error(_) => { "line.error": Line::Error(failure) }
+    });
+    let of = |kind, cancelled| Failure {
+        kind,
+        message: "because".into(),
+        cancelled,
+    };
+    passed.texts(variants! {
+        Failure { kind: Kind::Failed, .. } => {
+            "failure.failed": of(Kind::Failed, false),
+            "failure.cancelled": of(Kind::Failed, true),
+        }
+        Failure { kind: Kind::Usage, .. } => { "failure.usage": of(Kind::Usage, false) }
+        Failure { kind: Kind::NotFound, .. } => { "failure.not-found": of(Kind::NotFound, false) }
+        Failure { kind: Kind::TimedOut, .. } => { "failure.timed-out": of(Kind::TimedOut, false) }
+        Failure { kind: Kind::Refused, .. } => { "failure.refused": of(Kind::Refused, false) }
+        Failure { kind: Kind::NotNow, .. } => { "failure.not-now": of(Kind::NotNow, false) }
+    });
+}
+
+/// What members answer to questions to the whole cluster.
+fn cluster(passed: &mut Passed) {
+    let member = |address| ClusterMember {
+        member: "a7".into(),
+        name: "attic".into(),
+        address,
+        nat: "none".into(),
+        position: "00f0".into(),
+        neighbours: 4,
+        cpu: 0.25,
+        running_vms: 2,
+    };
+    passed.text("member", member(None));
+    passed.text("member.addressed", member(Some("10.1.2.3".into())));
+    let load = ClusterLoad {
+        members: 3,
+        cpu_sum: 1.25,
+        running_vms: 4,
+    };
+    passed.text("load", load);
+    let sample = Sample {
+        name: "p2pvm_vms".into(),
+        labels: vec![("state".into(), "running".into())],
+        value: 2.0,
+    };
+    passed.text("figures", vec![sample]);
+    let link = |rtt_ms| Link {
+        to: "c3".into(),
+        path: "direct".into(),
+        rtt_ms,
+    };
+    let decided = Decided {
+        vm: "7b".into(),
+        explained: explained(),
+    };
+    let sight = Sight {
+        member: member(Some("10.1.2.3".into())),
+        links: vec![link(Some(0.5)), link(None)],
+        decisions: vec![decided],
+    };
+    passed.text("sight", sight);
+}
+
+fn types(operation: &Operation) -> Vec<Type> {
+    let answer = match operation.answer {
+        Answer::Json(answer) | Answer::Figures(answer) => vec![answer],
+        Answer::Lines { item, done } => item.into_iter().chain([done]).collect(),
+        Answer::Console => Vec::new(),
+    };
+    operation.body.into_iter().chain(answer).collect()
+}
+
+/// A line for each operation, and a sample for each type that it passes on.
+fn operations(passed: &mut Passed) {
+    let all = OPERATIONS.iter().copied().flatten();
+    for operation in all.filter(|operation| operation.askers.contains(&Asker::Member)) {
+        let method = operation.method.word();
+        let name = format!("{method}{}", operation.path.replace(['/', '{', '}'], "."));
+        let query: Vec<_> = operation.query.iter().map(|query| query.name).collect();
+        let text = format!("{method} {} {}", operation.path, query.join(","));
+        passed.golden.bytes(&name, text.trim().as_bytes());
+        for passed_on in types(operation) {
+            let full = format!("{passed_on:?}");
+            let inner = full.strip_prefix("alloc::vec::Vec<").unwrap_or(&full);
+            let inner = inner.trim_end_matches('>');
+            assert!(passed.types.contains(inner), "no sample of {inner}");
+        }
+    }
+}
+
+#[test]
+fn members_of_the_previous_version_read_what_is_passed_on() {
+    golden::check_texts("passed_on", |golden| {
+        let mut passed = Passed {
+            golden,
+            types: BTreeSet::new(),
+        };
+        requests(&mut passed);
+        answers(&mut passed);
+        lines(&mut passed);
+        cluster(&mut passed);
+        operations(&mut passed);
+    });
+}
