@@ -3,7 +3,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites};
-use p2pvm_api::{Explained, VmView};
+use p2pvm_api::{Explained, VmStateView, VmView};
 use p2pvm_lab::chain;
 use std::{
     process::{Command, Stdio},
@@ -47,7 +47,7 @@ fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
         Duration::from_millis(500),
         || {
             let vm = lab.vm("a", "web")?;
-            Ok((vm.host != "b" && vm.state == "running").then_some(()))
+            Ok((vm.host != "b" && vm.state == VmStateView::Running).then_some(()))
         },
     );
     hog.kill().unwrap();

@@ -6,7 +6,7 @@ mod iso_machine;
 
 use common::{lab, network, public_sites};
 use iso_machine::{Firmware, MEMBER, Machine, is_pinged, iso, plain_host, with_command_line};
-use p2pvm_api::VmView;
+use p2pvm_api::{VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     collections::BTreeSet,
@@ -216,8 +216,8 @@ fn two_appliances_join_and_a_guest_that_is_started_in_one_from_outside_moves_out
     let made: VmView = lab
         .json("a", &words)
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), attic.serial.all()));
-    let found = [made.host.as_str(), &made.state];
-    assert_eq!(found, ["attic", "running"], "{made:?}");
+    let found = (made.host.as_str(), &made.state);
+    assert_eq!(found, ("attic", &VmStateView::Running), "{made:?}");
     assert_eq!(made.voters.len(), 3, "{made:?}");
     let address = made.address;
     lab.wait_for_guest("a", &address, GUEST_LIMIT)

@@ -28,13 +28,14 @@ const FUNCTION_LINES: usize = 70;
 const COLUMNS: usize = 100;
 /// The workspace's crates, lowest layer first. A crate depends only on crates of lower layers.
 const LAYERS: [&[&str]; 6] = [
-    &["p2pvm-figures", "p2pvm-host", "p2pvm-console"],
+    &["p2pvm-figures", "p2pvm-host"],
     &["p2pvm-api", "p2pvm-overlay"],
     &[
         "p2pvm-dht",
         "p2pvm-snapshot-sync",
         "p2pvm-authority",
         "p2pvm-autonomic",
+        "p2pvm-console",
         "p2pvm-lab",
     ],
     &["p2pvm-dhcp", "p2pvm-vm-manager"],

@@ -2,12 +2,15 @@
 // cookie would go to every port of the host, and an address into logs.
 
 import { follow, Refused } from "./lines";
-import type { Explained, Failure, Step, View } from "./types";
+import type { Explained, Failure, MigrateVm, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
 
 /** Where the token is kept: in this tab, until it is closed. */
 const KEY = "p2pvm-token";
 /** How long a request for the view may take, milliseconds. */
 const PATIENCE_MS = 10_000;
+
+/** What an operation asks for. */
+export type Body = MigrateVm | RestoreVm | SnapshotVm;
 
 /** Removes the token from the address (`#token=...`), so that no history has it, or returns the stored one. */
 export function takeToken(): string | null {
@@ -27,7 +30,7 @@ export function keepToken(token: string | null): void {
 export class Api {
   constructor(private readonly token: string) {}
 
-  private async send(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  private async send(method: string, path: string, body?: Body | null, signal?: AbortSignal): Promise<Response> {
     const headers: Record<string, string> = { authorization: `Bearer ${this.token}` };
     if (body !== undefined) headers["content-type"] = "application/json";
     let answer: Response;
@@ -47,7 +50,7 @@ export class Api {
     const text = await answer.text();
     let failure: Failure = { kind: "failed", message: text || `${answer.status} ${answer.statusText}` };
     try {
-      const parsed = JSON.parse(text) as Partial<Failure>;
+      const parsed: Partial<Failure> = JSON.parse(text);
       if (typeof parsed.message === "string") failure = { kind: parsed.kind ?? "failed", message: parsed.message };
     } catch {
       // Not JSON: the text is the message.
@@ -56,17 +59,18 @@ export class Api {
   }
 
   async view(): Promise<View> {
-    return (await (await this.send("GET", "/view", undefined, AbortSignal.timeout(PATIENCE_MS))).json()) as View;
+    const view: View = await (await this.send("GET", "/view", undefined, AbortSignal.timeout(PATIENCE_MS))).json();
+    return view;
   }
 
   async explain(vm: string): Promise<Explained[]> {
-    return (await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json()) as Explained[];
+    const explained: Explained[] = await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json();
+    return explained;
   }
 
   /** Runs a long operation; `onStep` gets its progress. It continues when this page is closed. */
-  async run(vm: string, operation: string, body: unknown, onStep: (step: Step) => void): Promise<unknown> {
+  async run<K extends keyof Results>(vm: string, operation: K, body: Body | null, onStep: (step: Step) => void): Promise<Results[K]> {
     const answer = await this.send("POST", `/vms/${encodeURIComponent(vm)}/${operation}`, body);
-    if (!answer.body) return null;
     return follow(chunksOf(answer.body), onStep);
   }
 
@@ -84,7 +88,8 @@ export class Api {
   }
 }
 
-async function* chunksOf(body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
+async function* chunksOf(body: ReadableStream<Uint8Array> | null): AsyncGenerator<Uint8Array> {
+  if (!body) return;
   const reader = body.getReader();
   for (;;) {
     const { done, value } = await reader.read();

@@ -8,13 +8,13 @@ use super::{
     silent,
 };
 use p2pvm_api::{
-    Doing, Failure, InviteAnswer, InviteRequest, Joined, Kind, Outcome, Peer, PingRequest,
-    PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted, Status, Step,
+    Doing, Failure, InviteAnswer, InviteRequest, Joined, Kind, NetworkFounded, Outcome, Peer,
+    PingRequest, PingSummary, Pong, RevokeAnswer, RevokeRequest, RingNeighbour, RingView, Sorted,
+    Status, Step,
     client::{Client, Event},
 };
 use p2pvm_daemon::{layout::Layout, lock, membership, naming, naming::Called, preflight, service};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
-use serde_json::json;
 use std::{
     fs,
     io::Read,
@@ -59,10 +59,14 @@ pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
         a.force,
     )?;
     if context.json {
-        return print::json(&json!({
-            "member": founded.member, "name": called.label, "network": a.network,
-            "network_id": founded.network, "note": called.note, "subnet": founded.subnet,
-        }));
+        return print::json(&NetworkFounded {
+            member: founded.member,
+            name: called.label,
+            network: a.network,
+            network_id: founded.network.to_string(),
+            note: called.note,
+            subnet: founded.subnet.to_string(),
+        });
     }
     if let Some(note) = &called.note {
         eprintln!("note: {note}");
@@ -519,17 +523,12 @@ pub(crate) async fn status(context: &Context) -> Outcome<()> {
     if context.json {
         return print::json(&s);
     }
-    let health = if s.health.why.is_empty() {
-        s.health.word.clone()
-    } else {
-        format!("{}: {}", s.health.word, s.health.why)
-    };
     let address = match &s.address_wanting {
         Some(why) => format!("none yet: {why}"),
         None => "none yet".to_owned(),
     };
     for (label, value) in [
-        ("health", health),
+        ("health", s.health.to_string()),
         ("member", format!("{} ({})", s.name, s.member)),
         ("network", format!("{} ({})", s.network, s.network_id)),
         (

@@ -3,7 +3,7 @@
 /// Files and functions that were longer when the rules came, with their lines. An entry only
 /// shrinks or goes; there are no new ones.
 pub const LONG_FILES: &[(&str, usize)] = &[
-    ("node/src/cli/network.rs", 753),
+    ("node/src/cli/network.rs", 752),
     ("node/src/doctor/judge.rs", 697),
     ("node/tests/e2e_dashboard.rs", 751),
     ("node/tests/e2e_policy.rs", 671),
@@ -17,7 +17,6 @@ pub const WIDE_FILES: &[(&str, usize)] = &[
     ("lab/src/host_state.rs", 1),
     ("lab/src/sim/plot.rs", 8),
     ("lab/src/sites.rs", 2),
-    ("node/src/top/feed.rs", 1),
     ("node/tests/docs/session.rs", 1),
     ("node/tests/e2e_absent.rs", 1),
     ("node/tests/e2e_hosts.rs", 1),
@@ -58,7 +57,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_absent.rs: fn \
             the_vms_of_a_dead_host_stay_listed_with_what_can_be_done_until_it_returns",
-        102,
+        99,
     ),
     (
         "node/tests/e2e_absent.rs: fn \
@@ -162,7 +161,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_truth.rs: fn \
             a_guests_interface_that_passes_nothing_is_named_with_what_drops_its_packets",
-        138,
+        135,
     ),
     (
         "node/tests/e2e_truth.rs: fn \
