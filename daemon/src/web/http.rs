@@ -33,8 +33,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn the_dashboard_is_off_until_it_is_switched_on() {
         let alone = Alone::start().await;
-        let dashboard = Dashboard::open(&alone.services, &alone.layout, &alone.config).unwrap();
-        let routes = || routes(dashboard.clone());
+        let routes = || routes(alone.services.dashboard.clone());
         let (status, shown) = get(routes(), "/dashboard").await;
         assert_eq!(
             (status, &shown["on"]),

@@ -2,12 +2,11 @@
 //! packet plane, the control plane on loopback, the records on a temporary disk, and a hypervisor
 //! that starts nothing. For tests of the routes.
 
-use super::{Below, Own, planes::Planes, records, wire};
+use super::{Below, Own, Services, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
     addresses::{kept::SavedLease, ports::Ports, reach::Reach},
     config::{Config, Offer},
-    http::server::Services,
     layout::Layout,
     lifecycle::Lifecycle,
     members::admission::NotYet,
@@ -103,7 +102,6 @@ pub(crate) struct Alone {
     pub reach: Arc<Reach>,
     pub lifecycle: Arc<Lifecycle>,
     pub layout: Layout,
-    pub config: Config,
     _ring: RingDriver,
     _dir: TempDir,
 }
@@ -149,11 +147,10 @@ impl Alone {
             traces: Traces::default(),
         };
         Self {
-            services: wire(&config, &parts, below, own).services,
+            services: wire(&config, &parts, below, own).unwrap().services,
             reach,
             lifecycle,
             layout,
-            config,
             _ring: ring,
             _dir: dir,
         }
