@@ -128,6 +128,28 @@ impl Client {
         self.sender.send_request(request).await.doing(closed)
     }
 
+    /// One request, and the text of its answer.
+    async fn answer(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Outcome<Bytes> {
+        let answer = self.send(method, path, body, false).await?;
+        let status = answer.status();
+        let bytes = answer
+            .into_body()
+            .collect()
+            .await
+            .doing("reading the daemon's answer")?
+            .to_bytes();
+        if status.is_success() {
+            Ok(bytes)
+        } else {
+            Err(failure_of(status, &bytes))
+        }
+    }
+
     /// One request, one JSON answer.
     pub async fn ask<T: DeserializeOwned>(
         &mut self,
@@ -139,19 +161,14 @@ impl Client {
             .map(serde_json::to_vec)
             .transpose()
             .doing("encoding the request")?;
-        let answer = self.send(method, path, body, false).await?;
-        let status = answer.status();
-        let bytes = answer
-            .into_body()
-            .collect()
-            .await
-            .doing("reading the daemon's answer")?
-            .to_bytes();
-        if status.is_success() {
-            serde_json::from_slice(&bytes).doing(NOT_UNDERSTOOD)
-        } else {
-            Err(failure_of(status, &bytes))
-        }
+        let answer = self.answer(method, path, body).await?;
+        serde_json::from_slice(&answer).doing(NOT_UNDERSTOOD)
+    }
+
+    /// A GET whose answer is not read here: its text, as the daemon wrote it.
+    pub async fn text(&mut self, path: &str) -> Outcome<String> {
+        let answer = self.answer(Method::GET, path, None).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
     /// A GET.
@@ -196,14 +213,10 @@ impl Client {
             (self.on_data)();
             while let Some(end) = pending.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = pending.drain(..=end).collect();
-                match serde_json::from_slice(&line).doing("understanding the daemon's answer")? {
+                match serde_json::from_slice::<Line<T, I>>(&line).doing(NOT_UNDERSTOOD)? {
                     Line::Progress(step) => on_event(Event::Step(step)),
-                    Line::Item(item) => on_event(Event::Item(
-                        serde_json::from_value(item).doing(NOT_UNDERSTOOD)?,
-                    )),
-                    Line::Done(answer) => {
-                        return serde_json::from_value(answer).doing(NOT_UNDERSTOOD);
-                    }
+                    Line::Item(item) => on_event(Event::Item(item)),
+                    Line::Done(answer) => return Ok(answer),
                     Line::Error(failure) => return Err(failure),
                 }
             }

@@ -10,9 +10,10 @@
 mod openapi;
 mod typescript;
 
-use schemars::{Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
-use serde_json::Value;
-use std::{env, fs, path::Path};
+use crate::NoItem;
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+use serde_json::{Value, json};
+use std::{borrow::Cow, env, fs, path::Path};
 
 /// The words of a [`p2pvm_host::Level`], whose crate has no schemas.
 pub(crate) fn level(_: &mut SchemaGenerator) -> Schema {
@@ -22,6 +23,31 @@ pub(crate) fn level(_: &mut SchemaGenerator) -> Schema {
         "type": "string",
         "enum": words.map(|level| serde_json::to_value(level).expect("a level is a word")),
     })
+}
+
+/// The schema of an enum of words, each with its meaning.
+pub(crate) fn words(about: &str, known: &[(&str, &str)]) -> Schema {
+    let known = known
+        .iter()
+        .map(|(word, meaning)| json!({ "type": "string", "const": word, "description": meaning }));
+    let later = json!({ "type": "string", "description": "A word of a later version." });
+    let any: Vec<Value> = known.chain([later]).collect();
+    json_schema!({ "description": about, "anyOf": any })
+}
+
+/// No value has this schema.
+impl JsonSchema for NoItem {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "NoItem".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        false.into()
+    }
 }
 
 /// Where schemas refer to each other in OpenAPI.
@@ -59,6 +85,16 @@ fn definitions(
         }
     }
     all
+}
+
+/// The alternatives of a [`crate::Line`]'s schema, without those that have no value.
+fn lines(schema: &Value) -> Vec<&Value> {
+    let all = schema.get("oneOf").and_then(Value::as_array);
+    let has_value = |line: &&Value| {
+        let fields = line.get("properties").and_then(Value::as_object);
+        fields.is_some_and(|fields| fields.values().all(|field| field != false))
+    };
+    all.into_iter().flatten().filter(has_value).collect()
 }
 
 /// A field of an answer that may be missing is missing where it would be null.

@@ -11,6 +11,7 @@ mod access;
 pub mod client;
 mod cluster;
 mod dashboard;
+mod decisions;
 #[cfg(test)]
 mod document;
 mod failure;
@@ -19,6 +20,7 @@ mod failure;
 mod golden;
 #[cfg(test)]
 mod golden_tests;
+mod health;
 mod line;
 mod members;
 mod metrics;
@@ -30,11 +32,14 @@ mod printed;
 mod routes;
 mod sorted;
 mod tokens;
+mod vm_words;
 mod vms;
+mod words;
 
 pub use {
-    access::*, cluster::*, dashboard::*, failure::*, line::*, members::*, metrics::*, moves::*,
-    node::*, path::*, printed::*, routes::*, sorted::*, tokens::*, vms::*,
+    access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
+    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
+    vm_words::*, vms::*,
 };
 
 /// Checks the exact text of an answer: what is said, and that it is understood.

@@ -118,7 +118,7 @@ pub struct Traffic {
 }
 
 /// One answer to `p2pvm ping`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Pong {
     /// The number of the probe, from 1.

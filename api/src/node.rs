@@ -1,7 +1,9 @@
 //! The node itself: its status and health, its connectivity, its place on the ring.
 
+use crate::Health;
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// `p2pvm status`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -75,9 +77,18 @@ pub struct Status {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HealthView {
     /// The word, as `p2pvm top` has it.
-    pub word: String,
+    pub word: Health,
     /// The reason.
     pub why: String,
+}
+
+impl fmt::Display for HealthView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.why.as_str() {
+            "" => write!(f, "{}", self.word),
+            why => write!(f, "{}: {why}", self.word),
+        }
+    }
 }
 
 /// A finding about this machine.

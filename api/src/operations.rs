@@ -66,8 +66,8 @@ pub enum Answer {
     Json(Type),
     /// [`Line`]s, newline-delimited JSON: progress, perhaps several results, then the end.
     Lines {
-        /// Each of several results.
-        item: Option<Type>,
+        /// Each line.
+        line: Type,
         /// The result at the end.
         done: Type,
     },
@@ -188,9 +188,12 @@ const fn lines<Done: Described>(
     path: &'static str,
     askers: &'static [Asker],
     summary: &'static str,
-) -> Operation {
+) -> Operation
+where
+    Line<Done>: Described,
+{
     let answer = Answer::Lines {
-        item: None,
+        line: <Line<Done>>::TYPE,
         done: Done::TYPE,
     };
     Operation::new(method, path, askers, answer, summary)
@@ -202,9 +205,12 @@ const fn items<Item: Described, Done: Described>(
     path: &'static str,
     askers: &'static [Asker],
     summary: &'static str,
-) -> Operation {
+) -> Operation
+where
+    Line<Done, Item>: Described,
+{
     let answer = Answer::Lines {
-        item: Some(Item::TYPE),
+        line: <Line<Done, Item>>::TYPE,
         done: Done::TYPE,
     };
     Operation::new(method, path, askers, answer, summary)

@@ -3,6 +3,7 @@
 use crate::{DrainAnswer, Failure, Status};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// What a command prints that fails, instead of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +14,7 @@ pub struct Failed {
 
 /// What `p2pvm init` prints. The fields are in alphabetical order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Founded {
+pub struct NetworkFounded {
     /// This member's id.
     pub member: String,
     /// Its host name in the network.
@@ -78,6 +79,58 @@ pub struct Check {
     pub advice: String,
 }
 
+/// What `p2pvm iso customize` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IsoCustomized {
+    /// The ISO that was written.
+    pub iso: PathBuf,
+    /// The network that machines booted from it join; none if the ISO has no invite.
+    pub network: Option<String>,
+}
+
+/// What `p2pvm install` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplianceInstalled {
+    /// The disk that boots by itself now.
+    pub disk: PathBuf,
+    /// The partition of the machine's identity and VMs.
+    pub state: PathBuf,
+}
+
+/// What `p2pvm appliance find-network` prints. The fields are in alphabetical order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InviteFound {
+    /// The invite; none if no place has one.
+    pub invite: Option<String>,
+    /// This machine's name, if a place gives one.
+    pub name: Option<String>,
+    /// The place of the invite, in words.
+    pub source: Option<String>,
+}
+
+/// What `p2pvm dashboard --listen` prints, on one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DashboardServed {
+    /// The link that opens it on this machine, with the token.
+    pub url: String,
+}
+
+/// What `p2pvm bugreport` prints. The fields are in alphabetical order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportWritten {
+    /// The length of the file.
+    pub bytes: u64,
+    /// The report.
+    pub file: PathBuf,
+}
+
+/// A file of the bug report in place of an answer that the daemon did not give.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerMissing {
+    /// Why there is none.
+    pub missing: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +145,7 @@ mod tests {
             r#"{"error":{"kind":"not-found","message":"there is no VM web"}}"#,
         );
         assert_text(
-            &Founded {
+            &NetworkFounded {
                 member: "mfzwizltoq".into(),
                 name: "attic".into(),
                 network: "lab".into(),
@@ -120,6 +173,53 @@ mod tests {
                 r#"{"ok":true,"checks":[{"check":"kvm","level":"warning","#,
                 r#""found":"there is none","advice":""}]}"#
             ),
+        );
+    }
+
+    #[test]
+    fn the_answers_of_commands_without_a_daemon_keep_their_text() {
+        assert_text(
+            &NetworkFounded {
+                member: "m1".into(),
+                name: "attic".into(),
+                network: "lab".into(),
+                network_id: "n1".into(),
+                note: None,
+                subnet: "10.83.0.0/16".into(),
+            },
+            concat!(
+                r#"{"member":"m1","name":"attic","network":"lab","network_id":"n1","note":null,"#,
+                r#""subnet":"10.83.0.0/16"}"#
+            ),
+        );
+        let iso = IsoCustomized {
+            iso: "/tmp/own.iso".into(),
+            network: Some("lab".into()),
+        };
+        assert_text(&iso, r#"{"iso":"/tmp/own.iso","network":"lab"}"#);
+        let installed = ApplianceInstalled {
+            disk: "/dev/sda".into(),
+            state: "/dev/sda3".into(),
+        };
+        assert_text(&installed, r#"{"disk":"/dev/sda","state":"/dev/sda3"}"#);
+        let nothing = InviteFound {
+            invite: None,
+            name: Some("attic".into()),
+            source: None,
+        };
+        assert_text(&nothing, r#"{"invite":null,"name":"attic","source":null}"#);
+        let url = "http://127.0.0.1:8470/#token=abc".to_owned();
+        let text = format!(r#"{{"url":"{url}"}}"#);
+        assert_text(&DashboardServed { url }, &text);
+        let written = ReportWritten {
+            bytes: 7,
+            file: "report.tar.gz".into(),
+        };
+        assert_text(&written, r#"{"bytes":7,"file":"report.tar.gz"}"#);
+        let missing = "no answer in time".to_owned();
+        assert_text(
+            &AnswerMissing { missing },
+            r#"{"missing":"no answer in time"}"#,
         );
     }
 

@@ -1,6 +1,6 @@
-//! Virtual machines: requests, states, and decisions about them. Moves are in `moves`.
+//! Virtual machines: requests and states. Moves are in `moves`.
 
-use super::Step;
+use crate::{ActivityView, ReachState, Step, VmStateView};
 use serde::{Deserialize, Serialize};
 
 /// The request of `p2pvm vm create`.
@@ -55,7 +55,7 @@ pub struct VmView {
     /// Its id.
     pub id: String,
     /// Its state in a word.
-    pub state: String,
+    pub state: VmStateView,
     /// The name of the member that holds it.
     pub host: String,
     /// The id of that member.
@@ -77,7 +77,7 @@ pub struct VmView {
     /// The members whose majority decides who may run it.
     pub voters: Vec<String>,
     /// The operation on it now.
-    pub activity: Option<String>,
+    pub activity: Option<ActivityView>,
     /// Why it is in a state that its user did not ask for.
     pub note: Option<String>,
     /// Whether its guest answers through its interface, as its host last found; missing if it does
@@ -107,9 +107,8 @@ pub struct VmView {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReachView {
-    /// "answers"; "blocked": its host drops packets for it; "silent": it has answered before and
-    /// does not now; "never": it has not answered yet.
-    pub state: String,
+    /// Whether it answers.
+    pub state: ReachState,
     /// How long this has been its state, seconds.
     pub seconds: u64,
     /// How long its answer took, milliseconds.
@@ -123,7 +122,7 @@ impl VmView {
     pub fn state_text(&self) -> String {
         match &self.still {
             Some(still) => format!("{}: {}", self.state, still.why),
-            None => self.state.clone(),
+            None => self.state.to_string(),
         }
     }
 }
@@ -202,31 +201,6 @@ pub struct NoConsole {
     pub error: String,
 }
 
-/// One line of `p2pvm explain`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Explained {
-    /// When (RFC 3339).
-    pub at: String,
-    /// The member that decided; empty for the member that was asked, until it is shown.
-    pub host: String,
-    /// The decision and its reason.
-    pub text: String,
-    /// The figures behind it, in the form of the deciding member's version; for people only.
-    pub details: serde_json::Value,
-}
-
-/// A decision of the autonomic manager here, of any VM.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Decided {
-    /// The VM's id; the VM may be elsewhere by now.
-    pub vm: String,
-    /// The decision and its reason.
-    #[serde(flatten)]
-    pub explained: Explained,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,10 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_and_its_decisions_are_shown_with_the_same_text() {
+    fn a_vm_is_shown_with_the_same_text() {
         let vm = VmView {
             name: "web".into(),
-            state: "running".into(),
+            state: VmStateView::Running,
             cpus: 2,
             memory_mib: 128,
             voters: vec!["attic".into()],
@@ -301,17 +275,6 @@ mod tests {
             r#""state":"running","still":null,"voters":["attic"]}"#
         );
         assert_eq!(serde_json::to_string(&Sorted(&vm)).unwrap(), text);
-        let explained = Explained {
-            at: "2026-11-30T12:02:00.000Z".into(),
-            host: "attic".into(),
-            text: "moved to cellar".into(),
-            details: serde_json::from_str(r#"{"source_load":0.9,"peer":null}"#).unwrap(),
-        };
-        let text = concat!(
-            r#"[{"at":"2026-11-30T12:02:00.000Z","details":{"peer":null,"source_load":0.9},"#,
-            r#""host":"attic","text":"moved to cellar"}]"#
-        );
-        assert_eq!(serde_json::to_string(&Sorted([explained])).unwrap(), text);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::{
     page::{Page, wrap},
     qr,
 };
+use p2pvm_api::VmStateView;
 use ratatui::{style::Style, text::Line};
 
 pub(crate) fn draw(screen: &Screen, model: &Model, page: &mut Page<'_>) {
@@ -159,7 +160,8 @@ fn confirm(model: &Model, power: Power, again: bool, page: &mut Page<'_>) {
     let here: Vec<&str> = model
         .vms
         .iter()
-        .filter(|vm| matches!(vm.state.as_str(), "running" | "paused") && vm.host == own)
+        .filter(|vm| matches!(vm.state, VmStateView::Running | VmStateView::Paused))
+        .filter(|vm| vm.host == own)
         .map(|vm| vm.name.as_str())
         .collect();
     let cost = if here.is_empty() {

@@ -3,11 +3,12 @@
 //! machine cannot control the terminal.
 
 use crate::{
-    Health, Theme, dialogs,
+    Theme, dialogs,
     model::{Model, Node, Screen},
     overview,
     page::{Page, cell},
 };
+use p2pvm_api::Health;
 use ratatui::{
     buffer::Buffer,
     layout::Rect,
@@ -47,11 +48,11 @@ pub fn plain_text(model: &Model) -> String {
     lines.collect()
 }
 
-fn health_style(theme: Theme, health: Health) -> Style {
+fn health_style(theme: Theme, health: &Health) -> Style {
     match health {
         Health::Ok => theme.good(),
         Health::Alone | Health::Joining | Health::Starting | Health::Outside => theme.notable(),
-        Health::Down | Health::Offline | Health::Degraded => theme.bad(),
+        Health::Down | Health::Offline | Health::Degraded | Health::Other(_) => theme.bad(),
     }
 }
 
@@ -71,8 +72,8 @@ fn header(model: &Model, page: &mut Page<'_>) {
     let line = vec![
         Span::raw(" health   "),
         Span::styled(
-            health.word(),
-            health_style(theme, health).patch(theme.title()),
+            health.to_string(),
+            health_style(theme, &health).patch(theme.title()),
         ),
         Span::raw(format!(": {why}")),
     ];

@@ -12,7 +12,6 @@
 
 mod dialogs;
 mod draw;
-mod health;
 mod keys;
 mod model;
 mod overview;
@@ -21,7 +20,6 @@ pub mod qr;
 mod theme;
 
 pub use draw::{draw, plain_text};
-pub use health::{Health, LEFTOVER, ORPHANED, UNREACHABLE, Vitals, is_troubled, lost, udp_port};
 pub use keys::{Action, Key};
 pub use model::{
     Activity, DaemonState, Decision, Invitation, JoinPhase, Member, Model, Node, Options, Power,

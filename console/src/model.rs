@@ -1,9 +1,7 @@
 //! The screen's content: the state of node and network, and the dialog that is open.
 
-use crate::{
-    Theme,
-    health::{Health, UNREACHABLE, Vitals, is_troubled, lost},
-};
+use crate::Theme;
+use p2pvm_api::{Health, Vitals, VmStateView, lost};
 
 /// The state of the daemon.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,8 +77,8 @@ pub struct Member {
 pub struct Vm {
     /// Its name.
     pub name: String,
-    /// Its state in a word.
-    pub state: String,
+    /// Its state.
+    pub state: VmStateView,
     /// The member that has it.
     pub host: String,
     /// Its address.
@@ -97,7 +95,7 @@ pub struct Vm {
 
 impl Vm {
     pub(crate) fn is_troubled(&self) -> bool {
-        is_troubled(&self.state, self.note.is_some())
+        self.state.is_troubled(self.note.is_some())
     }
 }
 
@@ -348,13 +346,13 @@ impl Model {
             lost: lost(
                 self.vms
                     .iter()
-                    .filter(|vm| vm.state == UNREACHABLE)
+                    .filter(|vm| vm.state == VmStateView::Unreachable)
                     .map(|vm| (vm.name.as_str(), vm.note.as_deref())),
             ),
             troubled: self
                 .vms
                 .iter()
-                .filter(|vm| vm.state != UNREACHABLE && vm.is_troubled())
+                .filter(|vm| vm.state != VmStateView::Unreachable && vm.is_troubled())
                 .map(|vm| vm.name.as_str())
                 .collect(),
             silent: &self.silent,

@@ -1,10 +1,11 @@
 //! The overview: members, VMs and decisions, which share the rows of the screen.
 
 use crate::{
-    Health, Theme,
+    Theme,
     model::{Activity, Model, Vm},
     page::{Page, cell},
 };
+use p2pvm_api::{Health, VmStateView};
 use ratatui::{style::Style, text::Line};
 
 /// How many columns a gauge has.
@@ -211,7 +212,7 @@ fn vms(model: &Model) -> Section {
         let text = format!(
             "  {}{}{}{}{}",
             cell(&vm.name, 16),
-            cell(&vm.state, 12),
+            cell(vm.state.as_str(), 12),
             cell(&vm.host, 16),
             cell(&vm.address, 15),
             load(vm)
@@ -236,7 +237,8 @@ fn vms(model: &Model) -> Section {
                 .map(|note| Line::styled(format!("    {note}"), theme.notable())),
         );
     }
-    let running = model.vms.iter().filter(|vm| vm.state == "running").count();
+    let runs = |vm: &&Vm| vm.state == VmStateView::Running;
+    let running = model.vms.iter().filter(runs).count();
     Section {
         title: format!("VMs: {running} of {} running", model.vms.len()),
         columns,

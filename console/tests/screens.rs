@@ -1,8 +1,9 @@
 //! Every screen as text, at the size of a serial console and at a larger one.
 
+use p2pvm_api::{Health, VmStateView};
 use p2pvm_console::{
-    Action, Activity, DaemonState, Decision, Health, Invitation, Key, Member, Model, Node, Options,
-    Power, Screen, Theme, Vm, draw, plain_text,
+    Action, Activity, DaemonState, Decision, Invitation, Key, Member, Model, Node, Options, Power,
+    Screen, Theme, Vm, draw, plain_text,
 };
 use ratatui::{Terminal, backend::TestBackend, style::Color};
 
@@ -52,7 +53,7 @@ fn busy() -> Model {
         .collect();
     let vm = |name: &str, doing: Option<Activity>| Vm {
         name: name.into(),
-        state: "running".into(),
+        state: VmStateView::Running,
         host: "paris".into(),
         address: "10.83.200.9".into(),
         cpu: Some(0.5),

@@ -6,7 +6,7 @@
 //! that the runtime works, that requests are accepted, and that the locks of a status are free. A
 //! daemon that hangs is killed and restarted; its guests run on.
 
-use p2pvm_api::{Status, client::Client};
+use p2pvm_api::{Health, Status, client::Client};
 use std::{
     ffi::OsString,
     os::{
@@ -111,9 +111,9 @@ async fn ask(api: &std::path::Path) -> Option<Status> {
 
 fn line(status: &Status) -> String {
     let address = status.address.as_deref().unwrap_or("no address yet");
-    let health = match status.health.word.as_str() {
+    let health = match status.health.word {
         // The health of a node that is alone or joining says so itself.
-        word @ ("degraded" | "offline") => format!("{word}: {}; ", status.health.why),
+        Health::Degraded | Health::Offline => format!("{}; ", status.health),
         _ => String::new(),
     };
     format!(
@@ -145,7 +145,7 @@ mod tests {
             ..Status::default()
         };
         status.health = p2pvm_api::HealthView {
-            word: "ok".into(),
+            word: Health::Ok,
             why: "all".into(),
         };
         assert!(
@@ -154,7 +154,7 @@ mod tests {
             line(&status)
         );
         status.health = p2pvm_api::HealthView {
-            word: "degraded".into(),
+            word: Health::Degraded,
             why: "p2pvm0 is down".into(),
         };
         assert!(

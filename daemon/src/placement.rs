@@ -1,6 +1,7 @@
 //! Where VMs run: load, autonomic decisions, moves, emptying this host.
 
 pub(crate) mod drain;
+mod figures;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod manager;

@@ -4,15 +4,13 @@
 use crate::{
     config::Config,
     guardian::Guardian,
-    http::server,
     layout::Layout,
     lifecycle::Lifecycle,
     lock,
     machine::changes,
     membership::{self, Membership},
     notify::{self, Notifier},
-    preflight, succession, web,
-    web::Dashboard,
+    preflight, succession,
     wiring::{self, Daemon},
 };
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
@@ -109,11 +107,9 @@ async fn serve(
     began: Instant,
 ) -> Outcome<bool> {
     let lifecycle = Lifecycle::new(began);
-    let (daemon, mut tasks) = wiring::open(layout, &config, membership, lifecycle).await?;
+    let (daemon, tasks) = wiring::open(layout, &config, membership, lifecycle).await?;
     let listener = listen(layout)?;
-    let dashboard = Dashboard::open(&daemon.services, layout, &config)?;
-    let served = server::local(&daemon.services).merge(web::http::routes(dashboard.clone()));
-    tasks.spawn(dashboard.serve());
+    let served = daemon.services.routes();
     tracing::info!(
         member = %daemon.parts.me(),
         network = %daemon.parts.network.name,

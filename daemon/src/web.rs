@@ -18,8 +18,8 @@ mod serve;
 mod switch;
 
 use crate::{
-    addresses::reach::Reach, config::Config, http::server::Services, layout::Layout,
-    members::service::Members, node::service::Node, parts::Parts, vms::service::Vms,
+    addresses::reach::Reach, cluster::service::Cluster, config::Config, members::service::Members,
+    node::service::Node, parts::Parts, vms::service::Vms,
 };
 use gather::Gather;
 use p2pvm_api::{DashboardChange, DashboardView, Outcome, Sight};
@@ -57,36 +57,35 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// The dashboard of these services; [`Dashboard::serve`] starts it. `config` says whether it is
-    /// on until `p2pvm dashboard` switches it.
+    /// The dashboard of this node and its cluster; [`Dashboard::serve`] starts it. `config` says
+    /// whether it is on until `p2pvm dashboard` switches it.
     pub(crate) fn open(
-        services: &Services,
-        layout: &Layout,
+        node: Arc<Node>,
+        cluster: Arc<Cluster>,
         config: &Config,
     ) -> Outcome<Arc<Self>> {
-        let asked = services.vms.clone();
+        let asked = node.vms.clone();
         let seen_vms = Gather::new(VMS_EVERY, move || {
             let vms = asked.clone();
             async move { vms.of_cluster().await }
         });
-        let asked = services.cluster.clone();
         let sights = Gather::new(SIGHTS_EVERY, move || {
-            let cluster = asked.clone();
+            let cluster = cluster.clone();
             async move { cluster.sights().await }
         });
         Ok(Arc::new(Self {
-            switch: Switch::open(layout, config.dashboard)?,
+            switch: Switch::open(&node.layout, config.dashboard)?,
             port: config.dashboard_port,
-            socket: layout.dashboard_socket(),
+            socket: node.layout.dashboard_socket(),
             seen_vms,
             sights,
             consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
             trouble: Mutex::default(),
-            parts: services.node.parts.clone(),
-            reach: services.node.reach.clone(),
-            node: services.node.clone(),
-            members: services.members.clone(),
-            vms: services.vms.clone(),
+            parts: node.parts.clone(),
+            reach: node.reach.clone(),
+            members: node.members.clone(),
+            vms: node.vms.clone(),
+            node,
         }))
     }
 

@@ -7,6 +7,7 @@ mod guests;
 mod network;
 mod planes;
 mod records;
+mod services;
 
 use crate::{
     access::{policy::Policies, service::Access},
@@ -14,10 +15,7 @@ use crate::{
     cluster::{answer::Responder, ask::Questions, service::Cluster},
     config::Config,
     events,
-    http::{
-        connection, forward,
-        server::{self, Services},
-    },
+    http::{connection, forward},
     layout::Layout,
     lifecycle::Lifecycle,
     machine::{
@@ -31,7 +29,8 @@ use crate::{
     routes::subnets::Subnets,
     tokens::service::Tokens,
     traces::Exporter,
-    vms::{absent::AbsentHosts, guests::Guests, service::Vms, voters},
+    vms::{self, absent::AbsentHosts, guests::Guests, service::Vms, voters},
+    web::Dashboard,
 };
 use guests::Chunks;
 use network::Network;
@@ -41,6 +40,7 @@ use p2pvm_host::{Keeper, chain};
 use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
+pub(crate) use services::Services;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -98,7 +98,7 @@ pub(crate) async fn open(
         reach: network.reach.clone(),
         host: host.clone(),
     };
-    let wired = wire(config, &parts, below, own);
+    let wired = wire(config, &parts, below, own)?;
     let mut tasks = spawn(
         &parts,
         &lifecycle,
@@ -146,7 +146,12 @@ struct WiredServices {
 }
 
 /// Makes the services, and lets them answer questions to the whole cluster.
-fn wire(config: &Config, parts: &Arc<Parts>, below: LowerParts, own: RunParts) -> WiredServices {
+fn wire(
+    config: &Config,
+    parts: &Arc<Parts>,
+    below: LowerParts,
+    own: RunParts,
+) -> Outcome<WiredServices> {
     let LowerParts {
         policies,
         subnets,
@@ -190,12 +195,15 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: LowerParts, own: RunParts) -
         exporter: own.exporter,
         layout: own.layout,
     });
+    let cluster = Cluster::new(parts.clone(), questions.clone());
+    let dashboard = Dashboard::open(node.clone(), cluster.clone(), config)?;
     questions.answer(Responder::new(&node, &vms));
     let offering = subnets.clone();
     let offerer = Box::new(move |addr: &IpAddr| offering.offerer(addr));
     let services = Services {
         access: Access::new(parts.clone(), policies, offerer),
-        cluster: Cluster::new(parts.clone(), questions),
+        cluster,
+        dashboard,
         machine,
         members,
         node,
@@ -204,12 +212,12 @@ fn wire(config: &Config, parts: &Arc<Parts>, below: LowerParts, own: RunParts) -
         tokens,
         vms,
     };
-    WiredServices {
+    Ok(WiredServices {
         services,
         absent,
         manager,
         proofs,
-    }
+    })
 }
 
 /// Starts the daemon's long-lived tasks; dropping the set ends them.
@@ -252,6 +260,7 @@ fn spawn(
         tasks.spawn(async move { manager.run().await });
     }
     tasks.spawn(serve_members(services.vms.clone()));
+    tasks.spawn(services.dashboard.clone().serve());
     tasks.spawn(wired.proofs.clone().run());
     tasks.spawn(networks::watch(parts.clone()));
     tasks.spawn(control::watch(
@@ -300,7 +309,7 @@ async fn serve_members(vms: Arc<Vms>) {
     let mut running = JoinSet::new();
     while let Some((member, stream)) = streams.recv().await {
         while running.try_join_next().is_some() {}
-        let router = server::for_member(vms.clone(), member);
+        let router = vms::http::for_member(vms.clone(), member);
         running.spawn(async move {
             if let Err(error) = connection::converse(stream, router, HEAD_LIMIT).await {
                 tracing::debug!(?member, error = %chain(&error), "a member's request ended");

@@ -11,7 +11,7 @@ use crate::{
     runner::{Runner, find_image, require_root},
 };
 use clap::Args;
-use p2pvm_api::{Doing, Failure, Kind, Outcome, SnapshotTaken, VmMoved, VmView};
+use p2pvm_api::{Doing, Failure, Kind, Outcome, SnapshotTaken, VmMoved, VmStateView, VmView};
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -444,7 +444,7 @@ impl Demo {
             Duration::from_millis(500),
             || {
                 let vm = self.lab.vm(FOUNDER, "web")?;
-                let is_elsewhere = vm.state == "running" && vm.host != PUBLIC;
+                let is_elsewhere = vm.state == VmStateView::Running && vm.host != PUBLIC;
                 Ok(is_elsewhere.then_some(vm.host))
             },
         );

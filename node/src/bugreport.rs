@@ -7,9 +7,8 @@
 
 use crate::{cli::Context, doctor};
 use flate2::{Compression, write::GzEncoder};
-use p2pvm_api::{Doing, Outcome, client::Client};
+use p2pvm_api::{AnswerMissing, Doing, Outcome, ReportWritten, client::Client};
 use p2pvm_daemon::{layout::Layout, membership::INVITE_PREFIX, service};
-use serde_json::Value;
 use std::{
     fs,
     io::Write,
@@ -61,9 +60,10 @@ pub async fn run(context: &Context, out: Option<PathBuf>) -> Outcome<()> {
     file.write_all(&archive)
         .doing(format_args!("cannot write {}", out.display()))?;
     if context.json {
-        return crate::cli::print::json(
-            &serde_json::json!({ "file": out, "bytes": archive.len() }),
-        );
+        return crate::cli::print::json(&ReportWritten {
+            bytes: archive.len() as u64,
+            file: out,
+        });
     }
     println!(
         "{} ({}): it contains names and addresses, but no keys and no invites",
@@ -100,12 +100,12 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
     for (path, name) in ASKED {
         let asked = async {
             let mut client: Client = context.daemon().await?;
-            client.get::<Value>(path).await
+            client.text(path).await
         };
         let text = match tokio::time::timeout(ANSWER_LIMIT, asked).await {
-            Ok(Ok(answer)) => serde_json::to_string_pretty(&answer).unwrap_or_default(),
-            Ok(Err(failure)) => serde_json::json!({ "missing": failure.message }).to_string(),
-            Err(_) => serde_json::json!({ "missing": "no answer in time" }).to_string(),
+            Ok(Ok(answer)) => answer,
+            Ok(Err(failure)) => missing(failure.message),
+            Err(_) => missing("no answer in time".to_owned()),
         };
         files.push((name.to_owned(), text));
     }
@@ -113,6 +113,11 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
         .into_iter()
         .map(|(name, text)| (name, without_invites(&text)))
         .collect()
+}
+
+/// The file in place of an answer.
+fn missing(missing: String) -> String {
+    serde_json::to_string(&AnswerMissing { missing }).unwrap_or_default()
 }
 
 fn versions() -> String {

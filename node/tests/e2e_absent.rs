@@ -4,7 +4,11 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused};
-use p2pvm_api::{DrainAnswer, SnapshotTaken, Undrained, VmView};
+use p2pvm_api::{
+    ActivityView, DrainAnswer, Health, HealthView, SnapshotTaken, Undrained,
+    VmStateView::{self, Branch, Running, Stopped, Unreachable},
+    VmView,
+};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     process::Stdio,
@@ -25,20 +29,19 @@ fn create(lab: &Lab, host: &str, name: &str, more: &[&str]) -> VmView {
 }
 
 /// Each VM's name, state and host, as a member lists them.
-fn listed(lab: &Lab, host: &str) -> Vec<(String, String, String)> {
+fn listed(lab: &Lab, host: &str) -> Vec<(String, VmStateView, String)> {
     let vms = lab.vms(host).unwrap();
     vms.into_iter()
         .map(|vm| (vm.name, vm.state, vm.host))
         .collect()
 }
 
-fn three(name: &str, state: &str, host: &str) -> (String, String, String) {
-    (name.to_owned(), state.to_owned(), host.to_owned())
+fn three(name: &str, state: VmStateView, host: &str) -> (String, VmStateView, String) {
+    (name.to_owned(), state, host.to_owned())
 }
 
-fn health(lab: &Lab, host: &str) -> (String, String) {
-    let health = lab.status(host).unwrap().health;
-    (health.word, health.why)
+fn health(lab: &Lab, host: &str) -> HealthView {
+    lab.status(host).unwrap().health
 }
 
 #[test]
@@ -52,9 +55,9 @@ fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns() {
     let before = listed(&lab, "a");
     assert_eq!(
         before,
-        [three("db", "stopped", "d"), three("web", "running", "d")]
+        [three("db", Stopped, "d"), three("web", Running, "d")]
     );
-    let ok = |host: &str| health(&lab, host).0 == "ok";
+    let ok = |host: &str| health(&lab, host).word == Health::Ok;
     lab.wait("a good health", LIMIT, STEP, || Ok(ok("a").then_some(())))
         .unwrap();
 
@@ -62,8 +65,8 @@ fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns() {
     // At once, also while nobody has noticed the death: they never vanish.
     let died = Instant::now();
     let gone = [
-        three("db", "unreachable", "d"),
-        three("web", "unreachable", "d"),
+        three("db", Unreachable, "d"),
+        three("web", Unreachable, "d"),
     ];
     while died.elapsed() < Duration::from_secs(40) {
         for host in ["a", "b", "c"] {
@@ -77,9 +80,9 @@ fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns() {
         std::thread::sleep(Duration::from_secs(2));
     }
     for host in ["a", "b", "c"] {
-        let (word, why) = health(&lab, host);
+        let HealthView { word, why } = health(&lab, host);
         assert!(
-            word == "degraded"
+            word == Health::Degraded
                 && why.starts_with("host d is dead since ")
                 && why.ends_with("with VMs db, web"),
             "{host}: {word}: {why}"
@@ -106,10 +109,7 @@ fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns() {
         "{:?}",
         began.elapsed()
     );
-    assert_eq!(
-        (web.state.as_str(), web.host.as_str()),
-        ("unreachable", "d")
-    );
+    assert_eq!((&web.state, web.host.as_str()), (&Unreachable, "d"));
     let advises = |vm: &VmView, what| vm.advice.as_ref().unwrap().contains(what);
     assert!(
         web.last_seen.is_some() && advises(&web, "p2pvm vm restore web@safe --force"),
@@ -218,14 +218,14 @@ fn vms_of_one_name_from_two_halves_live_and_can_be_deleted() {
             )
         });
     assert!(
-        both.iter().all(|vm| vm.1 == "stopped"),
+        both.iter().all(|vm| vm.1 == Stopped),
         "nothing is arriving: {both:?}"
     );
     let note = lab.vm("b", &both[1].0).unwrap().note.unwrap();
     assert!(note.contains("was called dup"), "{note}");
     for host in hosts {
         assert!(
-            listed(&lab, host).iter().all(|vm| vm.1 == "stopped"),
+            listed(&lab, host).iter().all(|vm| vm.1 == Stopped),
             "{:?}",
             listed(&lab, host)
         );
@@ -257,10 +257,10 @@ fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
     let back: VmView = lab
         .json("c", &["vm", "restore", "deb@w1"])
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("c", 60)));
-    assert_eq!((back.host.as_str(), back.state.as_str()), ("c", "running"));
+    assert_eq!((back.host.as_str(), back.state), ("c", Running));
     std::thread::sleep(Duration::from_secs(30));
     for host in ["a", "c", "d"] {
-        assert_eq!(listed(&lab, host), [three("deb", "running", "c")], "{host}");
+        assert_eq!(listed(&lab, host), [three("deb", Running, "c")], "{host}");
     }
     let metrics = lab.p2pvm("a", &["metrics", "--all"]).unwrap();
     assert!(
@@ -285,7 +285,7 @@ fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
             || {
                 Ok(listed(&lab, "a")
                     .into_iter()
-                    .find(|vm| vm.1 == "branch" && vm.2 == "c")
+                    .find(|vm| vm.1 == Branch && vm.2 == "c")
                     .map(|vm| vm.0))
             },
         )
@@ -303,7 +303,7 @@ fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
             .contains("state=\"branch\"")
     );
     lab.p2pvm("a", &["vm", "delete", &branch]).unwrap();
-    assert_eq!(listed(&lab, "d"), [three("deb", "running", "b")]);
+    assert_eq!(listed(&lab, "d"), [three("deb", Running, "b")]);
     refused(&lab, "a", &["vm", "delete", &branch], 3);
     lab.down().unwrap();
 }
@@ -329,7 +329,7 @@ fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
         let vms = lab.vms("c")?;
         Ok(vms
             .iter()
-            .any(|vm| vm.activity.as_deref() == Some("migrating"))
+            .any(|vm| vm.activity == Some(ActivityView::Migrating))
             .then_some(()))
     })
     .unwrap();
@@ -373,7 +373,7 @@ fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
     let on = |host: &str| {
         listed(&lab, "a")
             .iter()
-            .filter(|vm| vm.2 == host && vm.1 == "running")
+            .filter(|vm| vm.2 == host && vm.1 == Running)
             .count()
     };
     assert!(
@@ -386,7 +386,7 @@ fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
     for host in ["a", "b"] {
         let names: Vec<_> = listed(&lab, host)
             .into_iter()
-            .filter(|vm| vm.2 == host && vm.1 == "running")
+            .filter(|vm| vm.2 == host && vm.1 == Running)
             .map(|vm| vm.0)
             .collect();
         for name in names.iter().skip(1) {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{lab, network, public_sites, refused};
-use p2pvm_api::{DoctorPage, VmView};
+use p2pvm_api::{DoctorPage, VmStateView, VmView};
 use p2pvm_host::Level;
 use p2pvm_lab::{
     chain,
@@ -517,7 +517,7 @@ fn with_the_units_capabilities_guests_run_and_outlive_a_daemons_upgrade() {
         )
     });
     let vm = lab.vm("b", "web").unwrap();
-    assert_eq!((vm.state.as_str(), vm.epoch), ("running", 1), "{vm:?}");
+    assert_eq!((&vm.state, vm.epoch), (&VmStateView::Running, 1), "{vm:?}");
     assert_eq!(qemu(), before, "the same process runs on");
     nix_kill(daemon.id(), "TERM");
     daemon.wait().unwrap();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{SETTINGS, lab, public_sites, refused};
-use p2pvm_api::{Joined, Status};
+use p2pvm_api::{Health, Joined, Status, VmStateView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
@@ -47,7 +47,7 @@ fn spends_nothing(lab: &Lab, host: &str, text: &str, lacks: &[&str]) {
     assert_eq!(left, ["node.toml"], "{text} left something");
 }
 
-fn health(lab: &Lab, host: &str) -> (String, Status) {
+fn health(lab: &Lab, host: &str) -> (Health, Status) {
     let status = lab.status(host).unwrap();
     (status.health.word.clone(), status)
 }
@@ -217,7 +217,7 @@ fn health_doctor_and_commands_say_what_is_so() {
         !lab.ping("a", &v6, 1, "100ms").unwrap().rtts_ms.is_empty(),
         "{v6}"
     );
-    let settled = |host: &str, word: &str, seconds| {
+    let settled = |host: &str, word: Health, seconds| {
         lab.wait(
             &format!("{host} to be {word}"),
             Duration::from_secs(seconds),
@@ -232,7 +232,7 @@ fn health_doctor_and_commands_say_what_is_so() {
             )
         });
     };
-    settled("b", "ok", 60);
+    settled("b", Health::Ok, 60);
 
     // A firewall drops what comes in by the overlay's interface: every link is up, and nothing gets
     // through.
@@ -263,7 +263,7 @@ fn health_doctor_and_commands_say_what_is_so() {
     );
     let (word, status) = health(&lab, "b");
     assert!(
-        word == "degraded" && status.findings.iter().any(|found| found.area == "path"),
+        word == Health::Degraded && status.findings.iter().any(|found| found.area == "path"),
         "{status:?}"
     );
     let screen = lab.p2pvm("b", &["top", "--once"]).unwrap();
@@ -271,7 +271,7 @@ fn health_doctor_and_commands_say_what_is_so() {
     lab.testbed()
         .run("b", &["nft", "delete", "table", "inet", "guard"])
         .unwrap();
-    settled("b", "ok", 60);
+    settled("b", Health::Ok, 60);
 
     // A member that is dead: the ping ends, with the reason and the exit code for it.
     lab.testbed().kill("c").unwrap();
@@ -471,7 +471,7 @@ fn every_command_names_a_hanging_daemon_within_seconds_and_force_ends_it() {
     lab.p2pvm("b", &["up", "--detach"]).unwrap();
     assert_eq!(
         lab.vm("b", "web").unwrap().state,
-        "running",
+        VmStateView::Running,
         "it has gone on"
     );
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites, refused, small::Small};
-use p2pvm_api::VmView;
+use p2pvm_api::{Health, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
@@ -127,7 +127,7 @@ fn a_guest_on_a_full_disk_pauses_with_reason_and_loses_nothing() {
     .unwrap();
     writes(&lab, "b", "fat", 300, 120);
     let shown = until_full(&lab, "b", "fat");
-    assert_eq!(shown.state, "paused");
+    assert_eq!(shown.state, VmStateView::Paused);
     assert!(
         shown
             .still
@@ -161,7 +161,7 @@ fn a_guest_on_a_full_disk_pauses_with_reason_and_loses_nothing() {
             },
         )
         .unwrap();
-    assert_eq!(status.health.word, "degraded");
+    assert_eq!(status.health.word, Health::Degraded);
     let (_, doctor, _) = lab.try_p2pvm("b", &["doctor"]).unwrap();
     assert!(
         doctor.contains("host disk full")
@@ -220,7 +220,7 @@ fn a_guest_on_a_full_disk_pauses_with_reason_and_loses_nothing() {
     fs::remove_file(&filler).unwrap();
     console(&lab, "b", "fat", "", "wrote-300");
     let shown = lab.vm("b", "fat").unwrap();
-    assert_eq!((shown.state.as_str(), shown.still), ("running", None));
+    assert_eq!((shown.state, shown.still), (VmStateView::Running, None));
 
     // Moved away it goes on there.
     writes(&lab, "b", "fat", 500, 300);

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused, set_policy};
-use p2pvm_api::{Failed, Founded, InviteAnswer, Joined, Kind, RevokeAnswer, TokenView};
+use p2pvm_api::{Failed, InviteAnswer, Joined, Kind, NetworkFounded, RevokeAnswer, TokenView};
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
 
@@ -164,7 +164,7 @@ fn a_command_without_network_or_daemon_says_what_to_do() {
         )
         .contains("overlaps")
     );
-    let founded: Founded = lab.json("a", &["init", "--network", "lab"]).unwrap();
+    let founded: NetworkFounded = lab.json("a", &["init", "--network", "lab"]).unwrap();
     assert!(refused(&lab, "a", &["init", "--network", "lab"], 5).contains("already"));
     assert!(refused(&lab, "a", &["status"], 1).contains("p2pvm up"));
     lab.start("a").unwrap();

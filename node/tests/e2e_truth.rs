@@ -8,7 +8,11 @@ use common::{
     measured::{Measurement, seconds},
     network, public_sites, refused, run,
 };
-use p2pvm_api::{FindingView, ReachView, Status, VmView};
+use p2pvm_api::{
+    FindingView, Health,
+    ReachState::{Answers, Blocked, Silent},
+    ReachView, Status, VmView,
+};
 use p2pvm_host::Level;
 use p2pvm_lab::{chain, figures::Figure, lab::Lab};
 use std::{
@@ -40,7 +44,7 @@ fn status(lab: &Lab, host: &str) -> Status {
     lab.status(host).unwrap()
 }
 
-fn word(status: &Status) -> &str {
+fn word(status: &Status) -> &Health {
     &status.health.word
 }
 
@@ -64,7 +68,7 @@ fn until(
 fn until_well(lab: &Lab, host: &str) {
     let what = format!("{host} to be well");
     until(lab, host, &what, Duration::from_secs(40), |status| {
-        word(status) == "ok"
+        *word(status) == Health::Ok
     });
 }
 
@@ -95,11 +99,11 @@ fn what_the_kernel_tells_shows_within_seconds_and_goes_within_seconds() {
                 0; }; add rule inet guard in iifname p2pvm0 drop'",
         );
         let came = until(&lab, "b", "the finding", SOON, |status| {
-            word(status) == "degraded" && findings(status, "path").count() == 1
+            *word(status) == Health::Degraded && findings(status, "path").count() == 1
         });
         run(&lab, "b", "nft delete table inet guard");
         let went = until(&lab, "b", "the finding's end", SOON, |status| {
-            word(status) == "ok" && findings(status, "path").count() == 0
+            *word(status) == Health::Ok && findings(status, "path").count() == 0
         });
         rounds.push((came, went));
         if let Some(mut flood) = flood {
@@ -184,7 +188,7 @@ fn members_whose_control_port_alone_is_blocked_are_not_called_unreachable() {
         "b",
         "b to be well again",
         Duration::from_secs(60),
-        |status| word(status) == "ok",
+        |status| *word(status) == Health::Ok,
     );
     lab.down().unwrap();
 }
@@ -225,7 +229,7 @@ fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_
         "b",
         "b to be well beside the VPN",
         Duration::from_secs(40),
-        |status| word(status) == "ok" && !named(status),
+        |status| *word(status) == Health::Ok && !named(status),
     );
     assert!(!lab.ping("b", "a", 2, "100ms").unwrap().rtts_ms.is_empty());
     lab.down().unwrap();
@@ -422,12 +426,12 @@ fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
             "the guest to answer its host",
             Duration::from_secs(limit),
             STEP,
-            || Ok((reach("b").state == "answers").then_some(())),
+            || Ok((reach("b").state == Answers).then_some(())),
         )
         .unwrap_or_else(|e| panic!("{}: {:?}\n{}", chain(&e), reach("b"), lab.log_tail("b", 40)));
     };
     answers(40);
-    assert_eq!(reach("a").state, "answers", "members tell each other");
+    assert_eq!(reach("a").state, Answers, "members tell each other");
     assert!(
         lab.p2pvm("b", &["vm", "show", "web"])
             .unwrap()
@@ -467,14 +471,11 @@ fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
             && page.contains(remedy),
         "{page}"
     );
-    assert_eq!(word(&status(&lab, "b")), "degraded");
-    assert_eq!(
-        (reach("b").state.as_str(), reach("a").state.as_str()),
-        ("blocked", "blocked")
-    );
+    assert_eq!(word(&status(&lab, "b")), &Health::Degraded);
+    assert_eq!((reach("b").state, reach("a").state), (Blocked, Blocked));
     run(&lab, "b", "nft delete table netdev guard");
     let went = until(&lab, "b", "its end", Duration::from_secs(8), |status| {
-        findings(status, "guests").count() == 0 && word(status) == "ok"
+        findings(status, "guests").count() == 0 && *word(status) == Health::Ok
     });
     let what = "change of a guest's interface to the guest's next answer";
     let mut figures = vec![seconds("guest-back", what, &times).digits(1)];
@@ -492,7 +493,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
         "the guest to be called silent",
         Duration::from_secs(45),
         STEP,
-        || Ok((reach("b").state == "silent").then_some(())),
+        || Ok((reach("b").state == Silent).then_some(())),
     )
     .unwrap_or_else(|e| panic!("{}: {:?}\n{}", chain(&e), reach("b"), lab.log_tail("b", 40)));
     assert!(findings(&status(&lab, "b"), "guests").all(|found| found.level != Level::Failed));

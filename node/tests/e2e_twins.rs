@@ -4,7 +4,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites};
-use p2pvm_api::{RevokeAnswer, Status, VmView};
+use p2pvm_api::{RevokeAnswer, Status, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
@@ -169,7 +169,7 @@ fn of_two_daemons_with_one_state_the_later_gets_its_own_identity() {
     let at_c = lab.vms("c").unwrap();
     assert!(
         at_c.iter()
-            .any(|vm| vm.name == "web-branch-e1" && vm.state == "branch"),
+            .any(|vm| vm.name == "web-branch-e1" && vm.state == VmStateView::Branch),
         "{at_c:?}"
     );
     lab.wait_for_guest("a", &guest, Duration::from_secs(60))

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{assert_unbroken, image, lab, network, public_sites, refused, small::Small};
-use p2pvm_api::{DrainAnswer, SnapshotTaken, VmView};
+use p2pvm_api::{DrainAnswer, SnapshotTaken, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab, sites::Properties};
 use std::{
     io::{Read, Write},
@@ -91,8 +91,8 @@ fn a_killed_daemon_takes_its_running_guest_up_again() {
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     let vm = show(&lab, "b");
     assert_eq!(
-        (vm.state.as_str(), vm.host.as_str(), vm.epoch),
-        ("running", "b", 1)
+        (vm.state, vm.host.as_str(), vm.epoch),
+        (VmStateView::Running, "b", 1)
     );
     lab.down().unwrap();
 }
@@ -192,7 +192,7 @@ fn a_move_that_fails_leaves_the_vm_and_its_connections_whole() {
         Duration::from_millis(300),
         || {
             let vm = lab.vm("b", "web")?;
-            let is_at_rest = vm.state == "running" && vm.activity.is_none();
+            let is_at_rest = vm.state == VmStateView::Running && vm.activity.is_none();
             Ok((vm.host == "b" && is_at_rest).then_some(()))
         },
     )
@@ -249,7 +249,9 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
             Duration::from_millis(500),
             || {
                 let listed = lab.vms("b")?;
-                Ok(listed.into_iter().find(|vm| vm.state == "branch"))
+                Ok(listed
+                    .into_iter()
+                    .find(|vm| vm.state == VmStateView::Branch))
             },
         )
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));

@@ -8,7 +8,7 @@ use common::{
     measured::{Measurement, seconds},
     network, public_sites, run, until,
 };
-use p2pvm_api::Status;
+use p2pvm_api::{Health, Status};
 use p2pvm_host::Level;
 use p2pvm_lab::lab::Lab;
 use std::{fs, path::Path, time::Duration};
@@ -76,7 +76,7 @@ fn status(lab: &Lab) -> Status {
 }
 
 fn is_ok(lab: &Lab) -> bool {
-    status(lab).health.word == "ok"
+    status(lab).health.word == Health::Ok
 }
 
 fn pings(lab: &Lab, to: &str) -> bool {
@@ -210,7 +210,7 @@ fn a_vpn_is_passed_whatever_its_rules_are_like_or_said_to_be_in_the_way() {
         let is_named = status.findings.iter().any(|finding| {
             finding.level == Level::Failed && finding.found.contains("takes p2pvm's own packets")
         });
-        is_named && status.health.word != "ok"
+        is_named && status.health.word != Health::Ok
     });
     switch(&lab, &file, "down");
     until(&lab, "b to be well again", Duration::from_secs(40), || {

@@ -8,7 +8,7 @@ use common::{assert_unbroken, lab, measured::seconds, network, public_sites};
 use iso_machine::{
     Firmware, MEMBER, Machine, is_pinged, iso, measurement, plain_host, with_command_line,
 };
-use p2pvm_api::VmView;
+use p2pvm_api::{VmStateView, VmView};
 use p2pvm_lab::{
     chain,
     figures::Figure,
@@ -194,8 +194,8 @@ fn guest_of_attic(lab: &Lab, attic: &Machine) -> String {
     let made: VmView = lab
         .json("a", &words)
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), attic.serial.all()));
-    let found = [made.host.as_str(), &made.state];
-    assert_eq!(found, ["attic", "running"], "{made:?}");
+    let found = (made.host.as_str(), &made.state);
+    assert_eq!(found, ("attic", &VmStateView::Running), "{made:?}");
     assert_eq!(made.voters.len(), 3, "{made:?}");
     lab.wait_for_guest("a", &made.address, GUEST_LIMIT)
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), attic.serial.all()));

@@ -3,12 +3,15 @@
 // logs.
 
 import { follow, Refused } from "./lines";
-import type { Explained, Failure, Step, View } from "./types";
+import type { Explained, Failure, MigrateVm, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
 
 /** The token's key in the tab's session storage, which lasts until the tab is closed. */
 const KEY = "p2pvm-token";
 /** How long a request for the view may take, milliseconds. */
 const PATIENCE_MS = 10_000;
+
+/** The body of an operation's request. */
+export type Body = MigrateVm | RestoreVm | SnapshotVm;
 
 /**
  * Returns the token of the address (`#token=...`) or the stored one. Stores the former and removes
@@ -31,7 +34,7 @@ export function keepToken(token: string | null): void {
 export class Api {
   constructor(private readonly token: string) {}
 
-  private async send(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  private async send(method: string, path: string, body?: Body | null, signal?: AbortSignal): Promise<Response> {
     const headers: Record<string, string> = { authorization: `Bearer ${this.token}` };
     if (body !== undefined) headers["content-type"] = "application/json";
     let answer: Response;
@@ -51,7 +54,7 @@ export class Api {
     const text = await answer.text();
     let failure: Failure = { kind: "failed", message: text || `${answer.status} ${answer.statusText}` };
     try {
-      const parsed = JSON.parse(text) as Partial<Failure>;
+      const parsed: Partial<Failure> = JSON.parse(text);
       if (typeof parsed.message === "string") failure = { kind: parsed.kind ?? "failed", message: parsed.message };
     } catch {
       // Not JSON: the text is the message.
@@ -60,17 +63,18 @@ export class Api {
   }
 
   async view(): Promise<View> {
-    return (await (await this.send("GET", "/view", undefined, AbortSignal.timeout(PATIENCE_MS))).json()) as View;
+    const view: View = await (await this.send("GET", "/view", undefined, AbortSignal.timeout(PATIENCE_MS))).json();
+    return view;
   }
 
   async explain(vm: string): Promise<Explained[]> {
-    return (await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json()) as Explained[];
+    const explained: Explained[] = await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json();
+    return explained;
   }
 
   /** Runs a long operation; `onStep` gets its progress. It continues when this page is closed. */
-  async run(vm: string, operation: string, body: unknown, onStep: (step: Step) => void): Promise<unknown> {
+  async run<K extends keyof Results>(vm: string, operation: K, body: Body | null, onStep: (step: Step) => void): Promise<Results[K]> {
     const answer = await this.send("POST", `/vms/${encodeURIComponent(vm)}/${operation}`, body);
-    if (!answer.body) return null;
     return follow(chunksOf(answer.body), onStep);
   }
 
@@ -91,7 +95,8 @@ export class Api {
   }
 }
 
-async function* chunksOf(body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
+async function* chunksOf(body: ReadableStream<Uint8Array> | null): AsyncGenerator<Uint8Array> {
+  if (!body) return;
   const reader = body.getReader();
   for (;;) {
     const { done, value } = await reader.read();

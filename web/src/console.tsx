@@ -37,11 +37,12 @@ export default function Console({ name, api, close }: { name: string; api: Api; 
       socket.onopen = () => setState("connected");
       socket.onmessage = (message) => {
         if (typeof message.data === "string") {
-          refused = String((JSON.parse(message.data) as Partial<NoConsole>).error ?? "");
+          const said: Partial<NoConsole> = JSON.parse(message.data);
+          refused = said.error ?? "";
           return;
         }
         tries = 0;
-        terminal?.write(new Uint8Array(message.data as ArrayBuffer));
+        terminal?.write(new Uint8Array(message.data));
       };
       socket.onclose = () => {
         if (gone) return;

@@ -20,14 +20,14 @@ export function cut(text: string): { lines: string[]; rest: string } {
 }
 
 /** Reads lines until the answer's end; returns the result or throws the failure. */
-export async function follow(chunks: AsyncIterable<Uint8Array>, onStep: (step: Step) => void): Promise<unknown> {
+export async function follow<Done>(chunks: AsyncIterable<Uint8Array>, onStep: (step: Step) => void): Promise<Done> {
   const decoder = new TextDecoder();
   let waiting = "";
   for await (const chunk of chunks) {
     const { lines, rest } = cut(waiting + decoder.decode(chunk, { stream: true }));
     waiting = rest;
     for (const text of lines) {
-      const line = JSON.parse(text) as Line;
+      const line: Line<Done> = JSON.parse(text);
       if ("progress" in line) onStep(line.progress);
       else if ("done" in line) return line.done;
       else if ("error" in line) throw new Refused(line.error);

@@ -1,11 +1,14 @@
 // The operations that this page started, and their progress, by the VM's name.
 
 import { useCallback, useRef, useState } from "preact/hooks";
-import type { Api } from "./api";
+import type { Api, Body } from "./api";
 import { bytes } from "./format";
 import { Refused } from "./lines";
 import { share } from "./model";
-import type { MigrateVm, RestoreVm, SnapshotTaken, SnapshotVm, Step, VmMoved, VmView } from "./types";
+import type { Results, Step, VmView } from "./types";
+
+/** An operation that shows its progress. */
+export type OperationKind = keyof Results;
 
 /** How an operation ended, in words. */
 export interface Ended {
@@ -14,8 +17,7 @@ export interface Ended {
 }
 
 export interface Operation {
-  /** "migrate", "start", "stop", "snapshot" or "restore". */
-  kind: string;
+  kind: OperationKind;
   /** The operation in words. */
   what: string;
   step: Step | null;
@@ -23,44 +25,37 @@ export interface Operation {
   ended: Ended | null;
 }
 
-/** The body of an operation's request. */
-export type Body = MigrateVm | RestoreVm | SnapshotVm;
-
 export type Operations = Record<string, Operation>;
 
 export interface Doing {
   operations: Operations;
   /** Begins an operation, unless another one of the VM runs; a stop overrides a move. */
-  begin(vm: string, kind: string, what: string, body?: Body): void;
+  begin(vm: string, kind: OperationKind, what: string, body?: Body): void;
   cancel(vm: string): void;
   dismiss(vm: string): void;
 }
 
+const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;
+
+/** The message after each successful operation. */
+const OUTCOMES: { [K in OperationKind]: (vm: string, done: Results[K]) => string } = {
+  migrate(vm, { host, total_ms, downtime_ms, ram_bytes }) {
+    // A host of a previous version does not say how much RAM it was.
+    return `${vm} runs on ${host}: moved in ${seconds(total_ms)}, paused for ${downtime_ms} ms, ${bytes(ram_bytes ?? 0)} of RAM`;
+  },
+  restore: (vm, { state, host }) => `${vm} is ${state} on ${host}`,
+  snapshot: (_, { name, state, pause_ms }) => `snapshot ${name} is ${state}; the guest was paused for ${pause_ms.toFixed(0)} ms`,
+  start: (vm, { state }) => `${vm} is ${state}`,
+  stop: (vm, { state }) => `${vm} is ${state}`,
+};
+
 /** The message after a successful operation. */
-export function outcome(kind: string, vm: string, done: unknown): string {
-  const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;
-  switch (kind) {
-    case "migrate": {
-      const moved = done as VmMoved;
-      // A host of a previous version does not say how much RAM it was.
-      const ram = bytes(moved.ram_bytes ?? 0);
-      return `${vm} runs on ${moved.host}: moved in ${seconds(moved.total_ms)}, paused for ${moved.downtime_ms} ms, ${ram} of RAM`;
-    }
-    case "snapshot": {
-      const taken = done as SnapshotTaken;
-      return `snapshot ${taken.name} is ${taken.state}; the guest was paused for ${taken.pause_ms.toFixed(0)} ms`;
-    }
-    case "restore": {
-      const { state, host } = done as VmView;
-      return `${vm} is ${state} on ${host}`;
-    }
-    default:
-      return `${vm} is ${(done as VmView).state}`;
-  }
+export function outcome<K extends OperationKind>(kind: K, vm: string, done: Results[K]): string {
+  return OUTCOMES[kind](vm, done);
 }
 
 /** Whether an operation may begin while another one of this VM runs: a stop overrides a move. */
-export function mayBegin(kind: string, underWay: string | undefined): boolean {
+export function mayBegin(kind: OperationKind, underWay: OperationKind | undefined): boolean {
   return underWay === undefined || (kind === "stop" && underWay === "migrate");
 }
 
@@ -84,7 +79,7 @@ export function underWay(vm: VmView, operation: Operation | undefined): { what: 
 
 export function useOperations(api: Api | null, refresh: () => void): Doing {
   const [operations, set] = useState<Operations>({});
-  const busy = useRef(new Map<string, { kind: string }>());
+  const busy = useRef(new Map<string, { kind: OperationKind }>());
   const change = (vm: string, to: Operation | undefined) =>
     set((all) => {
       const { [vm]: _, ...rest } = all;
@@ -92,7 +87,7 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
     });
 
   const begin = useCallback(
-    (vm: string, kind: string, what: string, body: Body | null = null) => {
+    <K extends OperationKind>(vm: string, kind: K, what: string, body: Body | null = null) => {
       if (!api || !mayBegin(kind, busy.current.get(vm)?.kind)) return;
       const mine = { kind };
       busy.current.set(vm, mine);
@@ -120,7 +115,7 @@ export function useOperations(api: Api | null, refresh: () => void): Doing {
     (vm: string) => {
       api?.cancel(vm).catch((error: Error) =>
         set((all) => {
-          const known = all[vm] ?? { kind: "migrate", what: "", step: null, ended: null };
+          const known: Operation = all[vm] ?? { kind: "migrate", what: "", step: null, ended: null };
           return { ...all, [vm]: { ...known, ended: known.ended ?? undone(error) } };
         }),
       );

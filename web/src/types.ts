@@ -1,11 +1,81 @@
 // The words of the daemon's API that this page uses. `make api` writes this file from the types in api/src: change those.
 
+/** One line of a streamed answer, with the result `Done` or one of several results `Item`. */
+export type Line<Done, Item = never> =
+  /** Progress. */
+  | { progress: Step }
+  /** One of several results, such as one pong. */
+  | { item: Item }
+  /** The end, with the result. */
+  | { done: Done }
+  /** The end, without. */
+  | { error: Failure };
+
+/** The results of the operations that are answered in lines, by the last word of their paths. */
+export interface Results {
+  /** Starts a VM. */
+  start: VmView;
+  /** Stops a VM; with force, without asking its guest. */
+  stop: VmView;
+  /** Moves a VM to another member. */
+  migrate: VmMoved;
+  /** Takes a snapshot of a VM. */
+  snapshot: SnapshotTaken;
+  /** Sets a VM back to a snapshot, here or on the member that the request names. */
+  restore: VmView;
+}
+
+/** The operation on a VM. */
+export type ActivityView =
+  /** It is moved to another member. */
+  | "migrating"
+  /** It is moved to this host. */
+  | "arriving"
+  /** Its voters are asked whether it is still this host's. */
+  | "asking its voters"
+  /** Its voters have to say where it may run. */
+  | "waiting for its voters"
+  /** It waits for the operation before. */
+  | "waiting"
+  /** It is created. */
+  | "being made"
+  /** It is started. */
+  | "starting"
+  /** It is started because its host was. */
+  | "starting after a restart of the host"
+  /** It is stopped. */
+  | "stopping"
+  /** Its guest ended by itself. */
+  | "stopped by its guest"
+  /** Its paused guest goes on. */
+  | "going on"
+  /** It is deleted. */
+  | "deleting"
+  /** What a creation or deletion left is removed. */
+  | "removing what is left"
+  /** A snapshot of it is taken. */
+  | "snapshot"
+  /** A snapshot of it is deleted. */
+  | "deleting a snapshot"
+  /** It is restored from a snapshot. */
+  | "restoring"
+  /** The copy on this host is replaced by a restore there. */
+  | "giving way to a restore"
+  /** The copy on this host is left to a restore on another member. */
+  | "giving way to a restore elsewhere"
+  /** Its guest stands still for good: another machine has its host's identity. */
+  | "giving it up"
+  /** Its move is ended on request. */
+  | "the move's end"
+  /** A word of a later version. */
+  | string;
+
 /** A decision of the autonomic manager here, of any VM. */
 export interface Decided {
   /** When (RFC 3339). */
   at: string;
-  /** The figures behind it, in the form of the deciding member's version; for people only. */
-  details: unknown;
+  /** The figures behind it; a member's report about itself has none. */
+  details: DecisionFigures | null;
   /** The member that decided; empty for the member that was asked, until it is shown. */
   host: string;
   /** The decision and its reason. */
@@ -14,12 +84,63 @@ export interface Decided {
   vm: string;
 }
 
+/** The figures of a decision about a VM. Loads are shares of a node's CPUs. The fields are in alphabetical order. */
+export interface DecisionFigures {
+  /** How much nearer the VM comes to the members it exchanges traffic with, from 1 (all of its traffic stays on that host) to -1. */
+  affinity: number | null;
+  /** When, by the deciding node's clock, milliseconds since 1970; with repetitions, the last time. */
+  at: number;
+  /** What was decided. */
+  decision: DecisionWord;
+  /** `source_load - target_load`. */
+  gain: number | null;
+  /** The smallest gain that counts. */
+  min_gain: number;
+  /** The id of the peer: the target, or the source if the deciding node took the VM in. None if no peer was considered. */
+  peer: string | null;
+  /** The load of the node that the VM is on. */
+  source_load: number;
+  /** The load of the target with the VM. */
+  target_load: number | null;
+  /** How often in a row the same was decided about the same peer. */
+  times: number;
+  /** The VM's id. */
+  vm: string;
+  /** How many CPUs the VM is expected to use. */
+  vm_cpu: number;
+}
+
+/** What was decided about a VM. */
+export type DecisionWord =
+  /** The node is overloaded, but no peer that it knows is enough better. */
+  | "kept"
+  /** A peer was asked to take it. */
+  | "offered"
+  /** The peer refused it. */
+  | { refused: RefusalWord }
+  /** The peer did not answer. */
+  | "unanswered"
+  /** The peer takes it: the migration starts. */
+  | "migrating"
+  /** The migration succeeded. */
+  | "moved"
+  /** The migration failed; the VM stays. */
+  | "failed"
+  /** The migration was cancelled on request; the VM stays. */
+  | "cancelled"
+  /** The deciding node agreed to take it in. */
+  | "taken_in"
+  /** The source called it off. */
+  | "called_off"
+  /** A word of a later version. */
+  | string;
+
 /** One line of `p2pvm explain`. */
 export interface Explained {
   /** When (RFC 3339). */
   at: string;
-  /** The figures behind it, in the form of the deciding member's version; for people only. */
-  details: unknown;
+  /** The figures behind it; a member's report about itself has none. */
+  details: DecisionFigures | null;
   /** The member that decided; empty for the member that was asked, until it is shown. */
   host: string;
   /** The decision and its reason. */
@@ -48,12 +169,33 @@ export interface FindingView {
   level: "ok" | "warning" | "failed";
 }
 
+/** How the node is. */
+export type Health =
+  /** A member with others, and nothing is wrong. */
+  | "ok"
+  /** No daemon answers. */
+  | "down"
+  /** The daemon is there and does not answer yet. */
+  | "starting"
+  /** The machine belongs to no network. */
+  | "outside"
+  /** A member, on its way to an address, to the first other member or to its place on the ring. */
+  | "joining"
+  /** The machine has no address on any network. */
+  | "offline"
+  /** A member of a network that has no other member yet. */
+  | "alone"
+  /** It works, but something is missing. */
+  | "degraded"
+  /** A word of a later version. */
+  | string;
+
 /** The health in one word, and the reason. */
 export interface HealthView {
   /** The reason. */
   why: string;
   /** The word, as `p2pvm top` has it. */
-  word: string;
+  word: Health;
 }
 
 /** The kind of a failure. Its number is the command line's exit code. */
@@ -70,17 +212,6 @@ export type Kind =
   | "refused"
   /** Neither done nor refused for good, because the members that decide it cannot be asked now. The same request may work later. */
   | "not-now";
-
-/** One line of a streamed answer (newline-delimited JSON). */
-export type Line =
-  /** Progress. */
-  | { progress: Step }
-  /** One of several results, such as one pong. */
-  | { item: unknown }
-  /** The end, with the result. */
-  | { done: unknown }
-  /** The end, without. */
-  | { error: Failure };
 
 /** A link as one of its ends sees it. */
 export interface Link {
@@ -176,17 +307,45 @@ export interface PunchesView {
   tried: number;
 }
 
+/** Whether a guest answers its own host, through the guest's interface. */
+export type ReachState =
+  /** It answers. */
+  | "answers"
+  /** Its host drops packets for it. */
+  | "blocked"
+  /** It has answered before and does not now. */
+  | "silent"
+  /** It has not answered yet. */
+  | "never"
+  /** A word of a later version. */
+  | string;
+
 /** The reachability of a guest from its own host, through the guest's interface. */
 export interface ReachView {
   /** How long its answer took, milliseconds. */
   rtt_ms: number | null;
   /** How long this has been its state, seconds. */
   seconds: number;
-  /** "answers"; "blocked": its host drops packets for it; "silent": it has answered before and does not now; "never": it has not answered yet. */
-  state: string;
+  /** Whether it answers. */
+  state: ReachState;
   /** Why it does not answer, as far as its host can tell. */
   why: string | null;
 }
+
+/** Why a peer does not take a VM. */
+export type RefusalWord =
+  /** Its CPUs would be too busy. */
+  | "Busy"
+  /** Its memory would not suffice. */
+  | "Memory"
+  /** The VM would gain too little, by what it knows of its own load. */
+  | "LittleGain"
+  /** It is taking others in, or giving one away itself. */
+  | "Occupied"
+  /** It is being drained or has no measurement yet. */
+  | "Unavailable"
+  /** A word of a later version. */
+  | string;
 
 /** The request of `p2pvm vm restore`. */
 export interface RestoreVm {
@@ -424,10 +583,37 @@ export interface VmMoved {
   trace?: string;
 }
 
+/** A VM's state, as the network shows it. */
+export type VmStateView =
+  /** Its guest executes on its host. */
+  | "running"
+  /** Its guest is held on its host. */
+  | "paused"
+  /** It has no guest. */
+  | "stopped"
+  /** It is being moved away; its guest still executes there. */
+  | "leaving"
+  /** It is being moved to this host, which waits for its guest. */
+  | "arriving"
+  /** It is held until the voters say whether it may run on this host. */
+  | "doubtful"
+  /** A copy that lost its VM, which went on elsewhere. */
+  | "branch"
+  /** A copy of a stopped VM that runs elsewhere now: nothing ran twice. */
+  | "leftover"
+  /** Another member has it. */
+  | "remote"
+  /** Its host does not answer, dead or cut off. */
+  | "unreachable"
+  /** Its host left the network or was expelled: no host will answer for it. */
+  | "orphaned"
+  /** A word of a later version. */
+  | string;
+
 /** A VM as `vm list` and `vm show` print it. */
 export interface VmView {
   /** The operation on it now. */
-  activity: string | null;
+  activity: ActivityView | null;
   /** Its IPv4 address, the same wherever it runs. */
   address: string;
   /** Its IPv6 address. */
@@ -465,7 +651,7 @@ export interface VmView {
   /** Its snapshots. */
   snapshots: SnapshotView[];
   /** Its state in a word. */
-  state: string;
+  state: VmStateView;
   /** Why its guest is paused without a request, if it is. */
   still: StillView | null;
   /** The members whose majority decides who may run it. */

@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { Refused } from "../src/lines";
 import { decisions, network, restoreOn, rttBetween, share, targets, troubled, wayOf } from "../src/model";
-import { mayBegin, outcome, underWay, undone } from "../src/operations";
-import type { Peer, Sight, Status, View, VmView } from "../src/types";
+import { mayBegin, outcome, underWay, undone, type Operation } from "../src/operations";
+import type { Peer, Sight, Status, View, VmMoved, VmView } from "../src/types";
 
 const id = (letter: string) => letter.repeat(64);
 const sight = (letter: string, more: Partial<Sight> = {}): Sight => ({
@@ -79,7 +79,7 @@ it("lists decisions of all members, the newest first, with the VM's and the memb
 describe("a running operation", () => {
   const step = { phase: "ram", done_bytes: 1 << 20, total_bytes: 4 << 20, note: "dirty 1 MB/s" };
   it("is the page's own, else the one that the VM's host reports, else none", () => {
-    const operation = { kind: "migrate", what: "moving to c", step, ended: null };
+    const operation: Operation = { kind: "migrate", what: "moving to c", step, ended: null };
     expect(underWay(vm(), operation)).toEqual({ what: "moving to c: ram", share: 0.25, note: "1.0 MiB of 4.0 MiB, dirty 1 MB/s" });
     expect(underWay(vm({ moving: { to: "d", step } }), undefined)?.what).toBe("moving to d: ram");
     expect(underWay(vm({ activity: "stopping" }), undefined)).toEqual({ what: "stopping", share: null, note: "" });
@@ -90,7 +90,9 @@ describe("a running operation", () => {
     expect(share({ ...step, done_bytes: 9 << 20 })).toBe(1);
   });
   it("ends in a sentence", () => {
-    const done = { host: "c", total_ms: 5230, downtime_ms: 131, ram_bytes: 90 << 20 };
+    const done: VmMoved = {
+      name: "web", from: "b", host: "c", epoch: 2, migration: "m1", pause_ms: 140, total_ms: 5230, downtime_ms: 131, ram_bytes: 90 << 20,
+    };
     expect(outcome("migrate", "web", done)).toBe("web runs on c: moved in 5.2 s, paused for 131 ms, 90.0 MiB of RAM");
   });
   it("is cancelled, not failed, if a user cancelled it", () => {

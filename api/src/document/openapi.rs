@@ -1,8 +1,8 @@
 //! The OpenAPI 3.1 document of the table of operations.
 
-use super::{definitions, of_answers, of_requests};
+use super::{definitions, lines, of_answers, of_requests};
 use crate::{
-    Failure, Line, NoConsole,
+    Failure, NoConsole,
     operations::{Answer, Asker, OPERATIONS, Operation, Parameter},
 };
 use schemars::SchemaGenerator;
@@ -24,7 +24,6 @@ pub fn text() -> String {
     }
     for asked in [
         answers.subschema_for::<Failure>(),
-        answers.subschema_for::<Line>(),
         answers.subschema_for::<NoConsole>(),
     ] {
         assert!(asked.get("$ref").is_some());
@@ -129,15 +128,11 @@ fn responses(answer: &Answer, answers: &mut SchemaGenerator) -> Value {
                 json!({ "description": "The answer.", "content": content }),
             )
         }
-        Answer::Lines { item, done } => {
-            let line = json!({ "$ref": "#/components/schemas/Line" });
-            let mut content = json!({ "schema": line, "x-done": (done.schema)(answers) });
-            if let Some(item) = item {
-                content["x-item"] = (item.schema)(answers).into();
-            }
-            let said = "One Line a line; `x-item` and `x-done` are the values of its `item` and \
-                `done`.";
-            let content = json!({ "application/x-ndjson": content });
+        Answer::Lines { line, .. } => {
+            let line = (line.schema)(answers).to_value();
+            let schema = json!({ "oneOf": lines(&line) });
+            let content = json!({ "application/x-ndjson": { "schema": schema } });
+            let said = "Lines of JSON, each of this schema; `done` or `error` is in the last one.";
             ("200", json!({ "description": said, "content": content }))
         }
         Answer::Figures(of) => {
@@ -162,25 +157,82 @@ fn responses(answer: &Answer, answers: &mut SchemaGenerator) -> Value {
 mod tests {
     use super::*;
 
-    /// The places in a document where an object is told of that has no fields.
-    fn untyped(at: &str, value: &Value, found: &mut Vec<String>) {
-        if value == &json!({ "type": "object" }) {
+    /// The words of a schema that says which values it has.
+    const TYPED: [&str; 6] = ["$ref", "allOf", "anyOf", "const", "enum", "oneOf"];
+
+    /// Whether a schema has any object, or any value at all.
+    fn is_untyped(schema: &Value) -> bool {
+        let Some(fields) = schema.as_object() else {
+            return schema != false;
+        };
+        if TYPED.iter().any(|word| fields.contains_key(*word)) {
+            return false;
+        }
+        match fields.get("type").and_then(Value::as_str) {
+            Some("object") => !fields.contains_key("properties"),
+            Some("array") => !fields.contains_key("items") && !fields.contains_key("prefixItems"),
+            Some(_) => false,
+            None => !fields.get("type").is_some_and(Value::is_array),
+        }
+    }
+
+    /// Goes through a schema and those within it.
+    fn look(at: &str, schema: &Value, found: &mut Vec<String>) {
+        if is_untyped(schema) {
             found.push(at.to_owned());
         }
+        for word in [
+            "properties",
+            "items",
+            "prefixItems",
+            "allOf",
+            "anyOf",
+            "oneOf",
+        ] {
+            let at = format!("{at}/{word}");
+            match schema.get(word) {
+                Some(Value::Array(all)) => all.iter().for_each(|one| look(&at, one, found)),
+                Some(Value::Object(all)) if word == "properties" => all
+                    .iter()
+                    .for_each(|(name, one)| look(&format!("{at}/{name}"), one, found)),
+                Some(one) => look(&at, one, found),
+                None => {}
+            }
+        }
+    }
+
+    /// Finds the schemas of a document.
+    fn untyped(at: &str, value: &Value, found: &mut Vec<String>) {
         match value {
-            Value::Object(fields) => fields
-                .iter()
-                .for_each(|(key, value)| untyped(&format!("{at}/{key}"), value, found)),
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let at = format!("{at}/{key}");
+                    match (key.as_str(), value) {
+                        ("schema", one) => look(&at, one, found),
+                        ("schemas", Value::Object(all)) => all
+                            .iter()
+                            .for_each(|(name, one)| look(&format!("{at}/{name}"), one, found)),
+                        _ => untyped(&at, value, found),
+                    }
+                }
+            }
             Value::Array(all) => all.iter().for_each(|value| untyped(at, value, found)),
             _ => {}
         }
     }
 
     #[test]
-    fn no_question_and_no_answer_is_an_object_without_fields() {
+    fn every_question_and_every_answer_has_a_type_with_fields() {
         let document: Value = serde_json::from_str(&text()).unwrap();
         let mut found = Vec::new();
         untyped("", &document, &mut found);
         assert_eq!(found, [""; 0]);
+        for unknown in [json!(true), json!({}), json!({ "type": "object" })] {
+            let line =
+                json!({ "oneOf": [{ "type": "object", "properties": { "done": unknown } }] });
+            let mut found = Vec::new();
+            untyped("", &json!({ "schema": line }), &mut found);
+            assert_eq!(found, ["/schema/oneOf/properties/done"]);
+        }
     }
 }

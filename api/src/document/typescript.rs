@@ -1,16 +1,63 @@
 //! The types of the dashboard's page: an interface a struct, a union an enum. A field that is
 //! skipped at times may be missing (`?`); one that may be null is `| null`.
 
-use super::{definitions, of_answers, of_requests};
+use super::{definitions, lines, of_answers, of_requests};
 use crate::{
-    Explained, Failure, Line, MigrateVm, MoveCancelled, NoConsole, RestoreVm, SnapshotTaken,
-    SnapshotVm, View, VmMoved,
+    Explained, Failure, Line, MigrateVm, MoveCancelled, NoConsole, RestoreVm, SnapshotVm, View,
+    operations::{Answer, Asker, OPERATIONS},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
 
 const HEAD: &str = "// The words of the daemon's API that this page uses. `make api` writes \
     this file from the types in api/src: change those.\n";
+
+/// Stands for a parameter of a generic type.
+struct Parameter<const ITEM: bool>;
+
+impl<const ITEM: bool> JsonSchema for Parameter<ITEM> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        if ITEM { "Item" } else { "Done" }.into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "$ref": format!("#/{}", Self::schema_name()) })
+    }
+}
+
+/// The lines of streamed answers, and the result of each operation of the page that has one.
+fn streamed(answers: &mut SchemaGenerator) -> String {
+    let line = answers.subschema_for::<Line<Parameter<false>, Parameter<true>>>();
+    let mut text = "\n/** One line of a streamed answer, with the result `Done` or one of several \
+        results `Item`. */\nexport type Line<Done, Item = never> =\n"
+        .to_owned();
+    for one in lines(line.as_value()) {
+        comment(&mut text, "  ", one);
+        let _ = writeln!(text, "  | {}", kind(one));
+    }
+    text.truncate(text.trim_end().len());
+    text.push_str(
+        ";\n\n/** The results of the operations that are answered in lines, by the last word of \
+            their paths. */\nexport interface Results {\n",
+    );
+    let of_page = |asker: &Asker| *asker == Asker::Page;
+    for operation in OPERATIONS.iter().copied().flatten() {
+        let Answer::Lines { done, .. } = operation.answer else {
+            continue;
+        };
+        if operation.askers.iter().any(of_page) {
+            let word = operation.path.rsplit('/').next().unwrap_or_default();
+            let done = kind((done.schema)(answers).as_value());
+            let _ = writeln!(text, "  /** {} */\n  {word}: {done};", operation.summary);
+        }
+    }
+    text + "}\n"
+}
 
 /// The file.
 pub fn text() -> String {
@@ -20,13 +67,10 @@ pub fn text() -> String {
     requests.subschema_for::<SnapshotVm>();
     answers.subschema_for::<Explained>();
     answers.subschema_for::<Failure>();
-    answers.subschema_for::<Line>();
     answers.subschema_for::<MoveCancelled>();
     answers.subschema_for::<NoConsole>();
-    answers.subschema_for::<SnapshotTaken>();
     answers.subschema_for::<View>();
-    answers.subschema_for::<VmMoved>();
-    let mut text = HEAD.to_owned();
+    let mut text = HEAD.to_owned() + &streamed(&mut answers);
     for (name, schema) in definitions(requests, answers) {
         text.push('\n');
         comment(&mut text, "", &schema);
@@ -77,7 +121,7 @@ fn alternatives(schema: &Value) -> Vec<&Value> {
 /// A type as TypeScript writes it where it is used.
 fn kind(schema: &Value) -> String {
     let Some(schema) = schema.as_object() else {
-        return "unknown".to_owned();
+        panic!("{schema} is a type with any value");
     };
     if let Some(to) = schema.get("$ref").and_then(Value::as_str) {
         return to.rsplit('/').next().unwrap_or_default().to_owned();
@@ -101,7 +145,7 @@ fn kind(schema: &Value) -> String {
                 .filter_map(Value::as_str)
                 .map(|one| named(one, schema)),
         ),
-        _ => "unknown".to_owned(),
+        _ => panic!("{schema:?} has no type"),
     }
 }
 
@@ -122,7 +166,7 @@ fn named(word: &str, schema: &Map<String, Value>) -> String {
         }
         "object" => {
             let Some(fields) = schema.get("properties").and_then(Value::as_object) else {
-                return "Record<string, unknown>".to_owned();
+                panic!("{schema:?} is an object with any fields");
             };
             let fields = fields
                 .iter()

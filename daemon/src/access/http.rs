@@ -35,26 +35,25 @@ async fn check(State(access): Shared, Json(r): Json<AclCheck>) -> Answer<AclVerd
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, get, post};
-    use hyper::StatusCode;
-    use serde_json::json;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_policy_that_was_set_decides_what_is_checked_after_it() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.access.clone());
-        let (status, shown) = get(routes(), "/acl").await;
-        assert_eq!((status, &shown["version"]), (StatusCode::OK, &json!(null)));
-        let question = json!({"from": "member:attic", "to": "member:attic", "traffic": "icmp"});
-        let (_, before) = post(routes(), "/acl/check", &question).await;
-        assert_eq!(before["allowed"], true, "{before}");
-        let (status, set) = post(routes(), "/acl", &json!({"text": "default = \"deny\""})).await;
-        assert_eq!(
-            (status, &set["version"]),
-            (StatusCode::OK, &json!(1)),
-            "{set}"
-        );
-        let (_, after) = post(routes(), "/acl/check", &question).await;
-        assert_eq!(after["allowed"], false, "{after}");
-        assert_eq!(after["effect"], "attic drops it and tells nobody");
+        let shown: AclShow = get(routes(), "/acl").await.value();
+        assert_eq!(shown.version, None);
+        let question = AclCheck {
+            from: "member:attic".into(),
+            to: "member:attic".into(),
+            traffic: "icmp".into(),
+        };
+        let before: AclVerdict = post(routes(), "/acl/check", &question).await.value();
+        assert!(before.allowed, "{before:?}");
+        let text = "default = \"deny\"".to_owned();
+        let set: AclAnswer = post(routes(), "/acl", &AclSet { text }).await.value();
+        assert_eq!(set.version, 1);
+        let after: AclVerdict = post(routes(), "/acl/check", &question).await.value();
+        assert!(!after.allowed, "{after:?}");
+        assert_eq!(after.effect, "attic drops it and tells nobody");
     }
 }

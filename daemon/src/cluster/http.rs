@@ -19,21 +19,15 @@ async fn members(State(cluster): State<Arc<Cluster>>) -> Answer<p2pvm_api::Clust
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, get};
-    use hyper::StatusCode;
-    use serde_json::json;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_cluster_of_one_is_that_one() {
         let alone = Alone::start().await;
-        let (status, found) = get(routes(alone.services.cluster.clone()), "/cluster").await;
+        let routes = routes(alone.services.cluster.clone());
+        let found: p2pvm_api::Cluster = get(routes, "/cluster").await.value();
         assert_eq!(
-            (
-                status,
-                &found["members"][0]["name"],
-                &found["load"]["members"]
-            ),
-            (StatusCode::OK, &json!("attic"), &json!(1)),
-            "{found}"
+            (found.members[0].name.as_str(), found.load.members),
+            ("attic", 1)
         );
     }
 }

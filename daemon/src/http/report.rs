@@ -5,21 +5,32 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use futures::{StreamExt, stream};
-use p2pvm_api::{Failure, Kind, Line, Outcome, Step};
+use futures::stream;
+use p2pvm_api::{Failure, Kind, Line, NoItem, Outcome, Sorted, Step};
 use serde::Serialize;
-use std::future::Future;
+use std::{future::Future, io, marker::PhantomData};
 use tokio::sync::mpsc;
 
-/// Where a long operation reports its steps.
-#[derive(Clone)]
-pub(crate) struct Reporter(mpsc::Sender<Line>);
+/// Where a long operation reports its steps, and each of several results `I`.
+pub(crate) struct Reporter<I = NoItem> {
+    lines: mpsc::Sender<Text>,
+    items: PhantomData<fn(I)>,
+}
 
-impl Reporter {
+/// A line as it is sent.
+type Text = Result<Vec<u8>, io::Error>;
+
+fn text<T: Serialize, I: Serialize>(line: &Line<T, I>) -> Text {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+impl<I: Serialize> Reporter<I> {
     /// Reports a step; a slow reader misses some.
     pub(crate) fn step(&self, step: Step) {
         // Progress is a courtesy: where the reader lags or is gone, the work goes on.
-        let _ = self.0.try_send(Line::Progress(step));
+        let _ = self.lines.try_send(text(&Line::<()>::Progress(step)));
     }
 
     /// Reports a phase without figures.
@@ -31,11 +42,9 @@ impl Reporter {
     }
 
     /// Reports one of several results; fails when the reader is gone.
-    pub(crate) async fn item(&self, item: &impl Serialize) -> Outcome<()> {
-        let value =
-            serde_json::to_value(item).map_err(|e| Failure::new(Kind::Failed, e.to_string()))?;
-        self.0
-            .send(Line::Item(value))
+    pub(crate) async fn item(&self, item: &I) -> Outcome<()> {
+        self.lines
+            .send(text(&Line::<(), _>::Item(Sorted(item))))
             .await
             .map_err(|_| Failure::new(Kind::Failed, "nobody listens any more"))
     }
@@ -43,34 +52,30 @@ impl Reporter {
 
 /// Runs `work` in a task of its own, which a lost connection does not interrupt half-way, and
 /// streams what it reports.
-pub(crate) fn streamed<T, F>(work: impl FnOnce(Reporter) -> F) -> Response
+pub(crate) fn streamed<T, I, F>(work: impl FnOnce(Reporter<I>) -> F) -> Response
 where
     T: Serialize,
     F: Future<Output = Outcome<T>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(64);
-    let running = work(Reporter(sender.clone()));
+    let running = work(Reporter {
+        lines: sender.clone(),
+        items: PhantomData,
+    });
     tokio::spawn(async move {
-        let line = match running.await.map(serde_json::to_value) {
-            Ok(Ok(value)) => Line::Done(value),
-            Ok(Err(e)) => Line::Error(Failure::new(Kind::Failed, e.to_string())),
+        let last = text(&match running.await {
+            Ok(value) => Line::<_>::Done(Sorted(value)),
             Err(failure) => Line::Error(failure),
-        };
+        });
         // The asker may have gone; the work is done all the same.
-        let _ = sender.send(line).await;
+        let _ = sender.send(last).await;
     });
     let lines = stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|line| (line, receiver))
     });
-    let bytes = lines.map(|line| {
-        serde_json::to_vec(&line).map(|mut bytes| {
-            bytes.push(b'\n');
-            bytes
-        })
-    });
     (
         [(header::CONTENT_TYPE, "application/x-ndjson")],
-        Body::from_stream(bytes),
+        Body::from_stream(lines),
     )
         .into_response()
 }

@@ -16,6 +16,7 @@ use p2pvm_vm_manager::{
     Traces,
     trace::{Step, from_traceparent, traceparent},
 };
+use serde::de::IgnoredAny;
 
 /// The header's name (<https://www.w3.org/TR/trace-context/#traceparent-header>).
 const HEADER: &str = "traceparent";
@@ -83,7 +84,8 @@ impl LastLine {
                 self.line.extend_from_slice(part);
             }
             if part.ends_with(b"\n") {
-                let outcome = match serde_json::from_slice(&std::mem::take(&mut self.line)) {
+                let line = std::mem::take(&mut self.line);
+                let outcome = match serde_json::from_slice::<Line<IgnoredAny>>(&line) {
                     Ok(Line::Done(_)) => Ok(()),
                     Ok(Line::Error(failure)) => Err(failure),
                     _ => continue,

@@ -71,21 +71,91 @@ mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, get, post};
     use hyper::StatusCode;
-    use serde_json::json;
+    use p2pvm_api::{Failure, Kind, Line, PingSummary, Pong};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_member_that_is_alone_has_no_peers_and_cannot_ping_or_revoke_itself() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.members.clone());
-        assert_eq!(get(routes(), "/peers").await, (StatusCode::OK, json!([])));
-        assert_eq!(get(routes(), "/traffic").await, (StatusCode::OK, json!([])));
-        let ping = json!({"member": "attic", "count": 1, "interval_ms": 1});
-        let (_, said) = post(routes(), "/ping", &ping).await;
-        assert!(said.to_string().contains("attic is this member"), "{said}");
-        let (status, said) = post(routes(), "/revoke", &json!({"what": "attic.lab.p2p"})).await;
         assert!(
-            status.is_client_error() && said.to_string().contains("cannot revoke itself"),
-            "{status} {said}"
+            get(routes(), "/peers")
+                .await
+                .value::<Vec<Peer>>()
+                .is_empty()
         );
+        assert!(
+            get(routes(), "/traffic")
+                .await
+                .value::<Vec<Traffic>>()
+                .is_empty()
+        );
+        let ping = PingRequest {
+            count: 1,
+            interval_ms: 1,
+            member: "attic".into(),
+        };
+        let lines = post(routes(), "/ping", &ping)
+            .await
+            .lines::<PingSummary, Pong>();
+        let refused = Failure::usage("attic is this member");
+        assert_eq!(lines, [Line::Error(refused)]);
+        let what = "attic.lab.p2p".to_owned();
+        let failure = post(routes(), "/revoke", &RevokeRequest { what })
+            .await
+            .failure();
+        assert_eq!(failure.kind, Kind::Refused);
+        assert!(
+            failure.message.contains("cannot revoke itself"),
+            "{failure}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_that_is_alone_examines_its_connectivity_and_traces_nobody() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.members.clone());
+        let found: NetCheckView = get(routes(), "/netcheck").await.value();
+        assert!(found.daemon && found.members.is_empty(), "{found:?}");
+        let itself = get(routes(), "/trace/attic").await.failure();
+        assert_eq!(itself, Failure::usage("attic is this member"));
+        let nobody = get(routes(), "/trace/cellar").await.failure();
+        assert_eq!(nobody.kind, Kind::NotFound, "{nobody}");
+        let member = p2pvm_overlay::MemberId([7; 32]);
+        let unheard = get(routes(), &format!("/trace/{member}")).await;
+        assert_eq!(unheard.status, StatusCode::CONFLICT);
+        let failure = unheard.failure();
+        assert!(
+            failure.message.contains("no neighbour on the ring"),
+            "{failure}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_invite_has_a_use_and_an_end() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.members.clone());
+        let invite = InviteRequest {
+            uses: 1,
+            expires_seconds: 60,
+            delegate: false,
+            groups: Vec::new(),
+            short: true,
+        };
+        let made: InviteAnswer = post(routes(), "/invite", &invite).await.value();
+        let read = p2pvm_overlay::membership::Invite::parse(&made.invite).unwrap();
+        assert_eq!(read.id().to_string(), made.id);
+        for useless in [
+            InviteRequest {
+                uses: 0,
+                ..invite.clone()
+            },
+            InviteRequest {
+                expires_seconds: 0,
+                ..invite
+            },
+        ] {
+            let failure = post(routes(), "/invite", &useless).await.failure();
+            assert_eq!(failure.kind, Kind::Usage, "{failure}");
+        }
     }
 }

@@ -71,7 +71,7 @@ impl Members {
         text: &str,
         count: u32,
         interval: Duration,
-        reporter: &Reporter,
+        reporter: &Reporter<Pong>,
     ) -> Outcome<PingSummary> {
         let (member, vm) = self.ping_target(text).await?;
         if member == self.parts.me() {

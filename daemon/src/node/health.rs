@@ -1,7 +1,6 @@
 //! The health of a node in one word, by the same rules as on the status screen.
 
-use p2pvm_api::{HealthView, Peer, Status, VmView};
-use p2pvm_console::{Health, UNREACHABLE, Vitals, is_troubled, lost, udp_port};
+use p2pvm_api::{Health, HealthView, Peer, Status, Vitals, VmStateView, VmView, lost, udp_port};
 use p2pvm_host::Level;
 
 /// The health of the node with this status, of its peers and of the known VMs. `silent` are the
@@ -13,10 +12,12 @@ pub(crate) fn health(
     vms: &[VmView],
     silent: &[String],
 ) -> HealthView {
-    let (gone, others): (Vec<_>, Vec<_>) = vms.iter().partition(|vm| vm.state == UNREACHABLE);
+    let (gone, others): (Vec<_>, Vec<_>) = vms
+        .iter()
+        .partition(|vm| vm.state == VmStateView::Unreachable);
     let troubled = others
         .into_iter()
-        .filter(|vm| is_troubled(&vm.state, vm.note.is_some()))
+        .filter(|vm| vm.state.is_troubled(vm.note.is_some()))
         .map(|vm| vm.name.as_str());
     let vitals = Vitals {
         online,
@@ -48,14 +49,11 @@ pub(crate) fn health(
             .count(),
         silent,
     };
-    let (health, why) = vitals.health();
-    let why = if health == Health::Alone {
+    let (word, why) = vitals.health();
+    let why = if word == Health::Alone {
         format!("{why}: 'p2pvm invite' makes an invite")
     } else {
         why
     };
-    HealthView {
-        word: health.word().to_owned(),
-        why,
-    }
+    HealthView { word, why }
 }

@@ -79,26 +79,38 @@ mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, get, post};
     use hyper::StatusCode;
-    use serde_json::json;
+    use p2pvm_api::Metrics;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_node_tells_its_status_and_figures_and_ends_when_it_is_told_to() {
         let alone = Alone::start().await;
         let (node, cluster) = (&alone.services.node, &alone.services.cluster);
-        let (status, said) = get(routes(node.clone()), "/status").await;
+        let status: Status = get(routes(node.clone()), "/status").await.value();
         assert_eq!(
-            (status, &said["name"], &said["network"]),
-            (StatusCode::OK, &json!("attic"), &json!("lab")),
-            "{said}"
+            (status.name.as_str(), status.network.as_str()),
+            ("attic", "lab")
         );
         let figures = || figures(node.clone(), cluster.clone());
-        let (_, page) = get(figures(), "/metrics").await;
-        assert!(page.to_string().contains("p2pvm_up_seconds"), "{page}");
-        let (status, _) = get(figures(), "/metrics?scope=moon").await;
-        assert!(status.is_client_error(), "{status}");
+        let page = get(figures(), "/metrics").await;
+        assert!(page.text.contains("p2pvm_up_seconds"), "{}", page.text);
+        let same: Metrics = get(figures(), "/metrics?json=true").await.value();
+        assert_eq!(same.members[0].0, "attic");
+        let moon = get(figures(), "/metrics?scope=moon").await.failure();
+        assert_eq!(moon, Failure::usage("scope is node or cluster, not 'moon'"));
         let stopped = alone.lifecycle.stopped();
-        let (status, _) = post(routes(node.clone()), "/shutdown", &json!(null)).await;
-        assert_eq!(status, StatusCode::OK);
+        let () = post(routes(node.clone()), "/shutdown", &()).await.value();
+        stopped.await;
+        assert!(!alone.lifecycle.end().unwrap(), "it does not start again");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_without_vms_leaves_and_ends() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.node.clone());
+        let wrong = post(routes(), "/leave", &["force"]).await;
+        assert_eq!(wrong.status, StatusCode::UNPROCESSABLE_ENTITY, "{wrong:?}");
+        let stopped = alone.lifecycle.stopped();
+        let () = post(routes(), "/leave", &Force::default()).await.value();
         stopped.await;
         assert!(!alone.lifecycle.end().unwrap(), "it does not start again");
     }

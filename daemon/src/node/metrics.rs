@@ -4,7 +4,7 @@
 //! with the daemon. Every figure carries the member's name, so that one page can have those of all.
 
 use super::service::Node;
-use p2pvm_api::{Metrics, Sample};
+use p2pvm_api::{Metrics, Sample, VmStateView};
 use p2pvm_overlay::{
     MemberId,
     plane::{Path, PathInfo},
@@ -179,9 +179,10 @@ impl Node {
                 self.parts.plane.denied() as f64,
             ),
         ];
-        let mut states: BTreeMap<String, u32> = BTreeMap::from([("running".to_owned(), 0)]);
+        let running = VmStateView::Running.to_string();
+        let mut states: BTreeMap<String, u32> = BTreeMap::from([(running, 0)]);
         for vm in self.vms.here() {
-            *states.entry(vm.state).or_default() += 1;
+            *states.entry(vm.state.to_string()).or_default() += 1;
         }
         samples.extend(
             states

@@ -56,7 +56,7 @@ impl Node {
         let mut decisions = self.vms.manager.decisions(MAX_DECISIONS);
         for decision in &mut decisions {
             // The sentence has the parts that a person reads.
-            decision.explained.details = serde_json::Value::Null;
+            decision.explained.details = None;
         }
         Sight {
             member: self.as_member(),

@@ -95,7 +95,7 @@ impl Drains {
 
     /// Moves every VM that runs here elsewhere; a VM that stays is reported with the reason. A
     /// second call waits for the first and then moves the rest.
-    pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
+    pub async fn drain(&self, reporter: &Reporter<DrainItem>) -> Outcome<DrainAnswer> {
         let _one = self.one.lock().await;
         self.stopped.store(false, Ordering::Release);
         self.manager.accept(false);
@@ -186,7 +186,7 @@ impl Drains {
         &self,
         vm: VmStatus,
         places: &Mutex<Places>,
-        reporter: &Reporter,
+        reporter: &Reporter<DrainItem>,
     ) -> (String, VmResult) {
         let (name, mib) = (vm.name.clone(), vm.definition.memory_mib);
         let lock = || places.lock().unwrap_or_else(PoisonError::into_inner);

@@ -36,23 +36,28 @@ async fn stop_draining(State(placement): Shared) -> Json<DrainStopping> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wiring::alone::{Alone, get, post};
-    use hyper::StatusCode;
-    use serde_json::json;
+    use crate::wiring::alone::{Alone, delete, get, post};
+    use p2pvm_api::{DrainAnswer, DrainItem, Line};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_host_without_vms_is_drained_at_once() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.placement.clone());
         assert_eq!(
-            get(routes(), "/decisions").await,
-            (StatusCode::OK, json!([]))
+            get(routes(), "/decisions").await.value::<Vec<Decided>>(),
+            []
         );
-        let (status, said) = post(routes(), "/drain", &json!(null)).await;
-        assert_eq!(
-            (status, &said["done"]["moved"], &said["done"]["stayed"]),
-            (StatusCode::OK, &json!([]), &json!([])),
-            "{said}"
-        );
+        let lines = post(routes(), "/drain", &())
+            .await
+            .lines::<DrainAnswer, DrainItem>();
+        assert_eq!(lines, [Line::Done(DrainAnswer::default())]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_end_of_a_drain_says_whether_one_was_under_way() {
+        let alone = Alone::start().await;
+        let routes = routes(alone.services.placement.clone());
+        let end: DrainStopping = delete(routes, "/drain").await.value();
+        assert!(!end.stopping);
     }
 }

@@ -3,7 +3,9 @@
 //! itself.
 
 use crate::config::Config;
-use crate::{parts::Parts, placement::load::Meter, placement::moves::Moves};
+use crate::{
+    parts::Parts, placement::figures::figures, placement::load::Meter, placement::moves::Moves,
+};
 use async_trait::async_trait;
 use p2pvm_api::{Decided, Explained};
 use p2pvm_autonomic::{
@@ -351,7 +353,7 @@ impl Manager {
             .to_string(),
             host: String::new(),
             text: self.named(e),
-            details: serde_json::to_value(e).unwrap_or_default(),
+            details: Some(figures(e)),
         }
     }
 

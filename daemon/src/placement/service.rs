@@ -2,7 +2,7 @@
 
 use super::{drain::Drains, manager::Manager};
 use crate::http::report::Reporter;
-use p2pvm_api::{Decided, DrainAnswer, DrainStopping, Outcome};
+use p2pvm_api::{Decided, DrainAnswer, DrainItem, DrainStopping, Outcome};
 use std::sync::Arc;
 
 /// How many decisions of all VMs are shown.
@@ -25,7 +25,7 @@ impl Placement {
     }
 
     /// Moves every VM that runs here elsewhere.
-    pub async fn drain(&self, reporter: &Reporter) -> Outcome<DrainAnswer> {
+    pub async fn drain(&self, reporter: &Reporter<DrainItem>) -> Outcome<DrainAnswer> {
         self.drains.drain(reporter).await
     }
 

@@ -43,28 +43,51 @@ async fn accept(State(subnets): Shared, Json(r): Json<AcceptRoutes>) -> Answer<R
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, get, post};
-    use hyper::StatusCode;
-    use serde_json::json;
+    use p2pvm_api::Kind;
+
+    fn subnet(text: &str) -> RouteSubnet {
+        RouteSubnet {
+            subnet: text.to_owned(),
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_accepted_is_kept_and_the_networks_own_subnet_is_not_offered() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.subnets.clone());
-        assert_eq!(get(routes(), "/routes").await, (StatusCode::OK, json!([])));
-        let own = json!({"subnet": "10.83.7.0/24"});
-        let (status, said) = post(routes(), "/routes/offer", &own).await;
         assert!(
-            status.is_client_error() && said.to_string().contains("overlaps the network's own"),
-            "{status} {said}"
+            get(routes(), "/routes")
+                .await
+                .value::<Vec<RouteView>>()
+                .is_empty()
         );
-        let accept = json!({"on": true});
-        let (status, said) = post(routes(), "/routes/accept", &accept).await;
-        assert_eq!(
-            (status, &said["accept"], &said["used"]),
-            (StatusCode::OK, &json!(true), &json!(0)),
-            "{said}"
-        );
+        let own = post(routes(), "/routes/offer", &subnet("10.83.7.0/24"))
+            .await
+            .failure();
+        assert_eq!(own.kind, Kind::Refused);
+        assert!(own.message.contains("overlaps the network's own"), "{own}");
+        let accept = AcceptRoutes {
+            on: true,
+            subnet: None,
+        };
+        let done: RoutesAccepted = post(routes(), "/routes/accept", &accept).await.value();
+        assert_eq!((done.accept, done.used), (true, 0));
         let kept = std::fs::read_to_string(alone.layout.routes()).unwrap();
         assert!(kept.contains("\"accept\": true"), "{kept}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_offer_is_withdrawn_once() {
+        let kept = r#"{"offers":[["192.168.7.0",24]],"since":1}"#;
+        let alone = Alone::after(|layout| std::fs::write(layout.routes(), kept).unwrap()).await;
+        let routes = || routes(alone.services.subnets.clone());
+        let path = "/routes/withdraw";
+        let offered = subnet("192.168.7.0/24");
+        let done: RouteWithdrawn = post(routes(), path, &offered).await.value();
+        assert_eq!(done.withdrawn, offered.subnet);
+        let again = post(routes(), path, &offered).await.failure();
+        assert_eq!(again.kind, Kind::NotFound, "{again}");
+        let none = post(routes(), path, &subnet("the LAN")).await.failure();
+        assert_eq!(none.kind, Kind::Usage, "{none}");
     }
 }

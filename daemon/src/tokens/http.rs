@@ -51,67 +51,107 @@ async fn remove(State(tokens): Shared, Path(id): Path<String>) -> Answer<TokenRe
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, delete, get, post};
-    use hyper::StatusCode;
-    use serde_json::json;
+    use p2pvm_api::{Failure, Kind};
+
+    /// A token for "attic" itself.
+    fn wanted(may: &[&str]) -> CreateToken {
+        CreateToken {
+            vm: p2pvm_overlay::VmId([7; 32]).to_string(),
+            may: may.iter().map(|right| (*right).to_owned()).collect(),
+            seconds: 60,
+            to: "attic".into(),
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_token_for_oneself_is_kept_shown_and_forgotten() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.tokens.clone());
-        let vm = p2pvm_overlay::VmId([7; 32]).to_string();
-        let wanted = json!({"vm": vm, "may": ["start", "console"], "seconds": 60, "to": "attic"});
-        let (status, made) = post(routes(), "/tokens", &wanted).await;
-        assert_eq!(status, StatusCode::OK, "{made}");
-        assert_eq!(made["may"], json!(["start", "console"]));
+        let list = async || get(routes(), "/tokens").await.value::<Vec<TokenView>>();
+        let wanted = wanted(&["start", "console"]);
+        let made: TokenView = post(routes(), "/tokens", &wanted).await.value();
+        assert_eq!(made.may, ["start", "console"]);
         assert_eq!(
-            (&made["from"], &made["to"]),
-            (&json!(["attic"]), &json!("attic"))
+            (&made.from[..], made.to.as_str()),
+            (&["attic".to_owned()][..], "attic")
         );
-        let text = json!({"token": made["token"]});
-        let (_, shown) = post(routes(), "/tokens/show", &text).await;
+        let text = TokenText {
+            token: made.token.clone(),
+        };
+        let shown: TokenView = post(routes(), "/tokens/show", &text).await.value();
         assert_eq!(shown, made);
-        assert_eq!(get(routes(), "/tokens").await.1, json!([]));
-        let (status, added) = post(routes(), "/tokens/add", &text).await;
-        assert_eq!((status, &added), (StatusCode::OK, &made));
-        assert_eq!(get(routes(), "/tokens").await.1, json!([made]));
-        let gone = format!("/tokens/{}", made["id"].as_str().unwrap());
-        assert_eq!(delete(routes(), &gone).await.0, StatusCode::OK);
-        assert_eq!(get(routes(), "/tokens").await.1, json!([]));
-        assert_eq!(delete(routes(), &gone).await.0, StatusCode::NOT_FOUND);
+        assert_eq!(list().await, []);
+        let added: TokenView = post(routes(), "/tokens/add", &text).await.value();
+        assert_eq!(added, made);
+        assert_eq!(list().await, [made.clone()]);
+        let path = format!("/tokens/{}", made.id);
+        let gone: TokenRemoved = delete(routes(), &path).await.value();
+        assert_eq!(gone.removed, made.id);
+        assert_eq!(list().await, []);
+        let failure = delete(routes(), &path).await.failure();
+        assert_eq!(failure.kind, Kind::NotFound, "{failure}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_is_passed_on_with_less_but_not_with_more() {
+        let alone = Alone::start().await;
+        let routes = || routes(alone.services.tokens.clone());
+        let wanted = wanted(&["start", "console"]);
+        let made: TokenView = post(routes(), "/tokens", &wanted).await.value();
+        let pass = |may: &str| PassToken {
+            token: made.token.clone(),
+            may: vec![may.to_owned()],
+            seconds: None,
+            to: "attic".into(),
+        };
+        let path = "/tokens/attenuate";
+        let passed: TokenView = post(routes(), path, &pass("start")).await.value();
+        assert_eq!(
+            (&passed.may, &passed.from.len()),
+            (&vec!["start".to_owned()], &2)
+        );
+        assert_eq!(passed.until, made.until);
+        let wider = post(routes(), path, &pass("delete")).await.failure();
+        assert_eq!(wider.kind, Kind::Refused);
+        assert!(wider.message.contains("cannot be widened"), "{wider}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_no_right_no_token_and_no_member_is_named() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.tokens.clone());
-        let vm = p2pvm_overlay::VmId([7; 32]).to_string();
         for (wanted, said) in [
+            (wanted(&["fly"]), "'fly' is not a right"),
+            (wanted(&[]), "names no right"),
             (
-                json!({"vm": vm, "may": ["fly"], "seconds": 60, "to": "attic"}),
-                "'fly' is not a right",
-            ),
-            (
-                json!({"vm": vm, "may": [], "seconds": 60, "to": "attic"}),
-                "names no right",
-            ),
-            (
-                json!({"vm": vm, "may": ["see"], "seconds": 0, "to": "attic"}),
+                CreateToken {
+                    seconds: 0,
+                    ..wanted(&["see"])
+                },
                 "at least a second",
             ),
             (
-                json!({"vm": vm, "may": ["see"], "seconds": 60, "to": "cellar"}),
+                CreateToken {
+                    to: "cellar".into(),
+                    ..wanted(&["see"])
+                },
                 "no member 'cellar'",
             ),
             (
-                json!({"vm": "web", "may": ["see"], "seconds": 60, "to": "attic"}),
+                CreateToken {
+                    vm: "web".into(),
+                    ..wanted(&["see"])
+                },
                 "there is no VM 'web'",
             ),
         ] {
-            let (status, failure) = post(routes(), "/tokens", &wanted).await;
-            assert_ne!(status, StatusCode::OK, "{wanted}");
-            assert!(failure.to_string().contains(said), "{failure}");
+            let failure = post(routes(), "/tokens", &wanted).await.failure();
+            assert!(failure.message.contains(said), "{failure}");
         }
-        let (_, failure) = post(routes(), "/tokens/add", &json!({"token": "p2pvm1abc"})).await;
-        assert!(failure.to_string().contains("not a token"), "{failure}");
+        let token = "p2pvm1abc".to_owned();
+        let failure: Failure = post(routes(), "/tokens/add", &TokenText { token })
+            .await
+            .failure();
+        assert!(failure.message.contains("not a token"), "{failure}");
     }
 }

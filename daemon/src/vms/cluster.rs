@@ -2,12 +2,9 @@
 
 use super::{absent::Sighting, service::Vms};
 use crate::cluster::ask::{Question, read_all};
-use p2pvm_api::{ClusterVms, Failure, Outcome, VmView};
+use p2pvm_api::{ClusterVms, Failure, Outcome, VmStateView, VmView};
 use p2pvm_overlay::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// A VM that waits for its guest (`VmState::Arriving` as it is written).
-const ARRIVING: &str = "arriving";
 
 impl Vms {
     /// All VMs of the network, and the members that did not say which they have. Connected members
@@ -89,7 +86,10 @@ impl Vms {
 /// other, which has the next epoch as soon as it waits for the guest. Otherwise the newer epoch is
 /// right, and before that the one that knows of the move.
 fn newest(vms: Vec<VmView>) -> Vec<VmView> {
-    let rank = |vm: &VmView| (vm.state != ARRIVING, vm.epoch, vm.moving.is_some());
+    let rank = |vm: &VmView| {
+        let is_there = vm.state != VmStateView::Arriving;
+        (is_there, vm.epoch, vm.moving.is_some())
+    };
     let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
     for vm in vms {
         let known = newest
@@ -133,7 +133,7 @@ mod tests {
             ["target"]
         );
         let waits = VmView {
-            state: ARRIVING.to_owned(),
+            state: VmStateView::Arriving,
             ..named("target", 4, None)
         };
         assert_eq!(

@@ -4,11 +4,9 @@
 use super::{
     absent::{MAX_ASKED, Sighting, merged},
     service::Vms,
-    view::BRANCH,
 };
 use crate::{clock, failure::OrFailure};
-use p2pvm_api::{Outcome, VmView};
-use p2pvm_console::{LEFTOVER, ORPHANED, UNREACHABLE};
+use p2pvm_api::{Outcome, VmStateView, VmView};
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::{
     directory::{Snapshot, VmRecord},
@@ -74,9 +72,12 @@ impl Vms {
         let (host, name) = (self.parts.name_of(record.holder), &record.definition.name);
         let member = self.absent.is_member(record.holder);
         let (state, note) = match member {
-            true => (UNREACHABLE, sentence(&host, seen, UnixTime::now())),
+            true => (
+                VmStateView::Unreachable,
+                sentence(&host, seen, UnixTime::now()),
+            ),
             false => (
-                ORPHANED,
+                VmStateView::Orphaned,
                 format!("its host {host} has left the network, or was expelled"),
             ),
         };
@@ -94,7 +95,7 @@ impl Vms {
             owner: record.owner,
         };
         VmView {
-            state: state.to_owned(),
+            state,
             last_seen: seen.map(clock::shown),
             advice: Some(advice(
                 name,
@@ -153,7 +154,7 @@ impl Vms {
         }
         let held: BTreeSet<&str> = vms
             .iter()
-            .filter(|vm| vm.state != BRANCH && vm.state != LEFTOVER)
+            .filter(|vm| !matches!(vm.state, VmStateView::Branch | VmStateView::Leftover))
             .map(|vm| vm.id.as_str())
             .collect();
         let missing = missing.iter().filter(|(vm, _)| {

@@ -4,7 +4,7 @@
 
 use crate::parts::Parts;
 use futures::{StreamExt, stream};
-use p2pvm_api::ReachView;
+use p2pvm_api::{ReachState, ReachView};
 use p2pvm_host::{Finding, outbound};
 use p2pvm_overlay::{
     VmId,
@@ -289,18 +289,18 @@ impl Guest {
     fn view(&self, now: Instant) -> ReachView {
         let blocked = self.blocked().map(|(why, _)| why);
         let (state, rtt) = match (&self.proof.reach, &blocked, self.answered) {
-            (GuestReach::Answers { rtt }, ..) => ("answers", Some(*rtt)),
-            (_, Some(_), _) => ("blocked", None),
-            (.., Some(_)) => ("silent", None),
-            (.., None) => ("never", None),
+            (GuestReach::Answers { rtt }, ..) => (ReachState::Answers, Some(*rtt)),
+            (_, Some(_), _) => (ReachState::Blocked, None),
+            (.., Some(_)) => (ReachState::Silent, None),
+            (.., None) => (ReachState::Never, None),
         };
-        let why = if state == "answers" {
+        let why = if state == ReachState::Answers {
             None
         } else {
             blocked.or_else(|| Some(self.silence().to_owned()))
         };
         ReachView {
-            state: state.to_owned(),
+            state,
             seconds: now.saturating_duration_since(self.since).as_secs(),
             rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             why,
@@ -391,7 +391,10 @@ mod tests {
                     "{finding:?}"
                 );
                 assert!(finding.advice.contains(remedy), "{finding:?}");
-                assert_eq!(guests.view(VmId([1; 32])).unwrap().state, "blocked");
+                assert_eq!(
+                    guests.view(VmId([1; 32])).unwrap().state,
+                    ReachState::Blocked
+                );
             }
         }
     }
@@ -417,7 +420,10 @@ mod tests {
             found.advice.contains("'tc filter show dev pv1 egress'"),
             "{found:?}"
         );
-        assert_eq!(guests.view(VmId([1; 32])).unwrap().state, "blocked");
+        assert_eq!(
+            guests.view(VmId([1; 32])).unwrap().state,
+            ReachState::Blocked
+        );
     }
 
     #[test]
@@ -430,14 +436,14 @@ mod tests {
                 && found[0].found.contains("has not answered"),
             "{found:?}"
         );
-        assert_eq!(guests.view(VmId([1; 32])).unwrap().state, "never");
+        assert_eq!(guests.view(VmId([1; 32])).unwrap().state, ReachState::Never);
         assert_eq!(guests.round(one(answers()), now), []);
         assert_eq!(
             (
                 guests.answering(),
-                guests.view(VmId([1; 32])).unwrap().state.as_str()
+                guests.view(VmId([1; 32])).unwrap().state
             ),
-            (1, "answers")
+            (1, ReachState::Answers)
         );
         let quiet = || one(GuestReach::Quiet { talks: false });
         assert_eq!(
@@ -452,7 +458,10 @@ mod tests {
                 && found[0].advice.contains("console web"),
             "{found:?}"
         );
-        assert_eq!(guests.view(VmId([1; 32])).unwrap().state, "silent");
+        assert_eq!(
+            guests.view(VmId([1; 32])).unwrap().state,
+            ReachState::Silent
+        );
         assert_eq!(guests.round(Vec::new(), now), [], "it runs here no more");
         assert!(guests.view(VmId([1; 32])).is_none());
     }

@@ -19,6 +19,7 @@ use p2pvm_api::{
     ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, RestoreVm,
     SnapshotVm, Sorted, VmDeleted, VmView,
 };
+use p2pvm_overlay::MemberId;
 use std::sync::Arc;
 
 type Shared = State<Arc<Vms>>;
@@ -31,6 +32,11 @@ pub(crate) fn of_cluster(vms: Arc<Vms>) -> Router {
     Router::new()
         .route("/cluster/vms", get(cluster_vms))
         .with_state(vms)
+}
+
+/// What another member may ask.
+pub(crate) fn for_member(vms: Arc<Vms>, member: MemberId) -> Router {
+    routes(vms).layer(Extension(Asker::Member(member)))
 }
 
 /// What other members may ask as well: virtual machines. Each request has its caller in an

@@ -1,13 +1,13 @@
 use super::*;
-use crate::wiring::alone::{Alone, delete, get, post};
+use crate::wiring::alone::{Alone, Answered, delete, get, post};
 use hyper::StatusCode;
+use p2pvm_api::{Failure, Kind, VmStateView};
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, identity::KeyPair};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use p2pvm_vm_manager::{
     Definition, GuestAddress,
     directory::{Directory, RunGoal, VmRecord},
 };
-use serde_json::json;
 
 const OWNER: MemberId = MemberId([3; 32]);
 const OTHER: MemberId = MemberId([4; 32]);
@@ -55,21 +55,43 @@ async fn close(alone: &Alone) {
     access.set("default = \"deny\"").await.unwrap();
 }
 
+/// A new VM from an image, here or on another member.
+fn new(image: impl AsRef<std::path::Path>, on: Option<&str>) -> CreateVm {
+    CreateVm {
+        name: "new".into(),
+        image: image.as_ref().display().to_string(),
+        cpus: 1,
+        memory_mib: 64,
+        disk_bytes: None,
+        start: false,
+        on: on.map(str::to_owned),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_no_member_has_is_not_found() {
     let alone = Alone::start().await;
     let routes = || asked_by(&alone, Asker::Root);
-    assert_eq!(get(routes(), "/vms").await, (StatusCode::OK, json!([])));
-    let (status, said) = get(routes(), "/vms/web").await;
-    assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
-    assert!(said.to_string().contains("there is no VM 'web'"), "{said}");
-    let elsewhere = json!({"name": "web", "image": "/no/image", "cpus": 1, "memory_mib": 64,
-        "start": false, "on": "cellar"});
-    let (status, said) = post(routes(), "/vms", &elsewhere).await;
-    assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
     assert!(
-        said.to_string().contains("no member 'cellar' is known"),
-        "{said}"
+        get(routes(), "/vms")
+            .await
+            .value::<Vec<VmView>>()
+            .is_empty()
+    );
+    let all = of_cluster(alone.services.vms.clone());
+    let all: ClusterVms = get(all, "/cluster/vms").await.value();
+    assert!(all.vms.is_empty() && all.silent.is_empty(), "{all:?}");
+    let failure = get(routes(), "/vms/web").await.failure();
+    assert_eq!(
+        failure,
+        Failure::not_found("there is no VM 'web': see 'p2pvm vm list'")
+    );
+    let elsewhere = new("/no/image", Some("cellar"));
+    let failure = post(routes(), "/vms", &elsewhere).await.failure();
+    assert_eq!(failure.kind, Kind::NotFound);
+    assert!(
+        failure.message.contains("no member 'cellar' is known"),
+        "{failure}"
     );
 }
 
@@ -82,10 +104,8 @@ async fn another_member_names_no_file_of_this_host_but_those_that_are_offered() 
     let key = alone.layout.root_key();
     std::os::unix::fs::symlink(&key, images.path().join("link.img")).unwrap();
     let create = async |asker, path: &std::path::Path| {
-        let wanted = json!({"name": "leak", "image": path, "cpus": 1, "memory_mib": 64,
-            "start": false});
-        let (_, said) = post(asked_by(&alone, asker), "/vms", &wanted).await;
-        said.to_string()
+        let answer = post(asked_by(&alone, asker), "/vms", &new(path, None)).await;
+        answer.late_failure().message
     };
     let member = Asker::Member(OTHER);
     for secret in [&key, &images.path().join("link.img"), &"/etc/passwd".into()] {
@@ -108,21 +128,21 @@ async fn another_member_names_no_file_of_this_host_but_those_that_are_offered() 
 async fn what_another_member_asks_is_not_asked_of_a_third_in_this_hosts_name() {
     let alone = Alone::start().await;
     elsewhere(&alone, "web").await;
-    let (status, said) = post(asked_by(&alone, Asker::Root), "/vms/web/start", &json!({})).await;
+    let root = asked_by(&alone, Asker::Root);
+    let failure = post(root, "/vms/web/start", &()).await.failure();
     assert!(
-        status == StatusCode::GATEWAY_TIMEOUT && said.to_string().contains("cannot be reached"),
-        "this host's root is led on: {status} {said}"
+        failure.kind == Kind::TimedOut && failure.message.contains("cannot be reached"),
+        "this host's root is led on: {failure}"
     );
     let member = || asked_by(&alone, Asker::Member(OTHER));
-    let (_, said) = post(member(), "/vms/web/start", &json!({})).await;
+    let failure = post(member(), "/vms/web/start", &()).await.late_failure();
     assert!(
-        said.to_string().contains("the VM 'web' is not known"),
-        "{said}"
+        failure.message.contains("the VM 'web' is not known"),
+        "{failure}"
     );
-    let wanted = json!({"name": "new", "image": "/no/image", "cpus": 1, "memory_mib": 64,
-        "start": false, "on": "cellar"});
-    let (_, said) = post(member(), "/vms", &wanted).await;
-    assert!(!said.to_string().contains("cellar"), "{said}");
+    let elsewhere = new("/no/image", Some("cellar"));
+    let failure = post(member(), "/vms", &elsewhere).await.late_failure();
+    assert!(!failure.message.contains("cellar"), "{failure}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,44 +150,47 @@ async fn in_a_closed_network_a_vm_is_its_owners_and_others_see_it() {
     let alone = Alone::start().await;
     elsewhere(&alone, "web").await;
     let as_ = |member| asked_by(&alone, Asker::Member(member));
-    let passes = |said: serde_json::Value| !said.to_string().contains("lacks the right");
+    let passes = |answer: Answered| !answer.text.contains("lacks the right");
     let all =
         ["start", "stop", "migrate", "snapshot", "restore"].map(|op| format!("/vms/web/{op}"));
-    let nothing = json!({});
-    assert!(passes(delete(as_(OTHER), "/vms/web").await.1), "it is open");
+    assert!(passes(delete(as_(OTHER), "/vms/web").await), "it is open");
     close(&alone).await;
     for path in &all {
-        let (status, said) = post(as_(OTHER), path, &nothing).await;
-        let refused = said.to_string();
-        assert_eq!(status, StatusCode::CONFLICT, "{path} {said}");
+        let failure = post(as_(OTHER), path, &Force::default()).await.failure();
+        assert_eq!(failure.kind, Kind::Refused, "{path} {failure}");
         assert!(
-            refused.contains("'web'") && refused.contains("its owner"),
-            "{said}"
+            failure.message.contains("'web'") && failure.message.contains("its owner"),
+            "{failure}"
         );
-        assert!(passes(post(as_(OWNER), path, &nothing).await.1), "{path}");
-        let me = alone.services.vms.parts.me();
-        assert!(
-            passes(post(as_(me), path, &nothing).await.1),
-            "{path}: a founder"
-        );
+        for member in [OWNER, alone.services.vms.parts.me()] {
+            let answer = post(as_(member), path, &Force::default()).await;
+            assert!(passes(answer), "{path}: its owner and a founder");
+        }
     }
     for path in ["/vms/web", "/vms/web/migrate"] {
-        assert!(!passes(delete(as_(OTHER), path).await.1), "{path}");
-        assert!(passes(delete(as_(OWNER), path).await.1), "{path}");
+        assert!(!passes(delete(as_(OTHER), path).await), "{path}");
+        assert!(passes(delete(as_(OWNER), path).await), "{path}");
     }
-    assert!(!passes(get(as_(OTHER), "/vms/web/console").await.1));
-    let wanted = json!({"name": "new", "image": "/no/image", "cpus": 1, "memory_mib": 64,
-        "start": false});
-    assert!(!passes(post(as_(OWNER), "/vms", &wanted).await.1));
-    for path in ["/vms", "/vms/web"] {
-        let (status, said) = get(as_(OTHER), path).await;
-        assert_eq!(status, StatusCode::OK, "{path}: {said}");
-    }
+    assert!(!passes(get(as_(OTHER), "/vms/web/console").await));
+    assert!(!passes(
+        post(as_(OWNER), "/vms", &new("/no/image", None)).await
+    ));
+    let seen: Vec<VmView> = get(as_(OTHER), "/vms").await.value();
+    assert!(seen.iter().all(|vm| vm.name == "web"), "{seen:?}");
+    let seen: VmView = get(as_(OTHER), "/vms/web").await.value();
+    assert_eq!(
+        (seen.name.as_str(), seen.state),
+        ("web", VmStateView::Remote)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_nobody_asks_gets_no_answer() {
     let alone = Alone::start().await;
-    let (status, said) = get(routes(alone.services.vms.clone()), "/vms").await;
-    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{said}");
+    let answer = get(routes(alone.services.vms.clone()), "/vms").await;
+    assert_eq!(
+        answer.status,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "{answer:?}"
+    );
 }

@@ -1,17 +1,56 @@
 //! VMs as the control API shows them.
 
 use super::service::Vms;
-use p2pvm_api::{SnapshotView, StillView, VmView};
-use p2pvm_console::LEFTOVER;
+use p2pvm_api::{ActivityView, ReachState, SnapshotView, StillView, VmStateView, VmView};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
-    host::{VmState, VmStatus},
+    host::{Activity, VmState, VmStatus},
     vault::Durability,
 };
 use std::time::Duration;
 
-/// A copy that lost its VM (`VmState::Branch` as it is written).
-pub(super) const BRANCH: &str = "branch";
+/// A VM's state, as the network shows it.
+fn state_view(vm: &VmStatus) -> VmStateView {
+    match vm.state {
+        VmState::Running => VmStateView::Running,
+        VmState::Paused => VmStateView::Paused,
+        VmState::Stopped => VmStateView::Stopped,
+        VmState::Leaving => VmStateView::Leaving,
+        VmState::Arriving => VmStateView::Arriving,
+        VmState::Doubtful => VmStateView::Doubtful,
+        // It did not run when its VM went on elsewhere: there is nothing to choose between.
+        VmState::Branch if vm.wanted == RunGoal::Stopped => VmStateView::Leftover,
+        VmState::Branch => VmStateView::Branch,
+        VmState::Remote => VmStateView::Remote,
+    }
+}
+
+/// The operation on a VM.
+fn activity_view(activity: &Activity) -> ActivityView {
+    match activity {
+        Activity::Migrating => ActivityView::Migrating,
+        Activity::Arriving => ActivityView::Arriving,
+        Activity::Checking => ActivityView::Checking,
+        Activity::Settling => ActivityView::Settling,
+        Activity::Waiting => ActivityView::Waiting,
+        Activity::Creating => ActivityView::Creating,
+        Activity::Starting => ActivityView::Starting,
+        Activity::Restarting => ActivityView::Restarting,
+        Activity::Stopping => ActivityView::Stopping,
+        Activity::Ended => ActivityView::Ended,
+        Activity::Resuming => ActivityView::Resuming,
+        Activity::Deleting => ActivityView::Deleting,
+        Activity::Removing => ActivityView::Removing,
+        Activity::Snapshot => ActivityView::Snapshot,
+        Activity::DeletingSnapshot => ActivityView::DeletingSnapshot,
+        Activity::Restoring => ActivityView::Restoring,
+        Activity::Replaced => ActivityView::Replaced,
+        Activity::GivingWay => ActivityView::GivingWay,
+        Activity::GivingUp => ActivityView::GivingUp,
+        Activity::EndingMove => ActivityView::EndingMove,
+        Activity::Other(words) => ActivityView::from(words.clone()),
+    }
+}
 
 /// How safe a snapshot is.
 pub(super) fn durability_text(durability: &Durability) -> String {
@@ -29,14 +68,6 @@ impl Vms {
     }
 
     pub(crate) fn view(&self, vm: &VmStatus) -> VmView {
-        let state = match vm.state {
-            // It did not run when its VM went on elsewhere: there is nothing to choose between.
-            VmState::Branch if vm.wanted == RunGoal::Stopped => LEFTOVER.to_owned(),
-            state => serde_json::to_value(state)
-                .ok()
-                .and_then(|v| v.as_str().map(str::to_owned))
-                .unwrap_or_default(),
-        };
         let definition = &vm.definition;
         let reach = self
             .guests
@@ -44,13 +75,13 @@ impl Vms {
             .filter(|_| vm.holder == self.parts.me());
         let blocked = reach
             .as_ref()
-            .filter(|reach| reach.state == "blocked")
+            .filter(|reach| reach.state == ReachState::Blocked)
             .and_then(|reach| reach.why.as_ref());
         let cut_off = blocked.map(|why| format!("packets do not reach it: {why}"));
         VmView {
             name: vm.name.clone(),
             id: definition.vm.to_string(),
-            state,
+            state: state_view(vm),
             host: self.parts.name_of(vm.holder),
             host_id: vm.holder.to_string(),
             address: definition.address.v4.to_string(),
@@ -65,7 +96,7 @@ impl Vms {
                 .iter()
                 .map(|m| self.parts.name_of(*m))
                 .collect(),
-            activity: vm.activity.as_ref().map(ToString::to_string),
+            activity: vm.activity.as_ref().map(activity_view),
             note: vm
                 .still
                 .as_ref()
@@ -108,5 +139,44 @@ impl Vms {
             .iter()
             .filter(|vm| vm.state == VmState::Running)
             .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_has_the_same_words_for_members_and_for_programs() {
+        for words in [
+            "migrating",
+            "arriving",
+            "asking its voters",
+            "waiting for its voters",
+            "waiting",
+            "being made",
+            "starting",
+            "starting after a restart of the host",
+            "stopping",
+            "stopped by its guest",
+            "going on",
+            "deleting",
+            "removing what is left",
+            "snapshot",
+            "deleting a snapshot",
+            "restoring",
+            "giving way to a restore",
+            "giving way to a restore elsewhere",
+            "giving it up",
+            "the move's end",
+        ] {
+            let activity = Activity::from(words.to_owned());
+            assert!(!matches!(activity, Activity::Other(_)), "{words}");
+            let shown = activity_view(&activity);
+            assert_eq!(shown, ActivityView::from(words.to_owned()));
+            assert!(!matches!(shown, ActivityView::Other(_)), "{words}");
+        }
+        let later = activity_view(&Activity::Other("dancing".into()));
+        assert_eq!(later.as_str(), "dancing");
     }
 }

@@ -26,21 +26,18 @@ async fn change(
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, get, post};
-    use hyper::StatusCode;
-    use serde_json::json;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn the_dashboard_is_off_until_it_is_switched_on() {
         let alone = Alone::start().await;
-        let dashboard = Dashboard::open(&alone.services, &alone.layout, &alone.config).unwrap();
-        let routes = || routes(dashboard.clone());
-        let (status, shown) = get(routes(), "/dashboard").await;
-        assert_eq!(
-            (status, &shown["on"]),
-            (StatusCode::OK, &json!(false)),
-            "{shown}"
-        );
-        let (_, changed) = post(routes(), "/dashboard", &json!({"on": true})).await;
-        assert_eq!(changed["on"], true, "{changed}");
+        let routes = || routes(alone.services.dashboard.clone());
+        let shown: DashboardView = get(routes(), "/dashboard").await.value();
+        assert!(!shown.on);
+        let change = DashboardChange {
+            on: Some(true),
+            new_token: false,
+        };
+        let changed: DashboardView = post(routes(), "/dashboard", &change).await.value();
+        assert!(changed.on && changed.token == shown.token);
     }
 }

@@ -102,3 +102,69 @@ async fn view(State(dashboard): State<Arc<Dashboard>>) -> Json<View> {
         silent,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wiring::alone::{Alone, Answered, send};
+    use p2pvm_api::{DashboardChange, Health, Kind};
+
+    /// Asks as the page does, with a token.
+    async fn ask(alone: &Alone, method: &str, path: &str, token: &str) -> Answered {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost:4080")
+            .header("authorization", format!("Bearer {token}"));
+        let router = router(&alone.services.dashboard, access::Hosts::Local);
+        send(router, request.body(Body::empty()).unwrap()).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_page_sees_the_network_and_asks_for_nothing_else() {
+        let alone = Alone::start().await;
+        let token = alone.services.dashboard.state().token;
+        let view: View = ask(&alone, "GET", "/api/view", &token).await.value();
+        assert_eq!(view.status.name, "attic");
+        assert!(view.vms.is_empty() && view.peers.is_empty(), "{view:?}");
+        assert!(
+            !matches!(view.health.word, Health::Other(_)),
+            "{:?}",
+            view.health
+        );
+        for (method, path) in [
+            ("POST", "/api/shutdown"),
+            ("POST", "/api/leave"),
+            ("POST", "/api/invite"),
+            ("GET", "/api/dashboard"),
+            ("POST", "/api/vms"),
+        ] {
+            let failure = ask(&alone, method, path, &token).await.failure();
+            assert_eq!(failure.kind, Kind::NotFound, "{path}: {failure}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_the_newest_token_opens_the_page() {
+        let alone = Alone::start().await;
+        let dashboard = &alone.services.dashboard;
+        let old = dashboard.state().token;
+        let change = DashboardChange {
+            on: None,
+            new_token: true,
+        };
+        let new = dashboard.change(&change).unwrap().token;
+        for token in ["", old.as_str()] {
+            let answer = ask(&alone, "GET", "/api/vms/web/explain", token).await;
+            assert_eq!(answer.status, hyper::StatusCode::UNAUTHORIZED);
+            assert_eq!(answer.failure().kind, Kind::Refused);
+        }
+        let failure = ask(&alone, "GET", "/api/vms/web/explain", &new)
+            .await
+            .failure();
+        assert_eq!(
+            failure,
+            Failure::not_found("there is no VM 'web': see 'p2pvm vm list'")
+        );
+    }
+}

@@ -2,12 +2,11 @@
 //! packet plane, the control plane on loopback, the records on a temporary disk, and a hypervisor
 //! that starts nothing. For tests of the routes.
 
-use super::{LowerParts, RunParts, planes::Planes, records, wire};
+use super::{LowerParts, RunParts, Services, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
     addresses::{kept::SavedLease, ports::Ports, reach::Reach},
     config::{Config, Offer},
-    http::server::Services,
     layout::Layout,
     lifecycle::Lifecycle,
     members::admission::EarlyAdmission,
@@ -20,6 +19,7 @@ use axum::{Router, body::Body, http::Request};
 use http_body_util::BodyExt;
 use hyper::{StatusCode, service::Service};
 use hyper_util::service::TowerToHyperService;
+use p2pvm_api::{Failure, Line};
 use p2pvm_dhcp::Resolver;
 use p2pvm_dht::votes::Votes;
 use p2pvm_host::{Finding, NetworkNeeds, keeper::Report};
@@ -37,7 +37,10 @@ use p2pvm_vm_manager::{
     hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
     vault::ChunkVault,
 };
-use serde_json::Value;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -103,7 +106,6 @@ pub(crate) struct Alone {
     pub reach: Arc<Reach>,
     pub lifecycle: Arc<Lifecycle>,
     pub layout: Layout,
-    pub config: Config,
     _ring: RingDriver,
     _dir: TempDir,
 }
@@ -111,14 +113,24 @@ pub(crate) struct Alone {
 impl Alone {
     /// The founder of the network "lab", called "attic".
     pub async fn start() -> Self {
-        Self::offering(Vec::new()).await
+        Self::open(Vec::new(), |_| ()).await
     }
 
     /// The same, whose other members may name the files of these directories as images.
     pub async fn offering(images: Vec<PathBuf>) -> Self {
+        Self::open(images, |_| ()).await
+    }
+
+    /// The same, whose state a daemon before it left so.
+    pub async fn after(state: impl FnOnce(&Layout)) -> Self {
+        Self::open(Vec::new(), state).await
+    }
+
+    async fn open(images: Vec<PathBuf>, state: impl FnOnce(&Layout)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         membership::found(&layout, ("lab", Some("10.83.0.0/16")), ("attic", &[]), true).unwrap();
+        state(&layout);
         let membership = membership::load(&layout).unwrap();
         let config = Config {
             upnp: false,
@@ -152,11 +164,10 @@ impl Alone {
             traces: Traces::default(),
         };
         Self {
-            services: wire(&config, &parts, below, own).services,
+            services: wire(&config, &parts, below, own).unwrap().services,
             reach,
             lifecycle,
             layout,
-            config,
             _ring: ring,
             _dir: dir,
         }
@@ -231,31 +242,67 @@ async fn host(layout: &Layout, parts: &Arc<Parts>, reach: &Arc<Reach>) -> Arc<Ho
         .unwrap()
 }
 
-async fn send(router: Router, request: Request<Body>) -> (StatusCode, Value) {
+/// The answer to a request.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub status: StatusCode,
+    pub text: String,
+}
+
+impl Answered {
+    /// The value that answers a successful request.
+    pub fn value<T: DeserializeOwned>(&self) -> T {
+        assert_eq!(self.status, StatusCode::OK, "{}", self.text);
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// The lines of a streamed answer.
+    pub fn lines<T: DeserializeOwned, I: DeserializeOwned>(&self) -> Vec<Line<T, I>> {
+        assert_eq!(self.status, StatusCode::OK, "{}", self.text);
+        let lines = self.text.lines().map(serde_json::from_str);
+        lines.map(|line| line.expect("a line of the API")).collect()
+    }
+
+    /// Why the request failed.
+    pub fn failure(&self) -> Failure {
+        assert!(!self.status.is_success(), "{}", self.text);
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// Why a request failed whose answer is streamed.
+    pub fn late_failure(&self) -> Failure {
+        match self.lines::<IgnoredAny, IgnoredAny>().pop() {
+            Some(Line::Error(failure)) => failure,
+            _ => panic!("it did not fail: {}", self.text),
+        }
+    }
+}
+
+/// Sends a request to a router.
+pub(crate) async fn send(router: Router, request: Request<Body>) -> Answered {
     let answer = TowerToHyperService::new(router)
         .call(request)
         .await
         .unwrap();
     let status = answer.status();
     let body = answer.into_body().collect().await.unwrap().to_bytes();
-    // A body that is no JSON becomes a string.
-    let value = serde_json::from_slice(&body)
-        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
-    (status, value)
+    let text = String::from_utf8_lossy(&body).into_owned();
+    Answered { status, text }
 }
 
 /// Sends a GET request to a router.
-pub(crate) async fn get(router: Router, path: &str) -> (StatusCode, Value) {
+pub(crate) async fn get(router: Router, path: &str) -> Answered {
     send(router, Request::get(path).body(Body::empty()).unwrap()).await
 }
 
 /// Sends a DELETE request to a router.
-pub(crate) async fn delete(router: Router, path: &str) -> (StatusCode, Value) {
+pub(crate) async fn delete(router: Router, path: &str) -> Answered {
     send(router, Request::delete(path).body(Body::empty()).unwrap()).await
 }
 
 /// Sends a POST request to a router.
-pub(crate) async fn post(router: Router, path: &str, body: &Value) -> (StatusCode, Value) {
+pub(crate) async fn post(router: Router, path: &str, body: &impl Serialize) -> Answered {
     let request = Request::post(path).header("content-type", "application/json");
-    send(router, request.body(Body::from(body.to_string())).unwrap()).await
+    let body = Body::from(serde_json::to_vec(body).unwrap());
+    send(router, request.body(body).unwrap()).await
 }

@@ -8,7 +8,7 @@
 
 use super::{Bench, SETTINGS};
 use crate::lab::Lab;
-use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_api::{Doing, Failure, Kind, Outcome, VmStateView};
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
@@ -164,7 +164,7 @@ fn restart(lab: &Lab, host: &str, settings: &str) -> Outcome<()> {
     let ready = || {
         let status = lab.status(host)?;
         let vm = lab.vm(host, "web")?;
-        let is_at_rest = vm.state == "running" && vm.activity.is_none();
+        let is_at_rest = vm.state == VmStateView::Running && vm.activity.is_none();
         let is_whole = status.connected == 2 && is_at_rest;
         Ok(is_whole.then_some(()))
     };

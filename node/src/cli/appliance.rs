@@ -8,10 +8,9 @@ use super::{
 };
 use crate::appliance::{customize, install as disk, prepare, reserved, sources};
 use nix::sys::termios::{FlushArg, tcflush};
-use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_api::{ApplianceInstalled, Doing, Failure, InviteFound, IsoCustomized, Kind, Outcome};
 use p2pvm_daemon::membership;
 use p2pvm_overlay::{UnixTime, membership::Invite};
-use serde_json::json;
 use std::{
     fs,
     io::{BufRead, IsTerminal, Write},
@@ -45,7 +44,10 @@ pub(crate) fn iso(context: &Context, what: Iso) -> Outcome<()> {
         .ok()
         .map(|invite| invite.network().name.clone());
     if context.json {
-        return print::json(&json!({ "iso": a.output, "network": leads }));
+        return print::json(&IsoCustomized {
+            iso: a.output,
+            network: leads,
+        });
     }
     match leads {
         Some(network) => println!(
@@ -63,7 +65,10 @@ pub(crate) fn install(context: &Context, a: &Install) -> Outcome<()> {
     }
     let state = disk::install(&a.disk, a.from.as_deref(), a.force)?;
     if context.json {
-        return print::json(&json!({ "disk": a.disk, "state": state }));
+        return print::json(&ApplianceInstalled {
+            disk: a.disk.clone(),
+            state,
+        });
     }
     println!(
         "{} boots by itself now; identity and VMs will be on {}",
@@ -132,7 +137,11 @@ fn find_network(context: &Context, a: FindNetwork) -> Outcome<()> {
             .invite
             .map(|(source, invite)| (source.to_string(), invite))
             .unzip();
-        return print::json(&json!({ "source": source, "invite": invite, "name": found.name }));
+        return print::json(&InviteFound {
+            invite,
+            name: found.name,
+            source,
+        });
     }
     match found.invite {
         Some((source, invite)) => println!("{source}\n{invite}"),

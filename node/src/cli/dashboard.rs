@@ -1,7 +1,7 @@
 //! `p2pvm dashboard`: prints its link, switches it on or off, or serves it on a local port.
 
 use super::{Context, args::Dashboard, print};
-use p2pvm_api::{DashboardChange, DashboardView, Doing, Failure, Outcome};
+use p2pvm_api::{DashboardChange, DashboardServed, DashboardView, Doing, Failure, Outcome};
 use p2pvm_host::SocketPath;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -77,7 +77,7 @@ async fn listen(context: &Context, view: &DashboardView, here: SocketAddr) -> Ou
     let here = listener.local_addr().doing("asking for the port")?;
     let url = format!("http://{here}/#token={}", view.token);
     if context.json {
-        println!("{}", serde_json::json!({ "url": url }));
+        print::json_line(&DashboardServed { url });
     } else {
         println!("{url}");
         eprintln!("for this machine alone; Ctrl-C ends it");

@@ -8,8 +8,8 @@ use super::{
     up,
 };
 use p2pvm_api::{
-    Doing, Failure, Founded, InviteAnswer, InviteRequest, Joined, Kind, Outcome, RevokeAnswer,
-    RevokeRequest, Sorted, Status, Step,
+    Doing, Failure, InviteAnswer, InviteRequest, Joined, Kind, NetworkFounded, Outcome,
+    RevokeAnswer, RevokeRequest, Sorted, Status, Step,
 };
 use p2pvm_daemon::{layout::Layout, membership, naming, preflight};
 use p2pvm_overlay::{identity::Identity, membership::Invite as InviteText};
@@ -38,7 +38,7 @@ pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
         a.force,
     )?;
     if context.json {
-        return print::json(&Founded {
+        return print::json(&NetworkFounded {
             member: founded.member,
             name: called.label,
             network: a.network,

@@ -8,11 +8,10 @@ use super::{
 };
 use hyper::Method;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Doing, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReachView,
-    RestoreVm, SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmView, client::Event,
-    vm_path,
+    ClusterVms, CreateVm, Doing, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReachState,
+    ReachView, RestoreVm, SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmStateView,
+    VmView, client::Event, vm_path,
 };
-use p2pvm_console::{ORPHANED, UNREACHABLE};
 use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -156,9 +155,9 @@ fn row(vm: &VmView) -> [String; 7] {
 /// Whether a guest answers its host, in words.
 fn network(reach: &ReachView) -> String {
     let why = reach.why.as_deref().unwrap_or_default();
-    match (reach.state.as_str(), reach.rtt_ms) {
-        ("answers", Some(rtt)) => format!("answers its host in {}", print::ms(rtt)),
-        ("never", _) => format!("has not answered its host yet: {why}"),
+    match (&reach.state, reach.rtt_ms) {
+        (ReachState::Answers, Some(rtt)) => format!("answers its host in {}", print::ms(rtt)),
+        (ReachState::Never, _) => format!("has not answered its host yet: {why}"),
         (state, _) => format!("{state} for {} s: {why}", reach.seconds),
     }
 }
@@ -169,7 +168,7 @@ fn remarks(vms: &[VmView]) -> Vec<String> {
     let (mut hosts, mut others) = (Vec::<String>::new(), Vec::new());
     for (vm, note) in vms.iter().filter_map(|vm| Some((vm, vm.note.as_deref()?))) {
         let name = &vm.name;
-        if vm.state != UNREACHABLE && vm.state != ORPHANED {
+        if !matches!(vm.state, VmStateView::Unreachable | VmStateView::Orphaned) {
             others.push(format!("{name}: {note}"));
         } else if !hosts.iter().any(|said| said.starts_with(note)) {
             hosts.push(format!(

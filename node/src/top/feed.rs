@@ -3,11 +3,10 @@
 
 use super::News;
 use p2pvm_api::{
-    ClusterVms, Decided, InviteAnswer, InviteRequest, Outcome, Peer, Status, VmView, client::Client,
+    ClusterVms, Decided, InviteAnswer, InviteRequest, Outcome, Peer, Status, VmView,
+    client::Client, udp_port,
 };
-use p2pvm_console::{
-    Activity, DaemonState, Decision, Invitation, Member, Model, Node, Vm, udp_port,
-};
+use p2pvm_console::{Activity, DaemonState, Decision, Invitation, Member, Model, Node, Vm};
 use p2pvm_daemon::{layout::Layout, lock, sight::local_addresses};
 use p2pvm_host::Level;
 use std::{
@@ -259,9 +258,10 @@ fn vm(v: &VmView) -> Vm {
         cpu: v.cpu,
         cpus: v.cpus,
         doing: moving.or_else(|| {
-            v.activity
-                .clone()
-                .map(|what| Activity { what, share: None })
+            v.activity.as_ref().map(|activity| Activity {
+                what: activity.to_string(),
+                share: None,
+            })
         }),
         note: v.note.clone(),
     }
@@ -313,7 +313,8 @@ pub async fn invite(layout: &Layout) -> Result<Invitation, String> {
 mod tests {
     use super::*;
     use axum::{Json, Router, routing::get};
-    use p2pvm_console::{Health, Options, Theme};
+    use p2pvm_api::Health;
+    use p2pvm_console::{Options, Theme};
 
     #[tokio::test]
     async fn a_daemon_that_waits_for_another_members_vms_is_shown_as_it_is() {
@@ -326,8 +327,11 @@ mod tests {
             true,
         )
         .unwrap();
-        let peer = serde_json::json!([{ "member": "00", "name": "cellar", "address": "10.99.0.2", "connected": true, "path": null,
-            "rtt_ms": null, "sent_bytes": 0, "received_bytes": 0 }]);
+        let peers = vec![Peer {
+            name: "cellar".into(),
+            connected: true,
+            ..Peer::default()
+        }];
         let status = Status {
             name: "attic".into(),
             address: Some("10.99.0.1".into()),
@@ -335,7 +339,7 @@ mod tests {
         };
         let daemon = Router::new()
             .route("/status", get(move || async move { Json(status) }))
-            .route("/peers", get(move || async move { Json(peer) }))
+            .route("/peers", get(move || async move { Json(peers) }))
             .route("/cluster/vms", get(std::future::pending::<()>));
         let listener = tokio::net::UnixListener::bind(layout.socket()).unwrap();
         let served = tokio::spawn(axum::serve(listener, daemon).into_future());

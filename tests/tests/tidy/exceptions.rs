@@ -13,7 +13,6 @@ pub const WIDE_FILES: &[(&str, usize)] = &[
     ("lab/src/host_state.rs", 1),
     ("lab/src/sim/plot.rs", 8),
     ("lab/src/sites.rs", 2),
-    ("node/src/top/feed.rs", 1),
     ("node/tests/docs/session.rs", 1),
     ("node/tests/e2e_odd_hosts.rs", 1),
     ("node/tests/slow_hosts.rs", 3),

@@ -1,55 +1,41 @@
 //! The node's health in one word, with the reason. The word is the same on every terminal and on
 //! the dashboard, so that it can be searched for in a log: both fill in [`Vitals`].
 
+use crate::words::words;
 use std::collections::BTreeMap;
 
 /// How many seconds after the start a node may look for its place on the ring before it is
 /// degraded.
 const SETTLING_S: u64 = 30;
 
-/// The state of a VM whose host does not answer, dead or cut off.
-pub const UNREACHABLE: &str = "unreachable";
-/// The state of a copy of a stopped VM that runs elsewhere now: nothing ran twice.
-pub const LEFTOVER: &str = "leftover";
-/// The state of a VM whose host left the network or was expelled: no host will answer for it.
-pub const ORPHANED: &str = "orphaned";
 /// How many VMs of one dead host are named before the rest is counted.
 const NAMED: usize = 6;
 
-/// The state of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
+words! {
+    /// The state of a node.
+    Health:
     /// A member with others, and nothing is wrong.
-    Ok,
+    Ok = "ok",
     /// No daemon answers.
-    Down,
+    Down = "down",
     /// The daemon runs and does not answer yet.
-    Starting,
+    Starting = "starting",
     /// The machine belongs to no network.
-    Outside,
+    Outside = "outside",
     /// A member, on its way to an address, to the first other member or to its place on the ring.
-    Joining,
+    Joining = "joining",
     /// The machine has no address on any network.
-    Offline,
+    Offline = "offline",
     /// A member of a network that has no other member yet.
-    Alone,
+    Alone = "alone",
     /// It works, but something is missing.
-    Degraded,
+    Degraded = "degraded",
 }
 
-impl Health {
-    /// The word.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Down => "down",
-            Self::Starting => "starting",
-            Self::Outside => "outside",
-            Self::Joining => "joining",
-            Self::Offline => "offline",
-            Self::Alone => "alone",
-            Self::Degraded => "degraded",
-        }
+impl Default for Health {
+    /// The health of a node whose daemon does not tell it.
+    fn default() -> Self {
+        Self::Other(String::new())
     }
 }
 
@@ -85,7 +71,7 @@ pub struct Vitals<'a> {
     pub warnings: usize,
     /// A sentence for each host that does not answer, with its VMs ([`lost`]).
     pub lost: Vec<String>,
-    /// The names of other VMs that a person should look at ([`is_troubled`]).
+    /// The names of other VMs that a person should look at ([`crate::VmStateView::is_troubled`]).
     pub troubled: Vec<&'a str>,
     /// Members that did not answer.
     pub silent: &'a [String],
@@ -219,7 +205,7 @@ pub fn udp_port(multiaddr: &str) -> Option<u16> {
 }
 
 /// A sentence for each host that does not answer, from the names and notes of the VMs that are
-/// [`UNREACHABLE`]. A note gives the reason; VMs of one host have the same note.
+/// [`crate::VmStateView::Unreachable`]. A note gives the reason; VMs of one host have the same note.
 pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<String> {
     let mut hosts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, note) in vms {
@@ -243,12 +229,6 @@ pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<St
         )
     };
     hosts.into_iter().map(sentence).collect()
-}
-
-/// Whether a person should look at a VM in this state, with or without a note of what happened.
-pub fn is_troubled(state: &str, noted: bool) -> bool {
-    !matches!(state, LEFTOVER | ORPHANED)
-        && (noted || !matches!(state, "running" | "stopped" | "leaving" | "arriving"))
 }
 
 #[cfg(test)]
@@ -314,28 +294,6 @@ mod tests {
             .health()
             .0,
             Health::Degraded
-        );
-    }
-
-    #[test]
-    fn a_vm_that_is_being_moved_is_no_trouble() {
-        assert!(
-            ["running", "stopped", "leaving", "arriving"]
-                .iter()
-                .all(|state| !is_troubled(state, false) && is_troubled(state, true))
-        );
-        assert!(
-            ["paused", "doubtful", "branch"]
-                .iter()
-                .all(|state| is_troubled(state, false))
-        );
-        assert!(
-            !is_troubled(LEFTOVER, true),
-            "it says where the VM is, and nothing ran twice"
-        );
-        assert!(
-            !is_troubled(ORPHANED, true),
-            "a person has expelled its host"
         );
     }
 }
