@@ -86,7 +86,7 @@ fn bare_vm() -> VmView {
     VmView {
         name: "web".into(),
         id: "7b".into(),
-        state: "running".into(),
+        state: VmStateView::Running,
         host: "attic".into(),
         host_id: "a7".into(),
         address: "10.1.2.3".into(),
@@ -111,10 +111,10 @@ fn bare_vm() -> VmView {
 
 fn full_vm() -> VmView {
     VmView {
-        activity: Some("migrating".into()),
+        activity: Some(ActivityView::Migrating),
         note: Some("held".into()),
         reach: Some(ReachView {
-            state: "silent".into(),
+            state: ReachState::Silent,
             seconds: 7,
             rtt_ms: Some(0.5),
             why: Some("no answer".into()),
@@ -185,14 +185,17 @@ fn explained() -> Explained {
         at: "2026-11-30T12:02:00.000Z".into(),
         host: "attic".into(),
         text: "moved to cellar".into(),
-        details: serde_json::json!({ "source_load": 0.9 }),
+        details: Some(DecisionFigures {
+            source_load: 0.9,
+            ..DecisionFigures::default()
+        }),
     }
 }
 
 fn lines(passed: &mut Passed) {
     let value = serde_json::json!({ "name": "web" });
     let failure = Failure::new(Kind::NotNow, "no majority");
-    passed.texts(variants! {
+    passed.texts::<Line<serde_json::Value, serde_json::Value>>(variants! {
         Line::Progress(_) => { "line.progress": Line::Progress(step()) }
         Line::Item(_) => { "line.item": Line::Item(value.clone()) }
         Line::Done(_) => { "line.done": Line::Done(value) }
@@ -262,7 +265,7 @@ fn cluster(passed: &mut Passed) {
 fn types(operation: &Operation) -> Vec<Type> {
     let answer = match operation.answer {
         Answer::Json(answer) | Answer::Figures(answer) => vec![answer],
-        Answer::Lines { item, done } => item.into_iter().chain([done]).collect(),
+        Answer::Lines { done, .. } => vec![done],
         Answer::Console => Vec::new(),
     };
     operation.body.into_iter().chain(answer).collect()

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{image, lab, network, overload, public_sites};
-use p2pvm_api::{Explained, VmStateView, VmView};
+use p2pvm_api::{Explained, VmView};
 use std::time::Duration;
 
 #[test]

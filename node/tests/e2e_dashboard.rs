@@ -4,7 +4,7 @@
 mod common;
 
 use common::{SETTINGS, image, lab, network, overload, public_sites};
-use p2pvm_api::{DashboardView, Health, View, VmView};
+use p2pvm_api::{DashboardView, Health, View, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,

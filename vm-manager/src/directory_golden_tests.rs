@@ -32,7 +32,7 @@ pub(crate) fn snapshots() -> Vec<(&'static str, Snapshot)> {
     }
 }
 
-fn record(wanted: Wanted, owner: Option<MemberId>) -> VmRecord {
+fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
     VmRecord {
         definition: definition(),
         holder: MemberId([0x34; 32]),
@@ -47,14 +47,14 @@ fn record(wanted: Wanted, owner: Option<MemberId>) -> VmRecord {
 fn members_of_the_previous_version_read_a_vms_record() {
     golden::check("directory", |golden| {
         let records = variants! {
-            VmRecord { wanted: Wanted::Running, owner: None, .. } => {
-                "record.running": record(Wanted::Running, None)
+            VmRecord { wanted: RunGoal::Running, owner: None, .. } => {
+                "record.running": record(RunGoal::Running, None)
             }
-            VmRecord { wanted: Wanted::Stopped, owner: None, .. } => {
-                "record.stopped": record(Wanted::Stopped, None)
+            VmRecord { wanted: RunGoal::Stopped, owner: None, .. } => {
+                "record.stopped": record(RunGoal::Stopped, None)
             }
             VmRecord { owner: Some(_), .. } => {
-                "record.owned": record(Wanted::Running, Some(MemberId([0x35; 32])))
+                "record.owned": record(RunGoal::Running, Some(MemberId([0x35; 32])))
             }
         };
         golden.messages(records, VmRecord::to_bytes, VmRecord::from_bytes);

@@ -16,13 +16,13 @@ fn records() -> Vec<(IpAddr, Record)> {
     ]
 }
 
-fn told() -> Vec<(&'static str, Told)> {
+fn told() -> Vec<(&'static str, ReachMessage)> {
     let talkers = vec![MemberId([3; 32]), MemberId([4; 32])];
     let address = IpAddr::from([10, 1, 2, 3]);
     variants! {
-        Told::Here(_) => { "here": Told::Here(records()), "here.none": Told::Here(Vec::new()) }
-        Told::Stale(_, _) => { "stale": Told::Stale(address, Epoch(300)) }
-        Told::Talkers(_) => { "talkers": Told::Talkers(talkers) }
+        ReachMessage::Here(_) => { "here": ReachMessage::Here(records()), "here.none": ReachMessage::Here(Vec::new()) }
+        ReachMessage::Stale(_, _) => { "stale": ReachMessage::Stale(address, Epoch(300)) }
+        ReachMessage::Talkers(_) => { "talkers": ReachMessage::Talkers(talkers) }
     }
 }
 

@@ -10,7 +10,7 @@ fn members_of_the_previous_version_know_a_request_that_is_passed_on() {
         golden.bytes("header.forwarded", FORWARDED.as_bytes());
         golden.bytes("header.token", HEADER.as_bytes());
         let chosen = |text: &[u8]| {
-            let chosen: Chosen = serde_json::from_slice(text).ok()?;
+            let chosen: HostChoice = serde_json::from_slice(text).ok()?;
             Some(chosen.on)
         };
         golden.previous("chosen", &Some("cellar".to_owned()), chosen);

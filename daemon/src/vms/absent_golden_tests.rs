@@ -4,10 +4,10 @@ use super::*;
 use crate::golden;
 use p2pvm_overlay::identity::KeyPair;
 
-fn told(seen: Option<UnixTime>) -> Told {
+fn told(seen: Option<UnixTime>) -> Sighting {
     let keys = KeyPair::from_seed(&[1; 32]);
     let (key, expires) = (vm_key(keys.vm_id()), UnixTime(1_796_000_000));
-    Told {
+    Sighting {
         record: Record::sign(&keys, key, 300, expires, Some(vec![1, 2, 3])),
         seen,
     }

@@ -32,7 +32,6 @@ fn activity_view(activity: &Activity) -> ActivityView {
         Activity::Arriving => ActivityView::Arriving,
         Activity::Checking => ActivityView::Checking,
         Activity::Settling => ActivityView::Settling,
-        Activity::Waiting => ActivityView::Waiting,
         Activity::Creating => ActivityView::Creating,
         Activity::Starting => ActivityView::Starting,
         Activity::Restarting => ActivityView::Restarting,

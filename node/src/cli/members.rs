@@ -18,17 +18,12 @@ pub(crate) async fn status(context: &Context) -> Outcome<()> {
     if context.json {
         return print::json(&s);
     }
-    let health = if s.health.why.is_empty() {
-        s.health.word.clone()
-    } else {
-        format!("{}: {}", s.health.word, s.health.why)
-    };
     let address = match &s.address_wanting {
         Some(why) => format!("none yet: {why}"),
         None => "none yet".to_owned(),
     };
     for (label, value) in [
-        ("health", health),
+        ("health", s.health.to_string()),
         ("member", format!("{} ({})", s.name, s.member)),
         ("network", format!("{} ({})", s.network, s.network_id)),
         (

@@ -6,7 +6,7 @@ pub mod measured;
 pub mod small;
 pub mod trouble;
 
-use p2pvm_api::{AclAnswer, AclShow};
+use p2pvm_api::{AclAnswer, AclShow, VmStateView};
 use p2pvm_lab::{
     Sites, chain, chaos,
     lab::{CountSummary, Lab, LabError},
@@ -164,7 +164,7 @@ pub fn overload(lab: &Lab, host: &str, asked: &str) {
         Duration::from_millis(500),
         || {
             let vm = lab.vm(asked, "web")?;
-            Ok((vm.host != host && vm.state == "running").then_some(()))
+            Ok((vm.host != host && vm.state == VmStateView::Running).then_some(()))
         },
     );
     hog.kill().unwrap();

@@ -35,7 +35,7 @@ fn entry(role: Role) -> Entry {
         arrived: Epoch(2),
         seq: 5,
         role,
-        wanted: Wanted::Running,
+        wanted: RunGoal::Running,
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         note: Some("held".into()),
         gives_way: Some(MemberId([0x52; 32])),
@@ -50,7 +50,7 @@ fn former() -> Entry {
         note: None,
         gives_way: None,
         owner: None,
-        wanted: Wanted::Stopped,
+        wanted: RunGoal::Stopped,
         ..entry(Role::Held)
     }
 }

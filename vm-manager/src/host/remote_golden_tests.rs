@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     definition::golden_tests::definition,
-    directory::{Wanted, golden_tests::snapshots},
+    directory::{RunGoal, golden_tests::snapshots},
     golden::{self, variants},
     hypervisor::Halt,
 };
@@ -79,7 +79,7 @@ fn status(state: VmState, still: Option<Standstill>) -> VmStatus {
         state,
         holder: MemberId([0x42; 32]),
         epoch: Epoch(300),
-        wanted: Wanted::Running,
+        wanted: RunGoal::Running,
         activity: Some(Activity::Migrating),
         definition: definition(),
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
