@@ -32,13 +32,6 @@ words! {
     Degraded = "degraded",
 }
 
-impl Default for Health {
-    /// The health of a node whose daemon does not tell it.
-    fn default() -> Self {
-        Self::Other(String::new())
-    }
-}
-
 /// What the health of a node with an answering daemon depends on. The status screen and the
 /// dashboard fill it in.
 #[derive(Clone, Debug, Default)]

@@ -29,12 +29,6 @@ words! {
     Orphaned = "orphaned",
 }
 
-impl Default for VmStateView {
-    fn default() -> Self {
-        Self::Stopped
-    }
-}
-
 impl VmStateView {
     /// Whether a person should look at a VM in this state, with or without a note of what happened.
     pub fn is_troubled(&self, noted: bool) -> bool {
@@ -102,12 +96,6 @@ words! {
     Silent = "silent",
     /// It has not answered yet.
     Never = "never",
-}
-
-impl Default for ReachState {
-    fn default() -> Self {
-        Self::Never
-    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,13 @@ macro_rules! words {
             }
         }
 
+        impl Default for $name {
+            /// No word: nothing was told.
+            fn default() -> Self {
+                Self::Other(String::new())
+            }
+        }
+
         impl From<String> for $name {
             fn from(word: String) -> Self {
                 match word.as_str() {
