@@ -270,8 +270,8 @@ fn commits(commit: &str) -> String {
     }
 }
 
-/// How a set was measured, in a sentence for each run. Runs that differ only in what ran beside them
-/// share one: the tests of one command.
+/// How a set was measured, in a sentence for each run. Runs that differ only in the machine's other
+/// load share one: the tests of one command.
 fn runs(set: &Set) -> String {
     let mut each: Vec<(Run, Vec<&str>)> = Vec::new();
     for run in &set.runs {
