@@ -159,7 +159,11 @@ impl Notices {
         if let Some(file) = &self.file
             && let Err(e) = self.rewritten.write(file, newest, 0o644)
         {
-            tracing::error!("notices cannot be kept in {}: {e}", file.display());
+            tracing::error!(
+                "notices cannot be kept in {}: {}",
+                file.display(),
+                p2pvm_host::chain(&e)
+            );
         }
     }
 

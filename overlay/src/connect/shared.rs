@@ -354,7 +354,7 @@ impl Shared {
                 let answer = self
                     .plane
                     .accept_link(from, key, &handshake)
-                    .map_err(|e| e.to_string())?;
+                    .map_err(|e| p2pvm_host::chain(&e))?;
                 self.met(from, &reachability);
                 Ok(Answer::Linked(self.reachability(), answer))
             }
@@ -364,7 +364,7 @@ impl Shared {
             Request::Relay(to) => {
                 let path = dial::ensure(self, to, dial::Reach::WithoutRelay)
                     .await
-                    .map_err(|e| e.to_string())?;
+                    .map_err(|e| p2pvm_host::chain(&e))?;
                 let rtt = self
                     .plane
                     .path(to)

@@ -102,7 +102,12 @@ impl Shared {
             }
             let mut carried = self.open(to, search).await?;
             let (status, answer) = request(&mut carried, service, &body).await.map_err(|e| {
-                tracing::debug!(peer = ?to, service, "a request broke off: {e}");
+                tracing::debug!(
+                    peer = ?to,
+                    service,
+                    error = %p2pvm_host::chain(&e),
+                    "a request broke off"
+                );
                 FabricError::Unreachable(to)
             })?;
             match status {

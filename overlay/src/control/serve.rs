@@ -102,7 +102,11 @@ impl Server {
         let server = self.clone();
         tokio::spawn(async move {
             if let Err(e) = server.serve_stream(member, stream, token).await {
-                tracing::debug!(%member, "a stream ended early: {e}");
+                tracing::debug!(
+                    %member,
+                    error = %p2pvm_host::chain(&e),
+                    "a stream ended early"
+                );
             }
             drop(opened);
         });

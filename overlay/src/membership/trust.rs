@@ -160,7 +160,7 @@ impl Trust {
         if !new.is_empty()
             && let Err(e) = file.keep(&new, || self.revocations())
         {
-            tracing::error!("revocations cannot be kept: {e}");
+            tracing::error!("revocations cannot be kept: {}", p2pvm_host::chain(&e));
         }
     }
 

@@ -133,7 +133,10 @@ impl Driver {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             if let Err(e) = shared.refresh(place).await {
-                tracing::debug!("a lookup to keep the address book fresh failed: {e}");
+                tracing::debug!(
+                    "a lookup to keep the address book fresh failed: {}",
+                    p2pvm_host::chain(&e)
+                );
             }
         });
     }

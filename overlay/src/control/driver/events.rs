@@ -57,7 +57,7 @@ impl Driver {
                 connection_id,
                 error,
             } => {
-                tracing::debug!(?peer_id, "a dial failed: {error}");
+                tracing::debug!(?peer_id, "a dial failed: {}", p2pvm_host::chain(&error));
                 if let Some(member) = peer_id.and_then(|peer| member_of(&peer)) {
                     let id = connection_id;
                     self.mesh

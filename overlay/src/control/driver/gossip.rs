@@ -31,7 +31,11 @@ impl Driver {
                 };
                 let told = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10));
                 if let Err(e) = told.await {
-                    return tracing::debug!(%member, "gossip was not delivered: {e}");
+                    return tracing::debug!(
+                        %member,
+                        error = %p2pvm_host::chain(&e),
+                        "gossip was not delivered"
+                    );
                 }
             }
         });

@@ -179,7 +179,7 @@ impl Driver {
                 .with(Protocol::P2pCircuit);
             match self.swarm.listen_on(address) {
                 Ok(id) => self.reservations.asked(relay, id),
-                Err(e) => tracing::debug!("no circuit can be reserved: {e}"),
+                Err(e) => tracing::debug!("no circuit can be reserved: {}", p2pvm_host::chain(&e)),
             }
         }
     }

@@ -45,7 +45,7 @@ impl RevocationFile {
                 )
             })?;
         file.is_whole = rest.is_empty();
-        // A crash cuts the last one short: who told it tells it again.
+        // A crash cuts the last one short: the member that told it tells it again.
         while let Ok((one, after)) = postcard::take_from_bytes(rest) {
             all.push(one);
             rest = after;
@@ -53,7 +53,11 @@ impl RevocationFile {
         if !file.is_whole
             && let Err(e) = file.rewrite(&all)
         {
-            tracing::warn!("{} cannot be rewritten: {e}", path.display());
+            tracing::warn!(
+                "{} cannot be rewritten: {}",
+                path.display(),
+                p2pvm_host::chain(&e)
+            );
         }
         Ok((file, all))
     }
