@@ -198,7 +198,8 @@ pub fn udp_port(multiaddr: &str) -> Option<u16> {
 }
 
 /// A sentence for each host that does not answer, from the names and notes of the VMs that are
-/// [`crate::VmStateView::Unreachable`]. A note gives the reason; VMs of one host have the same note.
+/// [`crate::VmStateView::Unreachable`]. A note gives the reason; VMs of one host have the same
+/// note.
 pub fn lost<'a>(vms: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<String> {
     let mut hosts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, note) in vms {

@@ -152,12 +152,8 @@ fn wire(
     below: LowerParts,
     own: RunParts,
 ) -> Outcome<WiredServices> {
-    let LowerParts {
-        policies,
-        subnets,
-        reach,
-        host,
-    } = below;
+    let (policies, subnets) = (below.policies, below.subnets);
+    let (reach, host) = (below.reach, below.host);
     let manager = Manager::start(parts.clone(), host.clone(), config);
     let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());

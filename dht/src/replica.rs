@@ -515,7 +515,11 @@ pub struct Page {
 /// A stored cell. An unreadable one (a damaged store) counts as absent: the peers hold it.
 fn decode(key: &RingAddr, bytes: &[u8]) -> StoredCell {
     read(bytes).unwrap_or_else(|e| {
-        tracing::warn!(key = %key.short(), error = %p2pvm_overlay::chain(&e), "an unreadable record counts as absent");
+        tracing::warn!(
+            key = %key.short(),
+            error = %p2pvm_overlay::chain(&e),
+            "an unreadable record counts as absent"
+        );
         StoredCell::default()
     })
 }

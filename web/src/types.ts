@@ -169,13 +169,13 @@ export interface FindingView {
   level: "ok" | "warning" | "failed";
 }
 
-/** How the node is. */
+/** The state of a node. */
 export type Health =
   /** A member with others, and nothing is wrong. */
   | "ok"
   /** No daemon answers. */
   | "down"
-  /** The daemon is there and does not answer yet. */
+  /** The daemon runs and does not answer yet. */
   | "starting"
   /** The machine belongs to no network. */
   | "outside"

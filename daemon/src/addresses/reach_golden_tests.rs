@@ -20,7 +20,10 @@ fn told() -> Vec<(&'static str, ReachMessage)> {
     let talkers = vec![MemberId([3; 32]), MemberId([4; 32])];
     let address = IpAddr::from([10, 1, 2, 3]);
     variants! {
-        ReachMessage::Here(_) => { "here": ReachMessage::Here(records()), "here.none": ReachMessage::Here(Vec::new()) }
+        ReachMessage::Here(_) => {
+            "here": ReachMessage::Here(records()),
+            "here.none": ReachMessage::Here(Vec::new()),
+        }
         ReachMessage::Stale(_, _) => { "stale": ReachMessage::Stale(address, Epoch(300)) }
         ReachMessage::Talkers(_) => { "talkers": ReachMessage::Talkers(talkers) }
     }

@@ -262,8 +262,11 @@ impl Votes {
                     Ok(body) => wire::parse(&body).map_or(VoterReply::Missing, VoterReply::Reply),
                     Err(FabricError::Refused(_, reason)) => VoterReply::Declined(reason),
                     Err(e) => {
-                        tracing::debug!(voter = %voter.short(), error = %p2pvm_overlay::chain(&e), "a voter did not \
-                            answer");
+                        tracing::debug!(
+                            voter = %voter.short(),
+                            error = %p2pvm_overlay::chain(&e),
+                            "a voter did not answer"
+                        );
                         VoterReply::Missing
                     }
                 };

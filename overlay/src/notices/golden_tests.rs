@@ -12,7 +12,10 @@ fn members_of_the_previous_version_read_what_is_said_about_notices() {
         let known: Vec<Notice> = notices().into_iter().map(|(_, notice)| notice).collect();
         let says = variants! {
             NoticeMessage::Digest(_) => { "digest": NoticeMessage::Digest([6; 32]) }
-            NoticeMessage::Have(_) => { "have": NoticeMessage::Have(known.clone()), "have.nothing": NoticeMessage::Have(vec![]) }
+            NoticeMessage::Have(_) => {
+                "have": NoticeMessage::Have(known.clone()),
+                "have.nothing": NoticeMessage::Have(vec![]),
+            }
         };
         golden.messages(says, plain, read_plain);
         let board = Notices::new(Arc::new(Trust::new(network().id)));

@@ -288,7 +288,10 @@ mod tests {
             let header = Header::new(Kind::ControlClosest, at(except), target);
             let others = all().filter(|n| *n != except);
             let best = others.min_by_key(|n| target.closeness(at(*n))).expect("we are there");
-            let expected = if best == 0 { RingHop::Here } else { RingHop::Via(MemberId([best; 32])) };
+            let expected = match best {
+                0 => RingHop::Here,
+                best => RingHop::Via(MemberId([best; 32])),
+            };
             prop_assert_eq!(table.route(&header), expected);
         }
 

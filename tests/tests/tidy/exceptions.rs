@@ -3,9 +3,9 @@
 /// Files and functions that were longer when the rules came, with their lines. An entry only
 /// shrinks or goes; there are no new ones.
 pub const LONG_FILES: &[(&str, usize)] = &[
-    ("node/tests/e2e_dashboard.rs", 751),
-    ("node/tests/e2e_policy.rs", 671),
-    ("overlay/src/membership/trust_tests.rs", 643),
+    ("node/tests/e2e_dashboard.rs", 734),
+    ("node/tests/e2e_policy.rs", 643),
+    ("overlay/src/membership/trust_tests.rs", 626),
 ];
 /// Files with wider lines, by their number: tables, addresses and settings that cannot be broken.
 pub const WIDE_FILES: &[(&str, usize)] = &[
@@ -29,7 +29,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ),
     (
         "node/tests/e2e_absent.rs: fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns",
-        102,
+        99,
     ),
     (
         "node/tests/e2e_absent.rs: fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive",
@@ -41,7 +41,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ),
     (
         "node/tests/e2e_console.rs: fn a_report_has_what_a_developer_needs_but_no_key_or_invite",
-        80,
+        79,
     ),
     (
         "node/tests/e2e_console.rs: fn \
@@ -84,11 +84,6 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ),
     ("node/tests/e2e_hosts.rs: fn beside_with", 85),
     (
-        "node/tests/e2e_mobility.rs: fn \
-            a_restarted_network_finds_together_without_the_members_it_joined_through",
-        71,
-    ),
-    (
         "node/tests/e2e_mobility.rs: fn links_return_within_ten_seconds_of_a_move_and_tcp_goes_on",
         77,
     ),
@@ -123,12 +118,12 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_traces.rs: fn \
             a_migration_is_one_trace_and_a_missing_collector_hinders_none",
-        227,
+        204,
     ),
     (
         "node/tests/e2e_truth.rs: fn \
             a_guests_interface_that_passes_nothing_is_named_with_its_cause",
-        114,
+        111,
     ),
     (
         "node/tests/e2e_truth.rs: fn \
@@ -137,20 +132,11 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ),
     (
         "node/tests/e2e_twins.rs: fn of_two_daemons_with_one_state_the_later_gets_its_own_identity",
-        98,
+        88,
     ),
     (
         "node/tests/e2e_vm.rs: fn an_unusable_disk_is_refused_with_the_reason_and_leaves_nothing",
         77,
-    ),
-    (
-        "node/tests/iso_members.rs: fn a_guest_moves_between_two_appliances_while_a_client_counts",
-        92,
-    ),
-    (
-        "node/tests/iso_members.rs: fn \
-            a_machine_installs_unattended_and_its_clone_becomes_another_member",
-        84,
     ),
     ("node/tests/slow_hosts.rs: fn beside", 77),
     (

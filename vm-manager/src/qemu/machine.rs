@@ -314,7 +314,11 @@ async fn follow(
         process.ended(KILL_PATIENCE).await;
     }
     if let Err(error) = RunDir::open(&spec.run_dir).and_then(|dir| dir.remove(PID_FILE)) {
-        tracing::debug!(vm = %spec.vm.short(), error = %p2pvm_overlay::chain(&error), "the pid file of the ended process stays");
+        tracing::debug!(
+            vm = %spec.vm.short(),
+            error = %p2pvm_overlay::chain(&error),
+            "the pid file of the ended process stays"
+        );
     }
     jail.remove().await;
     state.send_replace(RunState::Stopped);

@@ -285,7 +285,10 @@ async fn read_all(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
-                tracing::warn!(error = %p2pvm_overlay::chain(&error), "the connection to a guest's monitor is closed");
+                tracing::warn!(
+                    error = %p2pvm_overlay::chain(&error),
+                    "the connection to a guest's monitor is closed"
+                );
                 break;
             }
         }
