@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(list().await, []);
         let added: TokenView = post(routes(), "/tokens/add", &text).await.value();
         assert_eq!(added, made);
-        assert_eq!(list().await, [made.clone()]);
+        assert_eq!(list().await, std::slice::from_ref(&made));
         let path = format!("/tokens/{}", made.id);
         let gone: TokenRemoved = delete(routes(), &path).await.value();
         assert_eq!(gone.removed, made.id);
