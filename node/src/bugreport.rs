@@ -103,7 +103,7 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
             client.text(path).await
         };
         let text = match tokio::time::timeout(ANSWER_LIMIT, asked).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => indented(answer),
             Ok(Err(failure)) => missing(failure.message),
             Err(_) => missing("no answer in time".to_owned()),
         };
@@ -113,6 +113,15 @@ async fn gather(context: &Context) -> Vec<(String, String)> {
         .into_iter()
         .map(|(name, text)| (name, without_invites(&text)))
         .collect()
+}
+
+/// An answer with line breaks, for people. It is read as no type, so that every field stays,
+/// whatever version the daemon is of.
+fn indented(answer: String) -> String {
+    let value: Result<serde_json::Value, _> = serde_json::from_str(&answer);
+    value
+        .and_then(|value| serde_json::to_string_pretty(&value))
+        .unwrap_or(answer)
 }
 
 /// The file in place of an answer.

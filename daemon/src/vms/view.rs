@@ -152,7 +152,6 @@ mod tests {
             "arriving",
             "asking its voters",
             "waiting for its voters",
-            "waiting",
             "being made",
             "starting",
             "starting after a restart of the host",

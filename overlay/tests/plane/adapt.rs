@@ -218,7 +218,7 @@ async fn a_relay_passes_on_no_more_than_it_offers() {
     // in the time that has passed, and one full bucket (a tenth of a second's worth, and the packet
     // that overflows it). The limit drops probes for the path's size too: the datagrams fit the
     // smallest it may be taken for.
-    for (bits_per_second, how) in [(8_000_000, "-u -b 40M -l 1100"), (100_000_000, "")] {
+    for (bits_per_second, how) in [(8_000_000, "-u -b 40M -l 1000"), (100_000_000, "")] {
         let began = Instant::now();
         let before: Vec<(u64, u64)> = relays.iter().map(|relay| relay.plane.relayed()).collect();
         for relay in &relays {
