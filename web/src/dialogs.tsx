@@ -1,7 +1,7 @@
 // The dialogs: moving a VM, its snapshots, the reasons of decisions.
 
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Api } from "./api";
 import { ms, percent, when } from "./format";
 import { rttBetween, restoreOn, runs, targets, type Network } from "./model";
@@ -20,7 +20,8 @@ interface DialogProps {
 /** A browser's dialog: it keeps the focus, and Escape closes it. */
 export function Dialog({ title, close, wide, stays, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  // Before the page is drawn: a key pressed meanwhile would go to the button that opened it.
+  useLayoutEffect(() => {
     element.current?.showModal();
     element.current?.querySelector<HTMLElement>("[data-first]")?.focus();
   }, []);

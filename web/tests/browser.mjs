@@ -107,9 +107,18 @@ await run(context, page, async () => {
     await page.locator("dialog").waitFor({ state: "detached" });
     await card.locator(".migrate").focus();
     await page.keyboard.press("Enter");
-    // The chosen member has the focus; the arrow keys choose another.
-    for (let n = 0; n < 5 && !(await page.getByRole("button", { name: `Move to ${to}` }).isVisible()); n++) await page.keyboard.press("ArrowDown");
+    // The chosen member has the focus as soon as the dialog is open; the arrow keys choose another.
+    const chosen = page.locator("dialog[open] input:focus");
+    const go = page.getByRole("button", { name: `Move to ${to}` });
+    await chosen.waitFor();
+    for (let n = await page.getByRole("radio").count(); n > 1 && !(await go.isVisible()); n--) {
+      const before = await chosen.inputValue();
+      await page.keyboard.press("ArrowDown");
+      await page.waitForFunction((value) => document.querySelector("label.chosen input:focus")?.value !== value, before);
+    }
+    await go.waitFor();
     await page.keyboard.press("Enter");
+    await page.locator("dialog").waitFor({ state: "detached" });
     await card.locator(".ended.ok").waitFor({ timeout: SLOW });
     await page.locator(`.node[data-name="${to}"] .chip`, { hasText: "web" }).waitFor();
     await card.getByRole("button", { name: "Dismiss" }).click();
