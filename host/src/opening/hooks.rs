@@ -48,6 +48,24 @@ struct Probe {
     offered: bool,
 }
 
+impl Probe {
+    /// A packet that `what` describes, and how nft and iptables match such packets. A chain counts
+    /// although one of its rules may let the packet through, and the packet is not about offered
+    /// subnets.
+    fn new(hook: &'static str, packet: Packet, what: String, matches: [String; 2]) -> Self {
+        let [matches, legacy] = matches;
+        Self {
+            hook,
+            packet,
+            what,
+            matches,
+            legacy,
+            surely: false,
+            offered: false,
+        }
+    }
+}
+
 /// Packets of the network's interface.
 fn of_device(wanted: &NetworkNeeds, probes: &mut Vec<Probe>) {
     let device = &wanted.device;
@@ -59,42 +77,23 @@ fn of_device(wanted: &NetworkNeeds, probes: &mut Vec<Probe>) {
             v6,
             ..Packet::default()
         };
-        let mut add = |hook, packet, way: &str, nft: &str, letter: &str| {
-            let what = format!("what {way} by {device}");
-            let (matches, legacy) = (format!("{nft} \"{device}\""), format!("{letter} {device}"));
-            probes.push(Probe {
-                hook,
-                packet,
-                what,
-                matches,
-                legacy,
-                surely: false,
-                offered: false,
-            });
-        };
         for hook in IN {
-            add(
-                hook,
-                Packet {
-                    iif: device.clone(),
-                    ..base.clone()
-                },
-                "comes in",
-                "iifname",
-                "-i",
-            );
+            let packet = Packet {
+                iif: device.clone(),
+                ..base.clone()
+            };
+            let matches = [format!("iifname \"{device}\""), format!("-i {device}")];
+            let what = format!("what comes in by {device}");
+            probes.push(Probe::new(hook, packet, what, matches));
         }
         for hook in OUT {
-            add(
-                hook,
-                Packet {
-                    oif: Some(device.clone()),
-                    ..base.clone()
-                },
-                "goes out",
-                "oifname",
-                "-o",
-            );
+            let packet = Packet {
+                oif: Some(device.clone()),
+                ..base.clone()
+            };
+            let matches = [format!("oifname \"{device}\""), format!("-o {device}")];
+            let what = format!("what goes out by {device}");
+            probes.push(Probe::new(hook, packet, what, matches));
         }
     }
 }
@@ -105,15 +104,10 @@ fn of_lans(wanted: &NetworkNeeds, lans: &BTreeSet<String>, probes: &mut Vec<Prob
     let Some(net) = wanted.offered.first() else {
         return;
     };
-    let mut add = |hook, packet, what, matches, legacy| {
+    let mut add = |hook, packet, what, matches| {
         probes.push(Probe {
-            hook,
-            packet,
-            what,
-            matches,
-            legacy,
-            surely: false,
             offered: true,
+            ..Probe::new(hook, packet, what, matches)
         });
     };
     for lan in lans {
@@ -125,13 +119,11 @@ fn of_lans(wanted: &NetworkNeeds, lans: &BTreeSet<String>, probes: &mut Vec<Prob
                 ..Packet::default()
             };
             let what = format!("answers from the offered subnets that come in by {lan}");
-            add(
-                hook,
-                packet,
-                what,
+            let matches = [
                 format!("iifname \"{lan}\" ip saddr {net}"),
                 format!("-i {lan} -s {net}"),
-            );
+            ];
+            add(hook, packet, what, matches);
         }
         for hook in ["postrouting", "egress"] {
             let packet = Packet {
@@ -141,13 +133,11 @@ fn of_lans(wanted: &NetworkNeeds, lans: &BTreeSet<String>, probes: &mut Vec<Prob
                 ..Packet::default()
             };
             let what = format!("what {device} forwards into the offered subnets by {lan}");
-            add(
-                hook,
-                packet,
-                what,
+            let matches = [
                 format!("oifname \"{lan}\" ip daddr {net}"),
                 format!("-o {lan} -d {net}"),
-            );
+            ];
+            add(hook, packet, what, matches);
         }
     }
 }
@@ -160,18 +150,13 @@ fn of_udp(wanted: &NetworkNeeds, uplinks: &BTreeSet<String>, probes: &mut Vec<Pr
     for (port, uplink) in ports.flat_map(|port| uplinks.iter().map(move |uplink| (port, uplink))) {
         let mut add = |hook, packet, way: &str, field: &str| {
             let what = format!("members' packets {way} UDP port {port} by {uplink}");
-            let (matches, legacy) = (
+            let matches = [
                 format!("udp {field} {port}"),
                 format!("-p udp --{field} {port}"),
-            );
+            ];
             probes.push(Probe {
-                hook,
-                packet,
-                what,
-                matches,
-                legacy,
                 surely: true,
-                offered: false,
+                ..Probe::new(hook, packet, what, matches)
             });
         };
         let inward = Packet {
