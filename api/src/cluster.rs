@@ -1,6 +1,6 @@
 //! All members at once: questions over the ring, with the collected answers.
 
-use crate::VmView;
+use crate::{MemberIdText, VmView};
 use serde::{Deserialize, Serialize};
 
 /// One row of `p2pvm peers --all`: a member as it describes itself.
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClusterMember {
     /// Its id.
-    pub member: String,
+    pub member: MemberIdText,
     /// Its host name.
     pub name: String,
     /// Its address, once claimed.

@@ -1,6 +1,6 @@
 //! The web dashboard: its switch, and each member's report for its page.
 
-use crate::{ClusterMember, Decided, HealthView, Peer, Status, VmView};
+use crate::{ClusterMember, Decided, HealthView, MemberIdText, Peer, Status, VmView};
 use serde::{Deserialize, Serialize};
 
 /// `p2pvm dashboard`.
@@ -69,7 +69,7 @@ pub struct Sight {
 
 impl Sight {
     /// Restricts the report of `member` to itself and to the limits.
-    pub fn of(mut self, member: String) -> Self {
+    pub fn of(mut self, member: MemberIdText) -> Self {
         self.member.member = member;
         self.links.truncate(MAX_LINKS);
         self.decisions.truncate(MAX_DECISIONS);

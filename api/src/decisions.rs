@@ -1,6 +1,6 @@
 //! Decisions of the autonomic manager about VMs: in words, and the figures behind them.
 
-use crate::words::words;
+use crate::{MemberIdText, VmIdText, words::words};
 use serde::{Deserialize, Serialize};
 
 /// One line of `p2pvm explain`.
@@ -22,7 +22,7 @@ pub struct Explained {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Decided {
     /// The VM's id; the VM may be elsewhere by now.
-    pub vm: String,
+    pub vm: VmIdText,
     /// The decision and its reason.
     #[serde(flatten)]
     pub explained: Explained,
@@ -48,7 +48,7 @@ pub struct DecisionFigures {
     pub min_gain: f64,
     /// The id of the peer: the target, or the source if the deciding node took the VM in. None if
     /// no peer was considered.
-    pub peer: Option<String>,
+    pub peer: Option<MemberIdText>,
     /// The load of the node that the VM is on.
     pub source_load: f64,
     /// The load of the target with the VM.
@@ -56,7 +56,7 @@ pub struct DecisionFigures {
     /// How often in a row the same was decided about the same peer.
     pub times: u32,
     /// The VM's id.
-    pub vm: String,
+    pub vm: VmIdText,
     /// How many CPUs the VM is expected to use.
     pub vm_cpu: f64,
 }

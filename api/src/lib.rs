@@ -21,6 +21,7 @@ mod golden;
 #[cfg(test)]
 mod golden_tests;
 mod health;
+mod ids;
 mod line;
 mod members;
 mod metrics;
@@ -30,6 +31,7 @@ pub mod operations;
 mod path;
 mod printed;
 mod routes;
+mod snapshot_state;
 mod sorted;
 mod tokens;
 mod vm_words;
@@ -37,9 +39,9 @@ mod vms;
 mod words;
 
 pub use {
-    access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
-    vm_words::*, vms::*,
+    access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, ids::*, line::*,
+    members::*, metrics::*, moves::*, node::*, path::*, printed::*, routes::*, snapshot_state::*,
+    sorted::*, tokens::*, vm_words::*, vms::*,
 };
 
 /// Checks the exact text of an answer: what is said, and that it is understood.

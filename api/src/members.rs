@@ -2,6 +2,7 @@
 //!
 //! `p2pvm leave` and `p2pvm down` are answered by null, that is `()`, or by a failure.
 
+use crate::MemberIdText;
 use serde::{Deserialize, Serialize};
 
 /// Whether to go on although something is destroyed: `p2pvm leave`, `vm stop`, `vm delete`.
@@ -65,7 +66,7 @@ pub struct RevokeAnswer {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Peer {
     /// The member's id.
-    pub member: String,
+    pub member: MemberIdText,
     /// Its host name.
     pub name: String,
     /// Its address, if known.
@@ -100,7 +101,7 @@ pub struct Traffic {
     /// The other address.
     pub remote: String,
     /// The id of the member that has the other address.
-    pub member: String,
+    pub member: MemberIdText,
     /// That member's name.
     pub name: String,
     /// The path to it, if there is a link.

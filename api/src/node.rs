@@ -1,6 +1,6 @@
 //! The node itself: its status and health, its connectivity, its place on the ring.
 
-use crate::Health;
+use crate::{Health, MemberIdText, NetworkIdText};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -10,13 +10,13 @@ use std::fmt;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// This member's id.
-    pub member: String,
+    pub member: MemberIdText,
     /// Its host name in the network.
     pub name: String,
     /// The network's name.
     pub network: String,
     /// The network's id.
-    pub network_id: String,
+    pub network_id: NetworkIdText,
     /// The subnet of the network's addresses.
     pub subnet: String,
     /// This host's address, once claimed.
@@ -129,7 +129,7 @@ pub struct PunchesView {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PunchView {
     /// The other member's id.
-    pub member: String,
+    pub member: MemberIdText,
     /// How many times addresses were exchanged and tried.
     pub tries: u32,
     /// From the first try to the direct path, milliseconds; none if there is none yet.

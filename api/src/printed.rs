@@ -1,6 +1,6 @@
 //! What commands print with `--json` beside the daemon's own answers.
 
-use crate::{DrainAnswer, Failure, Status};
+use crate::{DrainAnswer, Failure, MemberIdText, NetworkIdText, Status};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -16,13 +16,13 @@ pub struct Failed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkFounded {
     /// This member's id.
-    pub member: String,
+    pub member: MemberIdText,
     /// Its host name in the network.
     pub name: String,
     /// The network's name.
     pub network: String,
     /// The network's id.
-    pub network_id: String,
+    pub network_id: NetworkIdText,
     /// A note about this machine's name.
     pub note: Option<String>,
     /// The subnet of the network's addresses.

@@ -3,6 +3,7 @@
 //! The list shows every offer and its use here; a change is answered by its result. Fields of
 //! answers to changes are in alphabetical order.
 
+use crate::MemberIdText;
 use serde::{Deserialize, Serialize};
 
 /// One row of `p2pvm route list`.
@@ -14,7 +15,7 @@ pub struct RouteView {
     /// The name of the member that offers it.
     pub by: String,
     /// Its id.
-    pub member: String,
+    pub member: MemberIdText,
     /// Whether this host sends packets for it there.
     pub used: bool,
     /// The reason why it is used or not.

@@ -1,6 +1,6 @@
 //! Virtual machines: requests and states. Moves are in `moves`.
 
-use crate::{ActivityView, ReachState, Step, VmStateView};
+use crate::{ActivityView, MemberIdText, ReachState, SnapshotState, Step, VmIdText, VmStateView};
 use serde::{Deserialize, Serialize};
 
 /// The request of `p2pvm vm create`.
@@ -53,13 +53,13 @@ pub struct VmView {
     /// Its name.
     pub name: String,
     /// Its id.
-    pub id: String,
+    pub id: VmIdText,
     /// Its state in a word.
     pub state: VmStateView,
     /// The name of the member that holds it.
     pub host: String,
     /// The id of that member.
-    pub host_id: String,
+    pub host_id: MemberIdText,
     /// Its IPv4 address, the same wherever it runs.
     pub address: String,
     /// Its IPv6 address.
@@ -160,7 +160,7 @@ pub struct SnapshotView {
     /// When it was taken (RFC 3339).
     pub taken: String,
     /// "local", "replicating N of K" or "durable".
-    pub state: String,
+    pub state: SnapshotState,
     /// The members that hold all of it.
     pub holders: Vec<String>,
 }
@@ -179,7 +179,7 @@ pub struct SnapshotTaken {
     /// How long the guest was paused, milliseconds.
     pub pause_ms: f64,
     /// As [`SnapshotView::state`].
-    pub state: String,
+    pub state: SnapshotState,
     /// When it was taken (RFC 3339).
     pub taken: String,
 }

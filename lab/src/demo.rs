@@ -11,7 +11,9 @@ use crate::{
     runner::{Runner, find_image, require_root},
 };
 use clap::Args;
-use p2pvm_api::{Doing, Failure, Kind, Outcome, SnapshotTaken, VmMoved, VmStateView, VmView};
+use p2pvm_api::{
+    Doing, Failure, Kind, Outcome, SnapshotState, SnapshotTaken, VmMoved, VmStateView, VmView,
+};
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -370,7 +372,7 @@ impl Demo {
             .lab
             .json(THIRD, &["vm", "snapshot", "web", "--name", "safe"])
             .doing("taking the snapshot")?;
-        if snapshot.state != "durable" {
+        if snapshot.state != SnapshotState::Durable {
             return Err(Failure::new(
                 Kind::Failed,
                 format!("the snapshot is not durable, but {}", snapshot.state),

@@ -14,6 +14,7 @@ use crate::{
     sites::{Hosts, Ipv6, Nat, Properties, Site, Sites},
 };
 use clap::Args;
+use p2pvm_api::MemberIdText;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
@@ -324,7 +325,7 @@ fn join_all(
     lab: &Lab,
     members: &[String],
     invite: &str,
-) -> Result<BTreeMap<String, String>, LabError> {
+) -> Result<BTreeMap<String, MemberIdText>, LabError> {
     let ids = Mutex::new(BTreeMap::new());
     let queue = Mutex::new(members.iter().collect::<VecDeque<_>>());
     let join = || -> Result<(), LabError> {
@@ -373,7 +374,7 @@ type Pair = (Kind, Kind, String, String);
 fn ping_all(
     lab: &Lab,
     pairs: Vec<Pair>,
-    ids: &BTreeMap<String, String>,
+    ids: &BTreeMap<String, MemberIdText>,
 ) -> Result<Vec<Outcome>, LabError> {
     let total = pairs.len();
     let queue = Mutex::new((pairs, BTreeSet::<String>::new()));
@@ -438,7 +439,7 @@ fn pair(
     kinds: (Kind, Kind),
     from: &str,
     to: &str,
-    ids: &BTreeMap<String, String>,
+    ids: &BTreeMap<String, MemberIdText>,
 ) -> Result<Outcome, LabError> {
     let possible = matches!(theory(kinds.0, kinds.1), Theory::Direct | Theory::Guess);
     let began = Instant::now();

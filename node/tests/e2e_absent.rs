@@ -5,7 +5,7 @@ mod common;
 
 use common::{image, lab, network, public_sites, refused};
 use p2pvm_api::{
-    ActivityView, DrainAnswer, Health, HealthView, SnapshotTaken, Undrained,
+    ActivityView, DrainAnswer, Health, HealthView, SnapshotState, SnapshotTaken, Undrained,
     VmStateView::{self, Branch, Running, Stopped, Unreachable},
     VmView,
 };
@@ -252,7 +252,7 @@ fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
     let taken: SnapshotTaken = lab
         .json("d", &["vm", "snapshot", "deb", "--name", "w1"])
         .unwrap();
-    assert_eq!(taken.state, "durable", "{taken:?}");
+    assert_eq!(taken.state, SnapshotState::Durable, "{taken:?}");
     lab.p2pvm("d", &["vm", "stop", "deb"]).unwrap();
     let back: VmView = lab
         .json("c", &["vm", "restore", "deb@w1"])

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{image, lab, network, public_sites};
-use p2pvm_api::{RevokeAnswer, Status, VmStateView, VmView};
+use p2pvm_api::{MemberIdText, RevokeAnswer, Status, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
 use std::{
     fs,
@@ -16,7 +16,7 @@ use std::{
 /// again.
 const SETTLED: Duration = Duration::from_secs(180);
 
-fn member(lab: &Lab, host: &str) -> String {
+fn member(lab: &Lab, host: &str) -> MemberIdText {
     lab.status(host).unwrap().member
 }
 
@@ -74,7 +74,7 @@ fn clone_state(lab: &Lab, from: &str, to: &str, knows: &str) {
 }
 
 /// Waits until the host is another member than `before`, with an address.
-fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
+fn becomes_another(lab: &Lab, host: &str, before: &str) -> (MemberIdText, String) {
     lab.wait(
         &format!("{host} to be a member of its own"),
         SETTLED,
@@ -88,7 +88,7 @@ fn becomes_another(lab: &Lab, host: &str, before: &str) -> (String, String) {
                 member, address, ..
             } = status;
             Ok(address
-                .filter(|_| member != before)
+                .filter(|_| member.as_str() != before)
                 .map(|address| (member, address)))
         },
     )
@@ -103,7 +103,7 @@ fn sees_both(lab: &Lab, host: &str, one: &str, other: &str) {
         Duration::from_secs(1),
         || {
             let peers = lab.peers(host)?;
-            let sees = |member: &str| peers.iter().any(|p| p.member == member);
+            let sees = |member: &str| peers.iter().any(|p| p.member.as_str() == member);
             Ok((sees(one) && sees(other)).then_some(()))
         },
     )

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{assert_unbroken, image, lab, network, public_sites, refused, small::Small};
-use p2pvm_api::{DrainAnswer, SnapshotTaken, VmStateView, VmView};
+use p2pvm_api::{DrainAnswer, SnapshotState, SnapshotTaken, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab, sites::Properties};
 use std::{
     io::{Read, Write},
@@ -223,7 +223,7 @@ fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its
     let snapshot: SnapshotTaken = lab
         .json("b", &["vm", "snapshot", "web", "--name", "safe"])
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
-    assert_eq!(snapshot.state, "durable", "{snapshot:?}");
+    assert_eq!(snapshot.state, SnapshotState::Durable, "{snapshot:?}");
     assert!(
         refused(&lab, "c", &["vm", "restore", "web@safe"], 5).contains("web"),
         "a running VM is not restored over"

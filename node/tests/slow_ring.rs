@@ -251,7 +251,7 @@ fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
     } else {
         middle
     };
-    let id = |host: &&str| lab.status(host).unwrap().member;
+    let id = |host: &&str| lab.status(host).unwrap().member.to_string();
     let ids: std::collections::HashMap<&str, String> =
         HOSTS.iter().map(|host| (*host, id(host))).collect();
     lab.testbed().kill(&victim).unwrap();

@@ -44,7 +44,7 @@ impl Cluster {
             Some(
                 serde_json::from_slice::<Sight>(bytes)
                     .ok()?
-                    .of(member.to_string()),
+                    .of(member.to_string().into()),
             )
         };
         Ok(answers.items.iter().filter_map(read).collect())

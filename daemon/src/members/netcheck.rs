@@ -8,7 +8,7 @@ use p2pvm_overlay::connect::Punches;
 /// The counts in the API's form.
 pub fn punches(punches: &Punches) -> PunchesView {
     let view = |p: &p2pvm_overlay::connect::Punch| PunchView {
-        member: p.member.to_string(),
+        member: p.member.to_string().into(),
         tries: p.tries,
         direct_ms: p.direct_ms,
         allowed: p.allowed,

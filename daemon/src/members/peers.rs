@@ -27,7 +27,7 @@ impl Members {
             .map(|p| {
                 let link = self.parts.plane.path(p.member);
                 Peer {
-                    member: p.member.to_string(),
+                    member: p.member.to_string().into(),
                     name: p.name,
                     address: self.parts.address_of(p.member),
                     connected: p.connected,
@@ -62,7 +62,7 @@ impl Members {
         let row = |flow: &Flow| Traffic {
             local: flow.local.to_string(),
             remote: flow.remote.to_string(),
-            member: flow.member.to_string(),
+            member: flow.member.to_string().into(),
             name: self.parts.name_of(flow.member),
             path: self
                 .parts

@@ -10,7 +10,7 @@ impl Node {
         let ring = self.members.ring_view();
         let lease = self.reach.lease().borrow().clone();
         ClusterMember {
-            member: self.parts.me().to_string(),
+            member: self.parts.me().to_string().into(),
             name: self.parts.certificate.name().to_owned(),
             address: lease.map(|lease| lease.v4.to_string()),
             nat: self.parts.connector.nat_kind().to_string(),

@@ -18,10 +18,10 @@ impl Node {
             } else {
                 None
             },
-            member: self.parts.me().to_string(),
+            member: self.parts.me().to_string().into(),
             name: parts.certificate.name().to_owned(),
             network: parts.network.name.clone(),
-            network_id: parts.network.id.to_string(),
+            network_id: parts.network.id.to_string().into(),
             subnet: parts.network.subnet.to_string(),
             address: lease.map(|l| l.v4.to_string()),
             address_v6: parts.network.member_v6(self.parts.me()).to_string(),

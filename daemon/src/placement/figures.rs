@@ -11,11 +11,11 @@ pub(super) fn figures(explanation: &Explanation) -> DecisionFigures {
         decision: word(explanation.decision),
         gain: explanation.gain,
         min_gain: explanation.min_gain,
-        peer: explanation.peer.map(|peer| peer.to_string()),
+        peer: explanation.peer.map(|peer| peer.to_string().into()),
         source_load: explanation.source_load,
         target_load: explanation.target_load,
         times: explanation.times,
-        vm: explanation.vm.to_string(),
+        vm: explanation.vm.to_string().into(),
         vm_cpu: explanation.vm_cpu,
     }
 }

@@ -339,7 +339,7 @@ impl Manager {
         told.iter()
             .take(most)
             .map(|e| Decided {
-                vm: e.vm.to_string(),
+                vm: e.vm.to_string().into(),
                 explained: self.explained(e),
             })
             .collect()

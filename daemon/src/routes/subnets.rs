@@ -333,9 +333,10 @@ impl Subnets {
             tokio::time::sleep_until(next.into()).await;
             next = Instant::now() + self.probe_every();
             let views = lock(&self.views).clone();
+            let me = self.parts.me().to_string();
             let of_others = views
                 .iter()
-                .filter(|view| view.may_be_used && view.member != self.parts.me().to_string());
+                .filter(|view| view.may_be_used && view.member.as_str() != me);
             let mut members: Vec<MemberId> = of_others
                 .filter_map(|view| view.member.parse().ok())
                 .collect();

@@ -2,7 +2,7 @@
 
 use super::{absent::Sighting, service::Vms};
 use crate::cluster::ask::{Question, read_all};
-use p2pvm_api::{ClusterVms, Failure, Outcome, VmStateView, VmView};
+use p2pvm_api::{ClusterVms, Failure, Outcome, VmIdText, VmStateView, VmView};
 use p2pvm_overlay::MemberId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -90,7 +90,7 @@ fn newest(vms: Vec<VmView>) -> Vec<VmView> {
         let is_there = vm.state != VmStateView::Arriving;
         (is_there, vm.epoch, vm.moving.is_some())
     };
-    let mut newest: BTreeMap<(String, String), VmView> = BTreeMap::new();
+    let mut newest: BTreeMap<(String, VmIdText), VmView> = BTreeMap::new();
     for vm in vms {
         let known = newest
             .entry((vm.name.clone(), vm.id.clone()))

@@ -1,6 +1,6 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use super::{absent::AbsentHosts, guests::Guests, rights::Asker, view::durability_text};
+use super::{absent::AbsentHosts, guests::Guests, rights::Asker, view::snapshot_state};
 use crate::{
     access::policy::Policies,
     addresses::reach::Reach,
@@ -291,7 +291,7 @@ impl Vms {
         let last = async {
             loop {
                 let now = copies.borrow_and_update().clone();
-                reporter.phase(&durability_text(&now.durability));
+                reporter.phase(&snapshot_state(&now.durability).to_string());
                 if now.durability == Durability::Durable || copies.changed().await.is_err() {
                     return now;
                 }
@@ -306,7 +306,7 @@ impl Vms {
                 .map(|c| c.providers.iter().map(|m| self.parts.name_of(*m)).collect()),
             name: snapshot,
             pause_ms: taken.pause.as_secs_f64() * 1e3,
-            state: state.map_or(shown.state, |c| durability_text(&c.durability)),
+            state: state.map_or(shown.state, |c| snapshot_state(&c.durability)),
             taken: shown.taken,
         })
     }

@@ -1,7 +1,9 @@
 //! VMs as the control API shows them.
 
 use super::service::Vms;
-use p2pvm_api::{ActivityView, ReachState, SnapshotView, StillView, VmStateView, VmView};
+use p2pvm_api::{
+    ActivityView, ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
+};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
     host::{Activity, VmState, VmStatus},
@@ -52,11 +54,11 @@ fn activity_view(activity: &Activity) -> ActivityView {
 }
 
 /// How safe a snapshot is.
-pub(super) fn durability_text(durability: &Durability) -> String {
-    match durability {
-        Durability::Local => "local".to_owned(),
-        Durability::Replicating { done, wanted } => format!("replicating {done} of {wanted}"),
-        Durability::Durable => "durable".to_owned(),
+pub(super) fn snapshot_state(durability: &Durability) -> SnapshotState {
+    match *durability {
+        Durability::Local => SnapshotState::Local,
+        Durability::Replicating { done, wanted } => SnapshotState::Replicating { done, wanted },
+        Durability::Durable => SnapshotState::Durable,
     }
 }
 
@@ -79,10 +81,10 @@ impl Vms {
         let cut_off = blocked.map(|why| format!("packets do not reach it: {why}"));
         VmView {
             name: vm.name.clone(),
-            id: definition.vm.to_string(),
+            id: definition.vm.to_string().into(),
             state: state_view(vm),
             host: self.parts.name_of(vm.holder),
-            host_id: vm.holder.to_string(),
+            host_id: vm.holder.to_string().into(),
             address: definition.address.v4.to_string(),
             address_v6: definition.address.v6.to_string(),
             mac: definition.address.mac.map(|b| format!("{b:02x}")).join(":"),
@@ -122,7 +124,7 @@ impl Vms {
         SnapshotView {
             name: snapshot.name.clone(),
             taken: humantime::format_rfc3339_seconds(taken).to_string(),
-            state: durability_text(&snapshot.durability),
+            state: snapshot_state(&snapshot.durability),
             holders: snapshot
                 .providers
                 .iter()

@@ -108,7 +108,7 @@ pub(crate) async fn peers(context: &Context) -> Outcome<()> {
                 or_dash(p.ring.as_ref().and_then(distance)),
                 indicatif::HumanBytes(p.sent_bytes).to_string(),
                 indicatif::HumanBytes(p.received_bytes).to_string(),
-                p.member.chars().take(10).collect(),
+                p.member.short(10),
             ]
         })
         .collect();

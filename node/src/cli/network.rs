@@ -39,10 +39,10 @@ pub(crate) fn init(context: &Context, a: Init) -> Outcome<()> {
     )?;
     if context.json {
         return print::json(&NetworkFounded {
-            member: founded.member,
+            member: founded.member.into(),
             name: called.label,
             network: a.network,
-            network_id: founded.network.to_string(),
+            network_id: founded.network.to_string().into(),
             note: called.note,
             subnet: founded.subnet.to_string(),
         });

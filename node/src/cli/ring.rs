@@ -86,7 +86,7 @@ pub(crate) async fn cluster(context: &Context) -> Outcome<()> {
             m.neighbours.to_string(),
             format!("{:.0} %", m.cpu * 100.0),
             m.running_vms.to_string(),
-            m.member.chars().take(10).collect(),
+            m.member.short(10),
         ]
     };
     let rows: Vec<_> = cluster.members.iter().map(row).collect();

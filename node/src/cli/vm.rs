@@ -189,7 +189,7 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
         let snapshots: Vec<_> = vm
             .snapshots
             .iter()
-            .map(|s| [s.name.clone(), s.taken.clone(), s.state.clone()])
+            .map(|s| [s.name.clone(), s.taken.clone(), s.state.to_string()])
             .collect();
         if !snapshots.is_empty() {
             println!();
@@ -202,7 +202,7 @@ async fn show(context: &Context, name: &str) -> Outcome<()> {
 fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("name", vm.name.clone()),
-        ("id", vm.id.clone()),
+        ("id", vm.id.to_string()),
         ("state", vm.state_text()),
         ("host", vm.host.clone()),
         ("address", vm.address.clone()),

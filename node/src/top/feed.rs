@@ -268,7 +268,6 @@ fn vm(v: &VmView) -> Vm {
 }
 
 fn decision(d: &Decided, names: &HashMap<&str, &str>) -> Decision {
-    let short: String = d.vm.chars().take(8).collect();
     Decision {
         at: d
             .explained
@@ -278,7 +277,7 @@ fn decision(d: &Decided, names: &HashMap<&str, &str>) -> Decision {
             .to_owned(),
         vm: names
             .get(d.vm.as_str())
-            .map_or(short, |name| (*name).to_owned()),
+            .map_or_else(|| d.vm.short(8), |name| (*name).to_owned()),
         text: d.explained.text.clone(),
     }
 }

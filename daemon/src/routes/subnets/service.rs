@@ -69,9 +69,10 @@ impl Subnets {
                 format!("{subnet} is not offered: this machine cannot forward into it: {why}"),
             ));
         }
+        let me = self.parts.me().to_string();
         let note = lock(&self.views)
             .iter()
-            .find(|v| v.subnet == subnet.to_string() && v.member == self.parts.me().to_string())
+            .find(|v| v.subnet == subnet.to_string() && v.member.as_str() == me)
             .map(|v| v.note.clone());
         Ok(RouteOffered {
             note,
@@ -115,10 +116,11 @@ impl Subnets {
                 Ok(())
             }
         })?;
+        let me = self.parts.me().to_string();
         let used = self
             .list()
             .iter()
-            .filter(|r| r.used && r.member != self.parts.me().to_string())
+            .filter(|r| r.used && r.member.as_str() != me)
             .count();
         Ok(RoutesAccepted { accept: on, used })
     }

@@ -38,7 +38,7 @@ impl Subnets {
                 RouteView {
                     subnet: offer.subnet.to_string(),
                     by: name(offer),
-                    member: offer.member.to_string(),
+                    member: offer.member.to_string().into(),
                     used: (done.is_used() && is_here)
                         || (*done == SubnetUse::Own && report.forwarding.is_none()),
                     note: shared.map_or_else(|| note(offer, done), |(_, said)| said),
