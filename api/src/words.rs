@@ -71,10 +71,9 @@ macro_rules! words {
             }
         }
 
-        #[cfg(test)]
         impl $name {
             /// The variants with their words.
-            pub(crate) const KNOWN: &[(Self, &str)] = &[$((Self::$variant, $word),)*];
+            pub const KNOWN: &[(Self, &str)] = &[$((Self::$variant, $word),)*];
         }
     };
 }

@@ -84,4 +84,30 @@ mod tests {
             assert_eq!(told, before);
         }
     }
+
+    /// Both crates name the decisions: each word of one is a word of the other.
+    #[test]
+    fn the_words_of_decisions_are_the_same_in_both_crates() {
+        let decided = [
+            DecisionWord::Kept,
+            DecisionWord::Offered,
+            DecisionWord::Unanswered,
+            DecisionWord::Migrating,
+            DecisionWord::Moved,
+            DecisionWord::Failed,
+            DecisionWord::Cancelled,
+            DecisionWord::TakenIn,
+            DecisionWord::CalledOff,
+        ];
+        let refused = RefusalWord::KNOWN.iter().map(|(why, _)| why.clone());
+        for told in decided
+            .into_iter()
+            .chain(refused.map(DecisionWord::Refused))
+        {
+            let text = serde_json::to_string(&told).unwrap();
+            let decision: Decision = serde_json::from_str(&text).unwrap();
+            assert_eq!(word(decision), told);
+            assert_eq!(serde_json::to_string(&decision).unwrap(), text);
+        }
+    }
 }

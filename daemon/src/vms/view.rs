@@ -1,12 +1,10 @@
 //! VMs as the control API shows them.
 
 use super::service::Vms;
-use p2pvm_api::{
-    ActivityView, ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
-};
+use p2pvm_api::{ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
-    host::{Activity, VmState, VmStatus},
+    host::{VmState, VmStatus},
     vault::Durability,
 };
 use std::time::Duration;
@@ -24,32 +22,6 @@ fn state_view(vm: &VmStatus) -> VmStateView {
         VmState::Branch if vm.wanted == RunGoal::Stopped => VmStateView::Leftover,
         VmState::Branch => VmStateView::Branch,
         VmState::Remote => VmStateView::Remote,
-    }
-}
-
-/// The operation on a VM.
-fn activity_view(activity: &Activity) -> ActivityView {
-    match activity {
-        Activity::Migrating => ActivityView::Migrating,
-        Activity::Arriving => ActivityView::Arriving,
-        Activity::Checking => ActivityView::Checking,
-        Activity::Settling => ActivityView::Settling,
-        Activity::Creating => ActivityView::Creating,
-        Activity::Starting => ActivityView::Starting,
-        Activity::Restarting => ActivityView::Restarting,
-        Activity::Stopping => ActivityView::Stopping,
-        Activity::Ended => ActivityView::Ended,
-        Activity::Resuming => ActivityView::Resuming,
-        Activity::Deleting => ActivityView::Deleting,
-        Activity::Removing => ActivityView::Removing,
-        Activity::Snapshot => ActivityView::Snapshot,
-        Activity::DeletingSnapshot => ActivityView::DeletingSnapshot,
-        Activity::Restoring => ActivityView::Restoring,
-        Activity::Replaced => ActivityView::Replaced,
-        Activity::GivingWay => ActivityView::GivingWay,
-        Activity::GivingUp => ActivityView::GivingUp,
-        Activity::EndingMove => ActivityView::EndingMove,
-        Activity::Other(words) => ActivityView::from(words.clone()),
     }
 }
 
@@ -97,7 +69,7 @@ impl Vms {
                 .iter()
                 .map(|m| self.parts.name_of(*m))
                 .collect(),
-            activity: vm.activity.as_ref().map(activity_view),
+            activity: vm.activity.clone(),
             note: vm
                 .still
                 .as_ref()
@@ -140,43 +112,5 @@ impl Vms {
             .iter()
             .filter(|vm| vm.state == VmState::Running)
             .count()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_operation_has_the_same_words_for_members_and_for_programs() {
-        for words in [
-            "migrating",
-            "arriving",
-            "asking its voters",
-            "waiting for its voters",
-            "being made",
-            "starting",
-            "starting after a restart of the host",
-            "stopping",
-            "stopped by its guest",
-            "going on",
-            "deleting",
-            "removing what is left",
-            "snapshot",
-            "deleting a snapshot",
-            "restoring",
-            "giving way to a restore",
-            "giving way to a restore elsewhere",
-            "giving it up",
-            "the move's end",
-        ] {
-            let activity = Activity::from(words.to_owned());
-            assert!(!matches!(activity, Activity::Other(_)), "{words}");
-            let shown = activity_view(&activity);
-            assert_eq!(shown, ActivityView::from(words.to_owned()));
-            assert!(!matches!(shown, ActivityView::Other(_)), "{words}");
-        }
-        let later = activity_view(&Activity::Other("dancing".into()));
-        assert_eq!(later.as_str(), "dancing");
     }
 }

@@ -7,7 +7,7 @@ use crate::golden;
 fn members_of_the_previous_version_know_every_activity_by_its_words() {
     golden::check_texts("activity", |golden| {
         let other = Activity::Other("dancing".into());
-        let all = KNOWN.iter().map(|(activity, _)| activity);
+        let all = Activity::KNOWN.iter().map(|(activity, _)| activity);
         for activity in all.chain([&other]) {
             let name = match activity {
                 Activity::Other(_) => "Other".to_owned(),
