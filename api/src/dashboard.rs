@@ -1,6 +1,6 @@
 //! The web dashboard: its switch, and each member's report for its page.
 
-use crate::{ClusterMember, Decided, HealthView, MemberIdText, Peer, Status, VmView};
+use crate::{ClusterMember, Decided, HealthView, MemberIdText, PathKind, Peer, Status, VmView};
 use serde::{Deserialize, Serialize};
 
 /// `p2pvm dashboard`.
@@ -50,6 +50,9 @@ pub struct Link {
     /// The path in words, without the address: "direct", "relayed via name", "over the ring",
     /// "stream".
     pub path: String,
+    /// The kind of that path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_kind: Option<PathKind>,
     /// The last measured round trip, milliseconds.
     pub rtt_ms: Option<f64>,
 }
@@ -68,10 +71,15 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// Restricts the report of `member` to itself and to the limits.
+    /// Restricts the report of `member` to itself and to the limits. A previous version tells a
+    /// path in words only.
     pub fn of(mut self, member: MemberIdText) -> Self {
         self.member.member = member;
         self.links.truncate(MAX_LINKS);
+        for link in &mut self.links {
+            let told = link.path_kind.take();
+            link.path_kind = told.or_else(|| PathKind::of_words(&link.path));
+        }
         self.decisions.truncate(MAX_DECISIONS);
         self
     }
@@ -105,6 +113,7 @@ mod tests {
         let link = Link {
             to: "00".into(),
             path: "direct".into(),
+            path_kind: None,
             rtt_ms: None,
         };
         let text = serde_json::json!({
@@ -118,5 +127,21 @@ mod tests {
             (told.member.member.as_str(), told.links.len()),
             ("b's id", MAX_LINKS)
         );
+        let mut kinds = told.links.iter().map(|link| link.path_kind.as_ref());
+        assert!(kinds.all(|kind| kind == Some(&PathKind::Direct)));
+    }
+
+    #[test]
+    fn a_path_that_is_told_in_words_only_has_its_kind() {
+        for (path, kind) in [
+            ("direct", Some(PathKind::Direct)),
+            ("relayed via b", Some(PathKind::Relayed)),
+            ("over the ring, 2 hops", Some(PathKind::Ring)),
+            ("stream", Some(PathKind::Stream)),
+            ("pigeon", None),
+            ("", None),
+        ] {
+            assert_eq!(PathKind::of_words(path), kind);
+        }
     }
 }

@@ -245,21 +245,25 @@ fn cluster(passed: &mut Passed) {
         value: 2.0,
     };
     passed.text("figures", vec![sample]);
-    let link = |rtt_ms| Link {
+    let link = |rtt_ms, path_kind| Link {
         to: "c3".into(),
         path: "direct".into(),
+        path_kind,
         rtt_ms,
     };
     let decided = Decided {
         vm: "7b".into(),
         explained: explained(),
     };
-    let sight = Sight {
+    let sight = |links| Sight {
         member: member(Some("10.1.2.3".into())),
-        links: vec![link(Some(0.5)), link(None)],
-        decisions: vec![decided],
+        links,
+        decisions: vec![decided.clone()],
     };
-    passed.text("sight", sight);
+    let links = vec![link(Some(0.5), None), link(None, None)];
+    passed.text("sight", sight(links));
+    let links = vec![link(Some(0.5), Some(PathKind::Direct))];
+    passed.text("sight.kind", sight(links));
 }
 
 fn types(operation: &Operation) -> Vec<Type> {

@@ -43,7 +43,7 @@ pub struct Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PingSummary, Pong, assert_text};
+    use crate::{PathKind, PingSummary, Pong, assert_text};
 
     #[test]
     fn the_lines_of_an_answer_keep_their_text() {
@@ -61,10 +61,11 @@ mod tests {
             seq: 1,
             rtt_ms: Some(0.5),
             path: "stream".into(),
+            path_kind: Some(PathKind::Stream),
         };
         assert_text(
             &Pinged::Item(pong),
-            r#"{"item":{"seq":1,"rtt_ms":0.5,"path":"stream"}}"#,
+            r#"{"item":{"seq":1,"rtt_ms":0.5,"path":"stream","path_kind":"stream"}}"#,
         );
         let summary = PingSummary {
             received: 1,

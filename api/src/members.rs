@@ -2,7 +2,7 @@
 //!
 //! `p2pvm leave` and `p2pvm down` are answered by null, that is `()`, or by a failure.
 
-use crate::MemberIdText;
+use crate::{MemberIdText, words::words};
 use serde::{Deserialize, Serialize};
 
 /// Whether to go on although something is destroyed: `p2pvm leave`, `vm stop`, `vm delete`.
@@ -78,6 +78,9 @@ pub struct Peer {
     pub linked: bool,
     /// The packet path, if there is a link.
     pub path: Option<String>,
+    /// The kind of that path; missing while no answers come by it.
+    #[serde(default)]
+    pub path_kind: Option<PathKind>,
     /// The link's last measured round trip, milliseconds.
     pub rtt_ms: Option<f64>,
     /// Bytes sent over the link.
@@ -129,6 +132,36 @@ pub struct Pong {
     /// The path of the answer: "direct 198.18.3.1:4242", "relayed via name", "over the ring, 2
     /// hops" or "stream".
     pub path: String,
+    /// The kind of that path; missing if there was no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_kind: Option<PathKind>,
+}
+
+words! {
+    /// The kind of a path that packets take to a member.
+    PathKind:
+    /// Directly to one of its addresses.
+    Direct = "direct",
+    /// Through another member.
+    Relayed = "relayed",
+    /// Over the ring, from neighbour to neighbour.
+    Ring = "ring",
+    /// Over a stream of the control connection: UDP does not get through.
+    Stream = "stream",
+}
+
+impl PathKind {
+    /// The kind of a path in words, as a member tells it whose version told nothing else.
+    pub(crate) fn of_words(path: &str) -> Option<Self> {
+        let begins = [
+            ("direct", Self::Direct),
+            ("relayed", Self::Relayed),
+            ("over the ring", Self::Ring),
+            ("stream", Self::Stream),
+        ];
+        let known = begins.into_iter().find(|(word, _)| path.starts_with(word));
+        known.map(|(_, kind)| kind)
+    }
 }
 
 /// A neighbour on the ring.
@@ -225,6 +258,7 @@ mod tests {
             seq: 1,
             rtt_ms: None,
             path: String::new(),
+            path_kind: None,
         };
         assert_eq!(
             serde_json::to_string(&Sorted(pong)).unwrap(),

@@ -1,6 +1,6 @@
 //! The node itself: its status and health, its connectivity, its place on the ring.
 
-use crate::{Health, MemberIdText, NetworkIdText};
+use crate::{Health, MemberIdText, NetworkIdText, PathKind};
 use p2pvm_host::Level;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -195,6 +195,9 @@ pub struct ReachableView {
     pub may_be_direct: Option<bool>,
     /// The packet path, if there is a link.
     pub path: Option<String>,
+    /// The kind of that path; missing while no answers come by it.
+    #[serde(default)]
+    pub path_kind: Option<PathKind>,
     /// Round trip of the link or the control connection, milliseconds.
     pub rtt_ms: Option<f64>,
 }

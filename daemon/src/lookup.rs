@@ -2,7 +2,7 @@
 //! answers of all services.
 
 use crate::parts::Parts;
-use p2pvm_api::{Failure, Kind, Outcome};
+use p2pvm_api::{Failure, Kind, Outcome, PathKind};
 use p2pvm_dhcp::{NameKind, Subject};
 use p2pvm_overlay::{
     MemberId,
@@ -17,6 +17,22 @@ use std::{
 /// How long a lookup of a name or an address may take. Reason: members that answer later do not
 /// answer now.
 pub(crate) const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The kind of a path.
+pub(crate) fn path_kind(path: &Path) -> PathKind {
+    match path {
+        Path::Direct(_) => PathKind::Direct,
+        Path::Relayed(_) => PathKind::Relayed,
+        Path::Ring => PathKind::Ring,
+        Path::Stream => PathKind::Stream,
+    }
+}
+
+/// The kind of a link's path, unless it is silent.
+pub(crate) fn link_kind(link: &PathInfo) -> Option<PathKind> {
+    let answers = link.silent(Instant::now()).is_none();
+    answers.then(|| path_kind(&link.path))
+}
 
 impl Parts {
     /// A member's name, or its short id where it is not known.

@@ -1,9 +1,9 @@
 // Turns the daemon's answer into what the page draws: members and links, each once, and the
 // progress of VMs' moves. Pure functions, tested without a browser.
 
-import type { Decided, Step, View, VmView } from "./types";
+import type { Decided, PathKind, Peer, Step, View, VmView } from "./types";
 
-/** The kind of a path: the word that it begins with. */
+/** How the page draws a path. */
 export type Way = "direct" | "relayed" | "ring" | "stream" | "none";
 
 /** A member on the map. */
@@ -41,14 +41,11 @@ export interface Network {
   edges: Edge[];
 }
 
-/** The kind that a path's words name. */
-export function wayOf(path: string | null | undefined): Way {
-  if (!path) return "none";
-  if (path.startsWith("direct")) return "direct";
-  if (path.startsWith("relayed")) return "relayed";
-  if (path.startsWith("over the ring")) return "ring";
-  if (path.startsWith("stream")) return "stream";
-  return "none";
+const WAYS: readonly Way[] = ["direct", "relayed", "ring", "stream"];
+
+/** How a path of this kind is drawn; none if it is missing or of a later version. */
+export function wayOf(kind: PathKind | null | undefined): Way {
+  return WAYS.find((way) => way === kind) ?? "none";
 }
 
 const pair = (a: string, b: string) => (a < b ? `${a} ${b}` : `${b} ${a}`);
@@ -86,17 +83,18 @@ export function network(view: View): Network {
 
   const ids = [...members.keys()];
   const edges = new Map<string, Edge>();
-  const add = (a: string, b: string, path: string | null, rttMs: number | null) => {
+  const add = (a: string, b: string, link: Pick<Peer, "path" | "rtt_ms"> & { path_kind?: PathKind | null }) => {
+    const { path, rtt_ms: rttMs } = link;
     const key = pair(a, b);
     const known = edges.get(key);
     // Both ends report it; a report with a round trip replaces one without.
-    if (path && (!known || (known.rttMs == null && rttMs != null))) edges.set(key, { a, b, way: wayOf(path), path, rttMs });
+    if (path && (!known || (known.rttMs == null && rttMs != null))) edges.set(key, { a, b, way: wayOf(link.path_kind), path, rttMs });
   };
-  for (const p of view.peers) add(status.member, p.member, p.path, p.rtt_ms);
+  for (const p of view.peers) add(status.member, p.member, p);
   for (const s of view.members) {
     for (const link of s.links) {
       const to = ids.find((id) => id.startsWith(link.to));
-      if (to && to !== s.member) add(s.member, to, link.path, link.rtt_ms);
+      if (to && to !== s.member) add(s.member, to, link);
     }
   }
   const sorted = [...members.values()].sort((a, b) => a.name.localeCompare(b.name) || a.id.localeCompare(b.id));

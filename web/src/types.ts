@@ -217,6 +217,8 @@ export type Kind =
 export interface Link {
   /** The path in words, without the address: "direct", "relayed via name", "over the ring", "stream". */
   path: string;
+  /** The kind of that path. */
+  path_kind?: PathKind | null;
   /** The last measured round trip, milliseconds. */
   rtt_ms: number | null;
   /** The beginning of the other member's id. */
@@ -253,6 +255,19 @@ export interface NoConsole {
   error: string;
 }
 
+/** The kind of a path that packets take to a member. */
+export type PathKind =
+  /** Directly to one of its addresses. */
+  | "direct"
+  /** Through another member. */
+  | "relayed"
+  /** Over the ring, from neighbour to neighbour. */
+  | "ring"
+  /** Over a stream of the control connection: UDP does not get through. */
+  | "stream"
+  /** A word of a later version. */
+  | string;
+
 /** One row of `p2pvm peers`. */
 export interface Peer {
   /** Its address, if known. */
@@ -269,6 +284,8 @@ export interface Peer {
   packet_bytes: number | null;
   /** The packet path, if there is a link. */
   path: string | null;
+  /** The kind of that path; missing while no answers come by it. */
+  path_kind: PathKind | null;
   /** Bytes received over the link. */
   received_bytes: number;
   /** Its role on the ring for this node, if it is a neighbour there. */

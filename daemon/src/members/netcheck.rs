@@ -1,7 +1,7 @@
 //! `p2pvm netcheck`: the overlay's report of this machine's connectivity, with names for ids.
 
 use super::service::Members;
-use crate::machine::sight;
+use crate::{lookup::link_kind, machine::sight};
 use p2pvm_api::{NetCheckView, PunchView, PunchesView, ReachableView};
 use p2pvm_overlay::connect::Punches;
 
@@ -35,6 +35,7 @@ impl Members {
                 nat: m.nat.map(|nat| nat.to_string()),
                 may_be_direct: m.may_be_direct,
                 path: m.link.as_ref().map(|link| self.parts.link_text(link)),
+                path_kind: m.link.as_ref().and_then(link_kind),
                 rtt_ms: m.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             })
             .collect();

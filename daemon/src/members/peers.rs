@@ -1,6 +1,7 @@
 //! The other members as this node sees them, and the traffic with them.
 
 use super::service::Members;
+use crate::lookup::link_kind;
 use p2pvm_api::{Peer, Traffic};
 use p2pvm_overlay::plane::{Flow, Path, TRAFFIC_NOISE};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ impl Members {
                         l.path != Path::Stream && l.silent(Instant::now()).is_none()
                     }),
                     path: link.as_ref().map(|l| self.parts.link_text(l)),
+                    path_kind: link.as_ref().and_then(link_kind),
                     rtt_ms: link
                         .as_ref()
                         .and_then(|l| l.rtt)

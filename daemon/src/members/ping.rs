@@ -1,8 +1,11 @@
 //! `p2pvm ping`: probes of the packet path to a member, or to the member that has a VM.
 
 use super::service::Members;
-use crate::{http::report::Reporter, lookup::LOOKUP_LIMIT};
-use p2pvm_api::{Failure, Kind, Outcome, PingSummary, Pong};
+use crate::{
+    http::report::Reporter,
+    lookup::{LOOKUP_LIMIT, path_kind},
+};
+use p2pvm_api::{Failure, Kind, Outcome, PathKind, PingSummary, Pong};
 use p2pvm_dhcp::{NameKind, Subject};
 use p2pvm_overlay::{MemberId, membership::valid_name};
 use std::{net::IpAddr, time::Duration};
@@ -95,11 +98,16 @@ impl Members {
                     seq,
                     rtt_ms: Some(pong.rtt.as_secs_f64() * 1e3),
                     path: format!("{host}{}", self.pong_path(pong)),
+                    path_kind: Some(
+                        pong.hops
+                            .map_or_else(|| path_kind(&pong.path), |_| PathKind::Ring),
+                    ),
                 },
                 Err(_) => Pong {
                     seq,
                     rtt_ms: None,
                     path: String::new(),
+                    path_kind: None,
                 },
             };
             received += u32::from(pong.is_ok());

@@ -1,6 +1,7 @@
 //! This member's description of itself for others.
 
 use super::service::Node;
+use crate::lookup::path_kind;
 use p2pvm_api::{ClusterLoad, ClusterMember, Link, MAX_DECISIONS, MAX_LINKS, Sight};
 use p2pvm_overlay::plane::Path;
 
@@ -43,6 +44,7 @@ impl Node {
             Some(Link {
                 to: peer.member.short(),
                 path,
+                path_kind: Some(path_kind(&link.path)),
                 rtt_ms: link.rtt.map(|rtt| (rtt.as_secs_f64() * 1e4).round() / 10.0),
             })
         });

@@ -8,7 +8,7 @@
 use super::{Common, HOSTS, NEVER, Overlay, SITES, first_answer, p2pvm::P2pvm};
 use crate::{figures::Figure, keeper::Life, sites::Sites, testbed::Testbed};
 use clap::Args;
-use p2pvm_api::Peer;
+use p2pvm_api::{PathKind, Peer};
 use serde::Serialize;
 use std::{
     ffi::OsStr,
@@ -124,8 +124,7 @@ fn direct_to(
         let found = peers
             .iter()
             .find(|peer| peer.address.as_deref() == Some(address));
-        let path = found.and_then(|peer| peer.path.as_deref());
-        if path.is_some_and(|path| path.starts_with("direct")) {
+        if found.is_some_and(|peer| peer.path_kind == Some(PathKind::Direct)) {
             return Ok(Some(began.elapsed()));
         }
         thread::sleep(LOOK_EVERY);

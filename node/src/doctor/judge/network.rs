@@ -3,7 +3,7 @@
 
 use super::check;
 use crate::doctor::probes::Udp;
-use p2pvm_api::{Check, NetCheckView};
+use p2pvm_api::{Check, NetCheckView, PathKind};
 use p2pvm_host::{
     Level::{Failed, Ok as Fine, Warning},
     tun::TunTrouble,
@@ -144,21 +144,20 @@ pub(crate) fn udp(found: &Udp, net: Option<&NetCheckView>) -> Check {
         );
     };
     let nat = net.nat.as_deref().unwrap_or("unknown");
-    let linked: Vec<_> = net
-        .members
-        .iter()
-        .filter_map(|m| m.path.as_deref())
-        .collect();
-    let direct = linked
-        .iter()
-        .filter(|path| path.starts_with("direct"))
-        .count();
+    let linked: Vec<_> = net.members.iter().filter(|m| m.path.is_some()).collect();
+    let count = |kind: PathKind| {
+        let of_kind = linked
+            .iter()
+            .filter(|m| m.path_kind.as_ref() == Some(&kind));
+        of_kind.count()
+    };
+    let direct = count(PathKind::Direct);
     let said = format!(
         "NAT: {nat}; {} members connected, {} linked, {direct} directly",
         net.members.len(),
         linked.len()
     );
-    if !linked.is_empty() && linked.iter().all(|path| path.starts_with("stream")) {
+    if !linked.is_empty() && count(PathKind::Stream) == linked.len() {
         return check(
             "udp",
             Warning,
@@ -212,6 +211,7 @@ mod tests {
                 nat: None,
                 may_be_direct: None,
                 path: Some("stream".into()),
+                path_kind: Some(PathKind::Stream),
                 rtt_ms: None,
             }],
             ..NetCheckView::default()
