@@ -1,9 +1,10 @@
 //! The start of the daemon, its progress, and the order to end.
 
 use p2pvm_api::{Failure, Outcome, StartTimes};
+use p2pvm_host::lock;
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -39,16 +40,13 @@ impl Lifecycle {
 
     /// How long each step of the start took.
     pub(crate) fn times(&self) -> StartTimes {
-        *self.times.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.times)
     }
 
     /// Notes a step of the start; `set` gets the milliseconds since the beginning.
     pub(crate) fn note(&self, set: impl FnOnce(&mut StartTimes, u64)) {
         let elapsed = self.uptime().as_millis() as u64;
-        set(
-            &mut self.times.lock().unwrap_or_else(PoisonError::into_inner),
-            elapsed,
-        );
+        set(&mut lock(&self.times), elapsed);
     }
 
     /// Tells the daemon to end.
@@ -64,7 +62,7 @@ impl Lifecycle {
 
     /// Tells the daemon to end because this node is no member any more.
     pub(crate) fn expel(&self, why: Failure) {
-        *self.expelled.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *lock(&self.expelled) = Some(why);
         self.stop();
     }
 
@@ -79,7 +77,7 @@ impl Lifecycle {
     /// # Errors
     /// If this node is no member any more.
     pub(crate) fn end(&self) -> Outcome<bool> {
-        let mut expelled = self.expelled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expelled = lock(&self.expelled);
         match expelled.take() {
             Some(failure) => Err(failure),
             None => Ok(self.again.load(Ordering::Acquire)),

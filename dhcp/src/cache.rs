@@ -1,15 +1,10 @@
 //! The lease cache: the last address of this node and of each VM that it holds, so that a restart
 //! asks for the same one again. It can be lost without harm; a damaged file counts as empty.
 
+use p2pvm_host::lock;
 use p2pvm_overlay::{UnixTime, durable::write_atomically};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    net::Ipv4Addr,
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::PathBuf, sync::Mutex};
 
 /// How many seconds an entry is unused before the next write drops it.
 const FORGET_AFTER_SECONDS: u64 = 90 * 24 * 3600;
@@ -55,17 +50,13 @@ impl LeaseCache {
     }
 
     pub(crate) fn get(&self, owner: &[u8; 32]) -> Option<Ipv4Addr> {
-        self.entries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(owner)
-            .map(|cached| cached.v4)
+        lock(&self.entries).get(owner).map(|cached| cached.v4)
     }
 
     /// Keeps the address. The file is written if the address is new or a day has passed; a failure
     /// to write costs a new draw after a restart and is only logged.
     pub(crate) fn set(&self, owner: [u8; 32], v4: Ipv4Addr, now: UnixTime) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = lock(&self.entries);
         let before = entries.insert(owner, CacheEntry { v4, used: now });
         if before.is_none_or(|b| b.v4 != v4 || b.used.plus(24 * 3600) < now) {
             entries.retain(|_, cached| cached.used.plus(FORGET_AFTER_SECONDS) >= now);
@@ -74,7 +65,7 @@ impl LeaseCache {
     }
 
     pub(crate) fn remove(&self, owner: &[u8; 32]) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = lock(&self.entries);
         if entries.remove(owner).is_some() {
             self.save(&entries);
         }

@@ -17,13 +17,14 @@ use crate::{
     subnet::Subnet,
 };
 use p2pvm_dht::record::{Record, Records};
+use p2pvm_host::lock;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
 use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use write::WriteMode;
@@ -243,7 +244,7 @@ impl Addresses {
             }
         }
         let order: Vec<_> = {
-            let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut chance = lock(&self.chance);
             self.subnet.draw(&mut *chance).take(MAX_DRAWS).collect()
         };
         for v4 in &order {

@@ -15,6 +15,7 @@ use crate::{
     wire::{Reply, Request},
 };
 use async_trait::async_trait;
+use p2pvm_overlay::lock;
 use p2pvm_overlay::{Fabric, RingAddr, identity::KeyPair};
 use rand::{
     Rng, SeedableRng,
@@ -22,7 +23,7 @@ use rand::{
     rngs::StdRng,
 };
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
@@ -96,10 +97,7 @@ impl Dht {
     where
         StandardUniform: Distribution<T>,
     {
-        self.chance
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .random()
+        lock(&self.chance).random()
     }
 
     /// Repeats a write until it wins or cannot win. The waits in between let concurrent writers

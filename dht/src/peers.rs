@@ -11,9 +11,10 @@ use crate::{
     wire::{self, Reply, Request},
 };
 use async_trait::async_trait;
+use p2pvm_overlay::lock;
 use p2pvm_overlay::{Fabric, MemberId, RingAddr, Serve, UnixTime, chain};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::sync::{Notify, mpsc};
@@ -223,12 +224,7 @@ impl LocalReplica {
         F: FnOnce(&mut Replica, UnixTime) -> T + Send + 'static,
     {
         let local = self.clone();
-        let locked = move || {
-            work(
-                &mut local.replica.lock().unwrap_or_else(PoisonError::into_inner),
-                (local.clock)(),
-            )
-        };
+        let locked = move || work(&mut lock(&local.replica), (local.clock)());
         if !self.blocks {
             return locked();
         }

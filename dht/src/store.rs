@@ -3,11 +3,12 @@
 //! that is acceptable here because peers still hold what one replica lost.
 
 use p2pvm_overlay::reserve;
+use p2pvm_overlay::{lock, read_lock, write_lock};
 use std::{
     collections::BTreeMap,
     io, mem,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Mutex, MutexGuard, RwLock},
     time::{Duration, Instant},
 };
 
@@ -139,7 +140,7 @@ impl SledStore {
     }
 
     fn read<T>(&self, work: impl Fn(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
-        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let db = read_lock(&self.db);
         Ok(work(db.as_ref().ok_or_else(closed)?)?)
     }
 
@@ -151,7 +152,7 @@ impl SledStore {
             done => return done,
         }
         reserve::spend(&self.directory);
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut db = write_lock(&self.db);
         // The old one is dropped first: it holds the lock.
         drop(db.take());
         let opened = open(&self.directory)?;
@@ -221,7 +222,7 @@ pub struct MemoryStore {
 
 impl MemoryStore {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Vec<u8>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     /// Empties the store, as a lost disk does.

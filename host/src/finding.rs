@@ -4,10 +4,11 @@
 //! findings whenever they change. `p2pvm doctor`, the health word, the status screen and the page
 //! read the same board.
 
+use crate::lock;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -145,28 +146,16 @@ impl Board {
     /// Calls `tell` from now on whenever findings outside [`Self::PROVED`] come or go, and when the
     /// kernel reports a change. It must not block, nor call this board.
     pub fn on_news(&self, tell: NewsListener) {
-        self.0
-            .on_news
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(tell);
+        lock(&self.0.on_news).push(tell);
     }
 
     /// Reports that this machine has changed, so that earlier proofs may no longer hold.
     pub fn stir(&self) {
-        self.0
-            .on_news
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .for_each(|tell| tell());
+        lock(&self.0.on_news).iter().for_each(|tell| tell());
     }
 
     fn lock(&self) -> MutexGuard<'_, BoardState> {
-        self.0
-            .findings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.findings)
     }
 
     /// Replaces the findings of an area; none means that all is well. Each finding is logged once

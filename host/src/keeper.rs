@@ -11,6 +11,7 @@ mod watch;
 
 pub use report::Report;
 
+use crate::lock;
 use crate::{
     causes::chain,
     error::Error,
@@ -32,7 +33,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -135,7 +136,7 @@ impl Keeper {
 
     /// Sets the caller's own findings for the board's area "routes".
     pub fn add_findings(&self, findings: Vec<Finding>) {
-        let mut added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut added = lock(&self.added);
         if *added != findings {
             *added = findings;
             drop(added);
@@ -145,21 +146,13 @@ impl Keeper {
 
     /// The result of the last look.
     pub fn report(&self) -> Report {
-        self.report
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.report).clone()
     }
 
     /// Ends the thread, which undoes everything first; a second time does nothing.
     pub fn close(&self) {
         self.order(Order::End);
-        if let Some(thread) = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        if let Some(thread) = lock(&self.thread).take() {
             // A panic there has been reported, and the next daemon undoes what is noted.
             let _ = thread.join();
         }
@@ -212,7 +205,7 @@ impl Thread {
             }
             let began = Instant::now();
             let report = self.look();
-            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report.clone();
+            *lock(&self.report) = report.clone();
             for tell in asked {
                 let _ = tell.send(report.clone());
             }
@@ -283,11 +276,7 @@ impl Thread {
     }
 
     fn show(&self, report: &Report) {
-        let added = self
-            .added
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let added = lock(&self.added).clone();
         report.show(&self.board, added);
     }
 

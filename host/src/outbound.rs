@@ -1,6 +1,7 @@
 //! What may drop the packets that leave by an interface, or lead them elsewhere: nftables' chains
 //! at the hook `egress`, traffic control, and VPNs.
 
+use crate::lock;
 use crate::{
     device, kernel,
     links::{Link, links},
@@ -15,7 +16,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -132,7 +133,7 @@ fn may_be_vpn(ifname: &str) -> bool {
 /// What `wg show` prints about an interface; `None` if it fails or has timed out lately.
 fn wg(ifname: &str, what: &str) -> Option<String> {
     static UNASKED: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut unasked = UNASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut unasked = lock(&UNASKED);
     if unasked.is_some_and(|since| since.elapsed() < WG_PAUSE) {
         return None;
     }

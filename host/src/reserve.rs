@@ -9,12 +9,13 @@
 //! There is one reserve in a process: nearly every write that has to succeed goes through
 //! [`crate::durable`].
 
+use crate::lock;
 use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
 };
 
 /// How many bytes the reserve holds.
@@ -83,7 +84,7 @@ impl Reserve {
     /// Takes what is missing if twice as much is free.
     /// Reason: the last room is not for the reserve alone.
     fn refill(&self) -> io::Result<u64> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         let file = open(&self.path)?;
         let held = file.metadata()?.len();
         let missing = self.wanted.saturating_sub(held);
@@ -101,7 +102,7 @@ impl Reserve {
 
     /// Frees a piece. Returns false if none is left.
     fn spend(&self) -> io::Result<bool> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         let file = open(&self.path)?;
         let held = file.metadata()?.len();
         if held == 0 {

@@ -1,11 +1,12 @@
 //! Runs another program (nft, iptables-legacy, firewall-cmd) with a time limit; what it prints to
 //! standard error becomes the error.
 
+use crate::lock;
 use std::{
     io::{self, Read, Write},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -89,7 +90,7 @@ impl Output {
                 let mut part = [0; 16 << 10];
                 // A pipe that breaks ends with the program, whose exit status says more.
                 while let Ok(n @ 1..) = pipe.read(&mut part) {
-                    let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut read = lock(&read);
                     let room = MOST.saturating_sub(read.len());
                     read.extend_from_slice(&part[..n.min(room)]);
                 }
@@ -103,7 +104,7 @@ impl Output {
     fn take(&self, deadline: Instant) -> Vec<u8> {
         let left = deadline.saturating_duration_since(Instant::now());
         let _ = self.ended.recv_timeout(left);
-        std::mem::take(&mut *self.read.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.read))
     }
 }
 

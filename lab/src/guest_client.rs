@@ -8,13 +8,14 @@
 //! the gap a user sees.
 
 use clap::Args;
+use p2pvm_overlay::lock;
 use serde::Serialize;
 use std::{
     io::{self, BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
     process::ExitCode,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -178,7 +179,7 @@ pub fn run(
             .name("replies".into())
             .spawn(move || {
                 let why = talk.read_replies();
-                *talk.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                *lock(&talk.ended) = Some(why);
             })?
     };
     talk.send_lines(options, stop, &mut report);
@@ -213,11 +214,11 @@ struct Talk {
 
 impl Talk {
     fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tally)
     }
 
     fn ended(&self) -> Option<String> {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = lock(&self.ended);
         ended.clone()
     }
 

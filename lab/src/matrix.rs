@@ -15,6 +15,7 @@ use crate::{
 };
 use clap::Args;
 use p2pvm_api::MemberIdText;
+use p2pvm_overlay::lock;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
@@ -484,10 +485,6 @@ fn pair(
         first_answer_ms,
         punch,
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ use crate::{
     identity::{Identity, KeyPair, LinkKey},
     membership::{Admission, Certificate, Issuer, Refusal, Revocation, Target},
 };
+use crate::{lock, read_lock, write_lock};
 use async_trait::async_trait;
 use book::Book;
 use door::Door;
@@ -47,11 +48,7 @@ use driver::Driver;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use serve::Server;
 use shared::{Command, Shared};
-use std::{
-    net::IpAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use wire::{Contact, GOSSIP_SERVICE, Gossip};
 
@@ -184,11 +181,7 @@ impl Control {
     /// The multiaddresses, with `/p2p/`, that this node listens on.
     pub fn listen_addrs(&self) -> Vec<String> {
         let view = self.shared.underlay.view();
-        let all = self
-            .shared
-            .listening
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let all = read_lock(&self.shared.listening);
         let by_tunnel = |address: &String| {
             address
                 .parse()
@@ -252,11 +245,7 @@ impl Control {
     /// The number of members, estimated by the last lookups; `None` in a small network, where all
     /// are known.
     pub fn size_estimate(&self) -> Option<f64> {
-        let density = self
-            .shared
-            .density
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let density = lock(&self.shared.density);
         density.members().filter(|_| self.shared.is_large())
     }
 
@@ -337,11 +326,7 @@ impl Control {
     pub fn set_ring_neighbours(&self, mut neighbours: Vec<MemberId>) {
         neighbours.retain(|m| *m != self.shared.me);
         neighbours.truncate(MAX_RING_NEIGHBOURS);
-        *self
-            .shared
-            .ring_neighbours
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = neighbours;
+        *write_lock(&self.shared.ring_neighbours) = neighbours;
     }
 
     /// Tells all connected members that this one leaves the network, so that they no longer list

@@ -3,6 +3,7 @@
 
 pub use p2pvm_host::durable::*;
 
+use crate::lock;
 use std::{io, path::Path, sync::Mutex};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -33,10 +34,7 @@ impl RewrittenFile {
         mode: u32,
     ) -> io::Result<()> {
         apart(|| {
-            let _turn = self
-                .0
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _turn = lock(&self.0);
             write_atomically(path, &newest(), mode)
         })
     }

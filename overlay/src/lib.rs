@@ -34,7 +34,7 @@ pub mod stun;
 pub mod underlay;
 
 pub mod durable;
-pub use p2pvm_host::{apart::keep_apart, chain, reserve};
+pub use p2pvm_host::{apart::keep_apart, chain, lock, read_lock, reserve, write_lock};
 
 pub use fabric::{BoxStream, Fabric, FabricError, Serve};
 pub use id::{Epoch, MemberId, NetworkId, RingAddr, UnixTime, VmId};

@@ -34,10 +34,11 @@ pub use revocation::{Revocation, Target};
 pub use trust::Trust;
 
 use crate::id::MemberId;
+use crate::lock;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// Why a proof of membership, an invite or a request to join is refused. It is sent to the refused
 /// side, so each reason says what a person can do about it.
@@ -110,7 +111,7 @@ pub struct LocalAdmission(Mutex<HashMap<InviteId, HashMap<MemberId, String>>>);
 #[async_trait]
 impl Admission for LocalAdmission {
     async fn admit(&self, invite: &Invite, joiner: MemberId, name: &str) -> Result<(), Refusal> {
-        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = lock(&self.0);
         if used
             .values()
             .flatten()

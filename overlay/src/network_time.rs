@@ -16,13 +16,14 @@ pub mod judge;
 pub use exchange::Exchange;
 
 use crate::id::{MemberId, UnixTime};
+use crate::lock;
 use judge::{Clocks, MemberClock};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Mutex, MutexGuard, OnceLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -142,7 +143,7 @@ impl NetworkTime {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The network's time in milliseconds since 1970.

@@ -12,6 +12,7 @@ use crate::{
     id::{MemberId, UnixTime},
     membership::{Notice, NoticeKey, Offer, Refusal, SignedPolicy, Trust},
 };
+use crate::{read_lock, write_lock};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -19,7 +20,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -104,7 +105,7 @@ impl Notices {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<NoticeKey, Notice>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+        read_lock(&self.known)
     }
 
     /// Adds a notice, on disk before it returns. `Ok(false)` if a newer or the same one of its
@@ -130,7 +131,7 @@ impl Notices {
         {
             return Err(Refusal::Expired);
         }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_lock(&self.known);
         known.retain(|_, kept| !kept.expired(now));
         let key = notice.key();
         match known.get(&key) {

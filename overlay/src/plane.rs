@@ -25,7 +25,6 @@ mod idle_tests;
 mod interface;
 mod io;
 mod large;
-mod lock;
 mod path;
 mod receive;
 mod reports;

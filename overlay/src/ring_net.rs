@@ -6,6 +6,7 @@
 //! has no second effect. Nothing in a packet proves the sender: requests and answers prove
 //! themselves (`connect/over_ring.rs`).
 
+use crate::lock;
 use crate::{
     plane::Plane,
     ring::{
@@ -18,7 +19,7 @@ use futures::{FutureExt, future::BoxFuture};
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,10 +36,6 @@ const MAX_CALLS: usize = 1024;
 const KEPT_ANSWERS: usize = 128;
 /// How many calls of others are worked on at once; further ones get no answer and are repeated.
 const MAX_PENDING: usize = 32;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Answers calls that arrive over the ring.
 pub(crate) trait Answers: Send + Sync {

@@ -3,9 +3,10 @@
 //! they came, without keeping a seat from the others.
 
 use crate::id::MemberId;
+use crate::lock;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -54,7 +55,7 @@ impl Seats {
     }
 
     fn of_member(&self, member: MemberId) -> Arc<Semaphore> {
-        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = lock(&self.members);
         if members.len() >= REMEMBERED && !members.contains_key(&member) {
             // Each seat and each that waits for one holds a clone.
             members.retain(|_, seats| Arc::strong_count(seats) > 1);

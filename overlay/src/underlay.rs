@@ -7,6 +7,7 @@
 //! not know each other. [`Underlay`] holds a snapshot, which the packet plane renews when the
 //! kernel reports a change.
 
+use crate::lock;
 use crate::plane::packet::{is_site_local, is_unicast};
 use arc_swap::ArcSwap;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -14,7 +15,7 @@ use p2pvm_host::links::{Link, links};
 use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 pub use p2pvm_host::rules::SOCKET_MARK;
@@ -227,7 +228,7 @@ impl Underlay {
             device: Some(device.to_owned()),
             addresses: addresses.to_vec(),
         };
-        *self.0.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
+        *lock(&self.0.own) = own;
         self.renew();
     }
 
@@ -249,7 +250,7 @@ impl Underlay {
     /// As [`Underlay::renew`], from links just read.
     pub(crate) fn renew_from(&self, links: &[Link]) -> bool {
         let view = {
-            let own = self.0.own.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = lock(&self.0.own);
             View::of(links, own.device.as_deref(), &own.addresses)
         };
         let changed = **self.0.view.load() != view;

@@ -2,6 +2,7 @@
 //! it, the notices spread it.
 
 use crate::parts::Parts;
+use p2pvm_host::lock;
 use p2pvm_overlay::{
     membership::{
         NetworkPolicy, SignedPolicy,
@@ -12,7 +13,7 @@ use p2pvm_overlay::{
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -58,10 +59,7 @@ impl Policies {
 
     /// The present policy.
     pub fn standing(&self) -> Option<(SignedPolicy, Arc<NetworkPolicy>)> {
-        self.standing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.standing).clone()
     }
 
     /// Whether the policy lets an echo request through, as far as it is known here.
@@ -76,7 +74,7 @@ impl Policies {
     /// Puts the present policy into force. Returns whether it has changed.
     pub(crate) fn apply(&self) -> bool {
         let signed = self.parts.notices.policy();
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut standing = lock(&self.standing);
         let opens = (signed.is_some() || self.parts.notices.heard())
             && self.closed.swap(false, Ordering::AcqRel);
         if !opens && standing.as_ref().map(|(signed, _)| signed) == signed.as_ref() {
@@ -103,7 +101,7 @@ impl Policies {
 
     /// The names of the VMs in its rules.
     pub(super) fn mentioned(&self) -> BTreeSet<String> {
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let standing = lock(&self.standing);
         standing
             .iter()
             .flat_map(|(_, policy)| policy.vm_names())

@@ -9,6 +9,7 @@ use p2pvm_dhcp::{
     DnsQuestion, NameKind, PortConfig, Resolver, Responder, Subject, responder::GATEWAY_MAC,
 };
 use p2pvm_host::chain;
+use p2pvm_host::lock;
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::KeyPair,
@@ -19,7 +20,7 @@ use p2pvm_vm_manager::{Definition, Error, GuestAddress, hypervisor::MachineSpec,
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -75,7 +76,7 @@ impl Ports {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.guests)
     }
 
     /// Takes a frame that the packet plane leaves to the daemon.

@@ -18,6 +18,7 @@ use learn::{MAX_DOUBTS, MAX_READYING};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dhcp::{Addresses, Lease, Subject, address_key, dns::HostResolver};
 use p2pvm_dht::Record;
+use p2pvm_host::lock;
 use p2pvm_host::{Repeated, chain};
 use p2pvm_overlay::{
     Epoch, MemberId, Serve,
@@ -28,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, Semaphore, watch};
@@ -140,17 +141,13 @@ impl Reach {
 
     /// Why there is no address yet, if there is none and that is known.
     pub fn wanting(&self) -> Option<String> {
-        let said = self
-            .wanting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let said = lock(&self.wanting).clone();
         let alone = self.parts.has_bootstrap && self.parts.fabric().connected().is_empty();
         said.or_else(|| alone.then(|| "it reaches no other member of the network".to_owned()))
     }
 
     fn want(&self, why: Option<String>) {
-        *self.wanting.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        *lock(&self.wanting) = why;
     }
 
     /// How long the claim of the address took.
@@ -166,10 +163,7 @@ impl Reach {
     /// Tells a member that its packets from `addr` are dropped, at most every few seconds.
     pub async fn tell_stale(&self, addr: IpAddr, member: MemberId, known: Epoch) {
         {
-            let mut told = self
-                .told_stale
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut told = lock(&self.told_stale);
             told.retain(|_, at| at.elapsed() < STALE_EVERY);
             if told.insert(addr, Instant::now()).is_some() {
                 return;
@@ -233,11 +227,11 @@ impl Reach {
     }
 
     fn heard(&self) -> MutexGuard<'_, Claims> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.heard)
     }
 
     fn asks(&self) -> MutexGuard<'_, OpenQuestions> {
-        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.asks)
     }
 
     /// Waits until enough members are connected for their majority to mean something: all that are
@@ -434,10 +428,7 @@ impl Reach {
     /// Notes signed records as being of addresses here, and tells all connected members without
     /// waiting for them.
     pub fn tell_here(&self, records: Vec<(IpAddr, Record)>) {
-        self.here
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(records.iter().cloned());
+        lock(&self.here).extend(records.iter().cloned());
         let Ok(message) = postcard::to_allocvec(&ReachMessage::Here(records)) else {
             return;
         };
@@ -457,10 +448,7 @@ impl Reach {
 
     /// An address has gone from here.
     pub fn forget_here(&self, ip: IpAddr) {
-        self.here
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&ip);
+        lock(&self.here).remove(&ip);
     }
 
     /// An address is nobody's.
@@ -471,7 +459,7 @@ impl Reach {
     }
 
     fn all_here(&self) -> Vec<(IpAddr, Record)> {
-        let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = lock(&self.here);
         here.iter()
             .take(MAX_RECORDS)
             .map(|(ip, record)| (*ip, record.clone()))

@@ -14,11 +14,12 @@ mod pace;
 use crate::{access::policy::Policies, addresses::reach::Reach, parts::Parts, vms::guests::Guests};
 pub(crate) use found::own_trouble;
 use found::{MemberResults, findings};
+use p2pvm_host::lock;
 use p2pvm_host::{Board, Finding, Level};
 use p2pvm_overlay::plane::{Proof, ProofFailure};
 use pace::Pace;
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
@@ -182,7 +183,7 @@ impl Proofs {
     }
 
     fn seen(&self) -> MutexGuard<'_, LastResults> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seen)
     }
 
     /// Stores a result, and reports it on the board.

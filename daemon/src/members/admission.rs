@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dhcp::{Addresses, NameKind, Subject};
 use p2pvm_dht::{RecordError, Records};
+use p2pvm_host::lock;
 use p2pvm_host::reserve;
 use p2pvm_overlay::{
     MemberId, RingAddr, UnixTime,
@@ -18,7 +19,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -131,7 +132,7 @@ impl SlotAdmission {
     /// # Errors
     /// All are known to be taken by others.
     fn slots(&self, invite: &Invite, joiner: MemberId) -> Result<Vec<u32>, Refusal> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock(&self.taken);
         let taken = taken.of(invite.id());
         if taken.values().any(|has| *has == joiner) {
             return Ok(Vec::new());
@@ -172,11 +173,7 @@ impl SlotAdmission {
                 }
                 Err(e) => return Err(undecided(e)),
             };
-            self.taken
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .of(invite.id())
-                .insert(slot, has);
+            lock(&self.taken).of(invite.id()).insert(slot, has);
             if has == joiner {
                 return Ok(());
             }
@@ -200,7 +197,7 @@ impl Admission for SlotAdmission {
                 .get(&invite.id())
                 .map(|joiners| (joiners.len(), joiners.contains(&joiner)))
         };
-        let known = counted(&self.counted.lock().unwrap_or_else(PoisonError::into_inner));
+        let known = counted(&lock(&self.counted));
         let counted = match known {
             Some((used, false)) if used >= invite.uses() as usize => return Err(Refusal::UsedUp),
             known => known.is_some_and(|(_, counted)| counted),
@@ -225,11 +222,7 @@ impl Admission for SlotAdmission {
             return Ok(());
         }
         let (log, invite) = (self.counted.clone(), invite.id());
-        let written = tokio::task::spawn_blocking(move || {
-            log.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .add(invite, joiner)
-        });
+        let written = tokio::task::spawn_blocking(move || lock(&log).add(invite, joiner));
         written.await.map_err(undecided)?.map_err(undecided)
     }
 }

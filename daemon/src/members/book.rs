@@ -6,13 +6,14 @@
 //! that name, which has one owner, belongs to it. Names that no rule mentions are not looked up.
 
 use p2pvm_dhcp::{Addresses, Holder, NameKind, Subject};
+use p2pvm_host::{read_lock, write_lock};
 use p2pvm_overlay::{
     MemberId, VmId, control::Control, membership::policy::AddressOwner, plane::Directory,
 };
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 use tokio::sync::Notify;
 
@@ -46,17 +47,8 @@ impl Book {
     pub fn learn(&self, ip: IpAddr, holder: &Holder) {
         self.note(ip, holder.subject());
         if let Some(vm) = holder.vm
-            && self
-                .mentioned
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains(&holder.name)
-            && self
-                .names
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get(&vm)
-                != Some(&holder.name)
+            && read_lock(&self.mentioned).contains(&holder.name)
+            && read_lock(&self.names).get(&vm) != Some(&holder.name)
         {
             self.doubt.notify_one();
         }
@@ -64,7 +56,7 @@ impl Book {
 
     /// Stores the owner of an address.
     pub fn note(&self, ip: IpAddr, owner: Subject) {
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        let mut owners = write_lock(&self.owners);
         if owners.len() < MAX_ADDRESSES || owners.contains_key(&ip) {
             owners.insert(ip, owner);
         }
@@ -79,10 +71,7 @@ impl Book {
     /// Looks up which VMs own the names that the rules mention. A name that cannot be looked up now
     /// keeps its VM.
     pub async fn find_names(&self, mentioned: BTreeSet<String>, addresses: &Addresses) {
-        *self
-            .mentioned
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = mentioned.clone();
+        *write_lock(&self.mentioned) = mentioned.clone();
         let mut found = HashMap::new();
         for name in mentioned {
             match addresses.resolve_name(&name, NameKind::Vm).await {
@@ -95,7 +84,7 @@ impl Book {
                 Err(error) => {
                     tracing::debug!(vm = %name, error = %p2pvm_host::chain(&error), "not found \
                         out whose name it is");
-                    let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+                    let names = read_lock(&self.names);
                     found.extend(
                         names
                             .iter()
@@ -105,7 +94,7 @@ impl Book {
                 }
             }
         }
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = found;
+        *write_lock(&self.names) = found;
     }
 
     /// A member as its certificate says, if that has been seen.
@@ -122,22 +111,13 @@ impl Book {
 
     /// A VM with its name, if it holds one that a rule mentions.
     pub fn vm(&self, id: VmId) -> AddressOwner {
-        let name = self
-            .names
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .cloned();
+        let name = read_lock(&self.names).get(&id).cloned();
         AddressOwner::Vm { id, name }
     }
 
     /// Whose an address is.
     pub fn owner(&self, addr: &IpAddr) -> Option<Subject> {
-        self.owners
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(addr)
-            .copied()
+        read_lock(&self.owners).get(addr).copied()
     }
 }
 

@@ -16,6 +16,7 @@ mod protocol;
 use crate::{layout::Layout, lifecycle::Lifecycle, parts::Parts, succession};
 use async_trait::async_trait;
 use p2pvm_dht::RecordError;
+use p2pvm_host::lock;
 use p2pvm_overlay::{
     FabricError, MemberId, RingAddr, Serve, UnixTime,
     control::ControlEvent,
@@ -26,7 +27,7 @@ use p2pvm_vm_manager::host::{Host, VmState};
 use protocol::{Board, InstanceId, Rank, Statement, TELL_EVERY, Verdict, Watch};
 use serde::{Deserialize, Serialize};
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -354,7 +355,7 @@ impl Serve for Desk {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let answer = match postcard::from_bytes(&body).map_err(|e| e.to_string())? {
             Ask::Met(statement) => {
-                let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut board = lock(&self.board);
                 Reply::Others(board.exchange(self.began.elapsed(), from, statement))
             }
             Ask::Successor => {

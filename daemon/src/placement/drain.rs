@@ -6,6 +6,7 @@ use super::{manager::Manager, moves};
 use crate::{http::report::Reporter, parts::Parts};
 use futures::{StreamExt, stream};
 use p2pvm_api::{DrainAnswer, DrainItem, DrainStopping, Outcome, VmDrained, VmMoved, VmStayed};
+use p2pvm_host::lock;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error,
@@ -16,7 +17,7 @@ use p2pvm_vm_manager::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -189,7 +190,7 @@ impl Drains {
         reporter: &Reporter<DrainItem>,
     ) -> (String, VmResult) {
         let (name, mib) = (vm.name.clone(), vm.definition.memory_mib);
-        let lock = || places.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || lock(places);
         let (mut tried, mut why) = (
             Vec::new(),
             "no other member is connected that could take it".to_owned(),

@@ -12,6 +12,7 @@ use p2pvm_autonomic::{
     Explanation, Input, LocalLoad, Manager as Machine, Message, MigrationEnd, Millis, Output, Talk,
     VmLoad,
 };
+use p2pvm_host::lock;
 use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
     host::{Host, VmState},
@@ -22,7 +23,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -94,7 +95,7 @@ impl Manager {
     }
 
     fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.machine)
     }
 
     /// Passes inputs to the manager and carries out its outputs.
@@ -116,12 +117,7 @@ impl Manager {
 
     /// Measures, ticks and carries out until the daemon ends.
     pub async fn run(self: Arc<Self>) {
-        let Some(mut outputs) = self
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        else {
+        let Some(mut outputs) = lock(&self.waiting).take() else {
             return;
         };
         let mut meter = Meter::new(self.cpus);
@@ -166,8 +162,7 @@ impl Manager {
             .collect();
         let mut vms = guests.sample(&used, &busy);
         self.note_traffic(&mut vms);
-        *self.guests.lock().unwrap_or_else(PoisonError::into_inner) =
-            vms.iter().map(|vm| (vm.vm, vm.cpu)).collect();
+        *lock(&self.guests) = vms.iter().map(|vm| (vm.vm, vm.cpu)).collect();
         let load = meter.sample(vms.iter().map(|vm| vm.cpu).sum());
         self.cpu.store(load.cpu.to_bits(), Ordering::Relaxed);
         LocalLoad {
@@ -287,11 +282,7 @@ impl Manager {
 
     /// How many processors a guest here keeps busy, as last measured.
     pub fn cpu_of(&self, vm: VmId) -> Option<f64> {
-        self.guests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&vm)
-            .copied()
+        lock(&self.guests).get(&vm).copied()
     }
 
     /// The member with the least load among those this one knows of.

@@ -3,14 +3,12 @@
 
 use crate::parts::Parts;
 use p2pvm_api::{Failure, Kind, Moving, Outcome, Step, VmMoved};
+use p2pvm_host::lock;
 use p2pvm_vm_manager::{
     hypervisor::Progress,
     migrate::{MigrationOutcome, RunningSide},
 };
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Mutex};
 use tokio::sync::watch;
 
 /// The moves under way, by the VM's name.
@@ -20,7 +18,7 @@ pub struct Moves(Mutex<HashMap<String, (String, watch::Receiver<Progress>)>>);
 impl Moves {
     /// Follows the move of `vm` to the member called `to` until its progress is dropped.
     pub fn follow(&self, vm: &str, to: String, progress: &watch::Sender<Progress>) {
-        let mut moves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut moves = lock(&self.0);
         moves.retain(|_, (_, step)| step.has_changed().is_ok());
         // A second move is refused and must not hide the first.
         moves
@@ -30,7 +28,7 @@ impl Moves {
 
     /// The progress of the VM's move, if it is being moved.
     pub fn of(&self, vm: &str) -> Option<Moving> {
-        let moves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let moves = lock(&self.0);
         let (to, step) = moves
             .get(vm)
             .filter(|(_, step)| step.has_changed().is_ok())?;

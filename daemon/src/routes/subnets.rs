@@ -21,6 +21,7 @@ use crate::{
 use answers::Answers;
 use judge::{Judge, OfferedSubnet, SubnetUse};
 use p2pvm_api::{Doing, Outcome, RouteView};
+use p2pvm_host::lock;
 use p2pvm_host::{
     Finding, Keeper, Net, NetworkNeeds, keeper::Report, links::links, netlink::Netlink, reached,
     routes::Route,
@@ -36,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     io,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
@@ -124,10 +125,6 @@ pub struct Subnets {
     /// The number of this member's newest offer, and how many times the network's time had been set
     /// by then.
     told: Mutex<(Option<u64>, u64)>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subnets {

@@ -7,10 +7,11 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{Span, SpanData, SpanProcessor},
 };
+use p2pvm_host::lock;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -30,7 +31,7 @@ pub struct Queue {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, VecDeque<SpanData>> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.spans)
     }
 
     fn push(&self, span: SpanData) {

@@ -7,6 +7,7 @@
 
 use crate::parts::Parts;
 use p2pvm_dht::{Record, StoreError};
+use p2pvm_host::lock;
 use p2pvm_overlay::{MemberId, RingAddr, UnixTime, VmId};
 use p2pvm_vm_manager::{
     directory::{VmRecord, vm_key},
@@ -15,7 +16,7 @@ use p2pvm_vm_manager::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -103,7 +104,7 @@ impl AbsentHosts {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The records of VMs that this node holds.

@@ -5,6 +5,7 @@
 use crate::parts::Parts;
 use futures::{StreamExt, stream};
 use p2pvm_api::{ReachState, ReachView};
+use p2pvm_host::lock;
 use p2pvm_host::{Finding, outbound};
 use p2pvm_overlay::{
     VmId,
@@ -13,7 +14,7 @@ use p2pvm_overlay::{
 use p2pvm_vm_manager::host::{Host, VmState, VmStatus};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -65,7 +66,7 @@ struct GuestTable(Mutex<HashMap<VmId, Guest>>);
 
 impl GuestTable {
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Takes the result of one round; guests that are not in it run here no more.

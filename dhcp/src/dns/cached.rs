@@ -5,11 +5,12 @@
 use super::{NEGATIVE_TTL_SECONDS, Names, TTL_SECONDS, Unavailable};
 use crate::entry::{NameEntry, NameKind};
 use async_trait::async_trait;
+use p2pvm_host::lock;
 use std::{
     collections::HashMap,
     hash::Hash,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -32,7 +33,7 @@ struct Answers<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
 
 impl<K: Eq + Hash + Clone, V: Clone> Answers<K, V> {
     fn get(&self, key: &K) -> Option<Option<V>> {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = lock(&self.0);
         answers
             .get(key)
             .filter(|(ends, _)| *ends > Instant::now())
@@ -41,7 +42,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Answers<K, V> {
 
     /// The last positive answer, expired or not.
     fn stale(&self, key: &K) -> Option<V> {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = lock(&self.0);
         answers
             .get(key)
             .filter(|(ends, _)| ends.elapsed() < STALE)
@@ -55,7 +56,7 @@ impl<K: Eq + Hash + Clone, V: Clone> Answers<K, V> {
             NEGATIVE_TTL_SECONDS
         };
         let now = Instant::now();
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = lock(&self.0);
         if answers.len() >= MAX_ANSWERS {
             answers.retain(|_, (ends, _)| *ends > now);
             if answers.len() >= MAX_ANSWERS {

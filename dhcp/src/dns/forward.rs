@@ -15,12 +15,13 @@
 use super::wire::{self, Carrier};
 use hickory_proto::rr::Name;
 use p2pvm_host::names::{Forwarder, Neighbour};
+use p2pvm_host::{lock, read_lock, write_lock};
 use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -76,11 +77,7 @@ struct Shared {
 
 impl Forwarder for Upstream {
     fn lead(&self, servers: Vec<SocketAddr>, neighbours: Vec<Neighbour>) {
-        *self
-            .0
-            .neighbours
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = neighbours;
+        *write_lock(&self.0.neighbours) = neighbours;
         self.set(servers);
     }
 
@@ -89,11 +86,7 @@ impl Forwarder for Upstream {
     }
 
     fn answered(&self) -> Option<std::time::Instant> {
-        *self
-            .0
-            .answered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0.answered)
     }
 }
 
@@ -112,11 +105,7 @@ enum ServerReply {
 impl Upstream {
     /// Replaces the servers.
     pub fn set(&self, servers: Vec<SocketAddr>) {
-        let mut current = self
-            .0
-            .servers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = write_lock(&self.0.servers);
         if *current != servers {
             // Another network: a server that was dead there may answer here.
             self.dead().clear();
@@ -126,15 +115,11 @@ impl Upstream {
 
     /// The servers.
     pub fn get(&self) -> Vec<SocketAddr> {
-        self.0
-            .servers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        read_lock(&self.0.servers).clone()
     }
 
     fn dead(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instant>> {
-        self.0.dead.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.dead)
     }
 
     /// The resolver of another network of this machine, if the name belongs to that network.
@@ -143,11 +128,7 @@ impl Upstream {
             .parse_arpa_name()
             .ok()
             .map(|net| (net.addr(), net.prefix_len()));
-        let neighbours = self
-            .0
-            .neighbours
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let neighbours = read_lock(&self.0.neighbours);
         let knows = |neighbour: &&Neighbour| {
             let zone = Name::from_ascii(&neighbour.domain).map(|mut zone| {
                 zone.set_fqdn(true);
@@ -172,11 +153,7 @@ impl Upstream {
         let key = (wire::question_key(query)?, carrier);
         let (sender, receiver) = watch::channel(None);
         let earlier = {
-            let mut running = self
-                .0
-                .running
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut running = lock(&self.0.running);
             let earlier = running.get(&key).cloned();
             if earlier.is_none() {
                 running.insert(key.clone(), receiver);
@@ -219,11 +196,7 @@ impl Upstream {
             .as_ref()
             .is_some_and(|answer| matches!(wire::code(answer), 0 | 3))
         {
-            *self
-                .0
-                .answered
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(std::time::Instant::now());
+            *lock(&self.0.answered) = Some(std::time::Instant::now());
         }
         answer
     }
@@ -399,11 +372,7 @@ struct RunningQuestion<'a> {
 
 impl Drop for RunningQuestion<'_> {
     fn drop(&mut self) {
-        self.shared
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        lock(&self.shared.running).remove(&self.key);
     }
 }
 

@@ -2,10 +2,11 @@
 //! up the share of the member that makes it, not the others'.
 
 use super::VoteError;
+use p2pvm_overlay::lock;
 use p2pvm_overlay::{Epoch, MemberId};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// How many epochs one request may skip.
@@ -109,7 +110,7 @@ impl Turns {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<MemberId, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     text::{self, Block, NameServer},
     watch::Watch,
 };
+use crate::lock;
 use crate::{Board, Finding, links};
 use std::{
     collections::VecDeque,
@@ -25,7 +26,7 @@ use std::{
         unix::{fs::MetadataExt, net::UnixStream},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -104,7 +105,7 @@ impl Keeper {
 
     /// Sets what is wanted; `None` removes our lines and settings.
     pub fn want(&self, wanted: Option<NameSettings>) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         if told.wanted != wanted {
             told.wanted = wanted;
             let _ = (&self.bell).write_all(&[0]);
@@ -113,13 +114,9 @@ impl Keeper {
 
     /// Removes our lines and settings, and waits until that is done.
     pub fn end(&self) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).end = true;
+        lock(&self.told).end = true;
         let _ = (&self.bell).write_all(&[0]);
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
@@ -170,7 +167,7 @@ impl KeeperThread {
             {
             }
             let (wanted, end) = {
-                let told = orders.lock().unwrap_or_else(PoisonError::into_inner);
+                let told = lock(orders);
                 (told.wanted.clone(), told.end)
             };
             self.watch_everything();

@@ -14,12 +14,13 @@ use super::{
     wire::{self, Kind},
 };
 use crate::Finding;
+use crate::lock;
 use std::{
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -303,7 +304,7 @@ impl OutsideCheck {
 
     /// What was found, unless a program's question has been answered since.
     fn still_said(&self, answered: Option<Instant>) -> Vec<Finding> {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         if answered > said.at {
             said.found.clear();
         }
@@ -316,7 +317,7 @@ impl OutsideCheck {
             .name("names-outside".into())
             .spawn(move || {
                 let found: Vec<Finding> = other_names(first, &servers).into_iter().collect();
-                let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut result = lock(&result);
                 result.at = Some(Instant::now());
                 if result.found != found {
                     result.found = found;

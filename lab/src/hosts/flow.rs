@@ -3,6 +3,7 @@
 
 use super::probe::ProbeSource;
 use crate::{Error, Testbed, namespace};
+use p2pvm_overlay::lock;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -179,10 +180,7 @@ impl Flow {
 
     /// Its observations so far.
     pub fn seen(&self) -> FlowAnswers {
-        self.seen
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        lock(&self.seen).clone()
     }
 
     /// How long after `moment` the first request that was sent since was answered; `None` if none
@@ -235,9 +233,7 @@ impl Drop for Flow {
 }
 
 fn answered(seen: &Mutex<FlowAnswers>, asked: Instant) {
-    let mut seen = seen
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut seen = lock(seen);
     (seen.answers, seen.last, seen.asked) = (seen.answers + 1, Instant::now(), asked);
 }
 
@@ -265,11 +261,7 @@ fn echo(mut stream: TcpStream, end: &AtomicBool) {
 /// Sends one numbered byte at a time and waits for its echo, which proves the path since the byte
 /// was sent.
 fn ask(mut stream: TcpStream, seen: &Mutex<FlowAnswers>, end: &AtomicBool) {
-    let ended = |why: String| {
-        seen.lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .ended = Some(why)
-    };
+    let ended = |why: String| lock(seen).ended = Some(why);
     let mut number = 0u8;
     while !end.load(Ordering::Relaxed) {
         let asked = Instant::now();

@@ -9,6 +9,7 @@ use super::{
 use crate::figures::{Destination, Recorder, command_line};
 use anyhow::{Context, bail};
 use clap::Args;
+use p2pvm_overlay::lock;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -268,10 +269,7 @@ fn in_parallel<T: Sync, R: Send>(
                     .and_then(|i| Some((i, items.get(i)?)))
                 {
                     let result = work(item);
-                    results
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((i, result));
+                    lock(&results).push((i, result));
                 }
             });
         }

@@ -12,8 +12,9 @@ use super::{
 };
 use p2pvm_api::Failure;
 use p2pvm_daemon::{layout::Layout, lock};
+use p2pvm_host::lock;
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -49,12 +50,12 @@ pub enum Limit {
 
 /// Notes progress.
 pub fn progressed() {
-    *HEARD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    *lock(&HEARD) = Some(Instant::now());
 }
 
 /// Notes whether the daemon owes an answer.
 pub fn unheard(is_so: bool) {
-    *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner) = is_so.then(Instant::now);
+    *lock(&UNHEARD) = is_so.then(Instant::now);
 }
 
 /// The limit of a command: the one given, or that of its kind.
@@ -129,7 +130,7 @@ pub fn watch(limit: Limit, json: bool, layout: Layout) {
 
 /// The failure with its cause, if the daemon is stopped or has not answered.
 fn because(failure: Failure, layout: &Layout) -> Failure {
-    let unheard = *UNHEARD.lock().unwrap_or_else(PoisonError::into_inner);
+    let unheard = *lock(&UNHEARD);
     let is_silent = unheard.is_some_and(|since| since.elapsed() >= SILENT);
     if is_silent && lock::holder(layout).is_some() || lock::is_held_still(layout) {
         silent::failure(layout)
@@ -139,10 +140,7 @@ fn because(failure: Failure, layout: &Layout) -> Failure {
 }
 
 fn silent_for() -> Duration {
-    HEARD
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .map_or(Duration::ZERO, |at| at.elapsed())
+    lock(&HEARD).map_or(Duration::ZERO, |at| at.elapsed())
 }
 
 fn over(limit: Limit, total: Duration, silent: Duration) -> Option<Failure> {

@@ -12,6 +12,7 @@ use super::{
     Shared, examine,
     message::{self, Introduction, Reachability, RingAnswer, RingRequest},
 };
+use crate::lock;
 use crate::{
     id::MemberId,
     identity::LinkKey,
@@ -23,7 +24,7 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -58,7 +59,7 @@ impl RingAccess {
     }
 
     fn met(&self) -> MutexGuard<'_, HashMap<MemberId, Certificate>> {
-        self.met.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.met)
     }
 
     fn remember(&self, certificate: Certificate) {

@@ -10,6 +10,7 @@ use super::{
     state::{Action, Host, Input, State, Statement, links, reach::PresentLink},
     turns,
 };
+use crate::lock;
 use crate::{
     coordinates::Coordinate,
     fabric::{Fabric, Serve},
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
@@ -112,7 +113,7 @@ impl Shared {
     // --- The state
 
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Passes an event to the state, and does what it then asks for.

@@ -3,9 +3,10 @@
 //! ended or was dropped.
 
 use crate::id::MemberId;
+use crate::lock;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::OwnedMutexGuard;
 
@@ -26,7 +27,7 @@ pub(crate) struct Turn<'a> {
 
 impl Turns {
     fn doors(&self) -> MutexGuard<'_, HashMap<MemberId, Door>> {
-        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.doors)
     }
 
     /// Waits for the turn.

@@ -11,10 +11,11 @@ use crate::{
     id::{MemberId, RingAddr},
     lookup::{Lookup, LookupError, LookupOptions, NAMED},
 };
+use crate::{lock, read_lock, write_lock};
 use futures::{StreamExt, future::Either, stream::FuturesUnordered};
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -35,7 +36,7 @@ pub struct LookupCache(Mutex<Findings>);
 
 impl LookupCache {
     fn get(&self, place: RingAddr, n: usize) -> Option<Vec<MemberId>> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lock(&self.0);
         found
             .get(&(place, n))
             .filter(|(at, _)| at.elapsed() < FOUND_LASTS)
@@ -43,7 +44,7 @@ impl LookupCache {
     }
 
     fn set(&self, place: RingAddr, n: usize, members: Vec<MemberId>) {
-        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = lock(&self.0);
         if found.len() >= MAX_FOUND {
             found.retain(|_, (at, _)| at.elapsed() < FOUND_LASTS);
         }
@@ -54,10 +55,7 @@ impl LookupCache {
 
     /// Drops the results that name a member that has gone.
     pub fn left(&self, member: MemberId) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, (_, members)| !members.contains(&member));
+        lock(&self.0).retain(|_, (_, members)| !members.contains(&member));
     }
 
     /// Drops the results that a new member belongs to.
@@ -68,10 +66,7 @@ impl LookupCache {
             members.contains(&member)
                 || (members.len() >= n && farthest.is_some_and(|far| addr.distance(place) > far))
         };
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(place, n), (_, members)| stays(place, *n, members));
+        lock(&self.0).retain(|(place, n), (_, members)| stays(place, *n, members));
     }
 }
 
@@ -105,13 +100,7 @@ impl Shared {
 
     /// Looks up a member's newest contact. Returns whether it is newer than the one known.
     pub async fn search(&self, member: MemberId) -> bool {
-        let seq = || {
-            self.book
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get(member)
-                .map(|c| c.seq)
-        };
+        let seq = || read_lock(&self.book).get(member).map(|c| c.seq);
         let before = seq();
         let _ = self
             .look_up(member.ring_addr(), LookupOptions::default(), || {
@@ -137,7 +126,7 @@ impl Shared {
         enough: impl Fn() -> bool,
     ) -> Result<Vec<MemberId>, LookupError> {
         let seeds: Vec<MemberId> = {
-            let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+            let book = read_lock(&self.book);
             book.nearest(&place, SEEDS)
                 .into_iter()
                 .map(|c| c.member())
@@ -152,12 +141,9 @@ impl Shared {
                     async move { (member, self.ask(member, place, options.ask_timeout).await) },
                 );
             }
-            let outcome = lookup.outcome(
-                now,
-                &self.density.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            let outcome = lookup.outcome(now, &lock(&self.density));
             if let Some(outcome) = outcome {
-                let mut density = self.density.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut density = lock(&self.density);
                 lookup
                     .spread()
                     .into_iter()
@@ -199,7 +185,7 @@ impl Shared {
         named.truncate(NAMED);
         named.retain(|(m, _)| *m != self.me);
         let news: Vec<MemberId> = {
-            let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+            let book = read_lock(&self.book);
             named
                 .iter()
                 .filter(|(m, seq)| book.get(*m).is_none_or(|known| known.seq < *seq))
@@ -214,12 +200,12 @@ impl Shared {
                 .ok();
             let contacts: Vec<super::wire::Contact> =
                 contacts.and_then(|c| decode(&c).ok()).unwrap_or_default();
-            let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+            let mut book = write_lock(&self.book);
             for contact in contacts.into_iter().filter(|c| news.contains(&c.member())) {
                 book.insert_found(contact, &self.door.trust);
             }
         }
-        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&self.book);
         Some(
             named
                 .into_iter()

@@ -4,6 +4,7 @@
 //! networks.
 
 use super::{host::Connection, names};
+use crate::lock;
 use futures::{FutureExt, future::BoxFuture};
 use libp2p::{
     Multiaddr, Transport,
@@ -14,7 +15,7 @@ use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
 };
 
@@ -34,7 +35,7 @@ impl Lookup {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -88,10 +89,7 @@ impl Transport for Lookup {
                 let Some(address) = address.replace(place, |_| Some(ip.into())) else {
                     break;
                 };
-                let dialled = inner
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .dial(address, options);
+                let dialled = lock(&inner).dial(address, options);
                 match dialled {
                     Ok(connection) => match connection.await {
                         Ok(connection) => return Ok(connection),

@@ -12,10 +12,11 @@ use super::{
     shared::{Command, Shared},
 };
 use crate::portmap::{self, Mapping};
+use crate::read_lock;
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, oneshot, watch};
@@ -145,10 +146,7 @@ impl ListenAddresses {
 }
 
 fn own_addresses(shared: &Shared) -> ListenAddresses {
-    let listening = shared
-        .listening
-        .read()
-        .unwrap_or_else(PoisonError::into_inner);
+    let listening = read_lock(&shared.listening);
     let mut own = ListenAddresses::default();
     for address in listening.iter().filter_map(|a| a.parse::<Multiaddr>().ok()) {
         let port = address.iter().find_map(|part| {

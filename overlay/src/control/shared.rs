@@ -18,12 +18,13 @@ use crate::{
     membership::{Certificate, Refusal, Revocation},
     underlay::Underlay,
 };
+use crate::{lock, read_lock, write_lock};
 use async_trait::async_trait;
 use libp2p::{Multiaddr, swarm::ConnectionId};
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, RwLock},
     time::Duration,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -139,18 +140,11 @@ impl Shared {
     }
 
     pub fn set_handler(&self, service: &'static str, handler: Arc<dyn Serve>) {
-        self.handlers
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(service, handler);
+        write_lock(&self.handlers).insert(service, handler);
     }
 
     pub(super) fn handler(&self, service: &str) -> Option<Arc<dyn Serve>> {
-        self.handlers
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(service)
-            .cloned()
+        read_lock(&self.handlers).get(service).cloned()
     }
 
     pub fn set_acceptor(&self, service: &'static str) -> mpsc::Receiver<(MemberId, BoxStream)> {
@@ -162,31 +156,17 @@ impl Shared {
     pub(super) fn acceptors(
         &self,
     ) -> MutexGuard<'_, HashMap<&'static str, mpsc::Sender<(MemberId, BoxStream)>>> {
-        self.acceptors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.acceptors)
     }
 
     pub fn connected(&self) -> Vec<MemberId> {
-        self.online
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keys()
-            .copied()
-            .collect()
+        read_lock(&self.online).keys().copied().collect()
     }
 
     pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
-        let connected = self
-            .certificates
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&member)
-            .cloned();
+        let connected = read_lock(&self.certificates).get(&member).cloned();
         connected.or_else(|| {
-            self.book
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
+            read_lock(&self.book)
                 .get(member)
                 .map(|c| c.certificate.clone())
         })
@@ -197,12 +177,8 @@ impl Shared {
     }
 
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let online = self
-            .online
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        let online = read_lock(&self.online).clone();
+        let book = read_lock(&self.book);
         // The last contact of a member that has left stays in the book, so that no older one
         // replaces it.
         let there = book
@@ -217,10 +193,7 @@ impl Shared {
         members.dedup();
         let status = |member: MemberId| PeerStatus {
             member,
-            name: self
-                .certificates
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
+            name: read_lock(&self.certificates)
                 .get(&member)
                 .or_else(|| book.get(member).map(|c| &c.certificate))
                 .map(|c| c.name().to_owned())
@@ -239,13 +212,10 @@ impl Shared {
     /// The round trip to a member that says it is public and that this node is directly connected
     /// to.
     pub fn rtt_of_open(&self, member: MemberId) -> Option<Duration> {
-        let public = self
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        let public = read_lock(&self.book)
             .get(member)
             .is_some_and(|contact| contact.public);
-        let online = self.online.read().unwrap_or_else(PoisonError::into_inner);
+        let online = read_lock(&self.online);
         online
             .get(&member)
             .filter(|o| public && o.relayed.is_none())?
@@ -254,16 +224,12 @@ impl Shared {
 
     /// Whether the network has more members than keep a full mesh.
     pub fn is_large(&self) -> bool {
-        self.book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
-            >= self.full_mesh
+        read_lock(&self.book).len() >= self.full_mesh
     }
 
     /// The members known that are nearest to `place`, with the `seq` of their contacts.
     pub(super) fn nearest_known(&self, place: RingAddr) -> Vec<(MemberId, u64)> {
-        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&self.book);
         book.nearest(&place, NAMED)
             .into_iter()
             .map(|c| (c.member(), c.seq))
@@ -271,7 +237,7 @@ impl Shared {
     }
 
     pub(super) fn contacts_of(&self, members: &[MemberId]) -> Vec<Contact> {
-        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&self.book);
         members
             .iter()
             .take(NAMED)
@@ -283,14 +249,11 @@ impl Shared {
 #[async_trait]
 impl DoorBackend for Shared {
     fn contacts(&self, newcomer: MemberId) -> Vec<Contact> {
-        self.book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .to_tell(&newcomer.ring_addr())
+        read_lock(&self.book).to_tell(&newcomer.ring_addr())
     }
 
     fn contacts_digest(&self) -> ([u8; 32], u32) {
-        let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&self.book);
         (book.digest(), book.len() as u32)
     }
 
@@ -306,7 +269,7 @@ impl DoorBackend for Shared {
         let mut issuers = self.connected();
         if self.is_large() {
             // In a large network an issuer may be known and not connected.
-            let book = self.book.read().unwrap_or_else(PoisonError::into_inner);
+            let book = read_lock(&self.book);
             let others: Vec<MemberId> = book
                 .iter()
                 .map(Contact::member)

@@ -2,6 +2,7 @@
 //! simulations of the crates above. Time is tokio's, so a paused clock makes it virtual.
 
 use super::{BoxStream, Fabric, FabricError, Serve};
+use crate::lock;
 use crate::{
     id::{MemberId, RingAddr},
     identity::LinkKey,
@@ -11,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
     time::Duration,
 };
@@ -64,7 +65,7 @@ impl MemoryNet {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Adds a member, or brings a dead one back without its handlers.

@@ -13,13 +13,14 @@ use crate::{
     durable::apart,
     id::{MemberId, NetworkId, UnixTime},
 };
+use crate::{lock, read_lock, write_lock};
 use file::RevocationFile;
 use std::{
     collections::{BTreeMap, HashMap},
     io,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
+        Arc, Mutex, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -96,9 +97,7 @@ impl Trust {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, RevocationSet> {
-        self.revocations
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        read_lock(&self.revocations)
     }
 
     /// The network whose root is trusted.
@@ -134,10 +133,7 @@ impl Trust {
             return Ok(false);
         }
         revocation.verify(self.network)?;
-        let mut known = self
-            .revocations
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_lock(&self.revocations);
         if !has_place(&known) {
             return Ok(false);
         }
@@ -149,13 +145,13 @@ impl Trust {
     }
 
     fn unkept(&self) -> std::sync::MutexGuard<'_, Vec<Revocation>> {
-        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unkept)
     }
 
     /// Writes what was heard to the file.
     pub fn keep(&self) {
         let Some(file) = &self.file else { return };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(file);
         let new = std::mem::take(&mut *self.unkept());
         if !new.is_empty()
             && let Err(e) = file.keep(&new, || self.revocations())

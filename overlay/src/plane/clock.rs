@@ -2,10 +2,10 @@
 
 use super::{
     core::Inner,
-    lock::lock,
     path::{moves::SleepWatch, peer::Peers},
 };
 use crate::link::Session;
+use crate::lock;
 use std::time::{Duration, Instant};
 
 /// Time between ticks while some path is being probed.

@@ -4,7 +4,6 @@
 use super::{
     core::Inner,
     io::{priority, second_port::UdpSource, udp::READ_BYTES},
-    lock::lock,
     path::{
         arrival::Arrival,
         peer::{Peer, SendPath},
@@ -16,6 +15,7 @@ use super::{
     types::PlaneEvent,
     waiting::HeldPacket,
 };
+use crate::lock;
 use crate::{
     id::Epoch,
     link::{

@@ -1,8 +1,9 @@
 //! What the plane reports: events to its owner, and members to the connector. A receiver that falls
 //! behind loses reports and never slows packets down.
 
-use super::{lock::lock, types::PlaneEvent};
+use super::types::PlaneEvent;
 use crate::id::MemberId;
+use crate::lock;
 use std::sync::Mutex;
 use tokio::sync::mpsc;
 

@@ -4,12 +4,12 @@ use super::{
     core::Inner,
     guest::port::Port,
     io::udp::Batch,
-    lock::lock,
     path::peer::Peer,
     routes::{Route, Routes},
     scratch::Scratch,
     types::PlaneEvent,
 };
+use crate::lock;
 use crate::{
     id::{Epoch, MemberId},
     link::frame::{Frame, wire_epoch},

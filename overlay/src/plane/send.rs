@@ -6,7 +6,6 @@ use super::{
     core::Inner,
     guest::port::Port,
     io::udp::Batch,
-    lock::lock,
     path::peer::{Peer, SendPath},
     scratch::Scratch,
     shape::packet,
@@ -18,6 +17,7 @@ use crate::link::{
     session::OVERHEAD,
     wire::{HEADER_LEN, TAG_LEN},
 };
+use crate::lock;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,

@@ -9,8 +9,8 @@
 //! beside the largest row is noise: readers ask for rows above a share of it
 //! ([`TrafficMatrix::significant`]), as VTTIF's normalized threshold does.
 
-use super::lock::lock;
 use crate::id::MemberId;
+use crate::lock;
 use std::{
     collections::HashMap,
     net::IpAddr,

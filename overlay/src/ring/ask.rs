@@ -14,6 +14,7 @@ use super::{
     position::{Position, Range},
     table::Table,
 };
+use crate::lock;
 use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
@@ -25,7 +26,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{sync::Semaphore, time::Instant};
@@ -259,7 +260,7 @@ impl Shared {
     }
 
     fn first_time(&self, id: u64) -> bool {
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answered = lock(&self.answered);
         let first = !answered.contains(&id);
         if first {
             if answered.len() == REMEMBERED {

@@ -13,11 +13,12 @@ use crate::{
     hypervisor::{Machine, RunState},
 };
 use p2pvm_overlay::MemberId;
+pub(crate) use p2pvm_overlay::lock;
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -73,10 +74,6 @@ impl Drop for Operation {
         *lock(&self.slot.activity) = None;
         *lock(&self.slot.outgoing) = None;
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Slot {

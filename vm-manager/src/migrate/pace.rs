@@ -10,10 +10,11 @@
 //! The wire is frames both ways: data, acknowledgement of all bytes so far, end. One task writes,
 //! so that neither side ever waits for the other's acknowledgement to be written.
 
+use p2pvm_overlay::lock;
 use std::{
     collections::VecDeque,
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -119,11 +120,11 @@ struct Shared {
 
 impl Shared {
     fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pace)
     }
 
     fn taken(&self) -> MutexGuard<'_, (u64, bool)> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.taken)
     }
 }
 

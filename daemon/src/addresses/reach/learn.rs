@@ -9,11 +9,11 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_dhcp::{Holder, Subject, address_key};
 use p2pvm_dht::Record;
 use p2pvm_host::chain;
+use p2pvm_host::lock;
 use p2pvm_overlay::{MemberId, plane::Route};
 use std::{
     collections::HashSet,
     net::IpAddr,
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
@@ -101,10 +101,7 @@ impl Reach {
 
     /// An address has a holder.
     fn is_held(&self, ip: &IpAddr) {
-        self.nobody
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(ip);
+        lock(&self.nobody).remove(ip);
     }
 
     /// Takes what the DHT says of an address.
@@ -146,7 +143,7 @@ impl Reach {
         match found {
             Ok(Some(holder)) => self.found(ip, &holder),
             Ok(None) => {
-                let mut nobody = self.nobody.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut nobody = lock(&self.nobody);
                 nobody.retain(|_, asked| asked.elapsed() < NEGATIVE_FOR);
                 nobody.insert(ip, Instant::now());
             }
@@ -188,7 +185,7 @@ impl Reach {
             tokio::select! {
                 ip = wanted.recv() => {
                     let Some(ip) = ip else { return };
-                    let since = self.nobody.lock().unwrap_or_else(PoisonError::into_inner)
+                    let since = lock(&self.nobody)
                         .get(&ip).copied();
                     let has_none = since.is_some_and(|at| at.elapsed() < NEGATIVE_FOR);
                     if running.len() < MAX_LOOKUPS && !has_none && asked.insert(ip) {

@@ -3,12 +3,13 @@
 use super::others::MEMBER_LIMIT;
 use crate::{access::policy::Policies, parts::Parts};
 use async_trait::async_trait;
+use p2pvm_host::lock;
 use p2pvm_overlay::{MemberId, Serve, membership::policy::Party, plane::ProofFailure};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
@@ -108,7 +109,7 @@ struct Answers {
 impl Answers {
     /// Whether this asker may be served now.
     fn is_turn(&self, from: MemberId, now: Instant) -> bool {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&self.asked);
         asked.retain(|_, at| now.duration_since(*at) < ASKER_EVERY);
         if asked.len() >= MAX_ASKERS || asked.contains_key(&from) {
             return false;

@@ -7,6 +7,7 @@
 //! anything while the connection works.
 
 use super::{Driver, mesh::Input};
+use crate::read_lock;
 use crate::{
     control::{
         address::{is_quic, is_relayed, member_of, peer_of, relay_of},
@@ -22,7 +23,6 @@ use libp2p::{
 };
 use std::{
     collections::BTreeSet,
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -78,11 +78,7 @@ impl Driver {
             return;
         };
         let old = link.id;
-        let rtt = self
-            .shared
-            .online
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        let rtt = read_lock(&self.shared.online)
             .get(&member)
             .and_then(|online| online.rtt);
         let limit = rtt.map_or(SIGN_OF_LIFE.1, |rtt| {

@@ -14,6 +14,7 @@ use crate::{
     },
     id::{MemberId, RingAddr},
 };
+use crate::{read_lock, write_lock};
 use libp2p::{
     Multiaddr, PeerId,
     multiaddr::Protocol,
@@ -22,7 +23,7 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use std::{sync::PoisonError, time::Instant};
+use std::time::Instant;
 
 impl Driver {
     // --- The mesh
@@ -34,12 +35,9 @@ impl Driver {
         decide: impl FnOnce(&mut mesh::Mesh, &View<'_>) -> T,
     ) -> T {
         let (shared, streams) = (&self.shared, &self.swarm.behaviour().inner.streams);
-        let book = shared.book.read().unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&shared.book);
         let wanted = {
-            let ring = shared
-                .ring_neighbours
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
+            let ring = read_lock(&shared.ring_neighbours);
             let limits = (shared.me, shared.full_mesh);
             mesh::wanted(&book, &ring, limits, self.mesh.round(now))
         };
@@ -93,11 +91,7 @@ impl Driver {
                     self.search_or_give_up(member);
                 }
                 Action::Unreachable(member) => {
-                    self.shared
-                        .book
-                        .write()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .failed(member);
+                    write_lock(&self.shared.book).failed(member);
                     self.search_or_give_up(member);
                 }
                 Action::Close(id) => drop(self.swarm.close_connection(id)),
@@ -107,12 +101,7 @@ impl Driver {
                         self.open(member, waiter, false);
                     }
                 }
-                Action::Pin(members) => self
-                    .shared
-                    .book
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .pin(members),
+                Action::Pin(members) => write_lock(&self.shared.book).pin(members),
                 Action::Refresh(place) => self.refresh(place),
                 Action::Probe(member) => self.probe(member),
             }
@@ -151,12 +140,7 @@ impl Driver {
                 .await
             {
                 Ok(_) => {
-                    if let Some(online) = shared
-                        .online
-                        .write()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .get_mut(&member)
-                    {
+                    if let Some(online) = write_lock(&shared.online).get_mut(&member) {
                         online.rtt = Some(started.elapsed());
                     }
                 }
@@ -272,11 +256,7 @@ impl Driver {
     }
 
     pub(super) fn addresses_of(&self, member: MemberId) -> Vec<Multiaddr> {
-        let book = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&self.shared.book);
         let me = *self.swarm.local_peer_id();
         let told = book
             .get(member)

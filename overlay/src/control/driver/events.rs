@@ -1,6 +1,7 @@
 //! Handles the swarm's events: connections, proofs, listeners and addresses.
 
 use super::{Driver, mesh::Input};
+use crate::write_lock;
 use crate::{
     control::{
         ControlEvent,
@@ -20,10 +21,7 @@ use libp2p::{
     relay,
     swarm::{ConnectionId, SwarmEvent},
 };
-use std::{
-    sync::PoisonError,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 impl Driver {
     pub(super) fn on_swarm(&mut self, event: SwarmEvent<GateEvent<InnerBehaviourEvent>>) {
@@ -172,11 +170,7 @@ impl Driver {
         self.mesh.handle(Instant::now(), Input::Proved { peer, id });
         self.replaced(member, connection);
         let certificate = proved.contact.certificate.clone();
-        self.shared
-            .certificates
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(member, certificate);
+        write_lock(&self.shared.certificates).insert(member, certificate);
         let first = self.refresh_online(peer, member, proved.rtt);
         for waiter in self.waiting.remove(&member).unwrap_or_default() {
             self.open(member, waiter, false);
@@ -198,11 +192,7 @@ impl Driver {
 
     /// Sends a member that has just connected the contacts and revocations that it lacks.
     fn tell_what_it_lacks(&self, member: MemberId, proved: &ProvedPeer) {
-        let mut book = self
-            .shared
-            .book
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut book = write_lock(&self.shared.book);
         book.alive(member);
         // Digests first, because the contact just shown is about to change this node's. Members of
         // a large network never know the same contacts: a member with a full mesh of them has
@@ -274,11 +264,7 @@ impl Driver {
         self.refresh_online(peer, member, None);
         if self.mesh.best_link(&peer).is_none() {
             self.dial_instead(member, connection);
-            self.shared
-                .certificates
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&member);
+            write_lock(&self.shared.certificates).remove(&member);
             tracing::info!(%member, "a member is disconnected");
             self.shared.found.left(member);
             let _ = self.shared.events.send(ControlEvent::Disconnected(member));
@@ -292,11 +278,7 @@ impl Driver {
     /// Publishes which members are connected and how. True if the member was not before.
     fn refresh_online(&mut self, peer: PeerId, member: MemberId, rtt: Option<Duration>) -> bool {
         let best = self.mesh.best_link(&peer).map(|l| l.address.clone());
-        let mut online = self
-            .shared
-            .online
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut online = write_lock(&self.shared.online);
         match best {
             Some(address) => {
                 let relayed = relay_of(&address).and_then(|relay| member_of(&relay));

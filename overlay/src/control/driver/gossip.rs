@@ -12,9 +12,9 @@ use crate::{
     id::MemberId,
     membership::{Refusal, Revocation, Target},
 };
+use crate::{read_lock, write_lock};
 use std::{
     collections::BTreeSet,
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -75,11 +75,7 @@ impl Driver {
         let mut out: BTreeSet<MemberId> = news.revocations.iter().filter_map(named).collect();
         news.contacts = self.take_contacts(gossip.contacts);
         if !news.revocations.is_empty() {
-            let mut book = self
-                .shared
-                .book
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut book = write_lock(&self.shared.book);
             out.extend(book.retain_trusted(&trust));
         }
         if !news.contacts.is_empty() || !news.revocations.is_empty() {
@@ -110,11 +106,7 @@ impl Driver {
         let me = self.shared.me;
         let (own, others): (Vec<_>, Vec<_>) = contacts.into_iter().partition(|c| c.member() == me);
         own.iter().for_each(|c| self.on_own_contact(c));
-        let mut book = self
-            .shared
-            .book
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut book = write_lock(&self.shared.book);
         let mut news = Vec::new();
         for contact in others {
             let member = contact.member();
@@ -152,11 +144,7 @@ impl Driver {
     /// Ends all connections to former members, after a moment in which they receive the reason.
     pub(super) fn cut_untrusted(&mut self) {
         let due = Instant::now() + CUT_DELAY;
-        let certificates = self
-            .shared
-            .certificates
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let certificates = read_lock(&self.shared.certificates);
         let fallen = certificates
             .iter()
             .filter(|(_, c)| self.shared.door.trust.verify(c).is_err());

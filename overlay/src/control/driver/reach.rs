@@ -12,10 +12,10 @@ use crate::{
     },
     network_time::next_number,
 };
+use crate::{read_lock, write_lock};
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use std::{
     net::SocketAddr,
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -34,11 +34,7 @@ impl Driver {
                     .to_string()
             })
             .collect();
-        *self
-            .shared
-            .listening
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = listeners;
+        *write_lock(&self.shared.listening) = listeners;
         self.publish_at
             .get_or_insert(Instant::now() + PUBLISH_DELAY);
     }
@@ -109,21 +105,13 @@ impl Driver {
         self.published = now.clone();
         // The newest sequence number that any member may have: this run's last, the previous run's,
         // or one in a contact that came back to us.
-        let newest = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        let newest = read_lock(&self.shared.book)
             .get(self.shared.me)
             .map(|c| c.seq);
         let seq = next_number(newest.max(told).max(self.overtaken));
         let contact = Contact::sign(&self.identity, self.certificate.clone(), now.0, now.1, seq);
         self.shared.door.set_contact(contact.clone());
-        self.shared
-            .book
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(contact.clone(), &self.shared.door.trust);
+        write_lock(&self.shared.book).insert(contact.clone(), &self.shared.door.trust);
         self.tell_all(
             None,
             &Gossip {
@@ -144,17 +132,8 @@ impl Driver {
         if now < self.started + RESERVE_AFTER || self.reservations.len() >= RESERVATIONS {
             return;
         }
-        let online = self
-            .shared
-            .online
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let book = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let online = read_lock(&self.shared.online).clone();
+        let book = read_lock(&self.shared.book);
         let mut relays: Vec<_> = online
             .iter()
             .filter(|(member, seen)| {
@@ -187,11 +166,7 @@ impl Driver {
     /// The address by which others reach a relay: its public one if it publishes one, else the one
     /// of our connection.
     pub(super) fn relay_address(&self, relay: PeerId) -> Option<Multiaddr> {
-        let book = self
-            .shared
-            .book
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let book = read_lock(&self.shared.book);
         let told = book
             .get(member_of(&relay)?)?
             .addresses

@@ -2,13 +2,10 @@
 //! and connections go on meanwhile.
 
 use super::Driver;
+use crate::write_lock;
 use crate::{control::shared::Shared, durable::write_atomically};
 use futures::{FutureExt, future::BoxFuture};
-use std::{
-    io,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
 /// How long the end waits for the disk. Reason: the book is a cache.
@@ -24,11 +21,7 @@ pub struct Saving {
 
 /// Starts to write the book if it has changed.
 fn begin(shared: &Arc<Shared>) -> Option<JoinHandle<io::Result<()>>> {
-    let (file, content) = shared
-        .book
-        .write()
-        .unwrap_or_else(PoisonError::into_inner)
-        .changed()?;
+    let (file, content) = write_lock(&shared.book).changed()?;
     Some(tokio::task::spawn_blocking(move || {
         write_atomically(&file, &content, 0o644)
     }))
@@ -56,11 +49,7 @@ impl Driver {
             Some(Ok(Err(error))) => error.to_string(),
             Some(Err(error)) => error.to_string(),
         };
-        self.shared
-            .book
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .unsaved();
+        write_lock(&self.shared.book).unsaved();
         if let Some(times) = self.saving.failures.again(&failure) {
             tracing::warn!(times, "the peer cache cannot be written: {failure}");
         }

@@ -10,6 +10,7 @@ use super::{
     listening::FrameListener,
     port::{Port, Ports},
 };
+use crate::lock;
 use crate::{
     id::VmId,
     link::{frame::wire_epoch, wire::TAG_LEN},
@@ -17,7 +18,6 @@ use crate::{
         core::Inner,
         error::Error,
         io::{packet_socket::PacketSocket, priority, wake::Stop},
-        lock::lock,
         scratch::Scratch,
         send::{HEAD, Segments},
         shape::{

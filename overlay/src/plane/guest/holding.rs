@@ -7,10 +7,11 @@
 //! A packet that the guest did see arrives twice; IP allows that, and TCP drops it by its sequence
 //! number.
 
+use crate::lock;
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -40,7 +41,7 @@ struct KeptPackets {
 
 impl Holding {
     fn lock(&self) -> MutexGuard<'_, KeptPackets> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// Remembers packets given to the guest for a moment from now on.

@@ -1,7 +1,7 @@
 //! How a port's thread finds the answer to a proof's question among the guest's frames.
 
 use super::{config::GuestPort, neighbour::is_answer};
-use crate::plane::lock::lock;
+use crate::lock;
 use std::{
     sync::{
         Mutex,

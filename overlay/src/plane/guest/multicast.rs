@@ -5,7 +5,8 @@
 //!
 //! IPv6's link-local sources are not carried: a guest may send from its own addresses only.
 
-use crate::{id::MemberId, plane::lock::lock};
+use crate::id::MemberId;
+use crate::lock;
 use arc_swap::ArcSwapOption;
 use std::{
     sync::{

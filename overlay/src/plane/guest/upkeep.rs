@@ -8,7 +8,8 @@ use super::{
     care::{Care, mute_host_stack},
     port::Port,
 };
-use crate::plane::{core::Inner, interface::repairs::RepairLine, lock::lock};
+use crate::lock;
+use crate::plane::{core::Inner, interface::repairs::RepairLine};
 use p2pvm_host::{device, links::Link};
 use std::{
     io,

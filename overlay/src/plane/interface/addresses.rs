@@ -6,7 +6,8 @@ use super::{
     proof::ProofFailure,
     wanted::WantedDevice,
 };
-use crate::plane::{core::Inner, error::Error, lock::lock};
+use crate::lock;
+use crate::plane::{core::Inner, error::Error};
 use p2pvm_host::device;
 use std::{
     io,

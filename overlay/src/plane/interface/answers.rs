@@ -1,7 +1,7 @@
 //! How the TUN's thread finds the answer to a proof's question among what the host sends.
 
 use super::probe;
-use crate::plane::lock::lock;
+use crate::lock;
 use std::{
     sync::{
         Mutex,

@@ -2,7 +2,7 @@
 //! the kernel sends into the TUN would be sealed and sent again, without end. The TUN's thread
 //! drops it, counts it, and logs its destination once a minute.
 
-use crate::plane::lock::lock;
+use crate::lock;
 use std::{
     net::SocketAddr,
     sync::{

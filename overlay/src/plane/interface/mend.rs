@@ -8,10 +8,10 @@
 //! optional: while it is switched off the IPv6 address is left out, and added when it comes back.
 
 use super::{proof::ProofFailure, wanted::WantedDevice};
+use crate::lock;
 use crate::plane::{
     core::Inner,
     io::{device, moved_device},
-    lock::lock,
 };
 use p2pvm_host::{
     device as host,

@@ -7,9 +7,10 @@ use super::{
     probe,
     proof::{Proof, ProofFailure, Question},
 };
+use crate::lock;
 use crate::{
     id::MemberId,
-    plane::{core::Inner, handle::Plane, lock::lock, tasks::Task},
+    plane::{core::Inner, handle::Plane, tasks::Task},
 };
 use p2pvm_host::{device, links::links};
 use std::{

@@ -9,7 +9,8 @@
 //! what others changed of the TUN and of guests' ports ([`super::mend`]), and does for other
 //! threads what has to be done in the plane's network namespace ([`crate::plane::tasks`]).
 
-use crate::plane::{core::Inner, lock::lock, shape::packet::is_unicast, tasks::Task};
+use crate::lock;
+use crate::plane::{core::Inner, shape::packet::is_unicast, tasks::Task};
 use nix::{
     errno::Errno,
     sys::socket::{

@@ -11,12 +11,13 @@
 //! unknown address, its NAT's mapping for that port, is answered from the second port too.
 
 use super::udp::Udp;
+use crate::{read_lock, write_lock};
 use arc_swap::ArcSwapOption;
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -106,10 +107,7 @@ impl SecondPort {
     /// Returns an address that was heard at the first port to it, unless the second has lately
     /// tried or heard it. True if it was returned.
     pub fn return_to_first(&self, address: &SocketAddr, now: Instant) -> bool {
-        let mut known = self
-            .addresses
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_lock(&self.addresses);
         let is_stale = known
             .get(address)
             .is_some_and(|at| now.saturating_duration_since(*at) >= LEAST_STAY)
@@ -123,18 +121,12 @@ impl SecondPort {
 
     /// Whether the address has been given to the second port.
     pub fn has(&self, addr: &SocketAddr) -> bool {
-        self.addresses
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(addr)
+        read_lock(&self.addresses).contains_key(addr)
     }
 
     /// Gives addresses to the second port, or notes that they are in use.
     pub fn add(&self, addresses: impl IntoIterator<Item = SocketAddr>, now: Instant) {
-        let mut known = self
-            .addresses
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_lock(&self.addresses);
         known.retain(|_, at| now.saturating_duration_since(*at) < ADDRESS_LIFE);
         for address in addresses {
             if known.len() < MAX_ADDRESSES || known.contains_key(&address) {
@@ -146,12 +138,7 @@ impl SecondPort {
 
     /// Notes that something came from an address of the second port.
     pub fn note(&self, address: &SocketAddr, now: Instant) {
-        let known = self
-            .addresses
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(address)
-            .copied();
+        let known = read_lock(&self.addresses).get(address).copied();
         if known.is_some_and(|at| now.saturating_duration_since(at) >= NOTED_EVERY) {
             self.add([*address], now);
         }
@@ -159,10 +146,7 @@ impl SecondPort {
 
     /// Returns all addresses to the first port, and lets go of `udp` unless it has been replaced.
     pub fn close(&self, udp: &Arc<Udp>) {
-        self.addresses
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        write_lock(&self.addresses).clear();
         self.is_used.store(false, Ordering::Relaxed);
         self.socket.rcu(|current| {
             current
@@ -174,10 +158,7 @@ impl SecondPort {
 
     /// Whether there is no address, or none that was heard lately.
     pub fn is_idle(&self, now: Instant) -> bool {
-        let known = self
-            .addresses
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let known = read_lock(&self.addresses);
         known
             .values()
             .all(|at| now.saturating_duration_since(*at) >= ADDRESS_LIFE)
@@ -185,10 +166,7 @@ impl SecondPort {
 
     /// Returns addresses to the first port.
     pub fn remove(&self, addresses: &[SocketAddr]) {
-        let mut known = self
-            .addresses
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_lock(&self.addresses);
         known.retain(|address, _| !addresses.contains(address));
         self.is_used.store(!known.is_empty(), Ordering::Relaxed);
     }

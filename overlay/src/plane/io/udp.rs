@@ -2,6 +2,7 @@
 //! GRO (quinn-udp).
 
 use super::second_port::SecondPort;
+use crate::lock;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
@@ -10,7 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -219,7 +220,7 @@ impl Udp {
 
     fn goes_singly(&self, to: &IpAddr) -> bool {
         self.some_singly.load(Ordering::Relaxed) && {
-            let ways = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
+            let ways = lock(&self.singly);
             ways.get(to)
                 .is_some_and(|since| since.elapsed() < SINGLY_FOR)
         }
@@ -227,7 +228,7 @@ impl Udp {
 
     /// Remembers that datagrams to this address do not leave together, and logs it the first time.
     fn note_singly(&self, to: IpAddr, error: &io::Error) {
-        let mut ways = self.singly.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ways = lock(&self.singly);
         if ways.len() >= MAX_SINGLY && !ways.contains_key(&to) {
             return;
         }

@@ -1,7 +1,7 @@
 //! How threads are woken: for a descriptor or the plane's end, whichever comes first, and by each
 //! other.
 
-use crate::plane::lock::lock;
+use crate::lock;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},

@@ -1,6 +1,7 @@
 //! Handshakes: those that the connector carries, and those that come as datagrams.
 
 use super::{arrival::Arrival, peer::Peer};
+use crate::lock;
 use crate::{
     id::MemberId,
     identity::LinkKey,
@@ -10,7 +11,7 @@ use crate::{
         frame::Frame,
         wire::{self, Datagram},
     },
-    plane::{core::Inner, error::Error, lock::lock, scratch::Scratch, types::Path},
+    plane::{core::Inner, error::Error, scratch::Scratch, types::Path},
     ring::Position,
 };
 use std::{sync::Arc, time::Instant};

@@ -3,7 +3,7 @@
 //! A change of addresses is noticed by [`crate::plane::interface::watch`]; sleep by comparing two
 //! clocks, one of which counts sleep.
 
-use crate::plane::lock::lock;
+use crate::lock;
 use nix::time::{ClockId, clock_gettime};
 use std::{
     sync::Mutex,

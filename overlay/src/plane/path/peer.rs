@@ -2,6 +2,7 @@
 //! link comes up.
 
 use super::paths::{Activity, Paths};
+use crate::lock;
 use crate::{
     id::MemberId,
     link::{
@@ -10,7 +11,6 @@ use crate::{
         session::OVERHEAD,
     },
     plane::{
-        lock::lock,
         shape::{pieces::Pieces, pmtu::Pmtu},
         types::{Path, PathInfo},
     },

@@ -1,7 +1,8 @@
 //! Answers that callers of the plane wait for.
 
 use super::arrival::Arrival;
-use crate::{plane::lock::lock, stun::TransactionId};
+use crate::lock;
+use crate::stun::TransactionId;
 use std::{collections::HashMap, net::SocketAddr, sync::Mutex, time::Instant};
 use tokio::sync::oneshot;
 

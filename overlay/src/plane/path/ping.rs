@@ -1,10 +1,11 @@
 //! Pings that a user asks for.
 
 use super::pending::USER_PING;
+use crate::lock;
 use crate::{
     id::MemberId,
     link::frame::Frame,
-    plane::{core::Inner, error::Error, io::udp::Batch, lock::lock, types::Pong},
+    plane::{core::Inner, error::Error, io::udp::Batch, types::Pong},
 };
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;

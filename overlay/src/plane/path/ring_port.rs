@@ -1,8 +1,8 @@
 //! What the plane keeps of the ring: the neighbours, and the queue to the ring's driver.
 
+use crate::lock;
 use crate::{
     id::MemberId,
-    plane::lock::lock,
     ring::{Header, Mode, Node, Packet, Position, RingHop, Table},
 };
 use arc_swap::ArcSwap;

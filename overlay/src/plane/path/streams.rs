@@ -1,9 +1,10 @@
 //! Datagrams over a stream of the control plane, which the connector opens.
 
 use super::{arrival::Arrival, peer::SendPath};
+use crate::lock;
 use crate::{
     id::MemberId,
-    plane::{core::Inner, lock::lock, types::Path},
+    plane::{core::Inner, types::Path},
 };
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc;

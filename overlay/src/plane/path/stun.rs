@@ -1,7 +1,8 @@
 //! How this host's addresses look from outside, by STUN (RFC 8489).
 
+use crate::lock;
 use crate::{
-    plane::{core::Inner, io::second_port::UdpSource, lock::lock},
+    plane::{core::Inner, io::second_port::UdpSource},
     stun,
 };
 use std::{net::SocketAddr, time::Duration};
