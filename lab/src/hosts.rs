@@ -43,31 +43,31 @@ macro_rules! programs {
 
 programs! {
     /// Docker's daemon: policy drop for forwarding, `DOCKER-USER`, address translation.
-    DOCKER = "docker" in "docker.sh";
+    DOCKER = "docker" in "hosts/docker.sh";
     /// firewalld with its default zone: packets of unknown interfaces are refused, forwarded ones
     /// as well.
-    FIREWALLD = "firewalld" in "firewalld.sh";
+    FIREWALLD = "firewalld" in "hosts/firewalld.sh";
     /// ufw, enabled with its defaults: drops unsolicited incoming packets and all forwarded ones.
-    UFW = "ufw" in "ufw.sh";
+    UFW = "ufw" in "hosts/ufw.sh";
     /// libvirt's daemon with its default network: a bridge, address translation, dnsmasq.
-    LIBVIRT = "libvirt" in "libvirt.sh";
+    LIBVIRT = "libvirt" in "hosts/libvirt.sh";
     /// A firewall of legacy iptables, IPv4 and IPv6: drops incoming and forwarded packets.
-    IPTABLES_LEGACY = "iptables-legacy" in "iptables.sh";
+    IPTABLES_LEGACY = "iptables-legacy" in "hosts/iptables.sh";
     /// The same firewall by iptables-nft.
-    IPTABLES_NFT = "iptables-nft" in "iptables.sh";
+    IPTABLES_NFT = "iptables-nft" in "hosts/iptables.sh";
     /// The same firewall by nft, in a table that no other program manages.
-    NFTABLES = "nftables" in "nftables.sh";
+    NFTABLES = "nftables" in "hosts/nftables.sh";
     /// Podman's netavark with podman's default network: a bridge, address translation, a table of
     /// its own.
-    NETAVARK = "netavark" in "netavark.sh";
+    NETAVARK = "netavark" in "hosts/netavark.sh";
     /// The chains of kube-proxy and a bridge CNI plug-in, with policy drop for forwarding.
-    KUBERNETES = "kubernetes" in "kubernetes.sh";
+    KUBERNETES = "kubernetes" in "hosts/kubernetes.sh";
     /// systemd-resolved with its stub, as Debian sets it up.
-    RESOLVED = "resolved" in "resolved.sh";
+    RESOLVED = "resolved" in "hosts/resolved.sh";
     /// openresolv, whose `resolvconf` writes `/etc/resolv.conf`.
-    OPENRESOLV = "openresolv" in "openresolv.sh";
+    OPENRESOLV = "openresolv" in "hosts/openresolv.sh";
     /// A DHCP client without a manager of names: it rewrites `/etc/resolv.conf` every few seconds.
-    DHCP_REWRITES = "dhcp-rewrites" in "dhcp-rewrites.sh";
+    DHCP_REWRITES = "dhcp-rewrites" in "hosts/dhcp-rewrites.sh";
 }
 
 impl Program {

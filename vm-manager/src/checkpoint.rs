@@ -37,5 +37,5 @@ impl SavedVm {
 }
 
 #[cfg(test)]
-#[path = "saved_golden_tests.rs"]
+#[path = "checkpoint/saved_golden_tests.rs"]
 mod golden_tests;
