@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_waits_for_its_parent_is_dead_and_one_that_was_reaped_too() {
+    fn a_process_is_dead_before_and_after_it_is_reaped() {
         assert!(is_dead("7 (p2pvm) Z 1 7") && is_dead("") && !is_dead("7 (p2pvm Z) S 1 7"));
         assert!(lives(std::process::id()));
         let mut child = std::process::Command::new("true").spawn().unwrap();

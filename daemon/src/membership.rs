@@ -239,8 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_decided_otherwise_later_is_told_from_what_is_refused_for_good_whatever_it_says()
-    {
+    fn a_refusal_for_good_differs_from_one_that_may_change() {
         // The words of the one in the mouth of the other change nothing.
         let twisted = Refusal::BadDocument("the admission could not be decided".to_owned());
         for refusal in [

@@ -148,7 +148,7 @@ async fn a_vm_moves_in_no_epoch_beyond_the_last() {
 }
 
 #[tokio::test]
-async fn a_moved_vm_resolves_to_its_new_holder_and_the_old_one_cannot_take_it_back() {
+async fn a_moved_vms_address_cannot_be_taken_back_by_its_old_holder() {
     let (records, dir) = (
         Arc::new(MemoryRecords::default()),
         tempfile::tempdir().unwrap(),
@@ -254,7 +254,7 @@ async fn the_loser_of_a_healed_partition_learns_it_and_draws_again() {
 }
 
 #[tokio::test]
-async fn a_lease_that_ran_out_is_renewed_if_nobody_took_it_and_released_ones_are_free() {
+async fn an_expired_untaken_lease_is_renewed_and_released_ones_are_free() {
     let (records, dir) = (
         Arc::new(MemoryRecords::default()),
         tempfile::tempdir().unwrap(),

@@ -441,8 +441,7 @@ fn with_a_third_of_the_members_replaced_records_are_found_and_addresses_unique()
 }
 
 #[test]
-fn after_a_partition_of_halves_each_address_has_one_holder_within_a_renewal_and_no_record_is_lost()
-{
+fn after_a_partition_each_address_has_one_holder_and_no_lost_record() {
     let rows: Vec<(u64, Figures)> = seeds(10..13)
         .into_iter()
         .map(|seed| (seed, run(seed, Some((120, 420)))))

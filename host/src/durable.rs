@@ -40,7 +40,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_file_is_replaced_as_a_whole_with_its_mode_and_nothing_is_left_beside_it() {
+    fn a_file_is_replaced_whole_with_its_mode_and_no_leftovers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kept.json");
         for content in ["a long first content", "short"] {

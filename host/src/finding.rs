@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_each_second_is_said_once_a_minute_and_what_stays_is_said() {
+    fn a_flapping_finding_is_logged_once_a_minute_a_lasting_one_once() {
         let (mut kept, start, bad) = (
             BoardState::default(),
             Instant::now(),

@@ -315,7 +315,7 @@ fn what_nobody_filters_is_not_blocked_and_nonsense_is_read_without_a_panic() {
 }
 
 #[test]
-fn ufw_drops_what_is_for_nobody_here_and_lets_in_what_is_for_this_machine() {
+fn ufw_drops_what_is_for_nobody_and_lets_in_our_own() {
     let fib = |flags: Value, kind: &str| {
         json!({ "match": { "op": "==", "left": { "fib": { "result": "type", "flags": flags } },
             "right": kind } })

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_persons_own_rule_lets_packets_in_and_the_advised_one_is_such_a_rule() {
+    fn the_advised_rule_lets_packets_in_as_a_persons_own_does() {
         let chain = "-P FORWARD DROP\n-A FORWARD -i eth0 -j ACCEPT\n";
         for (way, packet) in [
             (Traffic::In, packet("p2pvm0", Some("lan0"))),

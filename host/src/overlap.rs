@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_in_the_way_is_named_with_what_it_is_in_the_way_of() {
+    fn a_subnet_in_the_way_is_named_with_what_it_hides() {
         let links = [
             link(1, "lo", "127.0.0.1", 8),
             link(2, "eth0", "10.0.2.15", 24),

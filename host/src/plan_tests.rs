@@ -505,7 +505,7 @@ fn text(steps: &[Step]) -> String {
 }
 
 #[test]
-fn only_a_lan_that_did_not_forward_is_guarded_and_only_while_nobody_else_forwards() {
+fn a_lan_is_guarded_only_while_it_forwards_because_of_us() {
     let guard = "iifname { \"lan0\" } oifname != { \"p2pvm0\" } drop";
     let (wanted, mut seen) = offering(false);
     let steps = plan(&wanted, &seen);

@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_is_read_back_as_it_was_made_and_others_rules_are_not_ours() {
+    fn our_rules_are_read_back_as_made_and_others_stay_theirs() {
         let sockets = [Sockets::Udp(4002), Sockets::Tcp(4001), Sockets::Marked];
         let own = sockets.map(Rule::Around).into_iter();
         let own = own.chain(sockets.map(Rule::Past));

@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_interfaces_of_a_chain_are_read_where_nft_leaves_them_out_of_its_json() {
+    fn a_chains_interfaces_are_found_although_nfts_json_lacks_them() {
         // As nft 1.0.6 prints both.
         let chain = |hook: &str| {
             let chain = format!(

@@ -8,7 +8,7 @@ use p2pvm_host::{
 use std::{process::Command, thread};
 
 #[test]
-fn a_device_on_a_nodev_mount_is_named_with_the_command_that_helps_and_that_command_helps() {
+fn a_device_on_a_nodev_mount_is_named_with_a_working_command() {
     let tried = thread::spawn(|| {
         use nix::sched::{CloneFlags, unshare};
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("this test needs root");

@@ -192,7 +192,7 @@ fn a_route_by_the_own_gateway_stays_out_of_an_accepted_one_around_it() {
 }
 
 #[test]
-fn what_a_vpn_reaches_by_a_table_of_its_own_is_in_the_way_as_what_main_reaches() {
+fn a_vpns_own_table_is_in_the_way_as_main_is() {
     inside(|| {
         let _vpn = Elsewhere::new("vpn", "wg0", "10.0.0.1/24", "10.0.0.2/24");
         let subnet = (Ipv4Addr::new(10, 50, 0, 0), 16);
@@ -381,7 +381,7 @@ fn networks_that_offer_through_one_lan_undo_only_their_own_part() {
 }
 
 #[test]
-fn of_two_networks_with_a_route_to_one_lan_the_one_whose_router_answers_leads_there() {
+fn of_two_routes_to_one_lan_the_answering_router_leads_there() {
     inside(|| {
         let lan = "192.168.50.0/24";
         let before = snapshot();

@@ -136,7 +136,7 @@ fn check_revived_rules_are_removed(firewall: &str, saved: &str, dump: &str) {
 }
 
 #[test]
-fn rules_that_somebody_saved_and_loaded_again_are_there_once_and_none_when_p2pvm_has_gone() {
+fn saved_and_reloaded_rules_are_there_once_and_none_after_p2pvm() {
     let iptables = "iptables-nft-save >DIR/f; iptables-nft-restore <DIR/f";
     let beside = "iptables-nft-save >DIR/f; iptables-nft-restore --noflush <DIR/f";
     let nft = "nft list ruleset >DIR/f; nft -f DIR/f";
@@ -334,7 +334,7 @@ const DROPPED_AT_HOOKS: [(&str, &str); 8] = [
 ];
 
 #[test]
-fn what_drops_packets_at_any_other_hook_is_named_left_alone_and_its_command_helps() {
+fn a_drop_at_another_hook_is_named_and_its_command_helps() {
     inside(|| {
         let _lan = Elsewhere::new("hooks", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         sh("nft -f - <<E
@@ -378,7 +378,7 @@ iptables-legacy -t mangle -A OUTPUT -o p2pvm0 -j DROP; iptables-nft -t raw -A PR
 }
 
 #[test]
-fn what_may_not_be_opened_is_named_with_commands_that_help_as_they_are_typed() {
+fn a_closed_firewall_is_named_with_commands_that_help_as_typed() {
     for (name, chains, programs) in [
         (
             "dock",

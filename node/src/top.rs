@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_and_an_answer_change_the_model_and_name_what_is_to_be_done() {
+    fn a_key_or_answer_changes_the_model_and_names_the_work() {
         let mut model = Model::new(Theme::PLAIN, Options::default());
         assert_eq!(
             take(&mut model, News::Key(Key::Char('l'))),

@@ -146,7 +146,7 @@ fn a_member_whose_clock_is_wrong_or_jumps_keeps_its_packets_names_and_address() 
 }
 
 #[test]
-fn a_member_that_starts_again_with_its_clock_set_right_is_heard_though_it_was_years_ahead() {
+fn a_member_years_ahead_is_heard_after_its_clock_is_corrected() {
     let lab = lab("ahead", &public_sites(&["a", "b", "wrong"], 10.0));
     network(&lab, &["a", "b"]);
     let invite = lab.invite("a", 1).unwrap();

@@ -174,7 +174,7 @@ fn the_screen_says_when_the_daemon_is_away_and_returns_by_itself() {
 }
 
 #[test]
-fn a_console_shows_its_new_networks_invite_and_moves_to_another_network_by_a_typed_one() {
+fn a_console_shows_its_invite_and_joins_by_a_typed_one() {
     let lab = lab("tty", &public_sites(&["a", "b"], 20.0));
     lab.found("a", "lab").unwrap();
     lab.found("b", "own").unwrap();
@@ -213,7 +213,7 @@ fn a_console_shows_its_new_networks_invite_and_moves_to_another_network_by_a_typ
 }
 
 #[test]
-fn the_doctor_looks_with_and_without_a_daemon_and_fails_where_something_needed_is_missing() {
+fn the_doctor_looks_without_a_daemon_and_fails_for_what_is_missing() {
     let lab = lab("doctor", &public_sites(&["a"], 5.0));
     let examine = |code: i32| {
         let (got, out, said) = lab.try_p2pvm("a", &["--json", "doctor"]).unwrap();
@@ -368,7 +368,7 @@ fn hear(ear: &UnixDatagram, limit: Duration, done: impl Fn(&str) -> bool) -> Opt
 }
 
 #[test]
-fn the_service_manager_hears_of_readiness_of_life_only_while_the_daemon_lives_and_of_its_end() {
+fn the_service_manager_hears_of_readiness_life_and_end() {
     let lab = lab("notify", &public_sites(&["a"], 5.0));
     lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
     let path = lab.dir("a").unwrap().join("notify");

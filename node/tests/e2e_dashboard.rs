@@ -631,7 +631,7 @@ rtt_ms = 38
 "#;
 
 #[test]
-fn a_person_with_a_browser_sees_the_network_moves_a_vm_by_dragging_it_and_types_into_its_console() {
+fn a_browser_shows_the_network_drags_a_vm_and_types_into_it() {
     let lab = lab("browser", SITES);
     let hosts = ["paris", "london", "lyon", "madrid"];
     for host in hosts {
@@ -710,7 +710,7 @@ fn browse(lab: &Lab, door: &Door, from: &str, script: &str) -> usize {
 }
 
 #[test]
-fn a_person_with_a_browser_gives_up_a_move_and_takes_a_vm_back_to_a_snapshot_on_another_member() {
+fn a_browser_cancels_a_move_and_restores_a_vm_elsewhere() {
     // A move takes so long on these links that it can be given up.
     let lab = lab(
         "rescue",

@@ -73,7 +73,7 @@ fn the_troubleshooting_page_shows_what_the_program_says() {
 }
 
 #[test]
-fn every_command_in_the_pages_is_run_or_says_why_not_and_is_one_that_the_program_takes() {
+fn every_command_in_the_pages_is_valid_and_run_or_excused() {
     let mut not_run = 0;
     for name in RUN {
         let page = Page::read(name);

@@ -231,7 +231,7 @@ fn a_firewall_by_iptables_nft_is_opened_or_doctor_says_what_helps() {
 }
 
 #[test]
-fn a_firewall_by_nft_is_left_alone_and_doctor_says_what_it_drops_and_what_helps() {
+fn a_firewall_by_nft_is_left_alone_and_named_with_what_helps() {
     let named = Named {
         broken: &[TCP, TCP6, LAN_PING, LAN_TCP],
         findings: &[

@@ -218,7 +218,7 @@ fn tokens_open_what_the_owner_gave(lab: &Lab) {
 }
 
 #[test]
-fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network_is_open() {
+fn a_member_manages_anothers_vms_only_in_an_open_network() {
     let lab = lab("rights", &public_sites(&["a", "b", "c"], 10.0));
     let dir = lab.dir("a").unwrap();
     let (key, offered) = (dir.join("root.key"), dir.join("offered"));

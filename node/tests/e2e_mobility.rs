@@ -306,7 +306,7 @@ fn a_restarted_network_finds_together_without_the_members_it_joined_through() {
 }
 
 #[test]
-fn a_relay_that_dies_is_replaced_under_a_tcp_stream_and_the_unwilling_are_not_asked() {
+fn a_dead_relay_is_replaced_under_tcp_by_a_willing_one() {
     let mut lab = lab(
         "relays",
         r#"

@@ -107,7 +107,7 @@ fn a_daemon_tells_each_kind_of_nat_from_the_others() {
 }
 
 #[test]
-fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
+fn a_mapped_port_is_used_by_others_and_returned_at_the_end() {
     let lab = world(
         "portmap",
         "[[site]]\nname='home'\nnat='symmetric'\nupnp=true\n[[site]]\nname='strict'\n\
@@ -137,7 +137,7 @@ fn a_port_is_mapped_by_the_router_used_by_others_and_given_back_at_the_end() {
 }
 
 #[test]
-fn a_network_of_homes_lets_others_in_where_the_founders_router_maps_ports_or_forwards_them() {
+fn a_network_of_homes_admits_joiners_through_the_founders_router() {
     let homes = "[[site]]\nname='asked'\nnat='port-restricted'\nupnp=true\n[[site]]\nname='told'\n\
         nat='port-restricted'\n\
                  [[site]]\nname='one'\nnat='port-restricted'\n[[site]]\nname='two'\n\

@@ -222,7 +222,7 @@ fn on_odd_machines_all_works_and_they_are_as_they_were_afterwards() {
 }
 
 #[test]
-fn a_stream_goes_on_while_two_hundred_interfaces_come_and_go_and_the_uplink_is_renamed() {
+fn a_stream_survives_two_hundred_interfaces_and_a_renamed_uplink() {
     let measurement = Measurement::begin("hosts", COMMAND);
     let Some(stage) = Stage::raise("churn") else {
         return;
@@ -388,7 +388,7 @@ fn packets_and_control_do_not_wait_for_a_disks_slow_sync() {
 }
 
 #[test]
-fn a_member_with_ipv6_alone_and_a_network_of_such_members_do_all_that_others_do() {
+fn members_with_ipv6_alone_do_all_that_others_do() {
     let cases = [
         ("six", ["dual", "only", "dual"]),
         ("sixes", ["only", "only", "only"]),

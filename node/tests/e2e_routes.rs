@@ -326,7 +326,7 @@ fn a_lan_behind_other_firewalls_is_reached_or_the_chain_is_named() {
 }
 
 #[test]
-fn of_two_members_that_offer_a_lan_the_other_is_used_when_the_first_dies() {
+fn the_second_router_of_a_lan_is_used_when_the_first_dies() {
     let lab = lab("failover", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
     let _lans = ["b", "c"].map(|host| Lan::new(&lab, host));

@@ -201,7 +201,7 @@ const VPN: &str = "ip tuntap add vpn0 mode tun && ip link set vpn0 up && ip rout
                    suppress_prefixlength 0";
 
 #[test]
-fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_it() {
+fn a_vpn_taking_all_packets_is_named_with_rules_that_work() {
     let lab = lab("vpn", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     until_well(&lab, "b");
@@ -236,7 +236,7 @@ fn a_vpn_that_leads_all_packets_away_is_named_and_the_advised_rules_lead_around_
 }
 
 #[test]
-fn a_member_that_was_revoked_while_it_was_down_is_told_so_and_is_not_called_up() {
+fn a_member_revoked_while_down_is_told_so_and_stays_down() {
     let lab = lab("revoked", &public_sites(&["a", "b", "c"], 20.0));
     network(&lab, &["a", "b", "c"]);
     lab.p2pvm("b", &["down"]).unwrap();
@@ -263,7 +263,7 @@ fn a_member_that_was_revoked_while_it_was_down_is_told_so_and_is_not_called_up()
 }
 
 #[test]
-fn a_second_daemon_a_taken_port_and_a_taken_device_are_said_with_who_has_them() {
+fn a_second_daemon_a_taken_port_or_device_is_told_with_holder() {
     let lab = lab("taken", &public_sites(&["a"], 5.0));
     lab.found("a", "lab").unwrap();
     let said = lab.p2pvm("a", &["up", "--detach"]).unwrap();
@@ -501,7 +501,7 @@ fn a_guests_interface_that_passes_nothing_is_named_with_its_cause() {
 }
 
 #[test]
-fn both_networks_of_a_machine_say_that_one_holds_the_address_of_a_member_of_the_other() {
+fn two_networks_of_a_machine_tell_of_an_address_in_both() {
     let lab = lab("holds", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
     let real = lab.testbed().host("b").unwrap().address.to_string();

@@ -35,7 +35,7 @@ fn show(lab: &Lab, host: &str) -> VmView {
 }
 
 #[test]
-fn a_vm_moves_live_while_a_client_counts_and_the_moved_one_is_found_by_name_everywhere() {
+fn a_vm_moves_live_and_is_found_by_name_everywhere() {
     let lab = lab("move", &public_sites(&["a", "b", "c"], 20.0));
     network(&lab, &["a", "b", "c"]);
     let address = create(&lab, "b");
@@ -98,7 +98,7 @@ fn a_killed_daemon_takes_its_running_guest_up_again() {
 }
 
 #[test]
-fn a_raw_image_boots_and_the_console_shows_the_guest_and_takes_what_is_typed() {
+fn a_raw_image_boots_and_its_console_shows_and_takes_text() {
     let lab = lab("console", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     let raw = lab.dir("b").unwrap().join("guest.raw");
@@ -216,7 +216,7 @@ fn a_move_that_fails_leaves_the_vm_and_its_connections_whole() {
 }
 
 #[test]
-fn a_vm_of_a_dead_host_is_restored_elsewhere_and_the_old_copy_is_fenced_when_its_host_comes_back() {
+fn a_dead_hosts_vm_is_restored_and_its_old_copy_is_fenced() {
     let lab = lab("restore", &public_sites(&["a", "b", "c", "d"], 10.0));
     network(&lab, &["a", "b", "c", "d"]);
     let address = create(&lab, "b");

@@ -108,7 +108,7 @@ fn packets(lab: &Lab, within: Duration) -> u64 {
 }
 
 #[test]
-fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_carry_it() {
+fn a_vpn_whose_server_is_a_member_does_not_carry_the_network() {
     let measurement = Measurement::begin("hosts", "cargo nextest run -p p2pvm --test e2e_vpn");
     let (mut pasts, mut backs) = (Vec::new(), Vec::new());
     let lab = lab("vpn-over", &public_sites(&["a", "b"], 5.0));
@@ -177,7 +177,7 @@ fn a_vpn_whose_server_is_reached_over_the_network_is_carried_by_it_and_does_not_
 }
 
 #[test]
-fn a_vpn_is_passed_whatever_its_rules_are_like_or_said_to_be_in_the_way() {
+fn a_vpn_is_passed_whatever_its_rules_or_named_as_an_obstacle() {
     let lab = lab("vpn-rules", &public_sites(&["a", "b"], 5.0));
     network(&lab, &["a", "b"]);
     until(&lab, "b to be well", Duration::from_secs(40), || {

@@ -114,7 +114,7 @@ fn volume(dir: &Path, label: &str, file: &str, text: &str) -> String {
 }
 
 #[test]
-fn a_bios_machine_boots_from_a_usb_stick_and_joins_by_the_cloud_init_file_on_another() {
+fn a_bios_machine_boots_from_a_usb_stick_and_joins_by_cloud_init() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let measurement = measurement();
@@ -166,7 +166,7 @@ fn a_uefi_machine_boots_from_cd_and_joins_by_its_smbios_serial() {
 }
 
 #[test]
-fn a_uefi_machine_boots_from_a_usb_stick_into_a_member_with_no_question_asked() {
+fn a_uefi_machine_boots_from_a_usb_stick_without_questions() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let measurement = measurement();
@@ -225,7 +225,7 @@ fn a_customized_iso_joins_a_plain_host_over_the_wide_area_and_is_pinged() {
 }
 
 #[test]
-fn a_bad_invite_is_refused_on_the_console_with_the_reason_and_a_typed_one_leads_into_the_network() {
+fn the_console_refuses_a_bad_invite_and_joins_by_a_typed_one() {
     let Some(iso) = iso() else { return };
     let dir = tempfile::tempdir().unwrap();
     let measurement = measurement();

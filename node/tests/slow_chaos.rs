@@ -16,7 +16,7 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 #[test]
-fn whatever_happens_to_a_host_all_is_back_within_20_s_and_nothing_stays_at_the_end() {
+fn after_any_mishap_all_is_back_within_20_s_without_leftovers() {
     let (seed, minutes) = (
         number("P2PVM_CHAOS_SEED", 1),
         number("P2PVM_CHAOS_MINUTES", 15),

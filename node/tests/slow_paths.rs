@@ -169,7 +169,7 @@ fn a_path_is_direct_again_whatever_its_routers_forget_or_become() {
 }
 
 #[test]
-fn a_flow_that_a_router_holds_on_to_as_a_black_hole_is_left_for_another() {
+fn a_flow_that_a_router_swallows_is_left_for_another() {
     let mut lab = world("stale", "nat = 'port-restricted'");
     let talk = stream(&lab, PAIR.0, PAIR.1);
     let hole = |lab: &mut Lab| stale(lab, "home");
@@ -210,7 +210,7 @@ fn udp_that_was_blocked_for_three_minutes_is_used_again_within_one() {
 }
 
 #[test]
-fn a_pair_that_was_cut_or_heard_in_one_direction_only_is_direct_again_within_a_minute() {
+fn a_pair_cut_in_one_or_both_directions_is_soon_direct_again() {
     let mut lab = world("cut", "nat = 'port-restricted'");
     let talk = stream(&lab, PAIR.0, PAIR.1);
     let office = lab
@@ -268,7 +268,7 @@ fn a_port_mapping_that_the_router_has_lost_is_there_again_within_a_minute() {
 /// when the first would do again must not take what still comes to the first for a sign that the
 /// other carries.
 #[test]
-fn a_path_whose_far_end_turned_to_another_port_in_vain_is_left_within_seconds() {
+fn a_path_whose_far_end_changed_ports_in_vain_is_left_soon() {
     const OUT: &str = "add table ip out; add chain ip out o { type filter hook output priority 0; \
         }; \
                        add rule ip out o oifname eth0 ip protocol udp drop";

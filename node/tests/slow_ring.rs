@@ -172,7 +172,7 @@ fn found_by_the_records(lab: &Lab, from: &str, to: &str) {
 }
 
 #[test]
-fn the_first_ping_to_a_member_never_met_goes_over_the_ring_and_then_directly() {
+fn the_first_ping_to_a_stranger_goes_over_the_ring_then_directly() {
     let measurement = measurement();
     let lab = ring("ring-first");
     let (from, to) = strangers(&lab);

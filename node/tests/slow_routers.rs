@@ -315,7 +315,7 @@ fn a_router_that_starts_anew_and_remembers_nothing_is_passed_again_within_a_minu
 }
 
 #[test]
-fn a_host_that_slept_for_two_minutes_and_for_longer_is_direct_again_within_one() {
+fn a_host_that_slept_is_direct_again_within_a_minute() {
     let mut lab = world("sleeps", "nat = 'port-restricted'", "");
     let talk = stream(&lab, PAIR.0, PAIR.1);
     let mut outcomes = Vec::new();

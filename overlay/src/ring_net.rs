@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_comes_again_is_worked_on_once_and_answered_with_the_same_words() {
+    fn a_repeated_call_is_handled_once_and_answered_the_same() {
         let mut calls = RecentCalls::default();
         assert_eq!(calls.asked(asked(1, 7)), CallAction::Work);
         assert_eq!(

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_any_interface_of_ours_is_inside_unless_a_longer_prefix_leads_elsewhere() {
+    fn what_our_interfaces_lead_to_is_inside_unless_a_longer_prefix_differs() {
         let view = view();
         for inside in [
             "10.77.9.9",
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn the_link_local_address_of_a_tunnel_is_shown_to_nobody_and_that_of_a_cable_is() {
+    fn a_tunnels_link_local_address_is_hidden_a_cables_is_shown() {
         let view = view();
         let shown = |text: &str| !view.is_of_a_tunnel(&ip(text));
         assert!(shown("fe80::1") && shown("198.18.0.1") && shown("::1"));

@@ -59,7 +59,7 @@ mod tests {
     use p2pvm_host::Level;
 
     #[test]
-    fn a_clock_that_is_off_is_named_with_the_amount_the_side_and_the_remedy() {
+    fn a_wrong_clock_is_named_with_difference_side_and_remedy() {
         let skew = |ahead_s: i64, members| Skew {
             ahead_ms: ahead_s * 1000,
             members,

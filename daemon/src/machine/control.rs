@@ -103,7 +103,7 @@ mod tests {
     use p2pvm_host::Level;
 
     #[test]
-    fn members_that_can_be_reached_and_not_asked_are_a_failure_that_names_the_port() {
+    fn members_reached_but_not_asked_are_a_failure_naming_the_port() {
         let peer = |connected, linked| Peer {
             connected,
             linked,
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_member_is_reached_what_leads_packets_away_is_named_with_rules_around_it() {
+    fn what_leads_all_packets_away_is_named_with_rules_around_it() {
         let peer = |linked| Peer {
             linked,
             ..Peer::default()

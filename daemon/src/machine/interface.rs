@@ -73,7 +73,7 @@ mod tests {
     use p2pvm_host::Level;
 
     #[test]
-    fn a_fault_is_a_failure_and_a_loop_a_warning_for_as_long_as_it_lasts() {
+    fn while_it_lasts_a_fault_is_a_failure_a_loop_a_warning() {
         let now = Instant::now();
         let to: SocketAddr = "198.18.3.10:4002".parse().unwrap();
         let found = findings(vec!["p2pvm0 cannot be made".into()], Some((now, to)), now);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rule_leads_past_the_device_is_said_once_with_what_shows_the_rule() {
+    fn a_rule_past_the_device_is_told_once_with_its_proof() {
         let way = |addr: &str| ProofFailure::Elsewhere {
             device: "p2pvm0".into(),
             addr: addr.parse().unwrap(),

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invite_that_has_expired_by_one_clock_only_says_which_clocks_differ_by_how_much() {
+    fn an_invite_expired_by_one_clock_tells_how_clocks_differ() {
         let (root, now) = (KeyPair::generate(), UnixTime(1_800_000_000));
         let subnet = Ipv4Subnet::new([10, 83, 0, 0].into(), 16).unwrap();
         let network = NetworkConfig::found(&root, "lab", subnet, now).unwrap();

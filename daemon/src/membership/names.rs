@@ -47,7 +47,7 @@ mod tests {
     use p2pvm_api::Kind;
 
     #[test]
-    fn a_machine_that_is_called_as_the_zone_of_vms_is_told_to_take_another_name() {
+    fn a_machine_named_as_the_vms_zone_must_take_another_name() {
         assert!(check_host("attic").is_ok() && check_network("vm").is_ok());
         let failure = check_host("vm").unwrap_err();
         assert!(
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_cannot_be_one_is_shown_as_it_was_typed_with_its_own_option() {
+    fn an_invalid_name_is_shown_as_typed_with_its_option() {
         for name in ["a b", "ÄÖ", "Lab", "-x", ""] {
             let failure = check_network(name).unwrap_err();
             assert!(

@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vms_are_spread_by_what_each_member_was_given_and_a_refusal_goes_to_the_next() {
+    fn a_drain_spreads_vms_and_follows_a_refusal_to_the_next() {
         let [a, b] = [1, 2].map(|n| MemberId([n; 32]));
         let mut places = Places::default();
         let mut choose = |tried: &[MemberId], mib| places.choose(&[a, b], tried, mib);

@@ -121,7 +121,7 @@ async fn a_collector_may_be_called_by_a_name() {
 }
 
 #[tokio::test]
-async fn a_collector_that_was_away_gets_what_waited_and_one_that_refuses_is_not_asked_twice() {
+async fn a_returning_collector_gets_what_waited_a_refusing_one_nothing_twice() {
     let address = listener("127.0.0.1:0").local_addr().unwrap();
     let exporter = exporter(address);
     end_spans(&exporter, 3);
@@ -173,7 +173,7 @@ async fn what_waits_is_bounded_and_what_is_lost_is_counted() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_ends_sends_what_waits_and_does_not_wait_for_a_silent_collector() {
+async fn an_ending_daemon_sends_spans_without_waiting_for_a_silent_collector() {
     let collector = Collector::at(listener("127.0.0.1:0"));
     let leaving = exporter(collector.address());
     end_spans(&leaving, 1);

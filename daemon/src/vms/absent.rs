@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_gone_when_it_was_missed_for_a_while_and_back_at_once() {
+    fn a_host_missed_for_a_while_is_gone_and_back_at_once() {
         let (mut state, begin) = (State::default(), Instant::now());
         let look = |there| BTreeMap::from([(member(1), there)]);
         state.note(begin, UnixTime(100), &look(true));

@@ -108,7 +108,7 @@ mod tests {
     use p2pvm_api::Moving;
 
     #[test]
-    fn a_vm_that_two_hosts_name_is_shown_by_the_newer_epoch_and_then_by_who_moves_it() {
+    fn a_vm_named_twice_is_shown_by_epoch_then_by_mover() {
         let named = |host: &str, epoch, moving: Option<Moving>| VmView {
             name: "web".into(),
             host: host.into(),

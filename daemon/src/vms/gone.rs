@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_death_is_told_with_its_time_and_with_the_day_if_that_was_another() {
+    fn a_death_is_told_with_time_and_if_needed_the_day() {
         assert_eq!(
             sentence("lab3", Some(NOON), NOON.plus(60)),
             "host lab3 is dead since 12:02 UTC (last seen), or cut off from here"

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_the_way_on_this_host_is_a_failure_whether_the_guest_answered_before_or_not() {
+    fn what_blocks_a_guest_on_this_host_is_always_a_failure() {
         let now = Instant::now();
         let cases = [
             (GuestReach::Missing, "gone", "vm start web"),
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_network_is_no_fault_of_this_host_and_one_that_fell_silent_is_a_warning() {
+    fn a_guest_without_network_is_no_fault_a_silenced_one_warns() {
         let (guests, now) = (GuestTable::default(), Instant::now());
         let found = guests.round(one(GuestReach::NotTaken), now);
         assert!(

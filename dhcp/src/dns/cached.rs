@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_name_is_asked_for_once_a_minute_its_absence_more_often_and_a_failure_always() {
+    async fn names_are_kept_a_minute_absences_shorter_failures_never() {
         let counting = Arc::new(Counting::default());
         let names = CachedNames::new(counting.clone());
         let ip = |last: u8| IpAddr::from([10, 0, 0, last]);

@@ -79,7 +79,7 @@ fn a_program_that_insists_on_its_list_is_not_fought_with() {
 }
 
 #[test]
-fn a_list_mounted_into_a_container_is_changed_and_one_that_cannot_be_is_said() {
+fn a_mounted_list_is_changed_or_told_to_be_unchangeable() {
     on(&[NSSWITCH, ("resolv.conf", "")], false, |machine| {
         let real = Path::new("/run/real.conf");
         fs::write(real, LIST).unwrap();

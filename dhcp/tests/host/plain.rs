@@ -113,7 +113,7 @@ fn programs_that_use_tcp_alone_or_search_find_the_networks_names() {
 }
 
 #[test]
-fn a_list_that_is_missing_or_empty_or_a_dangling_link_is_so_again_at_the_end() {
+fn a_missing_empty_or_dangling_list_is_so_again_at_the_end() {
     on(&[NSSWITCH], false, |machine| {
         let network = machine.network("lab", 9);
         until("the VM", || network.is_found());
@@ -144,7 +144,7 @@ fn a_list_that_is_missing_or_empty_or_a_dangling_link_is_so_again_at_the_end() {
 }
 
 #[test]
-fn after_a_kill_no_look_up_waits_and_what_comes_next_puts_the_list_back() {
+fn after_a_kill_no_look_up_waits_and_the_list_comes_back() {
     let list = "nameserver 192.0.2.53\noptions rotate\n";
     on(&[NSSWITCH, ("resolv.conf", list)], false, |machine| {
         let network = machine.network("lab", 9);
@@ -209,7 +209,7 @@ fn names_of_two_networks_resolve_and_each_takes_out_its_own_in_any_order() {
 }
 
 #[test]
-fn a_port_that_another_program_has_is_said_with_its_name_and_taken_when_it_is_free() {
+fn a_taken_port_is_told_with_its_program_and_used_once_free() {
     on(
         &[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.55\n")],
         false,
@@ -237,7 +237,7 @@ fn a_port_that_another_program_has_is_said_with_its_name_and_taken_when_it_is_fr
 }
 
 #[test]
-fn a_program_that_has_the_port_on_all_addresses_and_shares_it_leaves_us_ours() {
+fn a_program_sharing_the_port_on_all_addresses_leaves_us_ours() {
     on(
         &[NSSWITCH, ("resolv.conf", "nameserver 192.0.2.53\n")],
         false,

@@ -204,7 +204,7 @@ fn of_the_link() -> String {
 }
 
 #[test]
-fn systemd_resolved_asks_us_for_the_networks_names_alone_and_forgets_us_at_the_end() {
+fn systemd_resolved_asks_us_for_our_names_only_and_forgets_us() {
     on_with_resolved(&[NSSWITCH], |machine, resolved| {
         symlink(
             "../run/systemd/resolve/stub-resolv.conf",

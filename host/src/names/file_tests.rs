@@ -187,7 +187,7 @@ fn a_file_with_two_names_is_changed_under_both() {
 }
 
 #[test]
-fn a_file_that_is_mounted_by_itself_is_rewritten_also_where_all_else_is_read_only() {
+fn a_file_mounted_by_itself_is_rewritten_on_a_read_only_system() {
     with_own_mounts(|| {
         let dir = tempfile::tempdir().unwrap();
         let (etc, real) = (dir.path().join("etc"), dir.path().join("real"));

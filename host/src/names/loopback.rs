@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_that_is_down_or_has_lost_its_address_is_named_with_the_command() {
+    fn a_broken_loopback_is_named_with_the_command() {
         let lo = |up, address: &str, bits| Link {
             index: 1,
             name: "lo".into(),

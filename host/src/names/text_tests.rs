@@ -52,7 +52,7 @@ fn ours_stands_before_the_first_server_and_the_first_line_stays() {
 }
 
 #[test]
-fn a_text_without_servers_or_without_an_end_of_line_gets_ours_and_loses_it_again() {
+fn a_text_without_servers_or_line_end_is_restored_exactly() {
     for original in [
         &b""[..],
         b"\n",

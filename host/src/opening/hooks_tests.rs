@@ -124,7 +124,7 @@ fn a_drop_of_the_networks_addresses_is_named_and_one_of_others_is_not() {
 }
 
 #[test]
-fn a_drop_of_our_udp_port_is_named_unless_a_rule_may_let_it_through() {
+fn a_drop_of_our_udp_is_named_unless_rules_may_pass_it() {
     let drops = |field: &str, hook: &str| {
         let rule = rule(
             "inet",

@@ -383,7 +383,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_bad_place_is_named_with_the_reason_and_the_next_one_is_not_used() {
+    fn a_bad_place_is_named_with_reason_and_stops_the_search() {
         let (machine, _) = Machine::with_all();
         for (file, source) in ORDER {
             let bad: &[u8] = match file {
@@ -434,7 +434,7 @@ pub mod tests {
     }
 
     #[test]
-    fn names_come_from_the_command_line_then_user_data_then_meta_data_and_never_block() {
+    fn names_come_from_command_line_user_data_meta_data_without_blocking() {
         let (machine, _) = Machine::with_all();
         for file in ["typed", "cmdline", "P2PVM/p2pvm-invite"] {
             machine.remove(file);

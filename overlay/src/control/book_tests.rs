@@ -65,7 +65,7 @@ impl Members {
 }
 
 #[test]
-fn a_large_network_fits_the_book_and_the_nearest_the_used_and_the_pinned_stay() {
+fn a_full_book_keeps_the_nearest_the_used_and_the_pinned() {
     let world = Members::new();
     let mut book = world.book();
     let me = world.identity(0).member_id();

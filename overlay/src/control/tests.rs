@@ -415,7 +415,7 @@ async fn members_that_cannot_be_dialled_reach_each_other_through_a_relay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_was_told_of_another_and_knows_it_too_makes_one_connection_to_it() {
+async fn a_member_known_twice_over_gets_one_connection() {
     let world = World::new(1);
     let first = world.first().await;
     let file = world.dir.path().join("identity");

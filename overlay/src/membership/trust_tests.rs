@@ -529,7 +529,7 @@ fn an_invite_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_text_cut_off_or_foreign_is_not_an_invite_and_white_space_does_not_matter() {
+fn a_cut_or_foreign_text_is_no_invite_white_space_is_ignored() {
     let world = world(1);
     let text = world.invite(&Issuer::root(&world.root)).to_text();
     for bad in [

@@ -48,7 +48,7 @@ fn a_wall_clock_that_jumps_while_members_are_known_moves_nothing() {
 }
 
 #[test]
-fn a_member_that_starts_with_a_wrong_clock_has_the_networks_time_once_it_has_heard_it() {
+fn a_member_with_a_wrong_clock_takes_the_networks_time() {
     for wrong in [DAY_MS, -DAY_MS, 730 * DAY_MS] {
         let time = NetworkTime::new(later(0, wrong));
         let steps = time.steps();
@@ -80,7 +80,7 @@ fn alone_a_jump_is_followed_after_a_minute_and_a_short_one_is_not() {
 }
 
 #[test]
-fn a_number_follows_the_newest_known_though_that_was_made_by_a_clock_years_ahead() {
+fn a_number_follows_the_newest_known_even_from_years_ahead() {
     let ahead = next_number(None) + 730 * DAY_MS as u64;
     assert_eq!(next_number(Some(ahead)), ahead + 1);
     assert!(next_number(Some(5)) > ahead - 800 * DAY_MS as u64);

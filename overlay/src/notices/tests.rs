@@ -106,8 +106,7 @@ fn an_older_policy_never_replaces_a_newer_one_and_it_is_kept_on_disk() {
 }
 
 #[test]
-fn a_policy_is_refused_from_a_stranger_a_plain_member_and_another_network_and_if_it_cannot_be_read()
-{
+fn a_policy_is_refused_unless_readable_and_from_an_own_issuer() {
     let (network, member, stranger) = (network(), Identity::generate(), KeyPair::generate());
     let plain = network.certificate(&member, false);
     let board = network.board();
@@ -240,7 +239,7 @@ fn node(network: &Network, net: &MemoryNet, n: u8) -> (MemberId, Arc<Notices>, A
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_notice_reaches_members_that_its_issuer_is_not_connected_to_and_those_that_come_later() {
+async fn a_notice_reaches_unconnected_and_later_members() {
     let (network, net) = (network(), MemoryNet::new(Duration::from_millis(20)));
     let nodes: Vec<_> = (1..=4).map(|n| node(&network, &net, n)).collect();
     // A chain: each knows its neighbours only; the last has nobody at first.

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_its_own_goes_before_a_subnet_and_a_small_subnet_before_a_large_one() {
+    fn own_addresses_precede_subnets_and_small_subnets_precede_large_ones() {
         let (mut routes, addr) = (Routes::default(), |text: &str| {
             text.parse::<IpAddr>().unwrap()
         });

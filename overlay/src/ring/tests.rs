@@ -120,7 +120,7 @@ fn two_rings_that_never_met_become_one_through_one_member() {
 /// other, and nobody else has a reason to say anything: they try again by themselves, through a
 /// neighbour, soon. The search for lost neighbours alone takes up to half a minute.
 #[test]
-fn two_members_beside_each_other_that_were_cut_off_long_find_each_other_soon_in_a_quiet_ring() {
+fn neighbours_cut_off_long_find_each_other_in_a_quiet_ring() {
     for seed in 1..=10 {
         let mut world = World::settled(seed, 32);
         let mut nodes: Vec<Node> = world.ids().into_iter().map(Node::from).collect();

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_too_long_and_a_hop_count_that_nobody_sends_are_refused() {
+    fn an_overlong_body_and_an_impossible_hop_count_are_refused() {
         let header = Header::new(Kind::Call, Position(1), Position(2));
         assert_eq!(
             parse(

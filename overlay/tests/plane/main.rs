@@ -161,7 +161,7 @@ async fn where_udp_is_blocked_the_same_frames_go_by_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn udp_is_not_blocked_any_more_when_all_are_gone_who_did_not_answer_by_it() {
+async fn udp_counts_as_open_again_once_its_silent_members_are_gone() {
     let mut world = World::new(Duration::from_millis(5));
     let (r, b, a) = (
         world.host(Nat::None),

@@ -173,7 +173,7 @@ async fn a_program_that_changes_the_device_again_and_again_is_no_flood() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_ipv6_the_network_works_by_ipv4_and_gets_ipv6_when_it_is_switched_on() {
+async fn the_network_works_without_ipv6_and_takes_it_once_switched_on() {
     let mut world = World::new(Duration::from_millis(2));
     let b = world.host(Nat::None);
     let off = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1";

@@ -92,7 +92,7 @@ mod tests {
     use std::net::IpAddr;
 
     #[test]
-    fn an_address_that_is_not_reached_is_a_failure_with_the_remedy_of_its_cause() {
+    fn an_unreached_address_is_a_failure_with_its_causes_remedy() {
         let device = || "p2pvm0".to_owned();
         let addr = IpAddr::from([10, 83, 0, 9]);
         let cases = [
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_reach_nobody_here_are_a_failure_and_one_silent_member_is_a_warning() {
+    fn no_packet_here_is_a_failure_one_silent_member_a_warning() {
         let said = |name: &str| vec![(name.to_owned(), "no answer".to_owned())];
         let cut_off = findings(
             None,

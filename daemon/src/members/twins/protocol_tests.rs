@@ -29,7 +29,7 @@ fn meet(board: &mut Board, at: u64, watch: &mut Watch, keys: &KeyPair) -> Vec<Ve
 }
 
 #[test]
-fn of_two_that_live_the_later_start_gives_way_and_the_other_knows_it_keeps() {
+fn of_two_twins_the_later_gives_way_the_other_keeps() {
     let keys = KeyPair::generate();
     let (mut board, mut first, mut second) = (
         Board::default(),

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_probe_changes_nothing_and_a_member_comes_back_only_after_answering_for_a_while() {
+    fn one_lost_probe_changes_nothing_and_a_return_takes_several_answers() {
         let member = MemberId([1; 32]);
         let mut answers = Answers::default();
         let changed: Vec<bool> = [

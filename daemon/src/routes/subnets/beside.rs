@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lan_of_two_networks_is_named_with_the_one_that_leads_the_reason_and_the_command() {
+    fn a_lan_of_two_networks_is_named_with_reason_and_command() {
         let cases = [
             (
                 shared(false, false, HoldState::Answering),

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_policy_an_offer_is_used_by_those_who_said_so_and_with_one_if_it_is_allowed() {
+    fn an_offer_is_used_by_consent_or_if_a_policy_allows_it() {
         let offers = [offered(1, "192.168.7.0/24", 5)];
         let allowed = "default = 'allow'\n[[route]]\nsubnet = '192.168.0.0/16'\nby = 'member:m1'";
         assert_eq!(judged(None, None, &offers), [SubnetUse::NotAccepted]);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_offers_the_eldest_that_answers_is_used_and_the_eldest_of_all_if_none_does() {
+    fn the_eldest_answering_offer_is_used_or_the_eldest_of_all() {
         let offers = [
             offered(1, "192.168.7.0/24", 5),
             offered(2, "192.168.7.0/24", 6),

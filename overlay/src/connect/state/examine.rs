@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nats_that_count_meet_whenever_they_are_ahead_by_an_even_number_of_ports_of_each_other() {
+    fn two_counting_nats_meet_whenever_an_even_number_of_ports_apart() {
         for (ahead_a, ahead_b) in [(0, 0), (1, 1), (2, 0), (0, 4), (3, 1), (2, 2)] {
             assert!(meet(ahead_a, ahead_b), "{ahead_a} {ahead_b}");
         }

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_punch_counts_once_however_often_it_is_tried_and_as_first_only_if_it_was_tried_once() {
+    fn a_punch_counts_once_and_as_first_only_if_tried_once() {
         let (mut log, start) = (Log::default(), Instant::now());
         let (a, b, c) = (MemberId([1; 32]), MemberId([2; 32]), MemberId([3; 32]));
         log.begin(a, true, start);

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_use_is_tried_again_within_half_a_minute_however_long_it_was_not_direct() {
+    fn a_used_indirect_link_is_retried_within_half_a_minute() {
         let (mut retries, start) = (Retries::default(), Instant::now());
         retries.hold_off(A, start);
         let at = tries(&mut retries, start, 0, 3600, false);

@@ -140,7 +140,7 @@ fn a_move_during_a_round_of_the_survey_begins_another_at_its_end() {
 }
 
 #[test]
-fn a_nat_that_gives_another_address_is_noticed_and_one_lost_answer_is_not_that() {
+fn a_nats_new_address_is_noticed_a_lost_answer_is_none() {
     let now = Instant::now();
     let mut state = State::new(member(1), ConnectOptions::default());
     state.nat.kind = NatKind::Cone;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_has_left_is_shown_no_more_also_by_those_that_hear_it_from_others() {
+async fn a_member_that_left_is_hidden_also_where_heard_from_others() {
     let world = World::new(42);
     let first = world.first().await;
     let second = world.member("second", &[&first]).await;
@@ -25,7 +25,7 @@ async fn who_has_left_is_shown_no_more_also_by_those_that_hear_it_from_others() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_another() {
+async fn a_revoked_member_is_cut_off_also_by_who_knows_it_indirectly() {
     let world = World::new(1);
     let first = world.first().await;
     let middle = world.member("middle", &[&first]).await;
@@ -53,7 +53,7 @@ async fn a_revoked_member_is_cut_off_by_all_though_it_is_known_to_one_through_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_grew_out_of_a_copy_of_a_revoked_members_state_is_cut_off_with_it_and_is_told() {
+async fn a_revoked_members_copy_is_cut_off_with_it_and_told() {
     let world = World::new(1);
     let first = world.first().await;
     let middle = world.member("middle", &[&first]).await;

@@ -140,8 +140,7 @@ fn without_a_policy_everything_comes_in_and_with_one_what_it_allows() {
 }
 
 #[test]
-fn a_tcp_connection_that_the_rules_let_this_side_open_is_answered_though_nobody_here_saw_it_begin()
-{
+fn an_allowed_tcp_connection_is_answered_though_nobody_saw_it_begin() {
     let (access, now) = (access(OPS_TO_DB), Instant::now());
     assert!(
         access.admits(&tcp(B, A, (22, 4000), true, true), &B, &A, now),
@@ -178,7 +177,7 @@ fn udp_and_echo_answers_come_in_only_when_asked_for_and_for_a_while() {
 }
 
 #[test]
-fn an_icmp_error_comes_in_if_it_is_about_a_conversation_that_may_take_place() {
+fn an_icmp_error_about_an_allowed_conversation_comes_in() {
     let (access, now) = (access(OPS_TO_DB), Instant::now());
     let router = IpAddr::from([10, 9, 0, 9]);
     let error = |about: &[u8]| too_big(router, A, about);

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_arrives_while_the_guest_stands_still_goes_on_with_the_last_it_may_not_have_read() {
+    fn packets_for_a_paused_guest_go_on_with_the_last_unread_ones() {
         let (holding, start) = (Holding::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         assert!(!holding.keeps(at(0), b"before"));

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_of_another_kind_is_said_also_after_one_that_is_made_again_and_again() {
+    fn another_kind_of_repair_is_told_also_after_a_repeated_one() {
         let (mut log, now) = (RepairLog::default(), Instant::now());
         let mut worth = |what: &str, after| {
             log.worth(

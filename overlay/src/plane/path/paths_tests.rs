@@ -36,7 +36,7 @@ fn the_first_that_answers_is_used_and_a_direct_path_replaces_a_relay() {
 }
 
 #[test]
-fn ways_that_turn_out_bad_are_given_up_for_good_and_none_of_them_follows() {
+fn bad_ways_are_given_up_for_good_and_none_follows() {
     let (mut paths, now) = (Paths::default(), Instant::now());
     for path in [direct(1), direct(2), RELAY] {
         paths.add(path, now);
@@ -245,7 +245,7 @@ fn a_spare_relay_stays_warm_and_takes_over_within_three_seconds() {
 }
 
 #[test]
-fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_not() {
+fn the_ring_carries_at_once_until_anything_but_a_stream_replaces_it() {
     let (mut paths, now) = (Paths::default(), Instant::now());
     paths.assume(Path::Ring, now);
     assert_eq!(paths.selected(), Some(Path::Ring));
@@ -272,7 +272,7 @@ fn the_ring_carries_at_once_and_anything_better_replaces_it_but_a_stream_does_no
 }
 
 #[test]
-fn a_link_whose_only_path_dies_goes_on_over_the_ring_if_there_is_one() {
+fn a_link_whose_only_path_dies_goes_over_the_ring() {
     let (mut paths, now) = (Paths::default(), Instant::now());
     paths.add(direct(1), now);
     paths.tick(
@@ -308,7 +308,7 @@ fn a_dead_candidate_costs_seven_probes() {
 }
 
 #[test]
-fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing_better_has() {
+fn a_silent_path_is_told_once_and_an_answering_stream_takes_over() {
     for spare in [false, true] {
         let (mut paths, start) = (Paths::default(), Instant::now());
         living(&mut paths, direct(1), start, 10);
@@ -353,7 +353,7 @@ fn a_silent_path_is_said_once_and_a_stream_that_answers_takes_over_where_nothing
 }
 
 #[test]
-fn a_stream_that_came_later_takes_over_from_a_ring_that_died_with_the_direct_path() {
+fn a_later_stream_takes_over_when_direct_path_and_ring_die() {
     let (mut paths, start) = (Paths::default(), Instant::now());
     living(&mut paths, direct(1), start, 10);
     paths.tick(

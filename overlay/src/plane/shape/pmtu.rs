@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_looked_small_for_loss_is_used_fully_again_within_a_quarter_of_a_minute() {
+    fn a_path_that_loss_made_look_small_is_soon_used_fully() {
         let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
         pmtu.selected(Some(Path::Relayed(crate::id::MemberId([1; 32]))), now);
         run(

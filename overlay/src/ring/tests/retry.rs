@@ -172,7 +172,7 @@ impl Played {
 
 /// Nobody says anything new in a ring that is quiet but for one edge that could not be made.
 #[test]
-fn a_missing_near_edge_is_tried_again_when_its_pause_is_over_through_another_agent() {
+fn a_missing_near_edge_is_retried_through_another_agent() {
     let mut played = Played::new(Duration::from_millis(10));
     for number in [17, 18, 19, 22, 23, 24] {
         played.greet(number, 1, None, Roles::NEAR);
