@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_ping_and_what_members_are_asked_keep_their_text() {
+    fn a_pings_end_and_requests_to_members_keep_their_text() {
         assert_text(
             &PingSummary {
                 received: 2,

@@ -387,7 +387,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_name_that_the_kernel_would_read_otherwise_is_refused_with_the_reason() {
+    fn an_interface_name_unfit_for_the_kernel_is_refused_with_reason() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         for (name, why) in [
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_of_images_are_named_from_the_root_and_unknown_offers_are_refused() {
+    fn image_directories_are_absolute_and_unknown_offers_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         let load = |text: &str| {

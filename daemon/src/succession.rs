@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_interrupted_change_is_finished_by_the_next_start_whatever_was_done_of_it() {
+    async fn the_next_start_finishes_a_change_interrupted_anywhere() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, member) = founded(dir.path(), "attic");
         plan(&layout, "p2pvm1nonsense", "attic").unwrap();

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_is_remembered_over_a_restart_and_a_damaged_cache_is_empty() {
+    fn a_lease_outlives_a_restart_and_a_damaged_cache_is_empty() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("leases");
         let (owner, ip) = ([3; 32], Ipv4Addr::new(10, 7, 0, 9));

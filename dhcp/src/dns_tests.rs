@@ -87,7 +87,7 @@ async fn hosts_and_vms_have_addresses_whatever_the_letter_case() {
 }
 
 #[tokio::test]
-async fn no_such_type_differs_from_no_such_name_and_both_may_be_remembered_shortly() {
+async fn no_such_type_and_no_such_name_differ_and_expire_soon() {
     for (name, kind, code) in [
         ("alpha.lab.p2p.", RecordType::AAAA, ResponseCode::NoError),
         ("vm.lab.p2p.", RecordType::A, ResponseCode::NoError),

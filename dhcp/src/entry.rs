@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_and_a_vm_may_share_a_label_and_case_does_not_count() {
+    fn a_host_and_a_vm_share_a_label_in_any_case() {
         assert_ne!(
             name_key(NameKind::Host, "web"),
             name_key(NameKind::Vm, "web")

@@ -417,7 +417,7 @@ fn report(kind: &str, rows: &[(u64, Figures)]) {
 }
 
 #[test]
-fn with_a_third_of_the_members_replaced_records_are_found_and_addresses_unique() {
+fn with_a_third_replaced_records_are_found_and_addresses_unique() {
     let rows: Vec<(u64, Figures)> = seeds(0..5)
         .into_iter()
         .map(|seed| (seed, run(seed, None)))

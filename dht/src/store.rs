@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_keeps_its_records_on_a_full_disk_and_writes_again_later() {
+    fn a_store_survives_a_full_disk_and_writes_again_later() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let mount = std::process::Command::new("mount")

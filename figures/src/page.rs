@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_whose_set_may_be_missing_says_so_until_it_is_there() {
+    fn a_block_with_an_optional_set_tells_that_it_is_missing() {
         let page = "<!-- figures: other?\n{nothing} here\n-->\n<!-- end -->\n";
         let filled = render(page, &sets()).unwrap();
         assert!(

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flushed_route_of_an_address_is_put_back_and_leads_there_again() {
+    fn a_flushed_route_of_an_address_is_restored_and_leads_there() {
         in_a_namespace(|index| {
             set_up(index).unwrap();
             ip("addr add 10.77.0.3/16 dev d0");

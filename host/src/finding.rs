@@ -209,7 +209,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn findings_that_come_or_go_are_news_and_those_of_proofs_are_not() {
+    fn changed_findings_are_news_and_those_of_proofs_are_not() {
         let (board, told) = (Board::default(), Arc::new(AtomicUsize::new(0)));
         let counter = told.clone();
         board.on_news(Box::new(move || {

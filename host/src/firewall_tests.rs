@@ -48,7 +48,7 @@ fn state(states: Value) -> Value {
 }
 
 #[test]
-fn dockers_chain_drops_what_is_forwarded_from_an_interface_that_it_does_not_know() {
+fn dockers_chain_drops_forwarded_packets_of_unknown_interfaces() {
     let jump = |to: &str| json!([{ "counter": null }, { "jump": { "target": to } }]);
     let rules = ruleset(&[
         base("ip", "filter", "FORWARD", "forward", "drop"),
@@ -299,7 +299,7 @@ fn sets_maps_wildcards_and_addresses_are_understood() {
 }
 
 #[test]
-fn what_nobody_filters_is_not_blocked_and_nonsense_is_read_without_a_panic() {
+fn unfiltered_packets_are_not_blocked_and_nonsense_does_not_panic() {
     assert_eq!(blocks(&ruleset(&[]), "input", &packet("p2pvm0", None)), []);
     for text in [
         "",

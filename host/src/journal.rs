@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_changed_is_remembered_until_it_is_undone_and_damage_is_no_change() {
+    fn changes_are_remembered_until_undone_and_damage_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::at(dir.path().join("undo.json"));
         let change = || Change::Forwarding {

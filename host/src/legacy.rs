@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn passages_of_ours_are_found_by_their_comments_and_count_only_if_asked() {
+    fn our_passages_are_found_by_comment_and_count_if_asked() {
         let rules = "-P INPUT DROP\n-A INPUT -i p2pvm0 -m comment --comment \"p2pvm p2pvm0 in\" \
             -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n";
         assert_eq!(

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_the_kernel_or_nft_would_read_otherwise_are_refused_with_the_reason() {
+    fn names_unfit_for_kernel_or_nft_are_refused_with_reason() {
         for good in ["p2pvm0", "a", "eth0.5", "wg-home_1", "123456789012345"] {
             assert_eq!(bad_name(good), None, "{good}");
         }

@@ -441,7 +441,7 @@ impl World {
 
 proptest! {
     #[test]
-    fn networks_on_one_machine_get_what_they_want_and_leave_what_they_found(
+    fn networks_on_one_machine_work_and_leave_what_they_found(
         events in prop::collection::vec((event(), any::<bool>()), 0..24)
     ) {
         let mut world = World { base: 5300, ..World::default() };

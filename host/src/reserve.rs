@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_still_takes_what_must_be_written_until_the_reserve_is_spent() {
+    fn a_full_disk_takes_vital_writes_until_the_reserve_is_spent() {
         let Some(small) = Small::of(64) else {
             return eprintln!("NOT RUN: a file system of its own needs root");
         };

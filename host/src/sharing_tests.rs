@@ -178,7 +178,7 @@ fn two_networks_that_begin_in_one_moment_agree_who_leads() {
 }
 
 #[test]
-fn a_part_of_an_accepted_lan_goes_to_the_network_that_accepts_just_that() {
+fn part_of_a_lan_goes_to_the_network_accepting_that_part() {
     let (mut a, mut b) = (
         Network::new("p2pvm0", &["192.168.0.0/16"]),
         Network::new("p2pvm1", &[LAN]),

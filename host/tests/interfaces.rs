@@ -44,7 +44,7 @@ fn a_device_on_a_nodev_mount_is_named_with_a_working_command() {
 }
 
 #[test]
-fn a_filter_that_leads_a_guests_packets_elsewhere_is_named_on_a_real_interface() {
+fn a_filter_diverting_guest_packets_is_named_on_a_real_interface() {
     let tried = thread::spawn(|| {
         use nix::sched::{CloneFlags, unshare};
         unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");

@@ -157,7 +157,7 @@ fn own_sockets_go_around_accepted_routes_and_everything_else_takes_them() {
 }
 
 #[test]
-fn a_route_by_the_own_gateway_stays_out_of_an_accepted_one_around_it() {
+fn a_route_by_the_own_gateway_outranks_an_accepted_one() {
     inside(|| {
         let _gateway = Elsewhere::new("gateway", "eth0", "198.18.4.10/24", "198.18.4.1/24");
         sh("ip route add default via 198.18.4.1");

@@ -38,7 +38,7 @@ fn advice_helps(network: &Network, advice: impl IntoIterator<Item = String>) {
 }
 
 #[test]
-fn dockers_and_ufws_chains_are_opened_put_back_and_left_as_they_were() {
+fn dockers_and_ufws_chains_are_opened_and_put_back() {
     for (chains, forward_chain) in [
         (
             "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A FORWARD -j \
@@ -205,7 +205,7 @@ fn saved_and_reloaded_rules_are_there_once_and_none_after_p2pvm() {
 }
 
 #[test]
-fn another_networks_rules_stay_when_those_of_one_that_has_gone_are_removed() {
+fn removing_a_gone_networks_rules_leaves_the_others() {
     inside(|| {
         let _lan = Elsewhere::new("stay", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         sh("iptables-nft -P FORWARD DROP; iptables-nft -P INPUT DROP");
@@ -254,7 +254,7 @@ fn iptables_legacy_is_opened_and_left_as_it_was() {
 }
 
 #[test]
-fn a_firewall_that_cannot_be_opened_is_named_with_the_command_that_helps() {
+fn an_unopenable_firewall_is_named_with_the_command_that_helps() {
     inside(|| {
         let _lan = Elsewhere::new("named", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         sh("nft -f - <<E

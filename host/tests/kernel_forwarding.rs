@@ -84,7 +84,7 @@ fn forwarding_is_left_as_all_others_have_left_it_whatever_the_order() {
 }
 
 #[test]
-fn forwarding_of_a_lan_that_was_renamed_is_switched_off_at_the_end() {
+fn a_renamed_lans_forwarding_is_switched_off_at_the_end() {
     inside(|| {
         let _lan = Elsewhere::new("ren", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         let mut network = Network::start(0);
@@ -136,7 +136,7 @@ fn containers_that_come_later_are_not_cut_off_and_keep_their_forwarding() {
 }
 
 #[test]
-fn containers_reach_members_and_are_reached_at_published_ports_while_a_lan_is_offered() {
+fn while_a_lan_is_offered_containers_reach_members_and_are_reached() {
     inside(|| {
         let _lan = Elsewhere::new("cont", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         let container = Elsewhere::new("cbox", "br0", "172.30.0.1/24", "172.30.0.2/24");
@@ -188,7 +188,7 @@ E");
 }
 
 #[test]
-fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
+fn failed_forwarding_says_why_and_leaves_nothing_switched_on() {
     inside(|| {
         let _lan = Elsewhere::new("fail", "lan0", "192.168.77.1/24", "192.168.77.9/24");
         let network = Network::start(0);
@@ -213,7 +213,7 @@ fn forwarding_that_cannot_be_set_up_says_why_and_leaves_nothing_switched_on() {
 }
 
 #[test]
-fn with_read_only_settings_what_forwards_already_is_offered_and_the_rest_says_why() {
+fn with_read_only_settings_only_a_forwarding_lan_is_offered() {
     inside(|| {
         device("lan0", "192.168.77.1/24");
         device("lan1", "192.168.78.1/24");

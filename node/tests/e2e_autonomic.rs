@@ -7,7 +7,7 @@ use p2pvm_api::{Explained, VmView};
 use std::time::Duration;
 
 #[test]
-fn an_overloaded_host_moves_its_vm_to_an_idle_one_and_explains_it() {
+fn an_overloaded_host_moves_its_vm_away_and_explains_it() {
     let lab = lab("hog", &public_sites(&["a", "b", "c"], 10.0));
     for host in ["a", "b", "c"] {
         lab.configure(host, "cpus = 1\nupnp = false\n").unwrap();

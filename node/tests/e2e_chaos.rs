@@ -19,7 +19,7 @@ const EVENTS: [&str; 8] = [
 ];
 
 #[test]
-fn after_what_befalls_hosts_most_all_is_back_within_20_s_and_nothing_stays() {
+fn after_common_mishaps_all_is_back_within_20_s_without_leftovers() {
     let options = Options {
         events: EVENTS.map(str::to_owned).to_vec(),
         ..chaos_options("e2e-chaos", 1, 4)

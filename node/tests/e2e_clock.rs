@@ -109,7 +109,7 @@ fn assert_whole(lab: &Lab, what: &str, own: &str, other: &str) {
 }
 
 #[test]
-fn a_member_whose_clock_is_wrong_or_jumps_keeps_its_packets_names_and_address() {
+fn a_wrong_or_jumping_clock_costs_no_packet_name_or_address() {
     if !Path::new(FAKETIME).exists() {
         panic!("{FAKETIME} is missing: apt-get install libfaketime");
     }

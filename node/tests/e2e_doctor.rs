@@ -315,7 +315,7 @@ fn health_doctor_and_commands_say_what_is_so() {
 }
 
 #[test]
-fn a_daemon_that_ends_at_once_is_heard_and_a_long_state_directory_works() {
+fn a_daemon_ending_at_once_is_heard_and_long_paths_work() {
     let lab = lab("ends", &public_sites(&["a"], 5.0));
     let long = lab.dir("a").unwrap().join("x".repeat(120));
     let dir = long.to_str().unwrap();

@@ -268,7 +268,7 @@ fn the_pods_of_a_kubernetes_node_and_p2pvm_work_beside_each_other() {
 }
 
 #[test]
-fn names_are_found_while_resolved_comes_and_goes_and_its_files_are_as_before() {
+fn names_are_found_while_resolved_comes_goes_and_keeps_its_files() {
     beside(RESOLVED);
 }
 

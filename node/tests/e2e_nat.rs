@@ -222,7 +222,7 @@ fn keep(pauses: (Duration, Duration)) {
 }
 
 #[test]
-fn a_stream_stands_still_for_seconds_only_when_all_udp_is_dropped_at_once() {
+fn when_all_udp_is_dropped_a_stream_stands_still_for_seconds() {
     // How long QUIC takes to notice by itself is more than ten seconds; a dial, a handshake and the
     // stream's own timers come on top.
     const LIMIT: Duration = Duration::from_secs(15);

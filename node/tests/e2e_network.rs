@@ -36,7 +36,7 @@ fn members_get_addresses_talk_over_them_and_are_found_by_name() {
 }
 
 #[test]
-fn a_killed_daemon_comes_back_with_its_address_though_its_bootstrap_is_gone() {
+fn a_killed_daemon_returns_with_its_address_without_its_bootstrap() {
     let lab = lab("restart", &public_sites(&["a", "b", "c"], 10.0));
     network(&lab, &["a", "b", "c"]);
     let before = lab.status("c").unwrap();

@@ -52,7 +52,7 @@ fn packets(lab: &Lab, host: &str) -> u64 {
 }
 
 #[test]
-fn a_member_may_offer_the_network_in_which_it_stands_and_stays_reachable() {
+fn a_member_offering_its_own_network_stays_reachable() {
     for hosts in [&["a", "b"][..], &["a", "b", "c", "d"]] {
         let lab = lab(
             &format!("inside{}", hosts.len()),
@@ -215,7 +215,7 @@ fn after_down_and_after_a_kill_a_host_is_as_before() {
 }
 
 #[test]
-fn the_guardian_holds_nothing_of_the_daemons_and_survives_a_signal_to_its_terminal() {
+fn the_guardian_holds_no_file_and_survives_a_terminal_signal() {
     let lab = lab("guardian", &public_sites(&["a"], 10.0));
     lab.found("a", "lab").unwrap();
     let pid: i32 = fs::read_to_string(lab.dir("a").unwrap().join("daemon.pid"))
@@ -372,7 +372,7 @@ fn the_second_router_of_a_lan_is_used_when_the_first_dies() {
 }
 
 #[test]
-fn of_two_networks_that_accept_one_lan_the_one_whose_router_answers_leads_there() {
+fn of_two_networks_accepting_one_lan_the_answering_one_leads() {
     const OFFERED: &str = "192.168.77.0/24";
     let lab = lab("sharing", &public_sites(&["m", "a", "b"], 10.0));
     network(&lab, &["m", "a"]);
@@ -499,7 +499,7 @@ fn a_machine_that_forwards_already_offers_with_read_only_settings() {
 }
 
 #[test]
-fn an_interface_of_somebody_elses_is_not_taken_and_a_bad_name_is_refused() {
+fn a_foreign_interface_is_not_taken_and_a_bad_name_refused() {
     let lab = lab("device", &public_sites(&["a"], 10.0));
     lab.p2pvm("a", &["init", "--network", "lab"]).unwrap();
     run(&lab, "a", "ip link add p2pvm0 type veth peer name other");

@@ -201,7 +201,7 @@ fn of_two_daemons_with_one_state_the_later_gets_its_own_identity() {
 }
 
 #[test]
-fn a_copied_founder_becomes_a_member_of_its_own_and_restarts_change_nobody() {
+fn a_copied_founder_becomes_a_new_member_and_restarts_change_nobody() {
     let lab = lab("twin-root", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b"]);
     let before = member(&lab, "a");

@@ -245,7 +245,7 @@ fn a_pair_cut_in_one_or_both_directions_is_soon_direct_again() {
 }
 
 #[test]
-fn a_port_mapping_that_the_router_has_lost_is_there_again_within_a_minute() {
+fn a_lost_port_mapping_is_back_within_a_minute() {
     let mut lab = two_homes(
         "unmapped",
         "nat = 'symmetric'\nupnp = true",

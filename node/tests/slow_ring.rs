@@ -238,7 +238,7 @@ fn the_first_ping_to_a_stranger_goes_over_the_ring_then_directly() {
 }
 
 #[test]
-fn a_dead_member_is_routed_around_and_two_rings_become_one_after_a_partition() {
+fn a_dead_member_is_routed_around_and_two_rings_rejoin() {
     let measurement = measurement();
     let lab = ring("ring-heal");
     let (from, to) = strangers(&lab);

@@ -285,7 +285,7 @@ fn a_carrier_that_gives_another_address_every_twenty_seconds_ends_no_stream() {
 }
 
 #[test]
-fn a_router_that_starts_anew_and_remembers_nothing_is_passed_again_within_a_minute() {
+fn a_router_that_forgets_all_is_passed_within_a_minute() {
     let mut lab = world("reboots", "nat = 'port-restricted'", "");
     let talk = stream(&lab, PAIR.0, PAIR.1);
     let cable = lab.testbed().host("home").unwrap().cable.clone();

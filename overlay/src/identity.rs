@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_the_same_after_a_restart_and_a_damaged_one_is_kept() {
+    fn an_identity_outlives_a_restart_and_a_damaged_one_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("identity");
         let first = Identity::load_or_create(&path).unwrap();

@@ -132,7 +132,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn names_that_were_changed_are_noted_beside_the_rest_and_undone_with_it() {
+    fn changed_names_are_noted_and_undone_with_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         let list = dir.path().join("resolv.conf");

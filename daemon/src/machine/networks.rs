@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn both_networks_name_the_member_that_one_of_them_holds_and_neither_names_itself() {
+    fn each_network_names_the_others_member_and_never_itself() {
         let real: IpAddr = "198.18.3.10".parse().unwrap();
         let links = [
             link("p2pvm0", "a", "10.9.0.1", Some(real)),

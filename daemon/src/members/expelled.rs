@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn who_revoked_and_when_is_said_and_of_whom_a_fallen_one_hung() {
+    fn an_expelled_member_learns_who_revoked_whom_and_when() {
         let world = World::new();
         let root = Issuer::root(&world.root);
         let (delegate, delegates) = world.member(&root, "boss", Rights { admit: true });
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_certificate_is_said_with_its_dates_and_with_what_the_clock_shows() {
+    fn an_expired_certificate_is_told_with_its_dates_and_the_clock() {
         let world = World::new();
         let (_, own) = world.member(&Issuer::root(&world.root), "own", Rights::default());
         let said = sentence(&world.trust, &own, &Refusal::Expired);

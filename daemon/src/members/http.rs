@@ -74,7 +74,7 @@ mod tests {
     use p2pvm_api::{Failure, Kind, Line, PingSummary, Pong};
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_member_that_is_alone_has_no_peers_and_cannot_ping_or_revoke_itself() {
+    async fn a_lone_member_has_no_peers_and_cannot_ping_itself() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.members.clone());
         assert!(

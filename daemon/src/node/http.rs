@@ -82,7 +82,7 @@ mod tests {
     use p2pvm_api::Metrics;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_node_tells_its_status_and_figures_and_ends_when_it_is_told_to() {
+    async fn a_node_tells_status_and_figures_and_ends_on_request() {
         let alone = Alone::start().await;
         let (node, cluster) = (&alone.services.node, &alone.services.cluster);
         let status: Status = get(routes(node.clone()), "/status").await.value();

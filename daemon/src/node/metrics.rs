@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_family_stands_together_with_its_type_and_every_figure_names_its_member() {
+    fn each_family_has_its_type_and_each_figure_its_member() {
         let of = |n: f64| {
             vec![
                 sample("p2pvm_up_seconds", &[], n),

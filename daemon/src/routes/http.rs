@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_accepted_is_kept_and_the_networks_own_subnet_is_not_offered() {
+    async fn accepted_routes_are_kept_and_the_own_subnet_is_not_offered() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.subnets.clone());
         assert!(

@@ -226,7 +226,7 @@ fn settings_that_cannot_be_used_are_refused_with_what_to_do() {
 }
 
 #[test]
-fn the_environment_counts_where_the_settings_say_nothing_and_never_stops_the_daemon() {
+fn the_environment_fills_missing_settings_and_never_stops_the_daemon() {
     let shown = |toml: &str, environment: Option<&str>| {
         settings(toml).endpoint(environment).map(|e| e.to_string())
     };

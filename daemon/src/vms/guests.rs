@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_guest_whose_packets_are_led_elsewhere_is_said_with_the_filter() {
+    fn a_guest_with_diverted_packets_is_told_with_the_filter() {
         let (guests, now) = (GuestTable::default(), Instant::now());
         let led = || {
             let mut asked = one(GuestReach::Quiet { talks: false });

@@ -96,7 +96,7 @@ async fn a_vm_that_no_member_has_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_member_names_no_file_of_this_host_but_those_that_are_offered() {
+async fn another_member_names_only_offered_files_of_this_host() {
     let images = tempfile::tempdir().unwrap();
     let alone = Alone::offering(vec![images.path().to_owned()]).await;
     let image = images.path().join("web.img");
@@ -125,7 +125,7 @@ async fn another_member_names_no_file_of_this_host_but_those_that_are_offered() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_member_asks_is_not_asked_of_a_third_in_this_hosts_name() {
+async fn another_members_request_is_not_passed_on_in_this_hosts_name() {
     let alone = Alone::start().await;
     elsewhere(&alone, "web").await;
     let root = asked_by(&alone, Asker::Root);
@@ -146,7 +146,7 @@ async fn what_another_member_asks_is_not_asked_of_a_third_in_this_hosts_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_closed_network_a_vm_is_its_owners_and_others_see_it() {
+async fn in_a_closed_network_only_its_owner_manages_a_vm() {
     let alone = Alone::start().await;
     elsewhere(&alone, "web").await;
     let as_ = |member| asked_by(&alone, Asker::Member(member));

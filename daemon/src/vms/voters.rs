@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_is_warned_of_while_a_majority_of_its_voters_is_left() {
+    fn a_vm_warns_while_a_majority_of_voters_is_left() {
         let gone = |names: &[&str], voters| {
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
             finding("web", &names, voters)

@@ -176,7 +176,7 @@ async fn a_server_that_is_not_there_or_fails_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_does_not_answer_costs_one_question_a_moment_and_no_other() {
+async fn a_silent_server_delays_one_question_and_no_other() {
     let (sleeps, works) = (
         Server::new(Does::Sleeps).await,
         Server::new(Does::Answers(7, 0)).await,
@@ -202,7 +202,7 @@ async fn a_server_that_does_not_answer_costs_one_question_a_moment_and_no_other(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_first_server_knows_counts_though_a_later_one_denies_it_sooner() {
+async fn the_first_servers_answer_counts_over_a_sooner_denial() {
     let (slow, denies) = (
         Server::new(Does::Answers(7, 900)).await,
         Server::new(Does::Denies(0)).await,
@@ -298,7 +298,7 @@ async fn a_server_that_asks_us_in_turn_makes_no_circle() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_network_of_this_machine_is_asked_about_its_own_names_and_addresses() {
+async fn a_machines_other_network_answers_for_its_names_and_addresses() {
     let (other, elsewhere) = (
         Server::new(Does::Answers(9, 0)).await,
         Server::new(Does::Answers(7, 0)).await,

@@ -369,7 +369,7 @@ fn neighbours_and_the_gateway_are_found_and_the_gateway_answers_pings() {
 }
 
 #[test]
-fn an_attached_guest_hears_of_its_router_at_once_and_then_every_ten_minutes() {
+fn a_guest_hears_of_its_router_at_once_and_every_ten_minutes() {
     let (mut port, start) = (port(), Instant::now());
     assert_eq!(port.next_tick(start), Some(start));
     assert_eq!(port.tick(start).len(), 1);
@@ -384,7 +384,7 @@ fn an_attached_guest_hears_of_its_router_at_once_and_then_every_ten_minutes() {
 }
 
 #[test]
-fn a_question_to_the_gateway_is_taken_and_its_answer_returns_from_there() {
+fn a_question_to_the_gateway_is_answered_from_there() {
     let port = port();
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(MAC, GATEWAY_MAC)
@@ -427,7 +427,7 @@ fn the_address_of_prefix_and_mac_is_that_of_rfc_4291() {
 }
 
 #[test]
-fn a_connection_to_the_gateway_is_refused_at_once_and_no_refusal_is_answered() {
+fn a_connection_to_the_gateway_is_refused_a_refusal_ignored() {
     let mut port = port();
     let v6: Ipv6Addr = "fd77:1:2:3::9".parse().unwrap();
     let ends: [(IpAddr, IpAddr); 2] = [

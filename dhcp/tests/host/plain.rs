@@ -162,7 +162,7 @@ fn after_a_kill_no_look_up_waits_and_the_list_comes_back() {
 }
 
 #[test]
-fn names_of_two_networks_resolve_and_each_takes_out_its_own_in_any_order() {
+fn two_networks_names_resolve_and_leave_in_any_order() {
     for (with_musl, first_goes) in [(false, true), (false, false), (true, true), (true, false)] {
         let list = "nameserver 192.0.2.53\n";
         on(&[NSSWITCH, ("resolv.conf", list)], with_musl, |machine| {

@@ -310,7 +310,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn a_resolved_that_is_gone_dead_or_hangs_is_told_from_a_living_one() {
+    fn a_gone_dead_or_hanging_resolved_is_told_from_a_living_one() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("io.systemd.Resolve");
         assert_eq!(resolved(&at), Resolved::Absent);

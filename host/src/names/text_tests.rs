@@ -75,7 +75,7 @@ fn a_text_without_servers_or_line_end_is_restored_exactly() {
 }
 
 #[test]
-fn servers_asked_by_turns_are_asked_in_order_while_ours_is_among_them() {
+fn rotated_servers_are_asked_in_order_while_ours_is_among_them() {
     let original = b"nameserver 192.0.2.1\noptions rotate timeout:1\noptions rotate";
     let text = with(original, &[block("lab", 1)], false);
     assert!(!rotates(&text) && rotates(original));

@@ -107,7 +107,7 @@ fn a_drop_of_the_networks_interface_is_named_at_every_hook() {
 }
 
 #[test]
-fn a_drop_of_the_networks_addresses_is_named_and_one_of_others_is_not() {
+fn only_a_drop_of_the_networks_own_addresses_is_named() {
     let of = |address: &str| {
         let saddr = payload(
             "ip",

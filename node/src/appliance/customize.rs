@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invite_goes_in_can_be_replaced_and_taken_out_and_nothing_else_changes() {
+    fn an_invite_goes_in_and_out_and_nothing_else_changes() {
         let dir = tempfile::tempdir().unwrap();
         let (input, output) = (iso(dir.path()), dir.path().join("out.iso"));
         let plain = fs::read(&input).unwrap();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_appliance_iso_is_refused_and_the_output_stays_as_it_was() {
+    fn a_foreign_iso_is_refused_and_the_output_stays() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("out.iso");
         fs::write(&output, "precious").unwrap();

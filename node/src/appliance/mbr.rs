@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_third_partition_is_aligned_fills_the_disk_and_leaves_the_rest_alone() {
+    fn the_third_partition_is_aligned_and_fills_the_rest() {
         let sectors = 8 << 21;
         let made = with_third(&iso(), sectors).unwrap();
         let (start, end_of) = (

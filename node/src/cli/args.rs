@@ -519,7 +519,7 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_grammar_is_sound_and_every_command_ends_its_help_with_an_example() {
+    fn the_grammar_is_sound_and_each_help_ends_with_an_example() {
         Cli::command().debug_assert();
         fn check(command: &clap::Command, path: &str) {
             let help = command

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drain_says_what_moved_what_stayed_and_why_and_its_exit_code_tells() {
+    fn a_drain_tells_what_moved_and_stayed_also_by_exit_code() {
         let web = VmMoved {
             name: "web".into(),
             host: "lab2".into(),

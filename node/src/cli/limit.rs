@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_that_answers_has_a_limit_and_a_given_one_goes_first() {
+    fn each_answering_command_has_a_limit_and_a_given_one_wins() {
         assert_eq!(
             limit("p2pvm ping -c 1 lab3"),
             Limit::Total(PING_FIRST + PING_EACH)

@@ -166,7 +166,7 @@ mod tests {
     use std::{os::unix::net::UnixListener, process::Command};
 
     #[tokio::test]
-    async fn a_daemon_that_takes_a_connection_and_says_nothing_is_named_within_seconds() {
+    async fn a_daemon_that_accepts_in_silence_is_named_within_seconds() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         assert!(matches!(

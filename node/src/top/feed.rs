@@ -316,7 +316,7 @@ mod tests {
     use p2pvm_console::{Options, Theme};
 
     #[tokio::test]
-    async fn a_daemon_that_waits_for_another_members_vms_is_shown_as_it_is() {
+    async fn a_daemon_waiting_for_others_vms_is_shown_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         p2pvm_daemon::membership::found(

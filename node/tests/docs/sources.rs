@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_command_is_found_wherever_it_stands_and_a_good_one_is_not() {
+    fn only_a_misspelt_command_is_found_wherever_it_stands() {
         let good = "`p2pvm vm list` and `p2pvm vm ...`, `p2pvm invite --uses \
             N`\n```console\nattic# p2pvm invite --uses 2 > invite.txt\n\
                     attic# p2pvm metrics | grep links\n```\n```\np2pvm status | peers | ping \

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_host_that_moves_while_its_router_is_asked_asks_again_at_once() {
+    async fn a_host_that_moves_during_a_mapping_asks_again() {
         assert_eq!(asked_within_a_second(|_| ()).await, 1);
         let moved = |shared: &Shared| shared.learn_again.notify_waiters();
         assert_eq!(asked_within_a_second(moved).await, 2);

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn two_reach_each_other_exactly_where_the_rules_of_mapping_and_filtering_let_them() {
+    fn two_meet_exactly_where_mapping_and_filtering_let_them() {
         use NatKind::*;
         let kept = [Open, FullCone, AddressCone, Cone, Firewalled];
         for a in kept {

@@ -115,7 +115,7 @@ fn a_full_book_keeps_the_nearest_the_used_and_the_pinned() {
 }
 
 #[test]
-fn who_cannot_be_reached_is_named_to_nobody_but_tried_again_in_turn() {
+fn an_unreachable_member_is_named_to_nobody_but_tried_again() {
     let world = Members::new();
     let mut book = world.book();
     let contacts: Vec<Contact> = (1..40).map(|n| world.contact(n, 1)).collect();
@@ -176,7 +176,7 @@ fn only_newer_contacts_signed_by_members_are_taken() {
 }
 
 #[test]
-fn who_has_left_is_neither_named_nor_tried_and_those_who_stay_are() {
+fn only_members_that_stay_are_named_and_tried() {
     let world = Members::new();
     let mut book = world.book();
     let stays: Vec<MemberId> = (1..4)

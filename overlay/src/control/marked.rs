@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dial_carries_the_mark_and_leaves_from_the_listening_port_where_it_can() {
+    async fn a_dial_carries_the_mark_and_if_possible_the_listening_port() {
         for any in ["/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0"] {
             let mut there = MarkedTransport::new(tcp::Config::default());
             let to = listen(&mut there, any).await;

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_resolver_is_not_asked_and_a_change_of_servers_counts_at_once() {
+    fn our_resolver_is_not_asked_and_new_servers_count_at_once() {
         let block = text::Block {
             id: "x/p2pvm0".into(),
             server: Ipv4Addr::new(127, 77, 0, 1),

@@ -195,7 +195,7 @@ async fn a_node_restarts_into_the_network_when_its_bootstrap_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_are_answered_up_to_the_largest_body_and_fail_with_their_reason() {
+async fn requests_up_to_the_largest_body_succeed_or_fail_with_reason() {
     let world = World::new(1);
     let first = world.first().await;
     let second = world.member("second", &[&first]).await;

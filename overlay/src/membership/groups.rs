@@ -183,7 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_grant_without_groups_is_the_byte_that_it_was_before_there_were_groups() {
+    fn a_grant_without_groups_is_the_same_byte_as_before() {
         for admit in [false, true] {
             let old = postcard::to_stdvec(&admit).unwrap();
             assert_eq!(

@@ -225,7 +225,7 @@ fn groups_are_signed_into_the_certificate_and_cannot_be_added() {
 }
 
 #[test]
-fn a_certificate_and_an_invite_from_before_there_were_groups_are_read_and_verify() {
+fn certificates_and_invites_from_before_groups_are_read_and_verify() {
     // Made by the version before groups: root seed 1, network "lab" 10.9.0.0/16 of time 1, member
     // of seed 7.
     let world = world(1);
@@ -278,7 +278,7 @@ fn a_name_is_a_host_name() {
 }
 
 #[test]
-fn a_revoked_member_is_none_and_a_revoked_delegate_takes_its_members_along() {
+fn a_revoked_delegate_takes_its_members_along() {
     let world = world(1);
     let [delegate, member, other] = std::array::from_fn(|_| Identity::generate());
     let own = world.delegate(&delegate);
@@ -396,7 +396,7 @@ fn with_a_revoked_member_fall_those_that_grew_from_its_copied_state() {
 }
 
 #[test]
-fn a_delegate_revokes_members_but_no_delegate_and_its_word_falls_with_it() {
+fn a_delegate_revokes_members_only_and_its_word_falls_with_it() {
     let world = world(1);
     let (one, two, member) = (
         Identity::generate(),
@@ -549,7 +549,7 @@ fn a_cut_or_foreign_text_is_no_invite_white_space_is_ignored() {
 }
 
 #[tokio::test]
-async fn an_invite_admits_as_often_as_it_says_and_the_same_joiner_once() {
+async fn an_invite_admits_its_number_and_each_joiner_once() {
     let world = world(1);
     let invite = world.invite(&Issuer::root(&world.root));
     let admission = LocalAdmission::default();

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn two_members_alone_choose_the_same_clock_and_never_one_behind_what_was_signed() {
+    fn two_members_choose_one_clock_never_behind_what_was_signed() {
         for (one, other) in [(0, DAY), (0, 730 * DAY), (0, -DAY)] {
             assert_eq!(judged(one, &[other]), judged(other, &[one]));
         }

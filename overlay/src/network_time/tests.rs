@@ -65,7 +65,7 @@ fn a_member_with_a_wrong_clock_takes_the_networks_time() {
 }
 
 #[test]
-fn alone_a_jump_is_followed_after_a_minute_and_a_short_one_is_not() {
+fn alone_a_lasting_jump_is_followed_and_a_short_one_not() {
     let time = NetworkTime::new(START);
     time.settle(later(1, DAY_MS));
     time.settle(later(30, 0));

@@ -62,7 +62,7 @@ impl Network {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_board_has_heard_once_its_member_has_met_another_and_remembers_it() {
+async fn a_board_has_heard_since_its_member_first_met_another() {
     let (network, dir, net) = (
         network(),
         tempfile::tempdir().unwrap(),
@@ -87,7 +87,7 @@ fn standing(board: &Notices) -> Option<String> {
 }
 
 #[test]
-fn an_older_policy_never_replaces_a_newer_one_and_it_is_kept_on_disk() {
+fn an_older_policy_never_replaces_the_newer_one_on_disk() {
     let (network, dir) = (network(), tempfile::tempdir().unwrap());
     let (file, root) = (dir.path().join("notices"), Issuer::root(&network.root));
     let trust = Arc::new(Trust::new(network.config.id));

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_asked_for_once_a_second_and_old_packets_are_dropped() {
+    fn addresses_are_asked_for_once_a_second_old_packets_dropped() {
         let (mut list, addr, now) = (
             Waitlist::default(),
             "10.1.2.3".parse().unwrap(),

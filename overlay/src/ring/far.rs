@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_members_around_the_place_drawn_the_nearest_by_coordinates_is_taken() {
+    fn around_the_drawn_place_the_nearest_by_coordinates_is_taken() {
         let place = |ms: i32| {
             postcard::from_bytes(
                 &postcard::to_stdvec(&([ms * 1000, 0, 0], 1000u32, 100u16)).unwrap(),

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_for_members_that_one_hears_of_is_bounded_and_keeps_the_nearest() {
+    fn memory_for_rumoured_members_is_bounded_and_keeps_the_nearest() {
         let (me, now) = (node(0).position, Instant::now());
         let mut known = KnownMembers::default();
         for n in 1..=255 {

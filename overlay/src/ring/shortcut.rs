@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_members_with_about_the_same_traffic_the_nearest_gets_the_last_shortcut() {
+    fn the_last_shortcut_goes_to_the_nearest_of_equal_traffic() {
         let place = |ms: i32| {
             postcard::from_bytes(
                 &postcard::to_stdvec(&([ms * 1000, 0, 0], 1000u32, 100u16)).unwrap(),

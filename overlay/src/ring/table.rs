@@ -275,7 +275,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_next_hop_is_the_closest_of_all_and_closer_than_we_are(
+        fn the_next_hop_is_the_closest_and_closer_than_ourselves(
             others in vec(1u8.., 0..20), target: u64, except in 1u8..
         ) {
             let table = table(0, &others, &[]);

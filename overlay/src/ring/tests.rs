@@ -58,7 +58,7 @@ fn the_ring_heals_when_some_or_half_of_all_die_at_once() {
 }
 
 #[test]
-fn a_ring_forms_and_stays_while_a_tenth_of_all_packets_is_lost() {
+fn a_ring_forms_and_stays_with_a_tenth_of_packets_lost() {
     for seed in 1..=3 {
         let mut world = World::new(seed);
         world.loss = 0.1;

@@ -386,7 +386,7 @@ async fn a_path_that_shrinks_in_silence_holds_up_tcp_for_seconds_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
+async fn a_host_that_changes_address_is_soon_back_and_tcp_survives() {
     let (measurement, mut figures) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(10));
     let (a, open, natted) = (
@@ -438,7 +438,7 @@ async fn a_host_that_changes_its_address_is_back_in_seconds_and_tcp_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_nat_that_gets_another_address_is_noticed_behind_it_and_links_come_back() {
+async fn a_nats_new_address_is_noticed_behind_it_and_links_return() {
     let measurement = Measurement::begin();
     let mut world = World::new(Duration::from_millis(10));
     let (_open, a, b) = two_behind_nats(&mut world).await;

@@ -125,7 +125,7 @@ async fn two_port_restricted_nats_are_punched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_symmetric_nat_reaches_an_open_member_directly_and_a_restricted_one_through_it() {
+async fn a_symmetric_nat_reaches_open_members_directly_restricted_ones_by_relay() {
     let mut world = World::new(Duration::from_millis(10));
     let (r, s) = (world.host(Nat::None), world.host(Nat::None));
     let (a, b) = (world.host(Nat::Symmetric), world.host(Nat::PortRestricted));

@@ -66,7 +66,7 @@ fn device(host: &Host) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
+async fn any_change_of_the_device_is_put_back_within_ten_seconds() {
     let (measurement, mut times) = (Measurement::begin(), Vec::new());
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
@@ -117,7 +117,7 @@ async fn a_device_that_was_changed_in_any_way_is_put_back_within_ten_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_put_back_is_said_and_put_back_once_it_can_be() {
+async fn what_cannot_be_put_back_is_told_and_retried() {
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
@@ -257,7 +257,7 @@ fn open_tap(name: &str) -> File {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rule_that_leads_packets_past_the_device_is_no_fault_of_the_device() {
+async fn a_rule_past_the_device_is_no_fault_of_the_device() {
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);

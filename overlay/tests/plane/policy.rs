@@ -23,7 +23,7 @@ fn set(plane: &Plane, policy: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_denied_packet_does_not_arrive_and_the_answer_of_an_allowed_conversation_does() {
+async fn denied_packets_do_not_arrive_and_answers_of_allowed_conversations_do() {
     let mut world = World::new(Duration::from_millis(1));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);
@@ -59,7 +59,7 @@ async fn a_denied_packet_does_not_arrive_and_the_answer_of_an_allowed_conversati
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn multicast_of_a_guest_reaches_guests_of_members_that_take_part_and_is_limited() {
+async fn a_guests_multicast_reaches_participating_members_and_is_limited() {
     const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
     let mut world = World::new(Duration::from_millis(1));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));

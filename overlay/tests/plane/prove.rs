@@ -65,7 +65,7 @@ async fn the_hosts_own_stack_is_proved_without_any_member() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_members_stack_is_proved_and_a_live_link_alone_does_not_do() {
+async fn a_members_stack_is_proved_by_more_than_a_live_link() {
     let mut world = World::new(Duration::from_millis(2));
     let (a, b) = (world.host(Nat::None), world.host(Nat::None));
     introduce(&[&a, &b]);

@@ -100,7 +100,7 @@ fn strangers(hosts: &[Host]) -> Option<(&Host, &Host)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly() {
+async fn a_stranger_is_reached_over_the_ring_and_then_directly() {
     let measurement = Measurement::begin();
     let (_world, mut hosts) = star(10).await;
     // Links of the joining settle.
@@ -167,7 +167,7 @@ async fn a_member_never_met_is_reached_over_the_ring_at_once_and_then_directly()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_packet_is_lost_when_traffic_moves_from_the_ring_to_the_direct_path() {
+async fn moving_from_the_ring_to_the_direct_path_loses_no_packet() {
     let (_world, hosts) = star(10).await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     let (a, b) = strangers(&hosts).expect("ten members are no full mesh");
@@ -195,7 +195,7 @@ async fn no_packet_is_lost_when_traffic_moves_from_the_ring_to_the_direct_path()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_blocked_pair_stays_on_the_ring_and_routes_around_a_dead_member() {
+async fn a_blocked_pair_on_the_ring_routes_around_a_dead_member() {
     let measurement = Measurement::begin();
     let (world, hosts) = star(10).await;
     tokio::time::sleep(Duration::from_secs(12)).await;

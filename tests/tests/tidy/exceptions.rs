@@ -150,7 +150,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ),
     (
         "overlay/src/membership/policy/tests.rs: fn \
-            a_bad_document_is_refused_with_its_line_and_what_would_be_right",
+            a_bad_document_is_refused_with_its_line_and_a_correction",
         76,
     ),
     (

@@ -40,7 +40,7 @@ async fn tell(alone: &Alone, n: u8, keys: &KeyPair, ip: IpAddr, epoch: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_is_not_taken_by_telling_a_record_of_a_new_key() {
+async fn a_record_of_a_new_key_takes_no_address() {
     let (alone, vm, ip) = with_vm().await;
     let stranger = KeyPair::from_seed(&[7; 32]);
     for epoch in [1, 2, u64::from(u32::MAX), u64::MAX] {

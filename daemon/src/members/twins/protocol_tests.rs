@@ -86,7 +86,7 @@ fn guests_that_run_outweigh_an_elder_start() {
 }
 
 #[test]
-fn a_daemon_that_starts_again_is_no_twin_of_what_it_left_behind() {
+fn a_restarted_daemon_is_no_twin_of_what_it_left() {
     let keys = KeyPair::generate();
     let mut board = Board::default();
     // Again and again, each time beside the words of all the starts before, whose clocks were ahead
@@ -318,7 +318,7 @@ impl World {
 
 proptest! {
     #[test]
-    fn never_do_all_give_way_and_once_it_is_calm_one_is_left(
+    fn twins_never_all_give_way_and_one_is_left_at_last(
         (n, steps) in (1..4usize).prop_flat_map(|n| (Just(n), steps(n, 2, false)))
     ) {
         World::run(n, &steps)?;

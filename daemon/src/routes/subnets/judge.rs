@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_offers_of_one_subnet_the_elder_is_used_whatever_the_order() {
+    fn the_elder_of_two_offers_is_used_whatever_their_order() {
         let offers = [
             offered(2, "192.168.7.0/24", 5),
             offered(1, "192.168.7.0/24", 6),
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_that_was_refused_by_itself_is_not_used_and_others_are() {
+    fn a_refused_subnet_is_not_used_and_others_are() {
         let offers = [
             offered(1, "192.168.99.0/25", 5),
             offered(1, "192.168.0.0/16", 5),

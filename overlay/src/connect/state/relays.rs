@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_wins_among_equals_and_a_guess_without_ground_comes_last() {
+    fn among_equals_the_measured_wins_and_a_guess_comes_last() {
         let measured = relay(1, (Some(52), Some(52)), at(50, 100));
         assert_eq!(
             order(vec![relay(2, (None, None), at(50, 100)), measured]),

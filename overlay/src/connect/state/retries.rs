@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn news_begins_anew_at_once_and_what_seemed_hopeless_is_tried_less_often() {
+    fn news_retries_at_once_and_hopeless_pairs_retry_less_often() {
         let (mut retries, start) = (Retries::default(), Instant::now());
         retries.hold_off(A, start);
         let at = tries(&mut retries, start, 0, 600, true);

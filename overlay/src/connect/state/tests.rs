@@ -104,7 +104,7 @@ fn host() -> Host {
 }
 
 #[test]
-fn a_move_during_a_round_of_the_survey_begins_another_at_its_end() {
+fn a_move_during_a_survey_begins_another_at_its_end() {
     let now = Instant::now();
     let mut state = State::new(member(1), ConnectOptions::default());
     let mut survey = survey::Survey::new(now);
@@ -226,7 +226,7 @@ fn settled(theirs: NatKind, relays: &[(u8, bool)]) -> (Vec<settle::Action>, Opti
 }
 
 #[test]
-fn relays_are_tried_two_at_a_time_and_a_stream_after_all_of_them() {
+fn relays_are_tried_in_twos_and_a_stream_after_all() {
     let tried = |done: &[settle::Action]| -> Vec<u8> {
         let relay = |action: &settle::Action| match action {
             settle::Action::TryRelay(relay) => Some(relay.0[0]),

@@ -152,7 +152,7 @@ async fn votes_are_answered_while_many_members_stall_all_other_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_and_an_answer_that_nobody_reads_end_in_time() {
+async fn a_stalling_body_and_an_unread_answer_end_in_time() {
     let served = Served::new();
     let b = served.member("b");
     let mut body = served.stalled(b).await;

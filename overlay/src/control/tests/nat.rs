@@ -261,7 +261,7 @@ fn resident_kib() -> usize {
 }
 
 #[test]
-fn six_idle_members_send_and_receive_less_than_a_kilobyte_per_second_each() {
+fn six_idle_members_each_use_less_than_a_kilobyte_per_second() {
     const NODES: u64 = 6;
     const SECONDS: u64 = 12;
     let mut namespaces = Namespaces::new();
@@ -294,7 +294,7 @@ fn six_idle_members_send_and_receive_less_than_a_kilobyte_per_second_each() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_address_behind_a_tunnel_of_this_machine_is_told_dialled_or_answered() {
+async fn no_address_behind_this_machines_tunnels_is_told_or_dialled() {
     let mut namespaces = Namespaces::new();
     namespaces.add("u1");
     namespaces.add("u2");
@@ -363,7 +363,7 @@ async fn no_address_behind_a_tunnel_of_this_machine_is_told_dialled_or_answered(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dial_from_any_port_goes_around_accepted_routes_also_by_tcp_alone() {
+async fn a_dial_goes_around_accepted_routes_also_by_tcp_alone() {
     for udp in [true, false] {
         let mut namespaces = Namespaces::new();
         namespaces.add("r1");

@@ -116,7 +116,7 @@ async fn members_of_two_networks_do_not_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_is_reached_though_a_stranger_answers_first_at_an_address_it_tells() {
+async fn a_member_is_reached_although_a_stranger_answers_first() {
     let (world, other) = (World::new(1), World::new(2));
     let (first, stranger) = (world.first().await, other.first().await);
     let over = |control: &Control, transport: &str| {

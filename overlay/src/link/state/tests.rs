@@ -166,7 +166,7 @@ fn an_unanswered_handshake_is_retried_and_then_given_up() {
 }
 
 #[test]
-fn a_handshake_that_is_carried_may_be_slow_and_its_loss_harms_nothing() {
+fn a_carried_handshake_may_be_slow_or_lost() {
     let start = Instant::now();
     let (mut a, mut b) = End::pair();
     let message = a.link.open_carried(start, 50, &[]).expect("a valid key");
@@ -188,7 +188,7 @@ proptest! {
     /// datagram arrives twice, and once the wire is good everything sent arrives, across all
     /// rekeyings.
     #[test]
-    fn rekeying_loses_nothing_on_a_good_wire_and_recovers_on_a_bad_one(
+    fn rekeying_loses_nothing_on_good_wires_and_recovers_on_bad_ones(
         seed in proptest::collection::vec(any::<u8>(), 512), both in any::<bool>()
     ) {
         let start = Instant::now();
@@ -279,7 +279,7 @@ fn what_a_carried_handshake_says_besides_arrives_sealed_both_ways() {
 }
 
 #[test]
-fn handshakes_that_are_carried_two_ways_at_once_do_not_end_each_other() {
+fn handshakes_carried_two_ways_at_once_do_not_collide() {
     for order in [[0, 1], [1, 0]] {
         let (mut a, mut b) = End::pair();
         let now = Instant::now();

@@ -116,7 +116,7 @@ fn the_first_rule_that_fits_decides_and_else_the_default() {
 }
 
 #[test]
-fn a_rule_is_said_in_words_and_one_kind_of_traffic_is_asked_for() {
+fn a_rule_is_put_into_words_for_one_kind_of_traffic() {
     let policy = NetworkPolicy::parse(TEXT).unwrap();
     assert_eq!(
         policy.rules[1].to_string(),
@@ -130,7 +130,7 @@ fn a_rule_is_said_in_words_and_one_kind_of_traffic_is_asked_for() {
 }
 
 #[test]
-fn a_name_is_a_group_and_a_vm_that_takes_it_gains_nothing() {
+fn a_vm_named_as_a_group_gains_nothing() {
     let policy = NetworkPolicy::parse(
         "default = 'deny'\nrule = [{ action = 'allow', from = 'admins', to = '*' }]",
     )
@@ -156,7 +156,7 @@ fn a_name_is_a_group_and_a_vm_that_takes_it_gains_nothing() {
 }
 
 #[test]
-fn a_subnet_may_be_offered_by_those_named_and_so_may_its_parts() {
+fn the_named_members_may_offer_a_subnet_and_its_parts() {
     let policy = NetworkPolicy::parse(TEXT).unwrap();
     let (server, other) = (member("y", &["servers"]), member("z", &[]));
     let block = |text: &str| text.parse::<Cidr>().unwrap();
@@ -172,7 +172,7 @@ fn a_subnet_may_be_offered_by_those_named_and_so_may_its_parts() {
 }
 
 #[test]
-fn a_bad_document_is_refused_with_its_line_and_what_would_be_right() {
+fn a_bad_document_is_refused_with_its_line_and_a_correction() {
     let refused = |text: &str| {
         let error = NetworkPolicy::parse(text).unwrap_err();
         (error.line, error.reason)

@@ -42,7 +42,7 @@ fn set(access: &Access, policy: &str) {
 }
 
 #[test]
-fn nothing_comes_in_before_the_rules_are_known_or_known_to_be_none() {
+fn nothing_comes_in_before_the_rules_are_known() {
     let (now, ping) = (Instant::now(), echo(A, B, 1, false));
     let access = Access::default();
     access.close();
@@ -158,7 +158,7 @@ fn an_allowed_tcp_connection_is_answered_though_nobody_saw_it_begin() {
 }
 
 #[test]
-fn udp_and_echo_answers_come_in_only_when_asked_for_and_for_a_while() {
+fn udp_and_echo_answers_come_in_only_shortly_after_a_request() {
     let (access, now) = (access(OPS_TO_DB), Instant::now());
     let later = |s| now + Duration::from_secs(s);
     assert!(!access.admits(&udp(B, A, (53, 4000)), &B, &A, now));

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_solicitation_goes_to_the_group_of_its_target_with_a_sum_that_fits() {
+    fn a_solicitation_goes_to_its_targets_group_with_a_valid_sum() {
         let frame = solicitation([6; 6], &"fd77::1:0203:0405".parse().unwrap()).unwrap();
         assert_eq!(frame[..6], [0x33, 0x33, 0xff, 3, 4, 5]);
         let parsed = etherparse::PacketHeaders::from_ethernet_slice(&frame).unwrap();

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_taken_out_of_an_interface_is_read_by_its_whole_name() {
+    fn packets_taken_out_of_an_interface_are_read_by_its_full_name() {
         let table = "Inter-|   Receive |  Transmit\n face |bytes\n  pv1a: 1 2 3 4 5 6 7 8 9 10 11 \
             12 13 14 15 16\n    pv1:9 9 9 9 9 9 9 9 9 77 9 9 9 9 9 9\n";
         assert_eq!(

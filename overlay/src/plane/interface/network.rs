@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_address_stands_for_the_network_and_a_network_of_one_has_none() {
+    fn another_address_stands_for_a_network_of_more_than_one() {
         for (address, prefix, other) in [
             ("10.77.0.3", 16, Some("10.77.0.1")),
             ("10.77.0.1", 16, Some("10.77.0.2")),

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_answers_at_all_was_reached_and_a_firewall_that_refuses_is_none() {
+    fn any_answer_counts_as_reached_but_a_firewalls_refusal() {
         let probe = probe();
         let echo = packet(|out| {
             back()

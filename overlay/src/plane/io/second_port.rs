@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_named_addresses_are_sent_to_from_the_second_port_while_they_are_used() {
+    fn the_second_port_sends_only_to_named_addresses_in_use() {
         let (port, now) = (SecondPort::default(), Instant::now());
         let (a, b): (SocketAddr, SocketAddr) =
             (([192, 0, 2, 1], 7).into(), ([192, 0, 2, 2], 7).into());
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_heard_at_the_first_port_returns_there_once_its_try_is_over() {
+    fn an_address_heard_at_the_first_port_returns_there() {
         let (port, now) = (SecondPort::default(), Instant::now());
         let a: SocketAddr = ([192, 0, 2, 1], 7).into();
         port.open(Arc::new(Udp::bind(0).unwrap()));

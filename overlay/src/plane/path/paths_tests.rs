@@ -21,7 +21,7 @@ fn direct(port: u16) -> Path {
 }
 
 #[test]
-fn the_first_that_answers_is_used_and_a_direct_path_replaces_a_relay() {
+fn the_first_answering_path_is_used_until_a_direct_one_answers() {
     let (mut paths, now) = (Paths::default(), Instant::now());
     paths.add(RELAY, now);
     paths.add(direct(1), now);
@@ -65,7 +65,7 @@ fn a_pong_with_a_foreign_token_selects_nothing() {
 }
 
 #[test]
-fn a_silent_path_is_given_up_within_five_seconds_and_the_spare_takes_over() {
+fn a_silent_path_yields_to_the_spare_within_five_seconds() {
     let (mut paths, start) = (Paths::default(), Instant::now());
     for path in [direct(1), RELAY] {
         paths.add(path, start);
@@ -94,7 +94,7 @@ fn a_silent_path_is_given_up_within_five_seconds_and_the_spare_takes_over() {
 }
 
 #[test]
-fn a_peer_that_went_over_to_another_path_is_followed_within_a_second() {
+fn a_peer_on_another_path_is_followed_within_a_second() {
     let (mut paths, start) = (Paths::default(), Instant::now());
     paths.add(direct(1), start);
     paths.tick(start, Activity::default());

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_of_1280_bytes_is_used_fully_and_found_within_a_second() {
+    fn a_link_of_1280_bytes_is_found_within_a_second() {
         for carries in [1252, 1232, 1208] {
             let (mut pmtu, now) = (Pmtu::new(FULL, Instant::now()), Instant::now());
             pmtu.selected(direct(), now);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_shrinks_is_found_before_the_fourth_retransmission_of_a_stream() {
+    fn a_shrinking_path_is_found_before_a_streams_fourth_retransmission() {
         for shrinks in (10_000..16_000).step_by(50) {
             let took = first_carried(shrinks);
             assert!(took <= 3750, "shrunk at {shrinks} ms: {took} ms");

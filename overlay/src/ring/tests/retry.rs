@@ -249,7 +249,7 @@ fn what_a_neighbour_told_is_forgotten_when_it_is_near_no_more() {
 /// A question is repeated before its answer can be there, as nobody knows yet how long the way is:
 /// the first answer counts all the same.
 #[test]
-fn a_neighbour_at_the_end_of_a_long_way_is_not_taken_for_dead() {
+fn a_neighbour_on_a_long_path_is_not_taken_for_dead() {
     for millis in [100, 800, 1500, 3000] {
         let mut played = Played::new(Duration::from_millis(10));
         played.round_trip = Duration::from_millis(millis);

@@ -260,7 +260,7 @@ fn a_small_network_ends_as_one_connection_for_each_pair() {
 }
 
 #[test]
-fn members_that_died_are_dialled_ever_less_often_and_met_when_they_return() {
+fn dead_members_are_dialled_ever_less_and_met_on_return() {
     for seed in 0..20 {
         let mut net = Net::new(seed, 4);
         net.introduce();
@@ -481,7 +481,7 @@ fn check(mesh: &Mesh, known: &Known, now: Instant, action: &Action) {
 
 proptest! {
     #[test]
-    fn whatever_happens_no_connection_in_use_is_closed_and_no_member_dialled_twice(
+    fn no_connection_in_use_is_closed_nor_a_member_dialled_twice(
         seed in any::<u64>(),
         inputs in proptest::collection::vec((any::<(u8, u16, usize)>(), 0u64..20_000), 1..200),
     ) {
