@@ -9,6 +9,8 @@
 mod circles;
 #[path = "tidy/exceptions.rs"]
 mod exceptions;
+#[path = "tidy/names.rs"]
+mod names;
 #[path = "tidy/order.rs"]
 mod order;
 

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    pub fn news_are_heeded_soon_whatever_came_before_and_a_flood_of_them_costs_bounded_work() {
+    pub fn news_are_heeded_soon_and_a_flood_costs_bounded_work() {
         let start = Instant::now();
         let (mut pace, mut now, mut proofs, mut longest) =
             (Pace::new(start), start, 0, Duration::ZERO);
