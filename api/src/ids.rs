@@ -79,6 +79,12 @@ ids! {
     VmIdText;
     /// A network's id.
     NetworkIdText;
+    /// An invite's id.
+    InviteIdText;
+    /// A checkpoint's id.
+    CheckpointIdText;
+    /// A migration's id.
+    MigrationIdText;
 }
 
 #[cfg(test)]

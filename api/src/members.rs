@@ -2,7 +2,7 @@
 //!
 //! `p2pvm leave` and `p2pvm down` are answered by null, that is `()`, or by a failure.
 
-use crate::{MemberIdText, words::words};
+use crate::{InviteIdText, MemberIdText, words::words};
 use serde::{Deserialize, Serialize};
 
 /// Whether to go on although something is destroyed: `p2pvm leave`, `vm stop`, `vm delete`.
@@ -205,7 +205,7 @@ pub struct InviteAnswer {
     /// The text to hand over.
     pub invite: String,
     /// Its id, by which it can be revoked.
-    pub id: String,
+    pub id: InviteIdText,
     /// A note for the person who hands it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -4,6 +4,7 @@
 //! reason why it stays. The host that moves a VM may have another version than the member that was
 //! asked. Fields of answers are in alphabetical order.
 
+use crate::MigrationIdText;
 use serde::{Deserialize, Serialize};
 
 /// The request of `p2pvm vm migrate`.
@@ -32,7 +33,7 @@ pub struct VmMoved {
     /// The name of the member that it runs on.
     pub host: String,
     /// The migration's id, as in the logs of both hosts.
-    pub migration: String,
+    pub migration: MigrationIdText,
     /// The VM's name.
     pub name: String,
     /// From the guest's pause to the target's report that it runs there, milliseconds: an upper

@@ -1,6 +1,9 @@
 //! Virtual machines: requests and states. Moves are in `moves`.
 
-use crate::{ActivityView, MemberIdText, ReachState, SnapshotState, Step, VmIdText, VmStateView};
+use crate::{
+    ActivityView, CheckpointIdText, MemberIdText, ReachState, SnapshotState, Step, VmIdText,
+    VmStateView,
+};
 use serde::{Deserialize, Serialize};
 
 /// The request of `p2pvm vm create`.
@@ -171,7 +174,7 @@ pub struct SnapshotView {
 #[serde(default)]
 pub struct SnapshotTaken {
     /// The id of its checkpoint.
-    pub checkpoint: String,
+    pub checkpoint: CheckpointIdText,
     /// The members that hold all of it; none if that was not known in time.
     pub holders: Option<Vec<String>>,
     /// Its name.

@@ -143,7 +143,7 @@ mod tests {
         };
         let made: InviteAnswer = post(routes(), "/invite", &invite).await.value();
         let read = p2pvm_overlay::membership::Invite::parse(&made.invite).unwrap();
-        assert_eq!(read.id().to_string(), made.id);
+        assert_eq!(read.id().to_string(), made.id.as_str());
         for useless in [
             InviteRequest {
                 uses: 0,

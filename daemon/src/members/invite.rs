@@ -91,7 +91,7 @@ impl Members {
         let note = (!self.parts.control.is_reachable()).then(|| UNREACHABLE.to_owned());
         Ok(InviteAnswer {
             invite: invite.to_text(),
-            id: invite.id().to_string(),
+            id: invite.id().to_string().into(),
             note,
         })
     }

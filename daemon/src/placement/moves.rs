@@ -74,7 +74,7 @@ pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMove
             epoch: outcome.epoch.0,
             from: parts.name_of(outcome.from),
             host: parts.name_of(outcome.to),
-            migration: outcome.id.clone(),
+            migration: outcome.id.clone().into(),
             name: outcome.name.clone(),
             pause_ms: outcome.pause_ms,
             ram_bytes: report.ram_bytes,

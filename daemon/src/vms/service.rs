@@ -300,7 +300,7 @@ impl Vms {
         let state = tokio::time::timeout(DURABLE_LIMIT, last).await.ok();
         let shown = self.snapshot_view(&taken.snapshot);
         Ok(SnapshotTaken {
-            checkpoint: taken.snapshot.checkpoint.to_string(),
+            checkpoint: taken.snapshot.checkpoint.to_string().into(),
             holders: state
                 .as_ref()
                 .map(|c| c.providers.iter().map(|m| self.parts.name_of(*m)).collect()),
