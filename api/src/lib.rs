@@ -39,10 +39,13 @@ mod vms;
 mod words;
 
 pub use {
-    access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, ids::*, line::*,
-    members::*, metrics::*, moves::*, node::*, path::*, printed::*, routes::*, snapshot_state::*,
-    sorted::*, tokens::*, vm_words::*, vms::*,
+    access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
+    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
+    vm_words::*, vms::*,
 };
+
+pub use ids::*;
+pub use snapshot_state::*;
 
 /// Checks the exact text of an answer: what is said, and that it is understood.
 #[cfg(test)]

@@ -275,6 +275,14 @@ mod tests {
     }
 
     #[test]
+    fn a_paths_kind_is_its_word() {
+        for (kind, word) in PathKind::KNOWN {
+            assert_text(kind, &format!("{word:?}"));
+        }
+        assert_text(&PathKind::Other("pigeon".into()), "\"pigeon\"");
+    }
+
+    #[test]
     fn members_answers_of_another_version_are_understood() {
         let revoked: RevokeAnswer =
             serde_json::from_str(r#"{"revoked":"cellar","told":3,"when":"now"}"#).unwrap();

@@ -25,7 +25,6 @@ pub mod keeper;
 mod kernel;
 mod legacy;
 pub mod links;
-mod locks;
 mod look;
 pub mod names;
 pub mod net;
@@ -50,6 +49,8 @@ pub mod socket_path;
 pub mod tun;
 pub mod undo;
 pub mod wanted;
+
+mod locks;
 
 pub use causes::chain;
 pub use finding::{Board, Finding, Level};
