@@ -38,14 +38,14 @@ mod vm_words;
 mod vms;
 mod words;
 
+pub use ids::*;
+pub use snapshot_state::*;
+
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
     metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
     vm_words::*, vms::*,
 };
-
-pub use ids::*;
-pub use snapshot_state::*;
 
 /// Checks the exact text of an answer: what is said, and that it is understood.
 #[cfg(test)]
