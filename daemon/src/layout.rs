@@ -116,9 +116,14 @@ impl Layout {
         self.0.join("tokens")
     }
 
-    /// The web dashboard's token.
+    /// The web dashboard's token for operators.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")
+    }
+
+    /// The web dashboard's token for readers.
+    pub fn dashboard_reader_token(&self) -> PathBuf {
+        self.0.join("dashboard.reader.token")
     }
 
     /// Whether the web dashboard is on.

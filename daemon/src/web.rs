@@ -3,16 +3,18 @@
 //!
 //! The daemon always serves it on a unix socket of its own (`p2pvm dashboard --listen` makes it a
 //! local port), and on this host's address in the network only if it is switched on. Either way
-//! each API request carries the token, which only root can read in the state directory. The
-//! allowed requests are a list ([`routes`]), not the control API minus some: none of them ends the
-//! daemon, leaves the network, invites, revokes, sets rules, creates or deletes. [`access`] and
-//! [`serve`] keep it safe; `docs/dashboard.md` explains it to users.
+//! each API request carries a token, which only root can read in the state directory; it has the
+//! role of an operator or of a reader. The allowed requests are a list ([`routes`]), not the
+//! control API minus some: none of them ends the daemon, leaves the network, invites, revokes, sets
+//! rules, creates or deletes. [`access`], [`limits`] and [`serve`] keep it safe;
+//! `docs/dashboard.md` explains it to users.
 
 mod access;
 mod console;
 mod files;
 mod gather;
 pub(crate) mod http;
+mod limits;
 mod routes;
 mod serve;
 mod switch;
@@ -22,7 +24,8 @@ use crate::{
     node::service::Node, parts::Parts, vms::service::Vms,
 };
 use gather::Gather;
-use p2pvm_api::{DashboardChange, DashboardView, Outcome, Sight};
+use limits::Limits;
+use p2pvm_api::{DashboardChange, DashboardView, Outcome, Role, Sight};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -52,6 +55,7 @@ pub struct Dashboard {
     seen_vms: Gather<p2pvm_api::ClusterVms>,
     sights: Gather<Vec<Sight>>,
     consoles: Arc<Semaphore>,
+    limits: Limits,
     /// Why the dashboard is not served on the network although it is on.
     trouble: Mutex<Option<String>>,
 }
@@ -80,6 +84,7 @@ impl Dashboard {
             seen_vms,
             sights,
             consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
+            limits: Limits::default(),
             trouble: Mutex::default(),
             parts: node.parts.clone(),
             reach: node.reach.clone(),
@@ -91,18 +96,23 @@ impl Dashboard {
 
     /// The answer for `p2pvm dashboard`.
     pub fn state(&self) -> DashboardView {
-        let address = self.reach.address();
-        let url =
-            address.map(|ip| format!("http://{ip}:{}/#token={}", self.port, self.switch.token()));
+        let address = self.reach.address().filter(|_| self.switch.is_on());
+        let url = |token: &str| {
+            let address = address.as_ref()?;
+            Some(format!("http://{address}:{}/#token={token}", self.port))
+        };
+        let (token, reader_token) = (self.switch.token(), self.switch.reader_token());
         DashboardView {
             on: self.switch.is_on(),
-            url: url.filter(|_| self.switch.is_on()),
+            url: url(&token),
+            reader_url: url(&reader_token),
             trouble: self
                 .trouble
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
-            token: self.switch.token(),
+            token,
+            reader_token,
             port: self.port,
             socket: self.socket.display().to_string(),
             has_page: files::built(),
@@ -112,7 +122,8 @@ impl Dashboard {
     /// Switches it on or off, or makes a new token.
     pub fn change(&self, change: &DashboardChange) -> Outcome<DashboardView> {
         if change.new_token {
-            self.switch.renew()?;
+            self.switch
+                .renew(change.role.as_ref().unwrap_or(&Role::Operator))?;
         }
         if let Some(on) = change.on {
             self.switch.set(on)?;

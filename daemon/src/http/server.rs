@@ -1,23 +1,33 @@
-//! The control API as this machine's own root is served it.
+//! The control API as this machine's own root is served it, and its document.
 
 use crate::vms::rights::Asker;
 use axum::{
     Extension, Router,
     extract::Request,
+    http::header,
     middleware,
     response::{IntoResponse, Response},
+    routing::get,
 };
-use p2pvm_api::Failure;
+use p2pvm_api::{Failure, OPENAPI};
 use std::time::Duration;
 
 /// How long a request waits for the beginning of its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(140);
 
-/// Routes as root asks them, each answered in time.
+/// Routes as root asks them, each answered in time; each also below `/v1`.
 pub(crate) fn for_root(routes: Router) -> Router {
-    routes
+    Router::new()
+        .nest("/v1", routes.clone())
+        .merge(routes)
+        .route("/v1/openapi.json", get(openapi))
         .layer(middleware::from_fn(in_time))
         .layer(Extension(Asker::Root))
+}
+
+/// The description of the API.
+pub(crate) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
 /// Ends a request that nothing answers. A streamed answer has begun by then and says itself how it

@@ -1,15 +1,17 @@
-//! Access to the dashboard: three checks of each request before anything else.
+//! Access to the dashboard: the checks of each request before anything else.
 //!
 //! - `Host` must name this listener. The page of another site whose name was made to point here
 //!   (DNS rebinding) has its own name in `Host`.
 //! - `Origin`, if present, must be this page. A browser says there which page sends the request.
-//! - The request must carry the token, in a header that no browser adds by itself, so that another
+//! - Its source must not have asked too often ([`super::limits`]).
+//! - The request must carry a token, in a header that no browser adds by itself, so that another
 //!   page cannot use it. A cookie would go to every port of the host. A WebSocket carries the token
 //!   as the name of a subprotocol, because a page cannot set a header of its own there.
+//! - The token's role must allow it: a reader's allows only the requests that change nothing.
 //!
 //! The token never leaves this host: it is removed before a request is forwarded to another member.
 
-use super::Dashboard;
+use super::{Dashboard, limits::Source};
 use axum::{
     Json,
     extract::{Request, State},
@@ -17,7 +19,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use p2pvm_api::{Failure, Kind};
+use p2pvm_api::{Failure, Kind, Role};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// The subprotocol of a console's WebSocket.
@@ -148,7 +150,7 @@ fn forget(headers: &mut HeaderMap) {
 pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
     let mut answer = match is_ours(&hosts, request.headers()) {
         Ok(()) => next.run(request).await,
-        Err((status, why)) => (status, Json(Failure::refused(why))).into_response(),
+        Err((status, why)) => refusal(status, why),
     };
     let headers = answer.headers_mut();
     for (name, value) in [
@@ -169,24 +171,74 @@ pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: 
     answer
 }
 
-/// Passes requests with the token.
+/// A refusal with its status.
+fn refusal(status: StatusCode, why: impl Into<String>) -> Response {
+    (status, Json(Failure::refused(why))).into_response()
+}
+
+/// The answer to a source that asks too often.
+fn too_often(what: &str, wait: Duration) -> Response {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let why = format!("{what}: try again in {seconds} s");
+    let failure = Json(Failure::new(Kind::NotNow, why));
+    let mut answer = (StatusCode::TOO_MANY_REQUESTS, failure).into_response();
+    let headers = answer.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    answer
+}
+
+/// Where a request comes from.
+fn source_of(request: &Request) -> Source {
+    let known = request.extensions().get::<Source>();
+    known.copied().unwrap_or(Source::Local)
+}
+
+/// Passes requests of sources that do not ask too often.
+pub async fn in_measure(
+    State(dashboard): State<Arc<Dashboard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match dashboard.limits.request(source_of(&request)) {
+        Ok(()) => next.run(request).await,
+        Err(wait) => too_often("too many requests from this address", wait),
+    }
+}
+
+/// Passes requests with a token, and says whose it is to the layers below.
 pub async fn with_token(
     State(dashboard): State<Arc<Dashboard>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if !shown(request.headers()).is_some_and(|token| dashboard.switch.accepts(token)) {
+    let role = shown(request.headers()).and_then(|token| dashboard.switch.role_of(token));
+    let Some(role) = role else {
+        // A right token passes also after many wrong ones. Reason: any program at its holder's
+        // address could keep the holder out, and 160 bits are not guessed at any rate.
+        if let Err(wait) = dashboard.limits.wrong_token(source_of(&request)) {
+            return too_often("too many wrong tokens from this address", wait);
+        }
         tokio::time::sleep(REFUSED_AFTER).await;
         let why = "the token is missing, or is not this node's: 'p2pvm dashboard' on this member \
             prints a link that has it";
-        return (
-            StatusCode::UNAUTHORIZED,
-            Json(Failure::new(Kind::Refused, why)),
-        )
-            .into_response();
+        return refusal(StatusCode::UNAUTHORIZED, why);
+    };
+    if let Err(wait) = dashboard.limits.with_token(&role) {
+        return too_often("too many requests with this token", wait);
     }
     forget(request.headers_mut());
+    request.extensions_mut().insert(role);
     next.run(request).await
+}
+
+/// Passes requests of operators only.
+pub async fn for_operators(request: Request, next: Next) -> Response {
+    if request.extensions().get::<Role>() == Some(&Role::Operator) {
+        return next.run(request).await;
+    }
+    let why = "this token only reads: 'p2pvm dashboard' on this member prints the link of an \
+        operator, which may also change something";
+    refusal(StatusCode::FORBIDDEN, why)
 }
 
 #[cfg(test)]
