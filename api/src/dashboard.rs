@@ -38,6 +38,15 @@ pub struct DashboardView {
     /// The reader's token.
     #[serde(default)]
     pub reader_token: String,
+    /// The addresses of the page outside the network, without a token.
+    #[serde(default)]
+    pub lan: Vec<String>,
+    /// Why it is not served on all of them although it is on.
+    #[serde(default)]
+    pub lan_trouble: Option<String>,
+    /// The SHA-256 fingerprint of the certificate there.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
 }
 
 /// The request of `p2pvm dashboard`.

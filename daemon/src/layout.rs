@@ -126,6 +126,11 @@ impl Layout {
         self.0.join("dashboard.reader.token")
     }
 
+    /// The web dashboard's certificate for a LAN, and its key.
+    pub fn dashboard_certificate(&self) -> PathBuf {
+        self.0.join("dashboard.certificate")
+    }
+
     /// Whether the web dashboard is on.
     pub fn dashboard_switch(&self) -> PathBuf {
         self.0.join("dashboard.switch")

@@ -10,10 +10,12 @@
 //! `docs/dashboard.md` explains it to users.
 
 mod access;
+mod certificate;
 mod console;
 mod files;
 mod gather;
 pub(crate) mod http;
+mod lan;
 mod limits;
 mod routes;
 mod serve;
@@ -24,6 +26,7 @@ use crate::{
     node::service::Node, parts::Parts, vms::service::Vms,
 };
 use gather::Gather;
+use lan::Lan;
 use limits::Limits;
 use p2pvm_api::{DashboardChange, DashboardView, Outcome, Role, Sight};
 use std::{
@@ -56,6 +59,7 @@ pub struct Dashboard {
     sights: Gather<Vec<Sight>>,
     consoles: Arc<Semaphore>,
     limits: Limits,
+    lan: Option<Lan>,
     /// Why the dashboard is not served on the network although it is on.
     trouble: Mutex<Option<String>>,
 }
@@ -85,6 +89,7 @@ impl Dashboard {
             sights,
             consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
             limits: Limits::default(),
+            lan: Lan::open(&node.layout, config)?,
             trouble: Mutex::default(),
             parts: node.parts.clone(),
             reach: node.reach.clone(),
@@ -116,6 +121,9 @@ impl Dashboard {
             port: self.port,
             socket: self.socket.display().to_string(),
             has_page: files::built(),
+            lan: self.lan.as_ref().map(Lan::urls).unwrap_or_default(),
+            lan_trouble: self.lan.as_ref().and_then(Lan::trouble),
+            fingerprint: self.lan.as_ref().map(Lan::fingerprint),
         }
     }
 

@@ -49,6 +49,8 @@ pub enum Hosts {
         addresses: Vec<IpAddr>,
         /// Its port.
         port: u16,
+        /// Whether it speaks TLS.
+        tls: bool,
     },
 }
 
@@ -81,15 +83,25 @@ impl Hosts {
                 names,
                 addresses,
                 port,
+                tls,
             } => {
                 let host = authority.host();
                 let ours = address_of(host).map_or_else(
                     || names.iter().any(|name| name.eq_ignore_ascii_case(host)),
                     |address| addresses.contains(&address),
                 );
-                // A browser leaves out HTTP's default port.
-                ours && authority.port_u16().unwrap_or(80) == *port
+                // A browser leaves out the scheme's default port.
+                let usual = if *tls { 443 } else { 80 };
+                ours && authority.port_u16().unwrap_or(usual) == *port
             }
+        }
+    }
+
+    /// The beginning of the address of this listener's page.
+    fn scheme(&self) -> &'static str {
+        match self {
+            Self::Named { tls: true, .. } => "https://",
+            _ => "http://",
         }
     }
 }
@@ -109,7 +121,7 @@ fn is_ours(hosts: &Hosts, headers: &HeaderMap) -> Result<(), (StatusCode, &'stat
     };
     match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
         None => Ok(()),
-        Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
+        Some(Ok(origin)) if origin.strip_prefix(hosts.scheme()) == Some(host) => Ok(()),
         Some(_) => Err((
             StatusCode::FORBIDDEN,
             "requests from other pages are rejected",
@@ -267,6 +279,7 @@ mod tests {
             names: vec!["lyon.lab.p2p".into()],
             addresses,
             port: 4080,
+            tls: false,
         };
         assert_eq!(status(&overlay, &[("host", "10.83.0.7:4080")]), 200);
         assert_eq!(
@@ -326,6 +339,10 @@ mod tests {
         let mut twice = headers(&[("host", "10.83.0.7:4080")]);
         twice.append(header::HOST, HeaderValue::from_static("evil.example"));
         assert!(is_ours(&overlay, &twice).is_err());
+    }
+
+    #[test]
+    fn a_tunnel_to_the_socket_has_the_names_of_this_machine() {
         for (host, wanted) in [
             ("localhost:8080", 200),
             ("127.0.0.1:9", 200),
@@ -334,6 +351,26 @@ mod tests {
             ("[::1].evil.example:9", 421),
         ] {
             assert_eq!(status(&Hosts::Local, &[("host", host)]), wanted, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_listener_with_tls_has_a_page_of_its_own_scheme() {
+        let lan = |port| Hosts::Named {
+            names: Vec::new(),
+            addresses: vec!["192.168.1.10".parse().unwrap()],
+            port,
+            tls: true,
+        };
+        for (port, host, origin, wanted) in [
+            (8443, "192.168.1.10:8443", "https://192.168.1.10:8443", 200),
+            (8443, "192.168.1.10:8443", "http://192.168.1.10:8443", 403),
+            (8443, "192.168.1.10", "https://192.168.1.10", 421),
+            (443, "192.168.1.10", "https://192.168.1.10", 200),
+            (8443, "attic:8443", "https://attic:8443", 421),
+        ] {
+            let rows = [("host", host), ("origin", origin)];
+            assert_eq!(status(&lan(port), &rows), wanted, "{host} {origin}");
         }
     }
 

@@ -34,6 +34,7 @@ pub(crate) async fn run(context: &Context, a: &Dashboard) -> Outcome<()> {
         None if context.json => print::json(&view),
         None => {
             show(&view, &role);
+            show_lan(&view, &role);
             Ok(())
         }
     }
@@ -66,6 +67,33 @@ fn show(view: &DashboardView, role: &Role) {
     }
 }
 
+/// The token of a role.
+fn token_of<'a>(view: &'a DashboardView, role: &Role) -> &'a str {
+    match role {
+        Role::Reader => &view.reader_token,
+        _ => &view.token,
+    }
+}
+
+/// The links outside the network, if the settings name any.
+fn show_lan(view: &DashboardView, role: &Role) {
+    if !view.on {
+        return;
+    }
+    for page in &view.lan {
+        println!("{page}#token={}", token_of(view, role));
+    }
+    if let Some(fingerprint) = &view.fingerprint {
+        eprintln!(
+            "on the LAN a browser asks whether to trust this node's own certificate: only if its \
+                SHA-256 fingerprint is {fingerprint}"
+        );
+    }
+    if let Some(trouble) = &view.lan_trouble {
+        eprintln!("on the LAN it is not served everywhere: {trouble}");
+    }
+}
+
 /// Forwards connections to a local port to the daemon's socket until the command is interrupted.
 async fn listen(
     context: &Context,
@@ -75,7 +103,8 @@ async fn listen(
 ) -> Outcome<()> {
     if !here.ip().is_loopback() {
         return Err(Failure::usage(format!(
-            "{here} is not a loopback address: use 127.0.0.1:{}, or --enable for the network",
+            "{here} is not a loopback address: use 127.0.0.1:{}, or --enable for the network; on a \
+                LAN it is served with TLS, at the addresses of dashboard_lan in node.toml",
             here.port()
         )));
     }
@@ -83,11 +112,7 @@ async fn listen(
         .await
         .doing(format_args!("cannot listen on {here}"))?;
     let here = listener.local_addr().doing("asking for the port")?;
-    let token = match role {
-        Role::Reader => &view.reader_token,
-        _ => &view.token,
-    };
-    let url = format!("http://{here}/#token={token}");
+    let url = format!("http://{here}/#token={}", token_of(view, role));
     if context.json {
         print::json_line(&DashboardServed { url });
     } else {

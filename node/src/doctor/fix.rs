@@ -56,6 +56,7 @@ fn permissions(layout: &Layout) -> Outcome<Vec<String>> {
         (layout.root_key(), SECRET_MODE),
         (layout.dashboard_token(), SECRET_MODE),
         (layout.dashboard_reader_token(), SECRET_MODE),
+        (layout.dashboard_certificate(), SECRET_MODE),
     ];
     let mut done = Vec::new();
     for (path, mode) in wanted {
