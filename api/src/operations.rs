@@ -2,8 +2,8 @@
 //! callers.
 //!
 //! `api/openapi.json` is written from this table and the types that it names (`make api`). The
-//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own; the dashboard
-//! serves the operations of its page below `/api`.
+//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own, which serves it
+//! below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
 
@@ -87,6 +87,8 @@ pub enum Asker {
     Member,
     /// The dashboard's page, with its token.
     Page,
+    /// A user of this machine in the group `p2pvm`, over the daemon's unix socket.
+    Group,
 }
 
 impl Asker {
@@ -96,14 +98,15 @@ impl Asker {
             Self::Root => "root",
             Self::Member => "member",
             Self::Page => "page",
+            Self::Group => "group",
         }
     }
 
     /// The prefix of an operation's path for this caller.
     pub fn prefix(self) -> &'static str {
         match self {
-            Self::Root | Self::Member => "",
-            Self::Page => "/api",
+            Self::Root | Self::Member | Self::Group => "",
+            Self::Page => "/v1",
         }
     }
 }
@@ -217,9 +220,12 @@ where
 }
 
 const ROOT: &[Asker] = &[Asker::Root];
+const WITH_GROUP: &[Asker] = &[Asker::Root, Asker::Group];
+const LOOKING: &[Asker] = &[Asker::Root, Asker::Member, Asker::Group];
 const PAGE: &[Asker] = &[Asker::Page];
 const WITH_MEMBERS: &[Asker] = &[Asker::Root, Asker::Member];
 const ALL: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page];
+const ALL_LOOKING: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page, Asker::Group];
 
 const FORCE: &[Parameter] = &[Parameter {
     name: "force",
@@ -256,13 +262,13 @@ const NODE: &[Operation] = &[
     json::<Status>(
         Method::Get,
         "/status",
-        ROOT,
+        WITH_GROUP,
         "Describes this node: address, ring, health, load.",
     ),
     Operation::new(
         Method::Get,
         "/metrics",
-        ROOT,
+        WITH_GROUP,
         Answer::Figures(Metrics::TYPE),
         "Lists the figures of this node or of all members.",
     )
@@ -282,13 +288,13 @@ const MEMBERS: &[Operation] = &[
     json::<Vec<Peer>>(
         Method::Get,
         "/peers",
-        ROOT,
+        WITH_GROUP,
         "Lists the other members that this node knows.",
     ),
     json::<Vec<Traffic>>(
         Method::Get,
         "/traffic",
-        ROOT,
+        WITH_GROUP,
         "Lists the pairs of addresses that exchange packets through this node.",
     )
     .query(TRAFFIC),
@@ -326,13 +332,13 @@ const CLUSTER: &[Operation] = &[
     json::<Cluster>(
         Method::Get,
         "/cluster",
-        ROOT,
+        WITH_GROUP,
         "Asks all members how they are.",
     ),
     json::<ClusterVms>(
         Method::Get,
         "/cluster/vms",
-        ROOT,
+        WITH_GROUP,
         "Asks all members which VMs they have.",
     ),
 ];
@@ -342,7 +348,7 @@ const MACHINE: &[Operation] = &[
     json::<Vec<FindingView>>(
         Method::Get,
         "/findings",
-        ROOT,
+        WITH_GROUP,
         "Lists what was found wrong with this machine.",
     ),
     json::<Vec<FindingView>>(
@@ -361,7 +367,12 @@ const MACHINE: &[Operation] = &[
 
 /// The network's policy.
 const ACCESS: &[Operation] = &[
-    json::<AclShow>(Method::Get, "/acl", ROOT, "Shows the policy in force."),
+    json::<AclShow>(
+        Method::Get,
+        "/acl",
+        WITH_GROUP,
+        "Shows the policy in force.",
+    ),
     json::<AclAnswer>(
         Method::Post,
         "/acl",
@@ -411,7 +422,7 @@ const ROUTES: &[Operation] = &[
     json::<Vec<RouteView>>(
         Method::Get,
         "/routes",
-        ROOT,
+        WITH_GROUP,
         "Lists the subnets that members offer.",
     ),
     json::<RouteOffered>(
@@ -442,7 +453,7 @@ const PLACEMENT: &[Operation] = &[
     json::<Vec<Decided>>(
         Method::Get,
         "/decisions",
-        ROOT,
+        WITH_GROUP,
         "Lists this node's latest decisions about VMs.",
     ),
     items::<DrainItem, DrainAnswer>(
@@ -461,12 +472,7 @@ const PLACEMENT: &[Operation] = &[
 
 /// Virtual machines.
 const VMS: &[Operation] = &[
-    json::<Vec<VmView>>(
-        Method::Get,
-        "/vms",
-        WITH_MEMBERS,
-        "Lists the VMs of this host.",
-    ),
+    json::<Vec<VmView>>(Method::Get, "/vms", LOOKING, "Lists the VMs of this host."),
     lines::<VmView>(
         Method::Post,
         "/vms",
@@ -474,7 +480,7 @@ const VMS: &[Operation] = &[
         "Creates a VM here or on the member that the request names.",
     )
     .body::<CreateVm>(),
-    json::<VmView>(Method::Get, "/vms/{name}", WITH_MEMBERS, "Shows a VM."),
+    json::<VmView>(Method::Get, "/vms/{name}", LOOKING, "Shows a VM."),
     json::<VmDeleted>(
         Method::Delete,
         "/vms/{name}",
@@ -527,7 +533,7 @@ const VMS: &[Operation] = &[
     json::<Vec<Explained>>(
         Method::Get,
         "/vms/{name}/explain",
-        ALL,
+        ALL_LOOKING,
         "Lists what was decided about a VM, and why.",
     ),
 ];

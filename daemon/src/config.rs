@@ -1,6 +1,8 @@
 //! `node.toml`: the settings of one node. Every setting has a default; an unknown key is an error,
 //! so that a misspelt one is noticed.
 
+mod lan;
+
 use crate::{
     layout::{Layout, read_if_there},
     service, traces,
@@ -166,15 +168,6 @@ impl Offer {
     }
 }
 
-/// Why an address cannot be one that this host alone has.
-fn not_own(at: &SocketAddr) -> Option<&'static str> {
-    if at.port() == 0 {
-        return Some("which has no port");
-    }
-    let is_shared = at.ip().is_unspecified() || at.ip().is_multicast();
-    is_shared.then_some("which is no address of one host")
-}
-
 fn is_normal(part: Component<'_>) -> bool {
     matches!(part, Component::Normal(_))
 }
@@ -279,16 +272,7 @@ impl Config {
                 "dashboard_port must be 1 to 65535: a link to it has to stay the same".to_owned(),
             );
         }
-        if let Some((at, why)) = self
-            .dashboard_lan
-            .iter()
-            .find_map(|at| Some((at, not_own(at)?)))
-        {
-            return Err(format!(
-                "dashboard_lan holds '{at}', {why}: write an address of this host on the LAN and a \
-                    port, such as 192.168.1.10:8443"
-            ));
-        }
+        lan::check(&self.dashboard_lan)?;
         if let Some(place) = self.reachable_at.iter().find(|place| !is_place(place)) {
             return Err(format!(
                 "reachable_at holds '{place}', which is neither an address nor a DNS name"
@@ -442,31 +426,6 @@ mod tests {
                 .to_string()
                 .contains("firewall must be auto or off")
         );
-    }
-
-    #[test]
-    fn the_dashboard_is_served_on_addresses_of_one_host_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::at(dir.path());
-        let load = |at: &str| {
-            let text = format!("dashboard_lan = [\"{at}\"]\n");
-            std::fs::write(layout.config(), text).unwrap();
-            Config::load(&layout)
-        };
-        for good in ["192.168.1.10:8443", "[fd00::10]:443"] {
-            let read = load(good).unwrap().dashboard_lan;
-            assert_eq!(read, [good.parse::<SocketAddr>().unwrap()]);
-        }
-        for bad in [
-            "0.0.0.0:8443",
-            "[::]:8443",
-            "224.0.0.1:8443",
-            "192.168.1.10:0",
-        ] {
-            let said = load(bad).unwrap_err().to_string();
-            assert!(said.contains("dashboard_lan holds"), "{bad}: {said}");
-        }
-        assert!(load("192.168.1.10").is_err(), "an address without a port");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! The token never leaves this host: it is removed before a request is forwarded to another member.
 
 use super::{Dashboard, limits::Source};
+use crate::http::rate::whole_seconds;
 use axum::{
     Json,
     extract::{Request, State},
@@ -190,7 +191,7 @@ fn refusal(status: StatusCode, why: impl Into<String>) -> Response {
 
 /// The answer to a source that asks too often.
 fn too_often(what: &str, wait: Duration) -> Response {
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = whole_seconds(wait);
     let why = format!("{what}: try again in {seconds} s");
     let failure = Json(Failure::new(Kind::NotNow, why));
     let mut answer = (StatusCode::TOO_MANY_REQUESTS, failure).into_response();

@@ -151,9 +151,9 @@ impl Dashboard {
                 match tokio::time::timeout(HEAD_LIMIT, greeting).await {
                     Ok(Ok(stream)) => serve_connection(stream, router).await,
                     Ok(Err(error)) => {
-                        tracing::debug!(error = %chain(&error), "no TLS with the dashboard's caller")
+                        tracing::debug!(error = %chain(&error), "no TLS with a dashboard's caller")
                     }
-                    Err(_) => tracing::debug!("the dashboard's caller does not speak TLS"),
+                    Err(_) => tracing::debug!("a dashboard's caller does not speak TLS"),
                 }
             }
         };

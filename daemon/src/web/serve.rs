@@ -1,5 +1,6 @@
 //! The dashboard's listeners: a unix socket for root, always; this host's addresses in the network
-//! while the dashboard is on; where the settings name some, its addresses on a LAN ([`super::lan`]).
+//! while the dashboard is on; and its addresses on a LAN, if the settings name some
+//! ([`super::lan`]).
 //!
 //! On the network it accepts only connections from addresses of the network. Reason: Linux answers
 //! on any interface for an address of any other, so a host on the LAN that is not a member could
