@@ -85,7 +85,7 @@ pub enum Asker {
     Root,
     /// Another member, over a stream of the overlay.
     Member,
-    /// The dashboard's page, with its token.
+    /// The dashboard's page, or a program with one of its tokens.
     Page,
     /// A user of this machine in the group `p2pvm`, over the daemon's unix socket.
     Group,
@@ -220,8 +220,7 @@ where
 }
 
 const ROOT: &[Asker] = &[Asker::Root];
-const WITH_GROUP: &[Asker] = &[Asker::Root, Asker::Group];
-const LOOKING: &[Asker] = &[Asker::Root, Asker::Member, Asker::Group];
+const LOOKING: &[Asker] = &[Asker::Root, Asker::Page, Asker::Group];
 const PAGE: &[Asker] = &[Asker::Page];
 const WITH_MEMBERS: &[Asker] = &[Asker::Root, Asker::Member];
 const ALL: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page];
@@ -262,13 +261,13 @@ const NODE: &[Operation] = &[
     json::<Status>(
         Method::Get,
         "/status",
-        WITH_GROUP,
+        LOOKING,
         "Describes this node: address, ring, health, load.",
     ),
     Operation::new(
         Method::Get,
         "/metrics",
-        WITH_GROUP,
+        LOOKING,
         Answer::Figures(Metrics::TYPE),
         "Lists the figures of this node or of all members.",
     )
@@ -288,13 +287,13 @@ const MEMBERS: &[Operation] = &[
     json::<Vec<Peer>>(
         Method::Get,
         "/peers",
-        WITH_GROUP,
+        LOOKING,
         "Lists the other members that this node knows.",
     ),
     json::<Vec<Traffic>>(
         Method::Get,
         "/traffic",
-        WITH_GROUP,
+        LOOKING,
         "Lists the pairs of addresses that exchange packets through this node.",
     )
     .query(TRAFFIC),
@@ -332,13 +331,13 @@ const CLUSTER: &[Operation] = &[
     json::<Cluster>(
         Method::Get,
         "/cluster",
-        WITH_GROUP,
+        LOOKING,
         "Asks all members how they are.",
     ),
     json::<ClusterVms>(
         Method::Get,
         "/cluster/vms",
-        WITH_GROUP,
+        LOOKING,
         "Asks all members which VMs they have.",
     ),
 ];
@@ -348,7 +347,7 @@ const MACHINE: &[Operation] = &[
     json::<Vec<FindingView>>(
         Method::Get,
         "/findings",
-        WITH_GROUP,
+        LOOKING,
         "Lists what was found wrong with this machine.",
     ),
     json::<Vec<FindingView>>(
@@ -367,12 +366,7 @@ const MACHINE: &[Operation] = &[
 
 /// The network's policy.
 const ACCESS: &[Operation] = &[
-    json::<AclShow>(
-        Method::Get,
-        "/acl",
-        WITH_GROUP,
-        "Shows the policy in force.",
-    ),
+    json::<AclShow>(Method::Get, "/acl", LOOKING, "Shows the policy in force."),
     json::<AclAnswer>(
         Method::Post,
         "/acl",
@@ -422,7 +416,7 @@ const ROUTES: &[Operation] = &[
     json::<Vec<RouteView>>(
         Method::Get,
         "/routes",
-        WITH_GROUP,
+        LOOKING,
         "Lists the subnets that members offer.",
     ),
     json::<RouteOffered>(
@@ -453,7 +447,7 @@ const PLACEMENT: &[Operation] = &[
     json::<Vec<Decided>>(
         Method::Get,
         "/decisions",
-        WITH_GROUP,
+        LOOKING,
         "Lists this node's latest decisions about VMs.",
     ),
     items::<DrainItem, DrainAnswer>(
@@ -472,7 +466,12 @@ const PLACEMENT: &[Operation] = &[
 
 /// Virtual machines.
 const VMS: &[Operation] = &[
-    json::<Vec<VmView>>(Method::Get, "/vms", LOOKING, "Lists the VMs of this host."),
+    json::<Vec<VmView>>(
+        Method::Get,
+        "/vms",
+        ALL_LOOKING,
+        "Lists the VMs of this host.",
+    ),
     lines::<VmView>(
         Method::Post,
         "/vms",
@@ -480,7 +479,7 @@ const VMS: &[Operation] = &[
         "Creates a VM here or on the member that the request names.",
     )
     .body::<CreateVm>(),
-    json::<VmView>(Method::Get, "/vms/{name}", LOOKING, "Shows a VM."),
+    json::<VmView>(Method::Get, "/vms/{name}", ALL_LOOKING, "Shows a VM."),
     json::<VmDeleted>(
         Method::Delete,
         "/vms/{name}",

@@ -25,13 +25,14 @@ use crate::{
     addresses::reach::Reach, cluster::service::Cluster, config::Config, members::service::Members,
     node::service::Node, parts::Parts, vms::service::Vms,
 };
+use axum::Router;
 use gather::Gather;
 use lan::Lan;
 use limits::Limits;
 use p2pvm_api::{DashboardChange, DashboardView, Outcome, Role, Sight};
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 use switch::Switch;
@@ -60,6 +61,8 @@ pub struct Dashboard {
     consoles: Arc<Semaphore>,
     limits: Limits,
     lan: Option<Lan>,
+    /// What `/v1` serves beside the page's requests.
+    more: OnceLock<Router>,
     /// Why the dashboard is not served on the network although it is on.
     trouble: Mutex<Option<String>>,
 }
@@ -89,6 +92,7 @@ impl Dashboard {
             sights,
             consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
             limits: Limits::default(),
+            more: OnceLock::new(),
             lan: Lan::open(&node.layout, config)?,
             trouble: Mutex::default(),
             parts: node.parts.clone(),
@@ -97,6 +101,12 @@ impl Dashboard {
             vms: node.vms.clone(),
             node,
         }))
+    }
+
+    /// Serves these routes too below `/v1`, from the next listener on.
+    pub(crate) fn offer(&self, more: Router) {
+        // Only the first counts: the wiring calls it once.
+        let _ = self.more.set(more);
     }
 
     /// The answer for `p2pvm dashboard`.

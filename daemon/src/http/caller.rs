@@ -59,7 +59,7 @@ async fn judge(
     if uid == Some(0) {
         return next.run(request).await;
     }
-    if !is_for_group(request.method(), request.uri().path()) {
+    if !is_listed(Asker::Group, request.method(), request.uri().path()) {
         let why = format!(
             "only root may do this; members of the group {GROUP} may look: run this as root"
         );
@@ -74,14 +74,14 @@ async fn judge(
     next.run(request).await
 }
 
-/// Whether the table lists the request for the group.
-fn is_for_group(method: &Method, path: &str) -> bool {
+/// Whether the table lists the request for a kind of caller.
+pub(crate) fn is_listed(asker: Asker, method: &Method, path: &str) -> bool {
     let path = path.strip_prefix("/v1").unwrap_or(path);
     if method == Method::GET && path == "/openapi.json" {
         return true;
     }
     OPERATIONS.iter().copied().flatten().any(|operation| {
-        operation.askers.contains(&Asker::Group)
+        operation.askers.contains(&asker)
             && operation.method.word() == method.as_str()
             && is_of(operation.path, path)
     })

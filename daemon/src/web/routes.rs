@@ -12,33 +12,40 @@ use axum::{
     body::Body,
     extract::{Request, State},
     middleware::{self, Next},
-    response::{IntoResponse, Response},
+    response::Response,
     routing::{get, post},
 };
 use http_body_util::Limited;
-use p2pvm_api::{Failure, Role, View};
+use p2pvm_api::{Role, View};
 use std::sync::Arc;
 
 /// The longest request body, bytes. Reason: a request names a member or a snapshot.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 
-/// The routes of one listener of the dashboard: the page, and the API below `/v1` and, as the page
-/// asks, `/api`.
+/// The routes of one listener of the dashboard: the page, what it asks below `/api`, and the same
+/// and more of the control API below `/v1`.
 pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
-    let api = reading(dashboard)
-        .merge(acting(dashboard).layer(middleware::from_fn(access::for_operators)))
-        .fallback(nothing)
-        .layer(middleware::from_fn(bounded))
-        .layer(middleware::from_fn_with_state(
-            dashboard.clone(),
-            access::with_token,
-        ))
-        .layer(Extension(Asker::Root));
+    let own = reading(dashboard)
+        .merge(acting(dashboard).layer(middleware::from_fn(access::for_operators)));
+    let guarded = |api: Router| {
+        api.layer(middleware::from_fn(bounded))
+            .layer(middleware::from_fn_with_state(
+                dashboard.clone(),
+                access::with_token,
+            ))
+            .layer(Extension(Asker::Root))
+    };
+    let more = dashboard.more.get().cloned();
+    let api = guarded(own.clone().fallback(server::not_listed));
+    let v1 = guarded(match more {
+        Some(more) => own.fallback_service(more),
+        None => own.fallback(server::not_listed),
+    });
     Router::new()
         // The same for everybody, like the page's files.
         .route("/v1/openapi.json", get(server::openapi))
-        .nest("/api", api.clone())
-        .nest("/v1", api)
+        .nest("/api", api)
+        .nest("/v1", v1)
         .fallback(files::serve)
         .layer(middleware::from_fn_with_state(
             dashboard.clone(),
@@ -97,10 +104,6 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
         .merge(console)
 }
 
-async fn nothing() -> Response {
-    Failure::not_found("the dashboard has no such request: use the command line").into_response()
-}
-
 /// Rejects a request whose body is longer than any of the page's.
 async fn bounded(request: Request, next: Next) -> Response {
     next.run(request.map(|body| Body::new(Limited::new(body, MAX_REQUEST_BYTES))))
@@ -139,7 +142,7 @@ async fn view(
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, Answered, send};
-    use p2pvm_api::{DashboardChange, Health, Kind};
+    use p2pvm_api::{DashboardChange, Failure, Health, Kind, Status};
 
     /// Asks as the page does, with a token.
     async fn ask(alone: &Alone, method: &str, path: &str, token: &str) -> Answered {
@@ -238,6 +241,21 @@ mod tests {
         assert_eq!(failure.failure().kind, Kind::NotFound);
         let failure = ask(&alone, "POST", "/v1/shutdown", &token).await.failure();
         assert_eq!(failure.kind, Kind::NotFound);
+        let more = alone.services.for_tokens();
+        alone.services.dashboard.offer(more);
+        for path in ["/v1/shutdown", "/v1/invite", "/v1/vms", "/v1/findings"] {
+            let failure = ask(&alone, "POST", path, &token).await.failure();
+            assert_eq!(failure.kind, Kind::NotFound, "{path}");
+        }
+        for path in ["/v1/dashboard", "/v1/tokens", "/v1/netcheck", "/api/status"] {
+            let failure = ask(&alone, "GET", path, &token).await.failure();
+            assert_eq!(failure.kind, Kind::NotFound, "{path}");
+        }
+        let reader = alone.services.dashboard.state().reader_token;
+        let status: Status = ask(&alone, "GET", "/v1/status", &reader).await.value();
+        assert_eq!(status.name, "attic");
+        let answer = ask(&alone, "GET", "/v1/status", "x").await;
+        assert_eq!(answer.status, hyper::StatusCode::UNAUTHORIZED);
         let document = ask(&alone, "GET", "/v1/openapi.json", "").await;
         assert_eq!(document.status, hyper::StatusCode::OK);
         assert_eq!(document.text, p2pvm_api::OPENAPI);
