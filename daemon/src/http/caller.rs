@@ -3,14 +3,14 @@
 //! what the table of operations lists for the group. That is reading only: a VM's owner is a
 //! member, not one of its users.
 
-use super::rate::{Buckets, Rate, whole_seconds};
+use super::rate::{Buckets, Rate};
 use axum::{
     Router,
     extract::{
         ConnectInfo, Request, State,
         connect_info::{Connected, IntoMakeServiceWithConnectInfo},
     },
-    http::{Method, StatusCode},
+    http::{HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     serve::IncomingStream,
@@ -26,6 +26,8 @@ use tokio::net::UnixListener;
 pub(crate) const GROUP: &str = "p2pvm";
 /// The requests of one user. Reason: some of them ask every member of the network.
 const REQUESTS: Rate = Rate::new(40, Duration::from_millis(100));
+/// The requests of all users that ask every member of the network.
+pub(crate) const WIDE: Rate = Rate::new(10, Duration::from_secs(1));
 /// How many users have buckets of their own.
 const MOST_USERS: usize = 64;
 
@@ -44,14 +46,23 @@ pub(crate) fn for_callers(routes: Router) -> IntoMakeServiceWithConnectInfo<Rout
     judged(routes).into_make_service_with_connect_info()
 }
 
+/// The limits of users other than root.
+struct Limits {
+    requests: Buckets<Option<u32>>,
+    wide: Buckets<()>,
+}
+
 fn judged(routes: Router) -> Router {
-    let buckets = Arc::new(Buckets::new(REQUESTS, MOST_USERS));
-    routes.layer(middleware::from_fn_with_state(buckets, judge))
+    let limits = Limits {
+        requests: Buckets::new(REQUESTS, MOST_USERS),
+        wide: Buckets::new(WIDE, 1),
+    };
+    routes.layer(middleware::from_fn_with_state(Arc::new(limits), judge))
 }
 
 /// Passes what the caller may ask.
 async fn judge(
-    State(buckets): State<Arc<Buckets<Option<u32>>>>,
+    State(limits): State<Arc<Limits>>,
     ConnectInfo(Caller(uid)): ConnectInfo<Caller>,
     request: Request,
     next: Next,
@@ -65,13 +76,36 @@ async fn judge(
         );
         return (StatusCode::FORBIDDEN, axum::Json(Failure::refused(why))).into_response();
     }
-    if let Err(wait) = buckets.take(uid) {
-        let seconds = whole_seconds(wait);
-        let why = format!("too many requests of one user: try again in {seconds} s");
-        let failure = axum::Json(Failure::new(Kind::NotNow, why));
-        return (StatusCode::TOO_MANY_REQUESTS, failure).into_response();
+    if let Err(wait) = limits.requests.take(uid) {
+        return too_often("too many requests of one user", wait);
+    }
+    if is_wide(request.uri())
+        && let Err(wait) = limits.wide.take(())
+    {
+        return too_often("too many questions to all members", wait);
     }
     next.run(request).await
+}
+
+/// The answer to a caller that asks too often.
+pub(crate) fn too_often(what: &str, wait: Duration) -> Response {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let why = format!("{what}: try again in {seconds} s");
+    let failure = axum::Json(Failure::new(Kind::NotNow, why));
+    let mut answer = (StatusCode::TOO_MANY_REQUESTS, failure).into_response();
+    let headers = answer.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    answer
+}
+
+/// Whether the answer to a request takes a question to every member.
+pub(crate) fn is_wide(uri: &Uri) -> bool {
+    let path = uri.path().strip_prefix("/v1").unwrap_or(uri.path());
+    // Whatever the scope's letters look like.
+    let of_cluster = || uri.query().is_some_and(|query| query != "json=true");
+    path.starts_with("/cluster")
+        || path.ends_with("/explain")
+        || (path == "/metrics" && of_cluster())
 }
 
 /// Whether the table lists the request for a kind of caller.
@@ -157,6 +191,22 @@ mod tests {
         }
         assert_eq!(counts[0], 100);
         assert!((40..100).contains(&counts[1]), "{counts:?}");
+    }
+
+    #[test]
+    fn a_question_to_all_members_is_known_by_its_path() {
+        for (uri, is) in [
+            ("/cluster", true),
+            ("/v1/cluster/vms", true),
+            ("/vms/web/explain", true),
+            ("/metrics?json=true&scope=cluster", true),
+            ("/metrics?scope=%63luster", true),
+            ("/metrics?json=true", false),
+            ("/metrics", false),
+            ("/vms", false),
+        ] {
+            assert_eq!(is_wide(&Uri::from_static(uri)), is, "{uri}");
+        }
     }
 
     #[test]

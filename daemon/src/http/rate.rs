@@ -90,11 +90,6 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
-/// A time to wait as whole seconds, at least as long.
-pub(crate) fn whole_seconds(wait: Duration) -> u64 {
-    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@
 //! The token never leaves this host: it is removed before a request is forwarded to another member.
 
 use super::{Dashboard, limits::Source};
-use crate::http::rate::whole_seconds;
+use crate::http::caller::{is_wide, too_often};
 use axum::{
     Json,
     extract::{Request, State},
@@ -20,7 +20,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use p2pvm_api::{Failure, Kind, Role};
+use p2pvm_api::{Failure, Role};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// The subprotocol of a console's WebSocket.
@@ -189,17 +189,6 @@ fn refusal(status: StatusCode, why: impl Into<String>) -> Response {
     (status, Json(Failure::refused(why))).into_response()
 }
 
-/// The answer to a source that asks too often.
-fn too_often(what: &str, wait: Duration) -> Response {
-    let seconds = whole_seconds(wait);
-    let why = format!("{what}: try again in {seconds} s");
-    let failure = Json(Failure::new(Kind::NotNow, why));
-    let mut answer = (StatusCode::TOO_MANY_REQUESTS, failure).into_response();
-    let headers = answer.headers_mut();
-    headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    answer
-}
-
 /// Where a request comes from.
 fn source_of(request: &Request) -> Source {
     let known = request.extensions().get::<Source>();
@@ -238,6 +227,11 @@ pub async fn with_token(
     };
     if let Err(wait) = dashboard.limits.with_token(&role) {
         return too_often("too many requests with this token", wait);
+    }
+    if is_wide(request.uri())
+        && let Err(wait) = dashboard.limits.wide()
+    {
+        return too_often("too many questions to all members", wait);
     }
     forget(request.headers_mut());
     request.extensions_mut().insert(role);

@@ -1,7 +1,10 @@
 //! The limits of the dashboard's callers: how often a source may ask and show a wrong token, and
 //! how often one token may be used.
 
-use crate::http::rate::{Buckets, Rate};
+use crate::http::{
+    caller::WIDE,
+    rate::{Buckets, Rate},
+};
 use p2pvm_api::Role;
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -56,6 +59,7 @@ pub struct Limits {
     requests: Buckets<Source>,
     with_operators: Buckets<()>,
     with_readers: Buckets<()>,
+    wide: Buckets<()>,
 }
 
 impl Default for Limits {
@@ -65,6 +69,7 @@ impl Default for Limits {
             requests: Buckets::new(REQUESTS, MOST_SOURCES),
             with_operators: Buckets::new(OF_TOKEN, 1),
             with_readers: Buckets::new(OF_TOKEN, 1),
+            wide: Buckets::new(WIDE, 1),
         }
     }
 }
@@ -78,6 +83,11 @@ impl Limits {
     /// Counts a wrong token of a source.
     pub fn wrong_token(&self, source: Source) -> Result<(), Duration> {
         self.wrong_tokens.take(source)
+    }
+
+    /// Counts a request that asks every member of the network.
+    pub fn wide(&self) -> Result<(), Duration> {
+        self.wide.take(())
     }
 
     /// Counts a request with the token of a role.
