@@ -60,7 +60,7 @@ pub fn router(dashboard: &Arc<Dashboard>, hosts: access::Hosts) -> Router {
 /// The requests that change nothing.
 fn reading(dashboard: &Arc<Dashboard>) -> Router {
     let service = dashboard.vms.clone();
-    let at_holder = Router::new()
+    let at_holder: Router = Router::new()
         .route("/vms/{name}/explain", get(vms::explain))
         .layer(middleware::from_fn_with_state(
             service.clone(),
@@ -94,7 +94,7 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
             service.clone(),
             forward::to_chosen,
         ));
-    let console = Router::new()
+    let console: Router = Router::new()
         .route("/vms/{name}/console", get(console::open))
         .with_state(dashboard.clone());
     Router::new()

@@ -21,7 +21,12 @@ pub struct Dashboard {
     pub new_token: bool,
     /// Whose link to print: an operator's, or that of a reader, who sees everything and changes
     /// nothing
-    #[arg(long, value_name = "ROLE", value_parser = ["operator", "reader"], default_value = "operator")]
+    #[arg(
+        long,
+        value_name = "ROLE",
+        value_parser = ["operator", "reader"],
+        default_value = "operator"
+    )]
     pub role: String,
     /// Serve it on a port of this machine alone while this command runs
     #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["enable", "disable"])]
