@@ -44,8 +44,8 @@ impl Client {
                     'p2pvm up --detach' (or 'p2pvm join' first)",
             ),
             io::ErrorKind::PermissionDenied => Failure::refused(
-                "the daemon's socket is for root: \
-                run this as root",
+                "the daemon's socket is for root, and for the group p2pvm, if this machine has it: \
+                    run this as root",
             ),
             _ => Failure::new(
                 Kind::Failed,

@@ -1,7 +1,19 @@
 //! The web dashboard: its switch, and each member's report for its page.
 
-use crate::{ClusterMember, Decided, HealthView, MemberIdText, PathKind, Peer, Status, VmView};
+use crate::{
+    ClusterMember, Decided, HealthView, MemberIdText, PathKind, Peer, Status, VmView, words::words,
+};
 use serde::{Deserialize, Serialize};
+
+words! {
+    /// What a token of the dashboard allows.
+    Role:
+        /// Sees everything, and starts, stops, moves, snapshots and restores VMs and uses their
+        /// consoles.
+        Operator = "operator",
+        /// Sees everything and changes nothing.
+        Reader = "reader",
+}
 
 /// `p2pvm dashboard`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,7 +26,7 @@ pub struct DashboardView {
     pub url: Option<String>,
     /// Why it is not served although it is on.
     pub trouble: Option<String>,
-    /// The token that each request must carry.
+    /// The operator's token.
     pub token: String,
     /// Its port on this host's address in the network.
     pub port: u16,
@@ -22,10 +34,25 @@ pub struct DashboardView {
     pub socket: String,
     /// Whether the page was built into this program.
     pub has_page: bool,
+    /// The link with the reader's token.
+    #[serde(default)]
+    pub reader_url: Option<String>,
+    /// The reader's token.
+    #[serde(default)]
+    pub reader_token: String,
+    /// The addresses of the page outside the network, without a token.
+    #[serde(default)]
+    pub lan: Vec<String>,
+    /// Why it is not served on all of them although it is on.
+    #[serde(default)]
+    pub lan_trouble: Option<String>,
+    /// The SHA-256 fingerprint of the certificate there.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
 }
 
 /// The request of `p2pvm dashboard`.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DashboardChange {
     /// Whether to switch it on or off; none leaves it.
@@ -34,6 +61,9 @@ pub struct DashboardChange {
     /// Whether to make a new token.
     #[serde(default)]
     pub new_token: bool,
+    /// Whose token is made new; none for the operator's.
+    #[serde(default)]
+    pub role: Option<Role>,
 }
 
 /// How many links a member reports; the page draws no more of one member.
@@ -102,6 +132,9 @@ pub struct View {
     pub vms: Vec<VmView>,
     /// Members that did not answer which VMs they have.
     pub silent: Vec<String>,
+    /// What the token of the request allows.
+    #[serde(default)]
+    pub role: Role,
 }
 
 #[cfg(test)]

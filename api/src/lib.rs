@@ -47,6 +47,9 @@ pub use {
     vm_words::*, vms::*,
 };
 
+/// The control API as an OpenAPI document, which the daemon serves too.
+pub const OPENAPI: &str = include_str!("../openapi.json");
+
 /// Checks the exact text of an answer: what is said, and that it is understood.
 #[cfg(test)]
 fn assert_text<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(

@@ -2,8 +2,8 @@
 //! callers.
 //!
 //! `api/openapi.json` is written from this table and the types that it names (`make api`). The
-//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own; the dashboard
-//! serves the operations of its page below `/api`.
+//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own, which serves it
+//! below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
 
@@ -85,8 +85,10 @@ pub enum Asker {
     Root,
     /// Another member, over a stream of the overlay.
     Member,
-    /// The dashboard's page, with its token.
+    /// The dashboard's page, or a program with one of its tokens.
     Page,
+    /// A user of this machine in the group `p2pvm`, over the daemon's unix socket.
+    Group,
 }
 
 impl Asker {
@@ -96,14 +98,15 @@ impl Asker {
             Self::Root => "root",
             Self::Member => "member",
             Self::Page => "page",
+            Self::Group => "group",
         }
     }
 
     /// The prefix of an operation's path for this caller.
     pub fn prefix(self) -> &'static str {
         match self {
-            Self::Root | Self::Member => "",
-            Self::Page => "/api",
+            Self::Root | Self::Member | Self::Group => "",
+            Self::Page => "/v1",
         }
     }
 }
@@ -217,9 +220,11 @@ where
 }
 
 const ROOT: &[Asker] = &[Asker::Root];
+const LOOKING: &[Asker] = &[Asker::Root, Asker::Page, Asker::Group];
 const PAGE: &[Asker] = &[Asker::Page];
 const WITH_MEMBERS: &[Asker] = &[Asker::Root, Asker::Member];
 const ALL: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page];
+const ALL_LOOKING: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page, Asker::Group];
 
 const FORCE: &[Parameter] = &[Parameter {
     name: "force",
@@ -256,13 +261,13 @@ const NODE: &[Operation] = &[
     json::<Status>(
         Method::Get,
         "/status",
-        ROOT,
+        LOOKING,
         "Describes this node: address, ring, health, load.",
     ),
     Operation::new(
         Method::Get,
         "/metrics",
-        ROOT,
+        LOOKING,
         Answer::Figures(Metrics::TYPE),
         "Lists the figures of this node or of all members.",
     )
@@ -282,13 +287,13 @@ const MEMBERS: &[Operation] = &[
     json::<Vec<Peer>>(
         Method::Get,
         "/peers",
-        ROOT,
+        LOOKING,
         "Lists the other members that this node knows.",
     ),
     json::<Vec<Traffic>>(
         Method::Get,
         "/traffic",
-        ROOT,
+        LOOKING,
         "Lists the pairs of addresses that exchange packets through this node.",
     )
     .query(TRAFFIC),
@@ -326,13 +331,13 @@ const CLUSTER: &[Operation] = &[
     json::<Cluster>(
         Method::Get,
         "/cluster",
-        ROOT,
+        LOOKING,
         "Asks all members how they are.",
     ),
     json::<ClusterVms>(
         Method::Get,
         "/cluster/vms",
-        ROOT,
+        LOOKING,
         "Asks all members which VMs they have.",
     ),
 ];
@@ -342,7 +347,7 @@ const MACHINE: &[Operation] = &[
     json::<Vec<FindingView>>(
         Method::Get,
         "/findings",
-        ROOT,
+        LOOKING,
         "Lists what was found wrong with this machine.",
     ),
     json::<Vec<FindingView>>(
@@ -361,7 +366,7 @@ const MACHINE: &[Operation] = &[
 
 /// The network's policy.
 const ACCESS: &[Operation] = &[
-    json::<AclShow>(Method::Get, "/acl", ROOT, "Shows the policy in force."),
+    json::<AclShow>(Method::Get, "/acl", LOOKING, "Shows the policy in force."),
     json::<AclAnswer>(
         Method::Post,
         "/acl",
@@ -411,7 +416,7 @@ const ROUTES: &[Operation] = &[
     json::<Vec<RouteView>>(
         Method::Get,
         "/routes",
-        ROOT,
+        LOOKING,
         "Lists the subnets that members offer.",
     ),
     json::<RouteOffered>(
@@ -442,7 +447,7 @@ const PLACEMENT: &[Operation] = &[
     json::<Vec<Decided>>(
         Method::Get,
         "/decisions",
-        ROOT,
+        LOOKING,
         "Lists this node's latest decisions about VMs.",
     ),
     items::<DrainItem, DrainAnswer>(
@@ -464,7 +469,7 @@ const VMS: &[Operation] = &[
     json::<Vec<VmView>>(
         Method::Get,
         "/vms",
-        WITH_MEMBERS,
+        ALL_LOOKING,
         "Lists the VMs of this host.",
     ),
     lines::<VmView>(
@@ -474,7 +479,7 @@ const VMS: &[Operation] = &[
         "Creates a VM here or on the member that the request names.",
     )
     .body::<CreateVm>(),
-    json::<VmView>(Method::Get, "/vms/{name}", WITH_MEMBERS, "Shows a VM."),
+    json::<VmView>(Method::Get, "/vms/{name}", ALL_LOOKING, "Shows a VM."),
     json::<VmDeleted>(
         Method::Delete,
         "/vms/{name}",
@@ -527,7 +532,7 @@ const VMS: &[Operation] = &[
     json::<Vec<Explained>>(
         Method::Get,
         "/vms/{name}/explain",
-        ALL,
+        ALL_LOOKING,
         "Lists what was decided about a VM, and why.",
     ),
 ];

@@ -82,7 +82,7 @@ pub(crate) use words;
 
 #[cfg(test)]
 mod tests {
-    use crate::{ActivityView, DecisionWord, Health, ReachState, RefusalWord, VmStateView};
+    use crate::{ActivityView, DecisionWord, Health, ReachState, RefusalWord, Role, VmStateView};
 
     /// Checks that every variant is its word, and that another word passes through.
     macro_rules! assert_words {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_known_word_is_a_variant_and_a_later_versions_passes_through() {
-        assert_words!(ActivityView, Health, ReachState, RefusalWord, VmStateView);
+        assert_words!(ActivityView, Health, ReachState, RefusalWord, Role, VmStateView);
         crate::assert_text(&DecisionWord::Moved, "\"moved\"");
         crate::assert_text(
             &DecisionWord::Refused(RefusalWord::LittleGain),

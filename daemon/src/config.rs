@@ -1,6 +1,8 @@
 //! `node.toml`: the settings of one node. Every setting has a default; an unknown key is an error,
 //! so that a misspelt one is noticed.
 
+mod lan;
+
 use crate::{
     layout::{Layout, read_if_there},
     service, traces,
@@ -75,6 +77,9 @@ pub struct Config {
     pub dashboard: bool,
     /// The dashboard's TCP port.
     pub dashboard_port: u16,
+    /// Addresses of this host outside the network, with their ports, on which the dashboard is
+    /// served with TLS too.
+    pub dashboard_lan: Vec<SocketAddr>,
     /// What this host offers to other members.
     pub offer: Offer,
     /// When VMs are moved.
@@ -190,6 +195,7 @@ impl Default for Config {
             autonomic: true,
             dashboard: false,
             dashboard_port: 4080,
+            dashboard_lan: Vec::new(),
             offer: Offer::default(),
             placement: Placement::default(),
             traces: traces::Settings::default(),
@@ -266,6 +272,7 @@ impl Config {
                 "dashboard_port must be 1 to 65535: a link to it has to stay the same".to_owned(),
             );
         }
+        lan::check(&self.dashboard_lan)?;
         if let Some(place) = self.reachable_at.iter().find(|place| !is_place(place)) {
             return Err(format!(
                 "reachable_at holds '{place}', which is neither an address nor a DNS name"

@@ -6,8 +6,10 @@
 use axum::Json;
 use p2pvm_api::Outcome;
 
+pub(crate) mod caller;
 pub(crate) mod connection;
 pub(crate) mod forward;
+pub(crate) mod rate;
 pub(crate) mod report;
 pub(crate) mod server;
 pub(crate) mod traced;

@@ -116,9 +116,19 @@ impl Layout {
         self.0.join("tokens")
     }
 
-    /// The web dashboard's token.
+    /// The web dashboard's token for operators.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")
+    }
+
+    /// The web dashboard's token for readers.
+    pub fn dashboard_reader_token(&self) -> PathBuf {
+        self.0.join("dashboard.reader.token")
+    }
+
+    /// The web dashboard's certificate for a LAN, and its key.
+    pub fn dashboard_certificate(&self) -> PathBuf {
+        self.0.join("dashboard.certificate")
     }
 
     /// Whether the web dashboard is on.

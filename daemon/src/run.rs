@@ -4,6 +4,7 @@
 use crate::{
     config::Config,
     guardian::Guardian,
+    http::caller,
     layout::Layout,
     lifecycle::Lifecycle,
     lock,
@@ -14,7 +15,7 @@ use crate::{
     wiring::{self, Daemon},
 };
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
-use p2pvm_host::{SocketPath, reserve};
+use p2pvm_host::{SocketPath, chain, reserve};
 use std::{
     future::IntoFuture,
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -71,7 +72,7 @@ pub fn run(layout: &Layout, set: &Overrides) -> Outcome<()> {
         tracing::warn!("{renamed}: rename it");
     }
     if let Err(error) = reserve {
-        tracing::warn!(error = %p2pvm_host::chain(&error), "no room can be kept for a full disk");
+        tracing::warn!(error = %chain(&error), "no room can be kept for a full disk");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -109,7 +110,7 @@ async fn serve(
     let lifecycle = Lifecycle::new(began);
     let (daemon, tasks) = wiring::open(layout, &config, membership, lifecycle).await?;
     let listener = listen(layout)?;
-    let served = daemon.services.routes();
+    let served = caller::for_callers(daemon.services.routes());
     tracing::info!(
         member = %daemon.parts.me(),
         network = %daemon.parts.network.name,
@@ -176,7 +177,24 @@ fn listen(layout: &Layout) -> Outcome<UnixListener> {
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(within(&path)?.path())
         .doing(format_args!("opening {}", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+    let mode = if is_for_group(&path) { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
         .doing("restricting the socket")?;
     Ok(listener)
+}
+
+/// Whether this machine has the group that may use the socket, and the socket is the group's now.
+fn is_for_group(path: &Path) -> bool {
+    let given = nix::unistd::Group::from_name(caller::GROUP).map(|group| {
+        group.map(|group| std::os::unix::fs::chown(path, None, Some(group.gid.as_raw())))
+    });
+    let error = match given {
+        Ok(None) => return false,
+        Ok(Some(Ok(()))) => return true,
+        Ok(Some(Err(error))) => error,
+        Err(errno) => errno.into(),
+    };
+    let group = caller::GROUP;
+    tracing::warn!(group, error = %chain(&error), "only root can use the control socket");
+    false
 }

@@ -3,16 +3,20 @@
 //!
 //! The daemon always serves it on a unix socket of its own (`p2pvm dashboard --listen` makes it a
 //! local port), and on this host's address in the network only if it is switched on. Either way
-//! each API request carries the token, which only root can read in the state directory. The
-//! allowed requests are a list ([`routes`]), not the control API minus some: none of them ends the
-//! daemon, leaves the network, invites, revokes, sets rules, creates or deletes. [`access`] and
-//! [`serve`] keep it safe; `docs/dashboard.md` explains it to users.
+//! each API request carries a token, which only root can read in the state directory; it has the
+//! role of an operator or of a reader. The allowed requests are a list ([`routes`]), not the
+//! control API minus some: none of them ends the daemon, leaves the network, invites, revokes, sets
+//! rules, creates or deletes. [`access`], [`limits`] and [`serve`] keep it safe;
+//! `docs/dashboard.md` explains it to users.
 
 mod access;
+mod certificate;
 mod console;
 mod files;
 mod gather;
 pub(crate) mod http;
+mod lan;
+mod limits;
 mod routes;
 mod serve;
 mod switch;
@@ -21,11 +25,14 @@ use crate::{
     addresses::reach::Reach, cluster::service::Cluster, config::Config, members::service::Members,
     node::service::Node, parts::Parts, vms::service::Vms,
 };
+use axum::Router;
 use gather::Gather;
-use p2pvm_api::{DashboardChange, DashboardView, Outcome, Sight};
+use lan::Lan;
+use limits::Limits;
+use p2pvm_api::{DashboardChange, DashboardView, Outcome, Role, Sight};
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 use switch::Switch;
@@ -52,6 +59,10 @@ pub struct Dashboard {
     seen_vms: Gather<p2pvm_api::ClusterVms>,
     sights: Gather<Vec<Sight>>,
     consoles: Arc<Semaphore>,
+    limits: Limits,
+    lan: Option<Lan>,
+    /// What `/v1` serves beside the page's requests.
+    more: OnceLock<Router>,
     /// Why the dashboard is not served on the network although it is on.
     trouble: Mutex<Option<String>>,
 }
@@ -80,6 +91,9 @@ impl Dashboard {
             seen_vms,
             sights,
             consoles: Arc::new(Semaphore::new(MAX_CONSOLES)),
+            limits: Limits::default(),
+            more: OnceLock::new(),
+            lan: Lan::open(&node.layout, config)?,
             trouble: Mutex::default(),
             parts: node.parts.clone(),
             reach: node.reach.clone(),
@@ -89,30 +103,45 @@ impl Dashboard {
         }))
     }
 
+    /// Serves these routes too below `/v1`, from the next listener on.
+    pub(crate) fn offer(&self, more: Router) {
+        // Only the first counts: the wiring calls it once.
+        let _ = self.more.set(more);
+    }
+
     /// The answer for `p2pvm dashboard`.
     pub fn state(&self) -> DashboardView {
-        let address = self.reach.address();
-        let url =
-            address.map(|ip| format!("http://{ip}:{}/#token={}", self.port, self.switch.token()));
+        let address = self.reach.address().filter(|_| self.switch.is_on());
+        let url = |token: &str| {
+            let address = address.as_ref()?;
+            Some(format!("http://{address}:{}/#token={token}", self.port))
+        };
+        let (token, reader_token) = (self.switch.token(), self.switch.reader_token());
         DashboardView {
             on: self.switch.is_on(),
-            url: url.filter(|_| self.switch.is_on()),
+            url: url(&token),
+            reader_url: url(&reader_token),
             trouble: self
                 .trouble
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone(),
-            token: self.switch.token(),
+            token,
+            reader_token,
             port: self.port,
             socket: self.socket.display().to_string(),
             has_page: files::built(),
+            lan: self.lan.as_ref().map(Lan::urls).unwrap_or_default(),
+            lan_trouble: self.lan.as_ref().and_then(Lan::trouble),
+            fingerprint: self.lan.as_ref().map(Lan::fingerprint),
         }
     }
 
     /// Switches it on or off, or makes a new token.
     pub fn change(&self, change: &DashboardChange) -> Outcome<DashboardView> {
         if change.new_token {
-            self.switch.renew()?;
+            self.switch
+                .renew(change.role.as_ref().unwrap_or(&Role::Operator))?;
         }
         if let Some(on) = change.on {
             self.switch.set(on)?;

@@ -256,6 +256,7 @@ fn spawn(
         tasks.spawn(async move { manager.run().await });
     }
     tasks.spawn(serve_members(services.vms.clone()));
+    services.dashboard.offer(services.for_tokens());
     tasks.spawn(services.dashboard.clone().serve());
     tasks.spawn(wired.proofs.clone().run());
     tasks.spawn(networks::watch(parts.clone()));

@@ -6,6 +6,7 @@ pub(crate) mod appliance;
 mod appliance_args;
 mod args;
 pub(crate) mod dashboard;
+mod dashboard_args;
 pub(crate) mod drain;
 pub(crate) mod lab;
 pub mod limit;

@@ -8,7 +8,7 @@ import { duration, percent } from "./format";
 import { Refused } from "./lines";
 import { lazy } from "./lazy";
 import { NetworkMap } from "./map";
-import { decisions, network } from "./model";
+import { decisions, mayAct, network } from "./model";
 import { useOperations } from "./operations";
 import { Decisions, Members } from "./tables";
 import { setTheme, theme, type Theme } from "./theme";
@@ -143,6 +143,7 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
     );
   }
   const net = network(view);
+  const acts = mayAct(view);
   const vm = open && view.vms.find((v) => v.name === open.vm);
   return (
     <>
@@ -155,11 +156,11 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
       {view.silent.length > 0 && <p class="banner soft">No answer from {view.silent.join(", ")}: its VMs may be missing here.</p>}
       <main class={`page${trouble ? " stale" : ""}`}>
         <div class="column">
-          <NetworkMap net={net} drag={drag} take={take} selected={selected} select={select} />
+          <NetworkMap net={net} drag={drag} take={acts ? take : null} selected={selected} select={select} />
           <Members net={net} selected={selected} select={select} />
         </div>
         <div class="column">
-          <Vms vms={view.vms} doing={doing} ask={(what, name) => setOpen({ what, vm: name, to: null })} take={take} />
+          <Vms vms={view.vms} acts={acts} doing={doing} ask={(what, name) => setOpen({ what, vm: name, to: null })} take={take} />
           <Decisions list={decisions(view)} />
         </div>
       </main>
@@ -169,7 +170,7 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
         </div>
       )}
       {open && vm && open.what === "migrate" && <Move vm={vm} net={net} to={open.to} doing={doing} close={close} />}
-      {open && vm && open.what === "snapshots" && <Snapshots vm={vm} net={net} doing={doing} close={close} />}
+      {open && vm && open.what === "snapshots" && <Snapshots vm={vm} net={net} acts={acts} doing={doing} close={close} />}
       {open && vm && open.what === "why" && <Why vm={vm} api={api} close={close} />}
       {open?.what === "console" && <Console name={open.vm} api={api} close={close} />}
     </>
@@ -194,6 +195,11 @@ function Header({ view, leave }: { view: View; leave: () => void }) {
         {health.word}
       </span>
       <span class="why">{health.why}</span>
+      {!mayAct(view) && (
+        <span class="reads" title="This link shows everything and changes nothing">
+          read only
+        </span>
+      )}
       <dl>
         <div>
           <dt>address</dt>

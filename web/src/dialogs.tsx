@@ -85,7 +85,7 @@ export function Move({ vm, net, to, doing, close }: { vm: VmView; net: Network; 
   );
 }
 
-export function Snapshots({ vm, net, doing, close }: { vm: VmView; net: Network; doing: Doing; close: () => void }) {
+export function Snapshots({ vm, net, acts, doing, close }: { vm: VmView; net: Network; acts: boolean; doing: Doing; close: () => void }) {
   const [name, setName] = useState("");
   const [restoring, setRestoring] = useState<string | null>(null);
   const [chosen, setOn] = useState<string | null>(null);
@@ -124,9 +124,11 @@ export function Snapshots({ vm, net, doing, close }: { vm: VmView; net: Network;
                   <td>{s.state}</td>
                   <td>{s.holders.join(", ")}</td>
                   <td>
-                    <button type="button" aria-expanded={restoring === s.name} onClick={() => setRestoring(restoring === s.name ? null : s.name)}>
-                      Restore…
-                    </button>
+                    {acts && (
+                      <button type="button" aria-expanded={restoring === s.name} onClick={() => setRestoring(restoring === s.name ? null : s.name)}>
+                        Restore…
+                      </button>
+                    )}
                   </td>
                 </tr>
               ))}
@@ -164,15 +166,17 @@ export function Snapshots({ vm, net, doing, close }: { vm: VmView; net: Network;
           </footer>
         </fieldset>
       )}
-      <form onSubmit={take} class="inline">
-        <label>
-          New snapshot{" "}
-          <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name (optional)" maxLength={63} pattern={"[A-Za-z0-9][A-Za-z0-9._\\-]*"} />
-        </label>
-        <button type="submit" class="primary" disabled={vm.state !== "running"} title={vm.state === "running" ? "" : "only for a running VM"}>
-          Take it
-        </button>
-      </form>
+      {acts && (
+        <form onSubmit={take} class="inline">
+          <label>
+            New snapshot{" "}
+            <input value={name} onInput={(e) => setName(e.currentTarget.value)} placeholder="name (optional)" maxLength={63} pattern={"[A-Za-z0-9][A-Za-z0-9._\\-]*"} />
+          </label>
+          <button type="submit" class="primary" disabled={vm.state !== "running"} title={vm.state === "running" ? "" : "only for a running VM"}>
+            Take it
+          </button>
+        </form>
+      )}
     </Dialog>
   );
 }

@@ -24,7 +24,8 @@ const WAYS: [Way, string][] = [
 interface Props {
   net: Network;
   drag: Drag | null;
-  take: (vm: string, event: PointerEvent) => void;
+  /** Null: the token only reads. */
+  take: ((vm: string, event: PointerEvent) => void) | null;
   selected: string | null;
   select: (member: string | null) => void;
 }
@@ -133,7 +134,7 @@ export function NetworkMap({ net, drag, take, selected, select }: Props) {
             {text}
           </li>
         ))}
-        <li class="hint">Drag a VM onto a member to move it there.</li>
+        {take && <li class="hint">Drag a VM onto a member to move it there.</li>}
       </ul>
     </section>
   );
@@ -146,7 +147,7 @@ interface NodeProps {
   small: boolean;
   over: boolean;
   selected: boolean;
-  take: (vm: string, event: PointerEvent) => void;
+  take: Props["take"];
   hover: (member: string | null) => void;
   select: () => void;
 }
@@ -184,7 +185,7 @@ function Node({ member: m, at, box, small, over, selected, take, hover, select }
       {shown.length > 0 && (
         <div class="chips">
           {shown.map((vm) => (
-            <span key={vm.id} class={`chip ${troubled(vm) ? "troubled" : vm.state}`} onPointerDown={(e) => take(vm.name, e)} title={`${vm.name}: ${vm.state}`}>
+            <span key={vm.id} class={`chip ${troubled(vm) ? "troubled" : vm.state}`} onPointerDown={(e) => take?.(vm.name, e)} title={`${vm.name}: ${vm.state}`}>
               {vm.name}
             </span>
           ))}

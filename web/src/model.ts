@@ -147,3 +147,26 @@ export function troubled(vm: VmView): boolean {
 export function runs(vm: VmView): boolean {
   return vm.state === "running" || vm.state === "leaving";
 }
+
+/** Whether the token may change something. The daemon decides; the page only offers what it allows. */
+export function mayAct(view: View): boolean {
+  return view.role === "operator";
+}
+
+/** A button of a VM's card. */
+export type Offer = "migrate" | "console" | "start" | "snapshots" | "why" | "stop";
+
+/** The buttons of a VM's card in its state; a token that only reads has those that change nothing. */
+export function offers(vm: VmView, acts: boolean): Offer[] {
+  const held = vm.state === "paused";
+  const on = runs(vm) || held;
+  const all: [Offer, boolean][] = [
+    ["migrate", acts && on],
+    ["console", acts && on],
+    ["start", acts && (held || vm.state === "stopped")],
+    ["snapshots", true],
+    ["why", true],
+    ["stop", acts && on],
+  ];
+  return all.flatMap(([offer, is]) => (is ? [offer] : []));
+}

@@ -412,6 +412,15 @@ export interface RingView {
   was_joined: boolean;
 }
 
+/** What a token of the dashboard allows. */
+export type Role =
+  /** Sees everything, and starts, stops, moves, snapshots and restores VMs and uses their consoles. */
+  | "operator"
+  /** Sees everything and changes nothing. */
+  | "reader"
+  /** A word of a later version. */
+  | string;
+
 /** A member's report about itself. */
 export interface Sight {
   /** Its address, once claimed. */
@@ -568,6 +577,8 @@ export interface View {
   members: Sight[];
   /** The other members that this node knows. */
   peers: Peer[];
+  /** What the token of the request allows. */
+  role: Role;
   /** Members that did not answer which VMs they have. */
   silent: string[];
   /** This node. */

@@ -1,7 +1,7 @@
 // A card for each VM: its host, its load, its running operation, and the possible operations.
 
 import { percent } from "./format";
-import { runs, troubled } from "./model";
+import { offers, runs, troubled } from "./model";
 import { underWay, type Doing, type Operation } from "./operations";
 import type { VmView } from "./types";
 
@@ -10,12 +10,14 @@ export type Ask = "migrate" | "console" | "snapshots" | "why";
 
 interface Props {
   vms: VmView[];
+  /** Whether the token may change something. */
+  acts: boolean;
   doing: Doing;
   ask: (what: Ask, vm: string) => void;
   take: (vm: string, event: PointerEvent) => void;
 }
 
-export function Vms({ vms, doing, ask, take }: Props) {
+export function Vms({ vms, acts, doing, ask, take }: Props) {
   const running = vms.filter(runs).length;
   return (
     <section class="panel" aria-labelledby="vms-title">
@@ -29,26 +31,29 @@ export function Vms({ vms, doing, ask, take }: Props) {
       )}
       <ul class="cards">
         {vms.map((vm) => (
-          <Card key={vm.id} vm={vm} operation={doing.operations[vm.name]} doing={doing} ask={ask} take={take} />
+          <Card key={vm.id} vm={vm} acts={acts} operation={doing.operations[vm.name]} doing={doing} ask={ask} take={take} />
         ))}
       </ul>
     </section>
   );
 }
 
-function Card({ vm, operation, doing, ask, take }: { vm: VmView; operation: Operation | undefined } & Omit<Props, "vms">) {
+function Card({ vm, acts, operation, doing, ask, take }: { vm: VmView; operation: Operation | undefined } & Omit<Props, "vms">) {
   const now = underWay(vm, operation);
   const running = runs(vm);
   const held = vm.state === "paused";
+  const has = new Set(offers(vm, acts));
   // A stop overrides a move: the daemon ends the move for it.
   const moves = vm.moving != null || (operation?.kind === "migrate" && !operation.ended);
   const load = vm.cpu == null ? null : vm.cpu / Math.max(vm.cpus, 1);
   return (
     <li class="card" data-vm={vm.name}>
       <div class="head">
-        <span class="grip" onPointerDown={(e) => take(vm.name, e)} title="Drag onto a member to move it" aria-hidden="true">
-          ⠿
-        </span>
+        {acts && (
+          <span class="grip" onPointerDown={(e) => take(vm.name, e)} title="Drag onto a member to move it" aria-hidden="true">
+            ⠿
+          </span>
+        )}
         <strong class="name">{vm.name}</strong>
         <span class={`state ${troubled(vm) ? "troubled" : vm.state}`}>{vm.still ? `${vm.state}: ${vm.still.why}` : vm.state}</span>
         <span class="on">
@@ -75,7 +80,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: VmView; operation: Oper
         <div class="under-way" role="status">
           <div class="row">
             <span class="what">{now.what}</span>
-            {moves && (
+            {acts && moves && (
               <button type="button" class="plain cancel" onClick={() => doing.cancel(vm.name)}>
                 Cancel
               </button>
@@ -94,17 +99,17 @@ function Card({ vm, operation, doing, ask, take }: { vm: VmView; operation: Oper
         </div>
       )}
       <div class="buttons">
-        {(running || held) && (
-          <>
-            <button type="button" class="migrate" disabled={now != null} onClick={() => ask("migrate", vm.name)}>
-              Move…
-            </button>
-            <button type="button" class="console" onClick={() => ask("console", vm.name)}>
-              Console
-            </button>
-          </>
+        {has.has("migrate") && (
+          <button type="button" class="migrate" disabled={now != null} onClick={() => ask("migrate", vm.name)}>
+            Move…
+          </button>
         )}
-        {(vm.state === "stopped" || held) && (
+        {has.has("console") && (
+          <button type="button" class="console" onClick={() => ask("console", vm.name)}>
+            Console
+          </button>
+        )}
+        {has.has("start") && (
           <button type="button" disabled={now != null} onClick={() => doing.begin(vm.name, "start", `starting ${vm.name}`)}>
             {held ? "Resume" : "Start"}
           </button>
@@ -115,7 +120,7 @@ function Card({ vm, operation, doing, ask, take }: { vm: VmView; operation: Oper
         <button type="button" onClick={() => ask("why", vm.name)}>
           Why?
         </button>
-        {(running || held) && (
+        {has.has("stop") && (
           <button type="button" class="danger" disabled={now != null && !moves} onClick={() => confirm(`Stop ${vm.name}? Its guest is asked to power down.`) && doing.begin(vm.name, "stop", `stopping ${vm.name}`)}>
             Stop
           </button>

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Refused } from "../src/lines";
-import { decisions, network, restoreOn, rttBetween, share, targets, troubled, wayOf } from "../src/model";
+import { decisions, mayAct, network, offers, restoreOn, rttBetween, share, targets, troubled, wayOf } from "../src/model";
 import { mayBegin, outcome, underWay, undone, type Operation } from "../src/operations";
 import type { Peer, Sight, Status, View, VmMoved, VmView } from "../src/types";
 
@@ -33,7 +33,7 @@ const view = (more: Partial<View> = {}): View => ({
   status,
   health: status.health,
   peers: [peer("b", { address: "10.1.0.2", connected: true, path: "direct 198.18.0.2:4002", path_kind: "direct", rtt_ms: 20 }), peer("c")],
-  members: [], vms: [], silent: [], ...more,
+  members: [], vms: [], silent: [], role: "operator", ...more,
 });
 
 describe("the network of a view", () => {
@@ -112,6 +112,18 @@ describe("beside a running operation", () => {
     expect(mayBegin("stop", "migrate")).toBe(true);
     expect(mayBegin("stop", "snapshot")).toBe(false);
     expect(mayBegin("snapshot", "migrate")).toBe(false);
+  });
+});
+
+describe("the buttons of a VM's card", () => {
+  it("are those of its state", () => {
+    expect(offers(vm(), true)).toEqual(["migrate", "console", "snapshots", "why", "stop"]);
+    expect(offers(vm({ state: "stopped" }), true)).toEqual(["start", "snapshots", "why"]);
+    expect(offers(vm({ state: "paused" }), true)).toEqual(["migrate", "console", "start", "snapshots", "why", "stop"]);
+  });
+  it("change nothing for a token that only reads", () => {
+    for (const state of ["running", "stopped", "paused", "leaving"] as const) expect(offers(vm({ state }), false)).toEqual(["snapshots", "why"]);
+    expect([view(), view({ role: "reader" }), view({ role: "auditor" })].map(mayAct)).toEqual([true, false, false]);
   });
 });
 

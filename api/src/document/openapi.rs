@@ -9,9 +9,13 @@ use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
 
 const ABOUT: &str = "HTTP with JSON. The daemon serves the operations of `root` on its unix \
-    socket, those of `member` on a stream of the overlay to members of the network, and those of \
-    `page`, below `/api`, to the dashboard's page. `x-askers` names the callers of each. A request \
-    that fails is answered by a Failure. A reader ignores fields that it does not know.";
+    socket, those of `group` there to users in the group `p2pvm`, those of `member` on a stream of \
+    the overlay to members of the network, and those of `page` to the dashboard's page and to \
+    programs with its token. Paths are below `/v1`; the unix socket has them without it too, the \
+    dashboard below `/api`. `x-askers` names the callers of each. A reader's token allows GET \
+    requests only, and no console. A request that fails is answered by a Failure; 429 and \
+    `Retry-After` say that a caller asks too often. A reader of answers ignores fields that it \
+    does not know.";
 
 /// The document.
 pub fn text() -> String {
@@ -38,7 +42,7 @@ pub fn text() -> String {
         },
         "servers": [
             { "url": "http://p2pvm", "description": "The daemon's unix socket." },
-            { "url": "http://localhost/api", "description": "The dashboard, for its page." },
+            { "url": "http://localhost/v1", "description": "The dashboard." },
         ],
         "paths": paths,
         "components": {
@@ -55,7 +59,7 @@ pub fn text() -> String {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The token that `p2pvm dashboard` prints.",
+                    "description": "A token that `p2pvm dashboard` prints.",
                 },
             },
         },

@@ -1,15 +1,18 @@
-//! Access to the dashboard: three checks of each request before anything else.
+//! Access to the dashboard: the checks of each request before anything else.
 //!
 //! - `Host` must name this listener. The page of another site whose name was made to point here
 //!   (DNS rebinding) has its own name in `Host`.
 //! - `Origin`, if present, must be this page. A browser says there which page sends the request.
-//! - The request must carry the token, in a header that no browser adds by itself, so that another
+//! - Its source must not have asked too often ([`super::limits`]).
+//! - The request must carry a token, in a header that no browser adds by itself, so that another
 //!   page cannot use it. A cookie would go to every port of the host. A WebSocket carries the token
 //!   as the name of a subprotocol, because a page cannot set a header of its own there.
+//! - The token's role must allow it: a reader's allows only the requests that change nothing.
 //!
 //! The token never leaves this host: it is removed before a request is forwarded to another member.
 
-use super::Dashboard;
+use super::{Dashboard, limits::Source};
+use crate::http::caller::{is_wide, too_often};
 use axum::{
     Json,
     extract::{Request, State},
@@ -17,7 +20,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use p2pvm_api::{Failure, Kind};
+use p2pvm_api::{Failure, Role};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// The subprotocol of a console's WebSocket.
@@ -47,6 +50,8 @@ pub enum Hosts {
         addresses: Vec<IpAddr>,
         /// Its port.
         port: u16,
+        /// Whether it speaks TLS.
+        tls: bool,
     },
 }
 
@@ -79,15 +84,25 @@ impl Hosts {
                 names,
                 addresses,
                 port,
+                tls,
             } => {
                 let host = authority.host();
                 let ours = address_of(host).map_or_else(
                     || names.iter().any(|name| name.eq_ignore_ascii_case(host)),
                     |address| addresses.contains(&address),
                 );
-                // A browser leaves out HTTP's default port.
-                ours && authority.port_u16().unwrap_or(80) == *port
+                // A browser leaves out the scheme's default port.
+                let usual = if *tls { 443 } else { 80 };
+                ours && authority.port_u16().unwrap_or(usual) == *port
             }
+        }
+    }
+
+    /// The beginning of the address of this listener's page.
+    fn scheme(&self) -> &'static str {
+        match self {
+            Self::Named { tls: true, .. } => "https://",
+            _ => "http://",
         }
     }
 }
@@ -107,7 +122,7 @@ fn is_ours(hosts: &Hosts, headers: &HeaderMap) -> Result<(), (StatusCode, &'stat
     };
     match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
         None => Ok(()),
-        Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
+        Some(Ok(origin)) if origin.strip_prefix(hosts.scheme()) == Some(host) => Ok(()),
         Some(_) => Err((
             StatusCode::FORBIDDEN,
             "requests from other pages are rejected",
@@ -148,7 +163,7 @@ fn forget(headers: &mut HeaderMap) {
 pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
     let mut answer = match is_ours(&hosts, request.headers()) {
         Ok(()) => next.run(request).await,
-        Err((status, why)) => (status, Json(Failure::refused(why))).into_response(),
+        Err((status, why)) => refusal(status, why),
     };
     let headers = answer.headers_mut();
     for (name, value) in [
@@ -169,24 +184,68 @@ pub async fn same_site(State(hosts): State<Arc<Hosts>>, request: Request, next: 
     answer
 }
 
-/// Passes requests with the token.
+/// A refusal with its status.
+fn refusal(status: StatusCode, why: impl Into<String>) -> Response {
+    (status, Json(Failure::refused(why))).into_response()
+}
+
+/// Where a request comes from.
+fn source_of(request: &Request) -> Source {
+    let known = request.extensions().get::<Source>();
+    known.copied().unwrap_or(Source::Local)
+}
+
+/// Passes requests of sources that do not ask too often.
+pub async fn in_measure(
+    State(dashboard): State<Arc<Dashboard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match dashboard.limits.request(source_of(&request)) {
+        Ok(()) => next.run(request).await,
+        Err(wait) => too_often("too many requests from this address", wait),
+    }
+}
+
+/// Passes requests with a token, and says whose it is to the layers below.
 pub async fn with_token(
     State(dashboard): State<Arc<Dashboard>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if !shown(request.headers()).is_some_and(|token| dashboard.switch.accepts(token)) {
+    let role = shown(request.headers()).and_then(|token| dashboard.switch.role_of(token));
+    let Some(role) = role else {
+        // A right token passes also after many wrong ones. Reason: any program at its holder's
+        // address could keep the holder out, and 160 bits are not guessed at any rate.
+        if let Err(wait) = dashboard.limits.wrong_token(source_of(&request)) {
+            return too_often("too many wrong tokens from this address", wait);
+        }
         tokio::time::sleep(REFUSED_AFTER).await;
         let why = "the token is missing, or is not this node's: 'p2pvm dashboard' on this member \
             prints a link that has it";
-        return (
-            StatusCode::UNAUTHORIZED,
-            Json(Failure::new(Kind::Refused, why)),
-        )
-            .into_response();
+        return refusal(StatusCode::UNAUTHORIZED, why);
+    };
+    if let Err(wait) = dashboard.limits.with_token(&role) {
+        return too_often("too many requests with this token", wait);
+    }
+    if is_wide(request.uri())
+        && let Err(wait) = dashboard.limits.wide()
+    {
+        return too_often("too many questions to all members", wait);
     }
     forget(request.headers_mut());
+    request.extensions_mut().insert(role);
     next.run(request).await
+}
+
+/// Passes requests of operators only.
+pub async fn for_operators(request: Request, next: Next) -> Response {
+    if request.extensions().get::<Role>() == Some(&Role::Operator) {
+        return next.run(request).await;
+    }
+    let why = "this token only reads: 'p2pvm dashboard' on this member prints the link of an \
+        operator, which may also change something";
+    refusal(StatusCode::FORBIDDEN, why)
 }
 
 #[cfg(test)]
@@ -215,6 +274,7 @@ mod tests {
             names: vec!["lyon.lab.p2p".into()],
             addresses,
             port: 4080,
+            tls: false,
         };
         assert_eq!(status(&overlay, &[("host", "10.83.0.7:4080")]), 200);
         assert_eq!(
@@ -274,6 +334,10 @@ mod tests {
         let mut twice = headers(&[("host", "10.83.0.7:4080")]);
         twice.append(header::HOST, HeaderValue::from_static("evil.example"));
         assert!(is_ours(&overlay, &twice).is_err());
+    }
+
+    #[test]
+    fn a_tunnel_to_the_socket_has_the_names_of_this_machine() {
         for (host, wanted) in [
             ("localhost:8080", 200),
             ("127.0.0.1:9", 200),
@@ -282,6 +346,26 @@ mod tests {
             ("[::1].evil.example:9", 421),
         ] {
             assert_eq!(status(&Hosts::Local, &[("host", host)]), wanted, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_listener_with_tls_has_a_page_of_its_own_scheme() {
+        let lan = |port| Hosts::Named {
+            names: Vec::new(),
+            addresses: vec!["192.168.1.10".parse().unwrap()],
+            port,
+            tls: true,
+        };
+        for (port, host, origin, wanted) in [
+            (8443, "192.168.1.10:8443", "https://192.168.1.10:8443", 200),
+            (8443, "192.168.1.10:8443", "http://192.168.1.10:8443", 403),
+            (8443, "192.168.1.10", "https://192.168.1.10", 421),
+            (443, "192.168.1.10", "https://192.168.1.10", 200),
+            (8443, "attic:8443", "https://attic:8443", 421),
+        ] {
+            let rows = [("host", host), ("origin", origin)];
+            assert_eq!(status(&lan(port), &rows), wanted, "{host} {origin}");
         }
     }
 

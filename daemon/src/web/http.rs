@@ -35,7 +35,7 @@ mod tests {
         assert!(!shown.on);
         let change = DashboardChange {
             on: Some(true),
-            new_token: false,
+            ..DashboardChange::default()
         };
         let changed: DashboardView = post(routes(), "/dashboard", &change).await.value();
         assert!(changed.on && changed.token == shown.token);

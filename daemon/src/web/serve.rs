@@ -1,18 +1,20 @@
 //! The dashboard's listeners: a unix socket for root, always; this host's addresses in the network
-//! while the dashboard is on.
+//! while the dashboard is on; and its addresses on a LAN, if the settings name some
+//! ([`super::lan`]).
 //!
 //! On the network it accepts only connections from addresses of the network. Reason: Linux answers
 //! on any interface for an address of any other, so a host on the LAN that is not a member could
 //! connect. It counts connections, in all and by source, so that one source with many connections
 //! keeps no other out; a request's head has to arrive in time.
 
-use super::{Dashboard, access::Hosts, routes};
+use super::{Dashboard, access::Hosts, limits::Source, routes};
 use crate::http::connection::converse;
-use axum::Router;
+use axum::{Extension, Router};
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_host::{SocketPath, chain};
 use std::{
     collections::HashMap,
+    future::Future,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     sync::{Arc, Mutex, PoisonError},
@@ -20,7 +22,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener},
     sync::Semaphore,
     task::JoinSet,
 };
@@ -31,16 +33,20 @@ const MAX_CONNECTIONS: usize = 128;
 /// each console.
 const MAX_OF_ONE: usize = 24;
 /// How long a request's head may take to arrive.
-const HEAD_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(15);
 /// How long to wait after a failed listen or accept before the next one.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 impl Dashboard {
     /// Serves on the unix socket, and on the network while the dashboard is switched on. Ends with
     /// the daemon.
     pub async fn serve(self: Arc<Self>) {
-        let (local, network) = (self.clone(), self);
-        tokio::join!(local.serve_local(), network.serve_network());
+        let (local, network, lan) = (self.clone(), self.clone(), self);
+        tokio::join!(
+            local.serve_local(),
+            network.serve_network(),
+            lan.serve_lan()
+        );
     }
 
     async fn serve_local(self: Arc<Self>) {
@@ -113,6 +119,7 @@ impl Dashboard {
             names: self.parts.host_names(),
             addresses: vec![v4.into(), v6.into()],
             port: self.port,
+            tls: false,
         };
         let (router, seats) = (routes::router(self, names), Seats::default());
         tokio::join!(
@@ -125,33 +132,15 @@ impl Dashboard {
         let here = SocketAddr::from((address, self.port));
         let listener = self.bind(here).await;
         tracing::info!(%here, "the dashboard is served on the network");
-        let mut running = JoinSet::new();
-        loop {
-            while running.try_join_next().is_some() {}
-            let (stream, source) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::debug!(
-                        error = %chain(&error),
-                        "accepting a connection to the dashboard failed"
-                    );
-                    tokio::time::sleep(RETRY).await;
-                    continue;
-                }
-            };
-            // A rejected connection is closed without an answer.
-            let Some(seat) = Some(source.ip())
-                .filter(|ip| self.parts.in_network(*ip))
-                .and_then(|ip| seats.take(ip))
-            else {
-                continue;
-            };
-            let router = router.clone();
-            running.spawn(async move {
-                serve_connection(stream, router).await;
-                drop(seat);
-            });
-        }
+        let known = |ip: IpAddr| {
+            let is_member = self.parts.in_network(ip);
+            is_member.then(|| Source::in_network(ip))
+        };
+        let serve = |stream: TcpStream, source: Source| {
+            let router = router.clone().layer(Extension(source));
+            serve_connection(stream, router)
+        };
+        accept(&listener, seats, known, serve).await;
     }
 
     /// Listens as soon as possible. It reports trouble with IPv4, which the printed link uses; IPv6
@@ -193,6 +182,42 @@ impl Dashboard {
     }
 }
 
+/// Serves connections of sources that are known and have not too many, until it is dropped.
+pub(super) async fn accept<F: Future<Output = ()> + Send + 'static>(
+    listener: &TcpListener,
+    seats: &Seats,
+    known: impl Fn(IpAddr) -> Option<Source>,
+    serve: impl Fn(TcpStream, Source) -> F,
+) {
+    let mut running = JoinSet::new();
+    loop {
+        while running.try_join_next().is_some() {}
+        let (stream, source) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(
+                    error = %chain(&error),
+                    "accepting a connection to the dashboard failed"
+                );
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        // A rejected connection is closed without an answer.
+        let Some(source) = known(source.ip()) else {
+            continue;
+        };
+        let Some(seat) = seats.take(source) else {
+            continue;
+        };
+        let serving = serve(stream, source);
+        running.spawn(async move {
+            serving.await;
+            drop(seat);
+        });
+    }
+}
+
 /// Waits until the lease has another address than `known`.
 async fn moved(
     lease: &mut tokio::sync::watch::Receiver<Option<p2pvm_dhcp::Lease>>,
@@ -205,7 +230,7 @@ async fn moved(
 }
 
 /// Serves one connection until it ends.
-async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     router: Router,
 ) {
@@ -216,13 +241,13 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
 /// The number of connections of each source.
 #[derive(Clone, Default)]
-struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
+pub(super) struct Seats(Arc<Mutex<HashMap<Source, usize>>>);
 
 /// A counted connection; dropping it releases its place.
-struct Seat(Seats, IpAddr);
+struct Seat(Seats, Source);
 
 impl Seats {
-    fn take(&self, source: IpAddr) -> Option<Seat> {
+    fn take(&self, source: Source) -> Option<Seat> {
         let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, own) = (
             seats.values().sum::<usize>(),
@@ -255,7 +280,7 @@ mod tests {
     #[test]
     fn one_source_that_opens_many_connections_keeps_nobody_else_out() {
         let seats = Seats::default();
-        let ip = |n: usize| IpAddr::from([10, 0, 0, n as u8]);
+        let ip = |n: usize| Source::in_network(IpAddr::from([10, 0, 0, n as u8]));
         let mut taken: Vec<Seat> = (0..100).filter_map(|_| seats.take(ip(1))).collect();
         assert_eq!(taken.len(), MAX_OF_ONE);
         assert!(seats.take(ip(2)).is_some());

@@ -1,10 +1,10 @@
-//! Whether the dashboard is on, and its token: two small files in the state directory that only
-//! root can read.
+//! Whether the dashboard is on, and its tokens, one for each role: small files in the state
+//! directory that only root can read.
 
 use crate::layout::{Layout, read_if_there, write_atomically};
-use p2pvm_api::{Failure, Kind, Outcome};
+use p2pvm_api::{Failure, Kind, Outcome, Role};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 use tokio::sync::watch;
@@ -12,25 +12,67 @@ use tokio::sync::watch;
 /// How many random bytes a token has: far too many to guess at any rate.
 const TOKEN_BYTES: usize = 20;
 
-/// The switch and the token.
+/// The switch and the tokens.
 pub struct Switch {
-    token_file: PathBuf,
+    operator: Token,
+    reader: Token,
     switch_file: PathBuf,
-    token: Mutex<String>,
     on: watch::Sender<bool>,
 }
 
-impl Switch {
-    /// Reads the switch and the token; `on` is the state if nobody has switched yet. Makes a
-    /// missing token.
-    pub fn open(layout: &Layout, on: bool) -> Outcome<Self> {
-        let (token_file, switch_file) = (layout.dashboard_token(), layout.dashboard_switch());
-        let text = |file: &PathBuf| {
-            Ok::<_, Failure>(
-                read_if_there(file)?.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()),
-            )
+/// A token and its file.
+struct Token {
+    file: PathBuf,
+    text: Mutex<String>,
+}
+
+impl Token {
+    /// Reads a token, or makes it if it is missing.
+    fn open(file: PathBuf) -> Outcome<Self> {
+        // A text that is too short for a token is not used as a secret.
+        let kept = text_of(&file)?.filter(|text| text.len() == encoded(&[0; TOKEN_BYTES]).len());
+        let token = Self {
+            file,
+            text: Mutex::new(kept.unwrap_or_default()),
         };
-        let on = match text(&switch_file)?.as_deref() {
+        if token.text().is_empty() {
+            token.renew()?;
+        }
+        Ok(token)
+    }
+
+    fn text(&self) -> String {
+        self.text
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether `shown` is the token, in constant time (BLAKE3 compares hashes in constant time).
+    fn is(&self, shown: &str) -> bool {
+        blake3::hash(shown.as_bytes()) == blake3::hash(self.text().as_bytes())
+    }
+
+    fn renew(&self) -> Outcome<()> {
+        let fresh = encoded(&rand::random());
+        write_atomically(&self.file, format!("{fresh}\n").as_bytes(), 0o600)?;
+        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+}
+
+/// A small file's text, if the file is there.
+fn text_of(file: &Path) -> Outcome<Option<String>> {
+    let bytes = read_if_there(file)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+}
+
+impl Switch {
+    /// Reads the switch and the tokens; `on` is the state if nobody has switched yet. Makes missing
+    /// tokens.
+    pub fn open(layout: &Layout, on: bool) -> Outcome<Self> {
+        let switch_file = layout.dashboard_switch();
+        let on = match text_of(&switch_file)?.as_deref() {
             None => on,
             Some("on") => true,
             Some("off") => false,
@@ -42,39 +84,46 @@ impl Switch {
                 return Err(Failure::new(Kind::Failed, wrong));
             }
         };
-        // A text that is too short for a token is not used as a secret.
-        let kept =
-            text(&token_file)?.filter(|token| token.len() == encoded(&[0; TOKEN_BYTES]).len());
-        let switch = Self {
-            token_file,
+        Ok(Self {
+            operator: Token::open(layout.dashboard_token())?,
+            reader: Token::open(layout.dashboard_reader_token())?,
             switch_file,
-            token: Mutex::new(kept.unwrap_or_default()),
             on: watch::Sender::new(on),
-        };
-        if switch.token().is_empty() {
-            switch.renew()?;
-        }
-        Ok(switch)
+        })
     }
 
-    /// The token.
+    /// The token of operators.
     pub fn token(&self) -> String {
-        self.token
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.operator.text()
     }
 
-    /// Whether `shown` is the token, in constant time (BLAKE3 compares hashes in constant time).
-    pub fn accepts(&self, shown: &str) -> bool {
-        blake3::hash(shown.as_bytes()) == blake3::hash(self.token().as_bytes())
+    /// The token of readers.
+    pub fn reader_token(&self) -> String {
+        self.reader.text()
     }
 
-    /// Makes a new token; the previous one becomes invalid.
-    pub fn renew(&self) -> Outcome<()> {
-        let fresh = encoded(&rand::random());
-        write_atomically(&self.token_file, format!("{fresh}\n").as_bytes(), 0o600)?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+    /// The role that a token gives, if it is one of this node's.
+    pub fn role_of(&self, shown: &str) -> Option<Role> {
+        // Both are compared, so that the time does not tell which one was nearly right.
+        let (operator, reader) = (self.operator.is(shown), self.reader.is(shown));
+        match (operator, reader) {
+            (true, _) => Some(Role::Operator),
+            (false, true) => Some(Role::Reader),
+            (false, false) => None,
+        }
+    }
+
+    /// Makes a new token for a role; the previous one becomes invalid.
+    pub fn renew(&self, role: &Role) -> Outcome<()> {
+        match role {
+            Role::Operator => self.operator.renew()?,
+            Role::Reader => self.reader.renew()?,
+            Role::Other(word) => {
+                return Err(Failure::usage(format!(
+                    "there is no role '{word}': the roles are operator and reader"
+                )));
+            }
+        }
         // Listeners follow the switch and close connections that used the previous token.
         self.on.send_modify(|_| {});
         Ok(())
@@ -120,33 +169,43 @@ mod tests {
         let layout = Layout::at(dir.path());
         let switch = Switch::open(&layout, false).unwrap();
         let token = switch.token();
-        assert_eq!(
-            std::fs::metadata(layout.dashboard_token())
-                .unwrap()
-                .permissions()
-                .mode()
-                & 0o777,
-            0o600
-        );
-        assert!(token.len() == 32 && switch.accepts(&token));
-        assert!(
-            !switch.accepts("")
-                && !switch.accepts(&token[1..])
-                && !switch.accepts(&token.to_uppercase())
-        );
+        for file in [layout.dashboard_token(), layout.dashboard_reader_token()] {
+            let mode = std::fs::metadata(file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        assert!(token.len() == 32 && switch.role_of(&token) == Some(Role::Operator));
+        for wrong in ["", &token[1..], &token.to_uppercase()] {
+            assert_eq!(switch.role_of(wrong), None, "{wrong}");
+        }
         assert_eq!(
             Switch::open(&layout, false).unwrap().token(),
             token,
             "the next start has the same"
         );
-        switch.renew().unwrap();
-        assert!(!switch.accepts(&token) && switch.accepts(&switch.token()));
+        switch.renew(&Role::Operator).unwrap();
+        assert_eq!(switch.role_of(&token), None);
+        assert_eq!(switch.role_of(&switch.token()), Some(Role::Operator));
         std::fs::write(layout.dashboard_token(), "").unwrap();
         assert_eq!(
             Switch::open(&layout, false).unwrap().token().len(),
             32,
             "an empty file is no token"
         );
+    }
+
+    #[test]
+    fn each_role_has_a_token_and_a_new_one_leaves_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let switch = Switch::open(&Layout::at(dir.path()), false).unwrap();
+        let (operator, reader) = (switch.token(), switch.reader_token());
+        assert_ne!(operator, reader);
+        assert_eq!(switch.role_of(&reader), Some(Role::Reader));
+        let told = switch.follow();
+        switch.renew(&Role::Reader).unwrap();
+        assert!(told.has_changed().unwrap());
+        assert_eq!(switch.role_of(&reader), None);
+        assert_eq!(switch.role_of(&operator), Some(Role::Operator));
+        assert!(switch.renew(&Role::Other("owner".into())).is_err());
     }
 
     #[test]

@@ -24,32 +24,33 @@ pub(crate) struct Services {
 }
 
 impl Services {
+    /// The routes among which are those that callers without root's rights may ask; which these are
+    /// says the table of operations.
+    fn common(&self) -> Router {
+        node::http::routes(self.node.clone())
+            .merge(node::http::figures(self.node.clone(), self.cluster.clone()))
+            .merge(members::http::routes(self.members.clone()))
+            .merge(cluster::http::routes(self.cluster.clone()))
+            .merge(machine::http::routes(self.machine.clone()))
+            .merge(access::http::routes(self.access.clone()))
+            .merge(routes::http::routes(self.subnets.clone()))
+            .merge(placement::http::routes(self.placement.clone()))
+            .merge(vms::http::of_cluster(self.vms.clone()))
+            .merge(vms::http::routes(self.vms.clone()))
+    }
+
     /// The control API for this machine's own root.
     pub(crate) fn routes(&self) -> Router {
-        let Self {
-            access,
-            cluster,
-            dashboard,
-            machine,
-            members,
-            node,
-            placement,
-            subnets,
-            tokens,
-            vms,
-        } = self;
-        let all = node::http::routes(node.clone())
-            .merge(node::http::figures(node.clone(), cluster.clone()))
-            .merge(members::http::routes(members.clone()))
-            .merge(cluster::http::routes(cluster.clone()))
-            .merge(machine::http::routes(machine.clone()))
-            .merge(access::http::routes(access.clone()))
-            .merge(routes::http::routes(subnets.clone()))
-            .merge(tokens::http::routes(tokens.clone()))
-            .merge(placement::http::routes(placement.clone()))
-            .merge(vms::http::of_cluster(vms.clone()))
-            .merge(vms::http::routes(vms.clone()))
-            .merge(web::http::routes(dashboard.clone()));
+        let all = self
+            .common()
+            .merge(tokens::http::routes(self.tokens.clone()))
+            .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
+    }
+
+    /// The control API for callers with a token of the dashboard: what the table of operations
+    /// lists for them and the dashboard does not answer itself.
+    pub(crate) fn for_tokens(&self) -> Router {
+        server::for_tokens(self.common())
     }
 }

@@ -123,11 +123,8 @@ pub enum Command {
     )]
     Top(Top),
     /// Print the web dashboard's link, or switch the dashboard on or off for the network
-    #[command(
-        after_help = "Examples:\n  p2pvm dashboard --enable\n  p2pvm dashboard\n  p2pvm dashboard \
-            --listen 127.0.0.1:4080     # for this machine alone, until Ctrl-C"
-    )]
-    Dashboard(Dashboard),
+    #[command(after_help = super::dashboard_args::EXAMPLES)]
+    Dashboard(super::dashboard_args::Dashboard),
     /// Check whether this machine has what p2pvm needs, and name the remedy for what it lacks
     #[command(
         after_help = "Examples:\n  p2pvm doctor\n  sudo p2pvm doctor --fix\n  p2pvm doctor \
@@ -256,23 +253,6 @@ pub struct Top {
     /// Let the key s open a shell
     #[arg(long)]
     pub allow_shell: bool,
-}
-
-/// Arguments of `dashboard`.
-#[derive(Args)]
-pub struct Dashboard {
-    /// Serve the dashboard on this host's address in the network, now and after a restart
-    #[arg(long)]
-    pub enable: bool,
-    /// Do not serve it there
-    #[arg(long, conflicts_with = "enable")]
-    pub disable: bool,
-    /// Make a new token; the old one becomes invalid
-    #[arg(long)]
-    pub new_token: bool,
-    /// Serve it on a port of this machine alone while this command runs
-    #[arg(long, value_name = "ADDR:PORT", conflicts_with_all = ["enable", "disable"])]
-    pub listen: Option<std::net::SocketAddr>,
 }
 
 /// Arguments of `doctor`.

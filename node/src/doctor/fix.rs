@@ -55,6 +55,8 @@ fn permissions(layout: &Layout) -> Outcome<Vec<String>> {
         (layout.identity(), SECRET_MODE),
         (layout.root_key(), SECRET_MODE),
         (layout.dashboard_token(), SECRET_MODE),
+        (layout.dashboard_reader_token(), SECRET_MODE),
+        (layout.dashboard_certificate(), SECRET_MODE),
     ];
     let mut done = Vec::new();
     for (path, mode) in wanted {

@@ -30,10 +30,6 @@ pub const LONG_NAMES: &[&str] = &[
 ];
 pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
-        "daemon/src/web/access.rs: fn a_request_for_another_name_or_from_another_page_is_refused",
-        75,
-    ),
-    (
         "node/tests/deb.rs: fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm",
         159,
     ),
