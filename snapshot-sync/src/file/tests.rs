@@ -30,7 +30,7 @@ impl Case {
     fn export(&self, manifest: &Manifest, path: &Path) -> Result<(), Error> {
         export(
             &self.store,
-            manifest,
+            (manifest, None),
             path,
             0o600,
             &quiet(),

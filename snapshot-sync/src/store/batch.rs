@@ -12,6 +12,7 @@ use crate::{
     ChunkId, Error,
     chunk::{self, Encoder, MAX_CHUNK_BYTES, MAX_STORED_BYTES},
     error::io_at,
+    seal::{MAX_SEALED_BYTES, SealKey},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -77,6 +78,22 @@ impl Batch {
         let id = ChunkId::of(content);
         if !self.is_known(id) {
             let stored = self.encoder.encode(content);
+            self.write(id, &stored)?;
+        }
+        Ok(id)
+    }
+
+    /// Adds a chunk that holds `content` sealed, unless it is here already.
+    pub(crate) fn put_sealed(&mut self, key: &SealKey, content: &[u8]) -> Result<ChunkId, Error> {
+        if content.len() > MAX_SEALED_BYTES {
+            return Err(Error::TooLarge {
+                what: "a sealed chunk",
+                bytes: content.len(),
+            });
+        }
+        let stored = key.seal(&mut self.encoder, content);
+        let id = ChunkId::of(&stored[1..]);
+        if !self.is_known(id) {
             self.write(id, &stored)?;
         }
         Ok(id)
