@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 use std::{fs, io, path::Path};
 use zeroize::Zeroizing;
 
+mod envelope;
+
+pub use envelope::{open_once, seal_for, seal_once};
+
 /// An ed25519 signature (RFC 8032).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Signature([u8; 32], [u8; 32]);

@@ -4,6 +4,8 @@ use super::*;
 use proptest::prelude::*;
 use std::os::unix::fs::MetadataExt;
 
+mod sealed;
+
 struct Case {
     dir: tempfile::TempDir,
     store: ChunkStore,
