@@ -24,7 +24,7 @@ pub fn seal_for(to: MemberId, domain: &str, content: &[u8]) -> Option<Vec<u8>> {
     let secret = StaticSecret::from(*secret);
     let mine = PublicKey::from(&secret);
     let key = agreed(domain, &mine, &theirs, &secret.diffie_hellman(&theirs))?;
-    Some([&mine.as_bytes()[..], &seal_once(&key, content)].concat())
+    Some([&mine.as_bytes()[..], seal_once(&key, content).as_slice()].concat())
 }
 
 /// Seals `content` with a key that seals nothing else, ever.

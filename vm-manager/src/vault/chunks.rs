@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use p2pvm_overlay::{MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
-    Replication, ReplicationState, file::ImportOptions,
+    Replication, ReplicationState, SealKey, file::ImportOptions,
 };
 use std::{
     future::Future,
@@ -140,7 +140,8 @@ impl Vault for ChunkVault {
             .chain([(&instant.disk, Kind::Disk)])
         {
             let file = followed(progress, async |p| {
-                sync::import_file(&chunks, path, ImportOptions::new(kind), p).await
+                let options = ImportOptions::new(kind).sealed(instant.seal.clone());
+                sync::import_file(&chunks, path, options, p).await
             })
             .await;
             imported.push(file.map_err(failed(step))?);
@@ -196,6 +197,7 @@ impl Vault for ChunkVault {
     async fn export(
         &self,
         file: ManifestId,
+        key: &SealKey,
         providers: &[MemberId],
         to: &Path,
         progress: &watch::Sender<Progress>,
@@ -206,7 +208,7 @@ impl Vault for ChunkVault {
             let reading = reading.clone();
             let loaded = tokio::task::spawn_blocking(move || Manifest::load(&reading, file)).await;
             let manifest = loaded.map_err(|_| sync::Error::Closed { step })??;
-            sync::export_file(&chunks, &manifest, to, p).await
+            sync::export_sealed(&chunks, &manifest, key, to, p).await
         };
         let done = followed(progress, async |p| match attempt(p).await {
             Err(sync::Error::NotFound(_) | sync::Error::Corrupt { .. }) => {
