@@ -1,9 +1,9 @@
 //! Snapshots of VMs, and bringing a VM back from one on any member.
 //!
 //! A checkpoint in the chunk store names the VM's RAM, disk and image by content and holds the VM's
-//! definition and key ([`SavedVm`]). RAM, disk and that are sealed ([`crate::sealed`]): a member
-//! that has the checkpoint and what it names can run the VM again once a majority of the VM's voters
-//! have released its key, and granted a new epoch.
+//! definition and key ([`SavedVm`]). RAM, disk and that are sealed (`sealed.rs`): a member that has
+//! the checkpoint and what it names can run the VM again once a majority of the VM's voters have
+//! released its key and granted a new epoch.
 
 use crate::{Definition, definition::VmSecret, framed, sealed::Sealed};
 use p2pvm_overlay::MemberId;

@@ -5,6 +5,7 @@ use super::SavedVm;
 use crate::{
     Error,
     directory::VmRecord,
+    error::undecided,
     host::{
         Host,
         remote::{VmAnswer, VmRequest},
@@ -18,7 +19,8 @@ impl Host {
     /// Reads a checkpoint's own part; `None` if it is no VM's.
     ///
     /// # Errors
-    /// [`Error::Refused`] if too few of the VM's voters release their shares.
+    /// [`Error::Refused`] if too few of the VM's voters release their shares, [`Error::Agreement`] if
+    /// too few answer.
     pub(super) async fn open_saved(
         &self,
         spec: &[u8],
@@ -58,6 +60,7 @@ impl Host {
             .map(|(voter, envelope)| ask(*voter, envelope))
             .collect();
         let (mut released, mut refused) = (Vec::new(), Vec::new());
+        let mut is_denied = false;
         while let Some((voter, answer)) = asked.next().await {
             let why = match answer {
                 Ok(VmAnswer::Share(Ok(share))) => {
@@ -67,21 +70,28 @@ impl Host {
                         None => continue,
                     }
                 }
-                Ok(VmAnswer::Share(Err(why))) => why,
+                Ok(VmAnswer::Share(Err(why))) => {
+                    is_denied = true;
+                    why
+                }
                 Ok(_) => "it answers something else".to_owned(),
                 Err(error) => chain(&error),
             };
             refused.push(format!("{}: {why}", voter.short()));
         }
-        Err(Error::Refused(format!(
-            "the snapshot is sealed, and {} of the {} voters of '{}' have to release its key, but {} \
-                did ({}): start those that do not answer, update those that do not understand the \
-                question, or restore it on its owner's machine",
+        let lacking = format!(
+            "{} of the {} voters of '{}' have to release its key, and {} did ({}): start those that \
+                do not answer, update those that cannot read the request, or restore it on its \
+                owner's machine",
             sealed.needed(),
             sealed.shares().len(),
             record.definition.name,
             released.len(),
             refused.join("; ")
-        )))
+        );
+        Err(match is_denied {
+            true => Error::Refused(format!("the snapshot is sealed: {lacking}")),
+            false => undecided("opening the sealed snapshot")(lacking),
+        })
     }
 }
