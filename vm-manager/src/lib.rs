@@ -38,6 +38,8 @@ pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
 pub use host::{Host, HostOptions, Parts};
 pub use port::Port;
+#[cfg(fuzzing)]
+pub use sealed::parse as parse_sealed;
 pub use sealed::{KeyShare, ReleaseRule};
 pub use trace::Traces;
 pub use vault::Vault;

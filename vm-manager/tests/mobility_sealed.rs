@@ -90,7 +90,6 @@ async fn a_voter_that_refuses_keeps_a_snapshot_closed() {
         lab.sites[voter].releases.asked.lock().unwrap()[..],
         [(lab.me(other), 2)]
     );
-    lab.keeps_nothing(other, "not restored").await;
     refuses.store(false, Ordering::SeqCst);
     let back = restore().await.unwrap();
     assert_eq!((back.state, back.holder), (VmState::Running, lab.me(other)));
@@ -152,11 +151,12 @@ async fn unseal(site: &Site) -> ManifestId {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_of_the_previous_release_is_restored() {
     let mut lab = Lab::new(5).await;
-    lab.vm(0, "web").await;
+    let vm = lab.vm(0, "web").await;
     lab.take_snapshot(0).await;
     lab.kill_daemon(0);
     let plain = unseal(&lab.sites[0]).await;
     lab.up(0).await;
+    lab.settles_on(vm, &[0], "taken up again").await;
     lab.host(0).stop("web").await.unwrap();
     let told = async || {
         let status = lab.host(4).status("web").await.unwrap();
