@@ -5,8 +5,8 @@
 //!
 //! From the bottom: [`chunk`] (names and stored form), [`store`] (chunks on this disk, pins,
 //! garbage collection), [`SealKey`] (chunks that others cannot read), [`manifest`] and
-//! [`checkpoint`] (what the chunks make up), [`file`](mod@file) (import and export), [`exchange`] (fetch, serve, replicate), [`images`] (base
-//! images as read-only files).
+//! [`checkpoint`] (what the chunks make up), [`file`](mod@file) (import and export), [`exchange`]
+//! (fetch, serve, replicate), [`images`] (base images as read-only files).
 
 pub mod checkpoint;
 pub mod chunk;

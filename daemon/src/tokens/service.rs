@@ -129,7 +129,7 @@ impl Tokens {
     }
 
     /// Tokens by which `host` shows others that this member has it restore a VM: this member's own,
-    /// which is worth something if it owns the VM or may admit members, and those that it was given.
+    /// which counts if it owns the VM or may admit members, and those that it was given.
     pub async fn to_restore(&self, name: &str, host: MemberId) -> Vec<Token> {
         let Ok(vm) = self.vm(name).await else {
             return Vec::new();

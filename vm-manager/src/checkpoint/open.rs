@@ -19,8 +19,8 @@ impl Host {
     /// Reads a checkpoint's own part; `None` if it is no VM's.
     ///
     /// # Errors
-    /// [`Error::Refused`] if too few of the VM's voters release their shares, [`Error::Agreement`] if
-    /// too few answer.
+    /// [`Error::Refused`] if too few of the VM's voters release their shares, [`Error::Agreement`]
+    /// if too few answer.
     pub(super) async fn open_saved(
         &self,
         spec: &[u8],
@@ -80,9 +80,9 @@ impl Host {
             refused.push(format!("{}: {why}", voter.short()));
         }
         let lacking = format!(
-            "{} of the {} voters of '{}' have to release its key, and {} did ({}): start those that \
-                do not answer, update those that cannot read the request, or restore it on its \
-                owner's machine",
+            "{} of the {} voters of '{}' have to release its key, and {} did ({}): start those \
+                that do not answer, update those that cannot read the request, or restore it on \
+                its owner's machine",
             sealed.needed(),
             sealed.shares().len(),
             record.definition.name,
