@@ -72,7 +72,9 @@ impl SealKey {
         if sealed.len() < HASH_BYTES + TAG_BYTES {
             return Err(Error::Locked(id));
         }
-        let hash = *sealed.first_chunk().ok_or(Error::Locked(id))?;
+        let hash = *sealed
+            .first_chunk::<HASH_BYTES>()
+            .ok_or(Error::Locked(id))?;
         let opened = self
             .cipher(&hash)
             .open_within(nonce(), Aad::empty(), &mut sealed, HASH_BYTES..)

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_shows_a_token_of_whoever_had_it_restore() {
+    fn a_host_restores_with_a_token_of_the_member_that_asked() {
         let [owner, issuer, friend, host] = std::array::from_fn(|_| KeyPair::generate());
         let is_issuer = |one: MemberId| one == member(&issuer);
         let judged = |token: &Token| {
