@@ -10,7 +10,7 @@
 //! A voter releases its share to a member that may restore the VM ([`ReleaseRule`]). Members of the
 //! previous release read snapshots of the first format only and refuse this one.
 
-use crate::VmSecret;
+use crate::definition::VmSecret;
 use p2pvm_overlay::{
     MemberId, VmId,
     identity::{Identity, open_once, seal_for, seal_once},
