@@ -53,7 +53,14 @@ impl Host {
         let ask = |voter: MemberId, envelope: &[u8]| {
             let (envelope, proofs) = (envelope.to_vec(), proofs.to_vec());
             let request = VmRequest::Share { envelope, proofs };
-            async move { (voter, self.ask_member(voter, &request).await) }
+            async move {
+                let answer = match self.ask_member(voter, &request).await {
+                    // As the voters' own requests, not lost with one connection.
+                    Err(_) => self.ask_member(voter, &request).await,
+                    answer => answer,
+                };
+                (voter, answer)
+            }
         };
         let shares = sealed.shares().iter();
         let mut asked: FuturesUnordered<_> = shares
