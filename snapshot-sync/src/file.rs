@@ -7,6 +7,7 @@
 
 use crate::{
     ChunkId, ChunkStore, Error, Extent, Hold, Kind, Manifest, ManifestId, Progress, SealKey,
+    Sealer,
     chunk::MAX_CHUNK_BYTES,
     error::{blocking, io_at, malformed},
     seal::{NOTE, NOTE_VALUE},
@@ -48,8 +49,8 @@ pub struct ImportOptions {
     pub chunk_bytes: u32,
     /// The caller's own notes.
     pub meta: BTreeMap<String, String>,
-    /// The key that seals its chunks, if any; see [`ImportOptions::sealed`].
-    seal: Option<SealKey>,
+    /// What seals its chunks, if anything; see [`ImportOptions::sealed`].
+    seal: Option<Sealer>,
 }
 
 impl ImportOptions {
@@ -63,11 +64,11 @@ impl ImportOptions {
         }
     }
 
-    /// The same, with chunks that only `key` opens. The manifest stays readable, with a note that
-    /// says so.
-    pub fn sealed(mut self, key: SealKey) -> Self {
+    /// The same, with chunks that only the sealer's key opens. The manifest stays readable, with a
+    /// note that says so.
+    pub fn sealed(mut self, sealer: impl Into<Sealer>) -> Self {
         self.meta.insert(NOTE.into(), NOTE_VALUE.into());
-        self.seal = Some(key);
+        self.seal = Some(sealer.into());
         self
     }
 }
@@ -263,9 +264,9 @@ fn import(
     })
 }
 
-fn put_block(batch: &mut Batch, key: Option<&SealKey>, content: &[u8]) -> Result<ChunkId, Error> {
-    match key {
-        Some(key) => batch.put_sealed(key, content),
+fn put_block(batch: &mut Batch, seal: Option<&Sealer>, content: &[u8]) -> Result<ChunkId, Error> {
+    match seal {
+        Some(sealer) => batch.put_sealed(sealer, content),
         None => batch.put(content),
     }
 }

@@ -32,7 +32,7 @@ pub use file::{ImportedFile, export_file, export_sealed, import_file};
 pub use id::{ChunkId, ManifestId, ParseChunkIdError};
 pub use images::{ImageId, Images};
 pub use manifest::{Extent, Manifest};
-pub use seal::SealKey;
+pub use seal::{SealKey, Sealer};
 pub use store::{ChunkStore, CollectionReport, Hold, Pin};
 pub use tree::Kind;
 

@@ -12,7 +12,11 @@ use crate::{
     chunk::{self, Encoder, MAX_CHUNK_BYTES, PLAIN},
 };
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use std::fmt;
+use std::{
+    collections::HashMap,
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// How long the keyed hash is.
@@ -29,9 +33,18 @@ pub(crate) const MAX_SEALED_BYTES: usize = MAX_CHUNK_BYTES - HEAD_BYTES - TAG_BY
 pub(crate) const NOTE: &str = "sealed";
 pub(crate) const NOTE_VALUE: &str = "1";
 
+/// How many blocks a [`Sealer`] knows at most.
+/// Reason: bounds memory, some 10 MB; blocks beyond are sealed again in each snapshot.
+const MAX_KNOWN: usize = 1 << 17;
+
+/// The keyed hash of a block's content.
+type BlockHash = [u8; HASH_BYTES];
+
 /// Seals and opens chunks.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct SealKey {
+    /// Of the hashes by which a [`Sealer`] knows blocks.
+    block: [u8; 32],
     /// Of the keyed hashes.
     hash: [u8; 32],
     /// Of the chunks' keys.
@@ -42,6 +55,7 @@ impl SealKey {
     /// The key that belongs to a secret.
     pub fn derive(secret: &[u8; 32]) -> Self {
         Self {
+            block: blake3::derive_key("p2pvm 2026 hash of a block to be sealed", secret),
             hash: blake3::derive_key("p2pvm 2026 hash before a sealed chunk", secret),
             seal: blake3::derive_key("p2pvm 2026 key of a sealed chunk", secret),
         }
@@ -86,6 +100,78 @@ impl SealKey {
         let key = blake3::keyed_hash(&self.seal, hash);
         let key = UnboundKey::new(&CHACHA20_POLY1305, key.as_bytes());
         LessSafeKey::new(key.expect("the cipher takes keys of 32 bytes"))
+    }
+}
+
+/// A key with the names of what it sealed last, so that an unchanged block is found without being
+/// compressed and sealed again. Clones share what they learn.
+#[derive(Clone)]
+pub struct Sealer {
+    key: SealKey,
+    before: Arc<HashMap<BlockHash, ChunkId>>,
+    now: Arc<Mutex<HashMap<BlockHash, ChunkId>>>,
+}
+
+impl From<SealKey> for Sealer {
+    /// One that knows no block.
+    fn from(key: SealKey) -> Self {
+        Self {
+            key,
+            before: Arc::default(),
+            now: Arc::default(),
+        }
+    }
+}
+
+impl Sealer {
+    /// Its key.
+    pub fn key(&self) -> &SealKey {
+        &self.key
+    }
+
+    /// A sealer for the next snapshot, which knows the blocks of this one and no older ones.
+    pub fn after(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            before: Arc::new(mem::take(&mut *self.now())),
+            now: Arc::default(),
+        }
+    }
+
+    pub(crate) fn hash(&self, content: &[u8]) -> BlockHash {
+        *blake3::keyed_hash(&self.key.block, content).as_bytes()
+    }
+
+    /// The chunk that such a block was sealed in. It may be gone by now.
+    pub(crate) fn known(&self, block: &BlockHash) -> Option<ChunkId> {
+        let before = self.before.get(block).copied();
+        before.or_else(|| self.now().get(block).copied())
+    }
+
+    pub(crate) fn note(&self, block: BlockHash, id: ChunkId) {
+        let mut now = self.now();
+        if now.len() < MAX_KNOWN {
+            now.insert(block, id);
+        }
+    }
+
+    fn now(&self) -> MutexGuard<'_, HashMap<BlockHash, ChunkId>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for Sealer {
+    /// By the key: what a sealer knows changes no chunk.
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for Sealer {}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealer(..)")
     }
 }
 

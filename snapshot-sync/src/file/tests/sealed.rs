@@ -126,6 +126,34 @@ fn unchanged_blocks_stay_and_another_key_has_other_chunks() {
 }
 
 #[test]
+fn an_unchanged_block_is_found_by_what_was_sealed_last() {
+    let case = Case::new();
+    let path = case.dir.path().join("from");
+    let mut data = disk(&path);
+    let options = |sealer: &Sealer| ImportOptions::new(Kind::Disk).sealed(sealer.clone());
+    let mut sealer = Sealer::from(key(1));
+    let first = case.import(&path, options(&sealer));
+    data[0] ^= 1;
+    fs::write(&path, &data).unwrap();
+    // One of the unchanged chunks is lost.
+    fs::remove_file(case.store.path(first.manifest.chunks[1].chunk)).unwrap();
+    sealer = sealer.after();
+    let second = case.import(&path, options(&sealer));
+    assert_eq!(
+        second.new_chunks,
+        2 + 2,
+        "two blocks, their page and the root"
+    );
+    assert_eq!(second.manifest.chunks[1..], first.manifest.chunks[1..]);
+    let to = case.dir.path().join("to");
+    case.open(&second.manifest, &key(1), &to).unwrap();
+    assert_eq!(fs::read(&to).unwrap(), data);
+    // What a sealer knows changes no chunk.
+    let afresh = case.import(&path, options(&key(1).into()));
+    assert_eq!(afresh.id, second.id);
+}
+
+#[test]
 fn a_damaged_sealed_chunk_is_found_without_a_key() {
     let case = Case::new();
     let path = case.dir.path().join("from");
