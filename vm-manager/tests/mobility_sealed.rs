@@ -62,6 +62,9 @@ async fn members_that_store_a_snapshot_have_no_byte_of_it_in_clear() {
         assert!(!has_bytes(site, &saved.secret.keys().seed()[..]), "its key");
         assert!(!has_bytes(site, b"disk "), "its disk");
         assert!(!has_bytes(site, &42u64.to_be_bytes()), "its memory");
+        let store = ChunkStore::open(site.dir.join("chunks")).unwrap();
+        let snapshot = Checkpoint::load(&store, saved.snapshots[0].checkpoint).unwrap();
+        assert_eq!(SavedVm::from_bytes(&snapshot.spec), None);
     }
 }
 
