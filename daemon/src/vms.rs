@@ -6,6 +6,7 @@ mod cluster;
 mod gone;
 pub(crate) mod guests;
 pub(crate) mod http;
+pub(crate) mod releases;
 pub(crate) mod rights;
 pub(crate) mod service;
 mod view;

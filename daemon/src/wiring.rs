@@ -29,7 +29,7 @@ use crate::{
     routes::subnets::Subnets,
     tokens::service::Tokens,
     traces::Exporter,
-    vms::{self, absent::AbsentHosts, guests::Guests, service::Vms, voters},
+    vms::{self, absent::AbsentHosts, guests::Guests, releases::Releases, service::Vms, voters},
     web::Dashboard,
 };
 use guests::Chunks;
@@ -83,8 +83,9 @@ pub(crate) async fn open(
     let traces = exporter.as_ref().map_or_else(Traces::default, |exporter| {
         exporter.traces(guests::naming(&parts))
     });
-    let ports = (network.ports.clone(), traces.clone());
-    let host = guests::open(layout, config, &parts, chunks, ports).await?;
+    let releases = Releases::new(parts.clone(), network.policies.clone());
+    let beside = (network.ports.clone(), traces.clone(), releases);
+    let host = guests::open(layout, config, &parts, chunks, beside).await?;
     guests::heed_fences(&network.reach, &host);
     let own = RunParts {
         lifecycle: lifecycle.clone(),

@@ -217,6 +217,16 @@ fn tokens_open_what_the_owner_gave(lab: &Lab) {
     assert!(said.contains("lacks the right to stop 'two'"), "{said}");
 }
 
+/// A snapshot of `bs`, which is b's, on a: c stores it and opens it for b alone.
+fn a_snapshot_opens_for_its_owner(lab: &Lab) {
+    let snapshot = ["vm", "snapshot", "bs", "--name", "s"];
+    lab.p2pvm("b", &snapshot).unwrap();
+    let said = refused(lab, "c", &["vm", "restore", "bs@s"], 5);
+    assert!(said.contains("lacks the right to restore it"), "{said}");
+    let restore = ["vm", "restore", "bs@s", "--on", "c"];
+    lab.p2pvm("b", &restore).unwrap();
+}
+
 #[test]
 fn a_member_manages_anothers_vms_only_in_an_open_network() {
     let lab = lab("rights", &public_sites(&["a", "b", "c"], 10.0));
@@ -266,7 +276,8 @@ fn a_member_manages_anothers_vms_only_in_an_open_network() {
     lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
     tokens_open_what_the_owner_gave(&lab);
     // The owner of one on another host, and the founder's machine.
-    lab.p2pvm("b", &["vm", "delete", "bs"]).unwrap();
+    a_snapshot_opens_for_its_owner(&lab);
+    lab.p2pvm("b", &["vm", "delete", "bs", "--force"]).unwrap();
     lab.p2pvm("a", &["vm", "delete", "two"]).unwrap();
     let kept = lab.dir("b").unwrap().join("images");
     let leaked = fs::read_dir(kept).unwrap().flatten().any(|file| {

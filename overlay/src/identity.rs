@@ -2,6 +2,9 @@
 //! Noise handshake uses. The link key is random and bound to the identity by a signature in the
 //! member's certificate; neither is derived from the other, so that losing one does not lose both.
 //!
+//! An envelope ([`seal_for`]) is sealed to the identity itself: its sender may know no more of the
+//! member.
+//!
 //! Every signature covers a domain string first, so that a signature for one purpose can never be
 //! replayed for another.
 
@@ -13,6 +16,10 @@ use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use std::{fs, io, path::Path};
 use zeroize::Zeroizing;
+
+mod envelope;
+
+pub use envelope::{open_once, seal_for, seal_once};
 
 /// An ed25519 signature (RFC 8032).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ pub const MAX_STORED_BYTES: usize = MAX_CHUNK_BYTES + 1;
 /// the speed.
 const ZSTD_LEVEL: i32 = 1;
 
-const PLAIN: u8 = 0;
+pub(crate) const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
 
 /// Turns content into its stored form, with one compression context for many chunks.
@@ -28,17 +28,29 @@ impl Encoder {
 
     /// The stored form of `content`, which fits [`MAX_CHUNK_BYTES`].
     pub(crate) fn encode(&mut self, content: &[u8]) -> Vec<u8> {
-        let mut stored = vec![0; 1 + content.len()];
+        self.encode_between(0, content, 0)
+    }
+
+    /// The stored form of `content` after `before` zero bytes, with room for `after` more.
+    pub(crate) fn encode_between(
+        &mut self,
+        before: usize,
+        content: &[u8],
+        after: usize,
+    ) -> Vec<u8> {
+        let begin = before + 1;
+        let mut stored = Vec::with_capacity(begin + content.len() + after);
+        stored.resize(begin + content.len(), 0);
         // Compressing into a buffer no longer than the content fails exactly if it would not save
         // anything.
-        match self.0.compress_to_buffer(content, &mut stored[1..]) {
+        match self.0.compress_to_buffer(content, &mut stored[begin..]) {
             Ok(length) if length < content.len() => {
-                stored[0] = ZSTD;
-                stored.truncate(1 + length);
+                stored[before] = ZSTD;
+                stored.truncate(begin + length);
             }
             _ => {
-                stored[0] = PLAIN;
-                stored[1..].copy_from_slice(content);
+                stored[before] = PLAIN;
+                stored[begin..].copy_from_slice(content);
             }
         }
         stored
@@ -54,24 +66,28 @@ pub fn parse(stored: &[u8]) {
 /// The content of a stored form, after a check that its hash is `id`. At most [`MAX_CHUNK_BYTES`]
 /// are inflated.
 pub(crate) fn decode(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
+    let content = inflate(id, stored)?;
+    if ChunkId::of(&content) != id {
+        let cause = "its content has another hash".into();
+        return Err(Error::Corrupt { id, cause });
+    }
+    Ok(content)
+}
+
+/// The content of a stored form, whatever its hash; `id` is for the error.
+pub(crate) fn inflate(id: ChunkId, stored: &[u8]) -> Result<Vec<u8>, Error> {
     let corrupt = |cause| Error::Corrupt { id, cause };
-    let content = match stored.split_first() {
-        Some((&PLAIN, rest)) if rest.len() <= MAX_CHUNK_BYTES => rest.to_vec(),
+    match stored.split_first() {
+        Some((&PLAIN, rest)) if rest.len() <= MAX_CHUNK_BYTES => Ok(rest.to_vec()),
         Some((&ZSTD, rest)) => {
             let claimed = zstd::zstd_safe::get_frame_content_size(rest).ok().flatten();
             let room = claimed.map_or(MAX_CHUNK_BYTES, |n| (n as usize).min(MAX_CHUNK_BYTES));
-            zstd::bulk::decompress(rest, room).map_err(|e| corrupt(e.into()))?
+            zstd::bulk::decompress(rest, room).map_err(|e| corrupt(e.into()))
         }
-        _ => {
-            return Err(corrupt(
-                format!("{} bytes of an unknown form", stored.len()).into(),
-            ));
-        }
-    };
-    if ChunkId::of(&content) != id {
-        return Err(corrupt("its content has another hash".into()));
+        _ => Err(corrupt(
+            format!("{} bytes of an unknown form", stored.len()).into(),
+        )),
     }
-    Ok(content)
 }
 
 #[cfg(test)]

@@ -33,6 +33,12 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
+    /// The key does not open the chunk: it was sealed with another one, or changed.
+    #[error("chunk {} was sealed with another key", .0.short())]
+    Locked(ChunkId),
+    /// The file's chunks are sealed, and the caller has no key.
+    #[error("the file is sealed for its VM, and its key is not known here")]
+    Sealed,
     /// The bytes are not the manifest, checkpoint or message that they should be.
     #[error("malformed {what}")]
     Malformed {

@@ -6,9 +6,11 @@
 //! A file is never in memory as a whole: a block at a time, and 40 bytes of manifest a block.
 
 use crate::{
-    ChunkStore, Error, Extent, Hold, Kind, Manifest, ManifestId, Progress,
+    ChunkId, ChunkStore, Error, Extent, Hold, Kind, Manifest, ManifestId, Progress, SealKey,
+    Sealer,
     chunk::MAX_CHUNK_BYTES,
     error::{blocking, io_at, malformed},
+    seal::{NOTE, NOTE_VALUE},
     store::{Batch, sync_directory},
 };
 use nix::{
@@ -47,6 +49,8 @@ pub struct ImportOptions {
     pub chunk_bytes: u32,
     /// The caller's own notes.
     pub meta: BTreeMap<String, String>,
+    /// What seals its chunks, if anything; see [`ImportOptions::sealed`].
+    seal: Option<Sealer>,
 }
 
 impl ImportOptions {
@@ -56,7 +60,16 @@ impl ImportOptions {
             kind,
             chunk_bytes: CHUNK_BYTES,
             meta: BTreeMap::new(),
+            seal: None,
         }
+    }
+
+    /// The same, with chunks that only the sealer's key opens. The manifest stays readable, with a
+    /// note that says so.
+    pub fn sealed(mut self, sealer: impl Into<Sealer>) -> Self {
+        self.meta.insert(NOTE.into(), NOTE_VALUE.into());
+        self.seal = Some(sealer.into());
+        self
     }
 }
 
@@ -129,7 +142,21 @@ pub async fn export_file(
     path: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
-    export_with(store, manifest, path, 0o600, progress).await
+    export_with(store, (manifest, None), path, 0o600, progress).await
+}
+
+/// As [`export_file`], of a file whose chunks may be sealed with `key`.
+///
+/// # Errors
+/// As [`export_file`], and [`Error::Locked`] if it was sealed with another key.
+pub async fn export_sealed(
+    store: &ChunkStore,
+    manifest: &Manifest,
+    key: &SealKey,
+    path: &Path,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), Error> {
+    export_with(store, (manifest, Some(key)), path, 0o600, progress).await
 }
 
 /// As [`export_file`], but the file is read-only.
@@ -139,17 +166,22 @@ pub(crate) async fn export_read_only(
     path: &Path,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
-    export_with(store, manifest, path, 0o400, progress).await
+    export_with(store, (manifest, None), path, 0o400, progress).await
 }
 
 async fn export_with(
     store: &ChunkStore,
-    manifest: &Manifest,
+    (manifest, key): (&Manifest, Option<&SealKey>),
     path: &Path,
     mode: u32,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Error> {
     let stop = StopOnDrop(Arc::default());
+    // A key is of no use for what is not sealed: a file of a previous release.
+    let key = key.filter(|_| manifest.is_sealed()).cloned();
+    if manifest.is_sealed() && key.is_none() {
+        return Err(Error::Sealed);
+    }
     let (store, manifest, path, progress, stopped) = (
         store.clone(),
         manifest.clone(),
@@ -158,7 +190,8 @@ async fn export_with(
         stop.0.clone(),
     );
     blocking("exporting", move || {
-        export(&store, &manifest, &path, mode, &progress, &stopped)
+        let file = (&manifest, key.as_ref());
+        export(&store, file, &path, mode, &progress, &stopped)
     })
     .await
 }
@@ -204,7 +237,7 @@ fn import(
             file.read_exact_at(content, block * block_bytes)
                 .map_err(io_at("reading", path))?;
             if *content != ZEROS[..content.len()] {
-                let chunk = batch.put(content)?;
+                let chunk = put_block(&mut batch, options.seal.as_ref(), content)?;
                 manifest.chunks.push(Extent { block, chunk });
                 commit_if_full(&mut batch)?;
             }
@@ -229,6 +262,13 @@ fn import(
         new_bytes,
         hold: batch.finish()?,
     })
+}
+
+fn put_block(batch: &mut Batch, seal: Option<&Sealer>, content: &[u8]) -> Result<ChunkId, Error> {
+    match seal {
+        Some(sealer) => batch.put_sealed(sealer, content),
+        None => batch.put(content),
+    }
 }
 
 fn commit_if_full(batch: &mut Batch) -> Result<(), Error> {
@@ -263,14 +303,14 @@ pub(crate) fn partial_path(path: &Path) -> PathBuf {
 
 fn export(
     store: &ChunkStore,
-    manifest: &Manifest,
+    file: (&Manifest, Option<&SealKey>),
     path: &Path,
     mode: u32,
     progress: &watch::Sender<Progress>,
     stopped: &AtomicBool,
 ) -> Result<(), Error> {
     let partial = partial_path(path);
-    let written = write_partial(store, manifest, &partial, progress, stopped).and_then(|()| {
+    let written = write_partial(store, file, &partial, progress, stopped).and_then(|()| {
         fs::set_permissions(&partial, fs::Permissions::from_mode(mode))
             .map_err(io_at("protecting", &partial))
     });
@@ -288,7 +328,7 @@ fn export(
 
 fn write_partial(
     store: &ChunkStore,
-    manifest: &Manifest,
+    (manifest, key): (&Manifest, Option<&SealKey>),
     partial: &Path,
     progress: &watch::Sender<Progress>,
     stopped: &AtomicBool,
@@ -306,6 +346,10 @@ fn write_partial(
     for extent in &manifest.chunks {
         check(stopped, "exporting")?;
         let content = store.get(extent.chunk)?;
+        let content = match key {
+            Some(key) => key.open(extent.chunk, content)?,
+            None => content,
+        };
         if content.len() != manifest.extent_bytes(extent.block) as usize {
             let detail = format!(
                 "chunk {} has {} bytes, not those of block {}",

@@ -4,9 +4,9 @@
 //! manifest, and stores where its replicas are.
 //!
 //! From the bottom: [`chunk`] (names and stored form), [`store`] (chunks on this disk, pins,
-//! garbage collection), [`manifest`] and [`checkpoint`] (what the chunks make up),
-//! [`file`](mod@file) (import and export), [`exchange`] (fetch, serve, replicate), [`images`] (base
-//! images as read-only files).
+//! garbage collection), [`SealKey`] (chunks that others cannot read), [`manifest`] and
+//! [`checkpoint`] (what the chunks make up), [`file`](mod@file) (import and export), [`exchange`]
+//! (fetch, serve, replicate), [`images`] (base images as read-only files).
 
 pub mod checkpoint;
 pub mod chunk;
@@ -19,6 +19,7 @@ mod golden;
 mod id;
 pub mod images;
 pub mod manifest;
+mod seal;
 pub mod store;
 mod tree;
 #[cfg(test)]
@@ -27,10 +28,11 @@ mod wide_area;
 pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use exchange::{Exchange, ExchangeOptions, FetchReport, Replication, ReplicationState};
-pub use file::{ImportedFile, export_file, import_file};
+pub use file::{ImportedFile, export_file, export_sealed, import_file};
 pub use id::{ChunkId, ManifestId, ParseChunkIdError};
 pub use images::{ImageId, Images};
 pub use manifest::{Extent, Manifest};
+pub use seal::{SealKey, Sealer};
 pub use store::{ChunkStore, CollectionReport, Hold, Pin};
 pub use tree::Kind;
 

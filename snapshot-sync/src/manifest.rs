@@ -5,6 +5,7 @@ use crate::{
     Checkpoint, ChunkId, ChunkStore, Error, ManifestId,
     chunk::MAX_CHUNK_BYTES,
     error::malformed,
+    seal,
     store::Batch,
     tree::{
         self, FileRoot, PAGE_BLOCKS, PAGE_MAGIC, Page, ROOT_MAGIC, Role, Root, encode, page_role,
@@ -57,6 +58,11 @@ impl Manifest {
         self.size
             .saturating_sub(begin)
             .min(u64::from(self.chunk_bytes)) as u32
+    }
+
+    /// Whether its chunks are sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.meta.contains_key(seal::NOTE)
     }
 
     /// Checks that length and block length are ones that a manifest can have.

@@ -223,7 +223,7 @@ impl ChunkStore {
         self.chunks().join(format!("{:02x}", id.0[0]))
     }
 
-    fn path(&self, id: ChunkId) -> PathBuf {
+    pub(crate) fn path(&self, id: ChunkId) -> PathBuf {
         self.shard(id).join(id.to_string())
     }
 

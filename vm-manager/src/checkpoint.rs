@@ -1,13 +1,16 @@
 //! Snapshots of VMs, and bringing a VM back from one on any member.
 //!
 //! A checkpoint in the chunk store names the VM's RAM, disk and image by content and holds the VM's
-//! definition and key ([`SavedVm`]). A member that has the checkpoint and what it names can run the
-//! VM again, once the VM's voters have granted a new epoch. It travels between proved members only,
-//! and is in no record.
+//! definition and key ([`SavedVm`]). RAM, disk and that are sealed (`sealed.rs`): a member that has
+//! the checkpoint and what it names can run the VM again once a majority of the VM's voters have
+//! released its key and granted a new epoch.
 
-use crate::{Definition, definition::VmSecret, framed};
+use crate::{Definition, definition::VmSecret, framed, sealed::Sealed};
+use p2pvm_overlay::MemberId;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
+mod open;
 mod restore;
 mod take;
 
@@ -24,9 +27,16 @@ pub struct SavedVm {
 }
 
 impl SavedVm {
-    /// Its bytes in a checkpoint.
+    /// Its bytes, as releases before the sealed form had them in a checkpoint.
     pub fn to_bytes(&self) -> Vec<u8> {
         framed::to_bytes(self)
+    }
+
+    /// Its bytes in a checkpoint, sealed for the VM's voters and its owner.
+    fn sealed(&self, owner: MemberId) -> Vec<u8> {
+        let plain = Zeroizing::new(self.to_bytes());
+        let (vm, voters) = (self.definition.vm, &self.definition.voters);
+        Sealed::seal(vm, owner, voters, &plain).to_bytes()
     }
 
     /// Reads them; `None` for anything else, or a key that is not the VM's.

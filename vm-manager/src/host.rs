@@ -13,11 +13,12 @@ use crate::{
     directory::{Directory, RunGoal, VmRecord},
     hypervisor::{Hypervisor, Machine, RunState},
     port::Port,
+    sealed::ReleaseRule,
     trace::Traces,
     vault::Vault,
 };
 use p2pvm_dht::Records;
-use p2pvm_overlay::{BoxStream, Epoch, Fabric, MemberId, VmId, chain};
+use p2pvm_overlay::{BoxStream, Epoch, Fabric, MemberId, VmId, chain, identity::Identity};
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -73,6 +74,10 @@ pub struct Parts {
     pub traces: Traces,
     /// Whether the machine slept.
     pub sleep: Arc<dyn Sleep>,
+    /// This member's keys, which open what is sealed for it.
+    pub identity: Arc<Identity>,
+    /// Which members this one, as a voter, helps to open a VM's snapshots.
+    pub releases: Arc<dyn ReleaseRule>,
 }
 
 /// A host's own choices.

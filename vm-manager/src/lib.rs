@@ -29,6 +29,7 @@ pub mod migrate;
 pub mod port;
 pub mod qemu;
 mod run_dir;
+mod sealed;
 pub mod trace;
 pub mod vault;
 
@@ -37,5 +38,8 @@ pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
 pub use host::{Host, HostOptions, Parts};
 pub use port::Port;
+#[cfg(fuzzing)]
+pub use sealed::parse as parse_sealed;
+pub use sealed::{KeyShare, ReleaseRule};
 pub use trace::Traces;
 pub use vault::Vault;

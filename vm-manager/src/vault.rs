@@ -5,7 +5,7 @@
 use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
-use p2pvm_snapshot_sync::{Checkpoint, ManifestId};
+use p2pvm_snapshot_sync::{Checkpoint, ManifestId, SealKey};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
@@ -57,8 +57,10 @@ pub struct CheckpointInput {
     pub disk: PathBuf,
     /// The image that the disk lies over.
     pub image: ManifestId,
-    /// The VM's definition and key, in this crate's form.
+    /// The VM's definition and key, sealed, in this crate's form.
     pub spec: Vec<u8>,
+    /// The key that seals the chunks of RAM and disk.
+    pub seal: SealKey,
 }
 
 /// Images and checkpoints by content.
@@ -113,11 +115,12 @@ pub trait Vault: Send + Sync + 'static {
         progress: &watch::Sender<Progress>,
     ) -> Result<Checkpoint, Error>;
 
-    /// Writes a stored file's content to `to`, atomically. Damaged chunks are fetched again from
-    /// `providers`.
+    /// Writes a stored file's content to `to`, atomically; `key` opens it if it is sealed. Damaged
+    /// chunks are fetched again from `providers`.
     async fn export(
         &self,
         file: ManifestId,
+        key: &SealKey,
         providers: &[MemberId],
         to: &Path,
         progress: &watch::Sender<Progress>,

@@ -6,7 +6,7 @@ use super::traced;
 use crate::{
     failure::fabric,
     tokens::service::HEADER,
-    vms::{rights::Asker, service::Vms},
+    vms::{releases::PASSED, rights::Asker, service::Vms},
 };
 use axum::{
     Extension, Json,
@@ -115,6 +115,7 @@ pub async fn to_chosen(
             } else {
                 if let Some(Path(name)) = vm {
                     show_tokens(&vms, &name, &mut request).await;
+                    pass_tokens(&vms, &name, on, &mut request).await;
                 }
                 pass_on(&vms, on, request)
                     .await
@@ -132,6 +133,20 @@ async fn show_tokens(vms: &Vms, name: &str, request: &mut Request) {
     for token in vms.tokens.for_vm(name).await {
         if let Ok(value) = HeaderValue::from_str(&token.to_string()) {
             request.headers_mut().append(HEADER, value);
+        }
+    }
+}
+
+/// Gives the host that is to restore the VM what it has to show to the VM's voters in a closed
+/// network. In an open one every member may restore.
+async fn pass_tokens(vms: &Vms, name: &str, host: MemberId, request: &mut Request) {
+    request.headers_mut().remove(PASSED);
+    if !vms.policies.is_closed() {
+        return;
+    }
+    for token in vms.tokens.to_restore(name, host).await {
+        if let Ok(value) = HeaderValue::from_str(&token.to_string()) {
+            request.headers_mut().append(PASSED, value);
         }
     }
 }

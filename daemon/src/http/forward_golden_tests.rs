@@ -9,6 +9,7 @@ fn members_of_the_previous_version_know_a_request_that_is_passed_on() {
         golden.bytes("service", SERVICE.as_bytes());
         golden.bytes("header.forwarded", FORWARDED.as_bytes());
         golden.bytes("header.token", HEADER.as_bytes());
+        golden.bytes("header.token-for-host", PASSED.as_bytes());
         let chosen = |text: &[u8]| {
             let chosen: HostChoice = serde_json::from_slice(text).ok()?;
             Some(chosen.on)

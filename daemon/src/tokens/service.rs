@@ -16,6 +16,10 @@ pub(crate) const HEADER: &str = "p2pvm-token";
 /// How many tokens a request may show.
 pub(crate) const MAX_SHOWN: usize = 4;
 
+/// How long another host may take to restore a VM for this member.
+/// Reason: it fetches the snapshot first.
+const RESTORE_SECONDS: u64 = 12 * 60 * 60;
+
 /// The tokens of this member.
 pub(crate) struct Tokens {
     parts: Arc<Parts>,
@@ -122,6 +126,25 @@ impl Tokens {
         kept.sort_by_key(|token| std::cmp::Reverse(token.until()));
         kept.truncate(MAX_SHOWN);
         kept
+    }
+
+    /// Tokens by which `host` shows others that this member has it restore a VM: this member's own,
+    /// which counts if it owns the VM or may admit members, and those that it was given.
+    pub async fn to_restore(&self, name: &str, host: MemberId) -> Vec<Token> {
+        let Ok(vm) = self.vm(name).await else {
+            return Vec::new();
+        };
+        let rights = [Right::Restore].into_iter().collect();
+        let until = UnixTime::now().plus(RESTORE_SECONDS).0;
+        let (grant, keys) = (
+            grant(Resource::Vm(vm), rights, host, until),
+            self.parts.identity.keys(),
+        );
+        let kept = self.for_vm(name).await;
+        let passed = kept.iter().filter_map(|token| token.pass_on(keys, grant));
+        let mut tokens = vec![Token::issue(keys, grant)];
+        tokens.extend(passed.take(MAX_SHOWN - 1));
+        tokens
     }
 
     fn is_ours(&self, token: &Token) -> Outcome<()> {

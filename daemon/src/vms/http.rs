@@ -1,7 +1,7 @@
 //! The control API about virtual machines.
 
 use super::{
-    admit,
+    admit, releases,
     rights::{Asker, Right},
     service::Vms,
 };
@@ -152,9 +152,11 @@ pub(crate) async fn snapshot(
 pub(crate) async fn restore(
     State(vms): Shared,
     Path(name): Path<String>,
+    headers: HeaderMap,
     Json(r): Json<RestoreVm>,
 ) -> Response {
-    streamed(move |reporter| async move { vms.restore(&name, &r, &reporter).await })
+    let passed = releases::passed(&headers);
+    streamed(move |reporter| async move { vms.restore(&name, &r, passed, &reporter).await })
 }
 
 pub(crate) async fn explain(

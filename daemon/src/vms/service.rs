@@ -311,8 +311,14 @@ impl Vms {
         })
     }
 
-    /// Brings a VM back here.
-    pub async fn restore(&self, name: &str, r: &RestoreVm, reporter: &Reporter) -> Outcome<VmView> {
+    /// Brings a VM back here. `proofs` came with the request: tokens for this host.
+    pub async fn restore(
+        &self,
+        name: &str,
+        r: &RestoreVm,
+        mut proofs: Vec<Vec<u8>>,
+        reporter: &Reporter,
+    ) -> Outcome<VmView> {
         let snapshot = match &r.snapshot {
             Some(snapshot) => snapshot.clone(),
             None => {
@@ -324,9 +330,13 @@ impl Vms {
                 newest.name.clone()
             }
         };
-        let options = RestoreOptions { force: r.force };
+        let own = self.tokens.for_vm(name).await;
+        proofs.extend(own.iter().map(|token| token.to_bytes()));
+        let how = (RestoreOptions { force: r.force }, &proofs[..]);
         let vm = watched(reporter, async |progress| {
-            self.host.restore(name, &snapshot, options, &progress).await
+            self.host
+                .restore_with(name, &snapshot, how, &progress)
+                .await
         })
         .await
         .or_failure()?;

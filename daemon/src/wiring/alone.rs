@@ -13,6 +13,7 @@ use crate::{
     membership::{self, Membership},
     parts::{MTU, Parts},
     routes::subnets::{Kernel, Subnets},
+    vms::releases::Releases,
 };
 use async_trait::async_trait;
 use axum::{Router, body::Body, http::Request};
@@ -152,9 +153,9 @@ impl Alone {
         let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
         let lifecycle = Lifecycle::new(Instant::now());
         let below = LowerParts {
-            policies,
             subnets,
-            host: host(&layout, &parts, &reach).await,
+            host: host(&layout, &parts, (&reach, &policies)).await,
+            policies,
             reach: reach.clone(),
         };
         let own = RunParts {
@@ -222,7 +223,11 @@ async fn planes(layout: &Layout, membership: Membership) -> Planes {
     }
 }
 
-async fn host(layout: &Layout, parts: &Arc<Parts>, reach: &Arc<Reach>) -> Arc<Host> {
+async fn host(
+    layout: &Layout,
+    parts: &Arc<Parts>,
+    (reach, policies): (&Arc<Reach>, &Arc<Policies>),
+) -> Arc<Host> {
     let chunks = ChunkStore::open(layout.chunks()).unwrap();
     let exchange = Exchange::start(parts.fabric(), chunks, ExchangeOptions::default());
     let images = Images::open(exchange.clone(), layout.images()).unwrap();
@@ -236,6 +241,8 @@ async fn host(layout: &Layout, parts: &Arc<Parts>, reach: &Arc<Reach>) -> Arc<Ho
         port: Ports::new(parts.clone(), reach.clone(), resolver),
         traces: Traces::default(),
         sleep: Arc::new(ThisMachine),
+        identity: parts.identity.clone(),
+        releases: Releases::new(parts.clone(), policies.clone()),
     };
     Host::open(host_parts, HostOptions::default(), layout.dir())
         .await

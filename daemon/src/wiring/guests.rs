@@ -5,6 +5,7 @@ use crate::{
     config::Config,
     layout::Layout,
     parts::{HOST_FACTS, Parts},
+    vms::releases::Releases,
 };
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dht::votes::Votes;
@@ -44,7 +45,7 @@ pub(super) struct Chunks {
 impl Chunks {
     pub fn open(layout: &Layout, config: &Config, parts: &Parts) -> Outcome<Self> {
         let store = ChunkStore::open(layout.chunks()).doing("opening the chunk store")?;
-        // Guests' memory and keys are in them.
+        // Guests' memory and keys are in them: sealed, but plain in those of earlier releases.
         fs::set_permissions(layout.chunks(), fs::Permissions::from_mode(0o700))
             .doing("protecting the chunk store")?;
         let options = ExchangeOptions {
@@ -63,7 +64,7 @@ pub(super) async fn open(
     config: &Config,
     parts: &Parts,
     chunks: Chunks,
-    (ports, traces): (Arc<Ports>, Traces),
+    (ports, traces, releases): (Arc<Ports>, Traces, Arc<Releases>),
 ) -> Outcome<Arc<Host>> {
     let host_parts = host::Parts {
         fabric: parts.fabric(),
@@ -74,6 +75,8 @@ pub(super) async fn open(
         port: ports,
         traces,
         sleep: Arc::new(ThisMachine),
+        identity: parts.identity.clone(),
+        releases,
     };
     let options = HostOptions {
         memory_mib: (config.offer.memory_mib > 0).then_some(config.offer.memory_mib),

@@ -4,6 +4,8 @@ use super::*;
 use proptest::prelude::*;
 use std::os::unix::fs::MetadataExt;
 
+mod sealed;
+
 struct Case {
     dir: tempfile::TempDir,
     store: ChunkStore,
@@ -30,7 +32,7 @@ impl Case {
     fn export(&self, manifest: &Manifest, path: &Path) -> Result<(), Error> {
         export(
             &self.store,
-            manifest,
+            (manifest, None),
             path,
             0o600,
             &quiet(),

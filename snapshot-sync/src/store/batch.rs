@@ -12,6 +12,7 @@ use crate::{
     ChunkId, Error,
     chunk::{self, Encoder, MAX_CHUNK_BYTES, MAX_STORED_BYTES},
     error::io_at,
+    seal::{MAX_SEALED_BYTES, Sealer},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -79,6 +80,30 @@ impl Batch {
             let stored = self.encoder.encode(content);
             self.write(id, &stored)?;
         }
+        Ok(id)
+    }
+
+    /// Adds a chunk that holds `content` sealed, unless it is here already.
+    pub(crate) fn put_sealed(&mut self, sealer: &Sealer, content: &[u8]) -> Result<ChunkId, Error> {
+        if content.len() > MAX_SEALED_BYTES {
+            return Err(Error::TooLarge {
+                what: "a sealed chunk",
+                bytes: content.len(),
+            });
+        }
+        let block = sealer.hash(content);
+        let id = match sealer.known(&block) {
+            Some(id) if self.is_known(id) => id,
+            _ => {
+                let stored = sealer.key().seal(&mut self.encoder, content);
+                let id = ChunkId::of(&stored[1..]);
+                if !self.is_known(id) {
+                    self.write(id, &stored)?;
+                }
+                id
+            }
+        };
+        sealer.note(block, id);
         Ok(id)
     }
 

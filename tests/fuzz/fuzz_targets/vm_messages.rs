@@ -1,4 +1,4 @@
-//! Migration requests, VM records, and requests between hosts.
+//! Migration requests, VM records, requests between hosts, and what a snapshot says of its VM.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_vm_manager::{
@@ -15,4 +15,5 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = postcard::from_bytes::<Answer>(bytes);
     let _ = postcard::from_bytes::<VmRequest>(bytes);
     let _ = postcard::from_bytes::<VmAnswer>(bytes);
+    p2pvm_vm_manager::parse_sealed(bytes);
 });

@@ -16,6 +16,7 @@ use crate::{
         remote::{VmAnswer, VmRequest},
     },
     hypervisor::{Progress, RunState, Start},
+    sealed::seal_key,
 };
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::Checkpoint;
@@ -59,6 +60,21 @@ impl Host {
         options: RestoreOptions,
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
+        self.restore_with(name, snapshot, (options, &[]), progress)
+            .await
+    }
+
+    /// The same, showing `proofs` to the VM's voters that this host may restore it.
+    ///
+    /// # Errors
+    /// As [`Host::restore`].
+    pub async fn restore_with(
+        self: &Arc<Self>,
+        name: &str,
+        snapshot: &str,
+        (options, proofs): (RestoreOptions, &[Vec<u8>]),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
         let record = self.known(name).await?;
         let found = record
             .snapshots
@@ -74,7 +90,7 @@ impl Host {
         let memory = self.memory.promise(record.definition.memory_mib)?;
         progress.send_modify(|p| p.phase = "fetch".into());
         let was_kept = self.parts.vault.keeps(found.checkpoint).await?;
-        let what = (&record, &found, holder);
+        let what = (&record, &found, holder, proofs);
         let restored = self.restore_from(what, memory, progress).await;
         if restored.is_err() && !was_kept && self.slot_of(record.definition.vm).is_none() {
             self.let_go(&record, &found).await;
@@ -93,12 +109,13 @@ impl Host {
 
     async fn restore_from(
         self: &Arc<Self>,
-        (record, found, holder): (&VmRecord, &Snapshot, MemberId),
+        (record, found, holder, proofs): (&VmRecord, &Snapshot, MemberId, &[Vec<u8>]),
         memory: Promise,
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
-        let (checkpoint, kept) = self.checkpoint_of(record, found, progress).await?;
+        let what = (record, found, proofs);
+        let (checkpoint, kept) = self.checkpoint_of(what, progress).await?;
         // An older incarnation here is replaced only once the new one has all bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
         let _older_operation = older
@@ -215,8 +232,7 @@ impl Host {
 
     async fn checkpoint_of(
         &self,
-        record: &VmRecord,
-        snapshot: &Snapshot,
+        (record, snapshot, proofs): (&VmRecord, &Snapshot, &[Vec<u8>]),
         progress: &watch::Sender<Progress>,
     ) -> Result<(Checkpoint, SavedVm), Error> {
         let checkpoint = self
@@ -224,8 +240,8 @@ impl Host {
             .vault
             .fetch(snapshot.checkpoint, &snapshot.providers, progress)
             .await?;
-        let kept = SavedVm::from_bytes(&checkpoint.spec)
-            .filter(|k| k.definition.vm == record.definition.vm);
+        let kept = self.open_saved(&checkpoint.spec, record, proofs).await?;
+        let kept = kept.filter(|k| k.definition.vm == record.definition.vm);
         let broken = || Error::Chunks {
             step: "reading the snapshot",
             source: "it is not a checkpoint of this VM".into(),
@@ -291,12 +307,13 @@ impl Host {
         let (checkpoint, progress) = (restore.checkpoint, restore.progress);
         let providers = &restore.snapshot.providers;
         let (entry, vault) = (restore.slot.entry(), &self.parts.vault);
+        let key = &seal_key(&entry.secret);
         let spec = self.registry.spec(&entry);
         let image = vault
             .ensure_image(entry.definition.image, providers, progress)
             .await?;
         vault
-            .export(checkpoint.disk, providers, &spec.disk, progress)
+            .export(checkpoint.disk, key, providers, &spec.disk, progress)
             .await?;
         self.parts
             .hypervisor
@@ -306,7 +323,9 @@ impl Host {
             return Ok(None);
         };
         let ram_file = self.registry.path(&entry).join("restore.ram");
-        vault.export(ram, providers, &ram_file, progress).await?;
+        vault
+            .export(ram, key, providers, &ram_file, progress)
+            .await?;
         Ok(Some(ram_file))
     }
 

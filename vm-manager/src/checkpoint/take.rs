@@ -9,6 +9,7 @@ use crate::{
     error::io_at,
     host::{Activity, Host, Slot},
     hypervisor::{Progress, RunState},
+    sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
 use p2pvm_overlay::{MemberId, UnixTime, chain};
@@ -113,19 +114,22 @@ impl Host {
             ram.is_some(),
             entry.definition.image,
         );
-        let spec = SavedVm {
+        let saved = SavedVm {
             definition: entry.definition,
             secret: entry.secret,
         };
+        // A VM of a version without owners belongs to the host that has it.
+        let owner = entry.owner.unwrap_or(self.me);
         let instant = CheckpointInput {
-            vm: spec.definition.vm,
+            vm: saved.definition.vm,
             name: name.clone(),
             taken,
             epoch,
             ram,
             disk,
             image,
-            spec: spec.to_bytes(),
+            spec: saved.sealed(owner),
+            seal: seal_key(&saved.secret),
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
         let providers = vec![self.me];

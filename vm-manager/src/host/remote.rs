@@ -3,7 +3,12 @@
 //! holder's own.
 
 use super::{Activity, Host, Role, Standstill, VmState, VmStatus};
-use crate::{Error, error::peer, hypervisor::RunState};
+use crate::{
+    Error,
+    error::peer,
+    hypervisor::RunState,
+    sealed::{KeyShare, ShareLetter},
+};
 use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, Serve, VmId, chain};
 use serde::{Deserialize, Serialize};
@@ -30,6 +35,14 @@ pub enum VmRequest {
     GiveWay(VmId),
     /// The asking member runs the VM now: ask its voters.
     Took(VmId),
+    /// The asking member restores a VM: the asked one, a voter of it, has an envelope in the VM's
+    /// snapshot. Older members refuse this request.
+    Share {
+        /// The envelope.
+        envelope: Vec<u8>,
+        /// What shows that the asking member may restore the VM.
+        proofs: Vec<Vec<u8>>,
+    },
 }
 
 /// The answer.
@@ -43,6 +56,8 @@ pub enum VmAnswer {
     GivesWay(bool),
     /// The request was understood.
     Heard,
+    /// The share that was in the envelope, or why it is not released.
+    Share(Result<KeyShare, String>),
 }
 
 struct VmService(Weak<Host>);
@@ -114,7 +129,26 @@ impl Host {
                 }
                 VmAnswer::Heard
             }
+            VmRequest::Share { envelope, proofs } => {
+                VmAnswer::Share(self.release(from, envelope, proofs))
+            }
         }
+    }
+
+    /// Opens a voter's envelope for a member that may restore the VM.
+    fn release(
+        &self,
+        to: MemberId,
+        envelope: &[u8],
+        proofs: &[Vec<u8>],
+    ) -> Result<KeyShare, String> {
+        let letter = ShareLetter::open(&self.parts.identity, envelope)
+            .ok_or("the envelope is not for this member, or damaged")?;
+        self.parts
+            .releases
+            .may_open(to, letter.vm, letter.owner, proofs)?;
+        tracing::info!(vm = %letter.vm, to = %to.short(), "released a share of a snapshot's key");
+        Ok(letter.share)
     }
 
     /// Asks a member, which may be this one.

@@ -17,6 +17,9 @@ fn requests() -> Vec<(&'static str, VmRequest)> {
         VmRequest::Runs(_) => { "request.runs": VmRequest::Runs(VM) }
         VmRequest::GiveWay(_) => { "request.give-way": VmRequest::GiveWay(VM) }
         VmRequest::Took(_) => { "request.took": VmRequest::Took(VM) }
+        VmRequest::Share { .. } => {
+            "request.share": VmRequest::Share { envelope: vec![1, 2], proofs: vec![vec![3]] },
+        }
     }
 }
 
@@ -40,6 +43,15 @@ fn answers() -> Vec<(&'static str, VmAnswer)> {
             "answer.gives-no-way": VmAnswer::GivesWay(false),
         }
         VmAnswer::Heard => { "answer.heard": VmAnswer::Heard }
+        VmAnswer::Share(Ok(_)) => { "answer.share": VmAnswer::Share(Ok(share())) }
+        VmAnswer::Share(Err(_)) => { "answer.no-share": VmAnswer::Share(Err("why".into())) }
+    }
+}
+
+fn share() -> KeyShare {
+    KeyShare {
+        number: 1,
+        value: [0x43; 32],
     }
 }
 

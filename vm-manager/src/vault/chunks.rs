@@ -3,31 +3,61 @@
 use super::{CheckpointInput, Copies, Durability, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
-use p2pvm_overlay::{MemberId, chain, identity::KeyPair};
+use p2pvm_overlay::{MemberId, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
-    Replication, ReplicationState, file::ImportOptions,
+    Replication, ReplicationState, SealKey, Sealer, file::ImportOptions,
 };
 use std::{
+    collections::HashMap,
     future::Future,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::watch;
 
 /// The label of the pins that keep checkpoints.
 const PIN: &str = "vm-snapshot";
 
+/// How many VMs' last snapshots are remembered, to make the next ones faster.
+/// Reason: bounds memory.
+const REMEMBERED: usize = 16;
+
 /// Images and checkpoints in this member's chunk store, exchanged with the others.
 pub struct ChunkVault {
     exchange: Arc<Exchange>,
     images: Arc<Images>,
+    /// What sealed each VM's last snapshot here.
+    sealers: Mutex<HashMap<VmId, Sealer>>,
 }
 
 impl ChunkVault {
     /// A vault over the member's exchange and images.
     pub fn new(exchange: Arc<Exchange>, images: Arc<Images>) -> Arc<Self> {
-        Arc::new(Self { exchange, images })
+        Arc::new(Self {
+            exchange,
+            images,
+            sealers: Mutex::default(),
+        })
+    }
+
+    fn sealers(&self) -> MutexGuard<'_, HashMap<VmId, Sealer>> {
+        self.sealers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What seals a VM's next snapshot.
+    fn sealer(&self, vm: VmId, key: &SealKey) -> Sealer {
+        let last = self.sealers().remove(&vm);
+        last.filter(|last| last.key() == key)
+            .unwrap_or_else(|| key.clone().into())
+    }
+
+    fn remember(&self, vm: VmId, sealer: &Sealer) {
+        let mut sealers = self.sealers();
+        if sealers.len() >= REMEMBERED {
+            sealers.clear();
+        }
+        sealers.insert(vm, sealer.after());
     }
 
     fn chunks(&self) -> ChunkStore {
@@ -133,6 +163,7 @@ impl Vault for ChunkVault {
         let chunks = self.chunks();
         // Dropped once the pin keeps the chunks: the holds keep them until then.
         let mut imported = Vec::new();
+        let sealer = self.sealer(instant.vm, &instant.seal);
         for (path, kind) in instant
             .ram
             .iter()
@@ -140,7 +171,8 @@ impl Vault for ChunkVault {
             .chain([(&instant.disk, Kind::Disk)])
         {
             let file = followed(progress, async |p| {
-                sync::import_file(&chunks, path, ImportOptions::new(kind), p).await
+                let options = ImportOptions::new(kind).sealed(sealer.clone());
+                sync::import_file(&chunks, path, options, p).await
             })
             .await;
             imported.push(file.map_err(failed(step))?);
@@ -162,6 +194,7 @@ impl Vault for ChunkVault {
         })
         .await?;
         drop(imported);
+        self.remember(instant.vm, &sealer);
         Ok(id)
     }
 
@@ -196,6 +229,7 @@ impl Vault for ChunkVault {
     async fn export(
         &self,
         file: ManifestId,
+        key: &SealKey,
         providers: &[MemberId],
         to: &Path,
         progress: &watch::Sender<Progress>,
@@ -206,7 +240,7 @@ impl Vault for ChunkVault {
             let reading = reading.clone();
             let loaded = tokio::task::spawn_blocking(move || Manifest::load(&reading, file)).await;
             let manifest = loaded.map_err(|_| sync::Error::Closed { step })??;
-            sync::export_file(&chunks, &manifest, to, p).await
+            sync::export_sealed(&chunks, &manifest, key, to, p).await
         };
         let done = followed(progress, async |p| match attempt(p).await {
             Err(sync::Error::NotFound(_) | sync::Error::Corrupt { .. }) => {

@@ -19,7 +19,8 @@ use p2pvm_overlay::{
 };
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
-    Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port, Traces,
+    Definition, Error, GuestAddress, Host, HostOptions, ImageSource, NewVm, Parts, Port,
+    ReleaseRule, Traces,
     checkpoint::RestoreOptions,
     clock::Sleep,
     host::{VmState, VmStatus},
@@ -33,7 +34,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv6Addr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -172,6 +176,30 @@ impl Sleep for FakeSleep {
     }
 }
 
+/// A voter's rule for snapshots: any member may have them opened, or none.
+#[derive(Default)]
+pub struct FakeReleases {
+    pub refuses: AtomicBool,
+    /// The members that asked, each with how many proofs it showed.
+    pub asked: Mutex<Vec<(MemberId, usize)>>,
+}
+
+impl ReleaseRule for FakeReleases {
+    fn may_open(
+        &self,
+        asker: MemberId,
+        _: VmId,
+        _: MemberId,
+        proofs: &[Vec<u8>],
+    ) -> Result<(), String> {
+        self.asked.lock().unwrap().push((asker, proofs.len()));
+        match self.refuses.load(Ordering::SeqCst) {
+            true => Err("it lacks the right to restore it".to_owned()),
+            false => Ok(()),
+        }
+    }
+}
+
 /// One member.
 pub struct Site {
     pub identity: Arc<Identity>,
@@ -179,6 +207,7 @@ pub struct Site {
     store: Arc<MemoryStore>,
     pub port: Arc<FakePort>,
     pub sleep: Arc<FakeSleep>,
+    pub releases: Arc<FakeReleases>,
     /// The daemon and what lives as long as it.
     pub daemon: Option<(Arc<Host>, Arc<Dht>, Arc<Voter>)>,
 }
@@ -248,6 +277,7 @@ impl Lab {
                 leaving: Mutex::default(),
             }),
             sleep: Arc::default(),
+            releases: Arc::default(),
             daemon: None,
         });
         let sites: Vec<_> = sites.collect();
@@ -337,6 +367,8 @@ impl Lab {
             port: site.port.clone(),
             traces: self.traces[i].clone(),
             sleep: site.sleep.clone(),
+            identity: site.identity.clone(),
+            releases: site.releases.clone(),
         };
         let host = Host::open(parts, self.options.clone(), &site.dir)
             .await

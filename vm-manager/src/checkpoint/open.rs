@@ -1,0 +1,104 @@
+//! Opening what a snapshot says of its VM: by this host's own copy of the VM, as the VM's owner, or
+//! with the shares of the VM's voters.
+
+use super::SavedVm;
+use crate::{
+    Error,
+    directory::VmRecord,
+    error::undecided,
+    host::{
+        Host,
+        remote::{VmAnswer, VmRequest},
+    },
+    sealed::Sealed,
+};
+use futures::{StreamExt, stream::FuturesUnordered};
+use p2pvm_overlay::{MemberId, chain};
+
+impl Host {
+    /// Reads a checkpoint's own part; `None` if it is no VM's.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if too few of the VM's voters release their shares, [`Error::Agreement`]
+    /// if too few answer.
+    pub(super) async fn open_saved(
+        &self,
+        spec: &[u8],
+        record: &VmRecord,
+        proofs: &[Vec<u8>],
+    ) -> Result<Option<SavedVm>, Error> {
+        let Some(sealed) = Sealed::from_bytes(spec) else {
+            // Of a release that sealed nothing.
+            return Ok(SavedVm::from_bytes(spec));
+        };
+        if let Some(slot) = self.slot_of(record.definition.vm) {
+            return Ok(Some(SavedVm {
+                definition: record.definition.clone(),
+                secret: slot.entry().secret,
+            }));
+        }
+        let document = match sealed.open_as(&self.parts.identity) {
+            Some(document) => document,
+            None => self.ask_voters(&sealed, record, proofs).await?,
+        };
+        Ok(SavedVm::from_bytes(&document))
+    }
+
+    async fn ask_voters(
+        &self,
+        sealed: &Sealed,
+        record: &VmRecord,
+        proofs: &[Vec<u8>],
+    ) -> Result<Vec<u8>, Error> {
+        let ask = |voter: MemberId, envelope: &[u8]| {
+            let (envelope, proofs) = (envelope.to_vec(), proofs.to_vec());
+            let request = VmRequest::Share { envelope, proofs };
+            async move {
+                let answer = match self.ask_member(voter, &request).await {
+                    // As the voters' own requests, not lost with one connection.
+                    Err(_) => self.ask_member(voter, &request).await,
+                    answer => answer,
+                };
+                (voter, answer)
+            }
+        };
+        let shares = sealed.shares().iter();
+        let mut asked: FuturesUnordered<_> = shares
+            .map(|(voter, envelope)| ask(*voter, envelope))
+            .collect();
+        let (mut released, mut refused) = (Vec::new(), Vec::new());
+        let mut is_denied = false;
+        while let Some((voter, answer)) = asked.next().await {
+            let why = match answer {
+                Ok(VmAnswer::Share(Ok(share))) => {
+                    released.push(share);
+                    match sealed.open(&released) {
+                        Some(document) => return Ok(document),
+                        None => continue,
+                    }
+                }
+                Ok(VmAnswer::Share(Err(why))) => {
+                    is_denied = true;
+                    why
+                }
+                Ok(_) => "it answers something else".to_owned(),
+                Err(error) => chain(&error),
+            };
+            refused.push(format!("{}: {why}", voter.short()));
+        }
+        let lacking = format!(
+            "{} of the {} voters of '{}' have to release its key, and {} did ({}): start those \
+                that do not answer, update those that cannot read the request, or restore it on \
+                its owner's machine",
+            sealed.needed(),
+            sealed.shares().len(),
+            record.definition.name,
+            released.len(),
+            refused.join("; ")
+        );
+        Err(match is_denied {
+            true => Error::Refused(format!("the snapshot is sealed: {lacking}")),
+            false => undecided("opening the sealed snapshot")(lacking),
+        })
+    }
+}
