@@ -29,6 +29,7 @@ use crate::{
     routes::subnets::Subnets,
     tokens::service::Tokens,
     traces::Exporter,
+    usage::service::Accounting,
     vms::{self, absent::AbsentHosts, guests::Guests, service::Vms, voters},
     web::Dashboard,
 };
@@ -38,10 +39,15 @@ use p2pvm_api::Outcome;
 use p2pvm_dhcp::dns::HostResolver;
 use p2pvm_host::{Keeper, chain};
 use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
+use p2pvm_snapshot_sync::Exchange;
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
 pub(crate) use services::Services;
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 
 /// How long the head of another member's request may take to arrive.
@@ -97,6 +103,7 @@ pub(crate) async fn open(
         subnets: network.subnets.clone(),
         reach: network.reach.clone(),
         host: host.clone(),
+        chunks: exchange.clone(),
     };
     let wired = wire(config, &parts, below, own)?;
     let mut tasks = spawn(
@@ -135,6 +142,7 @@ struct LowerParts {
     subnets: Arc<Subnets>,
     reach: Arc<Reach>,
     host: Arc<Host>,
+    chunks: Weak<Exchange>,
 }
 
 /// The services, and the tasks beside them.
@@ -168,6 +176,8 @@ fn wire(
     let members = Members::new(parts.clone());
     let machine = Machine::new(parts.clone(), proofs.clone());
     let tokens = Tokens::new(parts.clone(), own.layout.tokens());
+    let accounts = (parts.clone(), host.clone(), below.chunks);
+    let usage = Accounting::open(accounts, own.layout.usage());
     let vms = Arc::new(Vms {
         parts: parts.clone(),
         host,
@@ -206,6 +216,7 @@ fn wire(
         placement: Placement::new(manager.clone(), drains),
         subnets,
         tokens,
+        usage,
         vms,
     };
     Ok(WiredServices {
@@ -255,6 +266,7 @@ fn spawn(
     if config.autonomic {
         tasks.spawn(async move { manager.run().await });
     }
+    tasks.spawn(services.usage.clone().run());
     tasks.spawn(serve_members(services.vms.clone()));
     tasks.spawn(services.dashboard.clone().serve());
     tasks.spawn(wired.proofs.clone().run());

@@ -44,7 +44,7 @@ use serde::{
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Instant,
 };
 use tempfile::TempDir;
@@ -156,6 +156,7 @@ impl Alone {
             subnets,
             host: host(&layout, &parts, &reach).await,
             reach: reach.clone(),
+            chunks: Weak::new(),
         };
         let own = RunParts {
             lifecycle: lifecycle.clone(),

@@ -4,7 +4,8 @@ use crate::{
     access, access::service::Access, cluster, cluster::service::Cluster, http::server, machine,
     machine::service::Machine, members, members::service::Members, node, node::service::Node,
     placement, placement::service::Placement, routes, routes::subnets::Subnets, tokens,
-    tokens::service::Tokens, vms, vms::service::Vms, web, web::Dashboard,
+    tokens::service::Tokens, usage, usage::service::Accounting, vms, vms::service::Vms, web,
+    web::Dashboard,
 };
 use axum::Router;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub(crate) struct Services {
     pub placement: Arc<Placement>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
+    pub usage: Arc<Accounting>,
     pub vms: Arc<Vms>,
 }
 
@@ -36,6 +38,7 @@ impl Services {
             placement,
             subnets,
             tokens,
+            usage,
             vms,
         } = self;
         let all = node::http::routes(node.clone())
@@ -46,6 +49,7 @@ impl Services {
             .merge(access::http::routes(access.clone()))
             .merge(routes::http::routes(subnets.clone()))
             .merge(tokens::http::routes(tokens.clone()))
+            .merge(usage::http::routes(usage.clone()))
             .merge(placement::http::routes(placement.clone()))
             .merge(vms::http::of_cluster(vms.clone()))
             .merge(vms::http::routes(vms.clone()))
