@@ -39,15 +39,10 @@ use p2pvm_api::Outcome;
 use p2pvm_dhcp::dns::HostResolver;
 use p2pvm_host::{Keeper, chain};
 use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
-use p2pvm_snapshot_sync::Exchange;
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
 pub(crate) use services::Services;
-use std::{
-    net::IpAddr,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
 
 /// How long the head of another member's request may take to arrive.
@@ -102,8 +97,11 @@ pub(crate) async fn open(
         policies: network.policies.clone(),
         subnets: network.subnets.clone(),
         reach: network.reach.clone(),
+        usage: Accounting::open(
+            (parts.clone(), host.clone(), exchange.clone()),
+            layout.usage(),
+        ),
         host: host.clone(),
-        chunks: exchange.clone(),
     };
     let wired = wire(config, &parts, below, own)?;
     let mut tasks = spawn(
@@ -142,7 +140,7 @@ struct LowerParts {
     subnets: Arc<Subnets>,
     reach: Arc<Reach>,
     host: Arc<Host>,
-    chunks: Weak<Exchange>,
+    usage: Arc<Accounting>,
 }
 
 /// The services, and the tasks beside them.
@@ -165,7 +163,6 @@ fn wire(
     let manager = Manager::start(parts.clone(), host.clone(), config);
     let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
-    let questions = Questions::new(parts.clone());
     let proofs = Proofs::new(
         parts.clone(),
         policies.clone(),
@@ -173,11 +170,9 @@ fn wire(
         guests.clone(),
     );
     let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
-    let members = Members::new(parts.clone());
+    let (members, questions) = (Members::new(parts.clone()), Questions::new(parts.clone()));
     let machine = Machine::new(parts.clone(), proofs.clone());
     let tokens = Tokens::new(parts.clone(), own.layout.tokens());
-    let accounts = (parts.clone(), host.clone(), below.chunks);
-    let usage = Accounting::open(accounts, own.layout.usage());
     let vms = Arc::new(Vms {
         parts: parts.clone(),
         host,
@@ -198,6 +193,7 @@ fn wire(
         members: members.clone(),
         machine: machine.clone(),
         vms: vms.clone(),
+        usage: below.usage.clone(),
         exporter: own.exporter,
         layout: own.layout,
     });
@@ -216,7 +212,7 @@ fn wire(
         placement: Placement::new(manager.clone(), drains),
         subnets,
         tokens,
-        usage,
+        usage: below.usage,
         vms,
     };
     Ok(WiredServices {

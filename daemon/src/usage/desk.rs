@@ -174,7 +174,7 @@ impl Desk {
             let (mut state, clock) = (self.state(), Instant::now());
             let tries = &mut state.tries;
             tries.retain(|owner, _| waiting.iter().any(|(waits, _)| waits == owner));
-            let is_due = |owner| tries.get(owner).is_none_or(|(_, next)| *next <= clock);
+            let is_due = |owner: &MemberId| tries.get(owner).is_none_or(|(_, next)| *next <= clock);
             waiting.retain(|(owner, _)| is_due(owner));
         }
         let sending = futures::stream::iter(waiting)

@@ -4,9 +4,11 @@
 use super::{
     desk::{self, Desk},
     files::Files,
-    meter::{Meter, Reading, SeenFlow, SeenVm},
+    meter::{Amount, Meter, Reading, SeenFlow, SeenVm},
+    sums::{self, Key, Rows},
 };
 use crate::parts::Parts;
+use p2pvm_authority::Usage;
 use p2pvm_host::chain;
 use p2pvm_overlay::{MemberId, UnixTime, VmId};
 use p2pvm_snapshot_sync::Exchange;
@@ -41,6 +43,8 @@ pub(crate) struct Accounting {
     /// Its clock, CLOCK_MONOTONIC, stands still while the machine sleeps, as its guests do.
     began: Instant,
     meter: Mutex<Meter>,
+    /// By owner, since the daemon started.
+    totals: Mutex<Rows>,
     /// MiB of replicas stored for other members, as last measured.
     kept: Mutex<BTreeMap<MemberId, u64>>,
 }
@@ -64,6 +68,7 @@ impl Accounting {
             chunks,
             began: Instant::now(),
             meter: Mutex::default(),
+            totals: Mutex::default(),
             kept: Mutex::default(),
         })
     }
@@ -134,11 +139,29 @@ impl Accounting {
             (vm, (status.owner.unwrap_or(me), name))
         };
         let here = here.into_iter().map(named).collect();
+        self.add_up(&amounts);
         // The period of a receipt has whole seconds.
         let seconds = elapsed.as_millis().div_ceil(1000) as u64;
         let mut state = self.desk.state();
         state.ledger.note(me, (UnixTime::now(), seconds), &amounts);
         state.ledger.note_here(&here);
+    }
+
+    fn add_up(&self, amounts: &[Amount]) {
+        for amount in amounts {
+            let key = Key {
+                member: Some(amount.owner),
+                vm: None,
+            };
+            sums::put(&mut lock(&self.totals), key, amount.used);
+        }
+    }
+
+    /// What was used here since the daemon started, by the owner's name.
+    pub(crate) fn totals(&self) -> Vec<(String, Usage)> {
+        let totals = lock(&self.totals).clone();
+        let named = |(key, used): (Key, Usage)| (self.name(key.member), used);
+        totals.into_iter().map(named).collect()
     }
 
     async fn measure_replicas(&self) {

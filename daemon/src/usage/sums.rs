@@ -91,7 +91,8 @@ impl Sums {
     }
 }
 
-fn put(rows: &mut Rows, key: Key, used: Usage) {
+/// Adds to a row, or to the one of all others if there are too many.
+pub fn put(rows: &mut Rows, key: Key, used: Usage) {
     let fits = rows.len() < MAX_ROWS || rows.contains_key(&key);
     *rows
         .entry(if fits { key } else { Key::OTHERS })

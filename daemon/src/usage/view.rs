@@ -110,7 +110,7 @@ impl Accounting {
         groups.into_values().map(row).collect()
     }
 
-    fn name(&self, member: Option<MemberId>) -> String {
+    pub(super) fn name(&self, member: Option<MemberId>) -> String {
         member.map_or_else(|| OTHERS.to_owned(), |member| self.parts.name_of(member))
     }
 

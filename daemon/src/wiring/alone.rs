@@ -13,6 +13,7 @@ use crate::{
     membership::{self, Membership},
     parts::{MTU, Parts},
     routes::subnets::{Kernel, Subnets},
+    usage::service::Accounting,
 };
 use async_trait::async_trait;
 use axum::{Router, body::Body, http::Request};
@@ -151,12 +152,13 @@ impl Alone {
             Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
         let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
         let lifecycle = Lifecycle::new(Instant::now());
+        let host = host(&layout, &parts, &reach).await;
         let below = LowerParts {
             policies,
             subnets,
-            host: host(&layout, &parts, &reach).await,
+            usage: Accounting::open((parts.clone(), host.clone(), Weak::new()), layout.usage()),
+            host,
             reach: reach.clone(),
-            chunks: Weak::new(),
         };
         let own = RunParts {
             lifecycle: lifecycle.clone(),
