@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_claims_no_more_than_the_period_allows() {
+    fn a_clock_set_back_claims_no_more_than_the_period_allows() {
         let mut accounts = Accounts::default();
         minute(&mut accounts, 60, 1000);
         confirm(&mut accounts);

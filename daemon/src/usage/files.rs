@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_as_it_was_written_and_a_damaged_one_is_put_aside() {
+    fn files_are_read_as_written_and_damaged_ones_put_aside() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path().join("usage"));
         assert_eq!(files.read::<Vec<u8>>("here"), None);
