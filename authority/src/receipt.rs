@@ -32,8 +32,8 @@ pub const MAX_AGE: u64 = 400 * 86_400;
 /// By how much the two members' ideas of the network's time may differ, in seconds.
 const SKEW: u64 = 600;
 /// How many seconds the amounts may be above what the period allows.
-/// Reason: a period has whole seconds, and the network's time may be set while it runs.
-const SLACK: u64 = 60;
+/// Reason: a period has whole seconds.
+const SLACK: u64 = 2;
 
 /// What one VM used, or the replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
