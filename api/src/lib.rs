@@ -34,6 +34,7 @@ mod routes;
 mod snapshot_state;
 mod sorted;
 mod tokens;
+mod usage;
 mod vm_words;
 mod vms;
 mod words;
@@ -43,7 +44,7 @@ pub use snapshot_state::*;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
+    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*, usage::*,
     vm_words::*, vms::*,
 };
 

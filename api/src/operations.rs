@@ -253,7 +253,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, ROUTES, PLACEMENT, VMS, DASHBOARD,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, VMS, DASHBOARD,
 ];
 
 /// The node itself.
@@ -410,6 +410,15 @@ const TOKENS: &[Operation] = &[
     .body::<TokenText>(),
     json::<TokenRemoved>(Method::Delete, "/tokens/{id}", ROOT, "Forgets a token."),
 ];
+
+/// Who used how much of whose host.
+const USAGE: &[Operation] = &[json::<UsageView>(
+    Method::Post,
+    "/usage",
+    ROOT,
+    "Lists what members used of this host, and this member of theirs.",
+)
+.body::<UsageRequest>()];
 
 /// Subnets beyond hosts.
 const ROUTES: &[Operation] = &[

@@ -8,13 +8,25 @@
 //! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
 //! Biscuit.
 //!
+//! A [`Receipt`] is a host's signed statement of what a member used of it, which that member checks
+//! in the same way and signs too; docs/decisions/0054 says what it proves.
+//!
 //! Nothing here uses the network or the clock: the caller gives the asker's key and the time.
 
+#[cfg(test)]
+#[path = "../../tests/golden.rs"]
+mod golden;
+mod receipt;
 mod right;
 mod token;
+mod usage;
 
+pub use receipt::{
+    Line, MAX_AGE, MAX_LINES, MIN_PERIOD, Receipt, ReceiptRefusal, Reply, Terms, possible,
+};
 pub use right::{Amounts, ParseRightError, Resource, Right, Rights};
 pub use token::{Grant, Link, MAX_LIFE, ParseTokenError, Refusal, Request, Serial, Token};
+pub use usage::{Size, Usage, most_kept};
 
 /// A key that can be given rights and can pass them on: a member's, later a user's.
 pub type Principal = [u8; 32];

@@ -116,6 +116,11 @@ impl Layout {
         self.0.join("tokens")
     }
 
+    /// The accounts: what members used of this host, and this member of theirs.
+    pub fn usage(&self) -> PathBuf {
+        self.0.join("usage")
+    }
+
     /// The web dashboard's token for operators.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")

@@ -33,6 +33,7 @@ pub mod shown;
 mod succession;
 mod tokens;
 mod traces;
+mod usage;
 mod vms;
 mod web;
 mod wiring;

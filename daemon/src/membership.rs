@@ -223,7 +223,12 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         }
     }
     // A voter's promises stay: forgetting one could let a VM run twice.
-    for dir in [layout.tables(), layout.vms(), layout.successor()] {
+    for dir in [
+        layout.tables(),
+        layout.vms(),
+        layout.successor(),
+        layout.usage(),
+    ] {
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(e).doing(format_args!("removing {}", dir.display()));

@@ -149,6 +149,7 @@ async fn end(layout: &Layout, daemon: &Daemon, tasks: JoinSet<()>) {
     // While it still answers, so that no program is pointed to a resolver that is gone.
     daemon.integration.end().await;
     drop(tasks);
+    daemon.services.usage.close().await;
     daemon.parts.connector.close().await;
     daemon.host.halt();
     daemon.services.subnets.close().await;

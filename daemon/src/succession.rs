@@ -125,11 +125,13 @@ fn take_over(layout: &Layout, own: &Layout) -> Outcome<()> {
     ] {
         remove(&file)?;
     }
-    match fs::remove_dir_all(layout.tables()) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).doing("removing the copied tables");
+    for dir in [layout.tables(), layout.usage()] {
+        match fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).doing("removing the copied tables and accounts");
+            }
+            _ => {}
         }
-        _ => {}
     }
     // The certificate last: until then the plan says which membership is valid.
     for (from, to, mode) in [

@@ -29,6 +29,7 @@ use crate::{
     routes::subnets::Subnets,
     tokens::service::Tokens,
     traces::Exporter,
+    usage::service::Accounting,
     vms::{self, absent::AbsentHosts, guests::Guests, releases::Releases, service::Vms, voters},
     web::Dashboard,
 };
@@ -97,6 +98,10 @@ pub(crate) async fn open(
         policies: network.policies.clone(),
         subnets: network.subnets.clone(),
         reach: network.reach.clone(),
+        usage: Accounting::open(
+            (parts.clone(), host.clone(), exchange.clone()),
+            layout.usage(),
+        ),
         host: host.clone(),
     };
     let wired = wire(config, &parts, below, own)?;
@@ -136,6 +141,7 @@ struct LowerParts {
     subnets: Arc<Subnets>,
     reach: Arc<Reach>,
     host: Arc<Host>,
+    usage: Arc<Accounting>,
 }
 
 /// The services, and the tasks beside them.
@@ -158,7 +164,6 @@ fn wire(
     let manager = Manager::start(parts.clone(), host.clone(), config);
     let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
-    let questions = Questions::new(parts.clone());
     let proofs = Proofs::new(
         parts.clone(),
         policies.clone(),
@@ -166,7 +171,7 @@ fn wire(
         guests.clone(),
     );
     let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
-    let members = Members::new(parts.clone());
+    let (members, questions) = (Members::new(parts.clone()), Questions::new(parts.clone()));
     let machine = Machine::new(parts.clone(), proofs.clone());
     let tokens = Tokens::new(parts.clone(), own.layout.tokens());
     let vms = Arc::new(Vms {
@@ -189,6 +194,7 @@ fn wire(
         members: members.clone(),
         machine: machine.clone(),
         vms: vms.clone(),
+        usage: below.usage.clone(),
         exporter: own.exporter,
         layout: own.layout,
     });
@@ -207,6 +213,7 @@ fn wire(
         placement: Placement::new(manager.clone(), drains),
         subnets,
         tokens,
+        usage: below.usage,
         vms,
     };
     Ok(WiredServices {
@@ -256,6 +263,7 @@ fn spawn(
     if config.autonomic {
         tasks.spawn(async move { manager.run().await });
     }
+    tasks.spawn(services.usage.clone().run());
     tasks.spawn(serve_members(services.vms.clone()));
     services.dashboard.offer(services.for_tokens());
     tasks.spawn(services.dashboard.clone().serve());

@@ -24,6 +24,8 @@ pub(crate) mod token;
 mod token_args;
 pub(crate) mod traffic;
 pub(crate) mod up;
+pub(crate) mod usage;
+mod usage_args;
 pub(crate) mod vm;
 mod vm_args;
 

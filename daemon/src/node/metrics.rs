@@ -5,6 +5,7 @@
 
 use super::service::Node;
 use p2pvm_api::{Metrics, Sample, VmStateView};
+use p2pvm_authority::Usage;
 use p2pvm_overlay::{
     MemberId,
     plane::{Path, PathInfo},
@@ -37,7 +38,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     }
 }
 
-const FAMILIES: [Family; 25] = [
+const FAMILIES: [Family; 27] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),
@@ -120,6 +121,14 @@ const FAMILIES: [Family; 25] = [
         "p2pvm_trace_spans_waiting",
         "Spans of traces that wait for the collector.",
     ),
+    counter(
+        "p2pvm_used_cpu_seconds_total",
+        "Processor time that an owner's VMs used here.",
+    ),
+    counter(
+        "p2pvm_used_memory_byte_seconds_total",
+        "Memory promised to an owner's VMs here, times seconds.",
+    ),
 ];
 
 fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
@@ -198,6 +207,7 @@ impl Node {
             ));
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
+        samples.extend(used(&self.usage.totals()));
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));
@@ -211,6 +221,22 @@ impl Node {
             remarks: Vec::new(),
         }
     }
+}
+
+fn used(totals: &[(String, Usage)]) -> Vec<Sample> {
+    let of_owner = |(owner, used): &(String, Usage)| {
+        let owner = [("owner", owner.as_str())];
+        let memory = used.memory_mib_s as f64 * f64::from(1 << 20);
+        [
+            sample(
+                "p2pvm_used_cpu_seconds_total",
+                &owner,
+                used.cpu_ms as f64 / 1e3,
+            ),
+            sample("p2pvm_used_memory_byte_seconds_total", &owner, memory),
+        ]
+    };
+    totals.iter().flat_map(of_owner).collect()
 }
 
 fn links(peers: &[(MemberId, PathInfo)], name: impl Fn(MemberId) -> String) -> Vec<Sample> {
@@ -368,6 +394,26 @@ mod tests {
             FAMILIES.len(),
             "the dashboard has a place for every figure"
         );
+    }
+
+    #[test]
+    fn use_is_told_by_owner() {
+        let hour = Usage {
+            cpu_ms: 1500,
+            memory_mib_s: 2,
+            ..Usage::default()
+        };
+        let metrics = Metrics {
+            members: vec![("a".to_owned(), used(&[("b".to_owned(), hour)]))],
+            remarks: Vec::new(),
+        };
+        let page = prometheus_page(&metrics);
+        for line in [
+            "p2pvm_used_cpu_seconds_total{member=\"a\",owner=\"b\"} 1.5",
+            "p2pvm_used_memory_byte_seconds_total{member=\"a\",owner=\"b\"} 2097152",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::{
     addresses::reach::Reach, layout::Layout, lifecycle::Lifecycle, machine::service::Machine,
-    members::service::Members, parts::Parts, traces::Exporter, vms::service::Vms,
+    members::service::Members, parts::Parts, traces::Exporter, usage::service::Accounting,
+    vms::service::Vms,
 };
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ pub(crate) struct Node {
     pub(crate) members: Arc<Members>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) vms: Arc<Vms>,
+    pub(crate) usage: Arc<Accounting>,
     /// Where spans go, if the settings name a collector.
     pub(crate) exporter: Option<Arc<Exporter>>,
     pub(crate) layout: Layout,

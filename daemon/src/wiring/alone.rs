@@ -13,6 +13,7 @@ use crate::{
     membership::{self, Membership},
     parts::{MTU, Parts},
     routes::subnets::{Kernel, Subnets},
+    usage::service::Accounting,
     vms::releases::Releases,
 };
 use async_trait::async_trait;
@@ -45,7 +46,7 @@ use serde::{
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Instant,
 };
 use tempfile::TempDir;
@@ -152,9 +153,11 @@ impl Alone {
             Subnets::open(parts.clone(), policies.clone(), &layout, kernel, false).unwrap();
         let reach = Reach::start(parts.clone(), SavedLease::new(layout.lease()));
         let lifecycle = Lifecycle::new(Instant::now());
+        let host = host(&layout, &parts, (&reach, &policies)).await;
         let below = LowerParts {
             subnets,
-            host: host(&layout, &parts, (&reach, &policies)).await,
+            usage: Accounting::open((parts.clone(), host.clone(), Weak::new()), layout.usage()),
+            host,
             policies,
             reach: reach.clone(),
         };

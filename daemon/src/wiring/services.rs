@@ -4,7 +4,8 @@ use crate::{
     access, access::service::Access, cluster, cluster::service::Cluster, http::server, machine,
     machine::service::Machine, members, members::service::Members, node, node::service::Node,
     placement, placement::service::Placement, routes, routes::subnets::Subnets, tokens,
-    tokens::service::Tokens, vms, vms::service::Vms, web, web::Dashboard,
+    tokens::service::Tokens, usage, usage::service::Accounting, vms, vms::service::Vms, web,
+    web::Dashboard,
 };
 use axum::Router;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub(crate) struct Services {
     pub placement: Arc<Placement>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
+    pub usage: Arc<Accounting>,
     pub vms: Arc<Vms>,
 }
 
@@ -44,6 +46,7 @@ impl Services {
         let all = self
             .common()
             .merge(tokens::http::routes(self.tokens.clone()))
+            .merge(usage::http::routes(self.usage.clone()))
             .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
     }

@@ -148,6 +148,9 @@ pub enum Command {
     /// Tokens: rights on a VM that its owner gives to other members
     #[command(subcommand, after_help = super::token_args::EXAMPLE)]
     Token(super::token_args::Token),
+    /// Show who used how much of whose host
+    #[command(after_help = super::usage_args::EXAMPLE)]
+    Usage(super::usage_args::UsageArgs),
     /// Routes to members' LANs through the network
     #[command(
         subcommand,

@@ -29,7 +29,7 @@ const AGAIN: Duration = Duration::from_millis(700);
 /// What a page is to show of members and paths is asked for when things are likely to have settled.
 const SETTLED: Duration = Duration::from_secs(6);
 /// Commands that only ask: they may be asked again until things have settled.
-const ASKING: [&str; 17] = [
+const ASKING: [&str; 18] = [
     "p2pvm status",
     "p2pvm peers",
     "p2pvm top --once",
@@ -44,6 +44,7 @@ const ASKING: [&str; 17] = [
     "p2pvm route list",
     "p2pvm doctor",
     "p2pvm traffic",
+    "p2pvm usage",
     "p2pvm explain",
     "ping",
     "curl",

@@ -8,7 +8,7 @@ use p2pvm_overlay::{
     reserve::{self, Room},
 };
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
 };
 
@@ -57,6 +57,31 @@ impl ChunkStore {
             }
         }
         Ok(chunks.into_values().sum())
+    }
+
+    /// How many bytes the replicas of each member take, counted as by [`ChunkStore::kept_with`].
+    ///
+    /// # Errors
+    /// [`Error::Io`]; a damaged replica does not count.
+    pub fn kept_by_member(&self) -> Result<BTreeMap<MemberId, u64>, Error> {
+        let mut manifests: BTreeMap<MemberId, BTreeSet<ManifestId>> = BTreeMap::new();
+        for pin in self.pins()? {
+            if let Some(owner) = pin.owner {
+                manifests.entry(owner).or_default().insert(pin.manifest);
+            }
+        }
+        let mut kept = BTreeMap::new();
+        for (owner, manifests) in manifests {
+            let mut chunks = HashMap::new();
+            for manifest in manifests {
+                match self.note_content(manifest, &mut chunks) {
+                    Err(other @ Error::Io { .. }) => return Err(other),
+                    _ => continue,
+                }
+            }
+            kept.insert(owner, chunks.into_values().sum());
+        }
+        Ok(kept)
     }
 
     fn note_content(

@@ -318,6 +318,7 @@ fn a_chunk_of_several_replicas_counts_once() {
         store.kept_with(MemberId([2; 32]), second).unwrap(),
         2 * 4096
     );
+    assert_eq!(store.kept_by_member().unwrap(), [(member, 3 * 4096)].into());
     fs::remove_file(store.path(ChunkId::of(&content(4, 4096)))).unwrap();
     assert_eq!(store.size_of(second).unwrap().missing_bytes, 4096);
 }
