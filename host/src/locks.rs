@@ -21,7 +21,7 @@ pub fn write_lock<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{panic::AssertUnwindSafe, panic::catch_unwind};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     #[test]
     fn a_panic_while_a_lock_is_held_stops_nobody_else() {

@@ -83,7 +83,7 @@ async fn two_words() {}
 fn is_no_test() {}
 ";
     assert_eq!(tests(text), ["one", "two_words"]);
-    let long = vec!["word"; WORDS + 1].join("_");
+    let long = ["word"; WORDS + 1].join("_");
     let at = |name: &str| [("a.rs".to_owned(), name.to_owned())].into_iter();
     assert_eq!(too_long(&[], at("two_words")), [""; 0]);
     assert_eq!(too_long(&[], at(&long)).len(), 1);
