@@ -346,10 +346,29 @@ fn give_way_stopped(stage: &Stage) {
     stage.lab.p2pvm("a", &["vm", "delete", "idle"]).unwrap();
 }
 
+/// The voters are asked now and then: the VM's owner does with it what it likes meanwhile.
 fn said_elsewhere(stage: &Stage) {
-    for _ in 0..200 {
-        let answer = tell_host(stage, "a", &VmRequest::Took(stage.vm()));
-        assert_eq!(answer, VmAnswer::Heard);
+    let words = [
+        "vm",
+        "create",
+        "busy",
+        "--image",
+        crate::common::image(),
+        "--memory",
+        "64M",
+    ];
+    let made: VmView = stage.lab.json("a", &words).unwrap();
+    for vm in [stage.vm(), made.id.parse().unwrap()] {
+        let body = postcard::to_stdvec(&VmRequest::Took(vm)).unwrap();
+        let bodies = vec![body; 5000];
+        std::thread::scope(|scope| {
+            let flood = scope.spawn(|| stage.rogue.flood(stage.id("a"), "vm", bodies, 48));
+            if vm != stage.vm() {
+                stage.lab.p2pvm("a", &["vm", "delete", "busy"]).unwrap();
+            }
+            let tally = flood.join().expect("the flood ends");
+            assert!(tally.failed.is_empty(), "{:?}", tally.failed);
+        });
     }
     stage.assert_guest_reached();
     stage.assert_web_runs();
