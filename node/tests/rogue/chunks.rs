@@ -1,7 +1,7 @@
 //! Chunks, images, snapshots and the pins that keep them.
 
 use super::{Attempt, DAEMONS, Stage, member::Member};
-use p2pvm_overlay::{Fabric, MemberId, identity::KeyPair};
+use p2pvm_overlay::{MemberId, identity::KeyPair};
 use p2pvm_snapshot_sync::{
     ChunkId, ManifestId,
     exchange::wire::{Answer, Frame, RELEASE_DOMAIN, Request, release_message},

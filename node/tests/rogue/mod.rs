@@ -22,7 +22,7 @@ use super::common::{SETTINGS, address, image, lab, network, public_sites};
 use member::Member;
 use p2pvm_api::{Health, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
-use p2pvm_overlay::{Fabric, MemberId, VmId};
+use p2pvm_overlay::{MemberId, VmId};
 use std::{
     any::Any,
     fs,

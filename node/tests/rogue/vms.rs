@@ -4,7 +4,7 @@
 use super::{Attempt, Stage};
 use crate::common::set_policy;
 use p2pvm_api::VmView;
-use p2pvm_overlay::{Epoch, Fabric, FabricError, UnixTime, identity::KeyPair, membership::vm_mac};
+use p2pvm_overlay::{Epoch, FabricError, UnixTime, identity::KeyPair, membership::vm_mac};
 use p2pvm_vm_manager::{
     Definition, GuestAddress, VmSecret,
     directory::Directory,
