@@ -39,6 +39,9 @@ const HEARD_FOR_MS: i64 = 15 * 60 * 1000;
 const ALONE_FOR_MS: i64 = 60 * 1000;
 /// How many members' reports are kept.
 const MAX_HEARD: usize = 64;
+/// The latest time that a member's clock may show: the end of the year 9999. Reason: sums with it
+/// do not overflow.
+const LATEST_MS: i64 = 253_402_300_799_000;
 
 /// The two clocks of a machine, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,8 +185,8 @@ impl NetworkTime {
     /// the number of clocks behind it.
     pub fn hear(&self, from: MemberId, said: ClockReport, reading: Reading) {
         let heard = MemberClock {
-            wall_offset_ms: said.wall_ms.saturating_sub(reading.boot_ms),
-            net_offset_ms: said.net_ms.saturating_sub(reading.boot_ms),
+            wall_offset_ms: said.wall_ms.clamp(0, LATEST_MS) - reading.boot_ms,
+            net_offset_ms: said.net_ms.clamp(0, LATEST_MS) - reading.boot_ms,
             clocks: usize::from(said.clocks),
         };
         {

@@ -503,8 +503,9 @@ impl Host {
     }
 
     async fn ended_by_itself(&self, slot: &Arc<Slot>, machine: &Arc<dyn Machine>) {
-        // An operation that is under way (a stop, a move) sees the end for itself.
-        let Ok(_operation) = slot.begin(Activity::Ended) else {
+        // An operation that is under way (a stop, a move) sees the end for itself; a check of the
+        // voters does not.
+        let Ok(_operation) = slot.begin_after_check(Activity::Ended).await else {
             return;
         };
         if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {

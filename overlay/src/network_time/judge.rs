@@ -2,8 +2,8 @@
 //!
 //! Of three clocks or more the median is used, so that no minority decides, however wrong it is; of
 //! an even number the lower of the two in the middle, so that all members with the same reports
-//! choose the same. A member with few reports, such as one at the edge of a star, follows the
-//! member with the most. Of two clocks it cannot be known which is right: one that is behind a
+//! choose the same. A member with one report, such as one at the edge of a star, follows that one
+//! if it has more. Of two clocks it cannot be known which is right: one that is behind a
 //! known signature is wrong, and otherwise the earlier one is used, because nothing then expires
 //! too soon.
 //!
@@ -34,9 +34,8 @@ pub struct Clocks<'a> {
     pub floor_offset_ms: Option<i64>,
 }
 
-/// How many clocks decide by themselves, without following another member.
-const ENOUGH: usize = 5;
-/// How many clocks make a majority possible.
+/// How many clocks make a majority possible, and so decide by themselves, without following another
+/// member.
 const MAJORITY: usize = 3;
 /// How far a known signature may be ahead of a right clock. Reason: no two clocks agree to the
 /// second.
@@ -47,10 +46,12 @@ impl Clocks<'_> {
     pub fn offset_ms(&self) -> i64 {
         let mut walls: Vec<i64> = self.heard.iter().map(|h| h.wall_offset_ms).collect();
         walls.push(self.own_offset_ms);
+        // Only where too few clocks are seen here for a majority: how many another one saw is only
+        // its word.
         let better = self
             .heard
             .iter()
-            .filter(|h| h.clocks >= MAJORITY && h.clocks.min(ENOUGH) > walls.len());
+            .filter(|h| walls.len() < MAJORITY && h.clocks >= MAJORITY);
         if let Some(best) = better.max_by_key(|h| (h.clocks, std::cmp::Reverse(h.net_offset_ms))) {
             return best.net_offset_ms;
         }
@@ -124,6 +125,24 @@ mod tests {
             -20_000 * DAY,
             "what was signed by a clock ahead of all shows nothing"
         );
+    }
+
+    #[test]
+    fn a_member_that_claims_to_see_very_many_clocks_decides_nothing_alone() {
+        let liar = MemberClock {
+            clocks: usize::from(u16::MAX),
+            ..heard(3650 * DAY)
+        };
+        for others in 1..6 {
+            let mut all = vec![heard(0); others];
+            all.push(liar);
+            let judged = Clocks {
+                own_offset_ms: 0,
+                heard: &all,
+                floor_offset_ms: None,
+            };
+            assert_eq!(judged.offset_ms(), 0, "beside {others} others");
+        }
     }
 
     #[test]

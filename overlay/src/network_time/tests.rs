@@ -65,6 +65,27 @@ fn a_member_with_a_wrong_clock_takes_the_networks_time() {
 }
 
 #[test]
+fn no_clock_that_a_member_claims_makes_the_sums_overflow() {
+    for claimed in [i64::MIN, -1, 0, 1, i64::MAX] {
+        for clocks in [0, 1, u16::MAX] {
+            let report = ClockReport {
+                wall_ms: claimed,
+                net_ms: claimed,
+                clocks,
+            };
+            let time = NetworkTime::new(START);
+            time.note_signed(UnixTime(1));
+            time.hear(member(1), report, later(1, 0));
+            let now = time.millis_at(later(2, 0));
+            assert!((0..=LATEST_MS + 2000).contains(&now), "{claimed}: {now}");
+            time.hear(member(2), right(2), later(2, 0));
+            time.hear(member(3), right(2), later(2, 0));
+            assert_eq!(time.millis_at(later(3, 0)), START.wall_ms + 3000);
+        }
+    }
+}
+
+#[test]
 fn alone_a_lasting_jump_is_followed_and_a_short_one_not() {
     let time = NetworkTime::new(START);
     time.settle(later(1, DAY_MS));

@@ -18,6 +18,7 @@ use crate::lock;
 use crate::{
     fabric::{Fabric, Serve},
     id::MemberId,
+    seats::Seats,
 };
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -29,7 +30,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 /// The fabric service that carries questions.
 pub const SERVICE: &str = "ask";
@@ -49,8 +50,11 @@ const MAX_AVOIDED: usize = 16;
 const SHARES: [f64; 3] = [0.6, 0.5, 1.0];
 /// The part of its time that a neighbour may use; the rest is for the way back.
 const THEIR_SHARE: f64 = 0.9;
-/// How many questions of others are worked on at once.
-const MAX_AT_ONCE: usize = 32;
+/// How many questions of others are worked on at once, of all and of one.
+/// Reason: a member that asks without end leaves places to the others.
+const AT_ONCE: (usize, usize) = (32, 16);
+/// How long a question of another is worked on at most, milliseconds, whatever time it claims.
+const MAX_MILLIS: u32 = 30_000;
 /// How many answered questions are remembered.
 const REMEMBERED: usize = 256;
 
@@ -117,7 +121,8 @@ impl Request {
 
     fn decode(body: &[u8]) -> Option<Self> {
         let rest = body.strip_prefix(&[VERSION])?;
-        let request: Self = postcard::from_bytes(rest).ok()?;
+        let mut request: Self = postcard::from_bytes(rest).ok()?;
+        request.millis = request.millis.min(MAX_MILLIS);
         (request.question.len() <= MAX_QUESTION_BYTES && request.avoid.len() <= MAX_AVOIDED)
             .then_some(request)
     }
@@ -143,7 +148,7 @@ struct Shared {
     table: Arc<ArcSwap<Table>>,
     responder: Arc<dyn Respond>,
     answered: Mutex<VecDeque<u64>>,
-    working: Semaphore,
+    working: Seats,
 }
 
 /// Asks all members, and answers the questions of others.
@@ -154,13 +159,10 @@ struct Handler(Arc<Shared>);
 
 #[async_trait]
 impl Serve for Handler {
-    async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
+    async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let request = Request::decode(&body).ok_or("not a question of this version")?;
-        let _turn = self
-            .0
-            .working
-            .try_acquire()
-            .map_err(|_| "too many questions at once")?;
+        let turn = self.0.working.try_take(from);
+        let _turn = turn.ok_or("too many questions at once")?;
         let answers = self.0.answer(request).await;
         encode_answers(&answers).map_err(|e| e.to_string())
     }
@@ -179,7 +181,7 @@ impl AskAll {
             table,
             responder,
             answered,
-            working: Semaphore::new(MAX_AT_ONCE),
+            working: Seats::new(AT_ONCE.0, AT_ONCE.1),
         });
         shared
             .fabric

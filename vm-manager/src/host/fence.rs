@@ -214,10 +214,16 @@ impl Host {
         }
     }
 
-    /// Asks a VM's voters in a task: another member has reported a newer epoch.
+    /// Asks a VM's voters in a task: another member has reported a newer epoch. Reports without end
+    /// cause a check now and then.
     pub(super) fn check_soon(&self, slot: Arc<Slot>) {
-        let Some(host) = self.strong() else { return };
+        let Some(at) = slot.heed(tokio::time::Instant::now()) else {
+            return;
+        };
+        let host = self.this.clone();
         self.spawn(async move {
+            tokio::time::sleep_until(at).await;
+            let Some(host) = host.upgrade() else { return };
             if let Err(e) = host.check(&slot).await {
                 tracing::info!(error = %chain(&e), "cannot ask the voters about the newer epoch \
                     that a member reported");

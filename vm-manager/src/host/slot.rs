@@ -23,10 +23,14 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// How long an operation waits for a check with the voters before it is refused. Reason: a check
 /// whose voters do not answer ends within this time.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// How long between two checks that other members' reports cause. Reason: reports without end leave
+/// the VM to its owner's operations.
+const HEED_EVERY: Duration = Duration::from_secs(2);
 /// How long between two looks whether such a check is over.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -45,6 +49,8 @@ pub(crate) struct Slot {
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
+    /// When the latest check begins, or began, that another member's report caused.
+    heeded: Mutex<Option<Instant>>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -87,7 +93,21 @@ impl Slot {
             unpublished: AtomicBool::new(false),
             unproven: AtomicBool::new(false),
             copying: Mutex::default(),
+            heeded: Mutex::default(),
         })
+    }
+
+    /// Notes another member's report that the VM runs elsewhere. Returns when the check that it
+    /// causes is to begin; `None` if one that has not begun is to come anyway.
+    pub(super) fn heed(&self, now: Instant) -> Option<Instant> {
+        let mut heeded = lock(&self.heeded);
+        let at = match *heeded {
+            Some(at) if at > now => return None,
+            Some(last) => now.max(last + HEED_EVERY),
+            None => now,
+        };
+        *heeded = Some(at);
+        Some(at)
     }
 
     /// The present entry.
@@ -182,13 +202,13 @@ impl Slot {
         self: &Arc<Self>,
         what: Activity,
     ) -> Result<Operation, Error> {
-        let until = tokio::time::Instant::now() + CHECK_LIMIT;
+        let until = Instant::now() + CHECK_LIMIT;
         loop {
             match self.begin(what.clone()) {
                 // Between two operations there is no activity for a moment.
                 Err(_)
                     if matches!(*lock(&self.activity), None | Some(Activity::Checking))
-                        && tokio::time::Instant::now() < until =>
+                        && Instant::now() < until =>
                 {
                     tokio::time::sleep(LOOK).await;
                 }
@@ -228,5 +248,28 @@ impl Slot {
             still: None,
             owner: entry.owner,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::registry::tests::entry;
+
+    #[test]
+    fn reports_without_end_cause_a_check_every_two_seconds() {
+        let slot = Slot::new(entry("web"));
+        let began = Instant::now();
+        let mut checks = Vec::new();
+        for millis in 0..10_000 {
+            let now = began + Duration::from_millis(millis);
+            checks.extend(slot.heed(now));
+        }
+        assert_eq!(checks[0], began, "the first one at once");
+        assert_eq!(checks.len(), 6);
+        let apart = checks.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(apart.into_iter().all(|apart| apart == HEED_EVERY));
+        // After the last report there is a check that begins later.
+        assert!(checks[5] >= began + Duration::from_millis(9_999));
     }
 }

@@ -64,13 +64,16 @@ impl Driver {
             revocations: new,
             contacts: Vec::new(),
         };
-        // The members that a revocation names, known or not, and those revoked with them.
-        let named = |r: &Revocation| {
-            if let Target::Member(member) = r.target() {
-                Some(member)
-            } else {
-                None
+        // The members that a revocation names, known or not, and those revoked with them. A
+        // delegate's word against another delegate or the founder has no effect, and what concerns
+        // this node is judged below.
+        let named = |r: &Revocation| match r.target() {
+            Target::Member(member) if member != self.shared.me => {
+                let certificate = self.shared.certificate(member);
+                let stands = certificate.is_some_and(|c| trust.verify(&c).is_ok());
+                (!stands).then_some(member)
             }
+            _ => None,
         };
         let mut out: BTreeSet<MemberId> = news.revocations.iter().filter_map(named).collect();
         news.contacts = self.take_contacts(gossip.contacts);

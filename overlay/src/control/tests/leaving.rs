@@ -94,3 +94,46 @@ async fn a_revoked_members_copy_is_cut_off_with_it_and_told() {
     .await;
     assert!(middle.connected().contains(&first.me()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delegates_revocation_of_the_founder_or_a_delegate_ends_nothing() {
+    let world = World::new(1);
+    let first = world.first().await;
+    let member = world.member("member", &[&first]).await;
+    let identity = Identity::generate();
+    let certificate = world.certify(&identity, "delegate", true);
+    let config = world.config(identity, certificate.clone(), first.listen_addrs());
+    let delegate = Control::start(config).await.unwrap();
+    meshed(&[&first, &member, &delegate]).await;
+    let (mut told, mut seen) = (first.events(), member.events());
+    let issuer = Issuer::delegate(delegate.identity.keys(), &certificate);
+    let target = Target::Member(first.me());
+    let word = Revocation::issue(&issuer, world.network.id, target, UnixTime::now());
+    for to in [&first, &member] {
+        let gossip = Gossip {
+            contacts: Vec::new(),
+            revocations: vec![word.clone()],
+        };
+        let command = Command::Gossip(delegate.me(), gossip);
+        to.shared.commands.send(command).await.unwrap();
+    }
+    // What comes after it shows that it was looked at.
+    let unknown = Identity::generate().member_id();
+    revoke(&world, &first, unknown).await;
+    for (events, who) in [(&mut told, &first), (&mut seen, &member)] {
+        let mut heard = Vec::new();
+        eventually("it hears of the next revocation", || {
+            heard.extend(std::iter::from_fn(|| events.try_recv().ok()));
+            let is_next = |e: &_| matches!(e, ControlEvent::Revoked(m) if *m == unknown);
+            heard.iter().any(is_next)
+        })
+        .await;
+        let is_word = |e: &ControlEvent| match e {
+            ControlEvent::ThisNodeRevoked => true,
+            ControlEvent::Revoked(gone) => *gone == first.me(),
+            _ => false,
+        };
+        assert!(!heard.iter().any(is_word), "{}", who.me());
+    }
+    assert!(member.connected().contains(&first.me()));
+}

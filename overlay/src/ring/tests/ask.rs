@@ -170,6 +170,51 @@ async fn dead_branches_are_named_and_their_parts_answered_by_others_in_time() {
     }
 }
 
+/// A member that takes questions and never answers.
+struct Stall;
+
+#[async_trait]
+impl Serve for Stall {
+    async fn serve(&self, _from: MemberId, _body: Vec<u8>) -> Result<Vec<u8>, String> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_without_end_of_one_member_leave_places_to_the_others() {
+    let (_net, all) = network(4, 6);
+    let members: Vec<MemberId> = all.keys().copied().collect();
+    let (victim, rogue, other) = (members[0], members[1], members[2]);
+    let fabric = |member: &MemberId| all[member].0.fabric.clone();
+    fabric(&rogue).serve(SERVICE, Arc::new(Stall));
+    let body = |id, asker: &MemberId, depth_left| {
+        let request = Request {
+            id,
+            range: Range::all_but(Position::of(asker)),
+            depth_left,
+            millis: u32::MAX,
+            avoid: Vec::new(),
+            question: b"list".to_vec(),
+        };
+        request.encode()
+    };
+    let mut asking = Vec::new();
+    for id in 0..2 * AT_ONCE.0 as u64 {
+        // Passed on to the rogue itself, which keeps it.
+        let (fabric, body) = (fabric(&rogue), body(id, &victim, 3));
+        let call = async move { fabric.call(victim, SERVICE, body, LIMIT * 1000).await };
+        asking.push(tokio::spawn(call));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(asking.iter().any(|call| !call.is_finished()));
+    let answer = fabric(&other)
+        .call(victim, SERVICE, body(1 << 40, &other, 0), LIMIT)
+        .await;
+    assert!(answer.is_ok(), "{answer:?}");
+    tokio::time::sleep(Duration::from_millis(2 * u64::from(MAX_MILLIS))).await;
+    assert!(asking.iter().all(|call| call.is_finished()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_that_are_too_long_are_counted_and_left_out() {
     let (_net, all) = network(3, 30);
