@@ -29,6 +29,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 pub mod activity;
 mod claim;
+mod envelope;
 mod fence;
 mod images;
 mod life;
@@ -44,8 +45,9 @@ mod underway;
 
 pub use activity::Activity;
 pub use claim::Ownership;
+pub(crate) use envelope::{Need, Place, Promise};
+pub use envelope::Tenant;
 pub(crate) use fence::run_here;
-pub(crate) use memory::Promise;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
 pub(crate) use slot::{Guest, Operation, Slot, lock};
@@ -115,7 +117,7 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::ImageUses,
-    pub(crate) memory: memory::Memory,
+    pub(crate) envelope: envelope::Envelope,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
@@ -127,11 +129,14 @@ impl Host {
     /// A host over the VMs that are defined in `dir`, none of which it has loaded yet.
     pub(crate) fn new(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
         let registry = Registry::open(&dir.join("vms"))?;
+        let memory = memory::Memory::of_this_machine(options.memory_mib);
+        let own = envelope::OwnVms::open(&dir.join("own-vms"))?;
+        let envelope = envelope::Envelope::new(parts.fabric.me(), memory, own);
         Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
             clock: Clock::new(parts.sleep.clone()),
-            memory: memory::Memory::of_this_machine(options.memory_mib),
+            envelope,
             parts,
             options,
             registry,
@@ -267,15 +272,7 @@ impl Host {
 
     /// Memory that guests here have been given, MiB.
     pub fn promised_mib(&self) -> u64 {
-        self.memory.promised_mib()
-    }
-
-    /// Whether a guest of that size would be admitted now.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with the figures.
-    pub fn has_memory(&self, mib: u64) -> Result<(), Error> {
-        self.memory.promise(mib).map(drop)
+        self.envelope.memory.promised_mib()
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -351,7 +348,7 @@ impl Host {
     /// # Errors
     /// [`Error::Refused`] if another VM here has its name or address.
     pub(crate) fn insert_if_absent(&self, entry: Entry) -> Result<Option<Arc<Slot>>, Error> {
-        let slot = Slot::new(entry.clone());
+        let slot = Slot::new(entry.clone(), self.envelope.note_stay(&entry));
         {
             let mut slots = lock(&self.slots);
             let is_same = |other: &Arc<Slot>| {
@@ -374,7 +371,7 @@ impl Host {
     /// Lists an entry that is written already.
     pub(crate) fn list_entry(&self, entry: Entry) -> Arc<Slot> {
         let name = entry.incarnation();
-        let slot = Slot::new(entry.clone());
+        let slot = Slot::new(entry.clone(), self.envelope.note_stay(&entry));
         lock(&self.slots).insert(name, slot.clone());
         self.assert_one_held(&entry);
         slot

@@ -3,7 +3,7 @@
 
 use super::{
     activity::Activity,
-    memory::Promise,
+    envelope::{Place, Promise},
     registry::{Entry, Role},
     status::{VmState, VmStatus},
     underway::OutgoingMove,
@@ -44,6 +44,8 @@ pub(crate) struct Slot {
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
+    /// Its part of what this host offers to other members, until it is gone.
+    _place: Option<Place>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -80,7 +82,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Slot {
-    pub(crate) fn new(entry: Entry) -> Arc<Self> {
+    pub(crate) fn new(entry: Entry, place: Option<Place>) -> Arc<Self> {
         Arc::new(Self {
             entry: Mutex::new(entry),
             guest: Mutex::default(),
@@ -90,6 +92,7 @@ impl Slot {
             unpublished: AtomicBool::new(false),
             unproven: AtomicBool::new(false),
             copying: Mutex::default(),
+            _place: place,
         })
     }
 
