@@ -27,6 +27,7 @@ mod members;
 mod metrics;
 mod moves;
 mod node;
+mod offer;
 pub mod operations;
 mod path;
 mod printed;
@@ -44,7 +45,8 @@ pub use snapshot_state::*;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*, usage::*,
+    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
+    usage::*,
     vm_words::*, vms::*,
 };
 

@@ -141,6 +141,16 @@ impl Layout {
         self.0.join("dashboard.switch")
     }
 
+    /// The changes of what this host offers to other members' VMs.
+    pub fn offer(&self) -> PathBuf {
+        self.0.join("offer.json")
+    }
+
+    /// The ids of the VMs that were made here for this host: `vm-manager` names the file.
+    pub fn own_vms(&self) -> PathBuf {
+        self.0.join("own-vms")
+    }
+
     /// The lock that a running daemon holds; it contains the daemon's process id.
     pub fn lock(&self) -> PathBuf {
         self.0.join("daemon.pid")

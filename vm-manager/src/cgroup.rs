@@ -81,8 +81,31 @@ impl Cgroup {
     }
 }
 
-fn create(dir: &Path, limits: &Limits) -> Option<File> {
-    let parent = dir.parent()?;
+/// Bounds the processor time of all guests on this host together, or no longer; as far as this
+/// process may write the hierarchy.
+pub fn limit_processors(cpus: Option<u32>) {
+    limit_below(Path::new(ROOT), cpus);
+}
+
+fn limit_below(root: &Path, cpus: Option<u32>) {
+    for dir in Cgroup::below(root, "any").dirs {
+        let Some(parent) = dir.parent() else { continue };
+        if cpus.is_some() && make_parent(parent).is_none() {
+            continue;
+        }
+        // Without a quota it is "max" in v2, -1 in v1.
+        let quota = cpus.map(|cpus| (u64::from(cpus) * PERIOD_US).to_string());
+        let (v2, v1) = match &quota {
+            Some(quota) => (format!("{quota} {PERIOD_US}"), quota.as_str()),
+            None => (format!("max {PERIOD_US}"), "-1"),
+        };
+        set(parent, "cpu.max", &v2);
+        set(parent, "cpu.cfs_quota_us", v1);
+    }
+}
+
+/// Makes the group above all guests' groups.
+fn make_parent(parent: &Path) -> Option<()> {
     fs::create_dir_all(parent).ok()?;
     for above in [parent.parent()?, parent] {
         // v2 only: children may be limited in what their parents hand down.
@@ -90,6 +113,11 @@ fn create(dir: &Path, limits: &Limits) -> Option<File> {
             set(above, "cgroup.subtree_control", controller);
         }
     }
+    Some(())
+}
+
+fn create(dir: &Path, limits: &Limits) -> Option<File> {
+    make_parent(dir.parent()?)?;
     fs::create_dir_all(dir).ok()?;
     for (file, value) in settings(limits) {
         set(dir, file, &value);
@@ -160,6 +188,19 @@ mod tests {
             Cgroup::below(new.path(), "vm").dirs,
             [new.path().join("p2pvm/vm")]
         );
+    }
+
+    #[test]
+    fn all_guests_together_are_bounded_and_unbounded_again() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        let limit = root.path().join("p2pvm/cpu.max");
+        fs::create_dir_all(limit.parent().unwrap()).unwrap();
+        fs::write(&limit, "").unwrap();
+        for (cpus, text) in [(Some(2), "200000 100000"), (None, "max 100000")] {
+            limit_below(root.path(), cpus);
+            assert_eq!(fs::read_to_string(&limit).unwrap(), text);
+        }
     }
 
     #[test]

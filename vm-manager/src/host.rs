@@ -12,6 +12,7 @@ use crate::{
     clock::{Clock, Sleep},
     directory::{Directory, RunGoal, VmRecord},
     hypervisor::{Hypervisor, Machine, RunState},
+    offer::Terms,
     port::Port,
     sealed::ReleaseRule,
     trace::Traces,
@@ -30,6 +31,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 pub mod activity;
 mod claim;
+mod envelope;
 mod fence;
 mod images;
 mod life;
@@ -45,8 +47,9 @@ mod underway;
 
 pub use activity::Activity;
 pub use claim::Ownership;
+pub(crate) use envelope::Promise;
+pub use envelope::Tenant;
 pub(crate) use fence::run_here;
-pub(crate) use memory::Promise;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
 pub(crate) use slot::{Guest, Operation, Slot, lock};
@@ -85,6 +88,8 @@ pub struct Parts {
 pub struct HostOptions {
     /// Memory that guests may be given in all, MiB; `None` for all but a reserve.
     pub memory_mib: Option<u64>,
+    /// What is offered to VMs of other members, until [`Host::offer`] says otherwise.
+    pub terms: Terms,
     /// How many other members should hold each snapshot.
     pub copies: usize,
     /// How many members vote on a VM made here, at most. Odd.
@@ -102,6 +107,7 @@ impl Default for HostOptions {
     fn default() -> Self {
         Self {
             memory_mib: None,
+            terms: Terms::default(),
             copies: 2,
             voters: 3,
             guard_every: Duration::from_secs(20),
@@ -120,7 +126,7 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::ImageUses,
-    pub(crate) memory: memory::Memory,
+    pub(crate) envelope: envelope::Envelope,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
     this: Weak<Host>,
@@ -132,11 +138,15 @@ impl Host {
     /// A host over the VMs that are defined in `dir`, none of which it has loaded yet.
     pub(crate) fn new(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
         let registry = Registry::open(&dir.join("vms"))?;
+        let memory = memory::Memory::of_this_machine(options.memory_mib);
+        let own = envelope::OwnVms::open(&dir.join("own-vms"))?;
+        let terms = options.terms.clone();
+        let envelope = envelope::Envelope::new(parts.fabric.me(), (memory, own), terms);
         Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
             clock: Clock::new(parts.sleep.clone()),
-            memory: memory::Memory::of_this_machine(options.memory_mib),
+            envelope,
             parts,
             options,
             registry,
@@ -272,15 +282,7 @@ impl Host {
 
     /// Memory that guests here have been given, MiB.
     pub fn promised_mib(&self) -> u64 {
-        self.memory.promised_mib()
-    }
-
-    /// Whether a guest of that size would be admitted now.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with the figures.
-    pub fn has_memory(&self, mib: u64) -> Result<(), Error> {
-        self.memory.promise(mib).map(drop)
+        self.envelope.memory.promised_mib()
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -356,7 +358,7 @@ impl Host {
     /// # Errors
     /// [`Error::Refused`] if another VM here has its name or address.
     pub(crate) fn insert_if_absent(&self, entry: Entry) -> Result<Option<Arc<Slot>>, Error> {
-        let slot = Slot::new(entry.clone());
+        let slot = Slot::new(entry.clone(), self.envelope.note_stay(&entry));
         {
             let mut slots = lock(&self.slots);
             let is_same = |other: &Arc<Slot>| {
@@ -379,7 +381,7 @@ impl Host {
     /// Lists an entry that is written already.
     pub(crate) fn list_entry(&self, entry: Entry) -> Arc<Slot> {
         let name = entry.incarnation();
-        let slot = Slot::new(entry.clone());
+        let slot = Slot::new(entry.clone(), self.envelope.note_stay(&entry));
         lock(&self.slots).insert(name, slot.clone());
         self.assert_one_held(&entry);
         slot
@@ -431,6 +433,7 @@ impl Host {
         let entry = slot.entry();
         self.registry.remove(&entry)?;
         lock(&self.slots).remove(&entry.incarnation());
+        slot.free_place();
         Ok(())
     }
 

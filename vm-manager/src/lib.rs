@@ -26,6 +26,7 @@ pub mod hypervisor;
 mod image_file;
 mod jail;
 pub mod migrate;
+pub mod offer;
 pub mod port;
 pub mod qemu;
 mod run_dir;
@@ -34,6 +35,7 @@ pub mod trace;
 pub mod vault;
 
 pub use ballot::Ballot;
+pub use cgroup::limit_processors;
 pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
 pub use host::{Host, HostOptions, Parts};

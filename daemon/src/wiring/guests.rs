@@ -4,6 +4,7 @@ use crate::{
     addresses::{ports::Ports, reach::Reach},
     config::Config,
     layout::Layout,
+    offer::KeptOffer,
     parts::{HOST_FACTS, Parts},
     vms::releases::Releases,
 };
@@ -61,8 +62,8 @@ impl Chunks {
 /// Opens the host, and takes up the VMs of the daemon's last run.
 pub(super) async fn open(
     layout: &Layout,
-    config: &Config,
-    parts: &Parts,
+    (config, offer): (&Config, &KeptOffer),
+    parts: &Arc<Parts>,
     chunks: Chunks,
     (ports, traces, releases): (Arc<Ports>, Traces, Arc<Releases>),
 ) -> Outcome<Arc<Host>> {
@@ -79,7 +80,8 @@ pub(super) async fn open(
         releases,
     };
     let options = HostOptions {
-        memory_mib: (config.offer.memory_mib > 0).then_some(config.offer.memory_mib),
+        memory_mib: offer.now().all_memory(),
+        terms: offer.terms(parts, offer.closed()),
         ..HostOptions::default()
     };
     Host::open(host_parts, options, layout.dir())

@@ -3,8 +3,9 @@
 use crate::{
     access, access::service::Access, cluster, cluster::service::Cluster, http::server, machine,
     machine::service::Machine, members, members::service::Members, node, node::service::Node,
-    placement, placement::service::Placement, routes, routes::subnets::Subnets, tokens,
-    tokens::service::Tokens, usage, usage::service::Accounting, vms, vms::service::Vms, web,
+    offer, offer::service::Offers, placement, placement::service::Placement, routes,
+    routes::subnets::Subnets, tokens, tokens::service::Tokens, usage, usage::service::Accounting,
+    vms, vms::service::Vms, web,
     web::Dashboard,
 };
 use axum::Router;
@@ -18,6 +19,7 @@ pub(crate) struct Services {
     pub machine: Arc<Machine>,
     pub members: Arc<Members>,
     pub node: Arc<Node>,
+    pub offers: Arc<Offers>,
     pub placement: Arc<Placement>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
@@ -47,6 +49,7 @@ impl Services {
             .common()
             .merge(tokens::http::routes(self.tokens.clone()))
             .merge(usage::http::routes(self.usage.clone()))
+            .merge(offer::http::routes(self.offers.clone()))
             .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
     }

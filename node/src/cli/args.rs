@@ -151,6 +151,9 @@ pub enum Command {
     /// Show who used how much of whose host
     #[command(after_help = super::usage_args::EXAMPLE)]
     Usage(super::usage_args::UsageArgs),
+    /// What this host offers to other members' VMs
+    #[command(subcommand, after_help = super::offer_args::EXAMPLE)]
+    Offer(super::offer_args::Offer),
     /// Routes to members' LANs through the network
     #[command(
         subcommand,

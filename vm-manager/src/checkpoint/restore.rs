@@ -87,7 +87,12 @@ impl Host {
             self.may_come(&record.definition).await?;
         }
         let holder = self.may_restore(&record, options).await?;
-        let memory = self.memory.promise(record.definition.memory_mib)?;
+        let need = self
+            .envelope
+            .need_from(&record.definition, record.owner, record.holder);
+        // Until the VM is listed with a place of its own.
+        let _place = self.envelope.stay(&need)?;
+        let memory = self.envelope.promise(&need)?;
         progress.send_modify(|p| p.phase = "fetch".into());
         let was_kept = self.parts.vault.keeps(found.checkpoint).await?;
         let what = (&record, &found, holder, proofs);

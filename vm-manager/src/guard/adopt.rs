@@ -57,7 +57,7 @@ impl Host {
             .map_or(RunState::Stopped, |m| *m.watch().borrow());
         tracing::info!(vm = %entry.listed_name(), role = ?entry.role, ?state, "taken up again");
         if let Some(machine) = machine.filter(|_| state != RunState::Stopped) {
-            let memory = self.memory.note(entry.definition.memory_mib);
+            let memory = self.envelope.note_run(&self.envelope.need_of(&entry));
             self.install(slot, Guest::new(machine, memory));
         }
         match entry.role {

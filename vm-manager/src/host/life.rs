@@ -65,7 +65,9 @@ impl Host {
                 new.name
             )));
         }
-        self.memory.can_ever_hold(new.memory_mib)?;
+        // Before a byte of an image moves.
+        let size = (new.cpus, new.memory_mib, new.disk_bytes.unwrap_or(0));
+        self.has_room(owner, size, false)?;
         progress.send_modify(|p| p.phase = "image".into());
         let (image, is_new) = match &new.image {
             ImageSource::Stored(id) => (*id, !self.parts.vault.has_image(*id).await),
@@ -118,6 +120,11 @@ impl Host {
             new.disk_bytes,
         )?;
         let keys = KeyPair::generate();
+        let need = self
+            .envelope
+            .need_of_new(owner, (new.cpus, new.memory_mib, size));
+        // Until the VM is listed with a place of its own.
+        let _place = self.envelope.stay(&need.of(keys.vm_id()))?;
         let unclaimed = GuestAddress {
             v4: Ipv4Addr::UNSPECIFIED,
             prefix: 0,
@@ -218,6 +225,7 @@ impl Host {
                 a VM yet: the next round tries again");
             return;
         }
+        self.forget_own(entry.definition.vm);
         let vm = VmVoters {
             keys: &keys,
             voters: &entry.definition.voters,
@@ -252,7 +260,7 @@ impl Host {
         let entry = slot.entry();
         let name = &entry.definition.name;
         self.kill_guest(slot).await?;
-        let memory = self.memory.promise(entry.definition.memory_mib)?;
+        let memory = self.envelope.promise(&self.envelope.need_of(&entry))?;
         let entry = match self.claim(&entry).await.map_err(undecided(
             "asking the VM's voters whether it may start here",
         ))? {

@@ -19,7 +19,7 @@ const MOST_KEPT_MIB: u64 = 512;
 /// What guests on this host may be given.
 pub(crate) struct Memory {
     /// In all, MiB.
-    limit: u64,
+    limit: AtomicU64,
     installed: u64,
     promised: Arc<AtomicU64>,
 }
@@ -48,12 +48,26 @@ impl Memory {
     }
 
     fn of(installed: u64, chosen: Option<u64>) -> Self {
-        let most = installed - (installed / 8).min(MOST_KEPT_MIB);
-        Self {
-            limit: chosen.map_or(most, |chosen| chosen.min(most)),
+        let memory = Self {
+            limit: AtomicU64::default(),
             installed,
             promised: Arc::default(),
-        }
+        };
+        memory.choose(chosen);
+        memory
+    }
+
+    /// Lets guests be given `chosen` MiB at most from now on, or all but a reserve. What they have
+    /// stays theirs.
+    pub(crate) fn choose(&self, chosen: Option<u64>) {
+        let most = self.installed - (self.installed / 8).min(MOST_KEPT_MIB);
+        let limit = chosen.map_or(most, |chosen| chosen.min(most));
+        self.limit.store(limit, Ordering::Release);
+    }
+
+    /// How many MiB guests may be given in all.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Acquire)
     }
 
     /// How many MiB guests have been given.
@@ -66,13 +80,14 @@ impl Memory {
     /// # Errors
     /// [`Error::Refused`] with the figures.
     pub(crate) fn can_ever_hold(&self, mib: u64) -> Result<(), Error> {
-        if mib <= self.limit {
+        let limit = self.limit();
+        if mib <= limit {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "{mib} MiB of memory do not fit: guests on this host may have {} of its {} MiB in all \
-                ([offer] memory_mib in node.toml may say less)",
-            self.limit, self.installed
+            "{mib} MiB of memory do not fit: guests on this host may have {limit} of its {} MiB \
+                in all ('p2pvm offer set --all-memory' there may have said less)",
+            self.installed
         )))
     }
 
@@ -82,14 +97,14 @@ impl Memory {
     /// [`Error::Refused`] with the figures, if it does not fit.
     pub(crate) fn promise(&self, mib: u64) -> Result<Promise, Error> {
         self.can_ever_hold(mib)?;
-        let fits = |promised: u64| promised.checked_add(mib).filter(|all| *all <= self.limit);
+        let limit = self.limit();
+        let fits = |promised: u64| promised.checked_add(mib).filter(|all| *all <= limit);
         let (up, down) = (Ordering::AcqRel, Ordering::Acquire);
         match self.promised.fetch_update(up, down, fits) {
             Ok(_) => Ok(self.promised(mib)),
             Err(promised) => Err(Error::Refused(format!(
-                "{mib} MiB of memory do not fit: guests here have {promised} of the {} MiB that \
-                    this host may give: stop or move one, or choose another host",
-                self.limit
+                "{mib} MiB of memory do not fit: guests here have {promised} of the {limit} MiB \
+                    that this host may give: stop or move one, or choose another host"
             ))),
         }
     }
@@ -115,7 +130,7 @@ mod tests {
     #[test]
     fn memory_is_promised_once_and_again_when_its_guest_has_ended() {
         let memory = Memory::of(1024, None);
-        assert_eq!(memory.limit, 1024 - 128);
+        assert_eq!(memory.limit(), 1024 - 128);
         let first = memory.promise(512).unwrap();
         let said = memory.promise(512).unwrap_err().to_string();
         assert!(said.contains("512 of the 896 MiB"), "{said}");
@@ -144,6 +159,17 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn another_limit_counts_at_once_and_takes_nothing_back() {
+        let memory = Memory::of(1024, None);
+        let _guest = memory.promise(512).unwrap();
+        memory.choose(Some(256));
+        assert_eq!((memory.limit(), memory.promised_mib()), (256, 512));
+        assert!(memory.promise(1).is_err());
+        memory.choose(None);
+        assert!(memory.promise(128).is_ok());
     }
 
     #[test]

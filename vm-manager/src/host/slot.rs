@@ -3,7 +3,7 @@
 
 use super::{
     activity::Activity,
-    memory::Promise,
+    envelope::{Place, Promise},
     registry::{Entry, Role},
     status::{VmState, VmStatus},
     underway::OutgoingMove,
@@ -51,6 +51,8 @@ pub(crate) struct Slot {
     copying: Mutex<BTreeSet<ManifestId>>,
     /// When the latest check begins, or began, that another member's report caused.
     heeded: Mutex<Option<Instant>>,
+    /// Its part of what this host offers to other members, until it is removed.
+    place: Mutex<Option<Place>>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -83,7 +85,7 @@ impl Drop for Operation {
 }
 
 impl Slot {
-    pub(crate) fn new(entry: Entry) -> Arc<Self> {
+    pub(crate) fn new(entry: Entry, place: Option<Place>) -> Arc<Self> {
         Arc::new(Self {
             entry: Mutex::new(entry),
             guest: Mutex::default(),
@@ -94,7 +96,14 @@ impl Slot {
             unproven: AtomicBool::new(false),
             copying: Mutex::default(),
             heeded: Mutex::default(),
+            place: Mutex::new(place),
         })
+    }
+
+    /// Gives its part of this host back: it was removed.
+    pub(super) fn free_place(&self) {
+        let place = lock(&self.place).take();
+        drop(place);
     }
 
     /// Notes another member's report that the VM runs elsewhere. Returns when the check that it

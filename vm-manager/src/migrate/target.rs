@@ -20,7 +20,7 @@ use crate::{
 };
 use arrival::Arrival;
 use async_trait::async_trait;
-use p2pvm_overlay::{BoxStream, MemberId, Serve, VmId, chain};
+use p2pvm_overlay::{BoxStream, Epoch, MemberId, Serve, VmId, chain};
 use phases::{AnswerSource, Reception};
 use places::Places;
 use std::{
@@ -280,7 +280,18 @@ impl Host {
         if self.slot_of(offer.definition.vm).is_some() {
             return Err(is_here());
         }
-        let memory = self.memory.promise(offer.definition.memory_mib)?;
+        if offer.epoch <= Epoch(1) {
+            // Its first epoch a VM has where it is made; by that this host knows its own.
+            return Err(Error::Refused(format!(
+                "the offer of '{name}' names the VM's first epoch"
+            )));
+        }
+        let need = self
+            .envelope
+            .need_from(&offer.definition, extras.owner, from);
+        // Until the VM is listed with a place of its own.
+        let _place = self.envelope.stay(&need)?;
+        let memory = self.envelope.promise(&need)?;
         self.fits(offer, extras.need).await?;
         self.may_come(&offer.definition).await?;
         let slot = self.insert_if_absent(Entry {
