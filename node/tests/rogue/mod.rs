@@ -85,7 +85,7 @@ impl Stage {
         let word = |host: &&str| lab.status(host).unwrap().health.word;
         let words = DAEMONS.iter().map(word).collect();
         Self {
-            snapshot: taken.checkpoint,
+            snapshot: taken.checkpoint.to_string(),
             lab,
             rogue,
             delegate,

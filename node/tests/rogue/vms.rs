@@ -414,7 +414,7 @@ fn without_right(stage: &Stage) {
     }
     // To see it is allowed.
     let (status, answer) = stage.rogue.http(stage.id("a"), "GET /vms/web", "", "");
-    assert!(status == 200 && answer.contains(&stage.web.id), "{answer}");
+    assert!(status == 200 && answer.contains(&*stage.web.id), "{answer}");
     stage.assert_web_runs();
 }
 

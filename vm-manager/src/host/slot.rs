@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn reports_without_end_cause_a_check_every_two_seconds() {
-        let slot = Slot::new(entry("web"));
+        let slot = Slot::new(entry("web"), None);
         let began = Instant::now();
         let mut checks = Vec::new();
         for millis in 0..10_000 {
