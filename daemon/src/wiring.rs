@@ -203,7 +203,7 @@ fn wire(
         machine,
         members,
         node,
-        placement: Placement::new(manager.clone(), drains),
+        placement: Placement::new(manager.clone(), drains, config.at_shutdown),
         subnets,
         tokens,
         vms,
