@@ -6,12 +6,13 @@
 //! [`Serve::is_vital`]: crate::fabric::Serve::is_vital
 
 use super::{
+    admit::SignedAdmit,
     requests::{KIND_CALL, KIND_STREAM},
     shared::{Command, Shared},
     wire::{
-        ADMIT_SERVICE, AdmitRequest, CONTACTS_SERVICE, GOSSIP_SERVICE, NEAREST_SERVICE,
-        PART_SERVICE, PROBE_SERVICE, Status, decode, invalid, read_body, read_header, read_length,
-        write_bytes,
+        ADMIT_SERVICE, ADMIT_SIGNED_SERVICE, AdmitRequest, CONTACTS_SERVICE, GOSSIP_SERVICE,
+        NEAREST_SERVICE, PART_SERVICE, PROBE_SERVICE, Status, decode, invalid, read_body,
+        read_header, read_length, write_bytes,
     },
 };
 use crate::{
@@ -241,6 +242,18 @@ impl Shared {
                 }
                 Err(e) => Err(unreadable(e)),
             }),
+            ADMIT_SIGNED_SERVICE if self.door.reads_signed() => {
+                Some(match decode::<(MemberId, SignedAdmit)>(&body) {
+                    Ok((joiner, signed)) => {
+                        let decision = match signed.verify(joiner) {
+                            Ok(()) => self.door.certify(joiner, &signed.request).await,
+                            Err(refusal) => Err(refusal),
+                        };
+                        postcard::to_stdvec(&decision).map_err(|e| e.to_string())
+                    }
+                    Err(e) => Err(unreadable(e)),
+                })
+            }
             NEAREST_SERVICE => Some(match decode::<RingAddr>(&body) {
                 Ok(place) => {
                     postcard::to_stdvec(&self.nearest_known(place)).map_err(|e| e.to_string())

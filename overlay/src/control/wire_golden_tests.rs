@@ -50,6 +50,10 @@ fn request() -> AdmitRequest {
     }
 }
 
+fn signed() -> SignedAdmit {
+    SignedAdmit::sign(&member_keys(), request())
+}
+
 fn statuses() -> Vec<(&'static str, Status)> {
     variants! {
         Status::Ok => { "status.ok": Status::Ok }
@@ -66,6 +70,9 @@ fn members_of_the_previous_version_read_every_message_at_the_door() {
         let hellos = variants! {
             Hello::Prove(_) => { "hello.prove": Hello::Prove(presentation()) }
             Hello::Admit(_) => { "hello.admit": Hello::Admit(Box::new(request())) }
+            Hello::AdmitSigned(_) => {
+                "hello.admit-signed": Hello::AdmitSigned(Box::new(signed()))
+            }
         };
         golden.messages(hellos, plain, read);
         let replies = variants! {
@@ -104,6 +111,7 @@ fn members_of_the_previous_version_read_every_message_between_members() {
         };
         golden.message("gossip", &gossip, plain, read);
         golden.message("admit", &(MemberId([4; 32]), request()), plain, read);
+        golden.message("admit-signed", &(MemberId([4; 32]), signed()), plain, read);
         let decided: Result<Certificate, Refusal> = Ok(delegate());
         golden.message("admit.admitted", &decided, plain, read);
         for (name, refusal) in refusals() {
@@ -149,9 +157,11 @@ fn streams(golden: &mut Golden) {
     );
     let names = [
         ("protocol.member", MEMBER_PROTOCOL),
+        ("protocol.member-signed", MEMBER_PROTOCOL_SIGNED),
         ("protocol.stream", STREAM_PROTOCOL),
         ("service.gossip", GOSSIP_SERVICE),
         ("service.admit", ADMIT_SERVICE),
+        ("service.admit-signed", ADMIT_SIGNED_SERVICE),
         ("service.nearest", NEAREST_SERVICE),
         ("service.contacts", CONTACTS_SERVICE),
         ("service.part", PART_SERVICE),
