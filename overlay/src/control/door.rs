@@ -187,9 +187,9 @@ impl Door {
         self.joining.is_some()
     }
 
-    /// Whether this node reads requests of joiners that sign them; a test may have it not to, as
-    /// members of the first release do.
-    pub fn reads_signed(&self) -> bool {
+    /// Whether this node speaks what members of the first release do not; a test may have it not
+    /// to.
+    pub fn is_current(&self) -> bool {
         !self.is_of_the_first_release.load(Ordering::Relaxed)
     }
 

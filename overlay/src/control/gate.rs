@@ -489,7 +489,7 @@ impl<U> GateInbound<U> {
     fn closed(door: &Door) -> Self {
         Self {
             inner: None,
-            reads_signed: door.reads_signed(),
+            reads_signed: door.is_current(),
         }
     }
 

@@ -11,8 +11,8 @@ use super::{
     shared::{Command, Shared},
     wire::{
         ADMIT_SERVICE, ADMIT_SIGNED_SERVICE, AdmitRequest, CONTACTS_SERVICE, GOSSIP_SERVICE,
-        NEAREST_SERVICE, PART_SERVICE, PROBE_SERVICE, Status, decode, invalid, read_body,
-        read_header, read_length, write_bytes,
+        NEAREST_SERVICE, PART_SERVICE, PROBE_SERVICE, REVOCATIONS_SERVICE, Status, decode, invalid,
+        read_body, read_header, read_length, write_bytes,
     },
 };
 use crate::{
@@ -242,7 +242,7 @@ impl Shared {
                 }
                 Err(e) => Err(unreadable(e)),
             }),
-            ADMIT_SIGNED_SERVICE if self.door.reads_signed() => {
+            ADMIT_SIGNED_SERVICE if self.door.is_current() => {
                 Some(match decode::<(MemberId, SignedAdmit)>(&body) {
                     Ok((joiner, signed)) => {
                         let decision = match signed.verify(joiner) {
@@ -254,6 +254,11 @@ impl Shared {
                     Err(e) => Err(unreadable(e)),
                 })
             }
+            REVOCATIONS_SERVICE if self.door.is_current() => Some(match decode(&body) {
+                Ok(theirs) => postcard::to_stdvec(&self.door.trust.differing(&theirs))
+                    .map_err(|e| e.to_string()),
+                Err(e) => Err(unreadable(e)),
+            }),
             NEAREST_SERVICE => Some(match decode::<RingAddr>(&body) {
                 Ok(place) => {
                     postcard::to_stdvec(&self.nearest_known(place)).map_err(|e| e.to_string())

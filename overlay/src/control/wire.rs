@@ -23,6 +23,9 @@ pub const GOSSIP_SERVICE: &str = "~gossip";
 pub const ADMIT_SERVICE: &str = "~admit";
 /// As [`ADMIT_SERVICE`], for a request that its joiner signed.
 pub const ADMIT_SIGNED_SERVICE: &str = "~admit2";
+/// The service that tells which revocations a member knows, by a digest of those of another. The
+/// first release does not offer it.
+pub const REVOCATIONS_SERVICE: &str = "~revoked";
 /// The service that names the members nearest to a place that a member knows, with the `seq` of
 /// their contacts. Reason: that takes a tenth of the contacts themselves, most of which the asker
 /// has.

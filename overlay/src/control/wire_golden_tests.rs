@@ -8,9 +8,12 @@ use crate::{
     },
     golden::{self, Golden, variants},
     id::RingAddr,
-    membership::golden_tests::{
-        certificate, delegate, invite, member_keys, network, plain, read_plain, refusals,
-        revocation,
+    membership::{
+        DifferingRevocations, RevocationDigests,
+        golden_tests::{
+            certificate, delegate, invite, member_keys, network, plain, read_plain, refusals,
+            revocation,
+        },
     },
 };
 use futures::executor::block_on;
@@ -118,6 +121,9 @@ fn members_of_the_previous_version_read_every_message_between_members() {
             let decided: Result<Certificate, Refusal> = Err(refusal);
             golden.message(&format!("admit.{name}"), &decided, plain, read);
         }
+        golden.message("revocations", &RevocationDigests::sample(), plain, read);
+        let differing = DifferingRevocations::sample();
+        golden.message("revocations.answer", &differing, plain, read);
         golden.message("nearest", &RingAddr([5; 32]), plain, read_plain);
         let named = vec![(MemberId([4; 32]), 7_u64), (MemberId([5; 32]), 300)];
         golden.message("nearest.answer", &named, plain, read);
@@ -162,6 +168,7 @@ fn streams(golden: &mut Golden) {
         ("service.gossip", GOSSIP_SERVICE),
         ("service.admit", ADMIT_SERVICE),
         ("service.admit-signed", ADMIT_SIGNED_SERVICE),
+        ("service.revocations", REVOCATIONS_SERVICE),
         ("service.nearest", NEAREST_SERVICE),
         ("service.contacts", CONTACTS_SERVICE),
         ("service.part", PART_SERVICE),
