@@ -249,6 +249,27 @@ impl Drop for Machine {
     }
 }
 
+/// The package's files are there, and systemd can read its units.
+fn has_its_files(machine: &Machine) {
+    for file in [
+        "usr/lib/systemd/system/p2pvm.service",
+        "usr/lib/systemd/system/p2pvm-guests.service",
+        "usr/lib/tmpfiles.d/p2pvm.conf",
+        "usr/share/bash-completion/completions/p2pvm",
+        "usr/share/zsh/vendor-completions/_p2pvm",
+        "usr/share/fish/vendor_completions.d/p2pvm.fish",
+        "usr/share/man/man1/p2pvm.1.gz",
+        "usr/share/man/man1/p2pvm-vm-migrate.1.gz",
+        "usr/share/p2pvm/grafana/p2pvm.json",
+        "etc/p2pvm/node.toml",
+    ] {
+        assert!(machine.tree.join(file).exists(), "{file} is not installed");
+    }
+    for unit in ["p2pvm.service", "p2pvm-guests.service"] {
+        machine.run(&["systemd-analyze", "verify", "--man=no", unit]);
+    }
+}
+
 /// What a shutdown of the machine does with its VM, and its next start.
 fn shuts_down(machine: &Machine, vm: &str, ping: &[&str]) {
     let guests = "p2pvm-guests.service";
@@ -315,23 +336,7 @@ fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm() {
             .contains("inactive"),
         "installing starts nothing"
     );
-    for file in [
-        "usr/lib/systemd/system/p2pvm.service",
-        "usr/lib/systemd/system/p2pvm-guests.service",
-        "usr/lib/tmpfiles.d/p2pvm.conf",
-        "usr/share/bash-completion/completions/p2pvm",
-        "usr/share/zsh/vendor-completions/_p2pvm",
-        "usr/share/fish/vendor_completions.d/p2pvm.fish",
-        "usr/share/man/man1/p2pvm.1.gz",
-        "usr/share/man/man1/p2pvm-vm-migrate.1.gz",
-        "usr/share/p2pvm/grafana/p2pvm.json",
-        "etc/p2pvm/node.toml",
-    ] {
-        assert!(tree.join(file).exists(), "{file} is not installed");
-    }
-    for unit in ["p2pvm.service", "p2pvm-guests.service"] {
-        machine.run(&["systemd-analyze", "verify", "--man=no", unit]);
-    }
+    has_its_files(&machine);
     assert_eq!(
         fs::metadata(tree.join("var/lib/p2pvm"))
             .unwrap()
