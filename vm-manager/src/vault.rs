@@ -132,8 +132,14 @@ pub trait Vault: Send + Sync + 'static {
         candidates: Vec<MemberId>,
     ) -> Result<watch::Receiver<Copies>, Error>;
 
-    /// How many chunks of a checkpoint that is here `member` lacks; `None` if it does not answer.
-    async fn lacking(&self, id: ManifestId, member: MemberId) -> Result<Option<usize>, Error>;
+    /// How many chunks of a checkpoint that `providers` have `member` lacks; `None` if it does not
+    /// answer.
+    async fn lacking(
+        &self,
+        id: ManifestId,
+        member: MemberId,
+        providers: &[MemberId],
+    ) -> Result<Option<usize>, Error>;
 
     /// Ends the copy that `member` has of a checkpoint of the VM of `keys`; false if it does not
     /// answer.

@@ -207,6 +207,8 @@ impl Host {
             if members > snapshot.providers.len()
                 && snapshot.durability != Durability::Durable
                 && !slot.is_copying(snapshot.checkpoint)
+                // On a host that the VM has moved to it need not be: it keeps its providers.
+                && self.parts.vault.keeps(snapshot.checkpoint).await.unwrap_or(false)
                 && let Err(e) = self.replicate(slot, &snapshot).await
             {
                 tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "cannot continue \

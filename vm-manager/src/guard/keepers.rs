@@ -4,7 +4,7 @@
 
 use super::keeper_log::{Due, KeeperLog, Kept, KeptSnapshot, Verdict};
 use crate::{
-    Host,
+    Error, Host,
     directory::Snapshot,
     host::{Role, Slot},
     vault::Durability,
@@ -16,6 +16,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::watch;
 
 /// How many keepers are asked in a period at most. Reason: each question names all chunks of a
 /// snapshot.
@@ -66,9 +67,10 @@ impl Host {
         let who = (checkpoint, member);
         match due {
             Due::Ask => {
-                let lacks = match self.parts.vault.lacking(checkpoint, member).await {
+                let (vault, providers) = (&self.parts.vault, &snapshot.providers);
+                let lacks = match vault.lacking(checkpoint, member, providers).await {
                     Ok(lacks) => lacks,
-                    // Chunks are missing here: the search for damage fetches them.
+                    // It says nothing about the member.
                     Err(error) => {
                         tracing::debug!(snapshot = snapshot.name, error = %chain(&error), "cannot \
                             tell which chunks a keeper should have");
@@ -132,10 +134,25 @@ impl Host {
             is_gone = gone.is_some(),
             "a member no longer has all of a snapshot that it keeps: it is copied again"
         );
-        if let Err(error) = self.replicate_without(slot, snapshot, gone).await {
+        if let Err(error) = self.copy_again(slot, snapshot, gone).await {
             tracing::warn!(snapshot = snapshot.name, error = %chain(&error), "the snapshot cannot \
                 be copied again yet");
         }
+    }
+
+    /// Copies a snapshot again; a host that the VM has moved to fetches it first.
+    async fn copy_again(
+        &self,
+        slot: &Arc<Slot>,
+        snapshot: &Snapshot,
+        gone: Option<MemberId>,
+    ) -> Result<(), Error> {
+        let (vault, id) = (&self.parts.vault, snapshot.checkpoint);
+        if !vault.keeps(id).await? {
+            let quiet = watch::Sender::default();
+            vault.fetch(id, &snapshot.providers, &quiet).await?;
+        }
+        self.replicate_without(slot, snapshot, gone).await.map(drop)
     }
 }
 

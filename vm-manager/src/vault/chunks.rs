@@ -263,8 +263,13 @@ impl Vault for ChunkVault {
         Ok(copies)
     }
 
-    async fn lacking(&self, id: ManifestId, member: MemberId) -> Result<Option<usize>, Error> {
-        match self.exchange.lacking(id, member).await {
+    async fn lacking(
+        &self,
+        id: ManifestId,
+        member: MemberId,
+        providers: &[MemberId],
+    ) -> Result<Option<usize>, Error> {
+        match self.exchange.lacking(id, member, providers).await {
             Ok(lacking) => Ok(Some(lacking)),
             Err(sync::Error::Peer { .. }) => Ok(None),
             Err(e) => Err(failed("asking a member for its copy of the snapshot")(e)),
