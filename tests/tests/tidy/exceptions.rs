@@ -51,7 +51,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_console.rs: fn \
             with_the_units_capabilities_guests_run_and_outlive_a_daemons_upgrade",
-        87,
+        84,
     ),
     (
         "node/tests/e2e_dashboard.rs: fn \
