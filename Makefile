@@ -160,5 +160,6 @@ screenshots: build image
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)/usr/bin/p2pvm
 	install -D -m 0644 packaging/p2pvm.service $(DESTDIR)/lib/systemd/system/p2pvm.service
+	install -D -m 0644 packaging/p2pvm-guests.service $(DESTDIR)/lib/systemd/system/p2pvm-guests.service
 	install -D -m 0644 packaging/tmpfiles.conf $(DESTDIR)/lib/tmpfiles.d/p2pvm.conf
 	install -D -m 0644 packaging/node.toml $(DESTDIR)/etc/p2pvm/node.toml

@@ -99,7 +99,9 @@ install -m 644 "$root/boot/vmlinuz-$kernel" "$work/vmlinuz"
 cp -R --no-preserve=ownership "$here/files/." "$root/"
 install -m 755 "$binary" "$root/usr/bin/p2pvm"
 strip --strip-all "$root/usr/bin/p2pvm"
-install -m 644 "$here/../packaging/p2pvm.service" "$root/usr/lib/systemd/system/p2pvm.service"
+for unit in p2pvm.service p2pvm-guests.service; do
+  install -m 644 "$here/../packaging/$unit" "$root/usr/lib/systemd/system/$unit"
+done
 install -m 644 "$guest" "$root/usr/lib/p2pvm/guest.qcow2"
 install -m 644 "$here/../docs/appliance.md" "$root/usr/share/doc/p2pvm/appliance.md"
 : >"$root/etc/machine-id"

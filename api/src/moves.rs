@@ -116,6 +116,19 @@ pub struct DrainStopping {
     pub stopping: bool,
 }
 
+/// The answer of `p2pvm vm stop --for-shutdown`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct ShutdownAnswer {
+    /// VMs that have moved to other members.
+    pub moved: Vec<VmMoved>,
+    /// The names of VMs whose guests have ended; they start again with this host.
+    pub stopped: Vec<String>,
+    /// VMs whose guests still run.
+    pub stayed: Vec<VmStayed>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

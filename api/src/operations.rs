@@ -471,6 +471,12 @@ const PLACEMENT: &[Operation] = &[
         ROOT,
         "Stops a drain after the move that is under way.",
     ),
+    items::<DrainItem, ShutdownAnswer>(
+        Method::Post,
+        "/shutdown",
+        ROOT,
+        "Powers the guests of this host down, or moves them away first, until it starts again.",
+    ),
 ];
 
 /// What this host offers to other members' VMs.

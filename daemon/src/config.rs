@@ -70,6 +70,8 @@ pub struct Config {
     pub full_mesh: usize,
     /// Move VMs when this host is overloaded.
     pub autonomic: bool,
+    /// What becomes of the guests when this machine shuts down.
+    pub at_shutdown: AtShutdown,
     /// Serve the web dashboard on this host's address in the network, unless `p2pvm dashboard` has
     /// decided otherwise.
     pub dashboard: bool,
@@ -87,6 +89,17 @@ pub struct Config {
     /// A sentence about a table with its previous name in the file.
     #[serde(skip)]
     pub renamed: Option<String>,
+}
+
+/// What becomes of the guests when their host shuts down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AtShutdown {
+    /// They power down, and boot again with the host.
+    #[default]
+    Stop,
+    /// They move to other members; those that cannot in time power down.
+    Move,
 }
 
 /// `[ring]`: how many connections this member keeps beside those to its nearest neighbours.
@@ -153,6 +166,7 @@ impl Default for Config {
             ring: Ring::default(),
             full_mesh: FULL_MESH,
             autonomic: true,
+            at_shutdown: AtShutdown::default(),
             dashboard: false,
             dashboard_port: 4080,
             dashboard_lan: Vec::new(),

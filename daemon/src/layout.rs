@@ -201,6 +201,11 @@ impl Layout {
         self.0.join("vms")
     }
 
+    /// When the members that keep this host's snapshots are asked for them.
+    pub fn keepers(&self) -> PathBuf {
+        self.0.join("keepers.json")
+    }
+
     /// Whether this node belongs to a network.
     pub fn is_member(&self) -> bool {
         self.certificate().exists() && self.network().exists()

@@ -215,6 +215,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.routes(),
         layout.succession(),
         layout.own_vms(),
+        layout.keepers(),
     ] {
         match fs::remove_file(&file) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

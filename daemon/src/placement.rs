@@ -1,4 +1,4 @@
-//! Where VMs run: load, autonomic decisions, moves, emptying this host.
+//! Where VMs run: load, autonomic decisions, moves, emptying this host, its shutdown.
 
 pub(crate) mod drain;
 mod figures;
@@ -7,3 +7,4 @@ pub(crate) mod load;
 pub(crate) mod manager;
 pub(crate) mod moves;
 pub(crate) mod service;
+mod shutdown;

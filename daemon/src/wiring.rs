@@ -216,7 +216,7 @@ fn wire(
         members,
         node,
         offers,
-        placement: Placement::new(manager.clone(), drains),
+        placement: Placement::new(manager.clone(), drains, config.at_shutdown),
         subnets,
         tokens,
         usage: below.usage,

@@ -3,11 +3,14 @@
 //! otherwise the kernel delivers here what carries an address of this machine, or a broadcast, past
 //! the access rules.
 //!
-//! Two means, since either may be missing. A filter at the interface's ingress (tc-matchall(8),
+//! Three means, since each may be missing. A filter at the interface's ingress (tc-matchall(8),
 //! clsact) drops every frame after packet sockets have had their copy; it needs two modules of the
-//! kernel, and no program. The interface's own settings (ip-sysctl) have the kernel drop sources
-//! that do not lead back to it, which none do, as it has neither address nor route: whatever `all`
-//! says, since the greater of the two counts. They leave broadcasts from 0.0.0.0.
+//! kernel, and no program. Where it cannot be made, a table of nftables does the same
+//! ([`tables`]). The interface's own settings (ip-sysctl) have the kernel drop sources that do not
+//! lead back to it, which none do, as it has neither address nor route: whatever `all` says, since
+//! the greater of the two counts. Alone they leave broadcasts from 0.0.0.0.
+
+mod tables;
 
 use crate::netlink::Netlink;
 use netlink_packet_core::DefaultNla;
@@ -38,7 +41,7 @@ const TC_ACT_SHOT: u32 = 2;
 /// namespace.
 ///
 /// # Errors
-/// The kernel's error where it has no such filters; the settings are made all the same.
+/// nft's error where the kernel has neither filter; the settings are made all the same.
 pub fn keep_apart(ifname: &str) -> io::Result<()> {
     for (family, setting, value) in [
         // It would answer ARP for any address of this machine.
@@ -57,7 +60,29 @@ pub fn keep_apart(ifname: &str) -> io::Result<()> {
             )
         });
     }
-    drop_all(nix::net::if_::if_nametoindex(ifname)?)
+    drop_all(nix::net::if_::if_nametoindex(ifname)?).or_else(|error| {
+        tracing::debug!(
+            ifname,
+            error = %crate::chain(&error),
+            "the kernel has no filter of traffic control for a guest's interface"
+        );
+        drop_by_nftables(ifname)
+    })
+}
+
+/// Drops every frame that comes in by the interface with a table of nftables, for [`keep_apart`] in
+/// a kernel that has no other filter. Must be called in its network namespace.
+///
+/// # Errors
+/// nft's error.
+pub fn drop_by_nftables(ifname: &str) -> io::Result<()> {
+    tables::drop_all(ifname)
+}
+
+/// Removes what [`keep_apart`] made for an interface that is gone and what does not go with it.
+/// Must be called in its network namespace.
+pub fn let_go(ifname: &str) {
+    tables::let_go(ifname);
 }
 
 fn set(file: &str, value: &str) -> io::Result<()> {

@@ -3,7 +3,12 @@
 //! the files that they replace as a whole, but not for logs.
 
 use crate::reserve::{self, directory_of};
-use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{
+    fs, io,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
 
 /// Replaces `path` by `content`, durable on return. A new file gets the `mode`. The caller ensures
 /// that each file has one writer at a time.
@@ -12,7 +17,7 @@ use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 /// The file system's error; the old content stays. On a full disk the [reserve](crate::reserve) is
 /// used up first.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    let temporary = temporary(path);
     let written = reserve::retrying(path, || {
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -32,6 +37,13 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
         return Err(e);
     }
     fs::File::open(directory_of(path))?.sync_all()
+}
+
+/// The name under which a file's new content is written: another one for each file of a directory.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
 }
 
 #[cfg(test)]
@@ -59,9 +71,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kept.json");
         write_atomically(&path, b"old", 0o644).unwrap();
-        fs::create_dir(path.with_extension("new")).unwrap();
+        fs::create_dir(temporary(&path)).unwrap();
         write_atomically(&path, b"new", 0o644).unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn files_that_differ_in_their_extension_are_written_under_two_names() {
+        let [token, switch] = ["dashboard.token", "dashboard.switch"].map(Path::new);
+        assert_ne!(temporary(token), temporary(switch));
+        assert_eq!(temporary(token), Path::new("dashboard.token.new"));
     }
 
     #[test]

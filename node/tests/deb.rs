@@ -249,6 +249,45 @@ impl Drop for Machine {
     }
 }
 
+/// The package's files are there, and systemd can read its units.
+fn has_its_files(machine: &Machine) {
+    for file in [
+        "usr/lib/systemd/system/p2pvm.service",
+        "usr/lib/systemd/system/p2pvm-guests.service",
+        "usr/lib/tmpfiles.d/p2pvm.conf",
+        "usr/share/bash-completion/completions/p2pvm",
+        "usr/share/zsh/vendor-completions/_p2pvm",
+        "usr/share/fish/vendor_completions.d/p2pvm.fish",
+        "usr/share/man/man1/p2pvm.1.gz",
+        "usr/share/man/man1/p2pvm-vm-migrate.1.gz",
+        "usr/share/p2pvm/grafana/p2pvm.json",
+        "etc/p2pvm/node.toml",
+    ] {
+        assert!(machine.tree.join(file).exists(), "{file} is not installed");
+    }
+    for unit in ["p2pvm.service", "p2pvm-guests.service"] {
+        machine.run(&["systemd-analyze", "verify", "--man=no", unit]);
+    }
+}
+
+/// What a shutdown of the machine does with its VM, and its next start.
+fn shuts_down(machine: &Machine, vm: &str, ping: &[&str]) {
+    let guests = "p2pvm-guests.service";
+    machine.until(&["systemctl", "is-active", guests], "active");
+    machine.run(&["systemctl", "restart", "p2pvm"]);
+    machine.until(&["p2pvm", "vm", "list"], "running");
+    assert_eq!(machine.processes().1, vm, "a restart leaves guests running");
+    // Units stop in the order in which they do at a shutdown: the daemon still runs.
+    machine.run(&["systemctl", "stop", guests, "p2pvm.service"]);
+    let is_there = format!("test -d /proc/{vm} && echo there || echo gone");
+    let is_there = machine.run(&["sh", "-c", &is_there]);
+    assert_eq!(is_there.trim(), "gone", "{}", machine.log());
+    machine.run(&["systemctl", "start", "p2pvm"]);
+    machine.until(&["p2pvm", "vm", "list"], "running");
+    machine.until(ping, "1 received");
+    machine.run(&["systemctl", "is-active", guests]);
+}
+
 #[test]
 fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm() {
     for program in [
@@ -297,20 +336,7 @@ fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm() {
             .contains("inactive"),
         "installing starts nothing"
     );
-    for file in [
-        "usr/lib/systemd/system/p2pvm.service",
-        "usr/lib/tmpfiles.d/p2pvm.conf",
-        "usr/share/bash-completion/completions/p2pvm",
-        "usr/share/zsh/vendor-completions/_p2pvm",
-        "usr/share/fish/vendor_completions.d/p2pvm.fish",
-        "usr/share/man/man1/p2pvm.1.gz",
-        "usr/share/man/man1/p2pvm-vm-migrate.1.gz",
-        "usr/share/p2pvm/grafana/p2pvm.json",
-        "etc/p2pvm/node.toml",
-    ] {
-        assert!(tree.join(file).exists(), "{file} is not installed");
-    }
-    machine.run(&["systemd-analyze", "verify", "--man=no", "p2pvm.service"]);
+    has_its_files(&machine);
     assert_eq!(
         fs::metadata(tree.join("var/lib/p2pvm"))
             .unwrap()
@@ -398,6 +424,7 @@ fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm() {
         "an administrator's settings stay"
     );
 
+    shuts_down(&machine, &vm, &ping);
     machine.run(&["p2pvm", "vm", "stop", "web"]);
     machine.run(&["dpkg", "--remove", "p2pvm"]);
     assert_eq!(machine.state(), before, "removal keeps the state");

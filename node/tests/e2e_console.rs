@@ -486,21 +486,8 @@ fn with_the_units_capabilities_guests_run_and_outlive_a_daemons_upgrade() {
     let address = made.address;
     lab.wait_for_guest("a", &address, Duration::from_secs(90))
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
-    let qemu = || {
-        let mut pids: Vec<String> = Vec::new();
-        for entry in walk(&lab.dir("b").unwrap().join("vms")) {
-            if entry.extension().is_some_and(|e| e == "pid") {
-                pids.push(
-                    fs::read_to_string(entry)
-                        .unwrap_or_default()
-                        .trim()
-                        .to_owned(),
-                );
-            }
-        }
-        pids
-    };
-    let before = qemu();
+    let vms = lab.dir("b").unwrap().join("vms");
+    let before = qemu(&vms);
     assert_eq!(before.len(), 1, "one QEMU runs");
     // As systemd restarts it after the package is replaced: SIGTERM to the daemon alone, then the
     // new program.
@@ -518,10 +505,30 @@ fn with_the_units_capabilities_guests_run_and_outlive_a_daemons_upgrade() {
     });
     let vm = lab.vm("b", "web").unwrap();
     assert_eq!((&vm.state, vm.epoch), (&VmStateView::Running, 1), "{vm:?}");
-    assert_eq!(qemu(), before, "the same process runs on");
+    assert_eq!(qemu(&vms), before, "the same process runs on");
+    // As at a shutdown of the machine, and its next start.
+    lab.p2pvm("b", &["vm", "stop", "--for-shutdown"]).unwrap();
+    let vm = lab.vm("b", "web").unwrap();
+    assert_eq!(vm.state, VmStateView::Stopped, "{vm:?}");
+    nix_kill(daemon.id(), "TERM");
+    daemon.wait().unwrap();
+    daemon = start();
+    up();
+    let answers = lab.wait_for_guest("a", &address, Duration::from_secs(90));
+    answers.unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
     nix_kill(daemon.id(), "TERM");
     daemon.wait().unwrap();
     lab.down().unwrap();
+}
+
+/// The process ids of the guests whose files are below a directory.
+fn qemu(vms: &Path) -> Vec<String> {
+    let is_pid = |file: &std::path::PathBuf| file.extension().is_some_and(|e| e == "pid");
+    let files = walk(vms).into_iter().filter(is_pid);
+    files
+        .map(|file| fs::read_to_string(file).unwrap_or_default())
+        .map(|pid| pid.trim().to_owned())
+        .collect()
 }
 
 /// All files below a directory.

@@ -9,6 +9,7 @@
 //! [`names`] resolves host names.
 
 mod address;
+mod admit;
 mod book;
 mod config;
 mod door;

@@ -5,6 +5,7 @@
 //! Service `chunk` of the fabric: requests (which chunks are there, keep this, release it) and
 //! streams (wants one way, chunks the other).
 
+mod custody;
 mod fetch;
 mod plan;
 mod replicas;

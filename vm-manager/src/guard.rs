@@ -1,5 +1,6 @@
 //! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
-//! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`).
+//! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`), and after the
+//! copies of their snapshots (`keepers`).
 //!
 //! This is the crate's top floor: it uses moves and snapshots, and [`crate::host`] does not.
 
@@ -11,6 +12,8 @@ use crate::{
 use std::{path::Path, sync::Arc};
 
 mod adopt;
+mod keeper_log;
+mod keepers;
 mod rounds;
 
 impl Host {
@@ -29,6 +32,7 @@ impl Host {
         host.serve_members();
         Arrivals::serve(&host);
         host.watch_vms();
+        host.watch_keepers();
         host.watch_room();
         Ok(host)
     }

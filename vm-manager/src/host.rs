@@ -99,6 +99,8 @@ pub struct HostOptions {
     pub guard_every: Duration,
     /// How often address leases and records are renewed.
     pub renew_every: Duration,
+    /// How often each member that keeps a snapshot is asked whether it still has all of it.
+    pub ask_keepers_every: Duration,
     /// How long a guest may take to power down before it is killed.
     pub stop_patience: Duration,
 }
@@ -112,6 +114,7 @@ impl Default for HostOptions {
             voters: 3,
             guard_every: Duration::from_secs(20),
             renew_every: Duration::from_secs(20 * 60),
+            ask_keepers_every: Duration::from_secs(24 * 3600),
             stop_patience: Duration::from_secs(30),
         }
     }

@@ -135,6 +135,24 @@ pub trait Vault: Send + Sync + 'static {
         candidates: Vec<MemberId>,
     ) -> Result<watch::Receiver<Copies>, Error>;
 
+    /// How many chunks of a checkpoint that `providers` have `member` lacks; `None` if it does not
+    /// answer.
+    async fn lacking(
+        &self,
+        id: ManifestId,
+        member: MemberId,
+        providers: &[MemberId],
+    ) -> Result<Option<usize>, Error>;
+
+    /// Ends the copy that `member` has of a checkpoint of the VM of `keys`; false if it does not
+    /// answer.
+    async fn release(
+        &self,
+        id: ManifestId,
+        member: MemberId,
+        keys: &KeyPair,
+    ) -> Result<bool, Error>;
+
     /// Removes a checkpoint of the VM of `keys` from this host and, as far as they answer, from the
     /// other `providers`, whichever member had them keep it.
     async fn forget(

@@ -338,6 +338,30 @@ async fn a_new_daemon_takes_its_guest_up_a_rebooted_host_boots_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_stopped_for_a_shutdown_starts_again_with_its_host() {
+    let mut lab = Lab::new(3).await;
+    let vm = lab.vm(0, "web").await;
+    lab.vm(0, "off").await;
+    lab.host(0).stop("off").await.unwrap();
+    let patience = Duration::from_secs(60);
+    lab.host(0).stop_for_now("web", patience).await.unwrap();
+    let state = |lab: &Lab| {
+        lab.host(0)
+            .list()
+            .iter()
+            .map(|vm| vm.state)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(state(&lab), [VmState::Stopped; 2]);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(state(&lab), [VmState::Stopped; 2], "not before");
+    lab.power_off(0);
+    lab.up(0).await;
+    lab.settles_on(vm, &[0], "booted host").await;
+    assert_eq!(state(&lab), [VmState::Stopped, VmState::Running]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_is_one_vms_in_the_whole_network() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;

@@ -94,6 +94,11 @@ impl Drains {
         }
     }
 
+    /// This host's VMs.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
     /// Moves every VM that runs here elsewhere; a VM that stays is reported with the reason. A
     /// second call waits for the first and then moves the rest.
     pub async fn drain(&self, reporter: &Reporter<DrainItem>) -> Outcome<DrainAnswer> {

@@ -17,6 +17,7 @@ type Shared = State<Arc<Placement>>;
 pub(crate) fn routes(placement: Arc<Placement>) -> Router {
     Router::new()
         .route("/drain", post(drain).delete(stop_draining))
+        .route("/shutdown", post(shut_down))
         .route("/decisions", get(decisions))
         .with_state(placement)
 }
@@ -29,6 +30,10 @@ async fn drain(State(placement): Shared) -> Response {
     streamed(move |reporter| async move { placement.drain(&reporter).await })
 }
 
+async fn shut_down(State(placement): Shared) -> Response {
+    streamed(move |reporter| async move { placement.for_shutdown(&reporter).await })
+}
+
 async fn stop_draining(State(placement): Shared) -> Json<DrainStopping> {
     Json(placement.stop_draining())
 }
@@ -37,7 +42,7 @@ async fn stop_draining(State(placement): Shared) -> Json<DrainStopping> {
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, delete, get, post};
-    use p2pvm_api::{DrainAnswer, DrainItem, Line};
+    use p2pvm_api::{DrainAnswer, DrainItem, Line, ShutdownAnswer};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_host_without_vms_is_drained_at_once() {
@@ -51,6 +56,16 @@ mod tests {
             .await
             .lines::<DrainAnswer, DrainItem>();
         assert_eq!(lines, [Line::Done(DrainAnswer::default())]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_without_guests_may_shut_down_at_once() {
+        let alone = Alone::start().await;
+        let routes = routes(alone.services.placement.clone());
+        let lines = post(routes, "/shutdown", &())
+            .await
+            .lines::<ShutdownAnswer, DrainItem>();
+        assert_eq!(lines.last(), Some(&Line::Done(ShutdownAnswer::default())));
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,12 @@
-//! The placement of VMs for the control API: decisions, and draining this host.
+//! The placement of VMs for the control API: decisions, draining this host, and its shutdown.
 
-use super::{drain::Drains, manager::Manager};
-use crate::http::report::Reporter;
-use p2pvm_api::{Decided, DrainAnswer, DrainItem, DrainStopping, Outcome};
+use super::{
+    drain::Drains,
+    manager::Manager,
+    shutdown::{Ended, MOVE_LIMIT, end_all},
+};
+use crate::{config::AtShutdown, http::report::Reporter};
+use p2pvm_api::{Decided, DrainAnswer, DrainItem, DrainStopping, Outcome, ShutdownAnswer};
 use std::sync::Arc;
 
 /// How many decisions of all VMs are shown.
@@ -12,11 +16,20 @@ const DECISIONS: usize = 32;
 pub(crate) struct Placement {
     manager: Arc<Manager>,
     drains: Arc<Drains>,
+    at_shutdown: AtShutdown,
 }
 
 impl Placement {
-    pub(crate) fn new(manager: Arc<Manager>, drains: Arc<Drains>) -> Arc<Self> {
-        Arc::new(Self { manager, drains })
+    pub(crate) fn new(
+        manager: Arc<Manager>,
+        drains: Arc<Drains>,
+        at_shutdown: AtShutdown,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            manager,
+            drains,
+            at_shutdown,
+        })
     }
 
     /// The last decisions of the autonomic manager here.
@@ -27,6 +40,34 @@ impl Placement {
     /// Moves every VM that runs here elsewhere.
     pub async fn drain(&self, reporter: &Reporter<DrainItem>) -> Outcome<DrainAnswer> {
         self.drains.drain(reporter).await
+    }
+
+    /// Has no guest run here any more, because this host shuts down.
+    pub async fn for_shutdown(&self, reporter: &Reporter<DrainItem>) -> Outcome<ShutdownAnswer> {
+        self.manager.accept(false);
+        let mut moved = Vec::new();
+        if self.at_shutdown == AtShutdown::Move {
+            reporter.phase("moving");
+            match tokio::time::timeout(MOVE_LIMIT, self.drains.drain(reporter)).await {
+                Ok(drained) => moved = drained?.moved,
+                Err(_) => {
+                    self.drains.stop();
+                }
+            }
+        }
+        reporter.phase("powering down");
+        let Ended { stopped, stayed } = end_all(self.drains.host()).await;
+        tracing::info!(
+            moved = moved.len(),
+            stopped = stopped.len(),
+            stayed = stayed.len(),
+            "this host shuts down: its guests have moved or ended"
+        );
+        Ok(ShutdownAnswer {
+            moved,
+            stopped,
+            stayed,
+        })
     }
 
     /// Starts no more moves of a drain.

@@ -4,13 +4,13 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    vm_args::{Create, Migrate, Restore, Snapshot, Vm},
+    vm_args::{Create, Migrate, Restore, Snapshot, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Doing, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReachState,
-    ReachView, RestoreVm, SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmStateView,
-    VmView, client::Event, vm_path,
+    ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
+    ReachState, ReachView, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm, Sorted, VmDeleted,
+    VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
 use serde::{
     Serialize,
@@ -26,8 +26,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
     match command {
         Vm::Create(a) => create(context, a).await,
         Vm::Start(a) => operate(context, &a.name, "start", "starting", &()).await,
-        Vm::Stop(a) if a.force => operate(context, &a.name, "stop?force=true", "ending", &()).await,
-        Vm::Stop(a) => operate(context, &a.name, "stop", "stopping", &()).await,
+        Vm::Stop(a) => stop(context, a).await,
         Vm::List => list(context).await,
         Vm::Show(a) => show(context, &a.name).await,
         Vm::Console(a) => console(context, &a.name).await,
@@ -79,6 +78,40 @@ async fn operate(
     )
     .await?;
     report(context, &Sorted(&vm), || println!("{name} is {}", vm.state))
+}
+
+async fn stop(context: &Context, a: Stop) -> Outcome<()> {
+    match (a.name, a.force) {
+        (Some(name), true) => operate(context, &name, "stop?force=true", "ending", &()).await,
+        (Some(name), false) => operate(context, &name, "stop", "stopping", &()).await,
+        (None, _) => for_shutdown(context).await,
+    }
+}
+
+/// Has no guest run on this host any more.
+async fn for_shutdown(context: &Context) -> Outcome<()> {
+    let what = "ending the guests".to_owned();
+    let done: ShutdownAnswer = follow(context, "/shutdown", what, &()).await?;
+    report(context, &Sorted(&done), || {
+        for vm in &done.moved {
+            println!("{} runs on {}", vm.name, vm.host);
+        }
+        for name in &done.stopped {
+            println!("{name} is stopped until this host starts again");
+        }
+    })?;
+    match done.stayed.first() {
+        None => Ok(()),
+        Some(first) => Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "{} guests still run; {}: {}",
+                done.stayed.len(),
+                first.name,
+                first.why
+            ),
+        )),
+    }
 }
 
 async fn create(context: &Context, a: Create) -> Outcome<()> {

@@ -26,7 +26,8 @@ pub enum Vm {
     /// Ask a VM's guest to shut down; end it after 30 s
     #[command(
         after_help = "Examples:\n  p2pvm vm stop web\n  p2pvm vm stop web --force   # at once, \
-            like pulling the plug"
+            like pulling the plug\n  p2pvm vm stop --for-shutdown   # all, as at a shutdown \
+            of this machine"
     )]
     Stop(Stop),
     /// List the network's VMs
@@ -85,10 +86,15 @@ pub struct Create {
 #[derive(Args)]
 pub struct Stop {
     /// The VM
-    pub name: String,
+    #[arg(required_unless_present = "for_shutdown")]
+    pub name: Option<String>,
     /// End the guest at once instead of asking it: data not yet written to its disk is lost
     #[arg(long)]
     pub force: bool,
+    /// Every guest of this host, because it shuts down: they power down, or move away first with
+    /// at_shutdown = "move" in node.toml, and boot again with the host
+    #[arg(long, conflicts_with_all = ["name", "force"])]
+    pub for_shutdown: bool,
 }
 
 /// Arguments of `vm delete`.

@@ -6,9 +6,12 @@
 //! neither ever uses it while the other still refuses. A new member is admitted on its first
 //! connection and uses that one from then on.
 
-use super::wire::{
-    AdmitRequest, ByClock, Contact, Gossip, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES,
-    MAX_REPLY_BYTES, Presentation, Reply, read_bytes, read_value, write_value,
+use super::{
+    admit::{JoinRequest, SignedAdmit},
+    wire::{
+        AdmitRequest, ByClock, Contact, Gossip, Hello, MAX_BY_CLOCK_BYTES, MAX_HELLO_BYTES,
+        MAX_REPLY_BYTES, Presentation, Reply, read_bytes, read_value, write_value,
+    },
 };
 use crate::{
     id::{MemberId, UnixTime},
@@ -22,7 +25,10 @@ use async_trait::async_trait;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
@@ -110,7 +116,7 @@ pub trait DoorBackend: Send + Sync + 'static {
     async fn pass_on(
         &self,
         joiner: MemberId,
-        request: &AdmitRequest,
+        request: &JoinRequest,
     ) -> Result<Certificate, Refusal>;
 }
 
@@ -120,12 +126,13 @@ pub struct Door {
     pub network: NetworkConfig,
     pub trust: Arc<Trust>,
     contact: ArcSwapOption<Contact>,
-    joining: Option<AdmitRequest>,
+    joining: Option<SignedAdmit>,
     issuer_key: Option<KeyPair>,
     identity: Option<Arc<Identity>>,
     admission: ArcSwap<Option<Arc<dyn Admission>>>,
     backend: std::sync::OnceLock<Arc<dyn DoorBackend>>,
     admissions: Semaphore,
+    is_of_the_first_release: AtomicBool,
 }
 
 impl Door {
@@ -149,6 +156,7 @@ impl Door {
             admission: ArcSwap::from_pointee(Some(admission)),
             backend: std::sync::OnceLock::new(),
             admissions: Semaphore::new(ADMISSIONS_AT_ONCE),
+            is_of_the_first_release: AtomicBool::new(false),
         }
     }
 
@@ -157,7 +165,7 @@ impl Door {
         me: MemberId,
         network: NetworkConfig,
         trust: Arc<Trust>,
-        request: AdmitRequest,
+        request: SignedAdmit,
     ) -> Self {
         Self {
             me,
@@ -170,7 +178,24 @@ impl Door {
             admission: ArcSwap::from_pointee(None),
             backend: std::sync::OnceLock::new(),
             admissions: Semaphore::new(0),
+            is_of_the_first_release: AtomicBool::new(false),
         }
+    }
+
+    /// Whether this node asks to become a member.
+    pub fn is_joining(&self) -> bool {
+        self.joining.is_some()
+    }
+
+    /// Whether this node speaks what members of the first release do not; a test may have it not
+    /// to.
+    pub fn is_current(&self) -> bool {
+        !self.is_of_the_first_release.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub fn be_of_the_first_release(&self) {
+        self.is_of_the_first_release.store(true, Ordering::Relaxed);
     }
 
     /// Sets the control host that answers for the known members.
@@ -233,15 +258,17 @@ impl Door {
         })
     }
 
-    /// The dialler's part.
+    /// The dialler's part. A joiner signs its request where the other `reads_signed`.
     pub async fn knock(
         &self,
         peer: MemberId,
+        reads_signed: bool,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> Result<ProvedPeer, DoorError> {
         let hello = match (self.presentation(), &self.joining) {
             (Some(own), _) => Hello::Prove(own),
-            (None, Some(request)) => Hello::Admit(Box::new(request.clone())),
+            (None, Some(signed)) if reads_signed => Hello::AdmitSigned(Box::new(signed.clone())),
+            (None, Some(signed)) => Hello::Admit(Box::new(signed.request.clone())),
             (None, None) => return Err(DoorError::Refused(Refusal::NotAnInvite)),
         };
         let started = Instant::now();
@@ -301,7 +328,7 @@ impl Door {
         };
         self.joining
             .as_ref()
-            .is_some_and(is_it)
+            .is_some_and(|signed| is_it(&signed.request))
             .then_some(())
             .ok_or(Refusal::Tampered)
     }
@@ -313,20 +340,7 @@ impl Door {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> Result<ProvedPeer, DoorError> {
         let hello = read_value(stream, MAX_HELLO_BYTES).await?;
-        // A refusal may rest on the revocation of the other or of one that it depends on.
-        let mut concerned = vec![peer];
-        match &hello {
-            Hello::Prove(shown) => {
-                let certificate = &shown.contact.certificate;
-                concerned.extend(
-                    certificate
-                        .delegate()
-                        .into_iter()
-                        .chain(certificate.groups().copied_from()),
-                );
-            }
-            Hello::Admit(request) => concerned.extend(request.invite.terms().groups.copied_from()),
-        }
+        let concerned = concerned(peer, &hello);
         let verdict = match hello {
             Hello::Prove(shown) => match self.presentation() {
                 Some(own) => self
@@ -334,7 +348,8 @@ impl Door {
                     .map(|proved| (proved, Reply::Welcome(own))),
                 None => Err(Refusal::CannotAdmit),
             },
-            Hello::Admit(request) => self.welcome(peer, *request).await,
+            Hello::Admit(request) => self.welcome(peer, JoinRequest::Unsigned(*request)).await,
+            Hello::AdmitSigned(signed) => self.welcome(peer, JoinRequest::Signed(*signed)).await,
         };
         match verdict {
             Ok((mut proved, reply)) => {
@@ -381,8 +396,9 @@ impl Door {
     async fn welcome(
         &self,
         joiner: MemberId,
-        request: AdmitRequest,
+        request: JoinRequest,
     ) -> Result<(ProvedPeer, Reply), Refusal> {
+        request.verify(joiner)?;
         let _permit = self
             .admissions
             .try_acquire()
@@ -433,11 +449,12 @@ impl Door {
     async fn certify_or_pass_on(
         &self,
         joiner: MemberId,
-        request: &AdmitRequest,
+        request: &JoinRequest,
     ) -> Result<Certificate, Refusal> {
         // Judged here too: a request without a chance is refused without asking other members.
-        self.trust.check_invite(&request.invite, UnixTime::now())?;
-        match self.certify(joiner, request).await {
+        let asked = request.request();
+        self.trust.check_invite(&asked.invite, UnixTime::now())?;
+        match self.certify(joiner, asked).await {
             Err(Refusal::CannotAdmit) => {
                 self.backend
                     .get()
@@ -497,4 +514,22 @@ impl Door {
             .await?;
         Ok(certificate)
     }
+}
+
+/// The members whose revocation may be the reason for a refusal: the other, and those it depends
+/// on.
+fn concerned(peer: MemberId, hello: &Hello) -> Vec<MemberId> {
+    let mut all = vec![peer];
+    match hello {
+        Hello::Prove(shown) => {
+            let certificate = &shown.contact.certificate;
+            all.extend(certificate.delegate());
+            all.extend(certificate.groups().copied_from());
+        }
+        Hello::Admit(request) => all.extend(request.invite.terms().groups.copied_from()),
+        Hello::AdmitSigned(signed) => {
+            all.extend(signed.request.invite.terms().groups.copied_from());
+        }
+    }
+    all
 }

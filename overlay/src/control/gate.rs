@@ -9,7 +9,7 @@ use super::{
     address::member_of,
     door::{Door, DoorError, ProvedPeer},
     inbound::Inbound,
-    wire::MEMBER_PROTOCOL,
+    wire::{MEMBER_PROTOCOL, MEMBER_PROTOCOL_SIGNED},
 };
 use futures::{FutureExt, future::BoxFuture};
 use libp2p::{
@@ -43,6 +43,15 @@ use std::{
 /// How long before a connection without proof is closed. Reason: an admission may ask other
 /// members.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A version of the proof's protocol. A dialler proposes one at a time, which costs no round trip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProofVersion {
+    /// Members prove themselves by it; every release reads it.
+    First,
+    /// A joiner signs its request. Members of the first release do not offer it.
+    Signed,
+}
 
 /// An event of a [`Gated`] behaviour.
 #[derive(Debug)]
@@ -85,6 +94,10 @@ impl<B: NetworkBehaviour> Gated<B> {
         peer: PeerId,
         knocks: bool,
     ) -> GatedHandler<B::ConnectionHandler> {
+        let version = match self.door.is_joining() {
+            true => ProofVersion::Signed,
+            false => ProofVersion::First,
+        };
         GatedHandler {
             inner,
             door: self.door.clone(),
@@ -92,6 +105,7 @@ impl<B: NetworkBehaviour> Gated<B> {
             open: false,
             knock_due: knocks,
             knocks,
+            version,
             exchange: None,
             timeout: Box::pin(tokio::time::sleep(PROOF_TIMEOUT)),
             failed: false,
@@ -232,6 +246,8 @@ pub struct GatedHandler<H> {
     open: bool,
     knocks: bool,
     knock_due: bool,
+    /// By which version this end knocks.
+    version: ProofVersion,
     exchange: Option<BoxFuture<'static, Result<ProvedPeer, DoorError>>>,
     timeout: Pin<Box<tokio::time::Sleep>>,
     failed: bool,
@@ -244,12 +260,13 @@ impl<H> GatedHandler<H> {
             return;
         }
         let (door, peer, knocks) = (self.door.clone(), self.peer, self.knocks);
+        let reads_signed = self.version == ProofVersion::Signed;
         self.exchange = Some(
             async move {
                 let peer = member_of(&peer)
                     .ok_or_else(|| io::Error::other("the peer's key is not ed25519"))?;
                 if knocks {
-                    door.knock(peer, &mut stream).await
+                    door.knock(peer, reads_signed, &mut stream).await
                 } else {
                     door.answer(peer, &mut stream).await
                 }
@@ -276,10 +293,10 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
         if self.open {
             self.inner
                 .listen_protocol()
-                .map_upgrade(|u| GateInbound(Some(u)))
+                .map_upgrade(GateInbound::open)
                 .map_info(Some)
         } else {
-            SubstreamProtocol::new(GateInbound(None), None)
+            SubstreamProtocol::new(GateInbound::closed(&self.door), None)
         }
     }
 
@@ -297,7 +314,7 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
     ) -> Poll<ConnectionHandlerEvent<Out<H>, OutInfo<H>, Self::ToBehaviour>> {
         if !self.open && !self.failed {
             if std::mem::take(&mut self.knock_due) {
-                let protocol = SubstreamProtocol::new(GateOutbound::Member, None);
+                let protocol = SubstreamProtocol::new(GateOutbound::Member(self.version), None);
                 return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
             }
             let outcome = match self.exchange.as_mut().map(|e| e.poll_unpin(cx)) {
@@ -311,6 +328,15 @@ impl<H: ConnectionHandler> ConnectionHandler for GatedHandler<H> {
             };
             let event = match outcome {
                 None => return Poll::Pending,
+                // The other may be of the first release: what it says to the name of a protocol
+                // that it does not know breaks the stream.
+                Some(Err(DoorError::Io(_))) if self.version == ProofVersion::Signed => {
+                    self.version = ProofVersion::First;
+                    self.exchange = None;
+                    let protocol = SubstreamProtocol::new(GateOutbound::Member(self.version), None);
+                    let request = ConnectionHandlerEvent::OutboundSubstreamRequest { protocol };
+                    return Poll::Ready(request);
+                }
                 Some(Ok(proved)) => {
                     self.open = true;
                     FromHandler::Proved(Box::new(proved))
@@ -431,14 +457,15 @@ fn inner_error<E>(error: StreamUpgradeError<Option<E>>) -> StreamUpgradeError<E>
 /// A protocol's name, the gate's or an inner one.
 #[derive(Clone)]
 pub enum Name<N> {
-    Member,
+    Member(ProofVersion),
     Inner(N),
 }
 
 impl<N: AsRef<str>> AsRef<str> for Name<N> {
     fn as_ref(&self) -> &str {
         match self {
-            Self::Member => MEMBER_PROTOCOL,
+            Self::Member(ProofVersion::First) => MEMBER_PROTOCOL,
+            Self::Member(ProofVersion::Signed) => MEMBER_PROTOCOL_SIGNED,
             Self::Inner(name) => name.as_ref(),
         }
     }
@@ -452,18 +479,41 @@ pub enum GateStream<M, I> {
 }
 
 /// What is offered to inbound streams: the proof always, the rest once the gate is open.
-pub struct GateInbound<U>(Option<U>);
+pub struct GateInbound<U> {
+    inner: Option<U>,
+    reads_signed: bool,
+}
+
+impl<U> GateInbound<U> {
+    /// Before the proof.
+    fn closed(door: &Door) -> Self {
+        Self {
+            inner: None,
+            reads_signed: door.is_current(),
+        }
+    }
+
+    /// After it.
+    fn open(inner: U) -> Self {
+        Self {
+            inner: Some(inner),
+            reads_signed: false,
+        }
+    }
+}
 
 impl<U: UpgradeInfoSend> UpgradeInfo for GateInbound<U> {
     type Info = Name<U::Info>;
     type InfoIter = Vec<Self::Info>;
     fn protocol_info(&self) -> Self::InfoIter {
         let inner = self
-            .0
+            .inner
             .iter()
             .flat_map(|u| u.protocol_info())
             .map(Name::Inner);
-        std::iter::once(Name::Member).chain(inner).collect()
+        let signed = self.reads_signed.then_some(ProofVersion::Signed);
+        let versions = std::iter::once(ProofVersion::First).chain(signed);
+        versions.map(Name::Member).chain(inner).collect()
     }
 }
 
@@ -477,7 +527,7 @@ impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
         BoxFuture<'static, Outcome<U::Output, U::Error>>,
     >;
     fn upgrade_inbound(self, stream: Stream, name: Self::Info) -> Self::Future {
-        match (self.0, name) {
+        match (self.inner, name) {
             (Some(inner), Name::Inner(name)) => inner
                 .upgrade_inbound(stream, name)
                 .map(|r| r.map(GateStream::Inner).map_err(GateStream::Inner))
@@ -491,7 +541,7 @@ impl<U: InboundUpgradeSend> InboundUpgrade<Stream> for GateInbound<U> {
 
 /// The purpose of an outbound stream.
 pub enum GateOutbound<U> {
-    Member,
+    Member(ProofVersion),
     Inner(U),
 }
 
@@ -500,7 +550,7 @@ impl<U: UpgradeInfoSend> UpgradeInfo for GateOutbound<U> {
     type InfoIter = Vec<Self::Info>;
     fn protocol_info(&self) -> Self::InfoIter {
         match self {
-            Self::Member => vec![Name::Member],
+            Self::Member(version) => vec![Name::Member(*version)],
             Self::Inner(inner) => inner.protocol_info().map(Name::Inner).collect(),
         }
     }

@@ -6,6 +6,7 @@
 
 use super::{
     address::{dials, ip_of, member_of},
+    admit::SignedAdmit,
     door::{ADMISSION_TIMEOUT, AdmissionAnswer, Door, DoorError},
     gate::GateEvent,
     host,
@@ -160,7 +161,7 @@ async fn knock(
         identity.member_id(),
         invite.network().clone(),
         trust,
-        request,
+        SignedAdmit::sign(identity.keys(), request),
     ));
     let key = host::keypair(identity).map_err(|e| JoinError::Host(e.into()))?;
     let (incoming, _none) = mpsc::channel(1);

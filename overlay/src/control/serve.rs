@@ -6,12 +6,13 @@
 //! [`Serve::is_vital`]: crate::fabric::Serve::is_vital
 
 use super::{
+    admit::SignedAdmit,
     requests::{KIND_CALL, KIND_STREAM},
     shared::{Command, Shared},
     wire::{
-        ADMIT_SERVICE, AdmitRequest, CONTACTS_SERVICE, GOSSIP_SERVICE, NEAREST_SERVICE,
-        PART_SERVICE, PROBE_SERVICE, Status, decode, invalid, read_body, read_header, read_length,
-        write_bytes,
+        ADMIT_SERVICE, ADMIT_SIGNED_SERVICE, AdmitRequest, CONTACTS_SERVICE, GOSSIP_SERVICE,
+        NEAREST_SERVICE, PART_SERVICE, PROBE_SERVICE, REVOCATIONS_SERVICE, Status, decode, invalid,
+        read_body, read_header, read_length, write_bytes,
     },
 };
 use crate::{
@@ -239,6 +240,23 @@ impl Shared {
                     let decision = self.door.certify(joiner, &request).await;
                     postcard::to_stdvec(&decision).map_err(|e| e.to_string())
                 }
+                Err(e) => Err(unreadable(e)),
+            }),
+            ADMIT_SIGNED_SERVICE if self.door.is_current() => {
+                Some(match decode::<(MemberId, SignedAdmit)>(&body) {
+                    Ok((joiner, signed)) => {
+                        let decision = match signed.verify(joiner) {
+                            Ok(()) => self.door.certify(joiner, &signed.request).await,
+                            Err(refusal) => Err(refusal),
+                        };
+                        postcard::to_stdvec(&decision).map_err(|e| e.to_string())
+                    }
+                    Err(e) => Err(unreadable(e)),
+                })
+            }
+            REVOCATIONS_SERVICE if self.door.is_current() => Some(match decode(&body) {
+                Ok(theirs) => postcard::to_stdvec(&self.door.trust.differing(&theirs))
+                    .map_err(|e| e.to_string()),
                 Err(e) => Err(unreadable(e)),
             }),
             NEAREST_SERVICE => Some(match decode::<RingAddr>(&body) {

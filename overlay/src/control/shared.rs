@@ -4,14 +4,15 @@
 use super::{
     ControlEvent, PeerStatus,
     address::is_usable,
+    admit::JoinRequest,
     book::Book,
     door::{Door, DoorBackend},
     find::LookupCache,
     streams::Waiter,
-    wire::{ADMIT_SERVICE, AdmitRequest, Contact, Gossip, decode},
+    wire::{ADMIT_SERVICE, ADMIT_SIGNED_SERVICE, Contact, Gossip, decode},
 };
 use crate::{
-    fabric::{BoxStream, Life, Serve},
+    fabric::{BoxStream, FabricError, Life, Serve},
     id::{MemberId, RingAddr},
     identity::LinkKey,
     lookup::{Density, NAMED},
@@ -28,6 +29,9 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// How long a member that may admit may take to decide on a request passed on to it.
+const ISSUER_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A command for the driver.
 pub enum Command {
@@ -246,6 +250,31 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Asks a member that may admit; one of the first release reads unsigned requests only.
+    async fn ask_issuer(
+        &self,
+        issuer: MemberId,
+        joiner: MemberId,
+        asked: &JoinRequest,
+    ) -> Result<Vec<u8>, FabricError> {
+        let encode = |bytes: postcard::Result<Vec<u8>>| {
+            bytes.map_err(|e| FabricError::Refused(issuer, e.to_string()))
+        };
+        if let JoinRequest::Signed(signed) = asked {
+            let body = encode(postcard::to_stdvec(&(joiner, signed)))?;
+            let answer = self
+                .call(issuer, ADMIT_SIGNED_SERVICE, body, ISSUER_TIMEOUT)
+                .await;
+            if !matches!(answer, Err(FabricError::NoSuchService(..))) {
+                return answer;
+            }
+        }
+        let body = encode(postcard::to_stdvec(&(joiner, asked.request())))?;
+        self.call(issuer, ADMIT_SERVICE, body, ISSUER_TIMEOUT).await
+    }
+}
+
 #[async_trait]
 impl DoorBackend for Shared {
     fn contacts(&self, newcomer: MemberId) -> Vec<Contact> {
@@ -260,10 +289,8 @@ impl DoorBackend for Shared {
     async fn pass_on(
         &self,
         joiner: MemberId,
-        request: &AdmitRequest,
+        request: &JoinRequest,
     ) -> Result<Certificate, Refusal> {
-        let body = postcard::to_stdvec(&(joiner, request))
-            .map_err(|e| Refusal::Undecided(e.to_string()))?;
         let may_admit = |m: &MemberId| self.certificate(*m).is_some_and(|c| c.rights().admit);
         let mut verdict = Refusal::CannotAdmit;
         let mut issuers = self.connected();
@@ -278,10 +305,7 @@ impl DoorBackend for Shared {
             issuers.extend(others);
         }
         for issuer in issuers.into_iter().filter(may_admit) {
-            match self
-                .call(issuer, ADMIT_SERVICE, body.clone(), Duration::from_secs(6))
-                .await
-            {
+            match self.ask_issuer(issuer, joiner, request).await {
                 Ok(answer) => match decode::<Result<Certificate, Refusal>>(&answer) {
                     Ok(Err(Refusal::CannotAdmit)) | Err(_) => {}
                     Ok(decided) => return decided,

@@ -5,6 +5,7 @@ mod joining;
 mod large;
 mod leaving;
 mod nat;
+mod revocations;
 mod stranger;
 
 use super::*;

@@ -1,6 +1,7 @@
 //! The messages on the control plane's streams, and their framing: a length in four bytes, big
 //! endian, then postcard. Every read is bounded before it allocates.
 
+use super::admit::SignedAdmit;
 use crate::{
     id::{MemberId, UnixTime},
     identity::{Identity, KeyPair, LinkKey, Signature, verify},
@@ -12,12 +13,19 @@ use std::io;
 
 /// The only protocol served before membership is proved.
 pub const MEMBER_PROTOCOL: &str = "/p2pvm/member/1";
+/// The same, with [`Hello::AdmitSigned`] besides.
+pub const MEMBER_PROTOCOL_SIGNED: &str = "/p2pvm/member/2";
 /// Requests and streams between proved members.
 pub const STREAM_PROTOCOL: &str = "/p2pvm/stream/1";
 /// The service by which members exchange contacts and revocations.
 pub const GOSSIP_SERVICE: &str = "~gossip";
 /// The service by which a member that cannot admit passes a request on to one that can.
 pub const ADMIT_SERVICE: &str = "~admit";
+/// As [`ADMIT_SERVICE`], for a request that its joiner signed.
+pub const ADMIT_SIGNED_SERVICE: &str = "~admit2";
+/// The service that tells which revocations a member knows, by a digest of those of another. The
+/// first release does not offer it.
+pub const REVOCATIONS_SERVICE: &str = "~revoked";
 /// The service that names the members nearest to a place that a member knows, with the `seq` of
 /// their contacts. Reason: that takes a tenth of the contacts themselves, most of which the asker
 /// has.
@@ -149,6 +157,8 @@ pub enum Hello {
     Prove(Box<Presentation>),
     /// "I want to become one."
     Admit(Box<AdmitRequest>),
+    /// The same, signed: by [`MEMBER_PROTOCOL_SIGNED`] only.
+    AdmitSigned(Box<SignedAdmit>),
 }
 
 /// The listener's answer.

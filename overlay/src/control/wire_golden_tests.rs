@@ -8,9 +8,12 @@ use crate::{
     },
     golden::{self, Golden, variants},
     id::RingAddr,
-    membership::golden_tests::{
-        certificate, delegate, invite, member_keys, network, plain, read_plain, refusals,
-        revocation,
+    membership::{
+        DifferingRevocations, RevocationDigests,
+        golden_tests::{
+            certificate, delegate, invite, member_keys, network, plain, read_plain, refusals,
+            revocation,
+        },
     },
 };
 use futures::executor::block_on;
@@ -50,6 +53,10 @@ fn request() -> AdmitRequest {
     }
 }
 
+fn signed() -> SignedAdmit {
+    SignedAdmit::sign(&member_keys(), request())
+}
+
 fn statuses() -> Vec<(&'static str, Status)> {
     variants! {
         Status::Ok => { "status.ok": Status::Ok }
@@ -66,6 +73,9 @@ fn members_of_the_previous_version_read_every_message_at_the_door() {
         let hellos = variants! {
             Hello::Prove(_) => { "hello.prove": Hello::Prove(presentation()) }
             Hello::Admit(_) => { "hello.admit": Hello::Admit(Box::new(request())) }
+            Hello::AdmitSigned(_) => {
+                "hello.admit-signed": Hello::AdmitSigned(Box::new(signed()))
+            }
         };
         golden.messages(hellos, plain, read);
         let replies = variants! {
@@ -104,12 +114,16 @@ fn members_of_the_previous_version_read_every_message_between_members() {
         };
         golden.message("gossip", &gossip, plain, read);
         golden.message("admit", &(MemberId([4; 32]), request()), plain, read);
+        golden.message("admit-signed", &(MemberId([4; 32]), signed()), plain, read);
         let decided: Result<Certificate, Refusal> = Ok(delegate());
         golden.message("admit.admitted", &decided, plain, read);
         for (name, refusal) in refusals() {
             let decided: Result<Certificate, Refusal> = Err(refusal);
             golden.message(&format!("admit.{name}"), &decided, plain, read);
         }
+        golden.message("revocations", &RevocationDigests::sample(), plain, read);
+        let differing = DifferingRevocations::sample();
+        golden.message("revocations.answer", &differing, plain, read);
         golden.message("nearest", &RingAddr([5; 32]), plain, read_plain);
         let named = vec![(MemberId([4; 32]), 7_u64), (MemberId([5; 32]), 300)];
         golden.message("nearest.answer", &named, plain, read);
@@ -149,9 +163,12 @@ fn streams(golden: &mut Golden) {
     );
     let names = [
         ("protocol.member", MEMBER_PROTOCOL),
+        ("protocol.member-signed", MEMBER_PROTOCOL_SIGNED),
         ("protocol.stream", STREAM_PROTOCOL),
         ("service.gossip", GOSSIP_SERVICE),
         ("service.admit", ADMIT_SERVICE),
+        ("service.admit-signed", ADMIT_SIGNED_SERVICE),
+        ("service.revocations", REVOCATIONS_SERVICE),
         ("service.nearest", NEAREST_SERVICE),
         ("service.contacts", CONTACTS_SERVICE),
         ("service.part", PART_SERVICE),

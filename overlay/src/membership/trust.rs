@@ -6,7 +6,10 @@
 //! of the delegate, with which all of its own fall. What a delegate signs beyond its share is
 //! dropped by each member as it comes: displacing others would bring back members they expelled.
 
+mod difference;
 mod file;
+
+pub use difference::{DifferingRevocations, RevocationDigests};
 
 use super::{Certificate, Invite, Refusal, Revocation, Target};
 use crate::{

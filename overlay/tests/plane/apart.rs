@@ -130,7 +130,8 @@ async fn the_hosts_own_stack_hears_nothing_of_a_guest() {
         epoch: Epoch(1),
     };
     within(&a.namespace, || a.plane.attach_port(port)).expect("the port opens");
-    // Nor what a guest without an address says to all, where the kernel has filters.
+    // Nor what a guest without an address says to all, where the kernel has a filter of either
+    // kind.
     let has_filters = within(&a.namespace, || p2pvm_overlay::keep_apart("tap9")).is_ok();
     let unaddressed = datagram(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
     tokio::task::block_in_place(|| {
@@ -166,10 +167,37 @@ async fn without_filters_the_interfaces_settings_keep_a_guest_from_the_hosts_sta
     tokio::task::block_in_place(|| {
         assert!(hears(&a, &tap, &datagram(GUEST, overlay)));
         // As in a kernel that has none: where it has, they are taken away again.
-        if within(&a.namespace, || p2pvm_overlay::keep_apart("tap9")).is_ok() {
-            assert!(a.exec("tc qdisc del dev tap9 clsact").status.success());
-        }
+        let _ = within(&a.namespace, || p2pvm_overlay::keep_apart("tap9"));
+        a.exec("tc qdisc del dev tap9 clsact");
+        a.exec("nft delete table netdev p2pvm_guest_tap9");
         assert!(!hears(&a, &tap, &datagram(GUEST, overlay)));
         assert!(!hears(&a, &tap, &datagram(GUEST, Ipv4Addr::BROADCAST)));
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_traffic_control_nftables_keeps_a_guest_from_the_hosts_stack() {
+    let mut world = World::new(Duration::from_millis(1));
+    let a = world.host(Nat::None);
+    let tap = tap(&a, "tap9");
+    if !a.exec("nft add table netdev test").status.success() {
+        return eprintln!("skipped: this kernel has no nftables either");
+    }
+    let unaddressed = datagram(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
+    tokio::task::block_in_place(|| {
+        assert!(hears(&a, &tap, &unaddressed), "a bare TAP is heard");
+        for _ in 0..2 {
+            within(&a.namespace, || p2pvm_host::apart::drop_by_nftables("tap9")).expect("a table");
+        }
+        assert!(!hears(&a, &tap, &unaddressed));
+    });
+    let there = "nft list table netdev p2pvm_guest_tap9";
+    within(&a.namespace, || p2pvm_host::apart::let_go("tap9"));
+    assert!(a.exec(there).status.success(), "the interface is there");
+    drop(tap);
+    within(&a.namespace, || p2pvm_host::apart::let_go("tap9"));
+    assert!(
+        !a.exec(there).status.success(),
+        "it goes with the interface"
+    );
 }

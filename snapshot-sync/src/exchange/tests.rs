@@ -313,6 +313,29 @@ async fn has_is_answered_in_the_order_of_the_ids() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_keeper_that_lost_a_chunk_says_so() {
+    let net = MemoryNet::new(NEAR);
+    let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));
+    let (file, _hold) = a.file(0..10);
+    let pushed = a.exchange.push(file, "web@one", id(2), &quiet()).await;
+    pushed.unwrap();
+    let lacking = async || a.exchange.lacking(file, id(2), &[id(2)]).await;
+    assert_eq!(lacking().await.unwrap(), 0);
+    let lost = ChunkId::of(&random(7));
+    let chunks = b.dir.path().join("chunks");
+    let shard = chunks.join(format!("{:02x}", lost.0[0]));
+    std::fs::remove_file(shard.join(lost.to_string())).unwrap();
+    assert_eq!(lacking().await.unwrap(), 1);
+    // Also for a member that has only heard of the file.
+    let c = Member::new(&net, 3, NEAR);
+    let heard = c.exchange.lacking(file, id(2), &[id(2)]).await;
+    assert_eq!((heard.unwrap(), c.store().has(lost)), (1, false));
+    net.kill(id(2));
+    let silent = lacking().await;
+    assert!(matches!(silent, Err(Error::Peer { .. })), "{silent:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_manifest_becomes_durable_on_those_that_live() {
     let net = MemoryNet::new(NEAR);
     let members: Vec<_> = (1..=5).map(|n| Member::new(&net, n, NEAR)).collect();

@@ -31,7 +31,7 @@ pub const LONG_NAMES: &[&str] = &[
 pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/deb.rs: fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm",
-        159,
+        147,
     ),
     (
         "node/tests/e2e_absent.rs: fn a_dead_hosts_vms_stay_listed_with_advice_until_it_returns",
@@ -57,7 +57,7 @@ pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/e2e_console.rs: fn \
             with_the_units_capabilities_guests_run_and_outlive_a_daemons_upgrade",
-        87,
+        84,
     ),
     (
         "node/tests/e2e_dashboard.rs: fn \

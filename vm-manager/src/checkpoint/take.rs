@@ -153,7 +153,18 @@ impl Host {
         slot: &Arc<Slot>,
         snapshot: &Snapshot,
     ) -> Result<watch::Receiver<Copies>, Error> {
-        let candidates: Vec<MemberId> = self.parts.fabric.connected();
+        self.replicate_without(slot, snapshot, None).await
+    }
+
+    /// The same, but not to a member that is gone.
+    pub(crate) async fn replicate_without(
+        &self,
+        slot: &Arc<Slot>,
+        snapshot: &Snapshot,
+        gone: Option<MemberId>,
+    ) -> Result<watch::Receiver<Copies>, Error> {
+        let connected = self.parts.fabric.connected();
+        let candidates = candidates(&snapshot.providers, &connected, &[Some(self.me), gone]);
         slot.set_copying(snapshot.checkpoint, true);
         let copies = self
             .parts
@@ -200,6 +211,8 @@ impl Host {
             if members > snapshot.providers.len()
                 && snapshot.durability != Durability::Durable
                 && !slot.is_copying(snapshot.checkpoint)
+                // On a host that the VM has moved to it need not be: it keeps its providers.
+                && self.parts.vault.keeps(snapshot.checkpoint).await.unwrap_or(false)
                 && let Err(e) = self.replicate(slot, &snapshot).await
             {
                 tracing::warn!(snapshot = snapshot.name, error = %chain(&e), "cannot continue \
@@ -225,5 +238,39 @@ impl Host {
             .vault
             .forget(found.checkpoint, &found.providers, &entry.secret.keys())
             .await
+    }
+}
+
+/// The members that a snapshot is copied to, the preferred ones first: those that have it, then
+/// those that are connected; without those named in `not`.
+fn candidates(
+    providers: &[MemberId],
+    connected: &[MemberId],
+    not: &[Option<MemberId>],
+) -> Vec<MemberId> {
+    let mut all = Vec::new();
+    // Alone, a member copies nothing.
+    if connected.is_empty() {
+        return all;
+    }
+    for member in providers.iter().chain(connected) {
+        if !not.contains(&Some(*member)) && !all.contains(member) {
+            all.push(*member);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_have_a_snapshot_are_preferred_and_a_gone_one_left_out() {
+        let [me, a, b, c, gone] = [1, 2, 3, 4, 5].map(|n| MemberId([n; 32]));
+        let not = [Some(me), Some(gone)];
+        let chosen = candidates(&[me, c, gone], &[a, b, c], &not);
+        assert_eq!(chosen, [c, a, b]);
+        assert!(candidates(&[me, c], &[], &[Some(me), None]).is_empty());
     }
 }

@@ -318,22 +318,39 @@ impl Host {
         let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = RunGoal::Stopped)?;
-        if let Some(guest) = slot.take_guest() {
-            let stopped = if patience.is_zero() {
-                guest.machine.kill().await
-            } else {
-                guest.machine.stop(patience).await
-            };
-            if let Err(e) = stopped {
-                // It may still run: it stays listed.
-                self.install(&slot, guest);
-                return Err(e);
-            }
-            drop(guest);
-            self.parts.port.detach(slot.entry().definition.vm).await?;
-        }
+        self.end_guest(&slot, patience).await?;
         self.publish(&slot).await;
         Ok(self.status_of(&slot))
+    }
+
+    /// Ends a VM's guest because the host shuts down. The VM is still meant to run: the next daemon
+    /// here boots it.
+    ///
+    /// # Errors
+    /// As [`Host::stop`].
+    pub async fn stop_for_now(&self, name: &str, patience: Duration) -> Result<(), Error> {
+        let slot = self.named(name)?;
+        let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
+        self.must_be_held(&slot)?;
+        self.end_guest(&slot, patience).await
+    }
+
+    async fn end_guest(&self, slot: &Arc<Slot>, patience: Duration) -> Result<(), Error> {
+        let Some(guest) = slot.take_guest() else {
+            return Ok(());
+        };
+        let stopped = if patience.is_zero() {
+            guest.machine.kill().await
+        } else {
+            guest.machine.stop(patience).await
+        };
+        if let Err(e) = stopped {
+            // It may still run: it stays listed.
+            self.install(slot, guest);
+            return Err(e);
+        }
+        drop(guest);
+        self.parts.port.detach(slot.entry().definition.vm).await
     }
 
     /// Deletes a VM that is stopped, with its snapshots here and on the members that answer, its

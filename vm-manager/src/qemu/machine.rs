@@ -25,6 +25,8 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 /// How long a killed process may take to vanish.
 pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long QEMU may take to answer that it ends, and to end.
+const QUIT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long before the power button is pressed again. Reason: a guest that is still booting misses
 /// the first press.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
@@ -157,6 +159,12 @@ impl Machine for QemuMachine {
             return Ok(());
         }
         tracing::info!(vm = %self.spec.vm.short(), "the guest did not power down; ending it");
+        // A QEMU that ends by itself first writes back what it holds of the disk.
+        let quit = self.qmp.run("quit", json!({}));
+        let _ = tokio::time::timeout(QUIT_PATIENCE, quit).await;
+        if self.gone(QUIT_PATIENCE).await {
+            return Ok(());
+        }
         self.kill().await
     }
 

@@ -3,7 +3,7 @@
 use super::{CheckpointInput, Copies, Durability, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
-use p2pvm_overlay::{MemberId, VmId, chain, identity::KeyPair};
+use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
     Replication, ReplicationState, SealKey, Sealer, file::ImportOptions,
@@ -266,7 +266,9 @@ impl Vault for ChunkVault {
         if candidates.is_empty() {
             return Ok(copies);
         }
-        let mut seen = self.exchange.replicate(id, PIN, wanted, &candidates);
+        // No more than there are: this ends, and goes on with the candidates there are later.
+        let possible = wanted.min(candidates.len());
+        let mut seen = self.exchange.replicate(id, PIN, possible, &candidates);
         tokio::spawn(async move {
             loop {
                 let Replication { state, holders, .. } = seen.borrow_and_update().clone();
@@ -293,6 +295,37 @@ impl Vault for ChunkVault {
             }
         });
         Ok(copies)
+    }
+
+    async fn lacking(
+        &self,
+        id: ManifestId,
+        member: MemberId,
+        providers: &[MemberId],
+    ) -> Result<Option<usize>, Error> {
+        match self.exchange.lacking(id, member, providers).await {
+            Ok(lacking) => Ok(Some(lacking)),
+            Err(sync::Error::Peer { .. }) => Ok(None),
+            Err(e) => Err(failed("asking a member for its copy of the snapshot")(e)),
+        }
+    }
+
+    async fn release(
+        &self,
+        id: ManifestId,
+        member: MemberId,
+        keys: &KeyPair,
+    ) -> Result<bool, Error> {
+        match self.exchange.release(id, PIN, member, Some(keys)).await {
+            // A member that refuses has answered: it keeps nothing for this VM.
+            Ok(())
+            | Err(sync::Error::Peer {
+                source: FabricError::Refused(..),
+                ..
+            }) => Ok(true),
+            Err(sync::Error::Peer { .. }) => Ok(false),
+            Err(e) => Err(failed("ending a copy of the snapshot")(e)),
+        }
     }
 
     async fn forget(

@@ -256,6 +256,17 @@ impl Lab {
         lab
     }
 
+    /// The same, each of which asks the keepers of its snapshots so often.
+    pub async fn with_keepers_asked_every(n: usize, every: Duration) -> Self {
+        let mut lab = Self::new(n).await;
+        lab.options.ask_keepers_every = every;
+        for i in 0..n {
+            lab.kill_daemon(i);
+            lab.up(i).await;
+        }
+        lab
+    }
+
     /// `n` members, all up, whose guests are real ones of `image`.
     pub async fn with_qemu(n: usize, image: PathBuf) -> Self {
         Self::build(n, tempfile::tempdir().unwrap(), image, true).await

@@ -1,6 +1,6 @@
 //! Handles the swarm's events: connections, proofs, listeners and addresses.
 
-use super::{Driver, mesh::Input};
+use super::{Driver, gossip::TOLD_AT_ONCE, mesh::Input};
 use crate::write_lock;
 use crate::{
     control::{
@@ -207,11 +207,14 @@ impl Driver {
         };
         drop(book);
         let trust = &self.shared.door.trust;
-        let revocations = if proved.revocations == trust.digest() {
-            Vec::new()
-        } else {
-            trust.revocations()
-        };
+        let mut revocations = Vec::new();
+        if proved.revocations != trust.digest() {
+            revocations = trust.revocations();
+            if revocations.len() > TOLD_AT_ONCE {
+                revocations.clear();
+                self.tell_lacked(member);
+            }
+        }
         if !contacts.is_empty() || !revocations.is_empty() {
             let gossip = Gossip {
                 contacts,

@@ -7,37 +7,93 @@ use crate::{
     control::{
         ControlEvent,
         address::peer_of,
-        wire::{Contact, GOSSIP_SERVICE, Gossip},
+        shared::Shared,
+        wire::{Contact, GOSSIP_SERVICE, Gossip, REVOCATIONS_SERVICE, decode},
     },
+    fabric::FabricError,
     id::MemberId,
-    membership::{Refusal, Revocation, Target},
+    membership::{DifferingRevocations, Refusal, Revocation, Target},
 };
 use crate::{read_lock, write_lock};
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 /// How long a revoked member stays connected. Reason: it must still receive its revocation.
 const CUT_DELAY: Duration = Duration::from_millis(300);
 
+/// How long a member may take to answer or to take a message.
+const TELL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many revocations are told without a question. Reason: a digest of what is known is as long
+/// as these.
+pub(super) const TOLD_AT_ONCE: usize = 32;
+
+async fn send(shared: &Arc<Shared>, member: MemberId, gossip: Gossip) {
+    for page in gossip.pages() {
+        let Ok(body) = postcard::to_stdvec(&page) else {
+            return;
+        };
+        let told = shared.call(member, GOSSIP_SERVICE, body, TELL_TIMEOUT);
+        if let Err(e) = told.await {
+            return tracing::debug!(
+                %member,
+                error = %p2pvm_host::chain(&e),
+                "gossip was not delivered"
+            );
+        }
+    }
+}
+
+/// The revocations known here that a member does not know.
+async fn lacked_by(shared: &Arc<Shared>, member: MemberId) -> Result<Vec<Revocation>, FabricError> {
+    let trust = &shared.door.trust;
+    let (mut lacked, mut from) = (Vec::new(), Some(0));
+    while let Some(asked) = from {
+        let Ok(body) = postcard::to_stdvec(&trust.digests(asked)) else {
+            break;
+        };
+        let answer = shared.call(member, REVOCATIONS_SERVICE, body, TELL_TIMEOUT);
+        let Ok(theirs) = decode::<DifferingRevocations>(&answer.await?) else {
+            break;
+        };
+        lacked.extend(trust.lacked(asked, &theirs));
+        from = theirs.next(asked);
+    }
+    Ok(lacked)
+}
+
 impl Driver {
     pub(super) fn tell(&self, member: MemberId, gossip: Gossip) {
         let shared = self.shared.clone();
+        tokio::spawn(async move { send(&shared, member, gossip).await });
+    }
+
+    /// Tells a member the revocations that it lacks, where there are many: it is asked for them
+    /// first.
+    pub(super) fn tell_lacked(&self, member: MemberId) {
+        let shared = self.shared.clone();
         tokio::spawn(async move {
-            for page in gossip.pages() {
-                let Ok(body) = postcard::to_stdvec(&page) else {
-                    return;
-                };
-                let told = shared.call(member, GOSSIP_SERVICE, body, Duration::from_secs(10));
-                if let Err(e) = told.await {
+            let revocations = match lacked_by(&shared, member).await {
+                Ok(lacked) => lacked,
+                // It is of the first release, and is told all.
+                Err(FabricError::NoSuchService(..)) => shared.door.trust.revocations(),
+                Err(e) => {
                     return tracing::debug!(
                         %member,
                         error = %p2pvm_host::chain(&e),
-                        "gossip was not delivered"
+                        "a member does not say which revocations it knows; it is asked again when \
+                            it connects"
                     );
                 }
-            }
+            };
+            let gossip = Gossip {
+                revocations,
+                contacts: Vec::new(),
+            };
+            send(&shared, member, gossip).await;
         });
     }
 

@@ -55,6 +55,26 @@ async fn an_invited_machine_joins_and_is_known_to_all_members() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_gets_in_whichever_release_the_members_are_of() {
+    for old in [[true, true], [true, false], [false, true], [false, false]] {
+        let world = World::new(1);
+        let first = world.first().await;
+        let second = world.member("second", &[&first]).await;
+        meshed(&[&first, &second]).await;
+        for (node, _) in [&first, &second].iter().zip(old).filter(|(_, old)| *old) {
+            node.shared.door.be_of_the_first_release();
+        }
+        // The first admits by itself, the second passes the request on.
+        for (at, name) in [(&first, "third"), (&second, "fourth")] {
+            let (joiner, invite) = (Identity::generate(), world.invite(at, 1, 60));
+            let joined = join(&joiner, &invite, name, &[]).await;
+            let joined = joined.unwrap_or_else(|e| panic!("{name} {old:?}: {e}"));
+            assert_eq!(joined.certificate.link_key(), joiner.link_key());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_invite_is_refused_with_its_reason_by_the_network() {
     let (world, other) = (World::new(1), World::new(2));
     let first = world.first().await;

@@ -142,6 +142,46 @@ async fn a_member_is_reached_although_a_stranger_answers_first() {
     meshed(&[&first, &second]).await;
 }
 
+/// The door of a machine that asks to join as "third".
+fn joining(world: &World, joiner: &Identity) -> Door {
+    let terms = InviteTerms {
+        uses: 1,
+        expires: UnixTime::now().plus(60),
+        delegate: false,
+        groups: crate::membership::Groups::default(),
+    };
+    let issuer = Issuer::root(&world.root);
+    let request = wire::AdmitRequest {
+        invite: Invite::issue(&issuer, &world.network, &[], terms).unwrap(),
+        name: "third".to_owned(),
+        link_key: joiner.link_key(),
+    };
+    let trust = Arc::new(Trust::new(world.network.id));
+    let signed = admit::SignedAdmit::sign(joiner.keys(), request);
+    Door::of_joiner(joiner.member_id(), world.network.clone(), trust, signed)
+}
+
+#[tokio::test]
+async fn an_issuer_admits_by_a_signed_request_and_by_one_of_the_first_release() {
+    for reads_signed in [true, false] {
+        let (world, joiner, host) = (World::new(1), Identity::generate(), Identity::generate());
+        let (me, host_id) = (joiner.member_id(), host.member_id());
+        let certificate = world.certify(&host, "host", true);
+        let root = KeyPair::from_seed(&world.root.seed());
+        let host = door_of(&world.config(host, certificate, Vec::new()), Some(root));
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (mut near, mut far) = (near.compat(), far.compat());
+        let door = joining(&world, &joiner);
+        let (joined, admitted) = tokio::join!(
+            door.knock(host_id, reads_signed, &mut near),
+            host.answer(me, &mut far)
+        );
+        assert_eq!(admitted.unwrap().contact.member(), me);
+        let admitted = joined.unwrap().admitted.expect("a certificate");
+        assert_eq!(admitted.certificate.link_key(), joiner.link_key());
+    }
+}
+
 /// A member that may admit and answers a joiner as it likes.
 async fn admit(
     world: &World,
@@ -177,32 +217,14 @@ async fn admit(
         };
         wire::write_value(&mut far, &reply).await.unwrap();
     };
-    let (proved, ()) = tokio::join!(door.knock(host.member_id(), &mut near), answering);
+    let (proved, ()) = tokio::join!(door.knock(host.member_id(), true, &mut near), answering);
     proved
 }
 
 #[tokio::test]
 async fn a_joiner_rejects_a_certificate_with_another_link_key_or_name() {
     let (world, joiner) = (World::new(1), Identity::generate());
-    let invite = Invite::issue(
-        &Issuer::root(&world.root),
-        &world.network,
-        &[],
-        InviteTerms {
-            uses: 1,
-            expires: UnixTime::now().plus(60),
-            delegate: false,
-            groups: crate::membership::Groups::default(),
-        },
-    )
-    .unwrap();
-    let request = wire::AdmitRequest {
-        invite,
-        name: "third".to_owned(),
-        link_key: joiner.link_key(),
-    };
-    let trust = Arc::new(Trust::new(world.network.id));
-    let door = Door::of_joiner(joiner.member_id(), world.network.clone(), trust, request);
+    let door = joining(&world, &joiner);
     let (own, others) = (joiner.link_key(), Identity::generate().link_key());
     for (certified, is_taken) in [
         ((own, "third"), true),

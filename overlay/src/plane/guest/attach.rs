@@ -70,7 +70,10 @@ impl Inner {
         let (inner, own, arrived) = (self.clone(), port.clone(), port.clone());
         thread::Builder::new()
             .name("p2pvm-guest".into())
-            .spawn(move || run(&inner, &own))
+            .spawn(move || {
+                run(&inner, &own);
+                p2pvm_host::apart::let_go(&own.config.ifname);
+            })
             .map_err(failed)?;
         self.change_ports(|ports| ports.insert(port.clone()));
         self.tables.forwards.rcu(|forwards| {

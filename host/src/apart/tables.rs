@@ -1,0 +1,93 @@
+//! The filter of nftables in front of a guest's interface, for kernels without the modules that
+//! traffic control needs: a table of its own in the family `netdev`, whose chain at the interface's
+//! ingress drops everything, after packet sockets have had their copy.
+//!
+//! nft is a program: it runs when an interface comes, and again now and then, since a firewall that
+//! is loaded anew may take all tables away.
+
+use crate::run::{RunError, run};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How long before nft makes a table again that it has made.
+const AGAIN: Duration = Duration::from_secs(30);
+/// Before the chains of other programs.
+const PRIORITY: i32 = -500;
+
+/// A network namespace and an interface in it.
+type Place = (u64, String);
+
+/// When each table was last made.
+static MADE: Mutex<BTreeMap<Place, Instant>> = Mutex::new(BTreeMap::new());
+
+fn made() -> MutexGuard<'static, BTreeMap<Place, Instant>> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn place(ifname: &str) -> io::Result<Place> {
+    let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok((namespace, ifname.to_owned()))
+}
+
+fn table(ifname: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let name: String = ifname.chars().map(plain).collect();
+    format!("p2pvm_guest_{name}")
+}
+
+/// The text for nft. Chain and table may be there already.
+fn text(ifname: &str) -> String {
+    let table = table(ifname);
+    format!(
+        "add table netdev {table}\n\
+        add chain netdev {table} guest {{ type filter hook ingress device \"{ifname}\" \
+            priority {PRIORITY}; policy drop; }}\n"
+    )
+}
+
+/// Makes the table for the interface, unless that was done a moment ago.
+pub(super) fn drop_all(ifname: &str) -> io::Result<()> {
+    let place = place(ifname)?;
+    let is_fresh = |at: &Instant| at.elapsed() < AGAIN;
+    if made().get(&place).is_some_and(is_fresh) {
+        return Ok(());
+    }
+    run("nft", &["-f", "-"], &text(ifname)).map_err(io::Error::other)?;
+    made().insert(place, Instant::now());
+    Ok(())
+}
+
+/// Removes the table of an interface that is gone.
+pub(super) fn let_go(ifname: &str) {
+    let Ok(place) = place(ifname) else { return };
+    let is_there = nix::net::if_::if_nametoindex(ifname).is_ok();
+    if is_there || made().remove(&place).is_none() {
+        return;
+    }
+    let table = table(ifname);
+    let text = format!("add table netdev {table}\ndelete table netdev {table}\n");
+    match run("nft", &["-f", "-"], &text) {
+        Ok(_) | Err(RunError::Missing { .. }) => {}
+        Err(error) => tracing::debug!(
+            ifname,
+            error = %crate::chain(&error),
+            "cannot remove the filter of a guest's interface that is gone"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_name_that_nft_reads() {
+        assert_eq!(table("pv3k2-x.1"), "p2pvm_guest_pv3k2_x_1");
+        assert!(text("pv3k2").contains("device \"pv3k2\" priority -500; policy drop;"));
+    }
+}

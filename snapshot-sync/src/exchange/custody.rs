@@ -1,0 +1,53 @@
+//! Whether a member that keeps a replica still has it. A member that answers the truth may have
+//! lost chunks since: to a disk that was replaced, or with its whole state.
+
+use super::{Exchange, fetch::Scope, wire::MAX_IDS};
+use crate::{Error, ManifestId, Progress, error::blocking};
+use p2pvm_overlay::MemberId;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long before the next part of one question is sent. Reason: a snapshot of 100 GB has more
+/// than a million chunks, whose names are not worth a burst on anybody's uplink.
+const PACE: Duration = Duration::from_secs(1);
+
+impl Exchange {
+    /// How many of the chunks that `manifest` names `member` lacks, by its own word. The manifest's
+    /// nodes are fetched from `providers` as far as they are not here: a host that a VM has moved
+    /// to need not have its snapshots.
+    ///
+    /// # Errors
+    /// `Peer` if the member does not answer; `NoProvider` if no other has the nodes.
+    pub async fn lacking(
+        &self,
+        manifest: ManifestId,
+        member: MemberId,
+        providers: &[MemberId],
+    ) -> Result<usize, Error> {
+        let quiet = watch::Sender::new(Progress::default());
+        let nodes = self
+            .core
+            .fetch(manifest, providers, Scope::Nodes, &quiet)
+            .await?;
+        let store = self.store().clone();
+        let ids = blocking("listing the chunks of a replica", move || {
+            let mut ids = Vec::new();
+            store.walk(manifest, |chunk| {
+                ids.push(chunk);
+                true
+            })?;
+            Ok(ids)
+        })
+        .await?;
+        drop(nodes);
+        let mut lacking = 0;
+        for (part, ids) in ids.chunks(MAX_IDS).enumerate() {
+            if part > 0 {
+                tokio::time::sleep(PACE).await;
+            }
+            let has = self.has(member, ids).await?;
+            lacking += has.iter().filter(|has| !**has).count();
+        }
+        Ok(lacking)
+    }
+}
