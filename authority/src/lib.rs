@@ -8,11 +8,15 @@
 //! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
 //! Biscuit.
 //!
+//! A [`Revocation`] takes a link back before its time, and with it what was passed on from it.
+//!
 //! Nothing here uses the network or the clock: the caller gives the asker's key and the time.
 
+mod revocation;
 mod right;
 mod token;
 
+pub use revocation::{MAX_REVOCATIONS, Revocation, Revocations, RevokeError};
 pub use right::{Amounts, ParseRightError, Resource, Right, Rights};
 pub use token::{Grant, Link, MAX_LIFE, ParseTokenError, Refusal, Request, Serial, Token};
 
