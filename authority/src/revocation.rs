@@ -111,6 +111,9 @@ fn signed(resource: &Resource, serial: &Serial, until: u64, signer: &Principal) 
 pub struct Revocations(Vec<Revocation>);
 
 impl Revocations {
+    /// No statement.
+    pub const NONE: Revocations = Revocations(Vec::new());
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

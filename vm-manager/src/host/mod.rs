@@ -37,6 +37,7 @@ mod names;
 mod newcomer;
 pub mod registry;
 pub mod remote;
+pub(crate) mod revoked;
 mod room;
 mod slot;
 pub mod status;
@@ -443,6 +444,7 @@ impl Host {
             wanted: entry.wanted,
             snapshots: entry.snapshots.clone(),
             owner: entry.owner,
+            revoked: entry.revoked.clone(),
         };
         match self
             .directory
