@@ -21,6 +21,8 @@ pub struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Called whenever a part of a streamed answer arrives.
     on_data: fn(),
+    /// What each request says beside its own headers.
+    headers: Vec<(&'static str, String)>,
 }
 
 /// What a streamed answer reports on the way, where each of its results is an `I`.
@@ -91,6 +93,7 @@ impl Client {
         Ok(Self {
             sender,
             on_data: || {},
+            headers: Vec::new(),
         })
     }
 
@@ -98,6 +101,12 @@ impl Client {
     /// goes on.
     pub fn with_on_data(mut self, on_data: fn()) -> Self {
         self.on_data = on_data;
+        self
+    }
+
+    /// Sends a header with each request.
+    pub fn with_header(mut self, name: &'static str, value: String) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -113,6 +122,9 @@ impl Client {
             .uri(path)
             .header("host", "p2pvm")
             .header("content-type", "application/json");
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
         if upgrade {
             request = request
                 .header("connection", "upgrade")

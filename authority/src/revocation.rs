@@ -2,8 +2,8 @@
 //! number. With a link falls every token that was passed on from it, because each still has it.
 //!
 //! The receiver of a request checks tokens by itself, so it must have the statement: the owner
-//! sends it to the VM's host, and it goes with the VM from there on. Which signers count is the
-//! receiver's decision. A statement is kept until the token would have ended anyway.
+//! sends it to the VM's host, and it goes with the VM from there on. Whether its signer counts is
+//! decided by the host that receives it, before it keeps it. A statement is kept until the token would have ended anyway.
 //!
 //! Wire format, version 1: the byte 1, then postcard of the resource and the statement. The
 //! statements of one resource are kept and sent without it, each by itself.
@@ -182,10 +182,9 @@ impl Revocations {
         self.0.len() != before
     }
 
-    /// Whether a key that `counts` took the link back.
-    pub fn has(&self, serial: &Serial, counts: impl Fn(&Principal) -> bool) -> bool {
-        let of_link = self.0.iter().filter(|one| one.serial == *serial);
-        of_link.into_iter().any(|one| counts(&one.signer))
+    /// Whether the link was taken back.
+    pub fn has(&self, serial: &Serial) -> bool {
+        self.0.iter().any(|one| one.serial == *serial)
     }
 
     /// Collects statements that were read and are not checked yet, as many as are kept.

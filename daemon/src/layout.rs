@@ -116,6 +116,16 @@ impl Layout {
         self.0.join("tokens")
     }
 
+    /// The tokens that this member gave.
+    pub fn given_tokens(&self) -> PathBuf {
+        self.0.join("tokens-given")
+    }
+
+    /// This member's revocations of tokens.
+    pub fn revoked_tokens(&self) -> PathBuf {
+        self.0.join("tokens-revoked")
+    }
+
     /// The web dashboard's token.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")

@@ -27,7 +27,7 @@ use crate::{
     parts::Parts,
     placement::{drain::Drains, manager::Manager, service::Placement},
     routes::subnets::Subnets,
-    tokens::service::Tokens,
+    tokens::{revoke::Revoker, service::Tokens},
     traces::Exporter,
     vms::{self, absent::AbsentHosts, guests::Guests, service::Vms, voters},
     web::Dashboard,
@@ -157,7 +157,7 @@ fn wire(
     let manager = Manager::start(parts.clone(), host.clone(), config);
     let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
-    let questions = Questions::new(parts.clone());
+    let (questions, members) = (Questions::new(parts.clone()), Members::new(parts.clone()));
     let proofs = Proofs::new(
         parts.clone(),
         policies.clone(),
@@ -165,9 +165,9 @@ fn wire(
         guests.clone(),
     );
     let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
-    let members = Members::new(parts.clone());
     let machine = Machine::new(parts.clone(), proofs.clone());
-    let tokens = Tokens::new(parts.clone(), own.layout.tokens());
+    let tokens = Tokens::new(parts.clone(), &own.layout);
+    let revoker = Revoker::new(parts.clone(), host.clone(), tokens.clone());
     let vms = Arc::new(Vms {
         parts: parts.clone(),
         host,
@@ -204,6 +204,7 @@ fn wire(
         members,
         node,
         placement: Placement::new(manager.clone(), drains),
+        revoker,
         subnets,
         tokens,
         vms,
@@ -257,6 +258,7 @@ fn spawn(
     }
     tasks.spawn(serve_members(services.vms.clone()));
     tasks.spawn(services.dashboard.clone().serve());
+    tasks.spawn(services.revoker.clone().run());
     tasks.spawn(wired.proofs.clone().run());
     tasks.spawn(networks::watch(parts.clone()));
     tasks.spawn(control::watch(

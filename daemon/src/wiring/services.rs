@@ -1,10 +1,27 @@
 //! The services of all resources, and their routes.
 
 use crate::{
-    access, access::service::Access, cluster, cluster::service::Cluster, http::server, machine,
-    machine::service::Machine, members, members::service::Members, node, node::service::Node,
-    placement, placement::service::Placement, routes, routes::subnets::Subnets, tokens,
-    tokens::service::Tokens, vms, vms::service::Vms, web, web::Dashboard,
+    access,
+    access::service::Access,
+    cluster,
+    cluster::service::Cluster,
+    http::server,
+    machine,
+    machine::service::Machine,
+    members,
+    members::service::Members,
+    node,
+    node::service::Node,
+    placement,
+    placement::service::Placement,
+    routes,
+    routes::subnets::Subnets,
+    tokens,
+    tokens::{revoke::Revoker, service::Tokens},
+    vms,
+    vms::service::Vms,
+    web,
+    web::Dashboard,
 };
 use axum::Router;
 use std::sync::Arc;
@@ -18,6 +35,7 @@ pub(crate) struct Services {
     pub members: Arc<Members>,
     pub node: Arc<Node>,
     pub placement: Arc<Placement>,
+    pub revoker: Arc<Revoker>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
     pub vms: Arc<Vms>,
@@ -34,6 +52,7 @@ impl Services {
             members,
             node,
             placement,
+            revoker,
             subnets,
             tokens,
             vms,
@@ -45,7 +64,7 @@ impl Services {
             .merge(machine::http::routes(machine.clone()))
             .merge(access::http::routes(access.clone()))
             .merge(routes::http::routes(subnets.clone()))
-            .merge(tokens::http::routes(tokens.clone()))
+            .merge(tokens::http::routes(tokens.clone(), revoker.clone()))
             .merge(placement::http::routes(placement.clone()))
             .merge(vms::http::of_cluster(vms.clone()))
             .merge(vms::http::routes(vms.clone()))

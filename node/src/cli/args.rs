@@ -148,7 +148,7 @@ pub enum Command {
         after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22"
     )]
     Acl(super::policy_args::Acl),
-    /// Tokens: rights on a VM that its owner gives to other members
+    /// Tokens: rights on a VM or a host that its owner gives to other members
     #[command(subcommand, after_help = super::token_args::EXAMPLE)]
     Token(super::token_args::Token),
     /// Routes to members' LANs through the network

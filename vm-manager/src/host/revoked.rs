@@ -1,6 +1,7 @@
 //! Revoked tokens for a VM: kept with its definition, and taken along by moves, its record and
-//! restores, because the host that has the VM is the one that checks tokens for it. Which signers
-//! count is decided where a token is checked.
+//! restores, because the host that has the VM is the one that checks tokens for it. Whether a
+//! signer counts is decided by the host that receives its word first; the others believe the hosts
+//! that had the VM before them.
 
 use super::{Host, Slot};
 use crate::Error;
