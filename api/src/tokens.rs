@@ -187,7 +187,8 @@ mod tests {
             &view,
             concat!(
                 r#"{"from":["lab1"],"given":true,"id":"09ab","may":["start"],"note":null,"#,
-                r#""on":"vm web","state":"revoked","to":"lab3","token":"p2pvmtoken1abc","until":"2026-11-30T22:00:00Z"}"#
+                r#""on":"vm web","state":"revoked","to":"lab3","token":"p2pvmtoken1abc","#,
+                r#""until":"2026-11-30T22:00:00Z"}"#
             ),
         );
     }

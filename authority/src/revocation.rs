@@ -3,7 +3,8 @@
 //!
 //! The receiver of a request checks tokens by itself, so it must have the statement: the owner
 //! sends it to the VM's host, and it goes with the VM from there on. Whether its signer counts is
-//! decided by the host that receives it, before it keeps it. A statement is kept until the token would have ended anyway.
+//! decided by the host that receives it, before it keeps it. A statement is kept until the token
+//! would have ended anyway.
 //!
 //! Wire format, version 1: the byte 1, then postcard of the resource and the statement. The
 //! statements of one resource are kept and sent without it, each by itself.

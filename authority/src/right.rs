@@ -72,6 +72,8 @@ pub struct ParseRightError(String);
 impl FromStr for Right {
     type Err = ParseRightError;
     fn from_str(word: &str) -> Result<Right, ParseRightError> {
+        // "May run VMs there" is how people say it.
+        let word = if word == "run" { "create" } else { word };
         Right::ALL
             .into_iter()
             .find(|right| right.word() == word)

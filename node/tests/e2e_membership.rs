@@ -4,7 +4,10 @@
 mod common;
 
 use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused, set_policy};
-use p2pvm_api::{Failed, InviteAnswer, Joined, Kind, NetworkFounded, RevokeAnswer, TokenView};
+use p2pvm_api::{
+    Failed, InviteAnswer, Joined, Kind, NetworkFounded, RevokeAnswer, TokenRevoked, TokenState,
+    TokenView, VmView,
+};
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
 
@@ -207,6 +210,14 @@ fn tokens_open_what_the_owner_gave(lab: &Lab) {
     let wider = ["token", "attenuate", &given, "--may", "delete", "--to", "a"];
     let said = refused(lab, "b", &wider, 5);
     assert!(said.contains("cannot be widened"), "{said}");
+    // Its owner takes it back before it expires.
+    let revoked: TokenRevoked = lab.json("c", &["token", "revoke", &given]).unwrap();
+    assert_eq!(revoked.host.as_deref(), Some("c"));
+    let said = refused(lab, "b", &["vm", "stop", "two"], 5);
+    assert!(said.contains("the token was revoked"), "{said}");
+    let listed: Vec<TokenView> = lab.json("c", &["token", "list"]).unwrap();
+    let state = |token: &TokenView| (token.given, token.state);
+    assert_eq!(state(&listed[0]), (true, TokenState::Revoked));
     let kept: Vec<TokenView> = lab.json("b", &["token", "list"]).unwrap();
     assert_eq!(kept.len(), 2);
     for token in &kept {
@@ -215,6 +226,38 @@ fn tokens_open_what_the_owner_gave(lab: &Lab) {
     }
     let said = refused(lab, "b", &["vm", "stop", "two"], 5);
     assert!(said.contains("lacks the right to stop 'two'"), "{said}");
+}
+
+/// By a token for c's host b makes a VM there, and no second one.
+fn a_token_opens_a_part_of_a_host(lab: &Lab) {
+    let create = [
+        "token", "create", "--host", "--may", "run", "--memory", "64M",
+    ];
+    let rest = ["--for", "1h", "--to", "b"];
+    let given = lab.p2pvm("c", &[&create[..], &rest[..]].concat()).unwrap();
+    lab.p2pvm("b", &["token", "add", given.trim()]).unwrap();
+    let two: VmView = lab.json("b", &["vm", "show", "two"]).unwrap();
+    let make = |name: &str| {
+        let words = [
+            "vm",
+            "create",
+            name,
+            "--on",
+            "c",
+            "--image",
+            two.image.as_str(),
+        ];
+        lab.try_p2pvm("b", &[&words[..], &["--memory", "64M"][..]].concat())
+            .unwrap()
+    };
+    let (code, out, said) = make("bs-too");
+    assert_eq!(code, 0, "{out} {said}");
+    let (code, _, said) = make("bs-third");
+    assert!(
+        code == 5 && said.contains("allows less memory"),
+        "{code} {said}"
+    );
+    lab.p2pvm("b", &["vm", "delete", "bs-too"]).unwrap();
 }
 
 #[test]
@@ -265,6 +308,7 @@ fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network
     );
     lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
     tokens_open_what_the_owner_gave(&lab);
+    a_token_opens_a_part_of_a_host(&lab);
     // The owner of one on another host, and the founder's machine.
     lab.p2pvm("b", &["vm", "delete", "bs"]).unwrap();
     lab.p2pvm("a", &["vm", "delete", "two"]).unwrap();

@@ -164,14 +164,14 @@ mod tests {
                     may: vec!["start".into()],
                     ..host.clone()
                 },
-                "right on a host",
+                "to 'run' VMs",
             ),
             (
                 CreateToken {
                     vm: wanted(&[]).vm,
                     ..host.clone()
                 },
-                "'run' is not a right",
+                "right on a host",
             ),
             (
                 CreateToken {

@@ -181,7 +181,8 @@ impl Revoker {
             )));
         }
         if self.host.revoke(vm, revocation).or_failure()? {
-            tracing::info!(vm = %here.name, by = %self.parts.name_of(signer), "a token was revoked");
+            let by = self.parts.name_of(signer);
+            tracing::info!(vm = %here.name, %by, "a token was revoked");
         }
         Ok(())
     }

@@ -327,34 +327,21 @@ fn bounds(amounts: &Amounts) -> String {
 
 /// The rights of a new token: those on VMs for a VM, the right to make VMs for this host.
 fn rights_on(r: &CreateToken) -> Outcome<Rights> {
-    if r.vm.is_some() {
-        let rights = rights(&r.may)?;
-        if rights.has(Right::Create) {
-            return Err(Failure::usage(
-                "'create' is a right on a host: leave --vm out and give --host",
-            ));
+    let (rights, create) = (rights(&r.may)?, [Right::Create].into_iter().collect());
+    let has_amounts = r.cpus.is_some() || r.memory_mib.is_some() || r.disk_bytes.is_some();
+    let why = match &r.vm {
+        Some(_) if rights.has(Right::Create) => {
+            "'run' is a right on a host: leave --vm out and give --host"
         }
-        if rights.is_empty() {
-            return Err(Failure::usage("the token names no right, such as 'start'"));
+        Some(_) if rights.is_empty() => "the token names no right, such as 'start'",
+        Some(_) if has_amounts => {
+            "processors, memory and disk are bounds of a token for a host (--host)"
         }
-        if r.cpus.is_some() || r.memory_mib.is_some() || r.disk_bytes.is_some() {
-            return Err(Failure::usage(
-                "processors, memory and disk are bounds of a token for a host (--host)",
-            ));
-        }
-        return Ok(rights);
-    }
-    if let Some(other) = r
-        .may
-        .iter()
-        .find(|word| !["run", "create"].contains(&word.as_str()))
-    {
-        return Err(Failure::usage(format!(
-            "'{other}' is not a right on a host: a token for a host allows to 'run' VMs of one's \
-             own on it"
-        )));
-    }
-    Ok([Right::Create].into_iter().collect())
+        Some(_) => return Ok(rights),
+        None if rights.within(create) => return Ok(create),
+        None => "a token for a host gives the right to 'run' VMs of one's own on it and no other",
+    };
+    Err(Failure::usage(why))
 }
 
 fn read(text: &str) -> Outcome<Token> {

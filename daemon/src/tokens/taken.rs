@@ -1,4 +1,5 @@
-//! The revocations that this member signed, one file each, until the tokens would have ended anyway.
+//! The revocations that this member signed, one file each, until the tokens would have ended
+//! anyway.
 
 use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_authority::{Resource, Revocation, Serial};
