@@ -56,13 +56,20 @@ async fn print_text(context: &Context, path: &str, wanted: &impl serde::Serializ
     report(context, &made, || {
         println!("{}", made.token);
         eprintln!(
-            "{} may {} {} until {}; there: p2pvm token add FILE",
-            made.to,
-            made.may.join(", "),
-            made.on,
+            "{} until {}; there: p2pvm token add FILE",
+            allowed(&made),
             made.until
         );
     })
+}
+
+/// What a token allows, as a sentence.
+fn allowed(token: &TokenView) -> String {
+    let may = match token.may.join(", ") {
+        create if create == "create" => "make VMs on".to_owned(),
+        rights => rights,
+    };
+    format!("{} may {may} {}", token.to, token.on)
 }
 
 async fn show(context: &Context, path: &str, token: &str) -> Outcome<()> {
@@ -71,13 +78,7 @@ async fn show(context: &Context, path: &str, token: &str) -> Outcome<()> {
     };
     let view: TokenView = context.daemon().await?.post(path, &text).await?;
     report(context, &view, || {
-        println!(
-            "{}: {} may {} {}",
-            view.id,
-            view.to,
-            view.may.join(", "),
-            view.on
-        );
+        println!("{}: {}", view.id, allowed(&view));
         println!(
             "  given by {}, until {}",
             view.from.join(", then "),
