@@ -86,6 +86,15 @@ enum About<'r> {
     Host(Option<&'r CreateVm>),
 }
 
+/// Of the reasons against two tokens the one that says more: one is another's token, or is about
+/// something else.
+fn telling(first: Option<Refusal>, second: Refusal) -> Refusal {
+    match (first, second) {
+        (Some(first), Refusal::Owner | Refusal::Audience | Refusal::Resource) => first,
+        _ => second,
+    }
+}
+
 impl Vms {
     async fn admit(
         &self,
@@ -130,7 +139,7 @@ impl Vms {
                 };
                 match opened {
                     Ok(share) => return Ok(share),
-                    Err(refusal) => why = Some(refusal),
+                    Err(refusal) => why = Some(telling(why, refusal)),
                 }
             }
         }
