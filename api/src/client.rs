@@ -16,6 +16,12 @@ use tokio::{
     net::UnixStream,
 };
 
+/// The header with a user's proof.
+pub const USER_HEADER: &str = "p2pvm-user";
+
+/// Makes the proof of a user that asks, of a request's method and its path with the query.
+pub type Signer = Box<dyn Fn(&str, &str) -> String + Send + Sync>;
+
 /// One connection's worth of control API.
 pub struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
@@ -23,6 +29,7 @@ pub struct Client {
     on_data: fn(),
     /// What each request says beside its own headers.
     headers: Vec<(&'static str, String)>,
+    signer: Option<Signer>,
 }
 
 /// What a streamed answer reports on the way, where each of its results is an `I`.
@@ -94,6 +101,7 @@ impl Client {
             sender,
             on_data: || {},
             headers: Vec::new(),
+            signer: None,
         })
     }
 
@@ -110,6 +118,12 @@ impl Client {
         self
     }
 
+    /// Sends a user's proof with each request.
+    pub fn signed_by(mut self, signer: Option<Signer>) -> Self {
+        self.signer = signer;
+        self
+    }
+
     async fn send(
         &mut self,
         method: Method,
@@ -117,11 +131,15 @@ impl Client {
         body: Option<Vec<u8>>,
         upgrade: bool,
     ) -> Outcome<Response<Incoming>> {
+        let proof = self.signer.as_ref().map(|sign| sign(method.as_str(), path));
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "p2pvm")
             .header("content-type", "application/json");
+        if let Some(proof) = proof {
+            request = request.header(USER_HEADER, proof);
+        }
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }

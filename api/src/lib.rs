@@ -32,13 +32,14 @@ mod printed;
 mod routes;
 mod sorted;
 mod tokens;
+mod users;
 mod vm_words;
 mod vms;
 mod words;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
+    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*, users::*,
     vm_words::*, vms::*,
 };
 

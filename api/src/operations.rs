@@ -416,6 +416,14 @@ const TOKENS: &[Operation] = &[
     )
     .body::<RevokeToken>(),
     json::<TokenRemoved>(Method::Delete, "/tokens/{id}", ROOT, "Forgets a token."),
+    json::<Vec<UserView>>(Method::Get, "/users", ROOT, "Lists the users known here."),
+    json::<UserView>(
+        Method::Post,
+        "/users",
+        ROOT,
+        "Gives a user's key a name here.",
+    )
+    .body::<AddUser>(),
 ];
 
 /// Subnets beyond hosts.

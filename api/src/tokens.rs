@@ -17,7 +17,7 @@ pub struct CreateToken {
     pub may: Vec<String>,
     /// For how long from now.
     pub seconds: u64,
-    /// The member that may use it.
+    /// The member that may use it, or after "user:" a user's name or key.
     pub to: String,
     /// Of this host: how many processors all VMs of that member here may have together.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,15 +10,19 @@
 //!
 //! A [`Revocation`] takes a link back before its time, and with it what was passed on from it.
 //!
+//! A token can be for the key of a person, who then shows a [`Proof`] with each request.
+//!
 //! Nothing here uses the network or the clock: the caller gives the asker's key and the time.
 
+mod proof;
 mod revocation;
 mod right;
 mod token;
 
+pub use proof::{Asked, PROOF_WINDOW, Proof, ProofError, SeenProofs};
 pub use revocation::{MAX_REVOCATIONS, Revocation, Revocations, RevokeError};
 pub use right::{Amounts, ParseRightError, Resource, Right, Rights};
 pub use token::{Grant, Link, MAX_LIFE, ParseTokenError, Refusal, Request, Serial, Token};
 
-/// A key that can be given rights and can pass them on: a member's, later a user's.
+/// A key that can be given rights: a member's, which can pass them on, or a user's.
 pub type Principal = [u8; 32];

@@ -126,6 +126,16 @@ impl Layout {
         self.0.join("tokens-revoked")
     }
 
+    /// The names of users.
+    pub fn users(&self) -> PathBuf {
+        self.0.join("users.json")
+    }
+
+    /// The key of this machine's root as a user, if it made one.
+    pub fn user_key(&self) -> PathBuf {
+        self.0.join("user.key")
+    }
+
     /// The web dashboard's token.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")

@@ -33,6 +33,7 @@ pub mod shown;
 mod succession;
 mod tokens;
 mod traces;
+pub mod user_key;
 mod vms;
 mod web;
 mod wiring;

@@ -8,3 +8,4 @@ pub(crate) mod revoke;
 pub(crate) mod service;
 pub(crate) mod shares;
 mod taken;
+pub(crate) mod users;

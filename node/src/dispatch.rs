@@ -6,7 +6,7 @@ use crate::{
     bugreport,
     cli::{
         Cli, Command, Context, appliance, dashboard, drain, lab, limit, members, netcheck, network,
-        policy, ring, say, stop, token, traffic, up, vm,
+        policy, ring, say, stop, token, traffic, up, user, vm,
     },
     doctor, top,
 };
@@ -104,6 +104,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Leave(a) => stop::leave(&context, a.force).await,
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Token(a) => token::run(&context, a).await,
+        Command::User(a) => user::run(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
         Command::Iso(a) => appliance::iso(&context, a),

@@ -20,6 +20,9 @@ mod policy_args;
 #[path = "../src/cli/token_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod token_args;
+#[path = "../src/cli/user_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod user_args;
 #[path = "../src/cli/vm_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod vm_args;

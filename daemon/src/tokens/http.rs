@@ -9,7 +9,8 @@ use axum::{
     routing::{delete, get, post},
 };
 use p2pvm_api::{
-    CreateToken, PassToken, RevokeToken, TokenRemoved, TokenRevoked, TokenText, TokenView,
+    AddUser, CreateToken, PassToken, RevokeToken, TokenRemoved, TokenRevoked, TokenText, TokenView,
+    UserView,
 };
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub(crate) fn routes(tokens: Arc<Tokens>, revoker: Arc<Revoker>) -> Router {
         .route("/tokens/show", post(show))
         .route("/tokens/add", post(add))
         .route("/tokens/{id}", delete(remove))
+        .route("/users", get(users).post(add_user))
         .with_state(tokens)
         .merge(revoking)
 }
@@ -56,6 +58,14 @@ async fn revoke(
     revoker.revoke(&r).await.map(Json)
 }
 
+async fn users(State(tokens): Shared) -> Json<Vec<UserView>> {
+    Json(tokens.users.list())
+}
+
+async fn add_user(State(tokens): Shared, Json(r): Json<AddUser>) -> Answer<UserView> {
+    tokens.users.add(&r.name, &r.key).map(Json)
+}
+
 async fn remove(State(tokens): Shared, Path(id): Path<String>) -> Answer<TokenRemoved> {
     tokens.remove(&id).map(Json)
 }
@@ -69,6 +79,38 @@ mod tests {
     fn of(alone: &Alone) -> Router {
         let services = &alone.services;
         routes(services.tokens.clone(), services.revoker.clone())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_for_a_user_is_kept_where_the_user_is_known() {
+        let alone = Alone::start().await;
+        let routes = || of(&alone);
+        let key = p2pvm_overlay::MemberId([3; 32]).to_string();
+        let to_user = CreateToken {
+            to: format!("user:{key}"),
+            ..wanted(&["start"])
+        };
+        let made: TokenView = post(routes(), "/tokens", &to_user).await.value();
+        let token = made.token.clone();
+        let text = TokenText { token };
+        let failure = post(routes(), "/tokens/add", &text).await.failure();
+        assert!(failure.message.contains("user add"), "{failure}");
+        let name = "anna".to_owned();
+        let added: UserView = post(routes(), "/users", &AddUser { name, key })
+            .await
+            .value();
+        let all: Vec<UserView> = get(routes(), "/users").await.value();
+        assert_eq!(all, [added]);
+        let kept: TokenView = post(routes(), "/tokens/add", &text).await.value();
+        assert_eq!(kept.to, "user:anna");
+        let pass = PassToken {
+            token: made.token,
+            may: vec![],
+            seconds: None,
+            to: "attic".into(),
+        };
+        let failure = post(routes(), "/tokens/attenuate", &pass).await.failure();
+        assert!(failure.message.contains("given to user:anna"), "{failure}");
     }
 
     /// A token for "attic" itself.

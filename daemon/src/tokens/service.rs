@@ -4,11 +4,12 @@ use super::{
     kept::{KeptTokens, id_of},
     shares::Shares,
     taken::TakenBack,
+    users::Users,
 };
 use crate::{failure::OrFailure, layout::Layout, parts::Parts};
 use p2pvm_api::{CreateToken, Failure, Outcome, PassToken, TokenRemoved, TokenState, TokenView};
 use p2pvm_authority::{
-    Amounts, Grant, MAX_LIFE, Resource, Revocation, Right, Rights, Serial, Token,
+    Amounts, Grant, MAX_LIFE, Principal, Resource, Revocation, Right, Rights, Serial, Token,
 };
 use p2pvm_overlay::{MemberId, UnixTime, VmId};
 use p2pvm_vm_manager::directory::Directory;
@@ -36,6 +37,7 @@ pub(crate) struct Tokens {
     taken: TakenBack,
     /// What is taken of this host by its tokens.
     pub(crate) shares: Arc<Shares>,
+    pub(crate) users: Users,
 }
 
 impl Tokens {
@@ -46,6 +48,7 @@ impl Tokens {
             given: KeptTokens::open(layout.given_tokens()),
             taken: TakenBack::open(layout.revoked_tokens()),
             shares: Arc::default(),
+            users: Users::open(layout.users()),
             parts,
         })
     }
@@ -53,7 +56,7 @@ impl Tokens {
     /// Signs a token.
     pub async fn create(&self, r: &CreateToken) -> Outcome<TokenView> {
         let rights = rights_on(r)?;
-        let to = self.parts.resolve_member(&r.to).await?;
+        let to = self.audience(&r.to).await?;
         let resource = match &r.vm {
             Some(vm) => Resource::Vm(self.vm(vm).await?),
             None => Resource::Host(self.parts.me()),
@@ -70,6 +73,14 @@ impl Tokens {
         let token = Token::issue(self.parts.identity.keys(), grant);
         self.note_given(&token)?;
         Ok(self.view(&token).await)
+    }
+
+    /// The key of a member, or of a user.
+    async fn audience(&self, text: &str) -> Outcome<MemberId> {
+        match self.users.audience(text) {
+            Some(user) => user.map(MemberId),
+            None => self.parts.resolve_member(text).await,
+        }
     }
 
     /// Keeps a token that this member gave, so that it can be listed and revoked.
@@ -96,7 +107,7 @@ impl Tokens {
             )));
         }
         self.is_ours(&token)?;
-        let to = self.parts.resolve_member(&r.to).await?;
+        let to = self.audience(&r.to).await?;
         let until = r.seconds.map_or(Ok(token.until()), end_after)?;
         let grant = grant(token.resource(), may, to, until);
         let passed = token.pass_on(self.parts.identity.keys(), grant);
@@ -115,7 +126,9 @@ impl Tokens {
     /// Keeps a token that was given to this member.
     pub async fn add(&self, text: &str) -> Outcome<TokenView> {
         let token = read(text)?;
-        self.is_ours(&token)?;
+        if self.users.name_of(token.audience()).is_none() {
+            self.is_ours(&token)?;
+        }
         if token.until() <= UnixTime::now().0 {
             return Err(Failure::refused("the token has expired: ask for a new one"));
         }
@@ -219,9 +232,15 @@ impl Tokens {
             return Ok(());
         }
         Err(Failure::refused(format!(
-            "the token was given to {}: only that member can use it or pass it on",
-            self.parts.name_of(to)
+            "the token was given to {}: only that member can use it or pass it on; if it is a \
+             user's, name the user here with 'p2pvm user add'",
+            self.audience_name(to.0)
         )))
+    }
+
+    fn audience_name(&self, key: Principal) -> String {
+        let user = self.users.name_of(key);
+        user.unwrap_or_else(|| self.parts.name_of(MemberId(key)))
     }
 
     /// The VM of a name or an id.
@@ -258,7 +277,7 @@ impl Tokens {
             note: note.map(str::to_owned),
             on: self.resource(token.resource()).await + &bounds(&token.amounts()),
             state,
-            to: name(token.audience()),
+            to: self.audience_name(token.audience()),
             token: token.to_string(),
             until: until.map_or_else(
                 || "never".to_owned(),

@@ -17,8 +17,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use p2pvm_api::{CreateVm, Doing, Failure, Outcome};
-use p2pvm_authority::{Amounts, Refusal, Request as TokenRequest, Resource, Token};
+use p2pvm_api::{CreateVm, Doing, Failure, Outcome, client::USER_HEADER};
+use p2pvm_authority::{
+    Amounts, Asked, Principal, ProofError, Refusal, Request as TokenRequest, Resource, Token,
+};
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::host::VmState;
 use std::sync::Arc;
@@ -35,6 +37,7 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     let name = vm.map(|Path(name)| name);
+    let proved = vms.user_of(asker, &request);
     let tokens = shown(request.headers());
     let mut new = None;
     if right == Right::Create && !tokens.is_empty() {
@@ -44,7 +47,8 @@ pub(super) async fn check(
         };
     }
     let about = name.as_deref().map_or(About::Host(new.as_ref()), About::Vm);
-    match vms.admit(asker, right, about, &tokens).await {
+    let shown = Shown { tokens, proved };
+    match vms.admit(asker, right, about, &shown).await {
         Ok(share) => {
             // Until the VM is made.
             if let Some(share) = share {
@@ -77,6 +81,23 @@ fn shown(headers: &HeaderMap) -> Vec<Token> {
         .collect()
 }
 
+/// What a request shows.
+struct Shown {
+    tokens: Vec<Token>,
+    /// The user that proves to ask, if the request has a proof.
+    proved: Option<Result<Principal, ProofError>>,
+}
+
+impl Shown {
+    /// The key that may use a token: the user's, if it is the user's, else the member's.
+    fn asker(&self, member: MemberId, token: &Token) -> Principal {
+        match self.proved {
+            Some(Ok(user)) if token.audience() == user => user,
+            _ => member.0,
+        }
+    }
+}
+
 /// What a request is about.
 #[derive(Clone, Copy)]
 enum About<'r> {
@@ -96,12 +117,27 @@ fn telling(first: Option<Refusal>, second: Refusal) -> Refusal {
 }
 
 impl Vms {
+    /// The user that proves to make a member's request.
+    fn user_of(&self, asker: Asker, request: &Request) -> Option<Result<Principal, ProofError>> {
+        let Asker::Member(MemberId(member)) = asker else {
+            return None;
+        };
+        let proof = request.headers().get(USER_HEADER)?.to_str().ok()?;
+        let path = request.uri().path_and_query()?;
+        let asked = Asked {
+            member,
+            method: request.method().as_str(),
+            path: path.as_str(),
+        };
+        Some(self.tokens.users.prove(proof, &asked))
+    }
+
     async fn admit(
         &self,
         asker: Asker,
         right: Right,
         about: About<'_>,
-        tokens: &[Token],
+        shown: &Shown,
     ) -> Outcome<Option<Arc<Share>>> {
         let closed = self.policies.is_closed();
         // Where every member may, the VM is not looked up for it.
@@ -131,10 +167,11 @@ impl Vms {
         };
         let mut why = None;
         if let Asker::Member(member) = asker {
-            for token in tokens {
+            for token in &shown.tokens {
+                let by = shown.asker(member, token);
                 let opened = match about {
-                    About::Vm(vm) => self.opens(token, member, right, vm).await.map(|()| None),
-                    About::Host(Some(new)) => self.opens_host(token, member, new).map(Some),
+                    About::Vm(vm) => self.opens(token, by, right, vm).await.map(|()| None),
+                    About::Host(Some(new)) => self.opens_host(token, (member, by), new).map(Some),
                     About::Host(None) => continue,
                 };
                 match opened {
@@ -144,14 +181,18 @@ impl Vms {
             }
         }
         tracing::info!(?asker, %right, vm, "refused a request: the right is missing");
-        Err(self.refusal(missing, vm, owner, why))
+        let mut failure = self.refusal(missing, vm, owner, why);
+        if let Some(Err(error)) = shown.proved {
+            failure.message = format!("{}; {error}", failure.message);
+        }
+        Err(failure)
     }
 
     /// Whether a token of the VM's owner gives a member the right.
     async fn opens(
         &self,
         token: &Token,
-        member: MemberId,
+        asker: Principal,
         right: Right,
         vm: &str,
     ) -> Result<(), Refusal> {
@@ -160,7 +201,7 @@ impl Vms {
         let owner = status.owner.unwrap_or_else(|| self.parts.me());
         let vm = status.definition.vm;
         let request = TokenRequest {
-            asker: member.0,
+            asker,
             resource: Resource::Vm(vm),
             right,
             amounts: Amounts::default(),
@@ -175,7 +216,7 @@ impl Vms {
     fn opens_host(
         &self,
         token: &Token,
-        member: MemberId,
+        (member, asker): (MemberId, Principal),
         new: &CreateVm,
     ) -> Result<Arc<Share>, Refusal> {
         let me = self.parts.me();
@@ -200,7 +241,7 @@ impl Vms {
         );
         self.tokens.shares.take(member, wanted, has, |amounts| {
             let request = TokenRequest {
-                asker: member.0,
+                asker,
                 resource: Resource::Host(me),
                 right: Right::Create,
                 amounts,

@@ -7,11 +7,22 @@ use crate::{
 };
 use axum::http::Request;
 use p2pvm_api::{RevokeToken, TokenRevoked};
-use p2pvm_authority::Grant;
+use p2pvm_authority::{Grant, Proof};
 use p2pvm_overlay::identity::KeyPair;
 
 /// What a member is told that asks for a new VM and shows a token.
 async fn ask(alone: &Alone, by: &KeyPair, memory_mib: u64, token: &Token) -> String {
+    ask_as(alone, by, None, memory_mib, token).await
+}
+
+/// The same with a user's proof.
+async fn ask_as(
+    alone: &Alone,
+    by: &KeyPair,
+    proof: Option<&Proof>,
+    memory_mib: u64,
+    token: &Token,
+) -> String {
     let new = CreateVm {
         name: "new".into(),
         image: "/no/image".into(),
@@ -24,7 +35,12 @@ async fn ask(alone: &Alone, by: &KeyPair, memory_mib: u64, token: &Token) -> Str
     let router = http::for_member(alone.services.vms.clone(), MemberId(by.public()));
     let request = Request::post("/vms")
         .header("content-type", "application/json")
-        .header(HEADER, token.to_string())
+        .header(HEADER, token.to_string());
+    let request = match proof {
+        Some(proof) => request.header(USER_HEADER, proof.to_string()),
+        None => request,
+    };
+    let request = request
         .body(Body::from(serde_json::to_vec(&new).unwrap()))
         .unwrap();
     send(router, request).await.text
@@ -67,4 +83,38 @@ async fn a_token_for_a_host_opens_as_much_of_it_as_it_says() {
     assert_eq!(revoked.host.as_deref(), Some("attic"));
     let late = ask(&alone, &friend, 64, &token).await;
     assert!(late.contains("the token was revoked"), "{late}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_token_opens_at_any_member_with_the_users_proof() {
+    let alone = Alone::start().await;
+    let services = &alone.services;
+    services.access.set("default = \"deny\"").await.unwrap();
+    let (parts, now) = (&services.vms.parts, UnixTime::now().0);
+    let (user, desk) = (KeyPair::from_seed(&[5; 32]), KeyPair::from_seed(&[6; 32]));
+    let grant = Grant {
+        resource: Resource::Host(parts.me()),
+        rights: [Right::Create].into_iter().collect(),
+        audience: user.public(),
+        from: now - 1,
+        until: now + 600,
+        amounts: Amounts::default(),
+    };
+    let token = Token::issue(parts.identity.keys(), grant);
+    let without = ask(&alone, &desk, 64, &token).await;
+    assert!(without.contains("given to another member"), "{without}");
+    let asked = |member: &KeyPair| Asked {
+        member: member.public(),
+        method: "POST",
+        path: "/vms",
+    };
+    let proof = Proof::sign(&user, &asked(&desk), now);
+    let with = ask_as(&alone, &desk, Some(&proof), 64, &token).await;
+    assert!(with.contains("[offer]"), "{with}");
+    let again = ask_as(&alone, &desk, Some(&proof), 64, &token).await;
+    assert!(again.contains("used already"), "{again}");
+    let thief = KeyPair::from_seed(&[7; 32]);
+    let proof = Proof::sign(&user, &asked(&desk), now);
+    let stolen = ask_as(&alone, &thief, Some(&proof), 64, &token).await;
+    assert!(stolen.contains("for another request"), "{stolen}");
 }

@@ -151,6 +151,9 @@ pub enum Command {
     /// Tokens: rights on a VM or a host that its owner gives to other members
     #[command(subcommand, after_help = super::token_args::EXAMPLE)]
     Token(super::token_args::Token),
+    /// Users: keys of persons, apart from those of machines
+    #[command(subcommand, after_help = super::user_args::EXAMPLE)]
+    User(super::user_args::User),
     /// Routes to members' LANs through the network
     #[command(
         subcommand,

@@ -89,7 +89,7 @@ pub struct TokenCreate {
     /// How long the token is valid, such as 90m, 24h or 7d
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub valid: Duration,
-    /// The member that may use it
+    /// The member that may use it, or after 'user:' a user's name or key
     #[arg(long, value_name = "MEMBER")]
     pub to: String,
 }
