@@ -6,7 +6,7 @@ mod common;
 use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused, set_policy};
 use p2pvm_api::{
     Failed, InviteAnswer, Joined, Kind, NetworkFounded, RevokeAnswer, TokenRevoked, TokenState,
-    TokenView, VmView,
+    TokenView, UserView, VmView,
 };
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
@@ -260,6 +260,21 @@ fn a_token_opens_a_part_of_a_host(lab: &Lab) {
     lab.p2pvm("b", &["vm", "delete", "bs-too"]).unwrap();
 }
 
+/// A token for a person opens at b while the person's key is there.
+fn a_persons_token_opens_with_its_key(lab: &Lab) {
+    let anna: UserView = lab.json("b", &["user", "create", "anna"]).unwrap();
+    lab.p2pvm("c", &["user", "add", "anna", &anna.key]).unwrap();
+    let create = ["token", "create", "--vm", "two", "--may", "stop"];
+    let rest = ["--for", "1h", "--to", "user:anna"];
+    let given = lab.p2pvm("c", &[&create[..], &rest[..]].concat()).unwrap();
+    lab.p2pvm("b", &["user", "add", "anna", &anna.key]).unwrap();
+    lab.p2pvm("b", &["token", "add", given.trim()]).unwrap();
+    lab.p2pvm("b", &["vm", "stop", "two"]).unwrap();
+    fs::remove_file(lab.dir("b").unwrap().join("user.key")).unwrap();
+    let said = refused(lab, "b", &["vm", "stop", "two"], 5);
+    assert!(said.contains("given to another member"), "{said}");
+}
+
 #[test]
 fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network_is_open() {
     let lab = lab("rights", &public_sites(&["a", "b", "c"], 10.0));
@@ -309,6 +324,7 @@ fn a_member_reads_no_file_of_anothers_and_manages_its_vms_only_where_the_network
     lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
     tokens_open_what_the_owner_gave(&lab);
     a_token_opens_a_part_of_a_host(&lab);
+    a_persons_token_opens_with_its_key(&lab);
     // The owner of one on another host, and the founder's machine.
     lab.p2pvm("b", &["vm", "delete", "bs"]).unwrap();
     lab.p2pvm("a", &["vm", "delete", "two"]).unwrap();
