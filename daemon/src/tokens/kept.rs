@@ -92,7 +92,7 @@ impl KeptTokens {
         if !tokens.contains_key(&id) && tokens.len() >= MAX_TOKENS {
             return Err(Failure::refused(format!(
                 "{MAX_TOKENS} tokens are kept here already: remove those that expired with 'p2pvm \
-                 token remove ID'"
+                 token remove ID'; those that this member gave go a week after they expired"
             )));
         }
         let text = format!("{token}\n");
