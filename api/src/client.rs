@@ -16,11 +16,20 @@ use tokio::{
     net::UnixStream,
 };
 
+/// The header with a user's proof.
+pub const USER_HEADER: &str = "p2pvm-user";
+
+/// Makes the proof of a user that asks, of a request's method and its path with the query.
+pub type Signer = Box<dyn Fn(&str, &str) -> String + Send + Sync>;
+
 /// One connection's worth of control API.
 pub struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Called whenever a part of a streamed answer arrives.
     on_data: fn(),
+    /// What each request says beside its own headers.
+    headers: Vec<(&'static str, String)>,
+    signer: Option<Signer>,
 }
 
 /// What a streamed answer reports on the way, where each of its results is an `I`.
@@ -91,6 +100,8 @@ impl Client {
         Ok(Self {
             sender,
             on_data: || {},
+            headers: Vec::new(),
+            signer: None,
         })
     }
 
@@ -101,6 +112,18 @@ impl Client {
         self
     }
 
+    /// Sends a header with each request.
+    pub fn with_header(mut self, name: &'static str, value: String) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// Sends a user's proof with each request.
+    pub fn signed_by(mut self, signer: Option<Signer>) -> Self {
+        self.signer = signer;
+        self
+    }
+
     async fn send(
         &mut self,
         method: Method,
@@ -108,11 +131,18 @@ impl Client {
         body: Option<Vec<u8>>,
         upgrade: bool,
     ) -> Outcome<Response<Incoming>> {
+        let proof = self.signer.as_ref().map(|sign| sign(method.as_str(), path));
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "p2pvm")
             .header("content-type", "application/json");
+        if let Some(proof) = proof {
+            request = request.header(USER_HEADER, proof);
+        }
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
         if upgrade {
             request = request
                 .header("connection", "upgrade")

@@ -36,6 +36,7 @@ mod snapshot_state;
 mod sorted;
 mod tokens;
 mod usage;
+mod users;
 mod vm_words;
 mod vms;
 mod words;
@@ -46,7 +47,7 @@ pub use snapshot_state::*;
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
     metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
-    usage::*,
+    usage::*, users::*,
     vm_words::*, vms::*,
 };
 

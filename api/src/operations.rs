@@ -385,12 +385,17 @@ const ACCESS: &[Operation] = &[
 
 /// Rights that owners give.
 const TOKENS: &[Operation] = &[
-    json::<Vec<TokenView>>(Method::Get, "/tokens", ROOT, "Lists the tokens kept here."),
+    json::<Vec<TokenView>>(
+        Method::Get,
+        "/tokens",
+        ROOT,
+        "Lists the tokens that this member was given and gave.",
+    ),
     json::<TokenView>(
         Method::Post,
         "/tokens",
         ROOT,
-        "Signs a token for rights on a VM of this member.",
+        "Signs a token for rights on a VM of this member, or on this host.",
     )
     .body::<CreateToken>(),
     json::<TokenView>(
@@ -408,7 +413,22 @@ const TOKENS: &[Operation] = &[
         "Keeps a token, which this member then shows by itself.",
     )
     .body::<TokenText>(),
+    json::<TokenRevoked>(
+        Method::Post,
+        "/tokens/revoke",
+        ROOT,
+        "Takes a token back, and with it what was passed on from it.",
+    )
+    .body::<RevokeToken>(),
     json::<TokenRemoved>(Method::Delete, "/tokens/{id}", ROOT, "Forgets a token."),
+    json::<Vec<UserView>>(Method::Get, "/users", ROOT, "Lists the users known here."),
+    json::<UserView>(
+        Method::Post,
+        "/users",
+        ROOT,
+        "Gives a user's key a name here.",
+    )
+    .body::<AddUser>(),
 ];
 
 /// Who used how much of whose host.

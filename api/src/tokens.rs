@@ -1,4 +1,5 @@
-//! Tokens: rights on a VM that its owner gives to another member, and that it may pass on.
+//! Tokens: rights on a VM or a host that its owner gives to another member, and that it may pass
+//! on.
 //!
 //! A token travels as one line of text, by whatever way its owner chooses.
 
@@ -8,14 +9,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CreateToken {
-    /// The VM's name or id.
-    pub vm: String,
-    /// What is allowed: "see", "start", "stop", "console", "move", "snapshot", "restore", "delete".
+    /// The VM's name or id; none for a token for this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    /// What is allowed: "see", "start", "stop", "console", "move", "snapshot", "restore", "delete";
+    /// on this host "create" or, the same, "run".
     pub may: Vec<String>,
     /// For how long from now.
     pub seconds: u64,
-    /// The member that may use it.
+    /// The member that may use it, or after "user:" a user's name or key.
     pub to: String,
+    /// Of this host: how many processors all VMs of that member here may have together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// How much memory, MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// How much disk, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// What `p2pvm token attenuate` asks for: the token for another member, with the same rights or
@@ -43,6 +55,42 @@ pub struct TokenText {
     pub token: String,
 }
 
+/// What `p2pvm token revoke` sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct RevokeToken {
+    /// The token, or its id in the list.
+    pub token: String,
+}
+
+/// Whether a token can be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum TokenState {
+    /// It can, as far as this member knows.
+    #[default]
+    Valid,
+    /// Its time has not begun.
+    Early,
+    /// Its time is over.
+    Expired,
+    /// It was taken back.
+    Revoked,
+}
+
+impl TokenState {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Early => "early",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
 /// A token in words. The fields are in alphabetical order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -50,6 +98,8 @@ pub struct TokenText {
 pub struct TokenView {
     /// The members that it went through, the owner first.
     pub from: Vec<String>,
+    /// Whether this member gave it, or passed it on.
+    pub given: bool,
     /// By which it is named here: the beginning of its serial number.
     pub id: String,
     /// What it allows.
@@ -58,12 +108,28 @@ pub struct TokenView {
     pub note: Option<String>,
     /// What it is about, such as "vm web".
     pub on: String,
+    /// Whether it can be used.
+    pub state: TokenState,
     /// The member that may use it.
     pub to: String,
     /// Its text.
     pub token: String,
     /// When it expires (RFC 3339).
     pub until: String,
+}
+
+/// What `p2pvm token revoke` gets. The fields are in alphabetical order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct TokenRevoked {
+    /// The host that knows it now and refuses the token, if it could be told.
+    pub host: Option<String>,
+    /// Why no host could be told yet; it is tried again until one is.
+    pub note: Option<String>,
+    /// What the token is about, such as "vm web".
+    pub on: String,
+    /// The token's id.
+    pub revoked: String,
 }
 
 /// What `p2pvm token remove` gets.
@@ -83,19 +149,36 @@ mod tests {
     fn tokens_are_asked_for_and_answered_with_the_same_text() {
         assert_text(
             &CreateToken {
-                vm: "web".into(),
+                vm: Some("web".into()),
                 may: vec!["start".into()],
                 seconds: 7200,
                 to: "lab3".into(),
+                cpus: None,
+                memory_mib: None,
+                disk_bytes: None,
             },
             r#"{"vm":"web","may":["start"],"seconds":7200,"to":"lab3"}"#,
         );
+        assert_text(
+            &CreateToken {
+                vm: None,
+                may: vec!["run".into()],
+                seconds: 60,
+                to: "lab3".into(),
+                cpus: Some(2),
+                memory_mib: Some(1024),
+                disk_bytes: None,
+            },
+            r#"{"may":["run"],"seconds":60,"to":"lab3","cpus":2,"memory_mib":1024}"#,
+        );
         let view = TokenView {
             from: vec!["lab1".into()],
+            given: true,
             id: "09ab".into(),
             may: vec!["start".into()],
             note: None,
             on: "vm web".into(),
+            state: TokenState::Revoked,
             to: "lab3".into(),
             token: "p2pvmtoken1abc".into(),
             until: "2026-11-30T22:00:00Z".into(),
@@ -103,8 +186,9 @@ mod tests {
         assert_text(
             &view,
             concat!(
-                r#"{"from":["lab1"],"id":"09ab","may":["start"],"note":null,"on":"vm web","#,
-                r#""to":"lab3","token":"p2pvmtoken1abc","until":"2026-11-30T22:00:00Z"}"#
+                r#"{"from":["lab1"],"given":true,"id":"09ab","may":["start"],"note":null,"#,
+                r#""on":"vm web","state":"revoked","to":"lab3","token":"p2pvmtoken1abc","#,
+                r#""until":"2026-11-30T22:00:00Z"}"#
             ),
         );
     }

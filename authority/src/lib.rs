@@ -8,6 +8,10 @@
 //! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
 //! Biscuit.
 //!
+//! A [`Revocation`] takes a link back before its time, and with it what was passed on from it.
+//!
+//! A token can be for the key of a person, who then shows a [`Proof`] with each request.
+//!
 //! A [`Receipt`] is a host's signed statement of what a member used of it, which that member checks
 //! in the same way and signs too; docs/decisions/0054 says what it proves.
 //!
@@ -16,17 +20,21 @@
 #[cfg(test)]
 #[path = "../../tests/golden.rs"]
 mod golden;
+mod proof;
 mod receipt;
+mod revocation;
 mod right;
 mod token;
 mod usage;
 
+pub use proof::{Asked, PROOF_WINDOW, Proof, ProofError, SeenProofs};
 pub use receipt::{
     Line, MAX_AGE, MAX_LINES, MIN_PERIOD, Receipt, ReceiptRefusal, Reply, Terms, possible,
 };
+pub use revocation::{MAX_REVOCATIONS, Revocation, Revocations, RevokeError};
 pub use right::{Amounts, ParseRightError, Resource, Right, Rights};
 pub use token::{Grant, Link, MAX_LIFE, ParseTokenError, Refusal, Request, Serial, Token};
 pub use usage::{Size, Usage, most_kept};
 
-/// A key that can be given rights and can pass them on: a member's, later a user's.
+/// A key that can be given rights: a member's, which can pass them on, or a user's.
 pub type Principal = [u8; 32];

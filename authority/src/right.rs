@@ -72,6 +72,8 @@ pub struct ParseRightError(String);
 impl FromStr for Right {
     type Err = ParseRightError;
     fn from_str(word: &str) -> Result<Right, ParseRightError> {
+        // "May run VMs there" is how people say it.
+        let word = if word == "run" { "create" } else { word };
         Right::ALL
             .into_iter()
             .find(|right| right.word() == word)
@@ -160,6 +162,36 @@ pub struct Amounts {
 }
 
 impl Amounts {
+    /// The lesser of both, amount by amount.
+    pub fn and(self, other: Amounts) -> Amounts {
+        fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+            match (one, other) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            }
+        }
+        Amounts {
+            cpus: least(self.cpus, other.cpus),
+            memory_mib: least(self.memory_mib, other.memory_mib),
+            disk_bytes: least(self.disk_bytes, other.disk_bytes),
+            bits_per_second: least(self.bits_per_second, other.bits_per_second),
+        }
+    }
+
+    /// Both together. An amount that one of them leaves open stays open.
+    pub fn plus(self, other: Amounts) -> Amounts {
+        let cpus = self.cpus.zip(other.cpus);
+        let sum = |one: Option<u64>, other: Option<u64>| {
+            one.zip(other).map(|(one, other)| one.saturating_add(other))
+        };
+        Amounts {
+            cpus: cpus.map(|(one, other)| one.saturating_add(other)),
+            memory_mib: sum(self.memory_mib, other.memory_mib),
+            disk_bytes: sum(self.disk_bytes, other.disk_bytes),
+            bits_per_second: sum(self.bits_per_second, other.bits_per_second),
+        }
+    }
+
     /// The first amount of which a request asks for more than is allowed.
     pub(crate) fn excess(&self, allowed: &Amounts) -> Option<&'static str> {
         fn more<T: PartialOrd>(asked: Option<T>, most: Option<T>) -> bool {
@@ -218,5 +250,11 @@ mod tests {
         assert_eq!(three.excess(&three), None);
         assert_eq!(Amounts::default().excess(&two), Some("processors"));
         assert_eq!(two.excess(&Amounts::default()), None);
+        let five = two.plus(three);
+        assert_eq!((five.cpus, five.memory_mib), (Some(5), None));
+        assert_eq!(five.excess(&three), Some("processors"));
+        let both = two.and(three);
+        assert_eq!((both.cpus, both.memory_mib), (Some(2), Some(512)));
+        assert_eq!(both.excess(&two).or(both.excess(&three)), None);
     }
 }

@@ -178,6 +178,11 @@ impl Token {
         self.links.last().expect("a token has at least one link")
     }
 
+    /// The number by which it is revoked: its last link's.
+    pub fn serial(&self) -> Serial {
+        self.last().serial
+    }
+
     /// The resource that it is about.
     pub fn resource(&self) -> Resource {
         self.last().grant.resource
@@ -192,6 +197,12 @@ impl Token {
     pub fn rights(&self) -> Rights {
         let grants = self.links.iter().map(|link| link.grant.rights);
         grants.reduce(Rights::and).unwrap_or_default()
+    }
+
+    /// How much all links allow.
+    pub fn amounts(&self) -> Amounts {
+        let grants = self.links.iter().map(|link| link.grant.amounts);
+        grants.reduce(Amounts::and).unwrap_or_default()
     }
 
     /// The time before which it can be used, in seconds since 1970.

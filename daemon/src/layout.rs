@@ -116,6 +116,26 @@ impl Layout {
         self.0.join("tokens")
     }
 
+    /// The tokens that this member gave.
+    pub fn given_tokens(&self) -> PathBuf {
+        self.0.join("tokens-given")
+    }
+
+    /// This member's revocations of tokens.
+    pub fn revoked_tokens(&self) -> PathBuf {
+        self.0.join("tokens-revoked")
+    }
+
+    /// The names of users.
+    pub fn users(&self) -> PathBuf {
+        self.0.join("users.json")
+    }
+
+    /// The key of this machine's root as a user, if it made one.
+    pub fn user_key(&self) -> PathBuf {
+        self.0.join("user.key")
+    }
+
     /// The accounts: what members used of this host, and this member of theirs.
     pub fn usage(&self) -> PathBuf {
         self.0.join("usage")

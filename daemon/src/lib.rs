@@ -35,6 +35,7 @@ mod succession;
 mod tokens;
 mod traces;
 mod usage;
+pub mod user_key;
 mod vms;
 mod web;
 mod wiring;

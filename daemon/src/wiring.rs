@@ -28,7 +28,7 @@ use crate::{
     parts::Parts,
     placement::{drain::Drains, manager::Manager, service::Placement},
     routes::subnets::Subnets,
-    tokens::service::Tokens,
+    tokens::{revoke::Revoker, service::Tokens},
     traces::Exporter,
     usage::service::Accounting,
     vms::{self, absent::AbsentHosts, guests::Guests, releases::Releases, service::Vms, voters},
@@ -169,6 +169,7 @@ fn wire(
     let manager = Manager::start(parts.clone(), host.clone(), config);
     let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
+    let (questions, members) = (Questions::new(parts.clone()), Members::new(parts.clone()));
     let proofs = Proofs::new(
         parts.clone(),
         policies.clone(),
@@ -176,9 +177,9 @@ fn wire(
         guests.clone(),
     );
     let (drains, offers) = offers(parts, &host, &manager, (own.offer, config.cpus));
-    let (members, questions) = (Members::new(parts.clone()), Questions::new(parts.clone()));
     let machine = Machine::new(parts.clone(), proofs.clone());
-    let tokens = Tokens::new(parts.clone(), own.layout.tokens());
+    let tokens = Tokens::new(parts.clone(), &own.layout);
+    let revoker = Revoker::new(parts.clone(), host.clone(), tokens.clone());
     let vms = Arc::new(Vms {
         parts: parts.clone(),
         host,
@@ -217,6 +218,7 @@ fn wire(
         node,
         offers,
         placement: Placement::new(manager.clone(), drains, config.at_shutdown),
+        revoker,
         subnets,
         tokens,
         usage: below.usage,
@@ -288,6 +290,7 @@ fn spawn(
     tasks.spawn(serve_members(services.vms.clone()));
     services.dashboard.offer(services.for_tokens());
     tasks.spawn(services.dashboard.clone().serve());
+    tasks.spawn(services.revoker.clone().run());
     tasks.spawn(wired.proofs.clone().run());
     tasks.spawn(networks::watch(parts.clone()));
     tasks.spawn(control::watch(

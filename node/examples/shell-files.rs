@@ -27,6 +27,9 @@ mod token_args;
 #[path = "../src/cli/usage_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod usage_args;
+#[path = "../src/cli/user_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod user_args;
 #[path = "../src/cli/vm_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod vm_args;

@@ -28,6 +28,8 @@ pub(crate) mod traffic;
 pub(crate) mod up;
 pub(crate) mod usage;
 mod usage_args;
+pub(crate) mod user;
+mod user_args;
 pub(crate) mod vm;
 mod vm_args;
 
@@ -100,7 +102,8 @@ pub struct Context {
 impl Context {
     /// A connection to this node's daemon, on which it has answered.
     pub async fn daemon(&self) -> Outcome<Client> {
-        Ok(silent::connect(&self.layout).await?)
+        let signer = p2pvm_daemon::user_key::signer(&self.layout)?;
+        Ok(silent::connect(&self.layout).await?.signed_by(signer))
     }
 
     /// As above; `None` if no daemon runs.

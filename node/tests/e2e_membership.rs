@@ -4,7 +4,10 @@
 mod common;
 
 use common::{SETTINGS, image, is_connected, lab, network, public_sites, refused, set_policy};
-use p2pvm_api::{Failed, InviteAnswer, Joined, Kind, NetworkFounded, RevokeAnswer, TokenView};
+use p2pvm_api::{
+    Failed, InviteAnswer, Joined, Kind, NetworkFounded, RevokeAnswer, TokenRevoked, TokenState,
+    TokenView, UserView, VmView,
+};
 use p2pvm_lab::lab::Lab;
 use std::{fs, time::Duration};
 
@@ -207,6 +210,14 @@ fn tokens_open_what_the_owner_gave(lab: &Lab) {
     let wider = ["token", "attenuate", &given, "--may", "delete", "--to", "a"];
     let said = refused(lab, "b", &wider, 5);
     assert!(said.contains("cannot be widened"), "{said}");
+    // Its owner takes it back before it expires.
+    let revoked: TokenRevoked = lab.json("c", &["token", "revoke", &given]).unwrap();
+    assert_eq!(revoked.host.as_deref(), Some("c"));
+    let said = refused(lab, "b", &["vm", "stop", "two"], 5);
+    assert!(said.contains("the token was revoked"), "{said}");
+    let listed: Vec<TokenView> = lab.json("c", &["token", "list"]).unwrap();
+    let state = |token: &TokenView| (token.given, token.state);
+    assert_eq!(state(&listed[0]), (true, TokenState::Revoked));
     let kept: Vec<TokenView> = lab.json("b", &["token", "list"]).unwrap();
     assert_eq!(kept.len(), 2);
     for token in &kept {
@@ -275,6 +286,117 @@ fn a_member_manages_anothers_vms_only_in_an_open_network() {
     );
     lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
     tokens_open_what_the_owner_gave(&lab);
+    a_token_opens_a_part_of_a_host(&lab);
+    a_persons_token_opens_with_its_key(&lab);
+    // The owner of one on another host, and the founder's machine.
+    a_snapshot_opens_for_its_owner(&lab);
+    lab.p2pvm("b", &["vm", "delete", "bs", "--force"]).unwrap();
+    lab.p2pvm("a", &["vm", "delete", "two"]).unwrap();
+    let kept = lab.dir("b").unwrap().join("images");
+    let leaked = fs::read_dir(kept).unwrap().flatten().any(|file| {
+        fs::read(file.path()).is_ok_and(|bytes| bytes.windows(32).any(|part| part == secret))
+    });
+    assert!(!leaked);
+    lab.down().unwrap();
+}
+
+/// By a token for c's host b makes a VM there, and no second one.
+fn a_token_opens_a_part_of_a_host(lab: &Lab) {
+    let create = [
+        "token", "create", "--host", "--may", "run", "--memory", "64M",
+    ];
+    let rest = ["--for", "1h", "--to", "b"];
+    let given = lab.p2pvm("c", &[&create[..], &rest[..]].concat()).unwrap();
+    lab.p2pvm("b", &["token", "add", given.trim()]).unwrap();
+    let two: VmView = lab.json("b", &["vm", "show", "two"]).unwrap();
+    let make = |name: &str| {
+        let words = [
+            "vm",
+            "create",
+            name,
+            "--on",
+            "c",
+            "--image",
+            two.image.as_str(),
+        ];
+        lab.try_p2pvm("b", &[&words[..], &["--memory", "64M"][..]].concat())
+            .unwrap()
+    };
+    let (code, out, said) = make("bs-too");
+    assert_eq!(code, 0, "{out} {said}");
+    let (code, _, said) = make("bs-third");
+    assert!(
+        code == 5 && said.contains("allows less memory"),
+        "{code} {said}"
+    );
+    lab.p2pvm("b", &["vm", "delete", "bs-too"]).unwrap();
+}
+
+/// A token for a person opens at b while the person's key is there.
+fn a_persons_token_opens_with_its_key(lab: &Lab) {
+    let anna: UserView = lab.json("b", &["user", "create", "anna"]).unwrap();
+    lab.p2pvm("c", &["user", "add", "anna", &anna.key]).unwrap();
+    let create = ["token", "create", "--vm", "two", "--may", "stop"];
+    let rest = ["--for", "1h", "--to", "user:anna"];
+    let given = lab.p2pvm("c", &[&create[..], &rest[..]].concat()).unwrap();
+    lab.p2pvm("b", &["user", "add", "anna", &anna.key]).unwrap();
+    lab.p2pvm("b", &["token", "add", given.trim()]).unwrap();
+    lab.p2pvm("b", &["vm", "stop", "two"]).unwrap();
+    fs::remove_file(lab.dir("b").unwrap().join("user.key")).unwrap();
+    let said = refused(lab, "b", &["vm", "stop", "two"], 5);
+    assert!(said.contains("given to another member"), "{said}");
+}
+
+#[test]
+fn a_member_manages_anothers_vms_only_in_an_open_network() {
+    let lab = lab("rights", &public_sites(&["a", "b", "c"], 10.0));
+    let dir = lab.dir("a").unwrap();
+    let (key, offered) = (dir.join("root.key"), dir.join("offered"));
+    fs::create_dir(&offered).unwrap();
+    fs::copy(image(), offered.join("guest.qcow2")).unwrap();
+    std::os::unix::fs::symlink(&key, offered.join("link")).unwrap();
+    let offer = format!("[offer]\nimages = [\"{}\"]\n", offered.display());
+    lab.configure("a", &format!("{SETTINGS}{offer}")).unwrap();
+    network(&lab, &["a", "b", "c"]);
+    let create = |by: &str, name: &str, on: &str, image: &str| {
+        let words = [
+            "vm", "create", name, "--on", on, "--image", image, "--memory", "64M",
+        ];
+        lab.try_p2pvm(by, &words).unwrap()
+    };
+    let secret = fs::read(&key).unwrap();
+    for file in [&key, &dir.join("identity")] {
+        let (code, out, said) = create("b", "leak", "a", file.to_str().unwrap());
+        assert_eq!(code, 5, "{out} {said}");
+        assert!(said.contains("other members may name"), "{said}");
+    }
+    assert_eq!(fs::read_dir(dir.join("images")).unwrap().count(), 0);
+    let (code, out, _) = lab.try_p2pvm("b", &["vm", "show", "leak"]).unwrap();
+    assert_eq!(code, 3, "{out}");
+
+    let of_a = offered.join("guest.qcow2");
+    let (code, _, said) = create("b", "link", "a", offered.join("link").to_str().unwrap());
+    assert!(code == 5 && said.contains("over a link"), "{code} {said}");
+    let (code, out, said) = create("b", "bs", "a", of_a.to_str().unwrap());
+    assert_eq!(code, 0, "{out} {said}");
+
+    for name in ["one", "two"] {
+        let (code, out, said) = create("c", name, "c", image());
+        assert_eq!(code, 0, "{out} {said}");
+    }
+    lab.p2pvm("b", &["vm", "delete", "one"]).unwrap();
+    set_policy(&lab, "a", &["a", "b", "c"], "default = \"deny\"");
+    let said = refused(&lab, "b", &["vm", "delete", "two"], 5);
+    assert!(said.contains("lacks the right to delete 'two'"), "{said}");
+    let (code, _, said) = create("b", "more", "c", image());
+    assert!(
+        code == 5 && said.contains("create VMs on c"),
+        "{code} {said}"
+    );
+    lab.p2pvm("b", &["vm", "show", "two"]).unwrap();
+    tokens_open_what_the_owner_gave(&lab);
+    a_token_opens_a_part_of_a_host(&lab);
+    a_persons_token_opens_with_its_key(&lab);
     // The owner of one on another host, and the founder's machine.
     a_snapshot_opens_for_its_owner(&lab);
     lab.p2pvm("b", &["vm", "delete", "bs", "--force"]).unwrap();

@@ -3,6 +3,7 @@
 //! the voters named in it say which host may run the VM.
 
 use crate::{Definition, Error, error::undecided, framed, vault::Durability};
+use p2pvm_authority::{Revocation, Revocations};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -65,10 +66,15 @@ pub struct VmRecord {
     /// The member that the VM was made for; `None` in records of earlier versions.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// The tokens for the VM that were revoked, as its host says: not checked.
+    #[serde(skip)]
+    pub revoked: Revocations,
 }
 
 /// The optional field behind a record that holds the VM's owner.
 const OWNER: u8 = 1;
+/// The optional fields that hold a revoked token each.
+const REVOKED: u8 = 8;
 
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
@@ -80,21 +86,29 @@ impl VmRecord {
             bytes.extend([OWNER, owner.len() as u8]);
             bytes.extend(owner);
         }
+        for one in self.revoked.iter().map(Revocation::to_field) {
+            bytes.extend([REVOKED, one.len() as u8]);
+            bytes.extend(one);
+        }
         bytes
     }
 
     /// Reads a record's value; `None` for anything else.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (mut record, mut fields): (Self, _) = framed::take_from_bytes(bytes)?;
+        let mut revoked = Vec::new();
         while let [field, length, rest @ ..] = fields {
             let Some((value, behind)) = rest.split_at_checked(usize::from(*length)) else {
                 break;
             };
-            if *field == OWNER {
-                record.owner = value.try_into().ok().map(MemberId);
+            match *field {
+                OWNER => record.owner = value.try_into().ok().map(MemberId),
+                REVOKED => revoked.extend(Revocation::from_field(value)),
+                _ => {}
             }
             fields = behind;
         }
+        record.revoked = Revocations::unchecked(revoked);
         Some(record)
     }
 
@@ -254,6 +268,7 @@ impl Directory {
 mod tests {
     use super::*;
     use crate::host::registry::tests::entry;
+    use p2pvm_authority::Resource;
 
     #[test]
     fn a_later_epochs_version_is_newer_whatever_was_counted() {
@@ -271,6 +286,7 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            revoked: Revocations::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
@@ -297,6 +313,37 @@ mod tests {
             let bytes = [plain.to_bytes(), junk.into()].concat();
             assert_eq!(VmRecord::from_bytes(&bytes), Some(plain.clone()));
         }
+    }
+
+    #[test]
+    fn a_record_lists_revoked_tokens_behind_what_former_versions_read() {
+        let definition = entry("web").definition;
+        let of_vm = Resource::Vm(definition.vm);
+        let revoked = (0..40).map(|serial| {
+            Revocation::sign(&KeyPair::from_seed(&[5; 32]), of_vm, [serial; 16], u64::MAX)
+        });
+        let record = VmRecord {
+            definition,
+            holder: MemberId([4; 32]),
+            epoch: Epoch(3),
+            wanted: RunGoal::Running,
+            snapshots: vec![],
+            owner: Some(MemberId([9; 32])),
+            revoked: Revocations::unchecked(revoked),
+        };
+        let bytes = record.to_bytes();
+        assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
+        let plain = VmRecord {
+            revoked: Revocations::NONE,
+            ..record
+        };
+        assert_eq!(bytes[..plain.to_bytes().len()], plain.to_bytes());
+        assert!(
+            bytes.len() - plain.to_bytes().len() < 5 << 10,
+            "the record has 32 KiB"
+        );
+        let broken = [plain.to_bytes(), vec![REVOKED, 3, 1, 2, 3]].concat();
+        assert_eq!(VmRecord::from_bytes(&broken), Some(plain));
     }
 }
 

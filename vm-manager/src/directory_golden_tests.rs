@@ -32,6 +32,12 @@ pub(crate) fn snapshots() -> Vec<(&'static str, Snapshot)> {
     }
 }
 
+/// A revocation of a token for the VM.
+pub(crate) fn revoked() -> Revocations {
+    let vm = p2pvm_authority::Resource::Vm(definition().vm);
+    Revocations::unchecked([Revocation::sign(&keys(), vm, [0x36; 16], 1_796_000_000)])
+}
+
 fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
     VmRecord {
         definition: definition(),
@@ -40,6 +46,7 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         wanted,
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         owner,
+        revoked: Revocations::NONE,
     }
 }
 
@@ -58,6 +65,16 @@ fn members_of_the_previous_version_read_a_vms_record() {
             }
         };
         golden.messages(records, VmRecord::to_bytes, VmRecord::from_bytes);
+        let revoking = VmRecord {
+            revoked: revoked(),
+            ..record(RunGoal::Running, Some(MemberId([0x35; 32])))
+        };
+        golden.message(
+            "record.revoked",
+            &revoking,
+            VmRecord::to_bytes,
+            VmRecord::from_bytes,
+        );
         golden.messages(
             snapshots(),
             |one| postcard::to_allocvec(one).expect("plain fields"),

@@ -40,6 +40,7 @@ mod names;
 mod newcomer;
 pub mod registry;
 pub mod remote;
+pub(crate) mod revoked;
 mod room;
 mod slot;
 pub mod status;
@@ -454,6 +455,7 @@ impl Host {
             wanted: entry.wanted,
             snapshots: entry.snapshots.clone(),
             owner: entry.owner,
+            revoked: entry.revoked.clone(),
         };
         match self
             .directory

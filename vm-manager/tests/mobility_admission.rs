@@ -5,6 +5,7 @@
 mod mobility;
 
 use mobility::Lab;
+use p2pvm_authority::{Resource, Revocation, Revocations};
 use p2pvm_overlay::{
     Epoch, Fabric, FabricError, MemberId, UnixTime,
     identity::{Identity, KeyPair},
@@ -177,6 +178,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         wanted: RunGoal::Stopped,
         snapshots: vec![snapshot],
         owner: None,
+        revoked: Revocations::NONE,
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();
     let force = RestoreOptions { force: true };
@@ -393,4 +395,32 @@ async fn a_member_cannot_bring_a_vm_as_the_hosts_own() {
     let refused = ask(&*rogue.fabric, lab.me(1), &request, LONG).await;
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("first epoch"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_token_stays_revoked_where_the_vm_goes() {
+    let mut lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    let (owner, of_vm) = (KeyPair::generate(), Resource::Vm(vm));
+    let until = UnixTime::now().plus(3600).0;
+    let word = Revocation::sign(&owner, of_vm, [7; 16], until);
+    assert!(lab.host(0).revoke(vm, word).unwrap());
+    assert!(!lab.host(0).revoke(vm, word).unwrap(), "it is known");
+    let refused = lab.host(1).revoke(vm, word).unwrap_err();
+    assert!(matches!(refused, Error::NotFound(_)), "{refused}");
+    let is_revoked = |lab: &Lab, host: usize| lab.host(host).revoked(vm).has(&[7; 16]);
+    // A restart of the daemon, a move, a restore from the record.
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    assert!(is_revoked(&lab, 0));
+    lab.settles_on(vm, &[0], "after the restart").await;
+    let options = MigrateOptions::default();
+    let (host, to) = (lab.host(0), lab.me(1));
+    let moved = host.migrate("web", to, options, watch::Sender::default());
+    assert_eq!(moved.await.unwrap().runs_on, RunningSide::Target);
+    assert!(is_revoked(&lab, 1) && !is_revoked(&lab, 0));
+    lab.take_snapshot(1).await;
+    lab.power_off(1);
+    lab.restore_by_force(4).await;
+    assert!(is_revoked(&lab, 4));
 }

@@ -20,6 +20,7 @@ use hyper::{Method, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use p2pvm_api::{client::Client, vm_path};
+use p2pvm_authority::Token;
 use p2pvm_host::chain;
 use p2pvm_overlay::{BoxStream, FabricError, MemberId};
 use serde::Deserialize;
@@ -113,9 +114,12 @@ pub async fn to_chosen(
             if on == vms.parts.me() {
                 next.run(request).await
             } else {
-                if let Some(Path(name)) = vm {
-                    show_tokens(&vms, &name, &mut request).await;
-                    pass_tokens(&vms, &name, on, &mut request).await;
+                match vm {
+                    Some(Path(name)) => {
+                        show_tokens(&vms, &name, &mut request).await;
+                        pass_tokens(&vms, &name, on, &mut request).await;
+                    }
+                    None => show(vms.tokens.for_host(on), &mut request),
                 }
                 pass_on(&vms, on, request)
                     .await
@@ -129,8 +133,12 @@ pub async fn to_chosen(
 /// Shows the tokens that this member was given for the VM; those of the caller, if it gave any, are
 /// no member's business.
 async fn show_tokens(vms: &Vms, name: &str, request: &mut Request) {
+    show(vms.tokens.for_vm(name).await, request);
+}
+
+fn show(tokens: Vec<Token>, request: &mut Request) {
     request.headers_mut().remove(HEADER);
-    for token in vms.tokens.for_vm(name).await {
+    for token in tokens {
         if let Ok(value) = HeaderValue::from_str(&token.to_string()) {
             request.headers_mut().append(HEADER, value);
         }
@@ -160,7 +168,10 @@ pub async fn console(vms: &Vms, name: &str) -> Outcome<BoxStream> {
     if holder == vms.parts.me() {
         return vms.console(name).await;
     }
-    let client = Client::over(reach(vms, holder).await?).await?;
+    let mut client = Client::over(reach(vms, holder).await?).await?;
+    for token in vms.tokens.for_vm(name).await {
+        client = client.with_header(HEADER, token.to_string());
+    }
     Ok(Box::new(client.upgrade(&vm_path(name, "console")?).await?))
 }
 

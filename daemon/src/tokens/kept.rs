@@ -1,4 +1,4 @@
-//! The tokens that were given to this member, one file each.
+//! Tokens, one file each: those that were given to this member, or those that it gave.
 
 use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_authority::Token;
@@ -25,8 +25,7 @@ pub(super) struct KeptTokens {
 
 /// What a token is called here.
 pub(super) fn id_of(token: &Token) -> String {
-    let serial = token.links().last().map(|link| link.serial);
-    data_encoding::HEXLOWER.encode(&serial.unwrap_or_default()[..6])
+    data_encoding::HEXLOWER.encode(&token.serial()[..6])
 }
 
 impl KeptTokens {
@@ -72,6 +71,20 @@ impl KeptTokens {
         self.tokens().values().cloned().collect()
     }
 
+    pub fn get(&self, id: &str) -> Option<Token> {
+        self.tokens().get(id).cloned()
+    }
+
+    /// Forgets the tokens that ended before a time.
+    pub fn drop_ended_before(&self, time: u64) {
+        let all = self.all();
+        for token in all.iter().filter(|token| token.until() < time) {
+            if let Err(error) = self.remove(&id_of(token)) {
+                tracing::warn!(%error, "cannot forget a token that has expired");
+            }
+        }
+    }
+
     /// Keeps a token; one that is kept already stays.
     pub fn add(&self, token: &Token) -> Outcome<()> {
         let mut tokens = self.tokens();
@@ -79,7 +92,7 @@ impl KeptTokens {
         if !tokens.contains_key(&id) && tokens.len() >= MAX_TOKENS {
             return Err(Failure::refused(format!(
                 "{MAX_TOKENS} tokens are kept here already: remove those that expired with 'p2pvm \
-                 token remove ID'"
+                 token remove ID'; those that this member gave go a week after they expired"
             )));
         }
         let text = format!("{token}\n");

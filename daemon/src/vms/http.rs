@@ -5,7 +5,10 @@ use super::{
     rights::{Asker, Right},
     service::Vms,
 };
-use crate::http::{Answer, forward, report::streamed, traced};
+use crate::{
+    http::{Answer, forward, report::streamed, traced},
+    tokens::shares::Share,
+};
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Path, Query, Request, State},
@@ -95,9 +98,13 @@ async fn list(State(vms): Shared) -> Answer<Sorted<Vec<VmView>>> {
 async fn create(
     State(vms): Shared,
     Extension(asker): Extension<Asker>,
+    share: Option<Extension<Arc<Share>>>,
     Json(r): Json<CreateVm>,
 ) -> Response {
-    streamed(move |reporter| async move { vms.create(asker, r, &reporter).await })
+    streamed(move |reporter| async move {
+        let _until_made = share;
+        vms.create(asker, r, &reporter).await
+    })
 }
 
 async fn show(State(vms): Shared, Path(name): Path<String>) -> Answer<Sorted<VmView>> {

@@ -2,6 +2,7 @@ use super::*;
 use crate::wiring::alone::{Alone, Answered, delete, get, post};
 use hyper::StatusCode;
 use p2pvm_api::{Failure, Kind, VmStateView};
+use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, identity::KeyPair};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use p2pvm_vm_manager::{
@@ -46,6 +47,7 @@ async fn elsewhere(alone: &Alone, name: &str) {
         wanted: RunGoal::Running,
         snapshots: vec![],
         owner: Some(OWNER),
+        revoked: Revocations::NONE,
     };
     directory.publish(&keys, &record, 0).await.unwrap();
 }

@@ -1,11 +1,30 @@
 //! The services of all resources, and their routes.
 
 use crate::{
-    access, access::service::Access, cluster, cluster::service::Cluster, http::server, machine,
-    machine::service::Machine, members, members::service::Members, node, node::service::Node,
-    offer, offer::service::Offers, placement, placement::service::Placement, routes,
-    routes::subnets::Subnets, tokens, tokens::service::Tokens, usage, usage::service::Accounting,
-    vms, vms::service::Vms, web,
+    access,
+    access::service::Access,
+    cluster,
+    cluster::service::Cluster,
+    http::server,
+    machine,
+    machine::service::Machine,
+    members,
+    members::service::Members,
+    node,
+    node::service::Node,
+    offer,
+    offer::service::Offers,
+    placement,
+    placement::service::Placement,
+    routes,
+    routes::subnets::Subnets,
+    tokens,
+    tokens::{revoke::Revoker, service::Tokens},
+    usage,
+    usage::service::Accounting,
+    vms,
+    vms::service::Vms,
+    web,
     web::Dashboard,
 };
 use axum::Router;
@@ -21,6 +40,7 @@ pub(crate) struct Services {
     pub node: Arc<Node>,
     pub offers: Arc<Offers>,
     pub placement: Arc<Placement>,
+    pub revoker: Arc<Revoker>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
     pub usage: Arc<Accounting>,
@@ -45,9 +65,10 @@ impl Services {
 
     /// The control API for this machine's own root.
     pub(crate) fn routes(&self) -> Router {
+        let tokens = tokens::http::routes(self.tokens.clone(), self.revoker.clone());
         let all = self
             .common()
-            .merge(tokens::http::routes(self.tokens.clone()))
+            .merge(tokens)
             .merge(usage::http::routes(self.usage.clone()))
             .merge(offer::http::routes(self.offers.clone()))
             .merge(web::http::routes(self.dashboard.clone()));

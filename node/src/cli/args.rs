@@ -145,7 +145,7 @@ pub enum Command {
         after_help = "Examples:\n  p2pvm acl set policy.toml\n  p2pvm acl check lab2 vm:web tcp/22"
     )]
     Acl(super::policy_args::Acl),
-    /// Tokens: rights on a VM that its owner gives to other members
+    /// Tokens: rights on a VM or a host that its owner gives to other members
     #[command(subcommand, after_help = super::token_args::EXAMPLE)]
     Token(super::token_args::Token),
     /// Show who used how much of whose host
@@ -154,6 +154,9 @@ pub enum Command {
     /// What this host offers to other members' VMs
     #[command(subcommand, after_help = super::offer_args::EXAMPLE)]
     Offer(super::offer_args::Offer),
+    /// Users: keys of persons, apart from those of machines
+    #[command(subcommand, after_help = super::user_args::EXAMPLE)]
+    User(super::user_args::User),
     /// Routes to members' LANs through the network
     #[command(
         subcommand,

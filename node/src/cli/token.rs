@@ -7,7 +7,10 @@ use super::{
     token_args::{Token, TokenCreate, TokenPass},
 };
 use hyper::Method;
-use p2pvm_api::{CreateToken, Failure, Outcome, PassToken, TokenRemoved, TokenText, TokenView};
+use p2pvm_api::{
+    CreateToken, Failure, Outcome, PassToken, RevokeToken, TokenRemoved, TokenRevoked, TokenText,
+    TokenView,
+};
 
 /// The most bytes read of a file with a token: one has a few thousand.
 const MAX_READ_BYTES: u64 = 64 << 10;
@@ -19,6 +22,7 @@ pub(crate) async fn run(context: &Context, token: Token) -> Outcome<()> {
         Token::Show { token } => show(context, "/tokens/show", &token).await,
         Token::Add { token } => show(context, "/tokens/add", &token).await,
         Token::List => list(context).await,
+        Token::Revoke { token } => revoke(context, &token).await,
         Token::Remove { id } => remove(context, &id).await,
     }
 }
@@ -29,6 +33,9 @@ async fn create(context: &Context, a: TokenCreate) -> Outcome<()> {
         may: a.may,
         seconds: a.valid.as_secs(),
         to: a.to,
+        cpus: a.cpus,
+        memory_mib: a.memory.map(|bytes| bytes >> 20),
+        disk_bytes: a.disk,
     };
     print_text(context, "/tokens", &wanted).await
 }
@@ -49,13 +56,20 @@ async fn print_text(context: &Context, path: &str, wanted: &impl serde::Serializ
     report(context, &made, || {
         println!("{}", made.token);
         eprintln!(
-            "{} may {} {} until {}; there: p2pvm token add FILE",
-            made.to,
-            made.may.join(", "),
-            made.on,
+            "{} until {}; there: p2pvm token add FILE",
+            allowed(&made),
             made.until
         );
     })
+}
+
+/// What a token allows, as a sentence.
+fn allowed(token: &TokenView) -> String {
+    let may = match token.may.join(", ") {
+        create if create == "create" => "make VMs on".to_owned(),
+        rights => rights,
+    };
+    format!("{} may {may} {}", token.to, token.on)
 }
 
 async fn show(context: &Context, path: &str, token: &str) -> Outcome<()> {
@@ -64,13 +78,7 @@ async fn show(context: &Context, path: &str, token: &str) -> Outcome<()> {
     };
     let view: TokenView = context.daemon().await?.post(path, &text).await?;
     report(context, &view, || {
-        println!(
-            "{}: {} may {} {}",
-            view.id,
-            view.to,
-            view.may.join(", "),
-            view.on
-        );
+        println!("{}: {}", view.id, allowed(&view));
         println!(
             "  given by {}, until {}",
             view.from.join(", then "),
@@ -85,7 +93,7 @@ async fn show(context: &Context, path: &str, token: &str) -> Outcome<()> {
 async fn list(context: &Context) -> Outcome<()> {
     let tokens: Vec<TokenView> = context.daemon().await?.get("/tokens").await?;
     report(context, &tokens, || {
-        let rows: Vec<[String; 6]> = tokens
+        let rows: Vec<[String; 7]> = tokens
             .iter()
             .map(|t| {
                 [
@@ -93,12 +101,41 @@ async fn list(context: &Context) -> Outcome<()> {
                     t.on.clone(),
                     t.may.join(","),
                     t.from.join(" > "),
+                    t.to.clone(),
                     t.until.clone(),
-                    t.note.clone().unwrap_or_default(),
+                    t.state.word().to_owned(),
                 ]
             })
             .collect();
-        print::table(["ID", "ON", "MAY", "FROM", "UNTIL", "NOTE"], &rows);
+        print::table(["ID", "ON", "MAY", "FROM", "TO", "UNTIL", "STATE"], &rows);
+    })
+}
+
+async fn revoke(context: &Context, token: &str) -> Outcome<()> {
+    // An id is no file's name.
+    let is_id = token.len() == 12 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let token = match is_id {
+        true => token.to_ascii_lowercase(),
+        false => read(token)?,
+    };
+    let wanted = RevokeToken { token };
+    let mut daemon = context.daemon().await?;
+    let revoked: TokenRevoked = daemon.post("/tokens/revoke", &wanted).await?;
+    report(context, &revoked, || {
+        match &revoked.host {
+            Some(host) => println!(
+                "token {} for {} is revoked: {host} refuses it from now on",
+                revoked.revoked, revoked.on
+            ),
+            None => println!(
+                "token {} for {} is revoked, but its host does not know yet and may still accept \
+                 it; it is told as soon as possible",
+                revoked.revoked, revoked.on
+            ),
+        }
+        if let Some(note) = &revoked.note {
+            println!("  {note}");
+        }
     })
 }
 

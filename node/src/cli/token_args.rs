@@ -1,5 +1,6 @@
 //! The grammar of `p2pvm token`.
 
+use super::args::parse_size;
 use clap::{Args, Subcommand};
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ pub const EXAMPLE: &str = "Example:\n  p2pvm token create --vm web --may console
 /// `p2pvm token ...`
 #[derive(Subcommand)]
 pub enum Token {
-    /// Sign a token: rights on a VM of this member's, for another member
+    /// Sign a token: rights on a VM of this member's, or on this host, for another member
     #[command(
         after_help = "The token is a line of text. Only the named member can use it, so it may \
-            travel by mail. The rights are see, start, stop, console,\nmove, snapshot, restore and \
-            delete.\n\nExample:\n  p2pvm token create --vm web --may console,start --for 2h --to \
-            lab3 > web.token"
+            travel by mail. The rights on a VM are see, start, stop,\nconsole, move, snapshot, \
+            restore and delete; on a host run: making VMs of one's own there.\n\nExamples:\n  \
+            p2pvm token create --vm web --may console,start --for 2h --to lab3 > web.token\n  \
+            p2pvm token create --host --may run --cpus 2 --memory 1G --for 8h --to lab3"
     )]
     Create(TokenCreate),
     /// Pass a token on to another member, with the same rights or less
@@ -36,9 +38,20 @@ pub enum Token {
         /// A token, a file with one, or - for standard input
         token: String,
     },
-    /// List the tokens that are kept here
+    /// List the tokens that this member was given and gave, with their state
     #[command(after_help = "Example:\n  p2pvm token list")]
     List,
+    /// Take a token back before it expires, and with it what was passed on from it
+    #[command(
+        after_help = "The VM's owner, the founder's machine and delegates can do this. The VM's \
+            host refuses the token from then on; a host\nthat cannot be reached now is told \
+            later.\n\nExamples:\n  p2pvm token revoke 09ab3c5d7e01\n  p2pvm token revoke web.token"
+    )]
+    Revoke {
+        /// The token's id in 'p2pvm token list', the token, a file with it, or - for standard
+        /// input
+        token: String,
+    },
     /// Forget a token
     #[command(after_help = "Example:\n  p2pvm token remove 09ab3c5d7e01")]
     Remove {
@@ -51,15 +64,32 @@ pub enum Token {
 #[derive(Args)]
 pub struct TokenCreate {
     /// The VM's name or id
+    #[arg(long, required_unless_present = "host", conflicts_with = "host")]
+    pub vm: Option<String>,
+    /// This host instead of a VM: the right to make VMs here
     #[arg(long)]
-    pub vm: String,
+    pub host: bool,
     /// What is allowed
-    #[arg(long, value_name = "RIGHT,...", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        value_name = "RIGHT,...",
+        value_delimiter = ',',
+        required_unless_present = "host"
+    )]
     pub may: Vec<String>,
+    /// Of this host: how many processors all VMs of that member here may have together
+    #[arg(long, requires = "host")]
+    pub cpus: Option<u32>,
+    /// How much memory
+    #[arg(long, requires = "host", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// How much disk; a new VM then has to be given the size of its disk
+    #[arg(long, requires = "host", value_parser = parse_size)]
+    pub disk: Option<u64>,
     /// How long the token is valid, such as 90m, 24h or 7d
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub valid: Duration,
-    /// The member that may use it
+    /// The member that may use it, or after 'user:' a user's name or key
     #[arg(long, value_name = "MEMBER")]
     pub to: String,
 }

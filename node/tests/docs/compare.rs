@@ -25,7 +25,7 @@ const KINDS: [(&str, bool, &str); 13] = [
     ),
     ("ipv4", true, r"\b\d{1,3}(\.\d{1,3}){3}\b"),
     ("port", false, r":\d{2,5}\b"),
-    ("hash", true, r"\b[0-9a-f]{16,64}\b"),
+    ("hash", true, r"\b[0-9a-f]{12,64}\b"),
     ("version", false, r"\b\d+\.\d+\.\d+\b"),
     (
         "span",

@@ -14,6 +14,7 @@ use crate::{
     host::{
         Activity, Entry, Guest, Host, Promise, Role, Slot, VmStatus,
         remote::{VmAnswer, VmRequest},
+        revoked::checked,
     },
     hypervisor::{Progress, RunState, Start},
     sealed::seal_key,
@@ -204,6 +205,7 @@ impl Host {
                 wanted: e.wanted,
                 snapshots: e.snapshots,
                 owner: e.owner,
+                revoked: e.revoked,
             }),
             None => self.record(name).await,
         }
@@ -292,6 +294,7 @@ impl Host {
             note: None,
             gives_way: None,
             owner: record.owner,
+            revoked: checked(record.definition.vm, &record.revoked),
         })
     }
 

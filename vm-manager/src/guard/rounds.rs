@@ -93,6 +93,7 @@ impl Host {
             tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the VM's address \
                 could not be renewed");
         }
+        self.drop_ended_revocations(slot);
         self.resume_copies(slot).await;
         if renew || slot.is_unpublished() {
             self.publish(slot).await;

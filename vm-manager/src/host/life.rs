@@ -10,6 +10,7 @@ use crate::{
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
 };
+use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
@@ -155,6 +156,7 @@ impl Host {
             note: None,
             gives_way: None,
             owner: Some(owner),
+            revoked: Revocations::NONE,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;

@@ -14,6 +14,7 @@ use crate::{
     hypervisor::MachineSpec,
 };
 use data_encoding::BASE32_NOPAD;
+use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -122,6 +123,9 @@ pub struct Entry {
     /// The member that it was made for; `None` for a VM of an earlier version.
     #[serde(default)]
     pub owner: Option<MemberId>,
+    /// The tokens for it that were revoked before their end.
+    #[serde(default, skip_serializing_if = "Revocations::is_empty")]
+    pub revoked: Revocations,
 }
 
 impl Entry {
@@ -363,6 +367,7 @@ pub(crate) mod tests {
             note: None,
             gives_way: None,
             owner: None,
+            revoked: Revocations::NONE,
         }
     }
 

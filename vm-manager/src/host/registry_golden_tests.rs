@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     definition::golden_tests::{definition, keys},
-    directory::golden_tests::snapshots,
+    directory::golden_tests::{revoked, snapshots},
     golden::{self, variants},
 };
 
@@ -40,6 +40,7 @@ fn entry(role: Role) -> Entry {
         note: Some("held".into()),
         gives_way: Some(MemberId([0x52; 32])),
         owner: Some(MemberId([0x53; 32])),
+        revoked: Revocations::NONE,
     }
 }
 
@@ -70,6 +71,16 @@ fn the_next_version_reads_every_vms_file() {
         golden.message(
             "stopped",
             &former(),
+            |entry| serde_json::to_vec(entry).expect("plain fields"),
+            |text| serde_json::from_slice(text).ok(),
+        );
+        let revoking = Entry {
+            revoked: revoked(),
+            ..entry(Role::Held)
+        };
+        golden.message(
+            "revoking",
+            &revoking,
             |entry| serde_json::to_vec(entry).expect("plain fields"),
             |text| serde_json::from_slice(text).ok(),
         );

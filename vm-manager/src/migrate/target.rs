@@ -15,7 +15,7 @@ use crate::{
     directory::RunGoal,
     error::undecided,
     handover::{TargetInput, TargetOutput},
-    host::{Activity, Entry, Host, Operation, Promise, Role, Side, Slot, lock},
+    host::{Activity, Entry, Host, Operation, Promise, Role, Side, Slot, lock, revoked::checked},
     hypervisor::Progress,
 };
 use arrival::Arrival;
@@ -306,6 +306,7 @@ impl Host {
             note: None,
             gives_way: None,
             owner: extras.owner,
+            revoked: checked(offer.definition.vm, &extras.revoked),
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

@@ -4,8 +4,8 @@
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
-//! missing. Three are in use: the span that the move's trace is within, how much disk the move
-//! takes, and the VM's owner.
+//! missing. Four are in use: the span that the move's trace is within, how much disk the move
+//! takes, the VM's owner, and once for each the revoked tokens for the VM.
 
 use crate::{
     Definition,
@@ -15,6 +15,7 @@ use crate::{
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
+use p2pvm_authority::{Revocation, Revocations};
 use p2pvm_overlay::{Epoch, Fabric, FabricError, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -119,6 +120,8 @@ const TRACEPARENT: u8 = 1;
 const DISK_NEED: u8 = 2;
 /// The optional field that holds a member's id.
 const OWNER: u8 = 3;
+/// The optional fields that hold a revoked token each.
+const REVOKED: u8 = 8;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +141,8 @@ pub struct Extras {
     pub need: Option<DiskNeed>,
     /// With an offer: the member that the VM was made for.
     pub owner: Option<MemberId>,
+    /// With an offer: the tokens for the VM that were revoked, not checked.
+    pub revoked: Revocations,
 }
 
 impl Extras {
@@ -146,6 +151,7 @@ impl Extras {
         within: SpanContext::NONE,
         need: None,
         owner: None,
+        revoked: Revocations::NONE,
     };
 }
 
@@ -165,6 +171,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([OWNER, owner.len() as u8]);
         body.extend(owner);
     }
+    for one in extras.revoked.iter().map(Revocation::to_field) {
+        body.extend([REVOKED, one.len() as u8]);
+        body.extend(one);
+    }
     body
 }
 
@@ -174,7 +184,7 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
 /// What makes the request unreadable; a bad optional field does not.
 pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
     let (request, mut fields) = postcard::take_from_bytes::<Request>(body)?;
-    let mut extras = Extras::NONE;
+    let (mut extras, mut revoked) = (Extras::NONE, Vec::new());
     while let [field, length, rest @ ..] = fields {
         let Some((bytes, behind)) = rest.split_at_checked(usize::from(*length)) else {
             break;
@@ -193,10 +203,12 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.need = need.or(extras.need);
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
+            REVOKED => revoked.extend(Revocation::from_field(bytes)),
             _ => {}
         }
         fields = behind;
     }
+    extras.revoked = Revocations::unchecked(revoked);
     Ok((request, extras))
 }
 
@@ -253,6 +265,7 @@ mod tests {
                 image: 9,
             }),
             owner: Some(MemberId([5; 32])),
+            revoked: crate::directory::golden_tests::revoked(),
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));
@@ -269,7 +282,23 @@ mod tests {
     #[test]
     fn a_field_of_a_later_version_is_passed_over() {
         let mut body = postcard::to_allocvec(&request()).unwrap();
-        body.extend([200, 3, 1, 2, 3, DISK_NEED, 3, 1, 2, 3, TRACEPARENT, 55]);
+        body.extend([
+            200,
+            3,
+            1,
+            2,
+            3,
+            DISK_NEED,
+            3,
+            1,
+            2,
+            3,
+            REVOKED,
+            1,
+            0,
+            TRACEPARENT,
+            55,
+        ]);
         body.extend(CONTEXT.as_bytes());
         assert_eq!(
             decode(&body).unwrap().1,
@@ -277,6 +306,7 @@ mod tests {
                 within: from_traceparent(CONTEXT).unwrap(),
                 need: None,
                 owner: None,
+                revoked: Revocations::NONE,
             }
         );
     }

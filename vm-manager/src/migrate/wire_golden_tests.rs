@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     definition::golden_tests::{definition, keys},
-    directory::golden_tests::snapshots,
+    directory::golden_tests::{revoked, snapshots},
     golden::{self, variants},
 };
 
@@ -50,6 +50,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: within.clone(),
                 need: None,
                 owner: None,
+                revoked: Revocations::NONE,
             },
         ),
         (
@@ -58,6 +59,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: SpanContext::NONE,
                 need,
                 owner: None,
+                revoked: Revocations::NONE,
             },
         ),
         (
@@ -66,14 +68,25 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: SpanContext::NONE,
                 need: None,
                 owner,
+                revoked: Revocations::NONE,
             },
         ),
         (
             "prepare.all",
             Extras {
+                within: within.clone(),
+                need,
+                owner,
+                revoked: Revocations::NONE,
+            },
+        ),
+        (
+            "prepare.revoked",
+            Extras {
                 within,
                 need,
                 owner,
+                revoked: revoked(),
             },
         ),
     ]

@@ -131,6 +131,7 @@ impl Move {
             within: self.trail.within().clone(),
             need: self.host.disk_need(entry).await,
             owner: entry.owner,
+            revoked: entry.revoked.clone(),
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;

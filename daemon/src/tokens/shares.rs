@@ -1,0 +1,120 @@
+//! How much of this host a member with a token for it takes: all VMs that it has here together,
+//! and those that are being made for it at this moment, so that requests side by side do not take
+//! more than one after another.
+
+use p2pvm_authority::Amounts;
+use p2pvm_overlay::MemberId;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// The VMs that are being made.
+#[derive(Default)]
+pub(crate) struct Shares(Mutex<Making>);
+
+#[derive(Default)]
+struct Making {
+    next: u64,
+    all: BTreeMap<u64, NewVm>,
+}
+
+struct NewVm {
+    owner: MemberId,
+    name: String,
+    amounts: Amounts,
+}
+
+/// The room for a VM that is being made, until this is dropped.
+pub(crate) struct Share {
+    shares: Arc<Shares>,
+    number: u64,
+}
+
+impl Shares {
+    /// Takes room for a new VM, if its owner may have that much together with `has`, its VMs here
+    /// by their names.
+    pub(crate) fn take<E>(
+        self: &Arc<Self>,
+        owner: MemberId,
+        (name, amounts): (&str, Amounts),
+        has: impl IntoIterator<Item = (String, Amounts)>,
+        may: impl FnOnce(Amounts) -> Result<(), E>,
+    ) -> Result<Arc<Share>, E> {
+        let mut making = self.lock();
+        let of_owner = |new: &&NewVm| new.owner == owner;
+        let mut sum = amounts;
+        for new in making.all.values().filter(of_owner) {
+            sum = sum.plus(new.amounts);
+        }
+        for (listed, amounts) in has {
+            // One that is listed already while it is being made counts once.
+            let is_it = |new: &NewVm| new.name == listed;
+            if !making.all.values().filter(of_owner).any(is_it) {
+                sum = sum.plus(amounts);
+            }
+        }
+        may(sum)?;
+        let number = making.next;
+        making.next += 1;
+        let name = name.to_owned();
+        making.all.insert(
+            number,
+            NewVm {
+                owner,
+                name,
+                amounts,
+            },
+        );
+        Ok(Arc::new(Share {
+            shares: self.clone(),
+            number,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Making> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shares.lock().all.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mib(memory_mib: u64) -> Amounts {
+        Amounts {
+            cpus: Some(1),
+            memory_mib: Some(memory_mib),
+            ..Amounts::default()
+        }
+    }
+
+    #[test]
+    fn a_members_vms_share_what_its_token_allows_also_while_they_are_made() {
+        let (shares, owner) = (Arc::new(Shares::default()), MemberId([3; 32]));
+        let take = |name: &str, has: &[&str]| {
+            let has = has.iter().map(|name| ((*name).to_owned(), mib(400)));
+            let may = |sum: Amounts| (sum.memory_mib <= Some(1000)).then_some(()).ok_or(sum);
+            shares.take(owner, (name, mib(400)), has, may)
+        };
+        let first = take("a", &[]).map_err(drop).unwrap();
+        let second = take("b", &["a"]).map_err(drop).unwrap();
+        assert_eq!(
+            take("c", &["a"]).err(),
+            Some(mib(1200).plus(mib(0)).plus(mib(0)))
+        );
+        drop(second);
+        assert!(take("c", &["a"]).is_ok(), "what was not made leaves room");
+        drop(first);
+        assert!(take("c", &["a", "b"]).is_err());
+        let other = MemberId([4; 32]);
+        let free = shares.take(other, ("d", mib(900)), [], |_| Ok::<_, ()>(()));
+        assert!(free.is_ok(), "each member by itself");
+    }
+}

@@ -1,0 +1,159 @@
+//! The users that this member knows: names for the public keys of persons. And the proofs of users
+//! that ask: each is accepted once.
+
+use p2pvm_api::{Doing, Failure, Outcome, UserView};
+use p2pvm_authority::{Asked, Principal, Proof, ProofError, SeenProofs};
+use p2pvm_overlay::{MemberId, UnixTime, durable::write_atomically, membership::valid_name};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// How many users are known.
+const MAX_USERS: usize = 1024;
+/// What a user begins with where a member could be named as well.
+const PREFIX: &str = "user:";
+
+/// Users by their names here, with their keys.
+pub(crate) struct Users {
+    file: PathBuf,
+    names: Mutex<BTreeMap<String, MemberId>>,
+    seen: Mutex<SeenProofs>,
+}
+
+impl Users {
+    /// Reads the file, which need not exist: JSON, a name with its key.
+    pub fn open(file: PathBuf) -> Self {
+        let read = || -> io::Result<BTreeMap<String, MemberId>> {
+            let text = match fs::read(&file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(BTreeMap::new());
+                }
+                read => read?,
+            };
+            let names: BTreeMap<String, String> = serde_json::from_slice(&text)?;
+            let key = |(name, key): (String, String)| Some((name, key.parse().ok()?));
+            Ok(names.into_iter().filter_map(key).collect())
+        };
+        let names = read().unwrap_or_else(|error| {
+            tracing::warn!(error = %p2pvm_host::chain(&error), "cannot read the users' names");
+            BTreeMap::new()
+        });
+        Self {
+            file,
+            names: names.into(),
+            seen: Mutex::default(),
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeMap<String, MemberId>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a key a name here; a name has one key.
+    pub fn add(&self, name: &str, key: &str) -> Outcome<UserView> {
+        if !valid_name(name) {
+            return Err(Failure::usage(format!(
+                "'{name}' cannot be a name: use 1 to 63 lower-case letters, digits and hyphens"
+            )));
+        }
+        let key: MemberId = plain(key).parse().map_err(|_| {
+            Failure::usage(format!(
+                "'{key}' is not a user's key: it is what 'p2pvm user create' prints there"
+            ))
+        })?;
+        let mut names = self.names();
+        if names.get(name).is_some_and(|known| *known != key) {
+            return Err(Failure::refused(format!(
+                "another user is called '{name}' here: choose another name"
+            )));
+        }
+        if !names.contains_key(name) && names.len() >= MAX_USERS {
+            return Err(Failure::refused(format!(
+                "{MAX_USERS} users are known here already"
+            )));
+        }
+        let mut next = names.clone();
+        next.insert(name.to_owned(), key);
+        let texts: BTreeMap<&String, String> = next
+            .iter()
+            .map(|(name, key)| (name, key.to_string()))
+            .collect();
+        let text = serde_json::to_vec_pretty(&texts).doing("encoding the users' names")?;
+        write_atomically(&self.file, &text, 0o600).doing("keeping the users' names")?;
+        *names = next;
+        Ok(view(name, key))
+    }
+
+    pub fn list(&self) -> Vec<UserView> {
+        self.names()
+            .iter()
+            .map(|(name, key)| view(name, *key))
+            .collect()
+    }
+
+    /// The key that a text means: `user:` and a name here or a key; `None` for another text.
+    pub fn audience(&self, text: &str) -> Option<Outcome<Principal>> {
+        let user = text.strip_prefix(PREFIX)?;
+        let known = self.names().get(user).copied();
+        let key = known.or_else(|| user.parse().ok());
+        Some(key.map(|key| key.0).ok_or_else(|| {
+            Failure::not_found(format!(
+                "no user '{user}' is known here: see 'p2pvm user list', or give the user's key"
+            ))
+        }))
+    }
+
+    /// What a user's key is called here, if it is known.
+    pub fn name_of(&self, key: Principal) -> Option<String> {
+        let names = self.names();
+        let found = names.iter().find(|(_, known)| known.0 == key);
+        found.map(|(name, _)| format!("{PREFIX}{name}"))
+    }
+
+    /// The user that proves a request of a member, once.
+    pub fn prove(&self, proof: &str, asked: &Asked<'_>) -> Result<Principal, ProofError> {
+        let proof: Proof = proof.parse()?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.accept(&proof, asked, UnixTime::now().0)
+    }
+}
+
+fn plain(key: &str) -> &str {
+    let key = key.trim();
+    key.strip_prefix(PREFIX).unwrap_or(key)
+}
+
+fn view(name: &str, key: MemberId) -> UserView {
+    UserView {
+        key: key.to_string(),
+        name: name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_named_once_and_known_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Users::open(dir.path().join("users.json"));
+        let (users, anna) = (open(), MemberId([3; 32]).to_string());
+        users.add("anna", &format!("user:{anna}")).unwrap();
+        users.add("anna", &anna).unwrap();
+        let refused = users.add("anna", &MemberId([4; 32]).to_string());
+        assert!(refused.unwrap_err().message.contains("another user"));
+        assert!(users.add("Anna B", &anna).is_err() && users.add("b", "key").is_err());
+        let users = open();
+        assert_eq!(users.list(), [view("anna", MemberId([3; 32]))]);
+        let key = |text: &str| users.audience(text).map(|found| found.ok());
+        assert_eq!(key("user:anna"), Some(Some([3; 32])));
+        assert_eq!(key(&format!("user:{anna}")), Some(Some([3; 32])));
+        assert_eq!((key("user:bert"), key("anna")), (Some(None), None));
+        assert_eq!(users.name_of([3; 32]).as_deref(), Some("user:anna"));
+        assert_eq!(users.name_of([4; 32]), None);
+    }
+}

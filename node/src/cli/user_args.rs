@@ -1,0 +1,34 @@
+//! The grammar of `p2pvm user`.
+
+use clap::Subcommand;
+
+/// The example of `p2pvm user`.
+pub const EXAMPLE: &str = "Example:\n  p2pvm user create anna";
+
+/// `p2pvm user ...`
+#[derive(Subcommand)]
+pub enum User {
+    /// Make a key of a person's own, and print its public half
+    #[command(
+        after_help = "A user is a key of a person, apart from the machines' keys. Without one you \
+            ask as the machine at which you sit, which is\nenough for one person. Root's key is \
+            in the state directory, that of others in ~/.config/p2pvm/user.key;\nP2PVM_USER_KEY \
+            names another file.\n\nExample:\n  p2pvm user create anna"
+    )]
+    Create {
+        /// What the user is called here
+        name: String,
+    },
+    /// Give another user's public key a name here
+    #[command(after_help = "Example:\n  p2pvm user add bert \
+            aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")]
+    Add {
+        /// What the user is called here
+        name: String,
+        /// What 'p2pvm user create' printed at the user's
+        key: String,
+    },
+    /// List the users that are known here
+    #[command(after_help = "Example:\n  p2pvm user list")]
+    List,
+}

@@ -1,0 +1,64 @@
+//! Revoked tokens for a VM: kept with its definition, and taken along by moves, its record and
+//! restores, because the host that has the VM is the one that checks tokens for it. Whether a
+//! signer counts is decided by the host that receives its word first; the others believe the hosts
+//! that had the VM before them.
+
+use super::{Host, Slot};
+use crate::Error;
+use p2pvm_authority::{Resource, Revocation, Revocations};
+use p2pvm_overlay::{UnixTime, VmId, chain};
+
+/// What another member or a record says is revoked, as far as it is signed and has not ended.
+pub(crate) fn checked(vm: VmId, told: &Revocations) -> Revocations {
+    let now = UnixTime::now().0;
+    Revocations::of_told(Resource::Vm(vm), told.iter().copied(), now)
+}
+
+impl Host {
+    /// The revoked tokens for a VM here; none for a VM elsewhere.
+    pub fn revoked(&self, vm: VmId) -> Revocations {
+        let slot = self.slot_of(vm);
+        slot.map_or(Revocations::NONE, |slot| slot.entry().revoked)
+    }
+
+    /// Keeps a revocation with a VM here; says whether it was new. The caller has decided that its
+    /// signer counts. It is in the VM's record after the next round.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the VM is not here, [`Error::Refused`] with the reason, or the file
+    /// system's.
+    pub fn revoke(&self, vm: VmId, revocation: Revocation) -> Result<bool, Error> {
+        let slot = self.slot_of(vm);
+        let slot = slot.ok_or_else(|| Error::NotFound(format!("the VM {}", vm.short())))?;
+        let mut revoked = slot.entry().revoked;
+        let added = revoked.add(Resource::Vm(vm), revocation, UnixTime::now().0);
+        let refused = |why: p2pvm_authority::RevokeError| Error::Refused(why.to_string());
+        if !added.map_err(refused)? {
+            return Ok(false);
+        }
+        // Once more on the entry as it is then: another revocation may have come between.
+        self.update(&slot, |entry| {
+            let _ = entry
+                .revoked
+                .add(Resource::Vm(vm), revocation, UnixTime::now().0);
+        })?;
+        slot.set_unpublished(true);
+        Ok(true)
+    }
+
+    /// Forgets revocations of tokens that have ended by themselves.
+    pub(crate) fn drop_ended_revocations(&self, slot: &Slot) {
+        let (now, mut revoked) = (UnixTime::now().0, slot.entry().revoked);
+        if !revoked.drop_ended(now) {
+            return;
+        }
+        let dropped = self.update(slot, |entry| {
+            entry.revoked.drop_ended(now);
+        });
+        match dropped {
+            Ok(_) => slot.set_unpublished(true),
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot forget revocations of \
+                tokens that have expired"),
+        }
+    }
+}
