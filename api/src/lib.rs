@@ -26,6 +26,7 @@ mod members;
 mod metrics;
 mod moves;
 mod node;
+mod offer;
 pub mod operations;
 mod path;
 mod printed;
@@ -38,7 +39,7 @@ mod words;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
+    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
     vm_words::*, vms::*,
 };
 

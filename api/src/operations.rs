@@ -248,7 +248,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, ROUTES, PLACEMENT, VMS, DASHBOARD,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, ROUTES, PLACEMENT, OFFER, VMS, DASHBOARD,
 ];
 
 /// The node itself.
@@ -457,6 +457,30 @@ const PLACEMENT: &[Operation] = &[
         ROOT,
         "Stops a drain after the move that is under way.",
     ),
+];
+
+/// What this host offers to other members' VMs.
+const OFFER: &[Operation] = &[
+    json::<OfferView>(
+        Method::Get,
+        "/offer",
+        ROOT,
+        "Shows what is offered to other members' VMs, and what they use.",
+    ),
+    json::<OfferView>(
+        Method::Post,
+        "/offer",
+        ROOT,
+        "Changes the offer, at once and for later starts.",
+    )
+    .body::<OfferChange>(),
+    items::<DrainItem, OfferEnded>(
+        Method::Post,
+        "/offer/off",
+        ROOT,
+        "Ends the offer: moves other members' VMs away, and stops those that cannot move.",
+    )
+    .body::<OfferOff>(),
 ];
 
 /// Virtual machines.

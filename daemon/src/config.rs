@@ -3,6 +3,7 @@
 
 use crate::{
     layout::{Layout, read_if_there},
+    offer::settings::Offer,
     service, traces,
 };
 use p2pvm_api::{Failure, Outcome};
@@ -13,15 +14,12 @@ use p2pvm_vm_manager::{hypervisor::Accel, qemu::Probe};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, SocketAddr},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 use toml::{Spanned, de::DeTable};
 
 /// The settings that the package installs, for the administrator to edit.
 const PACKAGED: &str = "/etc/p2pvm/node.toml";
-
-/// The directory of the images that an appliance brings along. Its files are no secrets.
-const IMAGES: &str = "/usr/lib/p2pvm";
 
 /// The settings of one node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,44 +125,6 @@ impl Ring {
             shortcut_below: self.shortcut_below_kbytes.saturating_mul(1000),
         }
     }
-}
-
-/// `[offer]`: what this host offers to other members.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Offer {
-    /// Directories beside [`IMAGES`] whose files other members may name as images of VMs here.
-    pub images: Vec<PathBuf>,
-    /// The memory that guests may be given in all, MiB; 0 for all but a reserve.
-    pub memory_mib: u64,
-}
-
-impl Offer {
-    /// The directories whose files other members may name.
-    pub fn image_dirs(&self) -> Vec<PathBuf> {
-        let mut dirs = vec![PathBuf::from(IMAGES)];
-        dirs.extend(self.images.iter().cloned());
-        dirs
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let is_whole = |dir: &&PathBuf| {
-            let below = dir.components().skip(1);
-            dir.is_absolute() && below.clone().count() > 0 && below.into_iter().all(is_normal)
-        };
-        match self.images.iter().find(|dir| !is_whole(dir)) {
-            Some(dir) => Err(format!(
-                "[offer] images holds '{}': write a directory as /srv/images, from the root, \
-                    without '..', and not the root itself",
-                dir.display()
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-fn is_normal(part: Component<'_>) -> bool {
-    matches!(part, Component::Normal(_))
 }
 
 impl Default for Config {

@@ -126,6 +126,11 @@ impl Layout {
         self.0.join("dashboard.switch")
     }
 
+    /// The changes of what this host offers to other members' VMs.
+    pub fn offer(&self) -> PathBuf {
+        self.0.join("offer.json")
+    }
+
     /// The lock that a running daemon holds; it contains the daemon's process id.
     pub fn lock(&self) -> PathBuf {
         self.0.join("daemon.pid")

@@ -23,6 +23,7 @@ pub mod membership;
 pub mod naming;
 mod node;
 mod notify;
+pub mod offer;
 mod parts;
 mod placement;
 pub mod preflight;

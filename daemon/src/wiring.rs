@@ -24,6 +24,7 @@ use crate::{
     members::{ring, service::Members, twins, twins::Twins},
     membership::Membership,
     node::service::Node,
+    offer::{KeptOffer, service::Offers},
     parts::Parts,
     placement::{drain::Drains, manager::Manager, service::Placement},
     routes::subnets::Subnets,
@@ -84,13 +85,15 @@ pub(crate) async fn open(
         exporter.traces(guests::naming(&parts))
     });
     let ports = (network.ports.clone(), traces.clone());
-    let host = guests::open(layout, config, &parts, chunks, ports).await?;
+    let offer = KeptOffer::open(layout.offer(), &config.offer)?;
+    let host = guests::open(layout, (config, &offer), &parts, chunks, ports).await?;
     guests::heed_fences(&network.reach, &host);
     let own = RunParts {
         lifecycle: lifecycle.clone(),
         layout: layout.clone(),
         exporter: exporter.clone(),
         traces,
+        offer,
     };
     let below = LowerParts {
         policies: network.policies.clone(),
@@ -127,6 +130,8 @@ struct RunParts {
     layout: Layout,
     exporter: Option<Arc<Exporter>>,
     traces: Traces,
+    /// What is offered to other members' VMs.
+    offer: KeptOffer,
 }
 
 /// The parts below the services, beside the shared ones.
@@ -164,7 +169,7 @@ fn wire(
         reach.clone(),
         guests.clone(),
     );
-    let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
+    let (drains, offers) = offers(parts, &host, &manager, (own.offer, config.cpus));
     let members = Members::new(parts.clone());
     let machine = Machine::new(parts.clone(), proofs.clone());
     let tokens = Tokens::new(parts.clone(), own.layout.tokens());
@@ -203,6 +208,7 @@ fn wire(
         machine,
         members,
         node,
+        offers,
         placement: Placement::new(manager.clone(), drains),
         subnets,
         tokens,
@@ -214,6 +220,20 @@ fn wire(
         manager,
         proofs,
     })
+}
+
+/// The drains of this host and its offer to other members.
+fn offers(
+    parts: &Arc<Parts>,
+    host: &Arc<Host>,
+    manager: &Arc<Manager>,
+    (kept, cpus): (KeptOffer, u32),
+) -> (Arc<Drains>, Arc<Offers>) {
+    let drains = Drains::new(parts.clone(), host.clone(), manager.clone());
+    let drains = Arc::new(drains);
+    let means = (manager.clone(), drains.clone());
+    let offers = Offers::new(parts.clone(), host.clone(), means, kept, cpus);
+    (drains, offers)
 }
 
 /// Starts the daemon's long-lived tasks; dropping the set ends them.
@@ -255,6 +275,7 @@ fn spawn(
     if config.autonomic {
         tasks.spawn(async move { manager.run().await });
     }
+    tasks.spawn(services.offers.clone().run());
     tasks.spawn(serve_members(services.vms.clone()));
     tasks.spawn(services.dashboard.clone().serve());
     tasks.spawn(wired.proofs.clone().run());

@@ -13,7 +13,13 @@ use std::{
 };
 
 /// Drivers of phones and modems that share their data plan.
-const METERED_DRIVERS: [&str; 5] = ["rndis_host", "ipheth", "cdc_mbim", "qmi_wwan", "huawei_cdc_ncm"];
+const METERED_DRIVERS: [&str; 5] = [
+    "rndis_host",
+    "ipheth",
+    "cdc_mbim",
+    "qmi_wwan",
+    "huawei_cdc_ncm",
+];
 /// The names that interfaces of modems begin with.
 const METERED_NAMES: [&str; 3] = ["wwan", "ppp", "rmnet"];
 
@@ -131,7 +137,10 @@ impl Watch {
     fn says_network_manager(&self, index: &str) -> bool {
         let run = self.root.join("run/NetworkManager");
         let device = fs::read_to_string(run.join("devices").join(index)).unwrap_or_default();
-        let Some(uuid) = device.lines().find_map(|l| l.strip_prefix("connection-uuid=")) else {
+        let Some(uuid) = device
+            .lines()
+            .find_map(|l| l.strip_prefix("connection-uuid="))
+        else {
             return false;
         };
         let uuid = format!("uuid={uuid}");

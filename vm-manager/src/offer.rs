@@ -127,6 +127,16 @@ pub struct Terms {
     pub all_memory_mib: Option<u64>,
 }
 
+impl fmt::Debug for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms")
+            .field("limits", &self.limits)
+            .field("closed", &self.closed)
+            .field("all_memory_mib", &self.all_memory_mib)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for Terms {
     fn default() -> Self {
         Self {
@@ -179,12 +189,7 @@ pub fn decide(
     let dimensions = [
         (Limit::Vms, vms, used.vms, asked.vms),
         (Limit::Cpus, cpus, used.cpus, asked.cpus),
-        (
-            Limit::Memory,
-            memory_mib,
-            used.memory_mib,
-            asked.memory_mib,
-        ),
+        (Limit::Memory, memory_mib, used.memory_mib, asked.memory_mib),
         (Limit::Disk, disk_bytes, used.disk_bytes, asked.disk_bytes),
     ];
     for (limit, offered, used, asked) in dimensions {

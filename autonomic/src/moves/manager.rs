@@ -66,6 +66,9 @@ pub enum Input {
     /// Whether this node is being drained. Then it takes no VMs, and gives none away: the drain
     /// does.
     Draining(bool),
+    /// Whether this node's owner lets VMs of other members come. Where it does not, other nodes
+    /// are not told of its load; it may still give VMs away.
+    Offering(bool),
     /// Time has passed: due every [`Placement::tick_ms`].
     Tick,
 }
@@ -164,6 +167,7 @@ pub struct Manager {
     outputs: VecDeque<Output>,
     hot_since: Option<Millis>,
     draining: bool,
+    offering: bool,
     rest_until: Millis,
     last_gossip: Option<Millis>,
     gossip_wait_ms: u64,
@@ -187,6 +191,7 @@ impl Manager {
             outputs: VecDeque::new(),
             hot_since: None,
             draining: false,
+            offering: true,
             rest_until: Millis(0),
             last_gossip: None,
             gossip_wait_ms: 0,
@@ -213,6 +218,7 @@ impl Manager {
             Input::Received(from, message) => self.received(now, from, message),
             Input::MigrationDone { vm, end } => self.migrated(now, vm, end),
             Input::Draining(draining) => self.draining = draining,
+            Input::Offering(offering) => self.offering = offering,
             Input::Tick => self.tick(now),
         }
     }
@@ -365,7 +371,7 @@ impl Manager {
             to,
             &mut self.rng,
         );
-        if self.meter.has_measured() && !self.draining {
+        if self.meter.has_measured() && !self.draining && self.offering {
             entries.push(LoadReport {
                 load: self.load_vector(),
                 age_ms: 0,

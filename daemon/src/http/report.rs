@@ -27,6 +27,14 @@ fn text<T: Serialize, I: Serialize>(line: &Line<T, I>) -> Text {
 }
 
 impl<I: Serialize> Reporter<I> {
+    /// A reporter of work that nobody asked for.
+    pub(crate) fn unheard() -> Self {
+        Self {
+            lines: mpsc::channel(1).0,
+            items: PhantomData,
+        }
+    }
+
     /// Reports a step; a slow reader misses some.
     pub(crate) fn step(&self, step: Step) {
         // Progress is a courtesy: where the reader lags or is gone, the work goes on.

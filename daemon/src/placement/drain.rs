@@ -97,8 +97,31 @@ impl Drains {
     /// second call waits for the first and then moves the rest.
     pub async fn drain(&self, reporter: &Reporter<DrainItem>) -> Outcome<DrainAnswer> {
         let _one = self.one.lock().await;
-        self.stopped.store(false, Ordering::Release);
         self.manager.accept(false);
+        let done = self.move_all(&|_| true, reporter).await;
+        if done.cancelled {
+            self.manager.accept(true);
+        }
+        Ok(done)
+    }
+
+    /// Moves those of the running VMs elsewhere that `which` names; new VMs may come meanwhile, as
+    /// far as the offer of this host allows it.
+    pub async fn evacuate(
+        &self,
+        which: &(dyn Fn(&VmStatus) -> bool + Sync),
+        reporter: &Reporter<DrainItem>,
+    ) -> DrainAnswer {
+        let _one = self.one.lock().await;
+        self.move_all(which, reporter).await
+    }
+
+    async fn move_all(
+        &self,
+        which: &(dyn Fn(&VmStatus) -> bool + Sync),
+        reporter: &Reporter<DrainItem>,
+    ) -> DrainAnswer {
+        self.stopped.store(false, Ordering::Release);
         let places = Mutex::new(Places::default());
         let (mut handled, mut moved, mut stayed) = (BTreeSet::new(), Vec::new(), Vec::new());
         loop {
@@ -112,7 +135,7 @@ impl Drains {
                 .host
                 .list()
                 .into_iter()
-                .filter(|vm| runs(vm) && !handled.contains(&vm.name))
+                .filter(|vm| runs(vm) && which(vm) && !handled.contains(&vm.name))
                 .collect();
             if left.is_empty() {
                 break;
@@ -149,19 +172,15 @@ impl Drains {
             .host
             .list()
             .into_iter()
-            .filter(|vm| vm.state == VmState::Stopped)
+            .filter(|vm| vm.state == VmState::Stopped && which(vm))
             .map(|vm| vm.name)
             .collect();
-        let cancelled = self.stopped.load(Ordering::Acquire);
-        if cancelled {
-            self.manager.accept(true);
-        }
-        Ok(DrainAnswer {
-            cancelled,
+        DrainAnswer {
+            cancelled: self.stopped.load(Ordering::Acquire),
             moved,
             stayed,
             stopped,
-        })
+        }
     }
 
     /// Starts no more moves; those under way run to their end.

@@ -9,8 +9,8 @@ use crate::{
 use async_trait::async_trait;
 use p2pvm_api::{Decided, Explained};
 use p2pvm_autonomic::{
-    Explanation, Input, LocalLoad, Manager as Machine, Message, MigrationEnd, Millis, Output, Talk,
-    VmLoad,
+    Explanation, Input, LocalLoad, Manager as Machine, Message, MigrationEnd, Millis, OfferRefusal,
+    Output, Talk, VmLoad,
 };
 use p2pvm_overlay::{Fabric, MemberId, Serve, VmId};
 use p2pvm_vm_manager::{
@@ -326,6 +326,31 @@ impl Manager {
         self.tell([Input::Draining(!accept)]);
     }
 
+    /// Sets whether VMs of other members may come: other members hear of this one only then.
+    pub fn offer(&self, is_open: bool) {
+        self.tell([Input::Offering(is_open)]);
+    }
+
+    /// Whether an offered VM is refused because of what this host's owner offers. Its source is
+    /// told.
+    fn is_not_offered(self: &Arc<Self>, from: MemberId, message: &Message) -> bool {
+        let Message::Offer(offer) = message else {
+            return false;
+        };
+        let Err(error) = self.host.would_take(offer.vm, from, offer.memory_mib) else {
+            return false;
+        };
+        tracing::debug!(?from, error = %p2pvm_host::chain(&error), "refused an offered VM");
+        let load = self.lock().load_vector();
+        let answer = Message::Reject {
+            id: offer.id,
+            why: OfferRefusal::Unavailable,
+            load,
+        };
+        self.carry_out(Output::Send(from, answer));
+        true
+    }
+
     /// The decisions of this member about a VM.
     pub fn explain(&self, vm: VmId) -> Vec<Explained> {
         let told = self.lock().explain(vm);
@@ -436,7 +461,9 @@ struct PlacementService(Arc<Manager>);
 impl Serve for PlacementService {
     async fn serve(&self, from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
         let message = Message::decode(&body).map_err(|e| e.to_string())?;
-        self.0.tell([Input::Received(from, message)]);
+        if !self.0.is_not_offered(from, &message) {
+            self.0.tell([Input::Received(from, message)]);
+        }
         Ok(Vec::new())
     }
 }

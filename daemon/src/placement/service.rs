@@ -11,11 +11,11 @@ const DECISIONS: usize = 32;
 /// The placement of VMs.
 pub(crate) struct Placement {
     manager: Arc<Manager>,
-    drains: Drains,
+    drains: Arc<Drains>,
 }
 
 impl Placement {
-    pub(crate) fn new(manager: Arc<Manager>, drains: Drains) -> Arc<Self> {
+    pub(crate) fn new(manager: Arc<Manager>, drains: Arc<Drains>) -> Arc<Self> {
         Arc::new(Self { manager, drains })
     }
 

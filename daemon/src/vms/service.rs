@@ -112,9 +112,11 @@ impl Vms {
     pub async fn create(&self, asker: Asker, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
-            self.host.has_memory(r.memory_mib).or_failure()?;
         }
-        let (owner, image) = (self.owner_for(asker), self.image_for(asker, &r.image)?);
+        let owner = self.owner_for(asker);
+        let size = (r.cpus, r.memory_mib, r.disk_bytes.unwrap_or(0));
+        self.host.has_room(owner, size, r.start).or_failure()?;
+        let image = self.image_for(asker, &r.image)?;
         let new = NewVm {
             name: r.name.clone(),
             image,

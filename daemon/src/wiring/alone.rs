@@ -6,11 +6,12 @@ use super::{LowerParts, RunParts, Services, planes::Planes, records, wire};
 use crate::{
     access::policy::Policies,
     addresses::{kept::SavedLease, ports::Ports, reach::Reach},
-    config::{Config, Offer},
+    config::Config,
     layout::Layout,
     lifecycle::Lifecycle,
     members::admission::EarlyAdmission,
     membership::{self, Membership},
+    offer::{KeptOffer, settings::Offer},
     parts::{MTU, Parts},
     routes::subnets::{Kernel, Subnets},
 };
@@ -162,6 +163,7 @@ impl Alone {
             layout: layout.clone(),
             exporter: None,
             traces: Traces::default(),
+            offer: KeptOffer::open(layout.offer(), &config.offer).unwrap(),
         };
         Self {
             services: wire(&config, &parts, below, own).unwrap().services,

@@ -4,6 +4,7 @@ use crate::{
     addresses::{ports::Ports, reach::Reach},
     config::Config,
     layout::Layout,
+    offer::KeptOffer,
     parts::{HOST_FACTS, Parts},
 };
 use p2pvm_api::{Doing, Outcome};
@@ -60,8 +61,8 @@ impl Chunks {
 /// Opens the host, and takes up the VMs of the daemon's last run.
 pub(super) async fn open(
     layout: &Layout,
-    config: &Config,
-    parts: &Parts,
+    (config, offer): (&Config, &KeptOffer),
+    parts: &Arc<Parts>,
     chunks: Chunks,
     (ports, traces): (Arc<Ports>, Traces),
 ) -> Outcome<Arc<Host>> {
@@ -76,7 +77,8 @@ pub(super) async fn open(
         sleep: Arc::new(ThisMachine),
     };
     let options = HostOptions {
-        memory_mib: (config.offer.memory_mib > 0).then_some(config.offer.memory_mib),
+        memory_mib: offer.now().all_memory(),
+        terms: offer.terms(parts, offer.closed()),
         ..HostOptions::default()
     };
     Host::open(host_parts, options, layout.dir())

@@ -3,8 +3,9 @@
 use crate::{
     access, access::service::Access, cluster, cluster::service::Cluster, http::server, machine,
     machine::service::Machine, members, members::service::Members, node, node::service::Node,
-    placement, placement::service::Placement, routes, routes::subnets::Subnets, tokens,
-    tokens::service::Tokens, vms, vms::service::Vms, web, web::Dashboard,
+    offer, offer::service::Offers, placement, placement::service::Placement, routes,
+    routes::subnets::Subnets, tokens, tokens::service::Tokens, vms, vms::service::Vms, web,
+    web::Dashboard,
 };
 use axum::Router;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub(crate) struct Services {
     pub machine: Arc<Machine>,
     pub members: Arc<Members>,
     pub node: Arc<Node>,
+    pub offers: Arc<Offers>,
     pub placement: Arc<Placement>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
@@ -33,6 +35,7 @@ impl Services {
             machine,
             members,
             node,
+            offers,
             placement,
             subnets,
             tokens,
@@ -47,6 +50,7 @@ impl Services {
             .merge(routes::http::routes(subnets.clone()))
             .merge(tokens::http::routes(tokens.clone()))
             .merge(placement::http::routes(placement.clone()))
+            .merge(offer::http::routes(offers.clone()))
             .merge(vms::http::of_cluster(vms.clone()))
             .merge(vms::http::routes(vms.clone()))
             .merge(web::http::routes(dashboard.clone()));

@@ -190,9 +190,12 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    pub(crate) fn new(me: MemberId, memory: Memory, own: OwnVms) -> Self {
+    pub(crate) fn new(me: MemberId, (memory, own): (Memory, OwnVms), terms: Terms) -> Self {
         let state = Shared::default();
-        lock(&state.0).host = me.short();
+        {
+            let mut state = lock(&state.0);
+            (state.host, state.terms) = (me.short(), terms);
+        }
         Self {
             me,
             memory,
@@ -417,7 +420,7 @@ mod tests {
     fn envelope(dir: &tempfile::TempDir) -> Envelope {
         let own = OwnVms::open(&dir.path().join("own-vms")).unwrap();
         let memory = Memory::of_this_machine(Some(512));
-        Envelope::new(ME, memory, own)
+        Envelope::new(ME, (memory, own), Terms::default())
     }
 
     fn set(envelope: &Envelope, limits: Limits, closed: Option<Closed>) {
@@ -530,6 +533,10 @@ mod tests {
         let said = envelope.promise(&need).unwrap_err().to_string();
         assert!(said.contains("its offer is off"), "{said}");
         assert!(envelope.check(&need, true).is_err());
-        assert!(envelope.promise(&envelope.need_of(&vm_of("own", None, 1))).is_ok());
+        assert!(
+            envelope
+                .promise(&envelope.need_of(&vm_of("own", None, 1)))
+                .is_ok()
+        );
     }
 }

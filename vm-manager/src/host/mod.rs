@@ -12,6 +12,7 @@ use crate::{
     clock::{Clock, Sleep},
     directory::{Directory, RunGoal, VmRecord},
     hypervisor::{Hypervisor, Machine, RunState},
+    offer::Terms,
     port::Port,
     trace::Traces,
     vault::Vault,
@@ -45,8 +46,8 @@ mod underway;
 
 pub use activity::Activity;
 pub use claim::Ownership;
-pub(crate) use envelope::{Need, Place, Promise};
 pub use envelope::Tenant;
+pub(crate) use envelope::{Need, Place, Promise};
 pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
@@ -82,6 +83,8 @@ pub struct Parts {
 pub struct HostOptions {
     /// Memory that guests may be given in all, MiB; `None` for all but a reserve.
     pub memory_mib: Option<u64>,
+    /// What is offered to VMs of other members, until [`Host::offer`] says otherwise.
+    pub terms: Terms,
     /// How many other members should hold each snapshot.
     pub copies: usize,
     /// How many members vote on a VM made here, at most. Odd.
@@ -99,6 +102,7 @@ impl Default for HostOptions {
     fn default() -> Self {
         Self {
             memory_mib: None,
+            terms: Terms::default(),
             copies: 2,
             voters: 3,
             guard_every: Duration::from_secs(20),
@@ -131,7 +135,8 @@ impl Host {
         let registry = Registry::open(&dir.join("vms"))?;
         let memory = memory::Memory::of_this_machine(options.memory_mib);
         let own = envelope::OwnVms::open(&dir.join("own-vms"))?;
-        let envelope = envelope::Envelope::new(parts.fabric.me(), memory, own);
+        let terms = options.terms.clone();
+        let envelope = envelope::Envelope::new(parts.fabric.me(), (memory, own), terms);
         Ok(Arc::new_cyclic(|this| Self {
             me: parts.fabric.me(),
             directory: Directory::new(parts.records.clone()),
