@@ -12,6 +12,9 @@ mod appliance_args;
     reason = "the grammar serves the program; here it is only described"
 )]
 mod args;
+#[path = "../src/cli/offer_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod offer_args;
 #[path = "../src/cli/policy_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod policy_args;

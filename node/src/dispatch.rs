@@ -6,7 +6,7 @@ use crate::{
     bugreport,
     cli::{
         Cli, Command, Context, appliance, dashboard, drain, lab, limit, members, netcheck, network,
-        policy, ring, say, stop, token, traffic, up, vm,
+        offer, policy, ring, say, stop, token, traffic, up, vm,
     },
     doctor, top,
 };
@@ -76,6 +76,10 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
     if let Command::Drain = &other {
         return runtime.block_on(drain::run(&context));
     }
+    let other = match other {
+        Command::Offer(a) => return runtime.block_on(offer::run(&context, a)),
+        other => other,
+    };
     let outcome = runtime.block_on(command(context, other));
     // Standard input may be held by a blocked read (console, `join -`): do not wait for it.
     runtime.shutdown_background();
@@ -113,6 +117,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Explain(a) => vm::explain(&context, &a.name).await,
         Command::Doctor(_)
         | Command::Drain
+        | Command::Offer(_)
         | Command::Guardian(_)
         | Command::Demo(_)
         | Command::Bench(_)

@@ -14,6 +14,9 @@ mod appliance_args;
 #[path = "../src/cli/args.rs"]
 #[allow(dead_code, unused_imports, reason = "as above")]
 mod args;
+#[path = "../src/cli/offer_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod offer_args;
 #[path = "../src/cli/policy_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod policy_args;

@@ -151,6 +151,9 @@ pub enum Command {
     /// Tokens: rights on a VM that its owner gives to other members
     #[command(subcommand, after_help = super::token_args::EXAMPLE)]
     Token(super::token_args::Token),
+    /// What this host offers to other members' VMs
+    #[command(subcommand, after_help = super::offer_args::EXAMPLE)]
+    Offer(super::offer_args::Offer),
     /// Routes to members' LANs through the network
     #[command(
         subcommand,

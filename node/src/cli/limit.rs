@@ -7,6 +7,7 @@
 
 use super::{
     args::{Cli, Command, Ping},
+    offer_args::Offer,
     silent,
     vm_args::Vm,
 };
@@ -81,7 +82,7 @@ fn of_kind(command: &Command) -> Limit {
         Command::Vm(Vm::Console(_)) => Limit::None,
         Command::Vm(Vm::List | Vm::Show(_)) => Limit::Total(SHORT),
         Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),
-        Command::Vm(_) | Command::Drain => Limit::Silence(SILENCE),
+        Command::Vm(_) | Command::Drain | Command::Offer(Offer::Off(_)) => Limit::Silence(SILENCE),
         Command::Down(down) if down.force => Limit::Total(LONG),
         Command::Leave(_)
         | Command::Up(_)
@@ -211,6 +212,7 @@ mod tests {
             "vm migrate web",
             "vm snapshot web",
             "drain",
+            "offer off",
         ] {
             assert!(
                 matches!(limit(&format!("p2pvm {long}")), Limit::Silence(_)),

@@ -12,6 +12,8 @@ pub mod limit;
 pub(crate) mod members;
 pub mod netcheck;
 pub(crate) mod network;
+pub(crate) mod offer;
+mod offer_args;
 pub(crate) mod policy;
 mod policy_args;
 pub mod print;
