@@ -222,8 +222,8 @@ impl Limit {
     /// An amount of it in words.
     pub fn amount(self, of: u64) -> String {
         match self {
-            Self::Vms if of == 1 => "1 VM".to_owned(),
-            Self::Vms => format!("{of} VMs"),
+            Self::Vms if of == 1 => "1 place".to_owned(),
+            Self::Vms => format!("{of} places"),
             Self::Cpus if of == 1 => "1 processor".to_owned(),
             Self::Cpus => format!("{of} processors"),
             Self::Memory => format!("{} of memory", mib_text(of)),

@@ -13,11 +13,13 @@ use p2pvm_vm_manager::{
     Definition, Error, GuestAddress, NewVm, VmSecret,
     checkpoint::RestoreOptions,
     directory::{Directory, RunGoal, Snapshot, VmRecord},
+    host::VmState,
     hypervisor::MigrateOptions,
     migrate::{
         RunningSide,
         wire::{Answer, LONG, Offer, Request, ask},
     },
+    offer::{Closed, Known, Limits, Terms},
     vault::Durability,
 };
 use std::{sync::Arc, time::Duration};
@@ -252,4 +254,143 @@ async fn a_vms_owner_goes_where_the_vm_goes() {
         let known = lab.host(host).status("web").await.unwrap();
         assert_eq!((known.holder, known.owner), (to, Some(owner)), "{host}");
     }
+}
+
+/// Terms for all members, with so much for their VMs.
+fn terms(vms: Option<u64>, memory_mib: Option<u64>, closed: Option<Closed>) -> Terms {
+    Terms {
+        limits: Limits {
+            vms,
+            memory_mib,
+            ..Limits::default()
+        },
+        closed,
+        ..Terms::default()
+    }
+}
+
+async fn migrate(lab: &Lab, name: &str, from: usize, to: usize) -> Result<(), String> {
+    let (host, to) = (lab.host(from), lab.me(to));
+    let options = MigrateOptions::default();
+    let quiet = watch::Sender::default();
+    let outcome = host.migrate(name, to, options, quiet).await;
+    let outcome = outcome.map_err(|e| p2pvm_overlay::chain(&e))?;
+    match outcome.runs_on {
+        RunningSide::Target => Ok(()),
+        _ => Err(outcome.failure.unwrap_or_default()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arriving_vm_stays_away_where_nothing_is_offered_and_home_is_always_open() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    lab.host(1)
+        .offer("lab1", terms(None, None, Some(Closed::Off)));
+    let said = migrate(&lab, "web", 0, 1).await.unwrap_err();
+    assert!(
+        said.contains("host lab1") && said.contains("is off"),
+        "{said}"
+    );
+    assert!(lab.host(1).list().is_empty() && lab.host(1).tenants().is_empty());
+    lab.host(1).offer("lab1", terms(Some(1), Some(100), None));
+    migrate(&lab, "web", 0, 1).await.unwrap();
+    let tenants = lab.host(1).tenants();
+    assert_eq!((tenants.len(), tenants[0].owner), (1, lab.me(0)));
+    let share = tenants[0].share;
+    assert_eq!((share.vms, share.memory_mib), (1, 64));
+    // Its owner takes it back, although it offers nothing itself.
+    lab.host(0)
+        .offer("lab0", terms(Some(0), None, Some(Closed::Off)));
+    migrate(&lab, "web", 1, 0).await.unwrap();
+    assert!(lab.host(0).tenants().is_empty(), "it is no tenant at home");
+    assert!(lab.host(1).tenants().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_vms_for_one_place_or_one_memory_the_second_is_refused() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "a").await;
+    lab.vm(1, "b").await;
+    for (offered, why) in [
+        (
+            terms(Some(1), None, None),
+            "offers 1 place to other members",
+        ),
+        (terms(None, Some(100), None), "offers 100 MiB of memory"),
+    ] {
+        lab.host(2).offer("lab2", offered);
+        let (a, b) = tokio::join!(migrate(&lab, "a", 0, 2), migrate(&lab, "b", 1, 2));
+        let (came, stayed) = if a.is_ok() { ("a", b) } else { ("b", a) };
+        let said = stayed.unwrap_err();
+        assert!(said.contains(why), "{said}");
+        let home = if came == "a" { 0 } else { 1 };
+        migrate(&lab, came, 2, home).await.unwrap();
+        assert!(lab.host(2).tenants().is_empty());
+    }
+    lab.assert_never_double("places");
+}
+
+/// An offer for no member.
+struct Nobody;
+
+impl Known for Nobody {
+    fn may_run(&self, _: MemberId) -> bool {
+        false
+    }
+
+    fn name_of(&self, member: MemberId) -> String {
+        member.short()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_members_vm_that_is_here_stays_but_neither_starts_nor_is_made_without_an_offer() {
+    let lab = Lab::new(3).await;
+    let (host, other) = (lab.host(0), lab.me(1));
+    let quiet = watch::Sender::default();
+    let web = lab.new_vm("web");
+    host.create_for(other, web, &quiet).await.unwrap();
+    host.start("web").await.unwrap();
+    let nobody = Terms {
+        known: Arc::new(Nobody),
+        ..Terms::default()
+    };
+    host.offer("lab0", nobody);
+    assert_eq!(host.list()[0].state, VmState::Running, "it stays");
+    host.stop("web").await.unwrap();
+    let said = host.start("web").await.unwrap_err().to_string();
+    assert!(said.contains("host lab0 runs no VMs of"), "{said}");
+    let db = lab.new_vm("db");
+    let said = host.create_for(other, db, &quiet).await.unwrap_err();
+    assert!(said.to_string().contains("[offer] run"), "{said}");
+    host.create(lab.new_vm("own"), &quiet).await.unwrap();
+    host.start("own").await.unwrap();
+    assert_eq!(
+        host.names_of_others().into_iter().collect::<Vec<_>>(),
+        ["web"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_does_not_bring_a_vm_as_the_hosts_own_or_with_its_first_epoch() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    lab.host(1).offer("lab1", terms(Some(0), None, None));
+    let mut rogue = Rogue::of(&lab);
+    let (keys, vm) = rogue.vm("mine").await;
+    let refused = rogue.offer(lab.me(1), &keys, &vm).await.unwrap_err();
+    assert!(refused.to_string().contains("offers 0 places"), "{refused}");
+    lab.host(1).offer("lab1", Terms::default());
+    let offer = Offer {
+        id: 77,
+        definition: vm,
+        secret: VmSecret::of(&keys),
+        epoch: Epoch(1),
+        snapshots: vec![],
+    };
+    let request = Request::Prepare(Box::new(offer));
+    let refused = ask(&*rogue.fabric, lab.me(1), &request, LONG).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("first epoch"), "{refused}");
 }

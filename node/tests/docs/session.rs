@@ -199,7 +199,7 @@ impl Session<'_> {
     fn shown(&self, host: &str, output: &str) -> Vec<String> {
         let progress =
             regex::Regex::new(
-                r"^(starting|joining|draining|(creating|migrating|starting|stopping|snapshot of|restoring) \S+): "
+                r"^(starting|joining|draining|offer off|(creating|migrating|starting|stopping|snapshot of|restoring) \S+): "
             ).unwrap();
         let dir = self.lab.dir(host).unwrap().to_string_lossy().into_owned();
         let lines = output

@@ -428,6 +428,7 @@ impl Host {
         let entry = slot.entry();
         self.registry.remove(&entry)?;
         lock(&self.slots).remove(&entry.incarnation());
+        slot.free_place();
         Ok(())
     }
 

@@ -44,8 +44,8 @@ pub(crate) struct Slot {
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
-    /// Its part of what this host offers to other members, until it is gone.
-    _place: Option<Place>,
+    /// Its part of what this host offers to other members, until it is removed.
+    place: Mutex<Option<Place>>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -92,8 +92,14 @@ impl Slot {
             unpublished: AtomicBool::new(false),
             unproven: AtomicBool::new(false),
             copying: Mutex::default(),
-            _place: place,
+            place: Mutex::new(place),
         })
+    }
+
+    /// Gives its part of this host back: it was removed.
+    pub(super) fn free_place(&self) {
+        let place = lock(&self.place).take();
+        drop(place);
     }
 
     /// The present entry.
