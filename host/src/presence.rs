@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_metered_by_its_kind_or_by_what_network_manager_was_told() {
+    fn a_link_is_metered_by_its_kind_or_network_manager() {
         let root = tempfile::tempdir().unwrap();
         let route = |interface: &str| {
             let text = format!(

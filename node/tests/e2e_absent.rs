@@ -5,7 +5,7 @@ mod common;
 
 use common::{image, lab, network, public_sites, refused};
 use p2pvm_api::{
-    ActivityView, DrainAnswer, Health, HealthView, SnapshotTaken, Undrained,
+    ActivityView, DrainAnswer, Health, HealthView, OfferEnded, OfferView, SnapshotTaken, Undrained,
     VmStateView::{self, Branch, Running, Stopped, Unreachable},
     VmView,
 };
@@ -308,6 +308,35 @@ fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
     lab.down().unwrap();
 }
 
+/// The offer of a host ends: its guests go, it takes no more, and it may offer again.
+fn an_offer_ends(lab: &Lab, host: &str) {
+    let shown = || -> OfferView { lab.json(host, &["offer", "show"]).unwrap() };
+    let before = shown();
+    assert!(
+        before.closed.is_none() && before.used.vms >= 2,
+        "{before:?}"
+    );
+    let ended: OfferEnded = lab
+        .json(host, &["offer", "off"])
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail(host, 60)));
+    assert_eq!(ended.moved.len() as u64, before.used.vms, "{ended:?}");
+    assert!(
+        ended.stopped.is_empty() && ended.kept.is_empty(),
+        "{ended:?}"
+    );
+    let after = shown();
+    assert!(after.off && after.tenants.is_empty(), "{after:?}");
+    let image = "/usr/lib/p2pvm/guest.qcow2";
+    let create = ["vm", "create", "late", "--on", host, "--image", image];
+    let (code, _, said) = lab.try_p2pvm("a", &create).unwrap();
+    assert!(
+        code == 5 && said.contains("its offer is off"),
+        "{code} {said}"
+    );
+    let on: OfferView = lab.json(host, &["offer", "on"]).unwrap();
+    assert!(!on.off && on.closed.is_none(), "{on:?}");
+}
+
 #[test]
 fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
     let lab = lab("empty", &public_sites(&["a", "b", "c"], 5.0));
@@ -381,6 +410,7 @@ fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
         "spread: {:?}",
         listed(&lab, "a")
     );
+    an_offer_ends(&lab, "b");
 
     // Nobody takes anything: each VM stays with its reason, and the exit code tells.
     for host in ["a", "b"] {
@@ -393,9 +423,8 @@ fn draining_moves_two_vms_at_once_and_ctrl_c_lets_them_arrive() {
             lab.p2pvm(host, &["vm", "delete", name, "--force"]).unwrap();
         }
     }
-    for host in ["b", "c"] {
-        lab.p2pvm(host, &["down"]).unwrap();
-    }
+    lab.p2pvm("b", &["down"]).unwrap();
+    lab.p2pvm("c", &["down"]).unwrap();
     let (code, out, said) = lab.try_p2pvm("a", &["drain"]).unwrap();
     assert!(
         code == 1 && out.contains("stays: ") && said.contains("1 VM stays here"),

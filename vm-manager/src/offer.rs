@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_the_limit_already_hinders_only_what_asks_for_more_of_it() {
+    fn an_exceeded_limit_hinders_only_what_asks_for_more() {
         let terms = two_of_each();
         let used = share(3, 0, 0, 0);
         assert_eq!(

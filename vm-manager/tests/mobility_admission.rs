@@ -282,7 +282,7 @@ async fn migrate(lab: &Lab, name: &str, from: usize, to: usize) -> Result<(), St
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_arriving_vm_stays_away_where_nothing_is_offered_and_home_is_always_open() {
+async fn an_arriving_vm_needs_an_offer_but_home_is_always_open() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
     lab.host(1)
@@ -308,7 +308,7 @@ async fn an_arriving_vm_stays_away_where_nothing_is_offered_and_home_is_always_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_vms_for_one_place_or_one_memory_the_second_is_refused() {
+async fn of_two_vms_for_one_place_the_second_is_refused() {
     let lab = Lab::new(3).await;
     lab.vm(0, "a").await;
     lab.vm(1, "b").await;
@@ -345,7 +345,7 @@ impl Known for Nobody {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_members_vm_that_is_here_stays_but_neither_starts_nor_is_made_without_an_offer() {
+async fn without_an_offer_a_members_vm_stays_but_starts_no_more() {
     let lab = Lab::new(3).await;
     let (host, other) = (lab.host(0), lab.me(1));
     let quiet = watch::Sender::default();
@@ -373,7 +373,7 @@ async fn a_members_vm_that_is_here_stays_but_neither_starts_nor_is_made_without_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_does_not_bring_a_vm_as_the_hosts_own_or_with_its_first_epoch() {
+async fn a_member_cannot_bring_a_vm_as_the_hosts_own() {
     let lab = Lab::new(3).await;
     lab.vm(0, "web").await;
     lab.host(1).offer("lab1", terms(Some(0), None, None));

@@ -211,12 +211,12 @@ mod tests {
         let friends = |group: &str| group == "friends";
         for (run, name, expected) in [
             (&["*"][..], "lab1", true),
-            (&["member:lab1"], "lab1", true),
-            (&["member:lab1"], "lab2", false),
-            (&["lab1"], "lab1", false),
-            (&["friends"], "lab2", true),
-            (&["servers", "member:lab2"], "lab2", true),
-            (&[], "lab1", false),
+            (&["member:lab1"][..], "lab1", true),
+            (&["member:lab1"][..], "lab2", false),
+            (&["lab1"][..], "lab1", false),
+            (&["friends"][..], "lab2", true),
+            (&["servers", "member:lab2"][..], "lab2", true),
+            (&[][..], "lab1", false),
         ] {
             assert_eq!(of(run).is_for(name, friends), expected, "{run:?} {name}");
         }

@@ -171,7 +171,7 @@ async fn off(context: &Context, wanted: OfferOff) -> Outcome<ExitCode> {
                     Method::DELETE, "/drain", None::<&()>
                 ).await?;
                 eprintln!("no more moves begin; waiting for the running ones");
-                ending.await?
+                (&mut ending).await?
             }
         }
     };

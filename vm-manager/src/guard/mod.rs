@@ -22,6 +22,7 @@ impl Host {
     pub async fn open(parts: Parts, options: HostOptions, dir: &Path) -> Result<Arc<Self>, Error> {
         let host = Self::new(parts, options, dir)?;
         let all_known = host.adopt_all().await?;
+        host.envelope.own.settle();
         if all_known {
             host.watch_images();
         }

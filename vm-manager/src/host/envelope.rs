@@ -19,7 +19,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// The ids of the VMs that were made here for this host, in a file, a line each. It has those that
@@ -27,20 +30,31 @@ use std::{
 pub(crate) struct OwnVms {
     file: PathBuf,
     ids: Mutex<BTreeSet<VmId>>,
+    /// Whether the VMs of an earlier version, which kept no such file, are being taken up.
+    first: AtomicBool,
 }
 
 impl OwnVms {
     /// Those in `file`, which need not exist.
     pub(crate) fn open(file: &Path) -> Result<Self, Error> {
         let text = match fs::read_to_string(file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            read => read.map_err(io_at("read the ids of this host's own VMs", file))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            read => Some(read.map_err(io_at("read the ids of this host's own VMs", file))?),
         };
-        let ids = text.lines().filter_map(|line| line.parse().ok()).collect();
+        let lines = text.iter().flat_map(|text| text.lines());
+        let ids = lines.filter_map(|line| line.parse().ok()).collect();
         Ok(Self {
             file: file.to_owned(),
             ids: Mutex::new(ids),
+            first: AtomicBool::new(text.is_none()),
         })
+    }
+
+    /// All VMs of the last run have been listed.
+    pub(crate) fn settle(&self) {
+        if self.first.swap(false, Ordering::AcqRel) {
+            self.change(|_| true);
+        }
     }
 
     fn has(&self, vm: VmId) -> bool {
@@ -289,7 +303,10 @@ impl Envelope {
     /// that was made here has its first epoch here.
     fn is_own(&self, entry: &Entry) -> bool {
         let said = entry.owner.is_none_or(|owner| owner == self.me);
-        said && (entry.arrived <= Epoch(1) || self.own.has(entry.definition.vm))
+        let own = &self.own;
+        said && (entry.arrived <= Epoch(1)
+            || own.first.load(Ordering::Acquire)
+            || own.has(entry.definition.vm))
     }
 
     /// What a VM here needs.
@@ -419,6 +436,7 @@ mod tests {
 
     fn envelope(dir: &tempfile::TempDir) -> Envelope {
         let own = OwnVms::open(&dir.path().join("own-vms")).unwrap();
+        own.settle();
         let memory = Memory::of_this_machine(Some(512));
         Envelope::new(ME, (memory, own), Terms::default())
     }
@@ -468,6 +486,20 @@ mod tests {
     }
 
     #[test]
+    fn vms_of_an_earlier_version_stay_this_hosts_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = || OwnVms::open(&dir.path().join("own-vms")).unwrap();
+        let memory = || Memory::of_this_machine(Some(512));
+        let open = || Envelope::new(ME, (memory(), own()), Terms::default());
+        let (before, [old, new]) = (open(), ["old", "new"].map(|vm| vm_of(vm, Some(ME), 5)));
+        assert!(before.note_stay(&old).is_none());
+        before.own.settle();
+        assert!(before.note_stay(&new).is_some(), "it comes from elsewhere");
+        let after = open();
+        assert!(after.is_own(&old) && !after.is_own(&new));
+    }
+
+    #[test]
     fn places_of_others_are_counted_once_and_free_again() {
         let dir = tempfile::tempdir().unwrap();
         let envelope = envelope(&dir);
@@ -496,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_come_at_once_only_those_offered_a_place_are_admitted() {
+    fn of_many_at_once_only_those_with_a_place_are_admitted() {
         let dir = tempfile::tempdir().unwrap();
         let envelope = envelope(&dir);
         let limits = Limits {
@@ -512,8 +544,9 @@ mod tests {
                 vm
             })
             .collect();
-        let admitted: Vec<_> = std::thread::scope(|scope| {
-            let ask = |vm| scope.spawn(|| envelope.promise(&envelope.need_of(vm)).ok());
+        let envelope = &envelope;
+        let admitted: Vec<Promise> = std::thread::scope(|scope| {
+            let ask = |vm| scope.spawn(move || envelope.promise(&envelope.need_of(vm)).ok());
             let asked: Vec<_> = vms.iter().map(ask).collect();
             let all = asked.into_iter();
             all.filter_map(|asked| asked.join().unwrap()).collect()
@@ -522,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_is_here_keeps_its_place_but_does_not_start_while_closed() {
+    fn a_closed_offer_leaves_places_but_lets_nothing_start() {
         let dir = tempfile::tempdir().unwrap();
         let envelope = envelope(&dir);
         let web = vm_of("web", Some(OTHER), 2);

@@ -46,8 +46,8 @@ mod underway;
 
 pub use activity::Activity;
 pub use claim::Ownership;
+pub(crate) use envelope::Promise;
 pub use envelope::Tenant;
-pub(crate) use envelope::{Need, Place, Promise};
 pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Registry, Role, Side};
