@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn hours_go_over_midnight_and_end_before_their_last_minute() {
-        let has = |text: &str, hour, minute| {
+        let has = |text: &str, hour: u16, minute: u16| {
             let hours: Hours = text.parse().unwrap();
             hours.has(hour * 60 + minute)
         };
