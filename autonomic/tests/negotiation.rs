@@ -279,6 +279,22 @@ fn a_peer_agrees_by_its_own_load_memory_and_promises() {
 }
 
 #[test]
+fn a_node_that_offers_nothing_is_not_gossiped_about() {
+    let mut manager = target(0.1);
+    let mut hears = |offering| {
+        manager.handle(Millis(6000), Input::Offering(offering));
+        let outputs = tell(&mut manager, 6, PEER, Message::Shuffle(vec![]));
+        outputs.iter().any(|output| {
+            let Output::Send(PEER, Message::ShuffleReply(entries)) = output else {
+                return false;
+            };
+            entries.iter().any(|entry| entry.load.member == ME)
+        })
+    };
+    assert!(hears(true) && !hears(false) && hears(true));
+}
+
+#[test]
 fn a_promise_counts_until_it_is_withdrawn_or_expires() {
     let mut manager = target(0.1);
     assert_eq!(

@@ -131,6 +131,11 @@ impl Layout {
         self.0.join("offer.json")
     }
 
+    /// The ids of the VMs that were made here for this host: `vm-manager` names the file.
+    pub fn own_vms(&self) -> PathBuf {
+        self.0.join("own-vms")
+    }
+
     /// The lock that a running daemon holds; it contains the daemon's process id.
     pub fn lock(&self) -> PathBuf {
         self.0.join("daemon.pid")

@@ -214,6 +214,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.notices(),
         layout.routes(),
         layout.succession(),
+        layout.own_vms(),
     ] {
         match fs::remove_file(&file) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
