@@ -242,3 +242,7 @@ mod tests {
         assert_eq!(format!("{:?}", key(1)), "SealKey(..)");
     }
 }
+
+#[cfg(test)]
+#[path = "seal_golden_tests.rs"]
+mod golden_tests;

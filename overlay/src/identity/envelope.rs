@@ -17,11 +17,14 @@ const KEY_BYTES: usize = 32;
 
 /// Seals `content` for `to`, for the purpose `domain`; `None` if `to` is no key.
 pub fn seal_for(to: MemberId, domain: &str, content: &[u8]) -> Option<Vec<u8>> {
-    let theirs = VerifyingKey::from_bytes(&to.0).ok()?.to_montgomery();
-    let theirs = PublicKey::from(theirs.to_bytes());
     let mut secret = Zeroizing::new([0u8; 32]);
     rand::fill(&mut secret[..]);
-    let secret = StaticSecret::from(*secret);
+    seal_by(StaticSecret::from(*secret), to, domain, content)
+}
+
+fn seal_by(secret: StaticSecret, to: MemberId, domain: &str, content: &[u8]) -> Option<Vec<u8>> {
+    let theirs = VerifyingKey::from_bytes(&to.0).ok()?.to_montgomery();
+    let theirs = PublicKey::from(theirs.to_bytes());
     let mine = PublicKey::from(&secret);
     let key = agreed(domain, &mine, &theirs, &secret.diffie_hellman(&theirs))?;
     Some([&mine.as_bytes()[..], seal_once(&key, content).as_slice()].concat())
@@ -138,3 +141,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "envelope_golden_tests.rs"]
+mod golden_tests;
