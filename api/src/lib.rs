@@ -47,8 +47,7 @@ pub use snapshot_state::*;
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
     metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
-    usage::*, users::*,
-    vm_words::*, vms::*,
+    usage::*, users::*, vm_words::*, vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

@@ -6,6 +6,9 @@
 //! below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
+use owners::{OFFER, TOKENS, USAGE};
+
+mod owners;
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -253,7 +256,8 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, DASHBOARD,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS,
+    DASHBOARD,
 ];
 
 /// The node itself.
@@ -383,63 +387,6 @@ const ACCESS: &[Operation] = &[
     .body::<AclCheck>(),
 ];
 
-/// Rights that owners give.
-const TOKENS: &[Operation] = &[
-    json::<Vec<TokenView>>(
-        Method::Get,
-        "/tokens",
-        ROOT,
-        "Lists the tokens that this member was given and gave.",
-    ),
-    json::<TokenView>(
-        Method::Post,
-        "/tokens",
-        ROOT,
-        "Signs a token for rights on a VM of this member, or on this host.",
-    )
-    .body::<CreateToken>(),
-    json::<TokenView>(
-        Method::Post,
-        "/tokens/attenuate",
-        ROOT,
-        "Passes a token on to another member, with the same rights or less.",
-    )
-    .body::<PassToken>(),
-    json::<TokenView>(Method::Post, "/tokens/show", ROOT, "Reads a token.").body::<TokenText>(),
-    json::<TokenView>(
-        Method::Post,
-        "/tokens/add",
-        ROOT,
-        "Keeps a token, which this member then shows by itself.",
-    )
-    .body::<TokenText>(),
-    json::<TokenRevoked>(
-        Method::Post,
-        "/tokens/revoke",
-        ROOT,
-        "Takes a token back, and with it what was passed on from it.",
-    )
-    .body::<RevokeToken>(),
-    json::<TokenRemoved>(Method::Delete, "/tokens/{id}", ROOT, "Forgets a token."),
-    json::<Vec<UserView>>(Method::Get, "/users", ROOT, "Lists the users known here."),
-    json::<UserView>(
-        Method::Post,
-        "/users",
-        ROOT,
-        "Gives a user's key a name here.",
-    )
-    .body::<AddUser>(),
-];
-
-/// Who used how much of whose host.
-const USAGE: &[Operation] = &[json::<UsageView>(
-    Method::Post,
-    "/usage",
-    ROOT,
-    "Lists what members used of this host, and this member of theirs.",
-)
-.body::<UsageRequest>()];
-
 /// Subnets beyond hosts.
 const ROUTES: &[Operation] = &[
     json::<Vec<RouteView>>(
@@ -497,30 +444,6 @@ const PLACEMENT: &[Operation] = &[
         ROOT,
         "Powers the guests of this host down, or moves them away first, until it starts again.",
     ),
-];
-
-/// What this host offers to other members' VMs.
-const OFFER: &[Operation] = &[
-    json::<OfferView>(
-        Method::Get,
-        "/offer",
-        ROOT,
-        "Shows what is offered to other members' VMs, and what they use.",
-    ),
-    json::<OfferView>(
-        Method::Post,
-        "/offer",
-        ROOT,
-        "Changes the offer, at once and for later starts.",
-    )
-    .body::<OfferChange>(),
-    items::<DrainItem, OfferEnded>(
-        Method::Post,
-        "/offer/off",
-        ROOT,
-        "Ends the offer: moves other members' VMs away, and stops those that cannot move.",
-    )
-    .body::<OfferOff>(),
 ];
 
 /// Virtual machines.

@@ -96,7 +96,14 @@ mod tests {
 
     #[test]
     fn a_known_word_is_a_variant_and_a_later_versions_passes_through() {
-        assert_words!(ActivityView, Health, ReachState, RefusalWord, Role, VmStateView);
+        assert_words!(
+            ActivityView,
+            Health,
+            ReachState,
+            RefusalWord,
+            Role,
+            VmStateView
+        );
         crate::assert_text(&DecisionWord::Moved, "\"moved\"");
         crate::assert_text(
             &DecisionWord::Refused(RefusalWord::LittleGain),

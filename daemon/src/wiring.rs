@@ -39,7 +39,7 @@ use network::Network;
 use p2pvm_api::Outcome;
 use p2pvm_dhcp::dns::HostResolver;
 use p2pvm_host::{Keeper, chain};
-use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
+use p2pvm_overlay::{MemberId, network_time::Exchange as ClockExchange, ring_driver::RingDriver};
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
 pub(crate) use services::Services;
@@ -178,8 +178,7 @@ fn wire(
     );
     let (drains, offers) = offers(parts, &host, &manager, (own.offer, config.cpus));
     let machine = Machine::new(parts.clone(), proofs.clone());
-    let tokens = Tokens::new(parts.clone(), &own.layout);
-    let revoker = Revoker::new(parts.clone(), host.clone(), tokens.clone());
+    let (tokens, revoker) = tokens(parts, &host, &own.layout);
     let vms = Arc::new(Vms {
         parts: parts.clone(),
         host,
@@ -207,10 +206,8 @@ fn wire(
     let cluster = Cluster::new(parts.clone(), questions.clone());
     let dashboard = Dashboard::open(node.clone(), cluster.clone(), config)?;
     questions.answer(Responder::new(&node, &vms));
-    let offering = subnets.clone();
-    let offerer = Box::new(move |addr: &IpAddr| offering.offerer(addr));
     let services = Services {
-        access: Access::new(parts.clone(), policies, offerer),
+        access: Access::new(parts.clone(), policies, offerer(&subnets)),
         cluster,
         dashboard,
         machine,
@@ -230,6 +227,19 @@ fn wire(
         manager,
         proofs,
     })
+}
+
+/// The tokens that this member gave and was given, and what revokes them.
+fn tokens(parts: &Arc<Parts>, host: &Arc<Host>, layout: &Layout) -> (Arc<Tokens>, Arc<Revoker>) {
+    let tokens = Tokens::new(parts.clone(), layout);
+    let revoker = Revoker::new(parts.clone(), host.clone(), tokens.clone());
+    (tokens, revoker)
+}
+
+/// Who offers an address beyond hosts.
+fn offerer(subnets: &Arc<Subnets>) -> Box<dyn Fn(&IpAddr) -> Option<MemberId> + Send + Sync> {
+    let offering = subnets.clone();
+    Box::new(move |addr: &IpAddr| offering.offerer(addr))
 }
 
 /// The drains of this host and its offer to other members.

@@ -11,6 +11,7 @@
 //! previous release read snapshots of the first format only and refuse this one.
 
 use crate::definition::VmSecret;
+use p2pvm_authority::Revocations;
 use p2pvm_overlay::{
     MemberId, VmId,
     identity::{Identity, open_once, seal_for, seal_once},
@@ -33,7 +34,7 @@ const OWNER: &str = "p2pvm owner of a snapshot 1";
 /// Decides on a voter's host which members may open a VM's snapshots.
 pub trait ReleaseRule: Send + Sync + 'static {
     /// Whether `asker`, as its connection proves, may restore a VM of `owner`; `proofs` are what it
-    /// shows for that.
+    /// shows for that, and `revoked` are the tokens for the VM that count no more.
     ///
     /// # Errors
     /// Why not, for the asker's user.
@@ -43,6 +44,7 @@ pub trait ReleaseRule: Send + Sync + 'static {
         vm: VmId,
         owner: MemberId,
         proofs: &[Vec<u8>],
+        revoked: &Revocations,
     ) -> Result<(), String>;
 }
 

@@ -7,7 +7,7 @@
 use super::rights::{Right, Standing, decide};
 use crate::{access::policy::Policies, parts::Parts, tokens::service::MAX_SHOWN};
 use axum::http::HeaderMap;
-use p2pvm_authority::{Amounts, Request, Resource, Token};
+use p2pvm_authority::{Amounts, Request, Resource, Revocations, Token};
 use p2pvm_overlay::{MemberId, UnixTime, VmId};
 use p2pvm_vm_manager::ReleaseRule;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ impl ReleaseRule for Releases {
         vm: VmId,
         owner: MemberId,
         proofs: &[Vec<u8>],
+        revoked: &Revocations,
     ) -> Result<(), String> {
         let is_issuer = |member| self.parts.is_issuer(member);
         let standing = if asker == self.parts.me() {
@@ -57,7 +58,7 @@ impl ReleaseRule for Releases {
             amounts: Amounts::default(),
             now: UnixTime::now().0,
         };
-        judge(&request, owner, proofs, is_issuer).map_err(|why| {
+        judge(&request, owner, (proofs, revoked), is_issuer).map_err(|why| {
             tracing::info!(%vm, asker = %asker.short(), "kept a share of a snapshot's key: {why}");
             format!(
                 "this member lacks the right to restore it, which its owner {} has; {why}",
@@ -71,7 +72,7 @@ impl ReleaseRule for Releases {
 fn judge(
     request: &Request,
     owner: MemberId,
-    proofs: &[Vec<u8>],
+    (proofs, revoked): (&[Vec<u8>], &Revocations),
     is_issuer: impl Fn(MemberId) -> bool,
 ) -> Result<(), String> {
     let mut why = "no token was shown".to_owned();
@@ -82,7 +83,7 @@ fn judge(
         let first = token.links().first().map(|link| link.issuer);
         let issuer = first.filter(|key| is_issuer(MemberId(*key)));
         let owners: Vec<_> = [owner.0].into_iter().chain(issuer).collect();
-        match token.check(&owners, request, |_| false) {
+        match token.check(&owners, request, |serial| revoked.has(serial)) {
             Ok(()) => return Ok(()),
             Err(refusal) => why = format!("of a token that was shown: {refusal}"),
         }
@@ -138,7 +139,12 @@ mod tests {
         let is_issuer = |one: MemberId| one == member(&issuer);
         let judged = |token: &Token| {
             let proofs = [vec![9], token.to_bytes()];
-            judge(&request(&host), member(&owner), &proofs, is_issuer)
+            judge(
+                &request(&host),
+                member(&owner),
+                (&proofs, &Revocations::NONE),
+                is_issuer,
+            )
         };
         let restore = grant(&[Right::Restore], &host);
         assert_eq!(judged(&Token::issue(&owner, restore)), Ok(()));
@@ -163,7 +169,12 @@ mod tests {
     fn bytes_that_are_no_token_prove_nothing() {
         let [owner, host] = std::array::from_fn(|_| KeyPair::generate());
         let proofs = [vec![], vec![1, 2, 3]];
-        let judged = judge(&request(&host), member(&owner), &proofs, |_| true);
+        let judged = judge(
+            &request(&host),
+            member(&owner),
+            (&proofs, &Revocations::NONE),
+            |_| true,
+        );
         assert_eq!(judged, Err("no token was shown".to_owned()));
     }
 }

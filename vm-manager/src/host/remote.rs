@@ -10,6 +10,7 @@ use crate::{
     sealed::{KeyShare, ShareLetter},
 };
 use async_trait::async_trait;
+use p2pvm_authority::Revocations;
 use p2pvm_overlay::{FabricError, MemberId, Serve, VmId, chain};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -130,13 +131,13 @@ impl Host {
                 VmAnswer::Heard
             }
             VmRequest::Share { envelope, proofs } => {
-                VmAnswer::Share(self.release(from, envelope, proofs))
+                VmAnswer::Share(self.release(from, envelope, proofs).await)
             }
         }
     }
 
     /// Opens a voter's envelope for a member that may restore the VM.
-    fn release(
+    async fn release(
         &self,
         to: MemberId,
         envelope: &[u8],
@@ -144,9 +145,16 @@ impl Host {
     ) -> Result<KeyShare, String> {
         let letter = ShareLetter::open(&self.parts.identity, envelope)
             .ok_or("the envelope is not for this member, or damaged")?;
-        self.parts
-            .releases
-            .may_open(to, letter.vm, letter.owner, proofs)?;
+        // The host that had the VM last published which tokens are revoked.
+        let record = match proofs {
+            [] => None,
+            _ => self.directory.record(letter.vm).await.unwrap_or_default(),
+        };
+        let revoked = record.map_or(Revocations::NONE, |record| {
+            super::revoked::checked(letter.vm, &record.revoked)
+        });
+        let rule = &self.parts.releases;
+        rule.may_open(to, letter.vm, letter.owner, proofs, &revoked)?;
         tracing::info!(vm = %letter.vm, to = %to.short(), "released a share of a snapshot's key");
         Ok(letter.share)
     }

@@ -11,6 +11,7 @@ pub mod spans;
 
 use async_trait::async_trait;
 use fake::{FakeHypervisor, Step, Strike, World};
+use p2pvm_authority::Revocations;
 use p2pvm_dht::{Dht, DhtOptions, MemoryStore, Voter, VoterLog, Votes};
 use p2pvm_overlay::{
     Epoch, Fabric, MemberId, VmId,
@@ -191,6 +192,7 @@ impl ReleaseRule for FakeReleases {
         _: VmId,
         _: MemberId,
         proofs: &[Vec<u8>],
+        _: &Revocations,
     ) -> Result<(), String> {
         self.asked.lock().unwrap().push((asker, proofs.len()));
         match self.refuses.load(Ordering::SeqCst) {
