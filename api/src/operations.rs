@@ -2,8 +2,8 @@
 //! callers.
 //!
 //! `api/openapi.json` is written from this table and the types that it names (`make api`). The
-//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own, which serves it
-//! below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
+//! routes themselves are in the daemon's `http.rs` files. A path is the daemon's own, which serves
+//! it below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
 use owners::{OFFER, TOKENS, USAGE};

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_accepted_once_for_its_request_and_only_for_a_minute() {
+    fn a_proof_counts_once_for_its_request_and_for_a_minute() {
         let mut seen = SeenProofs::default();
         let proof = Proof::sign(&key(1), &start(7), NOW);
         let mut accept = |asked: &Asked<'_>, now| seen.accept(&proof, asked, now);

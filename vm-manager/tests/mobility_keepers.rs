@@ -56,7 +56,7 @@ async fn a_keeper_that_lost_chunks_gets_them_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_keeper_that_is_gone_is_replaced_and_ends_its_copy_when_back() {
+async fn a_gone_keeper_is_replaced_and_ends_its_copy_when_back() {
     let mut lab = lab(4).await;
     let id = snapshot(&lab).checkpoint;
     let gone = keepers(&lab)[0];

@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_change_counts_at_once_is_shown_and_a_bad_one_is_refused() {
+    async fn a_change_counts_at_once_and_a_bad_one_is_refused() {
         let alone = Alone::start().await;
         let routes = || routes(alone.services.offers.clone());
         let shown: OfferView = get(routes(), "/offer").await.value();

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_token_is_revoked_by_its_id_before_any_host_can_be_told() {
+    async fn a_token_is_revoked_by_id_before_a_host_is_told() {
         let alone = Alone::start().await;
         let routes = || of(&alone);
         let made: TokenView = post(routes(), "/tokens", &wanted(&["see"])).await.value();

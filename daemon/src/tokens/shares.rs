@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_members_vms_share_what_its_token_allows_also_while_they_are_made() {
+    fn a_members_vms_share_its_token_also_while_they_are_made() {
         let (shares, owner) = (Arc::new(Shares::default()), MemberId([3; 32]));
         let take = |name: &str, has: &[&str]| {
             let has = has.iter().map(|name| ((*name).to_owned(), mib(400)));

@@ -47,7 +47,7 @@ async fn ask_as(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_for_a_host_opens_as_much_of_it_as_it_says() {
+async fn a_token_opens_as_much_of_a_host_as_it_says() {
     let alone = Alone::start().await;
     let services = &alone.services;
     services.access.set("default = \"deny\"").await.unwrap();

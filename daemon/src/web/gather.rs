@@ -80,7 +80,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test]
-    async fn many_who_look_at_once_are_one_question_and_none_is_asked_before() {
+    async fn many_who_look_at_once_are_one_question() {
         let asked = Arc::new(AtomicU32::new(0));
         let count = asked.clone();
         let gather = Gather::new(Duration::from_secs(60), move || {

@@ -164,7 +164,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn the_token_is_kept_for_root_alone_and_a_new_one_ends_the_old() {
+    fn the_token_is_roots_alone_and_a_new_one_replaces_it() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         let switch = Switch::open(&layout, false).unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_off_until_it_is_switched_on_and_what_was_said_last_counts_more_than_the_settings() {
+    fn the_last_word_counts_more_than_the_settings_and_off_is_first() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::at(dir.path());
         let switch = Switch::open(&layout, false).unwrap();

@@ -225,7 +225,7 @@ mod tests {
     use p2pvm_api::{OfferLimits, VmMoved, VmStayed};
 
     #[test]
-    fn an_offer_says_what_is_used_of_it_and_why_it_is_closed() {
+    fn an_offer_says_what_is_used_and_why_it_is_closed() {
         let view = OfferView {
             all_memory_mib: 15_872,
             closed: Some("it runs them in the hours 18:00-08:00 only".into()),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_offer_names_each_vm_and_what_a_stop_costs() {
+    fn an_offers_end_names_each_vm_and_what_a_stop_costs() {
         let stayed = |name: &str| VmStayed {
             name: name.into(),
             why: "no room".into(),

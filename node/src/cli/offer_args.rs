@@ -5,7 +5,8 @@ use clap::{Args, Subcommand};
 use std::time::Duration;
 
 /// The example of `p2pvm offer`.
-pub const EXAMPLE: &str = "Examples:\n  p2pvm offer set --memory 4G --cpus 2 --hours 18:00-08:00\n  \
+pub const EXAMPLE: &str = "Examples:\n  \
+    p2pvm offer set --memory 4G --cpus 2 --hours 18:00-08:00\n  \
     p2pvm offer show\n  p2pvm offer off";
 
 /// `p2pvm offer ...`

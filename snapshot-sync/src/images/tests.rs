@@ -42,7 +42,7 @@ fn image(dir: &Path) -> (PathBuf, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn an_image_imported_on_one_member_is_a_read_only_file_on_another() {
+async fn an_image_of_one_member_is_read_only_on_another() {
     let net = MemoryNet::new(Duration::from_millis(1));
     let (a, b) = (member(&net, 1), member(&net, 2));
     let (path, content) = image(a.dir.path());

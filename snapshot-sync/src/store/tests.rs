@@ -79,7 +79,7 @@ fn a_chunk_too_large_is_refused() {
 }
 
 #[test]
-fn a_crash_at_any_step_loses_no_chunk_and_leaves_no_half_one() {
+fn a_crash_loses_no_chunk_and_leaves_no_half_one() {
     for batch_size in [1, 3, 40] {
         for (step, skip) in [
             (CommitStep::Written, 0),

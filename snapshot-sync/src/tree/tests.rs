@@ -36,7 +36,7 @@ proptest! {
 }
 
 #[test]
-fn a_root_with_pages_out_of_order_or_out_of_bounds_is_refused() {
+fn a_root_with_pages_out_of_order_or_bounds_is_refused() {
     let of = |pages: Vec<u32>| {
         let pages = pages
             .into_iter()

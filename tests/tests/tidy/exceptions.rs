@@ -19,15 +19,7 @@ pub const WIDE_FILES: &[(&str, usize)] = &[
     ("overlay/src/link/wire.rs", 1),
 ];
 /// Tests with longer names. An entry only goes; there are no new ones.
-pub const LONG_NAMES: &[&str] = &[
-    "a_crash_at_any_step_loses_no_chunk_and_leaves_no_half_one",
-    "a_fast_provider_is_asked_for_more_and_a_slow_one_for_less",
-    "a_root_with_pages_out_of_order_or_out_of_bounds_is_refused",
-    "an_image_imported_on_one_member_is_a_read_only_file_on_another",
-    "it_is_off_until_it_is_switched_on_and_what_was_said_last_counts_more_than_the_settings",
-    "many_who_look_at_once_are_one_question_and_none_is_asked_before",
-    "the_token_is_kept_for_root_alone_and_a_new_one_ends_the_old",
-];
+pub const LONG_NAMES: &[&str] = &[];
 pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (
         "node/tests/deb.rs: fn a_package_installs_on_clean_debian_and_upgrades_under_a_running_vm",

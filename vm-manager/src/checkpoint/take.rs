@@ -102,12 +102,7 @@ impl Host {
             }
             None => (None, self.registry.spec(&entry).disk, Duration::ZERO),
         };
-        progress.send_modify(|p| {
-            *p = Progress {
-                phase: "store".into(),
-                ..Progress::default()
-            }
-        });
+        begin_storing(progress);
         let (name, epoch, with_ram, image) = (
             snapshot.to_owned(),
             entry.epoch,
@@ -261,12 +256,20 @@ fn candidates(
     all
 }
 
+/// What is reported from now on is the way of files into the store.
+fn begin_storing(progress: &watch::Sender<Progress>) {
+    progress.send_replace(Progress {
+        phase: "store".into(),
+        ..Progress::default()
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn members_that_have_a_snapshot_are_preferred_and_a_gone_one_left_out() {
+    fn members_with_the_snapshot_are_preferred_and_gone_ones_left_out() {
         let [me, a, b, c, gone] = [1, 2, 3, 4, 5].map(|n| MemberId([n; 32]));
         let not = [Some(me), Some(gone)];
         let chosen = candidates(&[me, c, gone], &[a, b, c], &not);

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_is_gone_after_three_days_and_one_answer_begins_them_anew() {
+    fn a_keeper_is_gone_after_three_days_without_an_answer() {
         let mut log = log(&[1]);
         let at = |hours| NOW.plus(hours * HOUR);
         for hours in 0..72 {

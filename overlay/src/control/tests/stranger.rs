@@ -162,7 +162,7 @@ fn joining(world: &World, joiner: &Identity) -> Door {
 }
 
 #[tokio::test]
-async fn an_issuer_admits_by_a_signed_request_and_by_one_of_the_first_release() {
+async fn an_issuer_admits_by_signed_requests_and_by_the_first_releases() {
     for reads_signed in [true, false] {
         let (world, joiner, host) = (World::new(1), Identity::generate(), Identity::generate());
         let (me, host_id) = (joiner.member_id(), host.member_id());

@@ -144,7 +144,7 @@ fn plan_of(chunks: u16, providers: usize) -> Plan {
 }
 
 #[test]
-fn a_fast_provider_is_asked_for_more_and_a_slow_one_for_less() {
+fn a_fast_provider_is_asked_for_more_than_a_slow_one() {
     for (each, expected) in [
         (Duration::from_millis(1), 16 << 20..=16 << 20),
         (Duration::from_millis(200), 256 << 10..=512 << 10),
