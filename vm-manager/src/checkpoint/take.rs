@@ -118,8 +118,6 @@ impl Host {
             definition: entry.definition,
             secret: entry.secret,
         };
-        // A VM of a version without owners belongs to the host that has it.
-        let owner = entry.owner.unwrap_or(self.me);
         let instant = CheckpointInput {
             vm: saved.definition.vm,
             name: name.clone(),
@@ -128,11 +126,10 @@ impl Host {
             ram,
             disk,
             image,
-            spec: saved.sealed(owner),
+            spec: saved.sealed(entry.owner.unwrap_or(self.me)),
             seal: seal_key(&saved.secret),
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
-        let providers = vec![self.me];
         Ok((
             Snapshot {
                 name,
@@ -141,7 +138,7 @@ impl Host {
                 epoch,
                 with_ram,
                 durability: Durability::Local,
-                providers,
+                providers: vec![self.me],
             },
             pause,
         ))
