@@ -32,7 +32,8 @@ impl SavedVm {
         framed::to_bytes(self)
     }
 
-    /// Its bytes in a checkpoint, sealed for the VM's voters and its owner.
+    /// Its bytes in a checkpoint, sealed for the VM's voters and its owner: the host that has it if
+    /// the VM is of a version without owners.
     fn sealed(&self, owner: MemberId) -> Vec<u8> {
         let plain = Zeroizing::new(self.to_bytes());
         let (vm, voters) = (self.definition.vm, &self.definition.voters);

@@ -113,8 +113,6 @@ impl Host {
             definition: entry.definition,
             secret: entry.secret,
         };
-        // A VM of a version without owners belongs to the host that has it.
-        let owner = entry.owner.unwrap_or(self.me);
         let instant = CheckpointInput {
             vm: saved.definition.vm,
             name: name.clone(),
@@ -123,11 +121,10 @@ impl Host {
             ram,
             disk,
             image,
-            spec: saved.sealed(owner),
+            spec: saved.sealed(entry.owner.unwrap_or(self.me)),
             seal: seal_key(&saved.secret),
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
-        let providers = vec![self.me];
         Ok((
             Snapshot {
                 name,
@@ -136,7 +133,7 @@ impl Host {
                 epoch,
                 with_ram,
                 durability: Durability::Local,
-                providers,
+                providers: vec![self.me],
             },
             pause,
         ))
