@@ -440,7 +440,7 @@ const PLACEMENT: &[Operation] = &[
     ),
     items::<DrainItem, ShutdownAnswer>(
         Method::Post,
-        "/shutdown",
+        "/guests/shutdown",
         ROOT,
         "Powers the guests of this host down, or moves them away first, until it starts again.",
     ),

@@ -17,7 +17,7 @@ type Shared = State<Arc<Placement>>;
 pub(crate) fn routes(placement: Arc<Placement>) -> Router {
     Router::new()
         .route("/drain", post(drain).delete(stop_draining))
-        .route("/shutdown", post(shut_down))
+        .route("/guests/shutdown", post(shut_down))
         .route("/decisions", get(decisions))
         .with_state(placement)
 }
@@ -62,7 +62,7 @@ mod tests {
     async fn a_host_without_guests_may_shut_down_at_once() {
         let alone = Alone::start().await;
         let routes = routes(alone.services.placement.clone());
-        let lines = post(routes, "/shutdown", &())
+        let lines = post(routes, "/guests/shutdown", &())
             .await
             .lines::<ShutdownAnswer, DrainItem>();
         assert_eq!(lines.last(), Some(&Line::Done(ShutdownAnswer::default())));

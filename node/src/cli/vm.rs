@@ -91,7 +91,7 @@ async fn stop(context: &Context, a: Stop) -> Outcome<()> {
 /// Has no guest run on this host any more.
 async fn for_shutdown(context: &Context) -> Outcome<()> {
     let what = "ending the guests".to_owned();
-    let done: ShutdownAnswer = follow(context, "/shutdown", what, &()).await?;
+    let done: ShutdownAnswer = follow(context, "/guests/shutdown", what, &()).await?;
     report(context, &Sorted(&done), || {
         for vm in &done.moved {
             println!("{} runs on {}", vm.name, vm.host);
