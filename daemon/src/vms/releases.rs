@@ -1,8 +1,8 @@
-//! What this host, as a voter of a VM, lets other members have: its share of the key of the VM's
-//! snapshots, if they may restore the VM. The rule is [`super::rights`]'s.
+//! This host as a voter of a VM: it releases its share of the key of the VM's snapshots to members
+//! that may restore the VM, by the rule of [`super::rights`].
 //!
-//! A member that restores a VM because another one asked it to shows a token of that member, which
-//! the request brought along ([`PASSED`]).
+//! A host that restores a VM at another member's request shows the voters a token of that member,
+//! which came with the request ([`PASSED`]).
 
 use super::rights::{Right, Standing, decide};
 use crate::{access::policy::Policies, parts::Parts, tokens::service::MAX_SHOWN};
