@@ -188,7 +188,7 @@ impl Accounts {
             if fits {
                 (account.confirmed, account.refused) = (Some(to), None);
             } else {
-                account.refused = Some("its signature is not its own".to_owned());
+                account.refused = Some("the owner's signature does not fit".to_owned());
             }
             fits
         })
