@@ -59,7 +59,7 @@ impl ReleaseRule for Releases {
             now: UnixTime::now().0,
         };
         judge(&request, owner, (proofs, revoked), is_issuer).map_err(|why| {
-            tracing::info!(%vm, asker = %asker.short(), "withheld a share of a snapshot key: {why}");
+            tracing::info!(%vm, asker = %asker.short(), "refused a share of a snapshot key: {why}");
             format!(
                 "this member lacks the right to restore it, which its owner {} has; {why}",
                 self.parts.name_of(owner)
