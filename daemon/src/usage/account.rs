@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How often an owner gets a receipt, in seconds.
 const EVERY: u64 = 3600;
-/// How far a period may begin in the future before the clock is taken for one that was set back.
+/// How many seconds in the future a period may begin. Reason: beyond, the clock was set back.
 const AHEAD: u64 = 86_400;
 /// How many owners have an account.
 /// Reason: beyond them this host keeps its own sums only.

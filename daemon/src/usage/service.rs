@@ -184,7 +184,7 @@ impl Accounting {
     }
 }
 
-/// The VMs here, each once; a copy that lost its VM is none.
+/// The VMs here, each once, without copies that lost their VM.
 fn once_each(list: Vec<VmStatus>) -> BTreeMap<VmId, VmStatus> {
     let held = list.into_iter().filter(|vm| vm.state != VmState::Branch);
     held.map(|vm| (vm.definition.vm, vm)).collect()
