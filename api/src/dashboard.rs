@@ -43,7 +43,7 @@ pub struct DashboardView {
     /// The addresses of the page outside the network, without a token.
     #[serde(default)]
     pub lan: Vec<String>,
-    /// Why it is not served on all of them although it is on.
+    /// Why the dashboard, although it is on, is not served on all of them.
     #[serde(default)]
     pub lan_trouble: Option<String>,
     /// The SHA-256 fingerprint of the certificate there.
@@ -61,7 +61,7 @@ pub struct DashboardChange {
     /// Whether to make a new token.
     #[serde(default)]
     pub new_token: bool,
-    /// Whose token is made new; none for the operator's.
+    /// The role whose token is replaced; the operator if left out.
     #[serde(default)]
     pub role: Option<Role>,
 }

@@ -151,7 +151,7 @@ words! {
 }
 
 impl PathKind {
-    /// The kind of a path in words, as a member tells it whose version told nothing else.
+    /// The kind of a path from the words of a member whose version tells no kind.
     pub(crate) fn of_words(path: &str) -> Option<Self> {
         let begins = [
             ("direct", Self::Direct),

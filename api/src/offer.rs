@@ -6,8 +6,8 @@
 use crate::{VmMoved, VmStayed};
 use serde::{Deserialize, Serialize};
 
-/// What `p2pvm offer set` and `on` change; what is left out stays. The daemon keeps the sum of all
-/// changes beside its other state: it counts more than `[offer]` in `node.toml`.
+/// What `p2pvm offer set` and `on` change; fields that are left out stay. The daemon keeps all
+/// changes in its state directory; they override `[offer]` in `node.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

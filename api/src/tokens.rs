@@ -19,13 +19,13 @@ pub struct CreateToken {
     pub seconds: u64,
     /// The member that may use it, or after "user:" a user's name or key.
     pub to: String,
-    /// Of this host: how many processors all VMs of that member here may have together.
+    /// For this host: how many processors all VMs of that member here may have together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
-    /// How much memory, MiB.
+    /// For this host: how much memory they may have together, MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
-    /// How much disk, bytes.
+    /// For this host: how much disk they may have together, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
 }
@@ -75,7 +75,7 @@ pub enum TokenState {
     Early,
     /// Its time is over.
     Expired,
-    /// It was taken back.
+    /// It was revoked.
     Revoked,
 }
 

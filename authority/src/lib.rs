@@ -8,7 +8,7 @@
 //! 2693) with the narrowing of Biscuit's appended blocks; docs/decisions/0047 says why it is not
 //! Biscuit.
 //!
-//! A [`Revocation`] takes a link back before its time, and with it what was passed on from it.
+//! A [`Revocation`] takes a link back before it expires, and with it what was passed on from it.
 //!
 //! A token can be for the key of a person, who then shows a [`Proof`] with each request.
 //!

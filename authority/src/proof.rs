@@ -1,11 +1,11 @@
-//! A user's proof that it asks: a signature over the request by the key of a person, apart from the
-//! machine at which the person sits. With it a token for the user opens at any member.
+//! A user's proof of a request: a signature over it by the key of a person, apart from the machine
+//! at which the person sits. With it the user can use its tokens at any member.
 //!
 //! The proof is about one request: the member that sends it, its method and path, the time, and a
-//! random number. The receiver knows the member from the connection, so that a host that was shown
-//! a proof cannot use it as its own; it accepts a proof once, and only for a minute. What a
-//! request's body says is left to the member at which the user sits: the user trusts that machine
-//! with the command.
+//! random number. The receiver knows the member from the connection, so a host that was shown a
+//! proof cannot use it itself. It accepts a proof once, and only within a minute of its time. The
+//! proof does not cover the request's body: the user trusts the machine at which it sits with the
+//! command.
 //!
 //! Text form: `p2pvmuser1` and lower-case base32 of postcard of the proof.
 
@@ -50,13 +50,13 @@ pub struct Proof {
 /// Why a proof is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
-    /// The text is something else.
+    /// The text is no proof.
     #[error("the user's proof is damaged")]
     Damaged,
     /// It is about another request, or was changed.
     #[error("the user's proof is for another request")]
     Forged,
-    /// Its time is over, or has not come.
+    /// Its time is too long ago or in the future.
     #[error("the user's proof is not of this minute: look at the clocks of both machines")]
     Late,
     /// It was used already.

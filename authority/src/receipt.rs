@@ -1,5 +1,6 @@
-//! A receipt: what one owner's VMs used of one host in a period, signed by the host. The owner
-//! checks it and signs the same bytes in another domain, so that each side has the other's word.
+//! A receipt: how much one owner's VMs used of one host in a period, signed by the host. The owner
+//! checks it and signs the same bytes in another domain, so that each side has the other's
+//! signature.
 //!
 //! Wire format of the terms, version 1: the byte 1, then postcard of [`Terms`]. Signatures cover
 //! these bytes as they came, so a field that a later version adds at the end is signed too and not
@@ -29,7 +30,7 @@ const MAX_BYTES: usize = 8192;
 pub const MIN_PERIOD: u64 = 60;
 /// How long a period may be, and how long ago it may have begun, in seconds.
 pub const MAX_AGE: u64 = 400 * 86_400;
-/// By how much the two members' ideas of the network's time may differ, in seconds.
+/// By how much the network's time may differ between the two members, in seconds.
 const SKEW: u64 = 600;
 /// How many seconds the amounts may be above what the period allows.
 /// Reason: a period has whole seconds.
@@ -106,7 +107,7 @@ pub enum ReceiptRefusal {
     /// The VM is another owner's.
     #[error("the VM {} is not this member's", .0.short())]
     OthersVm(VmId),
-    /// More than can be.
+    /// An amount is more than is possible.
     #[error("more {what} than is possible in the period{}", of(.vm))]
     Absurd {
         /// The VM; `None` for replicas.

@@ -1,10 +1,9 @@
-//! Taking a token back before it ends: a signed statement that names one link of it by its serial
-//! number. With a link falls every token that was passed on from it, because each still has it.
+//! Taking a token back before it expires: a signed statement that names one link of it by its
+//! serial number. Every token that was passed on from a link has that link and is revoked with it.
 //!
 //! The receiver of a request checks tokens by itself, so it must have the statement: the owner
-//! sends it to the VM's host, and it goes with the VM from there on. Whether its signer counts is
-//! decided by the host that receives it, before it keeps it. A statement is kept until the token
-//! would have ended anyway.
+//! sends it to the VM's host, and it goes with the VM from there on. The host that receives it
+//! first decides whether its signer may revoke. A host keeps a statement until the token expires.
 //!
 //! Wire format, version 1: the byte 1, then postcard of the resource and the statement. The
 //! statements of one resource are kept and sent without it, each by itself.
@@ -23,7 +22,7 @@ pub const MAX_REVOCATIONS: usize = 32;
 /// Reason: the clocks of its signer and of the receiver differ.
 const SLACK: u64 = 86400;
 
-/// The statement that a link of a token counts no more.
+/// The statement that a link of a token is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     /// The link.
@@ -68,7 +67,7 @@ impl Revocation {
         }
     }
 
-    /// Whether its signer said this of the resource.
+    /// Whether its signature is its signer's, over this resource.
     pub fn is_signed(&self, resource: Resource) -> bool {
         let message = signed(&resource, &self.serial, self.until, &self.signer);
         verify(&self.signer, DOMAIN, &message, &self.signature)
@@ -161,8 +160,8 @@ impl Revocations {
         Ok(true)
     }
 
-    /// Those of `told` that are signed, have not ended, and have room: what another member says of
-    /// a resource that comes here with them.
+    /// Those of `told` that are signed, have not expired, and have room. Another member sent them
+    /// with a resource that comes here.
     pub fn of_told(
         resource: Resource,
         told: impl IntoIterator<Item = Revocation>,

@@ -178,7 +178,7 @@ impl Amounts {
         }
     }
 
-    /// Both together. An amount that one of them leaves open stays open.
+    /// The sum of both. An amount that one of them leaves open stays open.
     pub fn plus(self, other: Amounts) -> Amounts {
         let cpus = self.cpus.zip(other.cpus);
         let sum = |one: Option<u64>, other: Option<u64>| {

@@ -70,7 +70,7 @@ pub struct Config {
     pub full_mesh: usize,
     /// Move VMs when this host is overloaded.
     pub autonomic: bool,
-    /// What becomes of the guests when this machine shuts down.
+    /// What happens to the guests when this machine shuts down.
     pub at_shutdown: AtShutdown,
     /// Serve the web dashboard on this host's address in the network, unless `p2pvm dashboard` has
     /// decided otherwise.
@@ -91,7 +91,7 @@ pub struct Config {
     pub renamed: Option<String>,
 }
 
-/// What becomes of the guests when their host shuts down.
+/// What happens to the guests when their host shuts down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AtShutdown {

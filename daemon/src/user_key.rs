@@ -1,6 +1,6 @@
-//! The key of the person at this machine: a file of that person's, apart from the machine's keys,
-//! so that it can be used at any member. The command line signs its requests with it, if there is
-//! one; without it a request is the member's.
+//! The key of the person at this machine: a file apart from the machine's keys, so that the person
+//! can use it at any member. If there is one, the command line signs its requests with it;
+//! otherwise a request is the member's alone.
 
 use crate::{layout::Layout, membership};
 use p2pvm_api::{Doing, Failure, Outcome, client::Signer};

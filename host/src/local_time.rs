@@ -1,4 +1,4 @@
-//! The time of day on this machine's clock, for what its owner says in hours.
+//! The local time of day on this machine's clock, for settings in hours.
 
 /// The minute of the local day now, 0 to 1439; `None` if the system does not know.
 pub fn minute_of_day() -> Option<u16> {

@@ -1,5 +1,5 @@
-//! Locks that outlive a panic. The state behind a lock of p2pvm's is whole after each statement, so
-//! that a thread which panicked while it had the lock is no reason to stop the others.
+//! Locks that outlive a panic. The state behind each of p2pvm's locks is whole after each
+//! statement, so a thread that panics while it has the lock does not stop the others.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,9 +1,9 @@
 //! Signs that a person uses this machine, or that its work costs that person something: input at
-//! terminals and the built-in keyboard, a battery, a metered link. Read from /dev, /proc, /sys and
-//! NetworkManager's files, so that no other program is asked.
+//! terminals and the built-in keyboard, a battery, a metered link. This reads files in /dev, /proc,
+//! /sys and NetworkManager's, and asks no other program.
 //!
-//! Not seen: a USB keyboard or mouse at a graphical desktop. The kernel counts no input of these
-//! that could be read without reading the input itself.
+//! It does not see a USB keyboard or mouse at a graphical desktop: the kernel counts no input of
+//! these that could be read without reading the input itself.
 
 use std::{
     fs, io,
@@ -67,8 +67,8 @@ impl Watch {
         }
     }
 
-    /// How long ago the built-in keyboard or pointer was seen to be used: its controller's
-    /// interrupts have become more.
+    /// How long ago the built-in keyboard or pointer was used, by the growing count of its
+    /// controller's interrupts.
     fn keyboard(&mut self, now: Instant) -> Option<Duration> {
         let text = fs::read_to_string(self.root.join("proc/interrupts")).unwrap_or_default();
         let count = pressed(&text);

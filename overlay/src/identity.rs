@@ -2,8 +2,8 @@
 //! Noise handshake uses. The link key is random and bound to the identity by a signature in the
 //! member's certificate; neither is derived from the other, so that losing one does not lose both.
 //!
-//! An envelope ([`seal_for`]) is sealed to the identity itself: its sender may know no more of the
-//! member.
+//! An envelope ([`seal_for`]) is sealed to the identity itself: its sender need know nothing else
+//! of the member.
 //!
 //! Every signature covers a domain string first, so that a signature for one purpose can never be
 //! replayed for another.

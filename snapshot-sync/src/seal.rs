@@ -2,9 +2,9 @@
 //! ciphertext under the hash of that ciphertext, and verify, count and repair it as any chunk.
 //!
 //! Sealing is deterministic, so that an unchanged block keeps its chunk from one snapshot to the
-//! next, and a key of its own, so that the same block of another VM has another chunk. It is the
-//! SIV construction (Rogaway and Shrimpton 2006): a keyed hash of what is sealed comes first and
-//! picks the key of the rest. Hence a key seals one message only, and no list of keys is kept:
+//! next. It uses a key of the VM's own, so that the same block of another VM has another chunk. It
+//! is the SIV construction (Rogaway and Shrimpton 2006): a keyed hash of what is sealed comes first
+//! and picks the key of the rest. Hence a key seals one message only, and no list of keys is kept:
 //! manifests are those of plain files.
 
 use crate::{

@@ -1,8 +1,8 @@
 //! What a host's owner offers to the VMs of other members, and whether one more of them may come.
 //!
-//! [`decide`] is the one rule: a create, a start, a restore, a move that arrives and an autonomic
-//! offer are all judged by it. It takes facts and does no IO; the host counts what is used, and the
-//! daemon says whether the offer is open now.
+//! [`decide`] is the one rule: it judges creates, starts, restores, arriving moves and autonomic
+//! offers. It takes facts and does no IO; the host counts what is used, and the daemon says whether
+//! the offer is open now.
 
 use p2pvm_overlay::MemberId;
 use std::{fmt, sync::Arc};
@@ -51,9 +51,9 @@ pub struct Limits {
 pub enum Closed {
     /// Its owner has switched the offer off.
     Off,
-    /// It is not the time; the hours in which it is.
+    /// The time is outside of these hours.
     Hours(String),
-    /// Its owner uses the machine; how that shows.
+    /// Its owner uses the machine; the sign of that.
     Busy(String),
 }
 
@@ -79,7 +79,7 @@ pub enum Refusal {
     NotFor(MemberId),
     /// It does not fit.
     Full {
-        /// Of what there is too little.
+        /// What there is too little of.
         limit: Limit,
         /// All that is offered of it.
         offered: u64,
@@ -162,7 +162,7 @@ pub struct Others {
 /// `whose` is `None` for a VM of the host's own.
 ///
 /// # Errors
-/// The first reason against it: what nobody can change at once comes first.
+/// The first reason against it; those that nobody can change at once come first.
 pub fn decide(
     terms: &Terms,
     whose: Option<Others>,

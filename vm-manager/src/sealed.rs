@@ -1,11 +1,11 @@
-//! What a snapshot says of its VM, sealed: the VM's definition and key, and with the key all that
-//! the snapshot has of memory and disk ([`seal_key`]).
+//! The sealed part of a snapshot about its VM: the VM's definition and key. The key opens the
+//! snapshot's memory and disk ([`seal_key`]).
 //!
 //! The bytes are sealed with a key of their own, which is cut into shares ([`shamir`]), one in an
 //! envelope for each of the VM's voters: a majority of the voters together can open the snapshot,
-//! fewer learn nothing. This is the majority without which the VM is not restored at all, since it
-//! grants the new epoch, so that a snapshot opens wherever it can be used. The VM's owner has an
-//! envelope with the whole key. The envelopes lie in the snapshot: voters keep nothing.
+//! fewer learn nothing. A restore needs this majority in any case, since it grants the new epoch,
+//! so a snapshot opens wherever it can be used. The VM's owner has an envelope with the whole key.
+//! The envelopes lie in the snapshot: voters keep nothing.
 //!
 //! A voter releases its share to a member that may restore the VM ([`ReleaseRule`]). Members of the
 //! previous release read snapshots of the first format only and refuse this one.
@@ -34,7 +34,7 @@ const OWNER: &str = "p2pvm owner of a snapshot 1";
 /// Decides on a voter's host which members may open a VM's snapshots.
 pub trait ReleaseRule: Send + Sync + 'static {
     /// Whether `asker`, as its connection proves, may restore a VM of `owner`; `proofs` are what it
-    /// shows for that, and `revoked` are the tokens for the VM that count no more.
+    /// shows for that, and `revoked` are the revoked tokens for the VM.
     ///
     /// # Errors
     /// Why not, for the asker's user.

@@ -26,7 +26,7 @@ pub(super) const TOKENS: &[Operation] = &[
         Method::Post,
         "/tokens/attenuate",
         ROOT,
-        "Passes a token on to another member, with the same rights or less.",
+        "Passes a token on to another member, with the same or fewer rights.",
     )
     .body::<PassToken>(),
     json::<TokenView>(Method::Post, "/tokens/show", ROOT, "Reads a token.").body::<TokenText>(),

@@ -1,7 +1,7 @@
-//! The caller of a request on the control socket, as the kernel knows it (`SO_PEERCRED`): root may
-//! everything; another user, who reaches the socket as a member of the group [`GROUP`], may ask
-//! what the table of operations lists for the group. That is reading only: a VM's owner is a
-//! member, not one of its users.
+//! The caller of a request on the control socket, as the kernel knows it (`SO_PEERCRED`). Root may
+//! do everything. Another user, which reaches the socket through the group [`GROUP`], may ask what
+//! the table of operations lists for the group. That is reading only: a VM's owner is a member, not
+//! one of its users.
 
 use super::rate::{Buckets, Rate};
 use axum::{

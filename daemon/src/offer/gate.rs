@@ -1,9 +1,10 @@
 //! When the offer is open, and when the VMs of other members are to go: a state machine without IO
 //! and clock.
 //!
-//! It closes at once, since a VM that comes now would soon have to go again. The VMs that are here
-//! get a grace first: a key pressed by the way moves nothing. A machine that was busy opens again
-//! only after it has been idle for a while, so that VMs do not come and go with each pause.
+//! The offer closes at once, since a VM that came now would soon have to go again. VMs that are
+//! here get a grace period first, so that one pressed key moves none. The offer of a machine that
+//! was busy opens again only after it has been idle for a while, so that VMs do not come and go
+//! with each pause.
 
 use p2pvm_vm_manager::offer::Closed;
 use std::time::Duration;
@@ -16,14 +17,14 @@ const CALM: Duration = Duration::from_secs(120);
 /// How long before VMs that could not be moved away are tried again.
 const AGAIN: Duration = Duration::from_secs(300);
 
-/// What is so now.
+/// What is observed at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// The offer is switched off.
     pub off: bool,
-    /// The hours of the offer, if it is not the time.
+    /// The hours of the offer, if the time is outside of them.
     pub not_in: Option<String>,
-    /// How it shows that the machine is busy, if that counts.
+    /// The sign that the machine is busy, if the offer is for idle time only.
     pub busy: Option<String>,
     /// VMs of other members run here.
     pub has_tenants: bool,
@@ -39,12 +40,12 @@ impl Facts {
     }
 }
 
-/// What follows.
+/// What the host does about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Why no VM of another member may come.
     pub closed: Option<Closed>,
-    /// Whether those that are here are to be moved away now.
+    /// Whether VMs of other members are to be moved away now.
     pub evacuate: bool,
     /// Whether the offer has just opened.
     pub opened: bool,
@@ -64,7 +65,7 @@ struct Shut {
 pub(crate) struct Gate(Option<Shut>);
 
 impl Gate {
-    /// Takes what is so now. The caller asks again every few seconds; `now` never goes back.
+    /// Takes the facts at `now`. The caller asks again every few seconds; `now` never goes back.
     pub(crate) fn handle(&mut self, now: Duration, facts: &Facts) -> Verdict {
         let was_shut = self.0.take();
         self.0 = match facts.reason() {
@@ -104,7 +105,7 @@ fn shut(now: Duration, was: Option<&Shut>, why: Closed) -> Shut {
     }
 }
 
-/// The state after `was`, without a reason any more: only busyness lasts.
+/// The state after `was` once its reason is gone: after use the offer stays closed for [`CALM`].
 fn still_shut(now: Duration, was: Shut) -> Option<Shut> {
     if !matches!(was.why, Closed::Busy(_)) {
         return None;

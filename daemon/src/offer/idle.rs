@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Idle {
     /// How long after the last input at a terminal or the built-in keyboard, seconds.
     pub after_s: u64,
-    /// The processor load of what are no guests, 0 to 1, above which it is busy.
+    /// The processor load of all programs but the guests, 0 to 1, above which it is busy.
     pub load: f64,
     /// Whether it may count as idle on its battery.
     pub on_battery: bool,
@@ -40,8 +40,8 @@ impl Idle {
         Ok(())
     }
 
-    /// How it shows that the machine is not idle; `None` if it is. `load` is that of the programs
-    /// beside the guests, 0 to 1.
+    /// The sign that the machine is busy; `None` if it is idle. `load` is the load of all programs
+    /// but the guests, 0 to 1.
     pub(crate) fn busy(&self, signs: &Signs, load: f64) -> Option<String> {
         let after = Duration::from_secs(self.after_s);
         if let Some(ago) = signs.input_ago.filter(|ago| *ago < after) {

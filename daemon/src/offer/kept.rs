@@ -1,5 +1,5 @@
-//! The offer in force: `[offer]` in `node.toml`, and the changes by `p2pvm offer` since, which are
-//! in a file beside the other state and count more.
+//! The offer in force: `[offer]` in `node.toml`, overridden by the changes that `p2pvm offer` made
+//! since, which are in a file beside the other state.
 
 use super::settings::Offer;
 use crate::{
@@ -50,7 +50,7 @@ impl KeptOffer {
         &self.now
     }
 
-    /// Whether a change counts more than the settings.
+    /// Whether a change overrides the settings.
     pub(super) fn is_changed(&self) -> bool {
         self.changes != OfferChange::default()
     }
@@ -70,7 +70,7 @@ impl KeptOffer {
         Ok(())
     }
 
-    /// The terms of the offer, as long as `closed` is so.
+    /// The terms of the offer; `closed` is why it is closed.
     pub(crate) fn terms(&self, parts: &Arc<Parts>, closed: Option<Closed>) -> Terms {
         Terms {
             limits: self.now.limits(),
@@ -91,7 +91,7 @@ impl KeptOffer {
         self.not_in().map(Closed::Hours)
     }
 
-    /// The hours of the offer, if it is not the time.
+    /// The hours of the offer, if the time is outside of them.
     pub(super) fn not_in(&self) -> Option<String> {
         if self.now.hours.is_empty() {
             return None;
@@ -100,7 +100,7 @@ impl KeptOffer {
     }
 }
 
-/// Both changes, of which the later one counts more.
+/// Both changes, the later of which overrides the earlier.
 fn sum(before: OfferChange, change: &OfferChange) -> OfferChange {
     let change = change.clone();
     OfferChange {

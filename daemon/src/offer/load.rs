@@ -1,4 +1,4 @@
-//! The processor load of what are no guests: what this machine's owner does with it.
+//! The processor load of all programs but the guests: what this machine's owner does with it.
 
 use crate::placement::load::Meter;
 use p2pvm_overlay::VmId;

@@ -1,6 +1,6 @@
 //! The owner's offer for the control API, and its task: puts changes into force at once, closes and
-//! opens it by the clock and by signs of its owner, and moves the VMs of other members away when it
-//! ends. What is decided when is in [`super::gate`].
+//! opens the offer by the clock and by signs of a person at the machine, and moves the VMs of other
+//! members away when it ends. [`super::gate`] decides when.
 
 use super::{
     gate::{Facts, Gate, Verdict},
@@ -49,7 +49,7 @@ pub(crate) struct Offers {
 pub(super) struct State {
     pub(super) kept: KeptOffer,
     gate: Gate,
-    /// How it shows that the machine is busy, as last seen.
+    /// The sign that the machine is busy, as last seen.
     busy: Option<String>,
     pub(super) closed: Option<Closed>,
     pub(super) evacuating: bool,
@@ -266,7 +266,7 @@ impl Offers {
     }
 }
 
-/// What the log has said of it: another figure in the same reason is no news.
+/// The reason without its figures: the log repeats no reason whose figures alone have changed.
 fn was_told(closed: &Option<Closed>) -> Option<u8> {
     closed.as_ref().map(|closed| match closed {
         Closed::Off => 0,

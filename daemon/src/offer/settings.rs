@@ -12,7 +12,7 @@ const IMAGES: &str = "/usr/lib/p2pvm";
 const MEMBER: &str = "member:";
 /// The word in `run` for all members.
 const ALL: &str = "*";
-/// The most disk and memory that can be offered, in GiB and MiB: more is a slip of the hand.
+/// The most disk and memory that can be offered, in GiB and MiB. Reason: more is a typing mistake.
 const MOST_GIB: u64 = 1 << 20;
 
 /// `[offer]`. In numbers 0 is no limit.
@@ -133,7 +133,7 @@ impl Offer {
         (self.all_memory_mib > 0).then_some(self.all_memory_mib)
     }
 
-    /// Whether it is for a member of that name and those groups.
+    /// Whether the offer is for a member of that name and those groups.
     pub(crate) fn is_for(&self, name: &str, is_in: impl Fn(&str) -> bool) -> bool {
         self.run.iter().any(|word| match word.strip_prefix(MEMBER) {
             Some(member) => member == name,
@@ -141,7 +141,7 @@ impl Offer {
         })
     }
 
-    /// Whether it is for everybody.
+    /// Whether the offer is for every member.
     pub(crate) fn is_for_all(&self) -> bool {
         self.run.iter().any(|word| word == ALL)
     }

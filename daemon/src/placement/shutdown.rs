@@ -1,6 +1,6 @@
-//! What becomes of the guests when their host shuts down: they are asked to power down, all at once
-//! and within a bounded time, and boot again with the host. Each stays what its user wants it to
-//! be.
+//! What happens to the guests when their host shuts down: the host asks all of them at once to
+//! power down, and ends those that have not after a bounded time. A VM that was meant to run still
+//! is, so it boots again with the host.
 
 use futures::{StreamExt, stream};
 use p2pvm_api::VmStayed;
@@ -15,10 +15,10 @@ pub(super) const MOVE_LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end of one guest may take in all.
 const LIMIT: Duration = Duration::from_secs(100);
-/// How many guests are ended at a time: more than a host has, as all of them have the same time.
+/// How many guests are ended at a time. Reason: all have the same time, so more than a host has.
 const AT_A_TIME: usize = 256;
 
-/// What the guests of a host have come to.
+/// How the end of a host's guests went.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Ended {
     pub stopped: Vec<String>,

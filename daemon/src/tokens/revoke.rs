@@ -1,9 +1,9 @@
-//! Taking tokens back. The VM's host is the one that checks tokens for it, so it must know: the
-//! member that revokes sends it its signed word, and keeps the word. When the VM has come to
-//! another host, that one is told as well: it has the word from the host before it, unless that one
-//! was of a version without revocations, or the VM's record is older than the word.
+//! Taking tokens back. The VM's host checks tokens for the VM, so it must know revocations: the
+//! member that revokes signs a revocation, keeps it and sends it to the host. It also tells each
+//! later host of the VM. Reason: such a host has the revocation from the previous one, unless that
+//! one ran a version without revocations, or the VM's record is older than the revocation.
 //!
-//! A host keeps the word of the VM's owner, of the founder's machine and of delegates.
+//! A host keeps revocations by the VM's owner, the founder's machine and delegates.
 
 use super::{kept::id_of, service::Tokens};
 use crate::{
@@ -31,7 +31,7 @@ const SERVICE: &str = "token";
 const NOT_HERE: [u8; 1] = [1];
 /// How long the host may take to answer.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
-/// How long between two looks whether a VM has come to a host that was not told.
+/// How long between two checks whether a VM has come to a host that was not told.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Revokes tokens, and keeps what others revoke.
@@ -40,7 +40,7 @@ pub(crate) struct Revoker {
     host: Arc<Host>,
     tokens: Arc<Tokens>,
     directory: Directory,
-    /// Which stay of the VM was told of a revocation last.
+    /// The stay of the VM whose host was told of a revocation last.
     told: Mutex<BTreeMap<Serial, Stay>>,
 }
 
@@ -160,7 +160,7 @@ impl Revoker {
         self.host.list().into_iter().find(is_it)
     }
 
-    /// Keeps the word of a VM's owner, the founder's machine or a delegate with a VM of this host.
+    /// Keeps a revocation by a VM's owner, the founder's machine or a delegate with a VM here.
     fn keep(&self, resource: Resource, revocation: Revocation) -> Outcome<()> {
         let Resource::Vm(vm) = resource else {
             return Err(Failure::refused(

@@ -33,12 +33,12 @@ const REMEMBERED: Duration = Duration::from_secs(7 * 86400);
 pub(crate) struct Tokens {
     parts: Arc<Parts>,
     directory: Directory,
-    /// Those that it was given, and shows.
+    /// The tokens that this member was given, and shows.
     kept: KeptTokens,
-    /// Those that it gave.
+    /// The tokens that this member gave.
     given: KeptTokens,
     taken: TakenBack,
-    /// What is taken of this host by its tokens.
+    /// How much of this host members with tokens for it take.
     pub(crate) shares: Arc<Shares>,
     pub(crate) users: Users,
 }

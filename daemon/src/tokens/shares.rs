@@ -1,6 +1,6 @@
-//! How much of this host a member with a token for it takes: all VMs that it has here together,
-//! and those that are being made for it at this moment, so that requests side by side do not take
-//! more than one after another.
+//! How much of this host a member with a token for it takes: all its VMs here, and those that are
+//! being made for it at this moment, so that concurrent requests take no more than requests one
+//! after another.
 
 use p2pvm_authority::Amounts;
 use p2pvm_overlay::MemberId;

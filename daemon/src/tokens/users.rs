@@ -1,5 +1,5 @@
-//! The users that this member knows: names for the public keys of persons. And the proofs of users
-//! that ask: each is accepted once.
+//! The users that this member knows, which are names for the public keys of persons; and the proofs
+//! that users show with requests, each of which is accepted once.
 
 use p2pvm_api::{Doing, Failure, Outcome, UserView};
 use p2pvm_authority::{Asked, Principal, Proof, ProofError, SeenProofs};
@@ -13,7 +13,7 @@ use std::{
 
 /// How many users are known.
 const MAX_USERS: usize = 1024;
-/// What a user begins with where a member could be named as well.
+/// The prefix of a user where a member could be named as well.
 const PREFIX: &str = "user:";
 
 /// Users by their names here, with their keys.

@@ -1,6 +1,6 @@
-//! The host's side of receipts: for each owner what is in no receipt yet, and the one receipt that
-//! it has not answered. While that waits, the next one grows, so an owner that is away for a month
-//! costs no more than one that answers at once.
+//! The host's side of receipts: for each owner the use that is in no receipt yet, and at most one
+//! receipt that it has not answered. While that one waits, the next one grows, so an owner that is
+//! away for a month costs no more than one that answers at once.
 
 use p2pvm_authority::{Line, MAX_LINES, MIN_PERIOD, Receipt, Size, Terms, Usage, possible};
 use p2pvm_overlay::{
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How often an owner gets a receipt, in seconds.
 const EVERY: u64 = 3600;
-/// How far a period may begin in the future before the clock is taken for one that was set back.
+/// How many seconds in the future a period may begin. Reason: beyond, the clock was set back.
 const AHEAD: u64 = 86_400;
 /// How many owners have an account.
 /// Reason: beyond them this host keeps its own sums only.
@@ -63,7 +63,7 @@ impl Account {
         self.refused.as_deref()
     }
 
-    /// Whether something is older than a receipt's turn and not confirmed.
+    /// Whether use that was due for a receipt is not confirmed yet.
     pub fn is_behind(&self, now: UnixTime) -> bool {
         let is_late = self.since.plus(2 * EVERY) < now;
         self.confirmed.is_none() || self.waiting.is_some() || !self.open.is_empty() && is_late
@@ -188,7 +188,7 @@ impl Accounts {
             if fits {
                 (account.confirmed, account.refused) = (Some(to), None);
             } else {
-                account.refused = Some("its signature is not its own".to_owned());
+                account.refused = Some("the owner's signature does not fit".to_owned());
             }
             fits
         })

@@ -1,5 +1,5 @@
-//! The owner's side of receipts: what one host has said, as far as it was confirmed. A host adds to
-//! its own book only, and no more than a bounded number of bytes.
+//! The owner's side of receipts: what one host claimed and this member confirmed. A host adds to
+//! its own book only, and a bounded number of bytes.
 
 use super::sums::{Key, Sums};
 use p2pvm_authority::{Receipt, ReceiptRefusal, Size, Terms};
@@ -23,9 +23,9 @@ const MAX_REASON: usize = 200;
 /// A receipt that both sides have signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
-    /// The host's word.
+    /// The receipt with the host's signature.
     pub receipt: Receipt,
-    /// The owner's.
+    /// The owner's signature.
     pub confirmed: Signature,
 }
 

@@ -30,7 +30,7 @@ const HERE: &str = "here";
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// How long the look-ups for one receipt may take.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
-/// How long one host has to wait before its next receipt is looked at.
+/// How long one host has to wait before this member checks its next receipt.
 /// Reason: a period has at least a minute, so an honest host does not send sooner.
 const PACE: Duration = Duration::from_secs(20);
 /// How many hosts' last receipts are remembered for that, before the oldest are forgotten.
@@ -83,7 +83,7 @@ pub struct State {
     pub ledger: Ledger,
     /// What this member used of others.
     pub books: BTreeMap<MemberId, Book>,
-    /// When the last receipt of a host was looked at.
+    /// When the last receipt of a host was checked.
     seen: HashMap<MemberId, Instant>,
     /// How often an owner did not answer, and when it is asked again.
     tries: HashMap<MemberId, (u32, Instant)>,
@@ -153,7 +153,7 @@ impl Desk {
         self.state().ledger.tidy(now);
         let written = self.files.write(HERE, || self.state().ledger.clone());
         if let Err(error) = &written {
-            tracing::warn!(error = %chain(error), "what members used of this host is not written");
+            tracing::warn!(error = %chain(error), "cannot write what members used of this host");
         }
         written.is_ok()
     }
@@ -227,7 +227,7 @@ impl Desk {
         let mut proofs: Proofs = self.files.read(&name).unwrap_or_default();
         proofs.add(Proof { receipt, confirmed });
         if let Err(error) = self.files.write(&name, || proofs) {
-            tracing::warn!(?owner, error = %chain(&error), "a confirmed receipt is not written");
+            tracing::warn!(?owner, error = %chain(&error), "cannot write a confirmed receipt");
         }
     }
 
@@ -235,7 +235,7 @@ impl Desk {
     pub async fn answer(&self, host: MemberId, body: &[u8], now: UnixTime) -> Reply {
         if !self.may_ask(host) {
             let seconds = PACE.as_secs();
-            return Reply::Later(format!("one receipt in {seconds} s is looked at"));
+            return Reply::Later(format!("it checks one receipt of a host in {seconds} s"));
         }
         match self.judge(host, body, now).await {
             Ok(signature) => Reply::Confirmed(signature),
@@ -335,7 +335,7 @@ impl Desk {
         let newest = || self.state().books.get(&host).cloned().unwrap_or_default();
         let written = self.files.write(&book::of_host(host), newest);
         written.map_err(|error| {
-            tracing::warn!(?host, error = %chain(&error), "a receipt is not written");
+            tracing::warn!(?host, error = %chain(&error), "cannot write a receipt");
             Unconfirmed::Later("the receipt cannot be written".to_owned())
         })
     }

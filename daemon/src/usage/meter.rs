@@ -1,6 +1,6 @@
-//! From readings of this host to amounts. An amount is what two readings in a row have in common:
-//! a VM that came or went between them is not counted for that round, so that nothing is counted
-//! that did not run.
+//! Turns readings of this host into amounts. A VM counts for the time between two readings if it is
+//! in both: one that came or went between them does not count for that round, so that no VM counts
+//! while it did not run.
 
 use p2pvm_authority::{Size, Usage};
 use p2pvm_overlay::{MemberId, VmId};

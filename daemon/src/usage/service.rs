@@ -28,10 +28,10 @@ use tokio::time::MissedTickBehavior;
 /// Reason: what a VM uses between its start or end and the next reading is not counted.
 const READ_EVERY: Duration = Duration::from_secs(10);
 /// How often the accounts are written and receipts sent.
-/// Reason: so much is lost with a killed daemon.
+/// Reason: a killed daemon loses the use of this time.
 const SETTLE_EVERY: Duration = Duration::from_secs(60);
 /// How many of these rounds pass before the replicas are measured again.
-/// Reason: it reads the list of chunks of each.
+/// Reason: measuring reads the list of chunks of each replica.
 const MEASURE_ROUNDS: u32 = 60;
 
 /// The accounts of this member.
@@ -184,7 +184,7 @@ impl Accounting {
     }
 }
 
-/// The VMs here, each once; a copy that lost its VM is none.
+/// The VMs here, each once, without copies that lost their VM.
 fn once_each(list: Vec<VmStatus>) -> BTreeMap<VmId, VmStatus> {
     let held = list.into_iter().filter(|vm| vm.state != VmState::Branch);
     held.map(|vm| (vm.definition.vm, vm)).collect()

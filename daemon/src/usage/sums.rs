@@ -18,7 +18,7 @@ const MAX_ROWS: usize = 64;
 /// A row: whose use, or use of whose host, and of what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
-    /// The other member; `None` for those beyond the bound.
+    /// The other member; `None` in the row of all beyond the bound.
     pub member: Option<MemberId>,
     /// The VM; `None` for replicas.
     pub vm: Option<VmId>,

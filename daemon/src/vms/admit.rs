@@ -25,7 +25,7 @@ use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::host::VmState;
 use std::sync::Arc;
 
-/// How long a request for a new VM may be that shows a token.
+/// How many bytes a request for a new VM may have that shows a token.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// Passes a request on that asks for a right that the asker has.
@@ -107,8 +107,8 @@ enum About<'r> {
     Host(Option<&'r CreateVm>),
 }
 
-/// Of the reasons against two tokens the one that says more: one is another's token, or is about
-/// something else.
+/// The more useful of the reasons against two tokens: that a token is another member's, or is about
+/// something else, says little.
 fn telling(first: Option<Refusal>, second: Refusal) -> Refusal {
     match (first, second) {
         (Some(first), Refusal::Owner | Refusal::Audience | Refusal::Resource) => first,

@@ -1,8 +1,8 @@
-//! What this host, as a voter of a VM, lets other members have: its share of the key of the VM's
-//! snapshots, if they may restore the VM. The rule is [`super::rights`]'s.
+//! This host as a voter of a VM: it releases its share of the key of the VM's snapshots to members
+//! that may restore the VM, by the rule of [`super::rights`].
 //!
-//! A member that restores a VM because another one asked it to shows a token of that member, which
-//! the request brought along ([`PASSED`]).
+//! A host that restores a VM at another member's request shows the voters a token of that member,
+//! which came with the request ([`PASSED`]).
 
 use super::rights::{Right, Standing, decide};
 use crate::{access::policy::Policies, parts::Parts, tokens::service::MAX_SHOWN};
@@ -59,7 +59,7 @@ impl ReleaseRule for Releases {
             now: UnixTime::now().0,
         };
         judge(&request, owner, (proofs, revoked), is_issuer).map_err(|why| {
-            tracing::info!(%vm, asker = %asker.short(), "kept a share of a snapshot's key: {why}");
+            tracing::info!(%vm, asker = %asker.short(), "refused a share of a snapshot key: {why}");
             format!(
                 "this member lacks the right to restore it, which its owner {} has; {why}",
                 self.parts.name_of(owner)

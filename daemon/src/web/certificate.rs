@@ -1,9 +1,9 @@
-//! The certificate with which the dashboard is served on a LAN: made by this node and signed by
-//! itself, valid for the configured addresses. A browser cannot check it by an authority; its owner
-//! compares the fingerprint that `p2pvm dashboard` prints.
+//! The certificate with which the dashboard is served on a LAN: self-signed, made by this node for
+//! the configured addresses. No authority vouches for it: the person at the browser compares its
+//! fingerprint with the one that `p2pvm dashboard` prints.
 //!
-//! It is kept with its key in one file that only root can read, and made anew when the addresses
-//! change.
+//! One file, which only root can read, holds the certificate and its key. The node makes a new one
+//! when the addresses change.
 
 use crate::layout::{read_if_there, write_atomically};
 use data_encoding::{BASE64, HEXUPPER};

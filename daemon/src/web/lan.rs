@@ -1,6 +1,6 @@
-//! The dashboard on a LAN, where `dashboard_lan` in node.toml names addresses of this host: with
-//! TLS only, because a token in the clear would be everyone's on that LAN. It is on and off with
-//! the dashboard itself.
+//! The dashboard on a LAN, where `dashboard_lan` in node.toml names addresses of this host. It is
+//! served with TLS only, because everybody on the LAN could read a token that is sent in the clear,
+//! and only while the dashboard is on.
 
 use super::{
     Dashboard,

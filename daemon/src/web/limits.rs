@@ -1,5 +1,5 @@
-//! The limits of the dashboard's callers: how often a source may ask and show a wrong token, and
-//! how often one token may be used.
+//! The limits of the dashboard's callers: how often one source may ask or show a wrong token, and
+//! how often all callers together may use one token.
 
 use crate::http::{
     caller::WIDE,

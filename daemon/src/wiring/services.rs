@@ -48,8 +48,8 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// The routes among which are those that callers without root's rights may ask; which these are
-    /// says the table of operations.
+    /// Routes of which callers without root's rights may ask some: those that the table of
+    /// operations lists for them.
     fn common(&self) -> Router {
         node::http::routes(self.node.clone())
             .merge(node::http::figures(self.node.clone(), self.cluster.clone()))

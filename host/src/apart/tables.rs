@@ -3,7 +3,7 @@
 //! ingress drops everything, after packet sockets have had their copy.
 //!
 //! nft is a program: it runs when an interface comes, and again now and then, since a firewall that
-//! is loaded anew may take all tables away.
+//! is loaded again may remove all tables.
 
 use crate::run::{RunError, run};
 use std::{

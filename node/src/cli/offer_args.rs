@@ -17,9 +17,9 @@ pub enum Offer {
     Show,
     /// Change what is offered, at once and for later starts
     #[command(
-        after_help = "What is not named stays. Changes count more than [offer] in node.toml; \
-            --reset forgets them. This host's own VMs are not limited,\nbut by --all-cpus and \
-            --all-memory. VMs that are here stay.\n\nExamples:\n  p2pvm offer set --run \
+        after_help = "Options that are left out stay as they are. Changes override [offer] in \
+            node.toml; --reset forgets them. Only --all-cpus and\n--all-memory limit this host's \
+            own VMs. VMs that are here already stay.\n\nExamples:\n  p2pvm offer set --run \
             friends,member:lab2 --vms 4\n  p2pvm offer set --memory 4G --disk 100G --cpus 2\n  \
             p2pvm offer set --hours 12:00-13:00,18:00-08:00\n  p2pvm offer set --idle-only yes \
             --idle-after 15m\n  p2pvm offer set --reset"
@@ -28,8 +28,8 @@ pub enum Offer {
     /// Offer nothing: move other members' VMs away, and stop those that cannot move
     #[command(
         after_help = "A VM that is stopped loses what is only in its memory. It stays here and \
-            can be restored elsewhere from a snapshot.\nCtrl-C begins no more moves and stops no \
-            VM; nothing more is accepted all the same.\n\nExamples:\n  p2pvm offer off\n  p2pvm \
+            can be restored elsewhere from a snapshot.\nAfter Ctrl-C no more moves begin and no VM \
+            is stopped, but the offer stays off.\n\nExamples:\n  p2pvm offer off\n  p2pvm \
             offer off --keep"
     )]
     Off(OfferOffArgs),

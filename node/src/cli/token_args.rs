@@ -15,12 +15,13 @@ pub enum Token {
     #[command(
         after_help = "The token is a line of text. Only the named member can use it, so it may \
             travel by mail. The rights on a VM are see, start, stop,\nconsole, move, snapshot, \
-            restore and delete; on a host run: making VMs of one's own there.\n\nExamples:\n  \
+            restore and delete. The right on a host is run: make VMs of one's own there; where \
+            the access rules\nallow all by default, no token is needed for that.\n\nExamples:\n  \
             p2pvm token create --vm web --may console,start --for 2h --to lab3 > web.token\n  \
             p2pvm token create --host --may run --cpus 2 --memory 1G --for 8h --to lab3"
     )]
     Create(TokenCreate),
-    /// Pass a token on to another member, with the same rights or less
+    /// Pass a token on to another member, with the same or fewer rights
     #[command(
         after_help = "Example:\n  p2pvm token attenuate web.token --may console --to lab4 > \
             console.token"
@@ -66,7 +67,7 @@ pub struct TokenCreate {
     /// The VM's name or id
     #[arg(long, required_unless_present = "host", conflicts_with = "host")]
     pub vm: Option<String>,
-    /// This host instead of a VM: the right to make VMs here
+    /// Give the right to make VMs on this host, instead of rights on a VM
     #[arg(long)]
     pub host: bool,
     /// What is allowed
@@ -77,19 +78,19 @@ pub struct TokenCreate {
         required_unless_present = "host"
     )]
     pub may: Vec<String>,
-    /// Of this host: how many processors all VMs of that member here may have together
+    /// With --host: how many processors all VMs of that member here may have together
     #[arg(long, requires = "host")]
     pub cpus: Option<u32>,
-    /// How much memory
+    /// With --host: how much memory they may have together
     #[arg(long, requires = "host", value_parser = parse_size)]
     pub memory: Option<u64>,
-    /// How much disk; a new VM then has to be given the size of its disk
+    /// With --host: how much disk they may have together; 'vm create' then needs --disk
     #[arg(long, requires = "host", value_parser = parse_size)]
     pub disk: Option<u64>,
     /// How long the token is valid, such as 90m, 24h or 7d
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub valid: Duration,
-    /// The member that may use it, or after 'user:' a user's name or key
+    /// The member that may use it, or user:NAME or user:KEY
     #[arg(long, value_name = "MEMBER")]
     pub to: String,
 }

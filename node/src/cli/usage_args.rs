@@ -5,8 +5,8 @@ use std::time::Duration;
 
 /// The example of `p2pvm usage`.
 pub const EXAMPLE: &str = "Memory, disk and replicas are in GiB times hours: 2 GiB for three hours \
-    are 6. Memory and disk count as promised, whether used or\nnot.\n\nExamples:\n  p2pvm usage\n  \
-    p2pvm usage --here --by vm --since 30d";
+    are 6. Memory and disk count as the VM\nis defined, not as the guest uses \
+    them.\n\nExamples:\n  p2pvm usage\n  p2pvm usage --here --by vm --since 30d";
 
 /// Arguments of `usage`.
 #[derive(Args)]

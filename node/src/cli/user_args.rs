@@ -8,12 +8,12 @@ pub const EXAMPLE: &str = "Example:\n  p2pvm user create anna";
 /// `p2pvm user ...`
 #[derive(Subcommand)]
 pub enum User {
-    /// Make a key of a person's own, and print its public half
+    /// Make a person's key, and print its public half
     #[command(
-        after_help = "A user is a key of a person, apart from the machines' keys. Without one you \
-            ask as the machine at which you sit, which is\nenough for one person. Root's key is \
-            in the state directory, that of others in ~/.config/p2pvm/user.key;\nP2PVM_USER_KEY \
-            names another file.\n\nExample:\n  p2pvm user create anna"
+        after_help = "A user is a key of a person, apart from the machines' keys. Without one, \
+            commands ask as the machine at which they are\ntyped, which is enough for one person. \
+            Root's key is in the state directory, that of others in ~/.config/p2pvm/user.key;\n\
+            P2PVM_USER_KEY names another file.\n\nExample:\n  p2pvm user create anna"
     )]
     Create {
         /// What the user is called here
@@ -25,7 +25,7 @@ pub enum User {
     Add {
         /// What the user is called here
         name: String,
-        /// What 'p2pvm user create' printed at the user's
+        /// The public key that the user's own 'p2pvm user create' printed
         key: String,
     },
     /// List the users that are known here

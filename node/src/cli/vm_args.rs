@@ -91,8 +91,8 @@ pub struct Stop {
     /// End the guest at once instead of asking it: data not yet written to its disk is lost
     #[arg(long)]
     pub force: bool,
-    /// Every guest of this host, because it shuts down: they power down, or move away first with
-    /// at_shutdown = "move" in node.toml, and boot again with the host
+    /// Power all guests of this host down, as when it shuts down; with at_shutdown = "move" in
+    /// node.toml, first move guests away. They boot again with the host
     #[arg(long, conflicts_with_all = ["name", "force"])]
     pub for_shutdown: bool,
 }

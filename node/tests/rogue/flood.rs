@@ -178,7 +178,7 @@ fn samples(stage: &Stage, service: &str) -> Vec<Vec<u8>> {
     }
 }
 
-/// An enum's variant with one field of so many bytes, in postcard's form.
+/// An enum's variant with one field of bytes, in postcard's form.
 pub fn variant(number: u8, field: &[u8]) -> Vec<u8> {
     [&[number], field].concat()
 }

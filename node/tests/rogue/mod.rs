@@ -1,5 +1,5 @@
 //! The stage of the rogue suite: a network of real daemons on the emulated wide area, and beside
-//! them members without a daemon that say whatever an attempt wants.
+//! them members without a daemon that send what each attempt needs.
 //!
 //! The hosts `a` (the founder's, which has the VM "web"), `b` and `c` run daemons. `r` (a member),
 //! `d` (a delegate) and `p` (an honest member that measures what others get) have joined with

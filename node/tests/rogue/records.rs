@@ -47,7 +47,7 @@ pub fn new_records(many: u64) -> Vec<Record> {
     (0..many).map(record).collect()
 }
 
-/// A message with so many addresses of VMs that nobody knows.
+/// A message with many addresses of VMs that nobody knows.
 pub fn told(stage: &Stage, many: u8) -> Vec<u8> {
     let subnet = stage.rogue.network.subnet.addr.octets();
     let record = |n: u8| {

@@ -81,7 +81,7 @@ fn own_vm(stage: &Stage, voter: &str) -> (KeyPair, VoterSet) {
     (keys, set)
 }
 
-/// Requests for the first epochs of so many new VMs.
+/// Requests for the first epochs of many new VMs.
 pub fn new_vms(stage: &Stage, voter: &str, many: usize) -> Vec<Vec<u8>> {
     let first = proposal(Step::Promise, 1, stage.rogue.me());
     let request = |_| {

@@ -3,8 +3,9 @@
 //! joiner knocks by [`MEMBER_PROTOCOL_SIGNED`](super::wire::MEMBER_PROTOCOL_SIGNED) first, and
 //! unsigned by the first protocol where that is not spoken.
 //!
-//! As long as unsigned requests are taken, a member may take the signature off. Then the joiner
-//! finds out: it takes no certificate with another link key or name.
+//! As long as issuers take unsigned requests, a member that passes one on may take the signature
+//! off and change the request. The joiner then rejects the certificate, which has another link key
+//! or name.
 
 use super::wire::AdmitRequest;
 use crate::{

@@ -187,8 +187,8 @@ impl Door {
         self.joining.is_some()
     }
 
-    /// Whether this node speaks what members of the first release do not; a test may have it not
-    /// to.
+    /// Whether this node speaks the version that members of the first release do not know; a test
+    /// may switch this off.
     pub fn is_current(&self) -> bool {
         !self.is_of_the_first_release.load(Ordering::Relaxed)
     }

@@ -53,7 +53,8 @@ const THEIR_SHARE: f64 = 0.9;
 /// How many questions of others are worked on at once, of all and of one.
 /// Reason: a member that asks without end leaves places to the others.
 const AT_ONCE: (usize, usize) = (32, 16);
-/// How long a question of another is worked on at most, milliseconds, whatever time it claims.
+/// How long this member works on another's question at most, in milliseconds, also if the question
+/// allows more.
 const MAX_MILLIS: u32 = 30_000;
 /// How many answered questions are remembered.
 const REMEMBERED: usize = 256;

@@ -1,5 +1,5 @@
-//! Whether a member that keeps a replica still has it. A member that answers the truth may have
-//! lost chunks since: to a disk that was replaced, or with its whole state.
+//! Whether a member that keeps a replica still has it. An honest member may have lost chunks since:
+//! its disk was replaced, or its whole state was lost.
 
 use super::{Exchange, fetch::Scope, wire::MAX_IDS};
 use crate::{Error, ManifestId, Progress, error::blocking};
@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// How long before the next part of one question is sent. Reason: a snapshot of 100 GB has more
-/// than a million chunks, whose names are not worth a burst on anybody's uplink.
+/// than a million chunks, whose names in one burst would fill an uplink.
 const PACE: Duration = Duration::from_secs(1);
 
 impl Exchange {
-    /// How many of the chunks that `manifest` names `member` lacks, by its own word. The manifest's
-    /// nodes are fetched from `providers` as far as they are not here: a host that a VM has moved
-    /// to need not have its snapshots.
+    /// How many of the chunks that `manifest` names `member` says that it lacks. Nodes of the
+    /// manifest that are not here are fetched from `providers`: a host that a VM has moved to need
+    /// not have its snapshots.
     ///
     /// # Errors
     /// `Peer` if the member does not answer; `NoProvider` if no other has the nodes.

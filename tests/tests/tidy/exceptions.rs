@@ -18,7 +18,7 @@ pub const WIDE_FILES: &[(&str, usize)] = &[
     ("node/tests/slow_hosts.rs", 3),
     ("overlay/src/link/wire.rs", 1),
 ];
-/// Tests with longer names. An entry only goes; there are no new ones.
+/// Tests with longer names. Entries are only removed, never added.
 pub const LONG_NAMES: &[&str] = &[];
 pub const LONG_FUNCTIONS: &[(&str, usize)] = &[
     (

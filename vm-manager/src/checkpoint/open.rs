@@ -1,5 +1,5 @@
-//! Opening what a snapshot says of its VM: by this host's own copy of the VM, as the VM's owner, or
-//! with the shares of the VM's voters.
+//! Opening the sealed part of a snapshot: with this host's own copy of the VM, as the VM's owner,
+//! or with the shares of the VM's voters.
 
 use super::SavedVm;
 use crate::{

@@ -1,24 +1,24 @@
 //! Which member keeps which snapshot for this host, when it is asked next whether it still does,
 //! and what its answer means. Without IO or clock.
 //!
-//! A keeper that lost chunks is copied to again at once; one that has not answered for
-//! [`GONE_AFTER`] periods is taken for gone, and another member gets its copy. The keeper that was
-//! replaced is not forgotten: when it answers again, its copy ends.
+//! A keeper that lost chunks gets them again at once. One that has not answered for [`GONE_AFTER`]
+//! periods counts as gone, and another member gets its copy. The log remembers a keeper that was
+//! replaced: when it answers again, its copy ends.
 
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
-/// After how many periods without an answer a keeper is taken for gone. Reason: a laptop that is
-/// off for a weekend is not; with the usual period this is three days.
+/// After how many periods without an answer a keeper counts as gone. Reason: a laptop that is off
+/// for a weekend is not gone; with the usual period this is three days.
 const GONE_AFTER: u64 = 3;
 /// After how many periods a keeper that was replaced and does not answer is forgotten.
 const FORGOTTEN_AFTER: u64 = 90;
 /// How many times in a period a keeper that did not answer is asked. Reason: a machine that is on
 /// in the evening only must be met then.
 const TRIES: u64 = 24;
-/// How many questions in a row a keeper that is gone has not answered at least. Reason: time in
+/// How many questions in a row a keeper leaves unanswered before it counts as gone. Reason: time in
 /// which this host was off, or could reach nobody, says nothing about the keeper.
 const GONE_MISSES: u32 = 36;
 

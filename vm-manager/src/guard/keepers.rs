@@ -1,6 +1,6 @@
-//! Asks the members that keep snapshots of the VMs here whether they still have them, one at a
-//! time, and has what is lost copied again: so "durable" stays true after the copies are made. A
-//! member that lies about what it has is believed.
+//! Asks the members that keep snapshots of the VMs here, one at a time, whether they still have
+//! them, and copies again what they lost, so that "durable" stays true after the copies are made.
+//! It believes a member that lies about what it has.
 
 use super::keeper_log::{Due, KeeperLog, Kept, KeptSnapshot, Verdict};
 use crate::{
@@ -156,7 +156,7 @@ impl Host {
     }
 }
 
-/// A log that cannot be read is begun anew: each keeper is asked within a period.
+/// The log in the file. One that cannot be read begins empty: each keeper is asked within a period.
 fn load(file: &Path) -> KeeperLog {
     let read = std::fs::read(file).ok();
     read.and_then(|bytes| serde_json::from_slice(&bytes).ok())

@@ -2,11 +2,11 @@
 //! more than its owner offers ([`crate::offer`]).
 //!
 //! A VM of another member has a [`Place`] as long as it is here, and its guest a [`Promise`] as
-//! long as it runs. To look and to take is one step under one lock, so that of two VMs that come at
-//! once and do not both fit, one is refused.
+//! long as it runs. Checking and taking are one step under one lock, so that of two VMs that come
+//! at once and do not both fit, one is refused.
 //!
-//! Which VMs are this host's own is not taken from those that bring them: [`OwnVms`] has the ids of
-//! those that were made here for this host.
+//! The host does not believe a member that a VM which it brings is the host's own: [`OwnVms`] has
+//! the ids of the VMs that were made here for this host.
 
 use super::{Entry, Host, lock, memory::Memory, memory::Promise as MemoryPromise};
 use crate::{
@@ -25,8 +25,8 @@ use std::{
     },
 };
 
-/// The ids of the VMs that were made here for this host, in a file, a line each. It has those that
-/// are away, too: they may come home whatever is offered to others.
+/// The ids of the VMs that were made here for this host, in a file, a line each; also of those that
+/// have moved away, which may come home whatever is offered to others.
 pub(crate) struct OwnVms {
     file: PathBuf,
     ids: Mutex<BTreeSet<VmId>>,
@@ -101,7 +101,7 @@ impl Need {
         }
     }
 
-    /// What comes to that while it runs.
+    /// What it needs besides while it runs.
     fn run(&self) -> Share {
         Share {
             cpus: self.cpus,
@@ -299,8 +299,8 @@ impl Envelope {
         self.take(&need, false, &mut lock(&self.state.0))
     }
 
-    /// Whether a VM here is this host's own: a VM that arrived may say what it likes, but only one
-    /// that was made here has its first epoch here.
+    /// Whether a VM here is this host's own. Reason for asking the epoch: only a VM that was made
+    /// here has its first epoch here, whatever a VM that arrived claims.
     fn is_own(&self, entry: &Entry) -> bool {
         let said = entry.owner.is_none_or(|owner| owner == self.me);
         let own = &self.own;
@@ -316,7 +316,7 @@ impl Envelope {
         self.need(&entry.definition, (!self.is_own(entry)).then_some(others))
     }
 
-    /// What a VM needs that `by` brings, or whose record says that `by` has it.
+    /// What a VM needs that `by` brings, or that `by` has by its record.
     pub(crate) fn need_from(
         &self,
         definition: &Definition,

@@ -1,14 +1,15 @@
 //! Revoked tokens for a VM: kept with its definition, and taken along by moves, its record and
-//! restores, because the host that has the VM is the one that checks tokens for it. Whether a
-//! signer counts is decided by the host that receives its word first; the others believe the hosts
-//! that had the VM before them.
+//! restores, because the host that has the VM checks tokens for it. The host that receives a
+//! revocation first decides whether its signer may revoke; later hosts believe the hosts that had
+//! the VM before them.
 
 use super::{Host, Slot};
 use crate::Error;
 use p2pvm_authority::{Resource, Revocation, Revocations};
 use p2pvm_overlay::{UnixTime, VmId, chain};
 
-/// What another member or a record says is revoked, as far as it is signed and has not ended.
+/// The revocations that another member or a record tells, as far as they are signed and have not
+/// expired.
 pub(crate) fn checked(vm: VmId, told: &Revocations) -> Revocations {
     let now = UnixTime::now().0;
     Revocations::of_told(Resource::Vm(vm), told.iter().copied(), now)

@@ -28,8 +28,8 @@ use tokio::time::Instant;
 /// How long an operation waits for a check with the voters before it is refused. Reason: a check
 /// whose voters do not answer ends within this time.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
-/// How long between two checks that other members' reports cause. Reason: reports without end leave
-/// the VM to its owner's operations.
+/// How long between two checks that other members' reports cause. Reason: however many reports
+/// come, the VM stays free for its owner's operations between the checks.
 const HEED_EVERY: Duration = Duration::from_secs(2);
 /// How long between two looks whether such a check is over.
 const LOOK: Duration = Duration::from_millis(50);

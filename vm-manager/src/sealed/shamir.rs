@@ -1,4 +1,4 @@
-//! A key in shares, any `needed` of which give it back, while fewer say nothing about it (Shamir
+//! A key in shares: any `needed` of them give it back, and fewer say nothing about it (Shamir
 //! 1979). Each byte is the value at zero of a random polynomial over GF(2^8), with the polynomial
 //! of AES; a share has the values at its number. No branch and no index depends on a secret.
 

@@ -27,7 +27,7 @@ const CUT_DELAY: Duration = Duration::from_millis(300);
 /// How long a member may take to answer or to take a message.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many revocations are told without a question. Reason: a digest of what is known is as long
+/// How many revocations a member sends without asking first. Reason: a digest of its set is as long
 /// as these.
 pub(super) const TOLD_AT_ONCE: usize = 32;
 

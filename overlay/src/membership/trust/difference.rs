@@ -17,7 +17,7 @@ const MAX_NAMES: usize = if cfg!(test) { 512 } else { 16_384 };
 
 type Name = [u8; 16];
 
-/// "This is what I know."
+/// A question: digests of the set of the member that asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationDigests {
     /// The first part that is asked about.
@@ -26,7 +26,7 @@ pub struct RevocationDigests {
     parts: Vec<Name>,
 }
 
-/// "Of these parts I know something else."
+/// The answer: the parts in which the sets differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DifferingRevocations {
     /// The parts that differ, each with the names of what is known of it.
