@@ -24,7 +24,10 @@ const MAX_LETTERS: usize = 512;
 /// Reason: clocks of members differ, and a request may take some time to arrive.
 pub const PROOF_WINDOW: Duration = Duration::from_secs(60);
 /// How many proofs are remembered, so that none is accepted twice.
-const MAX_SEEN: usize = 4096;
+const MAX_SEEN: usize = 16_384;
+/// How many of them are one member's.
+/// Reason: anybody makes a user's key, so that one member could use up what all others need.
+const MAX_OF_MEMBER: usize = 1024;
 
 /// The request that a proof is for.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +66,7 @@ pub enum ProofError {
     #[error("the user's proof was used already")]
     Used,
     /// Too many have come.
-    #[error("too many users' requests in a minute: try again later")]
+    #[error("too many users' requests from this member in a minute: try again later")]
     Many,
 }
 
@@ -122,9 +125,10 @@ impl FromStr for Proof {
     }
 }
 
-/// The proofs that were accepted, as long as they could be used again.
+/// The proofs that were accepted, by the member that showed them, as long as they could be used
+/// again.
 #[derive(Debug, Default)]
-pub struct SeenProofs(BTreeMap<[u8; 16], u64>);
+pub struct SeenProofs(BTreeMap<(Principal, [u8; 16]), u64>);
 
 impl SeenProofs {
     /// Accepts a proof for a request once.
@@ -144,17 +148,23 @@ impl SeenProofs {
         if !proof.is_signed(asked) {
             return Err(ProofError::Forged);
         }
-        if self.0.contains_key(&proof.nonce) {
+        let shown = (asked.member, proof.nonce);
+        if self.0.contains_key(&shown) {
             return Err(ProofError::Used);
         }
-        if self.0.len() >= MAX_SEEN {
+        if self.is_full(&asked.member) {
             self.0.retain(|_, at| at.saturating_add(window) >= now);
         }
-        if self.0.len() >= MAX_SEEN {
+        if self.is_full(&asked.member) {
             return Err(ProofError::Many);
         }
-        self.0.insert(proof.nonce, proof.at);
+        self.0.insert(shown, proof.at);
         Ok(proof.user)
+    }
+
+    fn is_full(&self, member: &Principal) -> bool {
+        let of_member = (*member, [0; 16])..=(*member, [u8::MAX; 16]);
+        self.0.len() >= MAX_SEEN || self.0.range(of_member).count() >= MAX_OF_MEMBER
     }
 }
 
@@ -201,12 +211,24 @@ mod tests {
     #[test]
     fn what_is_remembered_of_proofs_is_bounded() {
         let mut seen = SeenProofs::default();
-        for number in 0..MAX_SEEN {
-            let mut nonce = [0; 16];
-            nonce[..8].copy_from_slice(&number.to_le_bytes());
-            seen.0.insert(nonce, NOW);
-        }
+        let fill = |seen: &mut SeenProofs, member: u8, count: usize| {
+            for number in 0..count {
+                let mut nonce = [0; 16];
+                nonce[..8].copy_from_slice(&number.to_le_bytes());
+                seen.0.insert(([member; 32], nonce), NOW);
+            }
+        };
         let next = |at| Proof::sign(&key(1), &start(7), at);
+        fill(&mut seen, 6, MAX_OF_MEMBER);
+        let of_six = Proof::sign(&key(1), &start(6), NOW);
+        let many = seen.accept(&of_six, &start(6), NOW);
+        assert_eq!(many, Err(ProofError::Many));
+        let other = seen.accept(&next(NOW), &start(7), NOW);
+        assert_eq!(other, Ok(key(1).public()), "one member keeps no other out");
+        for member in 8..=u8::MAX {
+            fill(&mut seen, member, MAX_OF_MEMBER / 8);
+        }
+        assert!(seen.0.len() >= MAX_SEEN);
         let many = seen.accept(&next(NOW + 60), &start(7), NOW + 60);
         assert_eq!(many, Err(ProofError::Many));
         assert!(seen.accept(&next(NOW + 61), &start(7), NOW + 61).is_ok());

@@ -182,8 +182,13 @@ fn read_ago(path: &Path) -> io::Result<Duration> {
     if !found.file_type().is_char_device() {
         return Err(io::Error::other("no terminal"));
     }
-    let ago = SystemTime::now().duration_since(found.accessed()?);
-    Ok(ago.unwrap_or_default())
+    since(found.accessed()?, SystemTime::now())
+}
+
+/// How long ago that was. A time to come is older than the clock's last setting, such as that of a
+/// terminal's file made before a clock in local time was understood: it shows no input.
+fn since(then: SystemTime, now: SystemTime) -> io::Result<Duration> {
+    now.duration_since(then).map_err(io::Error::other)
 }
 
 /// The first line of a small file.
@@ -195,6 +200,13 @@ fn line(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_to_come_shows_no_input() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        assert_eq!(since(now - hour, now).ok(), Some(hour));
+        assert!(since(now + hour, now).is_err());
+    }
 
     fn write(root: &Path, file: &str, text: &str) {
         let path = root.join(file);

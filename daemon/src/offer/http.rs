@@ -144,5 +144,8 @@ mod tests {
         };
         let shown: OfferView = post(routes(), "/offer", &on).await.value();
         assert!(!shown.off && shown.closed.is_none());
+        // The task starts what waited: the offer was opened by the change, not by its own look.
+        assert_eq!(alone.services.offers.due(), (true, false));
+        assert_eq!(alone.services.offers.due(), (false, false));
     }
 }

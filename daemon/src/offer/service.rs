@@ -3,7 +3,7 @@
 //! members away when it ends. [`super::gate`] decides when.
 
 use super::{
-    gate::{Facts, Gate, Verdict},
+    gate::{Facts, Gate},
     kept::KeptOffer,
     load::OwnLoad,
 };
@@ -53,6 +53,10 @@ pub(super) struct State {
     busy: Option<String>,
     pub(super) closed: Option<Closed>,
     pub(super) evacuating: bool,
+    /// The offer has opened, and the task has started no VM for that yet.
+    opened: bool,
+    /// VMs are to be moved away, and the task has not begun.
+    evacuate: bool,
     /// Whether the processors of all guests together have been bounded here.
     bounded: bool,
 }
@@ -72,6 +76,8 @@ impl Offers {
             busy: None,
             closed: None,
             evacuating: false,
+            opened: false,
+            evacuate: false,
             bounded: false,
         };
         let offers = Arc::new(Self {
@@ -99,8 +105,9 @@ impl Offers {
             .any(|vm| vm.state == VmState::Running && others.contains(&vm.name))
     }
 
-    /// Asks the gate, and puts its answer into force.
-    fn judge(&self) -> Verdict {
+    /// Asks the gate, and puts its answer into force. What follows from it the task does, whoever
+    /// asked.
+    fn judge(&self) {
         let has_tenants = self.has_tenants();
         let mut state = self.state();
         let facts = Facts {
@@ -118,7 +125,10 @@ impl Offers {
             }
         }
         state.closed.clone_from(&verdict.closed);
-        let terms = state.kept.terms(&self.parts, verdict.closed.clone());
+        let is_open = verdict.closed.is_none();
+        state.opened = is_open && (state.opened || verdict.opened);
+        state.evacuate = !is_open && (state.evacuate || verdict.evacuate);
+        let terms = state.kept.terms(&self.parts, verdict.closed);
         self.host.offer(self.parts.certificate.name(), terms);
         let all_cpus = state.kept.now().all_cpus;
         if all_cpus > 0 || state.bounded {
@@ -126,15 +136,22 @@ impl Offers {
             state.bounded = all_cpus > 0;
         }
         drop(state);
-        self.manager.offer(verdict.closed.is_none());
-        verdict
+        self.manager.offer(is_open);
+    }
+
+    /// Whether the offer has opened, and whether VMs are to be moved away; each is said once.
+    pub(super) fn due(&self) -> (bool, bool) {
+        let mut state = self.state();
+        let due = (state.opened, state.evacuate);
+        (state.opened, state.evacuate) = (false, false);
+        due
     }
 
     /// Follows the clock and the signs of the owner, until the daemon ends.
     pub(crate) async fn run(self: Arc<Self>) {
         let mut watch = presence::Watch::default();
         let mut load = OwnLoad::new(self.cpus);
-        let mut evacuations = JoinSet::new();
+        let mut tasks = JoinSet::new();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
@@ -153,14 +170,17 @@ impl Offers {
                 None => None,
             };
             self.state().busy = busy;
-            let verdict = self.judge();
-            if verdict.opened {
-                self.start_again().await;
-            }
-            if verdict.evacuate {
-                while evacuations.try_join_next().is_some() {}
+            self.judge();
+            let (opened, evacuate) = self.due();
+            while tasks.try_join_next().is_some() {}
+            // Both take long, and the offer may end or open again meanwhile.
+            if opened {
                 let this = self.clone();
-                evacuations.spawn(async move { this.evacuate().await });
+                tasks.spawn(async move { this.start_again().await });
+            }
+            if evacuate {
+                let this = self.clone();
+                tasks.spawn(async move { this.evacuate().await });
             }
         }
     }

@@ -40,8 +40,8 @@ pub(crate) struct Revoker {
     host: Arc<Host>,
     tokens: Arc<Tokens>,
     directory: Directory,
-    /// The stay of the VM whose host was told of a revocation last.
-    told: Mutex<BTreeMap<Serial, Stay>>,
+    /// Which stay of the VM was told of a revocation last, and whether its host keeps it.
+    told: Mutex<BTreeMap<Serial, (Stay, bool)>>,
 }
 
 /// A VM's holder, and the epoch in which it has the VM.
@@ -74,6 +74,7 @@ impl Revoker {
         }
         self.is_ours(resource)?;
         let revocation = Revocation::sign(self.parts.identity.keys(), resource, serial, until);
+        let was_kept = self.tokens.has_revoked(&serial);
         // Kept first: whatever happens now, the host is told in the end.
         self.tokens.keep_revocation(resource, revocation)?;
         let told = match resource {
@@ -83,7 +84,10 @@ impl Revoker {
         let (host, note) = match told {
             Ok(host) => (Some(self.parts.name_of(host)), None),
             Err(failure) if failure.kind == Kind::Refused => {
-                self.tokens.drop_revocation(&serial);
+                // One that a host before this one took stays: the VM may go back there.
+                if !was_kept {
+                    self.tokens.drop_revocation(&serial);
+                }
                 return Err(failure);
             }
             Err(failure) => (None, Some(failure.message)),
@@ -131,9 +135,14 @@ impl Revoker {
                 Err(error) => return Err(fabric(error)),
             }
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.insert(revocation.serial, stay);
+        self.note(revocation.serial, stay, true);
         Ok(host)
+    }
+
+    /// Notes whether a stay's host keeps a revocation; false if that was noted already.
+    fn note(&self, serial: Serial, stay: Stay, keeps: bool) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.insert(serial, (stay, keeps)) != Some((stay, keeps))
     }
 
     fn too_old(&self, host: MemberId) -> String {
@@ -169,6 +178,15 @@ impl Revoker {
         };
         let here = self.here(vm);
         let here = here.ok_or_else(|| Failure::not_found("the VM is not on this host"))?;
+        // It came with the VM: a host before this one knew that its signer counts.
+        if self
+            .host
+            .revoked(vm)
+            .iter()
+            .any(|known| *known == revocation)
+        {
+            return Ok(());
+        }
         // A VM of a version without owners belongs to the host that has it.
         let owner = here.owner.unwrap_or_else(|| self.parts.me());
         let signer = MemberId(revocation.signer);
@@ -212,14 +230,16 @@ impl Revoker {
                     stay
                 }
             };
-            if stay.is_none() || self.was_told(&revocation.serial) == stay {
+            let Some(stay) = stay.filter(|_| self.was_told(&revocation.serial) != stay) else {
                 continue;
-            }
+            };
             match self.tell(vm, revocation).await {
+                // It is kept: this host may learn who its signer is, and the VM may move on.
                 Err(failure) if failure.kind == Kind::Refused => {
-                    tracing::warn!(%failure, vm = %vm.short(), "a VM's host does not accept that \
-                        a token was revoked");
-                    self.tokens.drop_revocation(&revocation.serial);
+                    if self.note(revocation.serial, stay, false) {
+                        tracing::warn!(%failure, vm = %vm.short(), "a VM's host does not accept \
+                            that a token was revoked");
+                    }
                 }
                 Err(failure) => tracing::debug!(%failure, vm = %vm.short(), "a VM's host does \
                     not know yet that a token was revoked"),
@@ -228,9 +248,11 @@ impl Revoker {
         }
     }
 
+    /// The stay whose host keeps a revocation, as far as this member knows.
     fn was_told(&self, serial: &Serial) -> Option<Stay> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.get(serial).copied()
+        let (stay, keeps) = *told.get(serial)?;
+        keeps.then_some(stay)
     }
 }
 
@@ -239,7 +261,10 @@ struct Service(Weak<Revoker>);
 #[async_trait]
 impl Serve for Service {
     async fn serve(&self, _from: MemberId, body: Vec<u8>) -> Result<Vec<u8>, String> {
-        let revoker = self.0.upgrade().ok_or("this host is shutting down")?;
+        // A host that is shutting down decides nothing: it is told again.
+        let Some(revoker) = self.0.upgrade() else {
+            return Ok(NOT_HERE.to_vec());
+        };
         let (resource, revocation) =
             Revocation::from_message(&body).ok_or("the revocation cannot be read")?;
         match revoker.keep(resource, revocation) {

@@ -47,6 +47,31 @@ async fn a_revocation_is_forgotten_when_its_token_has_ended() {
     assert_eq!(alone.services.revoker.was_told(&[2; 16]), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_revocation_stays_and_its_next_host_is_told() {
+    let alone = Alone::start().await;
+    let (tokens, revoker) = (&alone.services.tokens, &alone.services.revoker);
+    let until = UnixTime::now().plus(60).0;
+    let word = Revocation::sign(&KeyPair::from_seed(&[1; 32]), WEB, [2; 16], until);
+    tokens.keep_revocation(WEB, word).unwrap();
+    let stay = |host: u8| (MemberId([host; 32]), Epoch(3));
+    assert!(revoker.note([2; 16], stay(1), false));
+    assert!(!revoker.note([2; 16], stay(1), false), "one warning a stay");
+    assert_eq!(revoker.was_told(&[2; 16]), None, "it is told again");
+    revoker.look().await;
+    assert!(tokens.has_revoked(&[2; 16]));
+    assert!(revoker.note([2; 16], stay(2), true));
+    assert_eq!(revoker.was_told(&[2; 16]), Some(stay(2)));
+}
+
+#[tokio::test]
+async fn a_host_that_shuts_down_refuses_no_revocation() {
+    let word = Revocation::sign(&KeyPair::from_seed(&[1; 32]), WEB, [9; 16], 60);
+    let gone = Service(Weak::new());
+    let answer = gone.serve(MemberId([1; 32]), word.to_message(WEB)).await;
+    assert_eq!(answer, Ok(NOT_HERE.to_vec()));
+}
+
 #[test]
 fn members_of_the_previous_version_read_a_revocation() {
     golden::check("token", |golden| {

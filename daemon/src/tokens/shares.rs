@@ -32,27 +32,26 @@ pub(crate) struct Share {
 }
 
 impl Shares {
-    /// Takes room for a new VM, if its owner may have that much together with `has`, its VMs here
-    /// by their names.
+    /// Takes room for a new VM, if its owner may have that much together with what `list` lists:
+    /// its VMs here by their names.
     pub(crate) fn take<E>(
         self: &Arc<Self>,
         owner: MemberId,
         (name, amounts): (&str, Amounts),
-        has: impl IntoIterator<Item = (String, Amounts)>,
+        list: impl FnOnce() -> Vec<(String, Amounts)>,
         may: impl FnOnce(Amounts) -> Result<(), E>,
     ) -> Result<Arc<Share>, E> {
         let mut making = self.lock();
-        let of_owner = |new: &&NewVm| new.owner == owner;
-        let mut sum = amounts;
-        for new in making.all.values().filter(of_owner) {
+        // Under the lock: a VM is listed before its room is free, so one that is made at this
+        // moment is in one of both.
+        let has = list();
+        let mut sum = has.iter().fold(amounts, |sum, (_, own)| sum.plus(*own));
+        // One that is listed already while it is being made counts once, as what is listed: a
+        // request for a name that is taken makes the VM of that name no smaller.
+        let is_listed = |new: &&NewVm| has.iter().any(|(name, _)| *name == new.name);
+        let of_owner = making.all.values().filter(|new| new.owner == owner);
+        for new in of_owner.filter(|new| !is_listed(new)) {
             sum = sum.plus(new.amounts);
-        }
-        for (listed, amounts) in has {
-            // One that is listed already while it is being made counts once.
-            let is_it = |new: &NewVm| new.name == listed;
-            if !making.all.values().filter(of_owner).any(is_it) {
-                sum = sum.plus(amounts);
-            }
         }
         may(sum)?;
         let number = making.next;
@@ -100,6 +99,7 @@ mod tests {
         let (shares, owner) = (Arc::new(Shares::default()), MemberId([3; 32]));
         let take = |name: &str, has: &[&str]| {
             let has = has.iter().map(|name| ((*name).to_owned(), mib(400)));
+            let has = || has.collect();
             let may = |sum: Amounts| (sum.memory_mib <= Some(1000)).then_some(()).ok_or(sum);
             shares.take(owner, (name, mib(400)), has, may)
         };
@@ -114,7 +114,27 @@ mod tests {
         drop(first);
         assert!(take("c", &["a", "b"]).is_err());
         let other = MemberId([4; 32]);
-        let free = shares.take(other, ("d", mib(900)), [], |_| Ok::<_, ()>(()));
+        let free = shares.take(other, ("d", mib(900)), Vec::new, |_| Ok::<_, ()>(()));
         assert!(free.is_ok(), "each member by itself");
+    }
+
+    #[test]
+    fn a_second_request_for_a_taken_name_makes_no_room() {
+        let (shares, owner) = (Arc::new(Shares::default()), MemberId([3; 32]));
+        let has = || {
+            assert!(
+                shares.0.try_lock().is_err(),
+                "what is made meanwhile is counted"
+            );
+            vec![("a".to_owned(), mib(900))]
+        };
+        let take = |name: &str, size: u64| {
+            let may = |sum: Amounts| (sum.memory_mib <= Some(1000)).then_some(()).ok_or(sum);
+            shares.take(owner, (name, mib(size)), has, may)
+        };
+        let again = take("a", 10).map_err(drop).unwrap();
+        assert!(take("b", 900).is_err());
+        drop(again);
+        assert!(take("b", 100).is_ok());
     }
 }

@@ -226,20 +226,23 @@ impl Vms {
             disk_bytes,
             bits_per_second: None,
         };
-        let its = self.host.list().into_iter().filter(|vm| {
-            let is_here = !matches!(vm.state, VmState::Branch | VmState::Remote);
-            is_here && vm.owner == Some(member)
-        });
-        let has = its.map(|vm| {
-            let it = &vm.definition;
-            let amounts = amounts(it.cpus, it.memory_mib, Some(it.disk_bytes));
-            (vm.name, amounts)
-        });
+        let list = || {
+            let its = self.host.list().into_iter().filter(|vm| {
+                let is_here = !matches!(vm.state, VmState::Branch | VmState::Remote);
+                is_here && vm.owner == Some(member)
+            });
+            let has = its.map(|vm| {
+                let it = &vm.definition;
+                let amounts = amounts(it.cpus, it.memory_mib, Some(it.disk_bytes));
+                (vm.name, amounts)
+            });
+            has.collect()
+        };
         let wanted = (
             new.name.as_str(),
             amounts(new.cpus, new.memory_mib, new.disk_bytes),
         );
-        self.tokens.shares.take(member, wanted, has, |amounts| {
+        self.tokens.shares.take(member, wanted, list, |amounts| {
             let request = TokenRequest {
                 asker,
                 resource: Resource::Host(me),

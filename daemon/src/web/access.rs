@@ -229,7 +229,7 @@ pub async fn with_token(
         return too_often("too many requests with this token", wait);
     }
     if is_wide(request.uri())
-        && let Err(wait) = dashboard.limits.wide()
+        && let Err(wait) = dashboard.limits.wide(&role)
     {
         return too_often("too many questions to all members", wait);
     }

@@ -59,7 +59,8 @@ pub struct Limits {
     requests: Buckets<Source>,
     with_operators: Buckets<()>,
     with_readers: Buckets<()>,
-    wide: Buckets<()>,
+    wide_of_operators: Buckets<()>,
+    wide_of_readers: Buckets<()>,
 }
 
 impl Default for Limits {
@@ -69,7 +70,8 @@ impl Default for Limits {
             requests: Buckets::new(REQUESTS, MOST_SOURCES),
             with_operators: Buckets::new(OF_TOKEN, 1),
             with_readers: Buckets::new(OF_TOKEN, 1),
-            wide: Buckets::new(WIDE, 1),
+            wide_of_operators: Buckets::new(WIDE, 1),
+            wide_of_readers: Buckets::new(WIDE, 1),
         }
     }
 }
@@ -85,9 +87,12 @@ impl Limits {
         self.wrong_tokens.take(source)
     }
 
-    /// Counts a request that asks every member of the network.
-    pub fn wide(&self) -> Result<(), Duration> {
-        self.wide.take(())
+    /// Counts a request of a role that asks every member of the network.
+    pub fn wide(&self, role: &Role) -> Result<(), Duration> {
+        match role {
+            Role::Operator => self.wide_of_operators.take(()),
+            _ => self.wide_of_readers.take(()),
+        }
     }
 
     /// Counts a request with the token of a role.
@@ -112,5 +117,13 @@ mod tests {
         assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
         let member = |text: &str| Source::in_network(text.parse().unwrap());
         assert_ne!(member("fd00:1:2:3::1"), member("fd00:1:2:3::2"));
+    }
+
+    #[test]
+    fn a_reader_that_asks_too_often_keeps_no_operator_waiting() {
+        let limits = Limits::default();
+        let asked = (0..100).take_while(|_| limits.wide(&Role::Reader).is_ok());
+        assert!(asked.count() < 100);
+        assert_eq!(limits.wide(&Role::Operator), Ok(()));
     }
 }

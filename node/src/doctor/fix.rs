@@ -54,6 +54,7 @@ fn permissions(layout: &Layout) -> Outcome<Vec<String>> {
         (layout.dir().to_owned(), DIRECTORY_MODE),
         (layout.identity(), SECRET_MODE),
         (layout.root_key(), SECRET_MODE),
+        (layout.user_key(), SECRET_MODE),
         (layout.dashboard_token(), SECRET_MODE),
         (layout.dashboard_reader_token(), SECRET_MODE),
         (layout.dashboard_certificate(), SECRET_MODE),
@@ -182,13 +183,17 @@ mod tests {
         assert!(directory(&layout).unwrap().unwrap().contains("state"));
         assert_eq!(directory(&layout).unwrap(), None);
         fs::write(layout.identity(), b"secret").unwrap();
-        fs::set_permissions(layout.identity(), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(layout.user_key(), b"secret").unwrap();
+        for secret in [layout.identity(), layout.user_key()] {
+            fs::set_permissions(secret, fs::Permissions::from_mode(0o644)).unwrap();
+        }
         fs::set_permissions(layout.dir(), fs::Permissions::from_mode(0o777)).unwrap();
         let done = permissions(&layout).unwrap();
         assert!(
-            done.len() == 2 && done[1].contains("identity") && done[1].contains("644"),
+            done.len() == 3 && done[1].contains("identity") && done[1].contains("644"),
             "{done:?}"
         );
+        assert!(done[2].contains("user.key"), "{done:?}");
         assert_eq!(
             fs::metadata(layout.identity())
                 .unwrap()
