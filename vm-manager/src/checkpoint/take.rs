@@ -155,13 +155,14 @@ impl Host {
         snapshot: &Snapshot,
         gone: Option<MemberId>,
     ) -> Result<watch::Receiver<Copies>, Error> {
-        let connected = self.parts.fabric.connected();
-        let candidates = candidates(&snapshot.providers, &connected, &[Some(self.me), gone]);
+        let (fabric, providers) = (self.parts.fabric.clone(), snapshot.providers.clone());
+        let not = [Some(self.me), gone];
+        let now = Box::new(move || candidates(&providers, &fabric.connected(), &not));
         slot.set_copying(snapshot.checkpoint, true);
         let copies = self
             .parts
             .vault
-            .replicate(snapshot.checkpoint, self.options.copies, candidates)
+            .replicate(snapshot.checkpoint, self.options.copies, now)
             .await?;
         let (mut seen, slot, id) = (copies.clone(), slot.clone(), snapshot.checkpoint);
         let Some(host) = self.strong() else {

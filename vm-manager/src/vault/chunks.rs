@@ -1,6 +1,6 @@
 //! The [`Vault`] over `snapshot-sync`.
 
-use super::{CheckpointInput, Copies, Durability, Vault};
+use super::{Candidates, CheckpointInput, Copies, Durability, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair};
@@ -256,19 +256,20 @@ impl Vault for ChunkVault {
         &self,
         id: ManifestId,
         wanted: usize,
-        candidates: Vec<MemberId>,
+        candidates: Candidates,
     ) -> Result<watch::Receiver<Copies>, Error> {
         let me = self.exchange.me();
         let (sender, copies) = watch::channel(Copies {
             durability: Durability::Local,
             providers: vec![me],
         });
-        if candidates.is_empty() {
+        // No more than there are: this ends, and goes on with the candidates there are later.
+        let possible = wanted.min(candidates().len());
+        if possible == 0 {
             return Ok(copies);
         }
-        // No more than there are: this ends, and goes on with the candidates there are later.
-        let possible = wanted.min(candidates.len());
-        let mut seen = self.exchange.replicate(id, PIN, possible, &candidates);
+        let exchange = &self.exchange;
+        let mut seen = exchange.replicate_among(id, PIN, possible, candidates);
         tokio::spawn(async move {
             loop {
                 let Replication { state, holders, .. } = seen.borrow_and_update().clone();
