@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_on_its_way_here_during_the_drain_does_not_end_the_rest() {
+    fn a_vm_on_its_way_here_does_not_end_the_rest() {
         let vm = VmId([1; 32]);
         let drained = Drained::new(Duration::ZERO, [(vm, VmState::Arriving)]);
         assert!(!drained.is_over(Duration::ZERO, [(vm, VmState::Running)]));
