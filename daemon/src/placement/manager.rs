@@ -334,6 +334,9 @@ impl Manager {
 
     /// Accepts VMs again if the time after a drain is over.
     fn end_rest(&self) {
+        if lock(&self.drained).is_none() {
+            return;
+        }
         let states = self.states();
         let is_over = |drained: &mut Drained| drained.is_over(steady(), states);
         let ended = lock(&self.drained).take_if(is_over);
