@@ -1,6 +1,7 @@
 //! Where VMs run: load, autonomic decisions, moves, emptying this host, its shutdown.
 
 pub(crate) mod drain;
+mod drained;
 mod figures;
 pub(crate) mod http;
 pub(crate) mod load;

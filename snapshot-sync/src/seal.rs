@@ -34,8 +34,9 @@ pub(crate) const NOTE: &str = "sealed";
 pub(crate) const NOTE_VALUE: &str = "1";
 
 /// How many blocks a [`Sealer`] knows at most.
-/// Reason: bounds memory, some 10 MB; blocks beyond are sealed again in each snapshot.
-const MAX_KNOWN: usize = 1 << 17;
+/// Reason: bounds memory; blocks beyond are sealed again in each snapshot. A hash table that is
+/// seven eighths full, of 9 MB; one more and it would double.
+const MAX_KNOWN: usize = 7 << 14;
 
 /// The keyed hash of a block's content.
 type BlockHash = [u8; HASH_BYTES];
@@ -235,6 +236,16 @@ mod tests {
         assert_eq!(sealed(&key(1), b"page"), sealed(&key(1), b"page"));
         assert_ne!(sealed(&key(1), b"page"), sealed(&key(2), b"page"));
         assert_ne!(sealed(&key(1), b"page"), sealed(&key(1), b"pagf"));
+    }
+
+    #[test]
+    fn known_blocks_take_ten_megabytes_at_most() {
+        let sealer = Sealer::from(key(1));
+        for n in 0..2 * MAX_KNOWN as u64 {
+            sealer.note(*blake3::hash(&n.to_le_bytes()).as_bytes(), ID);
+        }
+        let places = sealer.now().capacity();
+        assert!(places >= MAX_KNOWN && places * size_of::<(BlockHash, ChunkId)>() < 10_000_000);
     }
 
     #[test]

@@ -79,7 +79,8 @@ pub(crate) struct ShareLetter {
 impl ShareLetter {
     /// Reads the envelope with the key of the voter that it is for; `None` for anything else.
     pub(crate) fn open(voter: &Identity, envelope: &[u8]) -> Option<Self> {
-        postcard::from_bytes(&voter.open_envelope(SHARE, envelope)?).ok()
+        let letter = Zeroizing::new(voter.open_envelope(SHARE, envelope)?);
+        postcard::from_bytes(&letter).ok()
     }
 }
 

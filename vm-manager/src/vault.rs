@@ -40,6 +40,9 @@ pub struct Copies {
     pub providers: Vec<MemberId>,
 }
 
+/// The members that a checkpoint may be copied to, the preferred ones first, as they are now.
+pub type Candidates = Box<dyn Fn() -> Vec<MemberId> + Send + Sync>;
+
 /// The parts of a VM, all of one instant, that become a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointInput {
@@ -127,12 +130,12 @@ pub trait Vault: Send + Sync + 'static {
     ) -> Result<(), Error>;
 
     /// Copies a checkpoint to `wanted` members of `candidates`, until it is durable or the receiver
-    /// is dropped.
+    /// is dropped. They are asked for again when all have been tried.
     async fn replicate(
         &self,
         id: ManifestId,
         wanted: usize,
-        candidates: Vec<MemberId>,
+        candidates: Candidates,
     ) -> Result<watch::Receiver<Copies>, Error>;
 
     /// How many chunks of a checkpoint that `providers` have `member` lacks; `None` if it does not

@@ -107,6 +107,8 @@ impl Drains {
         let done = self.move_all(&|_| true, reporter).await;
         if done.cancelled {
             self.manager.accept(true);
+        } else {
+            self.manager.rest();
         }
         Ok(done)
     }

@@ -4,7 +4,8 @@
 
 use crate::config::Config;
 use crate::{
-    parts::Parts, placement::figures::figures, placement::load::Meter, placement::moves::Moves,
+    parts::Parts, placement::drained::Drained, placement::figures::figures, placement::load::Meter,
+    placement::moves::Moves,
 };
 use async_trait::async_trait;
 use p2pvm_api::{Decided, Explained};
@@ -50,6 +51,8 @@ pub struct Manager {
     cpu: AtomicU64,
     /// How many processors each guest here keeps busy, as last measured.
     guests: Mutex<HashMap<VmId, f64>>,
+    /// After a drain, until VMs are accepted again.
+    drained: Mutex<Option<Drained>>,
     /// Moves from here that are under way.
     pub moves: Moves,
 }
@@ -57,6 +60,10 @@ pub struct Manager {
 /// The ages of loads and rests are measured by it, so it must not jump with the wall clock.
 fn now() -> Millis {
     Millis(p2pvm_overlay::network_time::steady_millis())
+}
+
+fn steady() -> Duration {
+    Duration::from_millis(now().0)
 }
 
 impl Manager {
@@ -81,6 +88,7 @@ impl Manager {
             cpus: config.cpus,
             cpu: AtomicU64::default(),
             guests: Mutex::default(),
+            drained: Mutex::default(),
             moves: Moves::default(),
         });
         manager
@@ -128,6 +136,7 @@ impl Manager {
             tokio::select! {
                 _ = every.tick() => {
                     let load = self.measure(&mut meter, &mut guests).await;
+                    self.end_rest();
                     self.tell(
                         [
                             Input::LocalLoad(load),
@@ -314,7 +323,32 @@ impl Manager {
 
     /// Sets whether VMs are accepted: not while this host is being drained.
     pub fn accept(&self, accept: bool) {
+        *lock(&self.drained) = None;
         self.tell([Input::Draining(!accept)]);
+    }
+
+    /// Notes that a drain is done: VMs are accepted again once this host is in use.
+    pub fn rest(&self) {
+        *lock(&self.drained) = Some(Drained::new(steady(), self.states()));
+    }
+
+    /// Accepts VMs again if the time after a drain is over.
+    fn end_rest(&self) {
+        if lock(&self.drained).is_none() {
+            return;
+        }
+        let states = self.states();
+        let is_over = |drained: &mut Drained| drained.is_over(steady(), states);
+        let ended = lock(&self.drained).take_if(is_over);
+        if ended.is_some() {
+            tracing::info!("VMs are accepted again after the drain of this host");
+            self.accept(true);
+        }
+    }
+
+    fn states(&self) -> Vec<(VmId, VmState)> {
+        let vms = self.host.list().into_iter();
+        vms.map(|vm| (vm.definition.vm, vm.state)).collect()
     }
 
     /// Sets whether VMs of other members may come: other members hear of this one only then.

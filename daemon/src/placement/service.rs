@@ -57,6 +57,8 @@ impl Placement {
         }
         reporter.phase("powering down");
         let Ended { stopped, stayed } = end_all(self.drains.host()).await;
+        // In case that the machine goes on after all.
+        self.manager.rest();
         tracing::info!(
             moved = moved.len(),
             stopped = stopped.len(),

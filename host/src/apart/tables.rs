@@ -22,10 +22,10 @@ const PRIORITY: i32 = -500;
 /// A network namespace and an interface in it.
 type Place = (u64, String);
 
-/// When each table was last made.
-static MADE: Mutex<BTreeMap<Place, Instant>> = Mutex::new(BTreeMap::new());
+/// When each table was last made, and for which interface: another one may get its name.
+static MADE: Mutex<BTreeMap<Place, (u32, Instant)>> = Mutex::new(BTreeMap::new());
 
-fn made() -> MutexGuard<'static, BTreeMap<Place, Instant>> {
+fn made() -> MutexGuard<'static, BTreeMap<Place, (u32, Instant)>> {
     MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -52,13 +52,13 @@ fn text(ifname: &str) -> String {
 
 /// Makes the table for the interface, unless that was done a moment ago.
 pub(super) fn drop_all(ifname: &str) -> io::Result<()> {
-    let place = place(ifname)?;
-    let is_fresh = |at: &Instant| at.elapsed() < AGAIN;
+    let (place, now) = (place(ifname)?, nix::net::if_::if_nametoindex(ifname)?);
+    let is_fresh = |(index, at): &(u32, Instant)| *index == now && at.elapsed() < AGAIN;
     if made().get(&place).is_some_and(is_fresh) {
         return Ok(());
     }
     run("nft", &["-f", "-"], &text(ifname)).map_err(io::Error::other)?;
-    made().insert(place, Instant::now());
+    made().insert(place, (now, Instant::now()));
     Ok(())
 }
 

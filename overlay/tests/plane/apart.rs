@@ -191,6 +191,13 @@ async fn without_traffic_control_nftables_keeps_a_guest_from_the_hosts_stack() {
         }
         assert!(!hears(&a, &tap, &unaddressed));
     });
+    // A guest that starts again at once has another interface of that name.
+    drop(tap);
+    let tap = self::tap(&a, "tap9");
+    tokio::task::block_in_place(|| {
+        within(&a.namespace, || p2pvm_host::apart::drop_by_nftables("tap9")).expect("a table");
+        assert!(!hears(&a, &tap, &unaddressed));
+    });
     let there = "nft list table netdev p2pvm_guest_tap9";
     within(&a.namespace, || p2pvm_host::apart::let_go("tap9"));
     assert!(a.exec(there).status.success(), "the interface is there");

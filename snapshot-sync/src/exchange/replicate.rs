@@ -93,7 +93,19 @@ impl Exchange {
         k: usize,
         candidates: &[MemberId],
     ) -> watch::Receiver<Replication> {
-        let me = self.me();
+        let candidates = candidates.to_vec();
+        self.replicate_among(manifest, label, k, move || candidates.clone())
+    }
+
+    /// As [`Self::replicate`]; `candidates` is asked for the present ones whenever all of them have
+    /// been tried, so that members that come later are tried as well.
+    pub fn replicate_among(
+        &self,
+        manifest: ManifestId,
+        label: &str,
+        k: usize,
+        candidates: impl Fn() -> Vec<MemberId> + Send + Sync + 'static,
+    ) -> watch::Receiver<Replication> {
         let start = Replication {
             state: ReplicationState::Local,
             holders: Vec::new(),
@@ -101,12 +113,11 @@ impl Exchange {
             trouble: None,
         };
         let (sender, receiver) = watch::channel(start);
-        let candidates = candidates.iter().copied().filter(|c| *c != me).collect();
         let (core, label) = (self.core.clone(), label.to_owned());
         tokio::spawn(async move {
             tokio::select! {
                 () = sender.closed() => {}
-                () = core.replicate_to(manifest, &label, k, candidates, &sender) => {}
+                () = core.replicate_to(manifest, &label, k, &candidates, &sender) => {}
             }
         });
         receiver
@@ -171,7 +182,7 @@ impl Core {
         manifest: ManifestId,
         label: &str,
         k: usize,
-        candidates: VecDeque<MemberId>,
+        candidates: &(dyn Fn() -> Vec<MemberId> + Send + Sync),
         report: &watch::Sender<Replication>,
     ) {
         let store = self.store.clone();
@@ -184,18 +195,15 @@ impl Core {
             Err(e) => return report.send_modify(|r| r.trouble = Some(chain(&e))),
         };
         let mut holders: Vec<MemberId> = Vec::new();
-        let mut untried = candidates.clone();
+        let me = self.fabric.me();
         while holders.len() < k {
+            let mut untried: VecDeque<MemberId> = candidates().into();
+            untried.retain(|c| *c != me && !holders.contains(c));
             let job = (manifest, label, k);
             self.replicate_round(job, &mut untried, &mut holders, report)
                 .await;
             if holders.len() < k {
                 tokio::time::sleep(RETRY).await;
-                untried = candidates
-                    .iter()
-                    .copied()
-                    .filter(|c| !holders.contains(c))
-                    .collect();
             }
         }
         report.send_modify(|r| {

@@ -454,6 +454,27 @@ async fn too_few_candidates_never_look_durable() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_that_comes_later_replaces_one_that_refuses() {
+    let net = MemoryNet::new(NEAR);
+    let (a, dir) = (Member::new(&net, 1, NEAR), tempfile::tempdir().unwrap());
+    let full = ExchangeOptions {
+        reserve_bytes: u64::MAX,
+        ..ExchangeOptions::default()
+    };
+    let _full = Exchange::start(net.add(id(2)), ChunkStore::open(dir.path()).unwrap(), full);
+    let (file, _hold) = a.file(0..3);
+    let (come, now) = watch::channel(vec![id(1), id(2)]);
+    let candidates = move || now.borrow().clone();
+    let mut state = a.exchange.replicate_among(file, "x", 1, candidates);
+    let refused = state.wait_for(|r| r.trouble.is_some()).await;
+    assert!(refused.unwrap().holders.is_empty());
+    let _later = Member::new(&net, 3, NEAR);
+    come.send_replace(vec![id(2), id(3)]);
+    let durable = state.wait_for(|r| r.state == ReplicationState::Durable);
+    assert_eq!(durable.await.unwrap().holders, [id(3)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn damaged_chunks_are_fetched_again_from_a_member_that_has_them() {
     let net = MemoryNet::new(NEAR);
     let (a, b) = (Member::new(&net, 1, NEAR), Member::new(&net, 2, NEAR));

@@ -14,6 +14,7 @@ use crate::{
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_overlay::{MemberId, chain};
+use zeroize::Zeroizing;
 
 impl Host {
     /// Reads a checkpoint's own part; `None` if it is no VM's.
@@ -37,10 +38,10 @@ impl Host {
                 secret: slot.entry().secret,
             }));
         }
-        let document = match sealed.open_as(&self.parts.identity) {
+        let document = Zeroizing::new(match sealed.open_as(&self.parts.identity) {
             Some(document) => document,
             None => self.ask_voters(&sealed, record, proofs).await?,
-        };
+        });
         Ok(SavedVm::from_bytes(&document))
     }
 

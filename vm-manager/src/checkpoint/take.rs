@@ -155,31 +155,35 @@ impl Host {
         snapshot: &Snapshot,
         gone: Option<MemberId>,
     ) -> Result<watch::Receiver<Copies>, Error> {
-        let connected = self.parts.fabric.connected();
-        let candidates = candidates(&snapshot.providers, &connected, &[Some(self.me), gone]);
+        let (fabric, providers) = (self.parts.fabric.clone(), snapshot.providers.clone());
+        let not = [Some(self.me), gone];
+        let now = Box::new(move || candidates(&providers, &fabric.connected(), &not));
         slot.set_copying(snapshot.checkpoint, true);
         let copies = self
             .parts
             .vault
-            .replicate(snapshot.checkpoint, self.options.copies, candidates)
+            .replicate(snapshot.checkpoint, self.options.copies, now)
             .await?;
         let (mut seen, slot, id) = (copies.clone(), slot.clone(), snapshot.checkpoint);
+        let before = snapshot.providers.clone();
         let Some(host) = self.strong() else {
             return Ok(copies);
         };
         self.spawn(async move {
             loop {
                 let now = seen.borrow_and_update().clone();
-                let known = slot
-                    .entry()
-                    .snapshots
-                    .iter()
-                    .any(|s| s.checkpoint == id && s.durability == now.durability);
+                let providers = match now.durability {
+                    Durability::Durable => now.providers,
+                    _ => with_former(&now.providers, &before, gone),
+                };
+                let known = slot.entry().snapshots.iter().any(|s| {
+                    s.checkpoint == id && s.durability == now.durability && s.providers == providers
+                });
                 if !known {
                     let written = host.update(&slot, |e| {
                         if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
                             (s.durability, s.providers) =
-                                (now.durability.clone(), now.providers.clone());
+                                (now.durability.clone(), providers.clone());
                         }
                     });
                     if let Err(e) = written {
@@ -198,9 +202,9 @@ impl Host {
 
     /// Goes on with copies that a restart or a lack of members interrupted.
     pub(crate) async fn resume_copies(&self, slot: &Arc<Slot>) {
-        let members = self.parts.fabric.connected().len() + 1;
+        let others = self.parts.fabric.connected().len();
         for snapshot in slot.entry().snapshots {
-            if members > snapshot.providers.len()
+            if others > copies_of(&snapshot.durability)
                 && snapshot.durability != Durability::Durable
                 && !slot.is_copying(snapshot.checkpoint)
                 // On a host that the VM has moved to it need not be: it keeps its providers.
@@ -253,6 +257,23 @@ fn candidates(
     all
 }
 
+/// The members that a restore asks for a snapshot that is not durable: those that had it before
+/// are named as well, in case that this host dies before they are known to have it.
+fn with_former(now: &[MemberId], before: &[MemberId], gone: Option<MemberId>) -> Vec<MemberId> {
+    let former = before
+        .iter()
+        .filter(|m| Some(**m) != gone && !now.contains(m));
+    now.iter().chain(former).copied().collect()
+}
+
+/// How many other members are known to hold a snapshot, as far as fewer than wanted do.
+fn copies_of(durability: &Durability) -> usize {
+    match durability {
+        Durability::Replicating { done, .. } => *done,
+        Durability::Local | Durability::Durable => 0,
+    }
+}
+
 /// What is reported from now on is the way of files into the store.
 fn begin_storing(progress: &watch::Sender<Progress>) {
     progress.send_replace(Progress {
@@ -272,5 +293,12 @@ mod tests {
         let chosen = candidates(&[me, c, gone], &[a, b, c], &not);
         assert_eq!(chosen, [c, a, b]);
         assert!(candidates(&[me, c], &[], &[Some(me), None]).is_empty());
+    }
+
+    #[test]
+    fn while_a_snapshot_is_copied_again_its_former_keepers_stay_known() {
+        let [me, a, b, gone] = [1, 2, 3, 4].map(|n| MemberId([n; 32]));
+        assert_eq!(with_former(&[me], &[me, a, gone], Some(gone)), [me, a]);
+        assert_eq!(with_former(&[me, b], &[me, a, b], None), [me, b, a]);
     }
 }

@@ -23,6 +23,9 @@ pub const SERVICE: &str = "vm";
 
 /// How long a member may take to answer before it counts as silent.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// The same where it looks the VM up for its answer. Reason: records are asked for from several
+/// members, of which some, such as the host that is to be replaced, may not answer in their time.
+const LOOKING_UP: Duration = Duration::from_secs(15);
 
 /// A question to a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,16 @@ pub enum VmRequest {
         /// What shows that the asking member may restore the VM.
         proofs: Vec<Vec<u8>>,
     },
+}
+
+impl VmRequest {
+    /// How long the member may take to answer.
+    fn limit(&self) -> Duration {
+        match self {
+            Self::Share { proofs, .. } if !proofs.is_empty() => LOOKING_UP,
+            _ => TIMEOUT,
+        }
+    }
 }
 
 /// The answer.
@@ -176,7 +189,7 @@ impl Host {
         let answer = self
             .parts
             .fabric
-            .call(member, SERVICE, body, TIMEOUT)
+            .call(member, SERVICE, body, request.limit())
             .await
             .map_err(peer(step))?;
         decode(&answer).map_err(|e| {
@@ -269,6 +282,17 @@ mod tests {
             still,
             owner: None,
         }
+    }
+
+    #[test]
+    fn a_voter_has_time_to_look_for_revoked_tokens_past_dead_members() {
+        let share = |proofs| {
+            let envelope = Vec::new();
+            VmRequest::Share { envelope, proofs }.limit()
+        };
+        let dead = p2pvm_dht::DhtOptions::default().call_timeout;
+        assert!(share(vec![vec![1]]) > dead * 3);
+        assert_eq!((share(vec![]), VmRequest::List.limit()), (TIMEOUT, TIMEOUT));
     }
 
     #[test]

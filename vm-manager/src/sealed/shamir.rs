@@ -58,9 +58,14 @@ fn multiply(mut a: u8, mut b: u8) -> u8 {
     product
 }
 
-/// The inverse, by Fermat: a^254.
+/// The inverse, by Fermat: a^254, which is a^2 times a^4 and so on to a^128.
 fn invert(a: u8) -> u8 {
-    (0..254).fold(1, |power, _| multiply(power, a))
+    let (mut square, mut product) = (a, 1);
+    for _ in 0..7 {
+        square = multiply(square, square);
+        product = multiply(product, square);
+    }
+    product
 }
 
 #[cfg(test)]

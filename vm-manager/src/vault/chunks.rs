@@ -1,6 +1,6 @@
 //! The [`Vault`] over `snapshot-sync`.
 
-use super::{CheckpointInput, Copies, Durability, Vault};
+use super::{Candidates, CheckpointInput, Copies, Durability, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair};
@@ -53,16 +53,23 @@ impl ChunkVault {
     }
 
     fn remember(&self, vm: VmId, sealer: &Sealer) {
-        let mut sealers = self.sealers();
-        if sealers.len() >= REMEMBERED {
-            sealers.clear();
-        }
-        sealers.insert(vm, sealer.after());
+        remember(&mut self.sealers(), vm, sealer.after());
     }
 
     fn chunks(&self) -> ChunkStore {
         self.exchange.store().clone()
     }
+}
+
+/// One is forgotten for each beyond [`REMEMBERED`], whichever: a host with a few VMs more than that
+/// still remembers most of them.
+fn remember(sealers: &mut HashMap<VmId, Sealer>, vm: VmId, sealer: Sealer) {
+    if sealers.len() >= REMEMBERED
+        && let Some(other) = sealers.keys().next().copied()
+    {
+        sealers.remove(&other);
+    }
+    sealers.insert(vm, sealer);
 }
 
 fn failed<E: Into<Cause>>(step: &'static str) -> impl FnOnce(E) -> Error {
@@ -256,19 +263,20 @@ impl Vault for ChunkVault {
         &self,
         id: ManifestId,
         wanted: usize,
-        candidates: Vec<MemberId>,
+        candidates: Candidates,
     ) -> Result<watch::Receiver<Copies>, Error> {
         let me = self.exchange.me();
         let (sender, copies) = watch::channel(Copies {
             durability: Durability::Local,
             providers: vec![me],
         });
-        if candidates.is_empty() {
+        // No more than there are: this ends, and goes on with the candidates there are later.
+        let possible = wanted.min(candidates().len());
+        if possible == 0 {
             return Ok(copies);
         }
-        // No more than there are: this ends, and goes on with the candidates there are later.
-        let possible = wanted.min(candidates.len());
-        let mut seen = self.exchange.replicate(id, PIN, possible, &candidates);
+        let exchange = &self.exchange;
+        let mut seen = exchange.replicate_among(id, PIN, possible, candidates);
         tokio::spawn(async move {
             loop {
                 let Replication { state, holders, .. } = seen.borrow_and_update().clone();
@@ -359,5 +367,21 @@ impl Vault for ChunkVault {
         blocking("removing the snapshot", move || chunks.unpin(id, PIN))
             .await
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_more_vms_than_are_remembered_only_one_is_forgotten_at_once() {
+        let mut sealers = HashMap::new();
+        for n in 0..=REMEMBERED as u8 {
+            let sealer = SealKey::derive(&[n; 32]).into();
+            remember(&mut sealers, VmId([n; 32]), sealer);
+        }
+        assert_eq!(sealers.len(), REMEMBERED);
+        assert!(sealers.contains_key(&VmId([REMEMBERED as u8; 32])));
     }
 }
