@@ -137,14 +137,20 @@ test-deb: build image deb-tools test-tools
 # Runs the slow tests with other programs (docs/hosts.md): every other firewall and manager of
 # names, booted Debians with NetworkManager, networkd and resolved, routers that change and hosts
 # that sleep, and a quarter of an hour of random events on a host. Four run at a time, because they
-# mostly wait: 20 to 25 minutes. SEED=n gives another sequence of events. FIGURES=docs/figures keeps
-# the measurements of slow_paths, slow_routers, slow_ring and slow_chaos.
+# mostly wait: 20 to 25 minutes, and ten more the first time, when the previous release is built.
+# SEED=n gives another sequence of events. FIGURES=docs/figures keeps the measurements of
+# slow_paths, slow_routers, slow_ring and slow_chaos.
 SEED ?= 1
-test-slow: build image test-tools
+test-slow: build image test-tools previous
 	scripts/setup.sh slow
 	$(SUDO) env PATH="$$PATH" P2PVM_TEST_IMAGE="$$PWD/$(IMAGE)" P2PVM_CHAOS_SEED=$(SEED) \
+	  P2PVM_PREVIOUS="$$(scripts/previous.sh)" \
 	  $(if $(FIGURES),P2PVM_FIGURES=$(FIGURES)) \
 	  cargo nextest run --locked --profile slow -p p2pvm
+
+# Builds the previous release's program, with which slow_versions has members in one network.
+previous: setup
+	@scripts/previous.sh
 
 # Builds one file for any Linux on this processor with any C library (docs/operating.md), and tests
 # it in an empty root. 10 to 15 minutes on two processors, like the release build.

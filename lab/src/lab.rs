@@ -13,6 +13,7 @@ use p2pvm_api::{
 use p2pvm_overlay::chain;
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs,
     io::{BufRead, BufReader},
@@ -91,6 +92,8 @@ enum PingLine {
 pub struct Lab {
     testbed: Option<Testbed>,
     program: PathBuf,
+    /// The executables of hosts that run another one.
+    others: BTreeMap<String, PathBuf>,
 }
 
 impl Lab {
@@ -100,6 +103,7 @@ impl Lab {
         Ok(Self {
             testbed: Some(testbed),
             program: program.to_owned(),
+            others: BTreeMap::new(),
         })
     }
 
@@ -137,6 +141,12 @@ impl Lab {
         &self.program
     }
 
+    /// Has a host run another p2pvm executable, such as the previous release's, from its next
+    /// command on. A daemon that runs there stays.
+    pub fn use_program(&mut self, host: &str, program: &Path) {
+        self.others.insert(host.to_owned(), program.to_owned());
+    }
+
     /// A host's state directory.
     pub fn dir(&self, host: &str) -> Result<PathBuf, LabError> {
         Ok(self.testbed().host(host)?.dir.clone())
@@ -159,7 +169,8 @@ impl Lab {
 
     /// Runs `p2pvm WORDS` on a host; returns its exit code, standard output and standard error.
     pub fn try_p2pvm(&self, host: &str, words: &[&str]) -> Result<(i32, String, String), LabError> {
-        let program = self.program.to_string_lossy();
+        let program = self.others.get(host).unwrap_or(&self.program);
+        let program = program.to_string_lossy();
         let argv: Vec<&str> = std::iter::once(&*program)
             .chain(words.iter().copied())
             .collect();
