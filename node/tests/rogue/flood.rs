@@ -240,7 +240,12 @@ services!(
     "~nearest",
     "~contacts",
     "~admit",
-    "~probe"
+    "~probe",
+    "usage",
+    "token",
+    "~admit2",
+    "~revoked",
+    "~part"
 );
 
 /// Floods that are not of one kind of request.
