@@ -237,7 +237,7 @@ fn tokens(parts: &Arc<Parts>, host: &Arc<Host>, layout: &Layout) -> (Arc<Tokens>
 }
 
 /// Who offers an address beyond hosts.
-fn offerer(subnets: &Arc<Subnets>) -> Box<dyn Fn(&IpAddr) -> Option<MemberId> + Send + Sync> {
+fn offerer(subnets: &Arc<Subnets>) -> Offerer {
     let offering = subnets.clone();
     Box::new(move |addr: &IpAddr| offering.offerer(addr))
 }
