@@ -404,9 +404,12 @@ async fn a_revoked_token_stays_revoked_where_the_vm_goes() {
     let (owner, of_vm) = (KeyPair::generate(), Resource::Vm(vm));
     let until = UnixTime::now().plus(3600).0;
     let word = Revocation::sign(&owner, of_vm, [7; 16], until);
-    assert!(lab.host(0).revoke(vm, word).unwrap());
-    assert!(!lab.host(0).revoke(vm, word).unwrap(), "it is known");
-    let refused = lab.host(1).revoke(vm, word).unwrap_err();
+    assert!(lab.host(0).revoke(vm, word, |_| true).unwrap());
+    assert!(
+        !lab.host(0).revoke(vm, word, |_| true).unwrap(),
+        "it is known"
+    );
+    let refused = lab.host(1).revoke(vm, word, |_| true).unwrap_err();
     assert!(matches!(refused, Error::NotFound(_)), "{refused}");
     let is_revoked = |lab: &Lab, host: usize| lab.host(host).revoked(vm).has(&[7; 16]);
     // A restart of the daemon, a move, a restore from the record.
