@@ -2,7 +2,7 @@
 //! `usage`; a member of the previous version does not have it, and its receipt waits.
 
 use super::{
-    book::{self, Book, KnownVm, Proof, Proofs},
+    book::{self, Book, FoundVm, KnownVm, Proof, Proofs},
     files::Files,
     ledger::Ledger,
 };
@@ -50,19 +50,22 @@ pub trait Definitions: Send + Sync + 'static {
     ///
     /// # Errors
     /// A sentence, if too few members answer.
-    async fn find(&self, vm: VmId) -> Result<Option<(KnownVm, Option<MemberId>)>, String>;
+    async fn find(&self, vm: VmId) -> Result<Option<(FoundVm, Option<MemberId>)>, String>;
 }
 
 #[async_trait]
 impl Definitions for Directory {
-    async fn find(&self, vm: VmId) -> Result<Option<(KnownVm, Option<MemberId>)>, String> {
+    async fn find(&self, vm: VmId) -> Result<Option<(FoundVm, Option<MemberId>)>, String> {
         let record = self.record(vm).await.map_err(|error| chain(&error))?;
         Ok(record.map(|record| {
-            let known = KnownVm {
-                size: size_of(&record.definition),
-                name: record.definition.name,
+            let found = FoundVm {
+                created: record.definition.created,
+                known: KnownVm {
+                    size: size_of(&record.definition),
+                    name: record.definition.name,
+                },
             };
-            (known, record.owner)
+            (found, record.owner)
         }))
     }
 }
@@ -301,7 +304,7 @@ impl Desk {
     fn accept(
         &self,
         (receipt, terms): (&Receipt, &Terms),
-        found: BTreeMap<VmId, KnownVm>,
+        found: BTreeMap<VmId, FoundVm>,
         now: UnixTime,
     ) -> Result<Signature, ReceiptRefusal> {
         let mut state = self.state();
@@ -318,11 +321,11 @@ impl Desk {
         signed
     }
 
-    async fn look_up(&self, vms: Vec<VmId>) -> Result<BTreeMap<VmId, KnownVm>, Unconfirmed> {
+    async fn look_up(&self, vms: Vec<VmId>) -> Result<BTreeMap<VmId, FoundVm>, Unconfirmed> {
         let mut found = BTreeMap::new();
         for vm in vms {
             match self.definitions.find(vm).await {
-                Ok(Some((known, owner))) if owner == Some(self.me()) => found.insert(vm, known),
+                Ok(Some((one, owner))) if owner == Some(self.me()) => found.insert(vm, one),
                 Ok(Some(_)) => return Err(ReceiptRefusal::OthersVm(vm).into()),
                 Ok(None) => return Err(ReceiptRefusal::NoVm(vm).into()),
                 Err(why) => return Err(Unconfirmed::Later(why)),
