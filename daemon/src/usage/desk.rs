@@ -113,6 +113,17 @@ impl From<ReceiptRefusal> for Unconfirmed {
     }
 }
 
+impl State {
+    /// Whether a host has a book or may have one.
+    fn check_room(&self, host: MemberId) -> Result<(), Unconfirmed> {
+        if self.books.contains_key(&host) || self.books.len() < MAX_BOOKS {
+            return Ok(());
+        }
+        let full = format!("receipts of {MAX_BOOKS} hosts are kept here already");
+        Err(Unconfirmed::Later(full))
+    }
+}
+
 impl Desk {
     /// Reads what was kept, and answers other members from now on.
     pub fn open(
@@ -278,13 +289,9 @@ impl Desk {
         let terms = receipt.open(host, self.me())?;
         let unknown = {
             let state = self.state();
-            let known = state.books.get(&host);
-            if known.is_none() && state.books.len() >= MAX_BOOKS {
-                let full = format!("receipts of {MAX_BOOKS} hosts are kept here already");
-                return Err(Unconfirmed::Later(full));
-            }
+            state.check_room(host)?;
             let none = Book::default();
-            let book = known.unwrap_or(&none);
+            let book = state.books.get(&host).unwrap_or(&none);
             if let Some(signed) = book.repeated(&receipt) {
                 drop(state);
                 self.write_book(host)?;
@@ -306,8 +313,10 @@ impl Desk {
         (receipt, terms): (&Receipt, &Terms),
         found: BTreeMap<VmId, FoundVm>,
         now: UnixTime,
-    ) -> Result<Signature, ReceiptRefusal> {
+    ) -> Result<Signature, Unconfirmed> {
         let mut state = self.state();
+        // Those of other hosts may have come during the look-up.
+        state.check_room(terms.host)?;
         let books = &mut state.books;
         // A refused receipt makes no book.
         let mut book = books.remove(&terms.host);
@@ -318,7 +327,7 @@ impl Desk {
         if let Some(book) = book.filter(|_| signed.is_ok() || !is_new) {
             books.insert(terms.host, book);
         }
-        signed
+        Ok(signed?)
     }
 
     async fn look_up(&self, vms: Vec<VmId>) -> Result<BTreeMap<VmId, FoundVm>, Unconfirmed> {

@@ -30,6 +30,8 @@ impl Definitions for OneVm {
             },
             created: CREATED,
         };
+        // As a look-up in the network: others come in between.
+        tokio::task::yield_now().await;
         Ok((vm == WEB).then_some((web, self.0)))
     }
 }
@@ -279,4 +281,27 @@ async fn a_flood_is_looked_at_once_and_makes_no_book() {
     }
     let state = members.owner.state();
     assert!(state.seen.len() <= MAX_PACED && state.books.is_empty());
+}
+
+#[tokio::test]
+async fn hosts_that_send_at_once_get_no_more_books_than_there_are() {
+    let members = Members::start();
+    let (owner, before) = (&members.owner, MAX_BOOKS - 1);
+    for n in 0..before {
+        let book = Book::default();
+        owner.state().books.insert(MemberId([n as u8; 32]), book);
+    }
+    let replies = futures::future::join_all((0..3).map(|_| async {
+        let host = Identity::generate();
+        let terms = Terms {
+            host: host.member_id(),
+            ..members.terms()
+        };
+        let receipt = Receipt::sign(host.keys(), &terms).to_bytes();
+        owner.answer(terms.host, &receipt, NOW).await
+    }));
+    let replies = replies.await;
+    let confirmed = |reply: &&Reply| matches!(reply, Reply::Confirmed(_));
+    assert_eq!(replies.iter().filter(confirmed).count(), 1, "{replies:?}");
+    assert_eq!(owner.state().books.len(), MAX_BOOKS);
 }
