@@ -31,6 +31,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 pub mod activity;
 mod claim;
+mod closing;
 mod envelope;
 mod fence;
 mod images;
@@ -133,6 +134,7 @@ pub struct Host {
     pub(crate) envelope: envelope::Envelope,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
+    closing: closing::Closing,
     this: Weak<Host>,
     /// The times that the hand-over's state machines see.
     pub(crate) clock: Clock,
@@ -158,6 +160,7 @@ impl Host {
             in_use: images::ImageUses::default(),
             events: broadcast::channel(256).0,
             tasks: Mutex::default(),
+            closing: closing::Closing::default(),
             this: this.clone(),
         }))
     }

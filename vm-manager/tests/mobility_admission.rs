@@ -126,6 +126,23 @@ async fn an_offer_with_anothers_name_or_address_is_refused_and_leaves_nothing() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_vm_moves_to_a_host_that_is_shutting_down() {
+    let lab = Lab::new(2).await;
+    lab.vm(0, "web").await;
+    let mut rogue = Rogue::of(&lab);
+    let (keys, vm) = rogue.vm("mine").await;
+    let limit = Duration::from_secs(60);
+    lab.host(0).close_for(limit);
+    let refused = rogue.offer(lab.me(0), &keys, &vm).await.unwrap_err();
+    assert!(refused.to_string().contains("shutting down"), "{refused}");
+    assert_eq!(lab.host(0).list().len(), 1);
+    // The machine goes on after all.
+    tokio::time::sleep(limit).await;
+    let taken = rogue.offer(lab.me(0), &keys, &vm).await.unwrap();
+    assert!(matches!(taken, Answer::Preparing(_)), "{taken:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_member_brings_a_bounded_number_of_vms_at_a_time() {
     let lab = Lab::new(2).await;
     lab.vm(0, "web").await;
