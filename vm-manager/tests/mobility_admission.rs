@@ -143,6 +143,18 @@ async fn no_vm_moves_to_a_host_that_is_shutting_down() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_that_is_not_made_is_not_remembered_as_this_hosts_own() {
+    let lab = Lab::new(3).await;
+    let web = lab.vm(0, "web").await;
+    let quiet = watch::Sender::default();
+    let refused = lab.host(1).create(lab.new_vm("web"), &quiet).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    let own = |i: usize| std::fs::read_to_string(lab.sites[i].dir.join("own-vms")).unwrap();
+    assert_eq!(own(0), format!("{web}\n"));
+    assert_eq!(own(1), "");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_member_brings_a_bounded_number_of_vms_at_a_time() {
     let lab = Lab::new(2).await;
     lab.vm(0, "web").await;
