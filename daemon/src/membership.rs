@@ -199,9 +199,10 @@ pub fn load(layout: &Layout) -> Outcome<Membership> {
 }
 
 /// Forgets the membership and its state: also who is known by name, and the tokens with which
-/// others use the dashboard. The identity and the root key stay, because they belong to this machine
-/// and to the network. So do the tokens that this member gave and those that it revoked. Reason:
-/// they are signed with the identity, so they count wherever it is a member, until they expire.
+/// others use the dashboard. The identity and the root key stay, because they belong to this
+/// machine and to the network. So do the tokens that this member gave and those that it revoked.
+/// Reason: they are signed with the identity, so they count wherever it is a member, until they
+/// expire.
 pub fn forget(layout: &Layout) -> Outcome<()> {
     // The certificate goes first: without it this machine is no member, also after a crash here.
     for file in [
