@@ -144,14 +144,24 @@ impl Terms {
         Ok(())
     }
 
-    /// Checks that the amounts are possible. `size` has the sizes of the owner's VMs.
+    /// Checks that the amounts are possible. `known` has the owner's VMs: a VM's size, and when it
+    /// was made.
     ///
     /// # Errors
-    /// [`ReceiptRefusal::NoVm`] where `size` has none, [`ReceiptRefusal::Absurd`].
-    pub fn check_amounts(&self, size: impl Fn(VmId) -> Option<Size>) -> Result<(), ReceiptRefusal> {
+    /// [`ReceiptRefusal::NoVm`] where `known` has none, [`ReceiptRefusal::Absurd`].
+    pub fn check_amounts(
+        &self,
+        known: impl Fn(VmId) -> Option<(Size, UnixTime)>,
+    ) -> Result<(), ReceiptRefusal> {
         for Line { vm, used } in &self.lines {
-            let size = vm.map(|vm| size(vm).ok_or(ReceiptRefusal::NoVm(vm)));
-            let most = possible(size.transpose()?, self.seconds());
+            let known = vm.map(|vm| known(vm).ok_or(ReceiptRefusal::NoVm(vm)));
+            let most = match known.transpose()? {
+                Some((size, made)) => {
+                    let age = self.to.plus(SKEW).0.saturating_sub(made.0);
+                    possible(Some(size), self.seconds().min(age))
+                }
+                None => possible(None, self.seconds()),
+            };
             if let Some(what) = used.excess(&most) {
                 return Err(ReceiptRefusal::Absurd { vm: *vm, what });
             }

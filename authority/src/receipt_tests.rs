@@ -49,7 +49,7 @@ fn terms() -> Terms {
 fn judge(receipt: &Receipt) -> Result<Terms, ReceiptRefusal> {
     let terms = receipt.open(member(1), member(2))?;
     terms.check_period(NOW, UnixTime(NOW.0 - 3600))?;
-    terms.check_amounts(|vm| (vm == WEB).then_some(SIZE))?;
+    terms.check_amounts(|vm| (vm == WEB).then_some((SIZE, UnixTime(0))))?;
     Ok(terms)
 }
 
@@ -95,6 +95,29 @@ fn each_lie_of_a_host_has_its_refusal() {
     }
     let forged = Receipt::sign(&key(3), &terms());
     assert_eq!(judge(&forged), Err(Forged));
+}
+
+#[test]
+fn a_vm_uses_nothing_before_it_was_made() {
+    let long = Terms {
+        from: UnixTime(NOW.0 - 300 * 86_400),
+        ..terms()
+    };
+    let made = |at: UnixTime| long.check_amounts(|_| Some((SIZE, at)));
+    // It says to have used the memory for an hour.
+    assert_eq!(made(UnixTime(NOW.0 - 3600)), Ok(()));
+    assert_eq!(made(UnixTime(NOW.0 - 3600 + SKEW + SLACK)), Ok(()));
+    for at in [
+        UnixTime(NOW.0 - 3600 + SKEW + SLACK + 1),
+        NOW.plus(86_400),
+        UnixTime(u64::MAX),
+    ] {
+        let refused = made(at);
+        assert!(
+            matches!(refused, Err(ReceiptRefusal::Absurd { .. })),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]

@@ -134,6 +134,21 @@ impl Revocations {
         new: Revocation,
         now: u64,
     ) -> Result<bool, RevokeError> {
+        self.add_over(resource, new, now, |_| true)
+    }
+
+    /// As [`Revocations::add`], but without room the oldest statement goes whose signer does not
+    /// count. Reason: another member that told the statements may have signed any number of them.
+    ///
+    /// # Errors
+    /// Why it is not kept.
+    pub fn add_over(
+        &mut self,
+        resource: Resource,
+        new: Revocation,
+        now: u64,
+        counts: impl Fn(&Principal) -> bool,
+    ) -> Result<bool, RevokeError> {
         if new.until <= now {
             return Err(RevokeError::Ended);
         }
@@ -154,7 +169,8 @@ impl Revocations {
         self.drop_ended(now);
         self.0.retain(|old| !is_same(old));
         if self.0.len() >= MAX_REVOCATIONS {
-            return Err(RevokeError::Full);
+            let spare = self.0.iter().position(|old| !counts(&old.signer));
+            self.0.remove(spare.ok_or(RevokeError::Full)?);
         }
         self.0.push(new);
         Ok(true)

@@ -81,6 +81,28 @@ fn only_a_signed_and_finite_revocation_of_a_living_token_is_kept() {
 }
 
 #[test]
+fn strangers_revocations_do_not_keep_the_owners_out() {
+    let (owner, stranger) = (key(1), key(2));
+    let counts = |signer: &Principal| *signer == owner.public();
+    let sign = |by: &KeyPair, serial| Revocation::sign(by, WEB, [serial; 16], NOW + 60);
+    let all = MAX_REVOCATIONS as u8;
+    let mut kept = Revocations::of_told(WEB, (0..all).map(|at| sign(&stranger, at)), NOW);
+    assert_eq!(kept.iter().count(), MAX_REVOCATIONS);
+    for at in all..2 * all {
+        let word = sign(&owner, at);
+        assert_eq!(kept.add(WEB, word, NOW), Err(RevokeError::Full));
+        assert_eq!(kept.add_over(WEB, word, NOW, counts), Ok(true));
+        assert_eq!(kept.iter().count(), MAX_REVOCATIONS);
+    }
+    assert!(kept.iter().all(|one| counts(&one.signer)));
+    let more = sign(&owner, 99);
+    assert_eq!(
+        kept.add_over(WEB, more, NOW, counts),
+        Err(RevokeError::Full)
+    );
+}
+
+#[test]
 fn what_another_host_tells_is_checked_and_bounded() {
     let owner = key(1);
     let good = Revocation::sign(&owner, WEB, [1; 16], NOW + 60);

@@ -198,8 +198,11 @@ pub fn load(layout: &Layout) -> Outcome<Membership> {
     })
 }
 
-/// Forgets the membership and its state. The identity and the root key stay, because they belong to
-/// this machine and to the network.
+/// Forgets the membership and its state: also who is known by name, and the tokens with which
+/// others use the dashboard. The identity and the root key stay, because they belong to this
+/// machine and to the network. So do the tokens that this member gave and those that it revoked.
+/// Reason: they are signed with the identity, so they count wherever it is a member, until they
+/// expire.
 pub fn forget(layout: &Layout) -> Outcome<()> {
     // The certificate goes first: without it this machine is no member, also after a crash here.
     for file in [
@@ -216,6 +219,11 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.succession(),
         layout.own_vms(),
         layout.keepers(),
+        layout.users(),
+        layout.offer(),
+        layout.dashboard_token(),
+        layout.dashboard_reader_token(),
+        layout.dashboard_certificate(),
     ] {
         match fs::remove_file(&file) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -230,6 +238,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.vms(),
         layout.successor(),
         layout.usage(),
+        layout.tokens(),
     ] {
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -244,6 +253,49 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_may_do_here_ends_with_the_membership() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::at(dir.path());
+        let stays = [
+            layout.identity(),
+            layout.root_key(),
+            layout.votes(),
+            layout.config(),
+            layout.user_key(),
+            layout.dashboard_switch(),
+        ];
+        let goes = [
+            layout.certificate(),
+            layout.network(),
+            layout.users(),
+            layout.offer(),
+            layout.dashboard_token(),
+            layout.dashboard_reader_token(),
+            layout.dashboard_certificate(),
+        ];
+        for file in stays.iter().chain(&goes) {
+            fs::write(file, b"x").unwrap();
+        }
+        let [kept, given, revoked] = [
+            layout.tokens(),
+            layout.given_tokens(),
+            layout.revoked_tokens(),
+        ];
+        for tokens in [&kept, &given, &revoked] {
+            fs::create_dir(tokens).unwrap();
+            fs::write(tokens.join("x"), b"x").unwrap();
+        }
+        forget(&layout).unwrap();
+        for file in stays.iter().chain([&given, &revoked]) {
+            assert!(file.exists(), "{}", file.display());
+        }
+        for file in goes.iter().chain([&kept]) {
+            assert!(!file.exists(), "{}", file.display());
+        }
+        forget(&layout).unwrap();
+    }
 
     #[test]
     fn a_refusal_for_good_differs_from_one_that_may_change() {

@@ -31,7 +31,7 @@ pub(crate) use notice::NoticeKey;
 pub use notice::{Notice, Offer, SignedPolicy};
 pub use policy::NetworkPolicy;
 pub use revocation::{Revocation, Target};
-pub use trust::{DifferingRevocations, RevocationDigests, Trust};
+pub use trust::{DifferingRevocations, KnownRevocations, RevocationDigests, Trust};
 
 use crate::id::MemberId;
 use crate::lock;

@@ -141,6 +141,21 @@ impl Exchange {
         self.core.fetch(manifest, providers, scope, progress).await
     }
 
+    /// Fetches what of `manifest` is not content: about one part in 2000.
+    ///
+    /// # Errors
+    /// As [`Exchange::fetch`].
+    pub async fn fetch_nodes(
+        &self,
+        manifest: ManifestId,
+        providers: &[MemberId],
+    ) -> Result<FetchReport, Error> {
+        let quiet = watch::Sender::new(Progress::default());
+        self.core
+            .fetch(manifest, providers, Scope::Nodes, &quiet)
+            .await
+    }
+
     /// Fetches the damaged and missing chunks of `manifest` from `providers`.
     ///
     /// # Errors

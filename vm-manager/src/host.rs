@@ -31,6 +31,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 pub mod activity;
 mod claim;
+mod closing;
 mod envelope;
 mod fence;
 mod images;
@@ -133,6 +134,7 @@ pub struct Host {
     pub(crate) envelope: envelope::Envelope,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
+    closing: closing::Closing,
     this: Weak<Host>,
     /// The times that the hand-over's state machines see.
     pub(crate) clock: Clock,
@@ -158,6 +160,7 @@ impl Host {
             in_use: images::ImageUses::default(),
             events: broadcast::channel(256).0,
             tasks: Mutex::default(),
+            closing: closing::Closing::default(),
             this: this.clone(),
         }))
     }
@@ -362,8 +365,7 @@ impl Host {
     /// # Errors
     /// [`Error::Refused`] if another VM here has its name or address.
     pub(crate) fn insert_if_absent(&self, entry: Entry) -> Result<Option<Arc<Slot>>, Error> {
-        let slot = Slot::new(entry.clone(), self.envelope.note_stay(&entry));
-        {
+        let slot = {
             let mut slots = lock(&self.slots);
             let is_same = |other: &Arc<Slot>| {
                 let other = lock(&other.entry);
@@ -373,8 +375,11 @@ impl Host {
                 return Ok(None);
             }
             newcomer::refuse_clash(slots.values(), &entry.definition)?;
+            // Not before: what is refused takes no place and is not remembered as this host's own.
+            let slot = Slot::new(entry.clone(), self.envelope.note_stay(&entry));
             slots.insert(entry.incarnation(), slot.clone());
-        }
+            slot
+        };
         if let Err(e) = self.registry.save(&entry) {
             lock(&self.slots).remove(&entry.incarnation());
             return Err(e);

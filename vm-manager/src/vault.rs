@@ -109,6 +109,10 @@ pub trait Vault: Send + Sync + 'static {
     /// Whether a checkpoint is kept here for this host, until [`Vault::forget`].
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error>;
 
+    /// A checkpoint, fetched from `providers` if it is missing here, without the content that it
+    /// names. It need not stay here.
+    async fn look_at(&self, id: ManifestId, providers: &[MemberId]) -> Result<Checkpoint, Error>;
+
     /// A checkpoint with all that it names, fetched from `providers` as far as it is missing here,
     /// and kept from now on.
     async fn fetch(

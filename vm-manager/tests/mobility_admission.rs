@@ -126,6 +126,35 @@ async fn an_offer_with_anothers_name_or_address_is_refused_and_leaves_nothing() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_vm_moves_to_a_host_that_is_shutting_down() {
+    let lab = Lab::new(2).await;
+    lab.vm(0, "web").await;
+    let mut rogue = Rogue::of(&lab);
+    let (keys, vm) = rogue.vm("mine").await;
+    let limit = Duration::from_secs(60);
+    lab.host(0).close_for(limit);
+    let refused = rogue.offer(lab.me(0), &keys, &vm).await.unwrap_err();
+    assert!(refused.to_string().contains("shutting down"), "{refused}");
+    assert_eq!(lab.host(0).list().len(), 1);
+    // The machine goes on after all.
+    tokio::time::sleep(limit).await;
+    let taken = rogue.offer(lab.me(0), &keys, &vm).await.unwrap();
+    assert!(matches!(taken, Answer::Preparing(_)), "{taken:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_not_made_is_not_remembered_as_this_hosts_own() {
+    let lab = Lab::new(3).await;
+    let web = lab.vm(0, "web").await;
+    let quiet = watch::Sender::default();
+    let refused = lab.host(1).create(lab.new_vm("web"), &quiet).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    let own = |i: usize| std::fs::read_to_string(lab.sites[i].dir.join("own-vms")).unwrap();
+    assert_eq!(own(0), format!("{web}\n"));
+    assert_eq!(own(1), "");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_member_brings_a_bounded_number_of_vms_at_a_time() {
     let lab = Lab::new(2).await;
     lab.vm(0, "web").await;
@@ -404,9 +433,12 @@ async fn a_revoked_token_stays_revoked_where_the_vm_goes() {
     let (owner, of_vm) = (KeyPair::generate(), Resource::Vm(vm));
     let until = UnixTime::now().plus(3600).0;
     let word = Revocation::sign(&owner, of_vm, [7; 16], until);
-    assert!(lab.host(0).revoke(vm, word).unwrap());
-    assert!(!lab.host(0).revoke(vm, word).unwrap(), "it is known");
-    let refused = lab.host(1).revoke(vm, word).unwrap_err();
+    assert!(lab.host(0).revoke(vm, word, |_| true).unwrap());
+    assert!(
+        !lab.host(0).revoke(vm, word, |_| true).unwrap(),
+        "it is known"
+    );
+    let refused = lab.host(1).revoke(vm, word, |_| true).unwrap_err();
     assert!(matches!(refused, Error::NotFound(_)), "{refused}");
     let is_revoked = |lab: &Lab, host: usize| lab.host(host).revoked(vm).has(&[7; 16]);
     // A restart of the daemon, a move, a restore from the record.

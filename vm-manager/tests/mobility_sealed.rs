@@ -74,7 +74,14 @@ async fn a_voter_that_refuses_keeps_a_snapshot_closed() {
     lab.vm(0, "web").await;
     lab.take_snapshot(0).await;
     let (voters, others) = voters_and_others(&lab).await;
-    let (voter, other) = (voters[0], others[0]);
+    let snapshot = entry(&lab.sites[0]).snapshots[0].checkpoint;
+    let has_all = |lab: &Lab, i: usize| {
+        let store = ChunkStore::open(lab.sites[i].dir.join("chunks")).unwrap();
+        store.is_complete(snapshot)
+    };
+    let mut without = others.iter().filter(|i| !has_all(&lab, **i));
+    let (voter, other) = (voters[0], *without.next().unwrap_or(&others[0]));
+    let had_all = has_all(&lab, other);
     lab.power_off(0);
     let refuses = &lab.sites[voter].releases.refuses;
     refuses.store(true, Ordering::SeqCst);
@@ -93,6 +100,7 @@ async fn a_voter_that_refuses_keeps_a_snapshot_closed() {
         lab.sites[voter].releases.asked.lock().unwrap()[..],
         [(lab.me(other), 2)]
     );
+    assert_eq!(has_all(&lab, other), had_all, "its content is not fetched");
     refuses.store(false, Ordering::SeqCst);
     let back = restore().await.unwrap();
     assert_eq!((back.state, back.holder), (VmState::Running, lab.me(other)));

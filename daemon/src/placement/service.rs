@@ -3,7 +3,7 @@
 use super::{
     drain::Drains,
     manager::Manager,
-    shutdown::{Ended, MOVE_LIMIT, end_all},
+    shutdown::{CLOSED, Ended, MOVE_LIMIT, end_all},
 };
 use crate::{config::AtShutdown, http::report::Reporter};
 use p2pvm_api::{Decided, DrainAnswer, DrainItem, DrainStopping, Outcome, ShutdownAnswer};
@@ -45,6 +45,7 @@ impl Placement {
     /// Has no guest run here any more, because this host shuts down.
     pub async fn for_shutdown(&self, reporter: &Reporter<DrainItem>) -> Outcome<ShutdownAnswer> {
         self.manager.accept(false);
+        self.drains.host().close_for(CLOSED);
         let mut moved = Vec::new();
         if self.at_shutdown == AtShutdown::Move {
             reporter.phase("moving");

@@ -190,7 +190,8 @@ impl Revoker {
         // A VM of a version without owners belongs to the host that has it.
         let owner = here.owner.unwrap_or_else(|| self.parts.me());
         let signer = MemberId(revocation.signer);
-        if signer != owner && !self.parts.is_issuer(signer) {
+        let counts = |signer: MemberId| signer == owner || self.parts.is_issuer(signer);
+        if !counts(signer) {
             return Err(Failure::refused(format!(
                 "this member may not revoke tokens for '{}': that is left to its owner {}, the \
                     founder's machine and delegates",
@@ -198,7 +199,10 @@ impl Revoker {
                 self.parts.name_of(owner)
             )));
         }
-        if self.host.revoke(vm, revocation).or_failure()? {
+        let revoked = self
+            .host
+            .revoke(vm, revocation, |signer| counts(MemberId(*signer)));
+        if revoked.or_failure()? {
             let by = self.parts.name_of(signer);
             tracing::info!(vm = %here.name, %by, "a token was revoked");
         }

@@ -342,7 +342,8 @@ mod tests {
         accounts.note_here(&BTreeMap::new());
         assert!(!accounts.close_due(&keys(1), NOW.plus(60)), "no period");
         assert!(accounts.close_due(&keys(1), NOW.plus(180)));
-        assert!(terms(&accounts).check_amounts(|_| Some(WEB.1)).is_ok());
+        let known = |_| Some((WEB.1, UnixTime(0)));
+        assert!(terms(&accounts).check_amounts(known).is_ok());
         // Ten days back: a new period begins.
         let mut ahead = Accounts::default();
         assert!(minute(&mut ahead, 864_000, 1000));

@@ -58,6 +58,15 @@ pub struct KnownVm {
     pub size: Size,
 }
 
+/// A VM that was looked up.
+#[derive(Clone, Debug)]
+pub struct FoundVm {
+    /// What is kept of it.
+    pub known: KnownVm,
+    /// When it was made.
+    pub created: UnixTime,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Book {
@@ -125,15 +134,17 @@ impl Book {
         &mut self,
         owner: &KeyPair,
         (receipt, terms): (&Receipt, &Terms),
-        found: BTreeMap<VmId, KnownVm>,
+        found: BTreeMap<VmId, FoundVm>,
         now: UnixTime,
     ) -> Result<Signature, ReceiptRefusal> {
         // The book may have changed during the look-up.
         self.check_period(terms, now)?;
         terms.check_amounts(|vm| {
-            let known = self.vms.get(&vm).or_else(|| found.get(&vm));
-            known.map(|known| known.size)
+            // A VM of an earlier receipt is older than this period.
+            let known = self.vms.get(&vm).map(|vm| (vm.size, UnixTime(0)));
+            known.or_else(|| found.get(&vm).map(|vm| (vm.known.size, vm.created)))
         })?;
+        let found = found.into_iter().map(|(vm, found)| (vm, found.known));
         self.vms.extend(found);
         self.forget_vms(terms);
         // The last second of the period, which is in its day.
@@ -230,12 +241,15 @@ mod tests {
     /// Shows the book a receipt for a VM of which the records say `found`.
     fn show(book: &mut Book, terms: &Terms, found: bool) -> Result<Signature, ReceiptRefusal> {
         let receipt = Receipt::sign(&keys(1), terms);
-        let known = KnownVm {
-            name: "web".into(),
-            size: SIZE,
+        let web = FoundVm {
+            known: KnownVm {
+                name: "web".into(),
+                size: SIZE,
+            },
+            created: NOW,
         };
         let vms = book.unknown(terms).into_iter().filter(|_| found);
-        let found = vms.map(|vm| (vm, known.clone())).collect();
+        let found = vms.map(|vm| (vm, web.clone())).collect();
         book.accept(&keys(2), (&receipt, terms), found, terms.to)
     }
 

@@ -2,7 +2,7 @@
 //! `usage`; a member of the previous version does not have it, and its receipt waits.
 
 use super::{
-    book::{self, Book, KnownVm, Proof, Proofs},
+    book::{self, Book, FoundVm, KnownVm, Proof, Proofs},
     files::Files,
     ledger::Ledger,
 };
@@ -50,19 +50,22 @@ pub trait Definitions: Send + Sync + 'static {
     ///
     /// # Errors
     /// A sentence, if too few members answer.
-    async fn find(&self, vm: VmId) -> Result<Option<(KnownVm, Option<MemberId>)>, String>;
+    async fn find(&self, vm: VmId) -> Result<Option<(FoundVm, Option<MemberId>)>, String>;
 }
 
 #[async_trait]
 impl Definitions for Directory {
-    async fn find(&self, vm: VmId) -> Result<Option<(KnownVm, Option<MemberId>)>, String> {
+    async fn find(&self, vm: VmId) -> Result<Option<(FoundVm, Option<MemberId>)>, String> {
         let record = self.record(vm).await.map_err(|error| chain(&error))?;
         Ok(record.map(|record| {
-            let known = KnownVm {
-                size: size_of(&record.definition),
-                name: record.definition.name,
+            let found = FoundVm {
+                created: record.definition.created,
+                known: KnownVm {
+                    size: size_of(&record.definition),
+                    name: record.definition.name,
+                },
             };
-            (known, record.owner)
+            (found, record.owner)
         }))
     }
 }
@@ -107,6 +110,17 @@ enum Unconfirmed {
 impl From<ReceiptRefusal> for Unconfirmed {
     fn from(refusal: ReceiptRefusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl State {
+    /// Whether a host has a book or may have one.
+    fn check_room(&self, host: MemberId) -> Result<(), Unconfirmed> {
+        if self.books.contains_key(&host) || self.books.len() < MAX_BOOKS {
+            return Ok(());
+        }
+        let full = format!("receipts of {MAX_BOOKS} hosts are kept here already");
+        Err(Unconfirmed::Later(full))
     }
 }
 
@@ -275,13 +289,9 @@ impl Desk {
         let terms = receipt.open(host, self.me())?;
         let unknown = {
             let state = self.state();
-            let known = state.books.get(&host);
-            if known.is_none() && state.books.len() >= MAX_BOOKS {
-                let full = format!("receipts of {MAX_BOOKS} hosts are kept here already");
-                return Err(Unconfirmed::Later(full));
-            }
+            state.check_room(host)?;
             let none = Book::default();
-            let book = known.unwrap_or(&none);
+            let book = state.books.get(&host).unwrap_or(&none);
             if let Some(signed) = book.repeated(&receipt) {
                 drop(state);
                 self.write_book(host)?;
@@ -301,10 +311,12 @@ impl Desk {
     fn accept(
         &self,
         (receipt, terms): (&Receipt, &Terms),
-        found: BTreeMap<VmId, KnownVm>,
+        found: BTreeMap<VmId, FoundVm>,
         now: UnixTime,
-    ) -> Result<Signature, ReceiptRefusal> {
+    ) -> Result<Signature, Unconfirmed> {
         let mut state = self.state();
+        // Those of other hosts may have come during the look-up.
+        state.check_room(terms.host)?;
         let books = &mut state.books;
         // A refused receipt makes no book.
         let mut book = books.remove(&terms.host);
@@ -315,14 +327,14 @@ impl Desk {
         if let Some(book) = book.filter(|_| signed.is_ok() || !is_new) {
             books.insert(terms.host, book);
         }
-        signed
+        Ok(signed?)
     }
 
-    async fn look_up(&self, vms: Vec<VmId>) -> Result<BTreeMap<VmId, KnownVm>, Unconfirmed> {
+    async fn look_up(&self, vms: Vec<VmId>) -> Result<BTreeMap<VmId, FoundVm>, Unconfirmed> {
         let mut found = BTreeMap::new();
         for vm in vms {
             match self.definitions.find(vm).await {
-                Ok(Some((known, owner))) if owner == Some(self.me()) => found.insert(vm, known),
+                Ok(Some((one, owner))) if owner == Some(self.me()) => found.insert(vm, one),
                 Ok(Some(_)) => return Err(ReceiptRefusal::OthersVm(vm).into()),
                 Ok(None) => return Err(ReceiptRefusal::NoVm(vm).into()),
                 Err(why) => return Err(Unconfirmed::Later(why)),

@@ -14,14 +14,25 @@ const SIZE: Size = Size {
     disk_mib: 0,
 };
 
+/// When the VM of [`OneVm`] was made.
+const CREATED: UnixTime = UnixTime(1_780_000_000);
+
 /// Records with one VM.
 struct OneVm(Option<MemberId>);
 
 #[async_trait]
 impl Definitions for OneVm {
-    async fn find(&self, vm: VmId) -> Result<Option<(KnownVm, Option<MemberId>)>, String> {
-        let name = "web".to_owned();
-        Ok((vm == WEB).then_some((KnownVm { name, size: SIZE }, self.0)))
+    async fn find(&self, vm: VmId) -> Result<Option<(FoundVm, Option<MemberId>)>, String> {
+        let web = FoundVm {
+            known: KnownVm {
+                name: "web".to_owned(),
+                size: SIZE,
+            },
+            created: CREATED,
+        };
+        // As a look-up in the network: others come in between.
+        tokio::task::yield_now().await;
+        Ok((vm == WEB).then_some((web, self.0)))
     }
 }
 
@@ -193,7 +204,7 @@ async fn each_lie_is_refused_with_its_reason_and_leaves_nothing() {
     type Spoil = fn(&mut Terms);
     let members = Members::start();
     let host = members.host.identity.clone();
-    let spoilt: [(&str, Spoil); 7] = [
+    let spoilt: [(&str, Spoil); 8] = [
         ("another host", |t| t.host = MemberId([9; 32])),
         ("another member", |t| t.owner = MemberId([9; 32])),
         ("in the future", |t| t.to = NOW.plus(3600)),
@@ -201,6 +212,11 @@ async fn each_lie_is_refused_with_its_reason_and_leaves_nothing() {
         ("there is no VM", |t| t.lines[0].vm = Some(VmId([8; 32]))),
         ("more processor time", |t| {
             t.lines[0].used.cpu_ms = 400_000;
+        }),
+        ("more memory", |t| {
+            // The VM is not as old as that.
+            t.from = UnixTime(NOW.0 - 300 * 86_400);
+            t.lines[0].used.memory_mib_s = 512 * 299 * 86_400;
         }),
         ("damaged", |t| t.lines = vec![t.lines[0]; 2]),
     ];
@@ -265,4 +281,27 @@ async fn a_flood_is_looked_at_once_and_makes_no_book() {
     }
     let state = members.owner.state();
     assert!(state.seen.len() <= MAX_PACED && state.books.is_empty());
+}
+
+#[tokio::test]
+async fn hosts_that_send_at_once_get_no_more_books_than_there_are() {
+    let members = Members::start();
+    let (owner, before) = (&members.owner, MAX_BOOKS - 1);
+    for n in 0..before {
+        let book = Book::default();
+        owner.state().books.insert(MemberId([n as u8; 32]), book);
+    }
+    let replies = futures::future::join_all((0..3).map(|_| async {
+        let host = Identity::generate();
+        let terms = Terms {
+            host: host.member_id(),
+            ..members.terms()
+        };
+        let receipt = Receipt::sign(host.keys(), &terms).to_bytes();
+        owner.answer(terms.host, &receipt, NOW).await
+    }));
+    let replies = replies.await;
+    let confirmed = |reply: &&Reply| matches!(reply, Reply::Confirmed(_));
+    assert_eq!(replies.iter().filter(confirmed).count(), 1, "{replies:?}");
+    assert_eq!(owner.state().books.len(), MAX_BOOKS);
 }

@@ -9,7 +9,7 @@
 mod difference;
 mod file;
 
-pub use difference::{DifferingRevocations, RevocationDigests};
+pub use difference::{DifferingRevocations, KnownRevocations, RevocationDigests};
 
 use super::{Certificate, Invite, Refusal, Revocation, Target};
 use crate::{

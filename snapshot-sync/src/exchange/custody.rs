@@ -1,11 +1,10 @@
 //! Whether a member that keeps a replica still has it. An honest member may have lost chunks since:
 //! its disk was replaced, or its whole state was lost.
 
-use super::{Exchange, fetch::Scope, wire::MAX_IDS};
-use crate::{Error, ManifestId, Progress, error::blocking};
+use super::{Exchange, wire::MAX_IDS};
+use crate::{Error, ManifestId, error::blocking};
 use p2pvm_overlay::MemberId;
 use std::time::Duration;
-use tokio::sync::watch;
 
 /// How long before the next part of one question is sent. Reason: a snapshot of 100 GB has more
 /// than a million chunks, whose names in one burst would fill an uplink.
@@ -24,11 +23,7 @@ impl Exchange {
         member: MemberId,
         providers: &[MemberId],
     ) -> Result<usize, Error> {
-        let quiet = watch::Sender::new(Progress::default());
-        let nodes = self
-            .core
-            .fetch(manifest, providers, Scope::Nodes, &quiet)
-            .await?;
+        let nodes = self.fetch_nodes(manifest, providers).await?;
         let store = self.store().clone();
         let ids = blocking("listing the chunks of a replica", move || {
             let mut ids = Vec::new();

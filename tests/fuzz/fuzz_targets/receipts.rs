@@ -13,5 +13,6 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(terms) = receipt.terms() else { return };
     let _ = receipt.open(terms.host, terms.owner);
     let _ = terms.check_period(terms.to, UnixTime(0));
-    let _ = terms.check_amounts(|_| Some(Size { cpus: u32::MAX, ..Size::default() }));
+    let size = Size { cpus: u32::MAX, ..Size::default() };
+    let _ = terms.check_amounts(|_| Some((size, terms.from)));
 });

@@ -242,18 +242,17 @@ impl Host {
         (record, snapshot, proofs): (&VmRecord, &Snapshot, &[Vec<u8>]),
         progress: &watch::Sender<Progress>,
     ) -> Result<(Checkpoint, SavedVm), Error> {
-        let checkpoint = self
-            .parts
-            .vault
-            .fetch(snapshot.checkpoint, &snapshot.providers, progress)
-            .await?;
-        let kept = self.open_saved(&checkpoint.spec, record, proofs).await?;
+        let (id, providers) = (snapshot.checkpoint, &snapshot.providers);
+        let vault = &self.parts.vault;
+        // Its content may be large, and is of no use to a host for which nobody opens it.
+        let seen = vault.look_at(id, providers).await?;
+        let kept = self.open_saved(&seen.spec, record, proofs).await?;
         let kept = kept.filter(|k| k.definition.vm == record.definition.vm);
-        let broken = || Error::Chunks {
+        let kept = kept.ok_or_else(|| Error::Chunks {
             step: "reading the snapshot",
             source: "it is not a checkpoint of this VM".into(),
-        };
-        kept.map(|kept| (checkpoint, kept)).ok_or_else(broken)
+        })?;
+        Ok((vault.fetch(id, providers, progress).await?, kept))
     }
 
     async fn newest(

@@ -5,7 +5,7 @@
 
 use super::{Host, Slot};
 use crate::Error;
-use p2pvm_authority::{Resource, Revocation, Revocations};
+use p2pvm_authority::{Principal, Resource, Revocation, Revocations};
 use p2pvm_overlay::{UnixTime, VmId, chain};
 
 /// The revocations that another member or a record tells, as far as they are signed and have not
@@ -23,16 +23,26 @@ impl Host {
     }
 
     /// Keeps a revocation with a VM here; says whether it was new. The caller has decided that its
-    /// signer counts. It is in the VM's record after the next round.
+    /// signer counts. Without room it replaces one whose signer does not. It is in the VM's record
+    /// after the next round.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the VM is not here, [`Error::Refused`] with the reason, or the file
     /// system's.
-    pub fn revoke(&self, vm: VmId, revocation: Revocation) -> Result<bool, Error> {
+    pub fn revoke(
+        &self,
+        vm: VmId,
+        revocation: Revocation,
+        counts: impl Fn(&Principal) -> bool,
+    ) -> Result<bool, Error> {
         let slot = self.slot_of(vm);
         let slot = slot.ok_or_else(|| Error::NotFound(format!("the VM {}", vm.short())))?;
         let mut revoked = slot.entry().revoked;
-        let added = revoked.add(Resource::Vm(vm), revocation, UnixTime::now().0);
+        let signers = revoked.iter().map(|one| one.signer);
+        let strangers: Vec<Principal> = signers.filter(|signer| !counts(signer)).collect();
+        let keeps = |signer: &Principal| !strangers.contains(signer);
+        let now = UnixTime::now().0;
+        let added = revoked.add_over(Resource::Vm(vm), revocation, now, keeps);
         let refused = |why: p2pvm_authority::RevokeError| Error::Refused(why.to_string());
         if !added.map_err(refused)? {
             return Ok(false);
@@ -41,7 +51,7 @@ impl Host {
         self.update(&slot, |entry| {
             let _ = entry
                 .revoked
-                .add(Resource::Vm(vm), revocation, UnixTime::now().0);
+                .add_over(Resource::Vm(vm), revocation, now, keeps);
         })?;
         slot.set_unpublished(true);
         Ok(true)

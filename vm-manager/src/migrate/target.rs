@@ -267,6 +267,7 @@ impl Host {
         extras: &Extras,
     ) -> Result<Admitted, Error> {
         let name = &offer.definition.name;
+        self.must_be_open(name)?;
         if offer.secret.keys().vm_id() != offer.definition.vm {
             return Err(Error::Refused(format!(
                 "the offer of '{name}' has another VM's key"

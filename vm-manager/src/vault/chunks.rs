@@ -211,6 +211,16 @@ impl Vault for ChunkVault {
         Ok(pins.iter().any(|pin| pin.owner.is_none()))
     }
 
+    async fn look_at(&self, id: ManifestId, providers: &[MemberId]) -> Result<Checkpoint, Error> {
+        let step = "fetching the snapshot";
+        let nodes = self.exchange.fetch_nodes(id, providers).await;
+        let nodes = nodes.map_err(failed(step))?;
+        let chunks = self.chunks();
+        let checkpoint = blocking(step, move || Checkpoint::load(&chunks, id)).await;
+        drop(nodes);
+        checkpoint
+    }
+
     async fn fetch(
         &self,
         id: ManifestId,

@@ -12,7 +12,7 @@ use crate::{
     },
     fabric::FabricError,
     id::MemberId,
-    membership::{DifferingRevocations, Refusal, Revocation, Target},
+    membership::{DifferingRevocations, Refusal, Revocation, Target, Trust},
 };
 use crate::{read_lock, write_lock};
 use std::{
@@ -30,6 +30,9 @@ const TELL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many revocations a member sends without asking first. Reason: a digest of its set is as long
 /// as these.
 pub(super) const TOLD_AT_ONCE: usize = 32;
+/// How often a member is asked on one connection what it knows. Reason: these answers have half a
+/// million names, and one that says little at a time costs no more.
+const MAX_QUESTIONS: usize = 32;
 
 async fn send(shared: &Arc<Shared>, member: MemberId, gossip: Gossip) {
     for page in gossip.pages() {
@@ -49,18 +52,32 @@ async fn send(shared: &Arc<Shared>, member: MemberId, gossip: Gossip) {
 
 /// The revocations known here that a member does not know.
 async fn lacked_by(shared: &Arc<Shared>, member: MemberId) -> Result<Vec<Revocation>, FabricError> {
-    let trust = &shared.door.trust;
-    let (mut lacked, mut from) = (Vec::new(), Some(0));
-    while let Some(asked) = from {
-        let Ok(body) = postcard::to_stdvec(&trust.digests(asked)) else {
+    let ask = |body| shared.call(member, REVOCATIONS_SERVICE, body, TELL_TIMEOUT);
+    lacked_after(&shared.door.trust, ask).await
+}
+
+/// The revocations known here that the answers to `ask` do not name.
+async fn lacked_after<A>(
+    trust: &Trust,
+    ask: impl Fn(Vec<u8>) -> A,
+) -> Result<Vec<Revocation>, FabricError>
+where
+    A: Future<Output = Result<Vec<u8>, FabricError>>,
+{
+    let known = trust.known_revocations();
+    let (mut lacked, mut from) = (Vec::new(), 0);
+    for _ in 0..MAX_QUESTIONS {
+        let Ok(body) = postcard::to_stdvec(&known.digests(from)) else {
             break;
         };
-        let answer = shared.call(member, REVOCATIONS_SERVICE, body, TELL_TIMEOUT);
-        let Ok(theirs) = decode::<DifferingRevocations>(&answer.await?) else {
+        let Ok(theirs) = decode::<DifferingRevocations>(&ask(body).await?) else {
             break;
         };
-        lacked.extend(trust.lacked(asked, &theirs));
-        from = theirs.next(asked);
+        lacked.extend(trust.lacked(&known, from, &theirs));
+        match theirs.next(from) {
+            Some(next) => from = next,
+            None => break,
+        }
     }
     Ok(lacked)
 }
@@ -212,5 +229,24 @@ impl Driver {
                 .filter_map(|(member, _)| peer_of(*member))
                 .map(|peer| (due, peer)),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NetworkId;
+    use std::sync::atomic::{AtomicU16, Ordering};
+
+    #[tokio::test]
+    async fn a_member_that_says_little_is_asked_a_bounded_number_of_times() {
+        let (trust, asked) = (Trust::new(NetworkId([1; 32])), AtomicU16::new(0));
+        let ask = |_| async {
+            let next = asked.fetch_add(1, Ordering::Relaxed) + 1;
+            let answer = DifferingRevocations::none_before(next);
+            Ok(postcard::to_stdvec(&answer).unwrap())
+        };
+        assert!(lacked_after(&trust, ask).await.unwrap().is_empty());
+        assert_eq!(usize::from(asked.into_inner()), MAX_QUESTIONS);
     }
 }

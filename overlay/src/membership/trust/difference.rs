@@ -55,16 +55,16 @@ fn short(hasher: &blake3::Hasher) -> Name {
 }
 
 /// The names of what is known, by part; in each part in the order of their keys.
-fn by_part(known: &RevocationSet) -> Vec<Vec<(Name, &Revocation)>> {
+fn by_part(known: &RevocationSet) -> Vec<Vec<(Name, Key)>> {
     let mut parts = vec![Vec::new(); PARTS];
-    for (key, revocation) in &known.all {
+    for key in known.all.keys() {
         let name = hash(key);
-        parts[usize::from(name[0])].push((name, revocation));
+        parts[usize::from(name[0])].push((name, *key));
     }
     parts
 }
 
-fn digest(part: &[(Name, &Revocation)]) -> Name {
+fn digest(part: &[(Name, Key)]) -> Name {
     let mut hasher = blake3::Hasher::new_derive_key("p2pvm 2026 digest of a part of revocations");
     for (name, _) in part {
         hasher.update(name);
@@ -72,14 +72,31 @@ fn digest(part: &[(Name, &Revocation)]) -> Name {
     short(&hasher)
 }
 
-impl Trust {
+/// What this member knew when it began to ask another one, hashed once for all its questions.
+#[derive(Debug)]
+pub struct KnownRevocations {
+    parts: Vec<Vec<(Name, Key)>>,
+    digests: Vec<Name>,
+}
+
+impl KnownRevocations {
     /// What this member knows, for another to compare with; it is asked about the parts from `from`
     /// on.
     pub fn digests(&self, from: u16) -> RevocationDigests {
-        let known = self.read();
         RevocationDigests {
             from,
-            parts: by_part(&known).iter().map(|part| digest(part)).collect(),
+            parts: self.digests.clone(),
+        }
+    }
+}
+
+impl Trust {
+    /// What this member knows now, to ask another about it.
+    pub fn known_revocations(&self) -> KnownRevocations {
+        let parts = by_part(&self.read());
+        KnownRevocations {
+            digests: parts.iter().map(|part| digest(part)).collect(),
+            parts,
         }
     }
 
@@ -105,9 +122,13 @@ impl Trust {
 
     /// What this member knows and a member that answered so, asked from `from` on, does not. Each
     /// part counts once, whatever the other says.
-    pub fn lacked(&self, from: u16, theirs: &DifferingRevocations) -> Vec<Revocation> {
+    pub fn lacked(
+        &self,
+        mine: &KnownRevocations,
+        from: u16,
+        theirs: &DifferingRevocations,
+    ) -> Vec<Revocation> {
         let known = self.read();
-        let mine = by_part(&known);
         let (mut lacked, mut least) = (Vec::new(), from);
         let end = theirs.next(from).unwrap_or(u16::MAX);
         for (at, names) in &theirs.parts {
@@ -116,9 +137,9 @@ impl Trust {
             }
             least = u16::from(*at) + 1;
             let names: HashSet<&Name> = names.iter().collect();
-            let part = mine[usize::from(*at)].iter();
+            let part = mine.parts[usize::from(*at)].iter();
             let missing = part.filter(|(name, _)| !names.contains(name));
-            lacked.extend(missing.map(|(_, revocation)| (*revocation).clone()));
+            lacked.extend(missing.filter_map(|(_, key)| known.all.get(key).cloned()));
         }
         lacked
     }
@@ -140,6 +161,13 @@ impl DifferingRevocations {
         Self {
             parts: vec![(7, vec![[3; 16]])],
             next: Some(9),
+        }
+    }
+
+    pub(crate) fn none_before(next: u16) -> Self {
+        Self {
+            parts: Vec::new(),
+            next: Some(next),
         }
     }
 }
@@ -179,10 +207,11 @@ mod tests {
     /// What `there` lacks, and how many questions that took.
     fn asked(here: &Trust, there: &Trust) -> (Vec<Revocation>, usize) {
         let (mut lacked, mut from, mut questions) = (Vec::new(), 0, 0);
+        let known = here.known_revocations();
         loop {
             questions += 1;
-            let theirs = there.differing(&here.digests(from));
-            lacked.extend(here.lacked(from, &theirs));
+            let theirs = there.differing(&known.digests(from));
+            lacked.extend(here.lacked(&known, from, &theirs));
             match theirs.next(from) {
                 Some(next) => from = next,
                 None => return (lacked, questions),
@@ -216,19 +245,20 @@ mod tests {
         let (here, there, all) = revocations(3000);
         learn(&here, &all);
         learn(&there, &all[1..]);
-        let digests = here.digests(0);
+        let known = here.known_revocations();
+        let digests = known.digests(0);
         let answer = there.differing(&digests);
         let length = postcard::to_stdvec(&digests).unwrap().len()
             + postcard::to_stdvec(&answer).unwrap().len();
         assert!(length < 6000, "{length}");
-        assert_eq!(here.lacked(0, &answer), [all[0].clone()]);
+        assert_eq!(here.lacked(&known, 0, &answer), [all[0].clone()]);
     }
 
     #[test]
     fn an_answer_is_bounded_and_says_where_to_go_on() {
         let (here, there, all) = revocations(MAX_NAMES as u32 + 200);
         learn(&there, &all);
-        let answer = there.differing(&here.digests(0));
+        let answer = there.differing(&here.known_revocations().digests(0));
         let names: usize = answer.parts.iter().map(|(_, names)| names.len()).sum();
         assert!(names <= MAX_NAMES && answer.next(0).is_some());
         assert_eq!(answer.next(255), None, "an answer that goes back ends it");
@@ -248,7 +278,7 @@ mod tests {
             };
             let answer = there.differing(&theirs);
             assert!(answer.parts.len() <= PARTS);
-            there.lacked(from, &answer);
+            there.lacked(&there.known_revocations(), from, &answer);
         }
     }
 
@@ -256,15 +286,16 @@ mod tests {
     fn a_part_that_is_told_again_and_again_counts_once() {
         let (here, _, all) = revocations(300);
         learn(&here, &all);
+        let known = here.known_revocations();
         let nothing = |at| (at, Vec::new());
         let parts = (0..=255).chain(0..=255).map(nothing).collect();
         let flood = DifferingRevocations { parts, next: None };
-        assert_eq!(here.lacked(0, &flood).len(), all.len());
+        assert_eq!(here.lacked(&known, 0, &flood).len(), all.len());
         let ahead = DifferingRevocations {
             next: Some(9),
             ..flood
         };
-        let few = here.lacked(3, &ahead).len();
+        let few = here.lacked(&known, 3, &ahead).len();
         assert!(few < all.len() / 8, "the parts from 3 to 8 only: {few}");
     }
 }
