@@ -10,7 +10,10 @@ mod records;
 mod services;
 
 use crate::{
-    access::{policy::Policies, service::Access},
+    access::{
+        policy::Policies,
+        service::{Access, Offerer},
+    },
     addresses::{reach::Reach, resolver::Integration},
     cluster::{answer::Responder, ask::Questions, service::Cluster},
     config::Config,
