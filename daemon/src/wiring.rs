@@ -42,7 +42,7 @@ use network::Network;
 use p2pvm_api::Outcome;
 use p2pvm_dhcp::dns::HostResolver;
 use p2pvm_host::{Keeper, chain};
-use p2pvm_overlay::{MemberId, network_time::Exchange as ClockExchange, ring_driver::RingDriver};
+use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
 pub(crate) use services::Services;
