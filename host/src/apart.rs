@@ -85,6 +85,16 @@ pub fn let_go(ifname: &str) {
     tables::let_go(ifname);
 }
 
+/// Removes what [`keep_apart`] made for interfaces that are gone, whichever process made it.
+pub fn let_go_of_gone() {
+    if let Err(error) = tables::let_go_of_gone() {
+        tracing::debug!(
+            error = %crate::chain(&error),
+            "cannot remove the filters of guests' interfaces that are gone"
+        );
+    }
+}
+
 fn set(file: &str, value: &str) -> io::Result<()> {
     if fs::read_to_string(file)?.trim() != value {
         fs::write(file, value)?;

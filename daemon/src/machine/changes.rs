@@ -9,7 +9,7 @@ use crate::{
 };
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_host::{
-    chain,
+    apart, chain,
     journal::{Entries, Journal},
     undo as kernel,
 };
@@ -64,9 +64,11 @@ pub fn note_names(layout: &Layout, change: impl FnOnce(&mut NamesChanged)) -> Ou
         .doing("writing down what is to be undone")
 }
 
-/// Undoes everything in the journal. A change that cannot be undone is logged and stays there.
-/// `may` is called once no other process can write: false leaves everything as it is.
+/// Undoes everything in the journal, and removes the filters of guests that are gone. A change that
+/// cannot be undone is logged and stays there. `may` is called once no other process can write:
+/// false leaves the journal's changes as they are.
 pub fn undo_if(layout: &Layout, may: impl FnOnce() -> bool) {
+    apart::let_go_of_gone();
     if !layout.undo().exists() {
         return;
     }

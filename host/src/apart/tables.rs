@@ -7,7 +7,7 @@
 
 use crate::run::{RunError, run};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -16,6 +16,8 @@ use std::{
 
 /// How long before nft makes a table again that it has made.
 const AGAIN: Duration = Duration::from_secs(30);
+/// How the name of each table begins.
+const PREFIX: &str = "p2pvm_guest_";
 /// Before the chains of other programs.
 const PRIORITY: i32 = -500;
 
@@ -37,7 +39,20 @@ fn place(ifname: &str) -> io::Result<Place> {
 fn table(ifname: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     let name: String = ifname.chars().map(plain).collect();
-    format!("p2pvm_guest_{name}")
+    format!("{PREFIX}{name}")
+}
+
+/// The tables of guests' interfaces in nft's list of tables, without those of the interfaces that
+/// are there.
+fn without_interface(listed: &str, interfaces: &BTreeSet<String>) -> Vec<String> {
+    let kept: BTreeSet<String> = interfaces.iter().map(|name| table(name)).collect();
+    let named = listed
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("table netdev "));
+    named
+        .filter(|name| name.starts_with(PREFIX) && !kept.contains(*name))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The text for nft. Chain and table may be there already.
@@ -81,9 +96,43 @@ pub(super) fn let_go(ifname: &str) {
     }
 }
 
+/// Removes the tables of interfaces that are gone, whichever process made them: a daemon that was
+/// killed removes none.
+pub(super) fn let_go_of_gone() -> io::Result<()> {
+    let listed = match run("nft", &["list", "tables", "netdev"], "") {
+        Ok(listed) => listed,
+        Err(RunError::Missing { .. }) => return Ok(()),
+        Err(error) => return Err(io::Error::other(error)),
+    };
+    // After the list: an interface that comes later has no table in it.
+    let interfaces = nix::net::if_::if_nameindex()?
+        .iter()
+        .map(|one| one.name().to_string_lossy().into_owned())
+        .collect();
+    let gone = without_interface(&String::from_utf8_lossy(&listed), &interfaces);
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let text: String = gone
+        .iter()
+        .map(|name| format!("add table netdev {name}\ndelete table netdev {name}\n"))
+        .collect();
+    run("nft", &["-f", "-"], &text).map_err(io::Error::other)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_tables_of_gone_interfaces_are_removed() {
+        let listed = "table netdev p2pvm_guest_pv1\ntable netdev other\n\
+            table netdev p2pvm_guest_pv2\ntable ip p2pvm_guest_pv3\n";
+        let there = BTreeSet::from(["pv1".to_owned(), "eth0".to_owned()]);
+        assert_eq!(without_interface(listed, &there), ["p2pvm_guest_pv2"]);
+        assert!(without_interface("", &there).is_empty());
+    }
 
     #[test]
     fn a_table_has_a_name_that_nft_reads() {
