@@ -143,7 +143,7 @@ async fn no_vm_moves_to_a_host_that_is_shutting_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_vm_that_is_not_made_is_not_remembered_as_this_hosts_own() {
+async fn a_vm_that_is_not_made_is_not_remembered_as_own() {
     let lab = Lab::new(3).await;
     let web = lab.vm(0, "web").await;
     let quiet = watch::Sender::default();

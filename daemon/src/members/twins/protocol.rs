@@ -12,12 +12,13 @@
 //!
 //! An instance gives way to another that is proved to live, that outranks it, and whose statement
 //! lists its present rank ([`Watch`]). A statement older than the newest one known of the same
-//! instance does not count. So never do all instances give way: in a circle of instances that each
-//! give way to the next, each would have signed its last statement after reading the next one's
-//! last statement, which is a circle in time. If a daemon crashes and restarts meanwhile, this
-//! holds only if all instances use one board and wait for each answer: an instance that has read
-//! the new start's statement there has also read the last one of the old start. So an instance uses
-//! the nearest member's board only.
+//! instance does not count. **The rank of an instance that has heard of another one only rises**: a
+//! statement that lists nobody makes nobody give way, so only the ranks after that count. So never
+//! do all instances give way: in a circle of instances that each give way to the next, each would
+//! have a greater rank at last than the one before it, round to the first. If a daemon crashes and
+//! restarts meanwhile, this holds only if all instances use one board and wait for each answer: an
+//! instance that has read the new start's statement there has also read the last one of the old
+//! start. So an instance uses the nearest member's board only.
 //!
 //! Protocol only: the parent module sends, and carries a verdict out.
 
@@ -60,12 +61,12 @@ impl std::fmt::Display for InstanceId {
     }
 }
 
-/// Decides which instance keeps the identity: one with running guests before one without, then the
-/// one that started earlier. Reason: running guests are not given up for a machine without any. A
+/// Decides which instance keeps the identity: one with guests that run, or have run since it heard of
+/// another instance, before one without; then the one that started earlier. Reason: running guests are not given up for a machine without any. A
 /// wrong clock can only make the wrong instance keep it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rank {
-    /// Whether the instance runs guests.
+    /// Whether the instance runs guests, or has run some since it heard of another.
     pub guests: bool,
     /// When the daemon started, by its own clock.
     pub started: UnixTime,
@@ -153,9 +154,11 @@ impl Watch {
         }
     }
 
-    /// Sets whether guests run here.
+    /// Sets whether guests run here. Beside other instances guests that have run count as running:
+    /// the rank may not fall, or a circle of instances could give way to each other.
     pub fn set_guests(&mut self, guests: bool) {
-        if self.rank.guests != guests {
+        let may = guests || self.others.is_empty();
+        if self.rank.guests != guests && may {
             self.rank.guests = guests;
             self.version += 1;
             self.seq += 1;

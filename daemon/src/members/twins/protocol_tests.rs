@@ -106,24 +106,65 @@ fn a_restarted_daemon_is_no_twin_of_what_it_left() {
 fn a_word_of_before_the_rank_changed_drives_nobody_out() {
     let keys = KeyPair::generate();
     let (mut a, mut b) = (instance(&keys, 1, 100), instance(&keys, 2, 200));
+    assert_eq!(b.handle(a.statement(&keys)), None);
+    assert_eq!(
+        a.handle(b.statement(&keys)),
+        Some(Verdict::Keep(b.instance))
+    );
+    // Its guests begin to run before it reads what would drive it out.
+    let late = a.statement(&keys);
+    b.set_guests(true);
+    assert_eq!(b.handle(late.clone()), Some(Verdict::Keep(a.instance)));
+    // The elder one has guests too, but has not heard of those of the other.
     a.set_guests(true);
     assert_eq!(b.handle(a.statement(&keys)), None);
     assert_eq!(
         a.handle(b.statement(&keys)),
         Some(Verdict::Keep(b.instance))
     );
-    // With guests it would win over b; but these stop, and b has heard that before the older word
-    // arrives.
-    let late = a.statement(&keys);
-    a.set_guests(false);
-    b.set_guests(true);
-    let now = a.statement(&keys);
-    assert!(b.handle(now).is_some());
     assert_eq!(b.handle(late), None, "an older word than the newest heard");
     assert_eq!(
-        a.handle(b.statement(&keys)),
-        Some(Verdict::GiveWay(b.instance))
+        b.handle(a.statement(&keys)),
+        Some(Verdict::GiveWay(a.instance))
     );
+}
+
+#[test]
+fn beside_another_instance_a_rank_does_not_fall() {
+    let keys = KeyPair::generate();
+    let (mut a, b) = (instance(&keys, 1, 200), instance(&keys, 2, 100));
+    a.set_guests(true);
+    a.set_guests(false);
+    assert!(!a.statement(&keys).rank.guests, "it is alone");
+    a.set_guests(true);
+    a.handle(b.statement(&keys));
+    a.set_guests(false);
+    assert!(a.statement(&keys).rank.guests);
+}
+
+#[test]
+fn three_whose_guests_come_and_go_do_not_all_give_way() {
+    use Step::{Arrive, Guests, Tell};
+    let steps = [
+        Tell(1, 0),
+        Tell(2, 1),
+        Arrive(0),
+        Arrive(0),
+        Tell(1, 1),
+        Arrive(0),
+        Tell(0, 1),
+        Guests(1, true),
+        Tell(2, 1),
+        Tell(1, 0),
+        Guests(1, false),
+        Arrive(0),
+        Arrive(0),
+        Arrive(0),
+        Tell(1, 1),
+        Tell(0, 1),
+        Tell(2, 0),
+    ];
+    World::run(3, &steps).unwrap();
 }
 
 #[test]
