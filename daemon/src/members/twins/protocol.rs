@@ -61,9 +61,10 @@ impl std::fmt::Display for InstanceId {
     }
 }
 
-/// Decides which instance keeps the identity: one with guests that run, or have run since it heard of
-/// another instance, before one without; then the one that started earlier. Reason: running guests are not given up for a machine without any. A
-/// wrong clock can only make the wrong instance keep it.
+/// Decides which instance keeps the identity: one with guests that run, or have run since it heard
+/// of another instance, before one without; then the one that started earlier. Reason: running
+/// guests are not given up for a machine without any. A wrong clock can only make the wrong one
+/// keep it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rank {
     /// Whether the instance runs guests, or has run some since it heard of another.
