@@ -66,7 +66,16 @@ impl Stage {
     pub fn raise(test: &str) -> Self {
         let lab = lab(test, &public_sites(&["a", "b", "c", "r", "p", "d"], 4.0));
         prepare_images(&lab);
-        network(&lab, &["a", "b", "c", "r", "p"]);
+        // The VM's voters and the keepers of its snapshot are the members that stay daemons.
+        network(&lab, &DAEMONS);
+        let web = boot(&lab);
+        let taken: p2pvm_api::SnapshotTaken = lab
+            .json("a", &["vm", "snapshot", "web", "--name", "kept"])
+            .unwrap();
+        let invite = lab.invite("a", 2).unwrap();
+        for host in ["r", "p"] {
+            lab.join(host, &invite).unwrap();
+        }
         let delegate = lab.p2pvm("a", &["invite", "--delegate"]).unwrap();
         lab.join("d", &delegate).unwrap();
         let rogue = Member::take_over(&lab, "r", true);
@@ -77,10 +86,6 @@ impl Stage {
         for member in [&rogue, &delegate, &honest] {
             member.wait_for(&members);
         }
-        let web = boot(&lab);
-        let taken: p2pvm_api::SnapshotTaken = lab
-            .json("a", &["vm", "snapshot", "web", "--name", "kept"])
-            .unwrap();
         let pids = DAEMONS.iter().map(|host| pid(&lab, host)).collect();
         let word = |host: &&str| lab.status(host).unwrap().health.word;
         let words = DAEMONS.iter().map(word).collect();

@@ -44,6 +44,9 @@ use tun_rs::{VIRTIO_NET_HDR_LEN, VirtioNetHdr};
 const MAX_SEGMENTS: usize = 128;
 /// How long nothing is read from an interface that is down or away.
 const AWAY_PAUSE: Duration = Duration::from_millis(100);
+/// How many frames in a row may be unreadable before a pause.
+/// Reason: an error that does not end must not take a processor.
+const MAX_UNREADABLE: u32 = 10_000;
 
 impl Inner {
     pub fn attach_port(self: &Arc<Self>, config: GuestPort) -> Result<(), Error> {
@@ -153,8 +156,13 @@ fn run(inner: &Inner, port: &Port) {
     let mut buf = vec![0; stride * MAX_SEGMENTS];
     let mut sizes = vec![0; MAX_SEGMENTS];
     let mut scratch = Scratch::default();
+    let mut unreadable = 0u32;
     while !port.stop.raised() && !inner.stop.raised() {
-        match port.socket.receive(&mut raw) {
+        let received = port.socket.receive(&mut raw);
+        if received.is_ok() {
+            unreadable = 0;
+        }
+        match received {
             Ok(len) if port.passes() => {
                 if let Some(count) = take(inner, port, &mut raw[..len], &mut buf, &mut sizes) {
                     let epoch = wire_epoch(port.config.epoch);
@@ -178,8 +186,16 @@ fn run(inner: &Inner, port: &Port) {
                     break;
                 }
             }
+            // The kernel has no words for this frame's offloads, and has dropped it: a guest sends
+            // as many of them as it likes.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) && unreadable < MAX_UNREADABLE => {
+                unreadable += 1;
+            }
             // The interface is down or away; the owner detaches the port when the guest is gone.
-            Err(_) => thread::sleep(AWAY_PAUSE),
+            Err(_) => {
+                thread::sleep(AWAY_PAUSE);
+                unreadable = 0;
+            }
         }
     }
 }
