@@ -69,6 +69,10 @@ impl Stage {
         // The VM's voters and the keepers of its snapshot are the members that stay daemons.
         network(&lab, &DAEMONS);
         let web = boot(&lab);
+        for name in ["idle", "busy"] {
+            let words = ["vm", "create", name, "--image", image(), "--memory", "64M"];
+            lab.p2pvm("a", &words).unwrap();
+        }
         let taken: p2pvm_api::SnapshotTaken = lab
             .json("a", &["vm", "snapshot", "web", "--name", "kept"])
             .unwrap();

@@ -3,7 +3,6 @@
 
 use super::{Attempt, Stage};
 use crate::common::set_policy;
-use p2pvm_api::VmView;
 use p2pvm_overlay::{Epoch, FabricError, UnixTime, identity::KeyPair, membership::vm_mac};
 use p2pvm_vm_manager::{
     Definition, GuestAddress, VmSecret,
@@ -329,16 +328,7 @@ fn give_way_running(stage: &Stage) {
 
 /// The copy may be promised, but goes only when the voters have confirmed the VM elsewhere.
 fn give_way_stopped(stage: &Stage) {
-    let words = [
-        "vm",
-        "create",
-        "idle",
-        "--image",
-        crate::common::image(),
-        "--memory",
-        "64M",
-    ];
-    let made: VmView = stage.lab.json("a", &words).unwrap();
+    let made = stage.lab.vm("a", "idle").unwrap();
     let vm = made.id.parse().unwrap();
     for _ in 0..3 {
         tell_host(stage, "a", &VmRequest::GiveWay(vm));
@@ -352,16 +342,7 @@ fn give_way_stopped(stage: &Stage) {
 
 /// The voters are asked now and then: the VM's owner does with it what it likes meanwhile.
 fn said_elsewhere(stage: &Stage) {
-    let words = [
-        "vm",
-        "create",
-        "busy",
-        "--image",
-        crate::common::image(),
-        "--memory",
-        "64M",
-    ];
-    let made: VmView = stage.lab.json("a", &words).unwrap();
+    let made = stage.lab.vm("a", "busy").unwrap();
     for vm in [stage.vm(), made.id.parse().unwrap()] {
         let body = postcard::to_stdvec(&VmRequest::Took(vm)).unwrap();
         let bodies = vec![body; 5000];
