@@ -17,16 +17,9 @@ pub(crate) async fn run(context: &Context) -> Outcome<ExitCode> {
     let mut client = context.daemon().await?;
     let done = {
         let mut progress = Progress::new("draining");
-        let drained =
-            client.follow::<DrainItem, DrainAnswer>("/drain", &(), move |event| match event {
-                Event::Step(step) => progress.step(&step),
-                Event::Item(item) => progress.line(&format!(
-                    "{} ({} of {})",
-                    line(&item.vm),
-                    item.done,
-                    item.of
-                )),
-            });
+        let drained = client.follow::<DrainItem, DrainAnswer>("/drain", &(), move |event| {
+            show(&mut progress, event)
+        });
         tokio::pin!(drained);
         tokio::select! {
             done = &mut drained => done?,
@@ -64,12 +57,25 @@ pub(crate) async fn run(context: &Context) -> Outcome<ExitCode> {
     Ok(code)
 }
 
-fn moved(vm: &VmMoved) -> String {
+pub(super) fn moved(vm: &VmMoved) -> String {
     format!("{} runs on {}", vm.name, vm.host)
 }
 
 fn stayed(vm: &VmStayed) -> String {
     format!("{} stays: {}", vm.name, vm.why)
+}
+
+/// Shows what a drain tells on its way, also that of `p2pvm offer off`.
+pub(super) fn show(progress: &mut Progress, event: Event<DrainItem>) {
+    match event {
+        Event::Step(step) => progress.step(&step),
+        Event::Item(item) => progress.line(&format!(
+            "{} ({} of {})",
+            line(&item.vm),
+            item.done,
+            item.of
+        )),
+    }
 }
 
 /// The outcome for one VM.

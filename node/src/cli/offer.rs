@@ -2,7 +2,7 @@
 //! has moved or was stopped; its exit code tells whether any runs on.
 
 use super::{
-    Context,
+    Context, drain,
     offer_args::{Offer, OfferSet},
     print::{self, report},
     progress::Progress,
@@ -10,7 +10,7 @@ use super::{
 use hyper::Method;
 use p2pvm_api::{
     DrainItem, DrainStopping, Failure, Kind, OfferChange, OfferEnded, OfferOff, OfferShare,
-    OfferView, Outcome, VmDrained, client::Event,
+    OfferView, Outcome, client::Event,
 };
 use std::process::ExitCode;
 
@@ -153,15 +153,7 @@ async fn off(context: &Context, wanted: OfferOff) -> Outcome<ExitCode> {
     let mut client = context.daemon().await?;
     let done = {
         let mut progress = Progress::new("offer off");
-        let follow = move |event: Event<DrainItem>| match event {
-            Event::Step(step) => progress.step(&step),
-            Event::Item(item) => progress.line(&format!(
-                "{} ({} of {})",
-                line(&item.vm),
-                item.done,
-                item.of
-            )),
-        };
+        let follow = move |event: Event<DrainItem>| drain::show(&mut progress, event);
         let ending = client.follow::<DrainItem, OfferEnded>("/offer/off", &wanted, follow);
         tokio::pin!(ending);
         tokio::select! {
@@ -193,18 +185,8 @@ async fn off(context: &Context, wanted: OfferOff) -> Outcome<ExitCode> {
     Ok(ExitCode::from(failure.kind as u8))
 }
 
-fn line(vm: &VmDrained) -> String {
-    match vm {
-        VmDrained::Moved(vm) => format!("{} runs on {}", vm.name, vm.host),
-        VmDrained::Stayed(vm) => format!("{} stays: {}", vm.name, vm.why),
-    }
-}
-
 fn summary(done: &OfferEnded) -> Vec<String> {
-    let moved = done.moved.iter();
-    let mut lines: Vec<String> = moved
-        .map(|vm| format!("{} runs on {}", vm.name, vm.host))
-        .collect();
+    let mut lines: Vec<String> = done.moved.iter().map(drain::moved).collect();
     let stopped = done.stopped.iter();
     lines.extend(stopped.map(|vm| format!("{} was stopped: {}", vm.name, vm.why)));
     let kept = done.kept.iter();
