@@ -30,9 +30,10 @@ use gather::Gather;
 use lan::Lan;
 use limits::Limits;
 use p2pvm_api::{DashboardChange, DashboardView, Outcome, Role, Sight};
+use p2pvm_host::lock;
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 use switch::Switch;
@@ -121,11 +122,7 @@ impl Dashboard {
             on: self.switch.is_on(),
             url: url(&token),
             reader_url: url(&reader_token),
-            trouble: self
-                .trouble
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            trouble: lock(&self.trouble).clone(),
             token,
             reader_token,
             port: self.port,
@@ -153,6 +150,6 @@ impl Dashboard {
         if let Some(trouble) = &trouble {
             tracing::warn!("the dashboard is not served on the network: {trouble}");
         }
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *lock(&self.trouble) = trouble;
     }
 }

@@ -5,10 +5,11 @@
 //! beyond a number share one bucket, so that neither memory nor the rate of all of them grows with
 //! their number.
 
+use p2pvm_host::lock;
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -85,7 +86,7 @@ impl<K: Eq + Hash> Buckets<K> {
 
     /// Takes one out of the key's bucket; if it is empty, says how long until there is one.
     pub(crate) fn take(&self, key: K) -> Result<(), Duration> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         state.take(key, Instant::now())
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 use p2pvm_api::{
     DrainItem, OfferChange, OfferEnded, OfferOff, OfferView, Outcome, VmDrained, VmStayed,
 };
-use p2pvm_host::{chain, presence};
+use p2pvm_host::{chain, lock, presence};
 use p2pvm_overlay::network_time::steady_millis;
 use p2pvm_vm_manager::{
     directory::RunGoal,
@@ -24,7 +24,7 @@ use p2pvm_vm_manager::{
     offer::Closed,
 };
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::{sync::Notify, task::JoinSet};
@@ -94,7 +94,7 @@ impl Offers {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Whether a VM of another member runs here.

@@ -2,13 +2,14 @@
 
 use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_authority::Token;
+use p2pvm_host::lock;
 use p2pvm_overlay::durable::write_atomically;
 use std::{
     collections::BTreeMap,
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 /// How many tokens are kept.
@@ -64,7 +65,7 @@ impl KeptTokens {
     }
 
     fn tokens(&self) -> MutexGuard<'_, BTreeMap<String, Token>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tokens)
     }
 
     pub fn all(&self) -> Vec<Token> {

@@ -13,6 +13,7 @@ use crate::{
 use async_trait::async_trait;
 use p2pvm_api::{Failure, Kind, Outcome, RevokeToken, TokenRevoked};
 use p2pvm_authority::{Resource, Revocation, Serial};
+use p2pvm_host::lock;
 use p2pvm_overlay::{Epoch, FabricError, MemberId, Serve, UnixTime, VmId};
 use p2pvm_vm_manager::{
     directory::Directory,
@@ -20,7 +21,7 @@ use p2pvm_vm_manager::{
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -141,7 +142,7 @@ impl Revoker {
 
     /// Notes whether a stay's host keeps a revocation; false if that was noted already.
     fn note(&self, serial: Serial, stay: Stay, keeps: bool) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         told.insert(serial, (stay, keeps)) != Some((stay, keeps))
     }
 
@@ -219,10 +220,7 @@ impl Revoker {
 
     async fn look(&self) {
         let left = self.tokens.revocations();
-        self.told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|serial, _| left.iter().any(|(_, one)| one.serial == *serial));
+        lock(&self.told).retain(|serial, _| left.iter().any(|(_, one)| one.serial == *serial));
         let mut stays: BTreeMap<VmId, Option<Stay>> = BTreeMap::new();
         for (resource, revocation) in left {
             let Resource::Vm(vm) = resource else { continue };
@@ -254,7 +252,7 @@ impl Revoker {
 
     /// The stay whose host keeps a revocation, as far as this member knows.
     fn was_told(&self, serial: &Serial) -> Option<Stay> {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = lock(&self.told);
         let (stay, keeps) = *told.get(serial)?;
         keeps.then_some(stay)
     }

@@ -3,10 +3,11 @@
 //! after another.
 
 use p2pvm_authority::Amounts;
+use p2pvm_host::lock;
 use p2pvm_overlay::MemberId;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// The VMs that are being made.
@@ -72,7 +73,7 @@ impl Shares {
     }
 
     fn lock(&self) -> MutexGuard<'_, Making> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

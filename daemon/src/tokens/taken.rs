@@ -3,13 +3,14 @@
 
 use p2pvm_api::{Doing, Failure, Outcome};
 use p2pvm_authority::{Resource, Revocation, Serial};
+use p2pvm_host::lock;
 use p2pvm_overlay::durable::write_atomically;
 use std::{
     collections::BTreeMap,
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 /// How many revocations are kept.
@@ -50,7 +51,7 @@ impl TakenBack {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Serial, (Resource, Revocation)>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.all)
     }
 
     pub fn all(&self) -> Vec<(Resource, Revocation)> {

@@ -3,12 +3,13 @@
 
 use p2pvm_api::{Doing, Failure, Outcome, UserView};
 use p2pvm_authority::{Asked, Principal, Proof, ProofError, SeenProofs};
+use p2pvm_host::lock;
 use p2pvm_overlay::{MemberId, UnixTime, durable::write_atomically, membership::valid_name};
 use std::{
     collections::BTreeMap,
     fs, io,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 /// How many users are known.
@@ -49,7 +50,7 @@ impl Users {
     }
 
     fn names(&self) -> MutexGuard<'_, BTreeMap<String, MemberId>> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.names)
     }
 
     /// Gives a key a name here; a name has one key.
@@ -116,7 +117,7 @@ impl Users {
     /// The user that proves a request of a member, once.
     pub fn prove(&self, proof: &str, asked: &Asked<'_>) -> Result<Principal, ProofError> {
         let proof: Proof = proof.parse()?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         seen.accept(&proof, asked, UnixTime::now().0)
     }
 }

@@ -9,7 +9,7 @@ use super::{
 use async_trait::async_trait;
 use futures::StreamExt;
 use p2pvm_authority::{Receipt, ReceiptRefusal, Reply, Size, Terms};
-use p2pvm_host::chain;
+use p2pvm_host::{chain, lock};
 use p2pvm_overlay::{
     Fabric, FabricError, MemberId, Serve, UnixTime, VmId,
     identity::{Identity, Signature},
@@ -17,7 +17,7 @@ use p2pvm_overlay::{
 use p2pvm_vm_manager::{Definition, directory::Directory};
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
@@ -155,7 +155,7 @@ impl Desk {
 
     /// What is kept.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn me(&self) -> MemberId {

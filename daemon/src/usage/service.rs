@@ -9,7 +9,7 @@ use super::{
 };
 use crate::parts::Parts;
 use p2pvm_authority::Usage;
-use p2pvm_host::chain;
+use p2pvm_host::{chain, lock};
 use p2pvm_overlay::{MemberId, UnixTime, VmId};
 use p2pvm_snapshot_sync::Exchange;
 use p2pvm_vm_manager::{
@@ -19,7 +19,7 @@ use p2pvm_vm_manager::{
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 use tokio::time::MissedTickBehavior;
@@ -47,10 +47,6 @@ pub(crate) struct Accounting {
     totals: Mutex<Rows>,
     /// MiB of replicas stored for other members, as last measured.
     kept: Mutex<BTreeMap<MemberId, u64>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Accounting {

@@ -13,11 +13,11 @@ use super::{
 use crate::{config::Config, layout::Layout};
 use axum::Extension;
 use p2pvm_api::Outcome;
-use p2pvm_host::chain;
+use p2pvm_host::{chain, lock};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -60,13 +60,13 @@ impl Lan {
 
     /// Why not all addresses are served.
     pub fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = lock(&self.trouble);
         let all: Vec<&str> = trouble.values().map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
     fn note_trouble(&self, at: SocketAddr, why: Option<String>) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = lock(&self.trouble);
         match why {
             Some(why) => drop(trouble.insert(at, why)),
             None => drop(trouble.remove(&at)),

@@ -11,13 +11,13 @@ use super::{Dashboard, access::Hosts, limits::Source, routes};
 use crate::http::connection::converse;
 use axum::{Extension, Router};
 use p2pvm_api::{Doing, Outcome};
-use p2pvm_host::{SocketPath, chain};
+use p2pvm_host::{SocketPath, chain, lock};
 use std::{
     collections::HashMap,
     future::Future,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -248,7 +248,7 @@ struct Seat(Seats, Source);
 
 impl Seats {
     fn take(&self, source: Source) -> Option<Seat> {
-        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats = lock(&self.0);
         let (all, own) = (
             seats.values().sum::<usize>(),
             seats.get(&source).copied().unwrap_or(0),
@@ -263,7 +263,7 @@ impl Seats {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut seats = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats = lock(&self.0.0);
         if let Some(own) = seats.get_mut(&self.1) {
             *own -= 1;
             if *own == 0 {

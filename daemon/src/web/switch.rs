@@ -3,9 +3,10 @@
 
 use crate::layout::{Layout, read_if_there, write_atomically};
 use p2pvm_api::{Failure, Kind, Outcome, Role};
+use p2pvm_host::lock;
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 use tokio::sync::watch;
 
@@ -42,10 +43,7 @@ impl Token {
     }
 
     fn text(&self) -> String {
-        self.text
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.text).clone()
     }
 
     /// Whether `shown` is the token, in constant time (BLAKE3 compares hashes in constant time).
@@ -56,7 +54,7 @@ impl Token {
     fn renew(&self) -> Outcome<()> {
         let fresh = encoded(&rand::random());
         write_atomically(&self.file, format!("{fresh}\n").as_bytes(), 0o600)?;
-        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *lock(&self.text) = fresh;
         Ok(())
     }
 }

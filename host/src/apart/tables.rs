@@ -5,12 +5,15 @@
 //! nft is a program: it runs when an interface comes, and again now and then, since a firewall that
 //! is loaded again may remove all tables.
 
-use crate::run::{RunError, run};
+use crate::{
+    lock,
+    run::{RunError, run},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -28,7 +31,7 @@ type Place = (u64, String);
 static MADE: Mutex<BTreeMap<Place, (u32, Instant)>> = Mutex::new(BTreeMap::new());
 
 fn made() -> MutexGuard<'static, BTreeMap<Place, (u32, Instant)>> {
-    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&MADE)
 }
 
 fn place(ifname: &str) -> io::Result<Place> {

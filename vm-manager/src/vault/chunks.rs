@@ -3,7 +3,7 @@
 use super::{Candidates, CheckpointInput, Copies, Durability, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
-use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair};
+use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair, lock};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
     Replication, ReplicationState, SealKey, Sealer, file::ImportOptions,
@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     future::Future,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::watch;
 
@@ -42,7 +42,7 @@ impl ChunkVault {
     }
 
     fn sealers(&self) -> MutexGuard<'_, HashMap<VmId, Sealer>> {
-        self.sealers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sealers)
     }
 
     /// What seals a VM's next snapshot.
