@@ -20,6 +20,7 @@ mod framed;
 #[path = "../../tests/golden.rs"]
 mod golden;
 mod guard;
+pub mod guardian;
 pub mod handover;
 pub mod host;
 pub mod hypervisor;

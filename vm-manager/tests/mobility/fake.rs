@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use p2pvm_overlay::{BoxStream, MemberId, VmId};
 use p2pvm_vm_manager::{
     Error,
+    guardian::GuardedProcess,
     hypervisor::{
         Accel, CheckpointFiles, Halt, Hypervisor, IncomingSockets, Machine, MachineSpec,
         MachineStats, MigrateOptions, MigrationReport, Progress, RunState, Start,
@@ -214,6 +215,7 @@ impl Hypervisor for FakeHypervisor {
         lock(&self.world.machines).push(machine.clone());
         match start {
             Start::Boot => machine.run(),
+            Start::Held => {}
             Start::Incoming => {
                 machine.state.send_replace(RunState::Incoming);
                 let bind = |name| UnixListener::bind(machine.socket(name)).unwrap();
@@ -251,6 +253,16 @@ fn broken(e: std::io::Error) -> Error {
 impl Machine for FakeMachine {
     fn spec(&self) -> &MachineSpec {
         &self.spec
+    }
+    fn guarded(&self) -> Option<GuardedProcess> {
+        let lives = *self.state.borrow() != RunState::Stopped;
+        // Not a process: for the fake guardian, which only compares numbers.
+        let address = std::ptr::from_ref(self).addr() as u64;
+        lives.then_some(GuardedProcess {
+            pid: 1,
+            started: address,
+            freeze: None,
+        })
     }
     fn watch(&self) -> watch::Receiver<RunState> {
         self.state.subscribe()
