@@ -20,6 +20,11 @@ pub const MAX_REPLICAS: usize = 4;
 /// How long a host is silent before it counts as lost unless the VM says otherwise.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
 
+/// The least and the most that may be chosen for it. Reason: below, a loaded host counts as lost.
+pub const MIN_LOST_AFTER: Duration = Duration::from_secs(5);
+/// As [`MIN_LOST_AFTER`].
+pub const MAX_LOST_AFTER: Duration = Duration::from_secs(24 * 3600);
+
 /// The name by which a restore means the newest replica, unless a snapshot has it.
 pub const REPLICA: &str = "replica";
 
@@ -138,6 +143,14 @@ impl Protection {
                 ));
             }
             _ => {}
+        }
+        if self.lost_after < MIN_LOST_AFTER || self.lost_after > MAX_LOST_AFTER {
+            return refused(format!(
+                "a host counts as lost after {} s to {} s of silence, not {:?}",
+                MIN_LOST_AFTER.as_secs(),
+                MAX_LOST_AFTER.as_secs(),
+                self.lost_after
+            ));
         }
         if !(1..=MAX_REPLICAS).contains(&self.replicas) {
             return refused(format!(
