@@ -3,7 +3,7 @@
 //!
 //! This file says what is wished, and no more: replicas are made by `crate::replicas`.
 
-use crate::{Error, directory::Snapshot, framed, vault::Durability};
+use crate::{Error, framed, vault::Durability};
 use p2pvm_overlay::{Epoch, MemberId, UnixTime};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
@@ -231,19 +231,6 @@ impl Replica {
     /// How many members other than the host that took it hold it.
     pub fn copies(&self) -> u32 {
         self.providers.len().saturating_sub(1) as u32
-    }
-
-    /// The same as a snapshot, which a restore brings back.
-    pub fn as_snapshot(&self) -> Snapshot {
-        Snapshot {
-            name: REPLICA.into(),
-            checkpoint: self.checkpoint,
-            taken: self.taken,
-            epoch: self.epoch,
-            with_ram: false,
-            durability: self.durability.clone(),
-            providers: self.providers.clone(),
-        }
     }
 
     /// How old the disk is that it would bring back.

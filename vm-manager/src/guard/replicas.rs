@@ -25,8 +25,8 @@ use tokio::sync::{Semaphore, watch};
 const LOOK: Duration = Duration::from_secs(1);
 /// How many rounds are made at a time; more may be sending. Reason: a host's guests share its disk.
 const AT_A_TIME: usize = 2;
-/// How long a replica may take to reach its holders before a newer one takes its place. Reason: what
-/// came stays with the holders, and is not sent again.
+/// How long a replica may take to reach its holders before a newer one takes its place. Reason:
+/// what came stays with the holders, and is not sent again.
 const SENDING: Duration = Duration::from_secs(600);
 /// How long between two looks whether a VM whose replica is being sent is still here.
 const STILL_HELD: Duration = Duration::from_secs(5);

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     Error,
     hypervisor::{
-        ChangedDisk, CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions,
-        MigrationReport, Progress, RunState,
+        ChangedDisk, CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats,
+        MigrateOptions, MigrationReport, Progress, RunState,
     },
     jail::Jail,
     run_dir::RunDir,
