@@ -7,6 +7,7 @@ mod gone;
 pub(crate) mod guests;
 pub(crate) mod http;
 pub(crate) mod releases;
+mod replicas;
 pub(crate) mod rights;
 pub(crate) mod service;
 mod view;

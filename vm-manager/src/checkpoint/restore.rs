@@ -17,6 +17,7 @@ use crate::{
         revoked::checked,
     },
     hypervisor::{Progress, RunState, Start},
+    protection::{REPLICA, Replica},
     sealed::seal_key,
 };
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
@@ -81,7 +82,11 @@ impl Host {
             .snapshots
             .iter()
             .find(|s| s.name == snapshot)
-            .cloned();
+            .cloned()
+            .or_else(|| {
+                let replica = record.replica.as_ref().filter(|_| snapshot == REPLICA);
+                replica.map(Replica::as_snapshot)
+            });
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
         if self.slot_of(record.definition.vm).is_none() {
@@ -198,15 +203,7 @@ impl Host {
             .map(|s| s.entry())
             .filter(|e| !e.is_branch())
         {
-            Some(e) => Ok(VmRecord {
-                definition: e.definition,
-                holder: self.me,
-                epoch: e.epoch,
-                wanted: e.wanted,
-                snapshots: e.snapshots,
-                owner: e.owner,
-                revoked: e.revoked,
-            }),
+            Some(entry) => Ok(entry.record(self.me)),
             None => self.record(name).await,
         }
     }
@@ -294,6 +291,9 @@ impl Host {
             gives_way: None,
             owner: record.owner,
             revoked: checked(record.definition.vm, &record.revoked),
+            protection: record.protection.clone(),
+            replica: record.replica.clone(),
+            sending: None,
         })
     }
 

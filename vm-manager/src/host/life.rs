@@ -157,6 +157,9 @@ impl Host {
             gives_way: None,
             owner: Some(owner),
             revoked: Revocations::NONE,
+            protection: crate::Protection::default(),
+            replica: None,
+            sending: None,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
@@ -214,6 +217,12 @@ impl Host {
                 self.parts
                     .vault
                     .forget(snapshot.checkpoint, &snapshot.providers, &keys)
+                    .await?;
+            }
+            for replica in entry.replica.iter().chain(&entry.sending) {
+                self.parts
+                    .vault
+                    .forget(replica.checkpoint, &replica.providers, &keys)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;
