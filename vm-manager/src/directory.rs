@@ -2,7 +2,13 @@
 //! host that holds it, and one a name. Records find, they do not decide: a record may be stale, and
 //! the voters named in it say which host may run the VM.
 
-use crate::{Definition, Error, error::undecided, framed, vault::Durability};
+use crate::{
+    Definition, Error,
+    error::undecided,
+    framed,
+    protection::{Protection, Replica},
+    vault::Durability,
+};
 use p2pvm_authority::{Revocation, Revocations};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
@@ -69,12 +75,22 @@ pub struct VmRecord {
     /// The tokens for the VM that were revoked, as its host says: not checked.
     #[serde(skip)]
     pub revoked: Revocations,
+    /// How well it is to outlive its host.
+    #[serde(skip)]
+    pub protection: Protection,
+    /// The newest replica of its disk that all its holders have.
+    #[serde(skip)]
+    pub replica: Option<Replica>,
 }
 
 /// The optional field behind a record that holds the VM's owner.
 const OWNER: u8 = 1;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
+/// The optional field that holds how the VM is protected, unless as one of a previous release.
+const PROTECTION: u8 = 16;
+/// The optional field that holds the newest replica of its disk.
+const REPLICA: u8 = 17;
 
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
@@ -90,6 +106,15 @@ impl VmRecord {
             bytes.extend([REVOKED, one.len() as u8]);
             bytes.extend(one);
         }
+        if !self.protection.is_default() {
+            let field = self.protection.to_field();
+            bytes.extend([PROTECTION, field.len() as u8]);
+            bytes.extend(field);
+        }
+        if let Some(field) = self.replica.as_ref().map(Replica::to_field) {
+            bytes.extend([REPLICA, field.len() as u8]);
+            bytes.extend(field);
+        }
         bytes
     }
 
@@ -104,6 +129,11 @@ impl VmRecord {
             match *field {
                 OWNER => record.owner = value.try_into().ok().map(MemberId),
                 REVOKED => revoked.extend(Revocation::from_field(value)),
+                PROTECTION => {
+                    let read = Protection::from_field(value);
+                    record.protection = read.unwrap_or(record.protection);
+                }
+                REPLICA => record.replica = Replica::from_field(value).or(record.replica),
                 _ => {}
             }
             fields = behind;
@@ -287,6 +317,8 @@ mod tests {
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
             revoked: Revocations::NONE,
+            protection: Protection::default(),
+            replica: None,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
@@ -330,6 +362,8 @@ mod tests {
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
             revoked: Revocations::unchecked(revoked),
+            protection: Protection::default(),
+            replica: None,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));

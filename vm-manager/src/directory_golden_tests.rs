@@ -47,6 +47,8 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         owner,
         revoked: Revocations::NONE,
+        protection: Protection::default(),
+        replica: None,
     }
 }
 

@@ -453,15 +453,7 @@ impl Host {
         if !matches!(entry.role, Role::Held | Role::Leaving { .. }) {
             return;
         }
-        let record = VmRecord {
-            definition: entry.definition.clone(),
-            holder: self.me,
-            epoch: entry.epoch,
-            wanted: entry.wanted,
-            snapshots: entry.snapshots.clone(),
-            owner: entry.owner,
-            revoked: entry.revoked.clone(),
-        };
+        let record = entry.record(self.me);
         match self
             .directory
             .publish(&entry.secret.keys(), &record, entry.seq)

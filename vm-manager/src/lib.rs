@@ -28,6 +28,7 @@ mod jail;
 pub mod migrate;
 pub mod offer;
 pub mod port;
+pub mod protection;
 pub mod qemu;
 mod run_dir;
 mod sealed;
@@ -40,6 +41,7 @@ pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
 pub use host::{Host, HostOptions, Parts};
 pub use port::Port;
+pub use protection::{Protection, Replica};
 #[cfg(fuzzing)]
 pub use sealed::parse as parse_sealed;
 pub use sealed::{KeyShare, ReleaseRule};

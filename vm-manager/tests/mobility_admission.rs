@@ -11,7 +11,7 @@ use p2pvm_overlay::{
     identity::{Identity, KeyPair},
 };
 use p2pvm_vm_manager::{
-    Definition, Error, GuestAddress, NewVm, VmSecret,
+    Definition, Error, GuestAddress, NewVm, Protection, VmSecret,
     checkpoint::RestoreOptions,
     directory::{Directory, RunGoal, Snapshot, VmRecord},
     host::VmState,
@@ -208,6 +208,8 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         snapshots: vec![snapshot],
         owner: None,
         revoked: Revocations::NONE,
+        protection: Protection::default(),
+        replica: None,
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();
     let force = RestoreOptions { force: true };

@@ -6,7 +6,7 @@ use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, identity::KeyPair};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use p2pvm_vm_manager::{
-    Definition, GuestAddress,
+    Definition, GuestAddress, Protection,
     directory::{Directory, RunGoal, VmRecord},
 };
 
@@ -48,6 +48,8 @@ async fn elsewhere(alone: &Alone, name: &str) {
         snapshots: vec![],
         owner: Some(OWNER),
         revoked: Revocations::NONE,
+        protection: Protection::default(),
+        replica: None,
     };
     directory.publish(&keys, &record, 0).await.unwrap();
 }

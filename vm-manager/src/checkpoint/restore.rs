@@ -198,15 +198,7 @@ impl Host {
             .map(|s| s.entry())
             .filter(|e| !e.is_branch())
         {
-            Some(e) => Ok(VmRecord {
-                definition: e.definition,
-                holder: self.me,
-                epoch: e.epoch,
-                wanted: e.wanted,
-                snapshots: e.snapshots,
-                owner: e.owner,
-                revoked: e.revoked,
-            }),
+            Some(entry) => Ok(entry.record(self.me)),
             None => self.record(name).await,
         }
     }
@@ -294,6 +286,8 @@ impl Host {
             gives_way: None,
             owner: record.owner,
             revoked: checked(record.definition.vm, &record.revoked),
+            protection: record.protection.clone(),
+            replica: record.replica.clone(),
         })
     }
 

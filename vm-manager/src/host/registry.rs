@@ -9,9 +9,10 @@
 use crate::{
     Definition, Error,
     definition::VmSecret,
-    directory::{RunGoal, Snapshot},
+    directory::{RunGoal, Snapshot, VmRecord},
     error::io_at,
     hypervisor::MachineSpec,
+    protection::{Protection, Replica},
 };
 use data_encoding::BASE32_NOPAD;
 use p2pvm_authority::Revocations;
@@ -126,6 +127,12 @@ pub struct Entry {
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
+    /// How well it is to outlive its host.
+    #[serde(default, skip_serializing_if = "Protection::is_default")]
+    pub protection: Protection,
+    /// The newest replica of its disk that all its holders have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<Replica>,
 }
 
 impl Entry {
@@ -158,6 +165,21 @@ impl Entry {
     pub(crate) fn make_replaced(&mut self, me: MemberId, newer: Epoch) {
         let note = format!("a restore here replaced it in epoch {newer}");
         self.make_branch(me, newer, note);
+    }
+
+    /// What the network's records are to say of it, held by `holder`.
+    pub(crate) fn record(&self, holder: MemberId) -> VmRecord {
+        VmRecord {
+            definition: self.definition.clone(),
+            holder,
+            epoch: self.epoch,
+            wanted: self.wanted,
+            snapshots: self.snapshots.clone(),
+            owner: self.owner,
+            revoked: self.revoked.clone(),
+            protection: self.protection.clone(),
+            replica: self.replica.clone(),
+        }
     }
 
     /// The name of its directory.
@@ -368,6 +390,8 @@ pub(crate) mod tests {
             gives_way: None,
             owner: None,
             revoked: Revocations::NONE,
+            protection: Protection::default(),
+            replica: None,
         }
     }
 

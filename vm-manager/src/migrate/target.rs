@@ -308,6 +308,8 @@ impl Host {
             gives_way: None,
             owner: extras.owner,
             revoked: checked(offer.definition.vm, &extras.revoked),
+            protection: extras.protection.clone(),
+            replica: extras.replica.clone(),
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

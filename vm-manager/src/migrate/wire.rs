@@ -4,14 +4,16 @@
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
-//! missing. Four are in use: the span that the move's trace is within, how much disk the move
-//! takes, the VM's owner, and once for each the revoked tokens for the VM.
+//! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
+//! VM's owner, once for each the revoked tokens for the VM, how the VM is protected, and the newest
+//! replica of its disk.
 
 use crate::{
     Definition,
     definition::VmSecret,
     directory::Snapshot,
     hypervisor::Progress,
+    protection::{Protection, Replica},
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
@@ -122,6 +124,10 @@ const DISK_NEED: u8 = 2;
 const OWNER: u8 = 3;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
+/// The optional field that holds how the VM is protected, unless as one of a previous release.
+const PROTECTION: u8 = 16;
+/// The optional field that holds the newest replica of its disk.
+const REPLICA: u8 = 17;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,16 +149,24 @@ pub struct Extras {
     pub owner: Option<MemberId>,
     /// With an offer: the tokens for the VM that were revoked, not checked.
     pub revoked: Revocations,
+    /// With an offer: how well the VM is to outlive its host.
+    pub protection: Protection,
+    /// With an offer: the newest replica of its disk that all its holders have.
+    pub replica: Option<Replica>,
 }
 
 impl Extras {
     /// No field.
-    pub const NONE: Self = Self {
-        within: SpanContext::NONE,
-        need: None,
-        owner: None,
-        revoked: Revocations::NONE,
-    };
+    pub fn none() -> Self {
+        Self {
+            within: SpanContext::NONE,
+            need: None,
+            owner: None,
+            revoked: Revocations::NONE,
+            protection: Protection::default(),
+            replica: None,
+        }
+    }
 }
 
 /// A request with its optional fields, as it is sent.
@@ -175,6 +189,15 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([REVOKED, one.len() as u8]);
         body.extend(one);
     }
+    if !extras.protection.is_default() {
+        let field = extras.protection.to_field();
+        body.extend([PROTECTION, field.len() as u8]);
+        body.extend(field);
+    }
+    if let Some(field) = extras.replica.as_ref().map(Replica::to_field) {
+        body.extend([REPLICA, field.len() as u8]);
+        body.extend(field);
+    }
     body
 }
 
@@ -184,7 +207,7 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
 /// What makes the request unreadable; a bad optional field does not.
 pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
     let (request, mut fields) = postcard::take_from_bytes::<Request>(body)?;
-    let (mut extras, mut revoked) = (Extras::NONE, Vec::new());
+    let (mut extras, mut revoked) = (Extras::none(), Vec::new());
     while let [field, length, rest @ ..] = fields {
         let Some((bytes, behind)) = rest.split_at_checked(usize::from(*length)) else {
             break;
@@ -204,6 +227,11 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
+            PROTECTION => {
+                let read = Protection::from_field(bytes);
+                extras.protection = read.unwrap_or(extras.protection);
+            }
+            REPLICA => extras.replica = Replica::from_field(bytes).or(extras.replica),
             _ => {}
         }
         fields = behind;
@@ -219,7 +247,7 @@ pub async fn ask(
     request: &Request,
     timeout: Duration,
 ) -> Result<Answer, FabricError> {
-    ask_with(fabric, to, request, &Extras::NONE, timeout).await
+    ask_with(fabric, to, request, &Extras::none(), timeout).await
 }
 
 /// Sends a request with optional fields to `to`.
@@ -266,6 +294,8 @@ mod tests {
             }),
             owner: Some(MemberId([5; 32])),
             revoked: crate::directory::golden_tests::revoked(),
+            protection: crate::protection::tests::chosen(),
+            replica: Some(crate::protection::tests::replica(2)),
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));
@@ -275,8 +305,8 @@ mod tests {
             "as it was read before there were such fields"
         );
         let without = postcard::to_allocvec(&request()).unwrap();
-        assert_eq!(encode(&request(), &Extras::NONE), without);
-        assert_eq!(decode(&without).unwrap(), (request(), Extras::NONE));
+        assert_eq!(encode(&request(), &Extras::none()), without);
+        assert_eq!(decode(&without).unwrap(), (request(), Extras::none()));
     }
 
     #[test]
@@ -306,7 +336,7 @@ mod tests {
                 within: from_traceparent(CONTEXT).unwrap(),
                 need: None,
                 owner: None,
-                revoked: Revocations::NONE,
+                ..Extras::none()
             }
         );
     }

@@ -50,7 +50,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: within.clone(),
                 need: None,
                 owner: None,
-                revoked: Revocations::NONE,
+                ..Extras::none()
             },
         ),
         (
@@ -59,7 +59,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: SpanContext::NONE,
                 need,
                 owner: None,
-                revoked: Revocations::NONE,
+                ..Extras::none()
             },
         ),
         (
@@ -68,7 +68,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: SpanContext::NONE,
                 need: None,
                 owner,
-                revoked: Revocations::NONE,
+                ..Extras::none()
             },
         ),
         (
@@ -77,7 +77,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within: within.clone(),
                 need,
                 owner,
-                revoked: Revocations::NONE,
+                ..Extras::none()
             },
         ),
         (
@@ -87,6 +87,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 need,
                 owner,
                 revoked: revoked(),
+                ..Extras::none()
             },
         ),
     ]
@@ -121,7 +122,7 @@ fn members_of_the_previous_version_read_every_message_of_a_migration() {
     golden::check("migrate", |golden| {
         let plain = requests()
             .into_iter()
-            .map(|(name, request)| (name, (request, Extras::NONE)));
+            .map(|(name, request)| (name, (request, Extras::none())));
         let offers = with_fields()
             .into_iter()
             .map(|(name, extras)| (name, (prepare(), extras)));

@@ -132,6 +132,8 @@ impl Move {
             need: self.host.disk_need(entry).await,
             owner: entry.owner,
             revoked: entry.revoked.clone(),
+            protection: entry.protection.clone(),
+            replica: entry.replica.clone(),
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;
