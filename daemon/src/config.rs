@@ -4,6 +4,7 @@
 mod lan;
 
 use crate::{
+    event_log,
     layout::{Layout, read_if_there},
     offer::settings::Offer,
     service, traces,
@@ -86,6 +87,8 @@ pub struct Config {
     pub placement: Placement,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
+    /// How much of the log of events is kept, and which events are posted to a URL.
+    pub(crate) events: event_log::Settings,
     /// A sentence about a table with its previous name in the file.
     #[serde(skip)]
     pub renamed: Option<String>,
@@ -173,6 +176,7 @@ impl Default for Config {
             offer: Offer::default(),
             placement: Placement::default(),
             traces: traces::Settings::default(),
+            events: event_log::Settings::default(),
             renamed: None,
         }
     }
@@ -254,6 +258,7 @@ impl Config {
         }
         self.offer.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
+        self.events.check()?;
         self.traces.check()
     }
 

@@ -85,6 +85,8 @@ pub enum Halt {
     DiskError,
     /// It shut itself down.
     PoweredOff,
+    /// Its kernel panicked, and it ended.
+    Panicked,
 }
 
 impl std::fmt::Display for Halt {
@@ -93,6 +95,7 @@ impl std::fmt::Display for Halt {
             Self::DiskFull => "host disk full",
             Self::DiskError => "host disk error",
             Self::PoweredOff => "powered off",
+            Self::Panicked => "kernel panic",
         })
     }
 }

@@ -38,7 +38,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     }
 }
 
-const FAMILIES: [Family; 27] = [
+const FAMILIES: [Family; 31] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),
@@ -129,9 +129,22 @@ const FAMILIES: [Family; 27] = [
         "p2pvm_used_memory_byte_seconds_total",
         "Memory promised to an owner's VMs here, times seconds.",
     ),
+    counter("p2pvm_events_total", "Events recorded here, by kind."),
+    gauge(
+        "p2pvm_snapshots",
+        "Snapshots of the VMs here, by whether as many members as wanted have them.",
+    ),
+    gauge(
+        "p2pvm_voters_silent",
+        "Voters of a VM here that have no control connection to this member.",
+    ),
+    gauge(
+        "p2pvm_disk_free_bytes",
+        "Room for others than root on the disk with this node's state.",
+    ),
 ];
 
-fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
+pub(super) fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
     Sample {
         name: name.to_owned(),
         labels: labels
@@ -208,6 +221,7 @@ impl Node {
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
         samples.extend(used(&self.usage.totals()));
+        samples.extend(self.kept());
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));

@@ -93,6 +93,7 @@ impl Vms {
             still: None,
             note: Some(note),
             owner: record.owner,
+            restart: None,
         };
         VmView {
             state,

@@ -1,6 +1,6 @@
 //! VMs as the control API shows them.
 
-use super::service::Vms;
+use super::{history::restart_word, service::Vms};
 use p2pvm_api::{ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
@@ -88,6 +88,7 @@ impl Vms {
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
+            restart: vm.restart.map(restart_word),
         }
     }
 

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Error,
     hypervisor::{Machine, RunState},
+    restart::Restarts,
 };
 use p2pvm_overlay::MemberId;
 pub(crate) use p2pvm_overlay::lock;
@@ -53,6 +54,8 @@ pub(crate) struct Slot {
     heeded: Mutex<Option<Instant>>,
     /// Its part of what this host offers to other members, until it is removed.
     place: Mutex<Option<Place>>,
+    /// Its restarts after it ended by itself.
+    pub(super) restarts: Mutex<Restarts>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -97,6 +100,7 @@ impl Slot {
             copying: Mutex::default(),
             heeded: Mutex::default(),
             place: Mutex::new(place),
+            restarts: Mutex::default(),
         })
     }
 
@@ -256,6 +260,7 @@ impl Slot {
             note: entry.note,
             still: None,
             owner: entry.owner,
+            restart: Some(entry.protection.restart),
         }
     }
 }

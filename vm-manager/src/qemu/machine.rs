@@ -297,8 +297,8 @@ async fn follow(
             }
             event = events.recv() => match event {
                 Ok(event) => {
-                    if event.name == "SHUTDOWN" && event.data["guest"] == true {
-                        halt.send_replace(Some(Halt::PoweredOff));
+                    if let Some(why) = end_of(&event) {
+                        halt.send_replace(Some(why));
                     }
                     concerns_state(&event, &spec)
                 }
@@ -331,6 +331,17 @@ async fn follow(
     jail.remove().await;
     state.send_replace(RunState::Stopped);
     tracing::info!(vm = %spec.vm.short(), "guest ended");
+}
+
+/// Why a guest ends by itself, if the event says that it does (QEMU's `run-state.json`).
+fn end_of(event: &Event) -> Option<Halt> {
+    if event.name != "SHUTDOWN" || event.data["guest"] != true {
+        return None;
+    }
+    match event.data["reason"] == "guest-panic" {
+        true => Some(Halt::Panicked),
+        false => Some(Halt::PoweredOff),
+    }
 }
 
 fn concerns_state(event: &Event, spec: &MachineSpec) -> bool {
