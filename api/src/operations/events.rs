@@ -1,6 +1,6 @@
 //! What happened: the log of events, and how a VM's guest is to be treated when it ends.
 
-use super::{ALL, ALL_LOOKING, LOOKING, Method, Operation, Parameter, ROOT, items, json};
+use super::{ALL_LOOKING, LOOKING, Method, Operation, Parameter, ROOT, WITH_MEMBERS, items, json};
 use crate::{EventView, EventsEnd, EventsPage, EventsWanted, ProofView, SetVm, VmView};
 
 /// A parameter with any text.
@@ -49,7 +49,7 @@ pub(super) const EVENTS: &[Operation] = &[
     json::<VmView>(
         Method::Post,
         "/vms/{name}/settings",
-        ALL,
+        WITH_MEMBERS,
         "Changes whether a VM's guest is started again when it ends.",
     )
     .body::<SetVm>(),

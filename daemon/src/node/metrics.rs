@@ -410,6 +410,29 @@ mod tests {
         );
     }
 
+    /// Every name in the shipped alerts is exported, and so is every kind of event.
+    #[test]
+    fn the_alerts_are_about_figures_that_there_are() {
+        let rules = include_str!("../../../packaging/prometheus/p2pvm.rules.yml");
+        let queries: Vec<&str> = rules
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("expr: "))
+            .collect();
+        assert!(queries.len() > 7);
+        for query in queries {
+            let words = query.split(|c: char| !(c.is_ascii_alphanumeric() || "_-".contains(c)));
+            for name in words.clone().filter(|word| word.starts_with("p2pvm_")) {
+                let family = FAMILIES.iter().find(|family| family.name == name);
+                let family = family.unwrap_or_else(|| panic!("{query}: {name} is not exported"));
+                let is_rated = query.contains(&format!("increase({name}"));
+                assert!(!family.counter || is_rated, "{query}: {name} is a counter");
+            }
+            let kind = query.split("kind=\"").nth(1).and_then(|rest| rest.split('"').next());
+            let is_kind = |kind| p2pvm_api::EventKind::KNOWN.iter().any(|(_, word)| *word == kind);
+            assert!(kind.is_none_or(is_kind), "{query}: no event is of that kind");
+        }
+    }
+
     #[test]
     fn use_is_told_by_owner() {
         let hour = Usage {
