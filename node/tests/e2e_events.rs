@@ -57,7 +57,14 @@ fn a_killed_guest_runs_again_and_its_history_is_proved() {
         .json(
             "b",
             &[
-                "vm", "create", "web", "--image", image(), "--memory", "128M", "--start",
+                "vm",
+                "create",
+                "web",
+                "--image",
+                image(),
+                "--memory",
+                "128M",
+                "--start",
             ],
         )
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
@@ -76,7 +83,10 @@ fn a_killed_guest_runs_again_and_its_history_is_proved() {
     // What follows ends with the first line: the event of the restart.
     let line = lines.map_while(Result::ok).next().expect("an event");
     let event: EventView = serde_json::from_str(&line).unwrap();
-    assert_eq!((event.kind, event.name.as_deref()), (EventKind::GuestRestarted, Some("web")));
+    assert_eq!(
+        (event.kind, event.name.as_deref()),
+        (EventKind::GuestRestarted, Some("web"))
+    );
     follow.kill().unwrap();
     follow.wait().unwrap();
     let seen = kinds(&lab);
@@ -103,7 +113,8 @@ fn the_log_survives_a_kill(lab: &Lab) {
 fn the_proof_holds_until_it_is_changed(lab: &Lab) {
     let file = lab.dir("b").unwrap().join("web.proof");
     let path = file.to_str().unwrap();
-    lab.p2pvm("b", &["explain", "web", "--proof", path]).unwrap();
+    lab.p2pvm("b", &["explain", "web", "--proof", path])
+        .unwrap();
     // Another member of the network checks it, without its daemon.
     let said = lab.p2pvm("a", &["explain", "--verify", path]).unwrap();
     assert!(said.contains("guest-crashed"), "{said}");
@@ -122,11 +133,20 @@ fn a_guest_that_is_never_to_be_restarted_stays_stopped() {
         .json(
             "b",
             &[
-                "vm", "create", "web", "--image", image(), "--memory", "128M", "--start",
+                "vm",
+                "create",
+                "web",
+                "--image",
+                image(),
+                "--memory",
+                "128M",
+                "--start",
             ],
         )
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
-    let set: VmView = lab.json("b", &["vm", "set", "web", "--restart", "never"]).unwrap();
+    let set: VmView = lab
+        .json("b", &["vm", "set", "web", "--restart", "never"])
+        .unwrap();
     assert_eq!(set.restart, Some(RestartWord::Never));
     kill(guest_process(&made).expect("the guest runs"));
     lab.wait(
@@ -135,7 +155,10 @@ fn a_guest_that_is_never_to_be_restarted_stays_stopped() {
         Duration::from_millis(200),
         || {
             let vm = lab.vm("b", "web")?;
-            let told = vm.note.as_deref().is_some_and(|note| note.contains("process ended"));
+            let told = vm
+                .note
+                .as_deref()
+                .is_some_and(|note| note.contains("process ended"));
             Ok((vm.state == VmStateView::Stopped && told).then_some(()))
         },
     )

@@ -135,7 +135,8 @@ impl Machine for QemuMachine {
     }
 
     async fn stop(&self, patience: Duration) -> Result<(), Error> {
-        if *self.state.borrow() == RunState::Stopped || self.halted() == Some(Halt::PoweredOff) {
+        let ends = matches!(self.halted(), Some(Halt::PoweredOff | Halt::Panicked));
+        if ends || *self.state.borrow() == RunState::Stopped {
             // It has shut itself down. Its process flushes its disk and may wait for the other side
             // of a move, which goes now.
             self.relay.lock().await.take();
