@@ -105,7 +105,7 @@ fn a_reader_gets_pages_in_order_or_the_newest_events() {
     assert_eq!(seqs(dir.path(), &wanted(Some(2), 2, Some("web"))), [3, 5]);
     let by_id = WEB.to_string();
     assert_eq!(seqs(dir.path(), &wanted(None, 2, Some(&by_id))), [7, 9]);
-    assert_eq!(seqs(dir.path(), &wanted(None, 2, Some("db"))), []);
+    assert!(seqs(dir.path(), &wanted(None, 2, Some("db"))).is_empty());
 }
 
 proptest! {
