@@ -219,7 +219,9 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn arbitrary_bytes_are_read_without_a_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+    ) {
         let (_, good) = frames(&bytes);
         prop_assert!(good <= bytes.len());
         let _ = KeptEvent::from_bytes(&bytes).map(|kept| kept.event());

@@ -55,7 +55,7 @@ fn numbers_and_chains_go_on_after_a_restart() {
 }
 
 #[test]
-fn the_oldest_events_go_when_the_log_is_too_large_or_too_old() {
+fn the_oldest_events_of_a_large_or_old_log_go() {
     let dir = tempfile::tempdir().unwrap();
     let bounds = Bounds {
         bytes: 16 << 10,

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_receiver_is_named_by_a_url_and_a_secret_is_not_repeated() {
+    fn a_url_names_a_receiver_and_its_secret_is_not_repeated() {
         let one: Endpoint = "https://alerts.example/hook?key=1".parse().unwrap();
         assert!(one.tls && one.port == 443 && one.path == "/hook?key=1");
         let one: Endpoint = "http://[::1]:9000".parse().unwrap();

@@ -427,9 +427,19 @@ mod tests {
                 let is_rated = query.contains(&format!("increase({name}"));
                 assert!(!family.counter || is_rated, "{query}: {name} is a counter");
             }
-            let kind = query.split("kind=\"").nth(1).and_then(|rest| rest.split('"').next());
-            let is_kind = |kind| p2pvm_api::EventKind::KNOWN.iter().any(|(_, word)| *word == kind);
-            assert!(kind.is_none_or(is_kind), "{query}: no event is of that kind");
+            let kind = query
+                .split("kind=\"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next());
+            let is_kind = |kind| {
+                p2pvm_api::EventKind::KNOWN
+                    .iter()
+                    .any(|(_, word)| *word == kind)
+            };
+            assert!(
+                kind.is_none_or(is_kind),
+                "{query}: no event is of that kind"
+            );
         }
     }
 

@@ -5,8 +5,8 @@ use std::{path::PathBuf, time::Duration};
 
 /// The example of `p2pvm events`.
 pub const EVENTS_EXAMPLE: &str = "Examples:\n  p2pvm events --since 2h\n  p2pvm events --vm web \
-    --kind guest-crashed --json\n  p2pvm events --follow\n\nEach host keeps the events that it saw: \
-    ask the host that a VM was on. docs/events.md lists the kinds.";
+    --kind guest-crashed --json\n  p2pvm events --follow\n\nEach host keeps the events that it \
+    saw: ask the host that a VM was on. docs/events.md lists the kinds.";
 
 /// The example of `p2pvm explain`.
 pub const EXPLAIN_EXAMPLE: &str = "Examples:\n  p2pvm explain web\n  p2pvm explain web --proof \

@@ -92,10 +92,15 @@ fn verify(context: &Context, file: &Path) -> Outcome<()> {
     let is_ours = |chain: &ProvedChain| own.as_deref() == Some(&*chain.network.to_string());
     if own.is_some() && !chains.iter().all(is_ours) {
         return Err(Failure::refused(
-            "the proof is of another network than this machine's: nobody here vouches for its hosts",
+            "the proof is of another network than this machine's: nobody here vouches for its \
+                hosts",
         ));
     }
-    let event = |event: &Event| json!({ "at": at(event), "kind": event.kind, "seq": event.seq, "text": event.sentence });
+    let event = |event: &Event| {
+        json!({
+            "at": at(event), "kind": event.kind, "seq": event.seq, "text": event.sentence,
+        })
+    };
     let chain = |chain: &ProvedChain| {
         let events: Vec<_> = chain.events.iter().map(event).collect();
         json!({
