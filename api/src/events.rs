@@ -99,19 +99,6 @@ impl EventKind {
             Self::MemberConnected | Self::MemberLost | Self::MemberJoined | Self::RequestRefused
         )
     }
-
-    /// Whether the event says how the VM came to where it is.
-    pub fn is_about_place(&self) -> bool {
-        matches!(
-            self,
-            Self::VmCreated
-                | Self::VmMoved
-                | Self::VmRestored
-                | Self::VmTakenOver
-                | Self::VmLost
-                | Self::VmFenced
-        )
-    }
 }
 
 /// One event.
