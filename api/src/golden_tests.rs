@@ -50,6 +50,7 @@ fn requests(passed: &mut Passed) {
         disk_bytes,
         start: true,
         on,
+        restart: None,
     };
     passed.text("create", create(None, None));
     passed.text("create.on", create(Some(10 << 30), Some("cellar".into())));
@@ -110,6 +111,7 @@ fn bare_vm() -> VmView {
         cpu: None,
         moving: None,
         snapshots: Vec::new(),
+        restart: None,
     }
 }
 

@@ -6,8 +6,10 @@
 //! it below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
+use events::EVENTS;
 use owners::{OFFER, TOKENS, USAGE};
 
+mod events;
 mod owners;
 
 /// One operation.
@@ -56,7 +58,8 @@ impl Method {
 pub struct Parameter {
     /// Its name.
     pub name: &'static str,
-    /// Its allowed words; none if it is true or false, with false as the default.
+    /// Its allowed words; none if it is true or false, with false as the default; `*` alone for any
+    /// text.
     pub words: &'static [&'static str],
     /// Its meaning.
     pub meaning: &'static str,
@@ -256,7 +259,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, EVENTS,
     DASHBOARD,
 ];
 

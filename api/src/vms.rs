@@ -1,8 +1,8 @@
 //! Virtual machines: requests and states. Moves are in `moves`.
 
 use crate::{
-    ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationView, SnapshotState, Step,
-    VmIdText, VmStateView,
+    ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationViewRestartWord,
+    SnapshotState, Step, VmIdText, VmStateView,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,18 @@ pub struct CreateVm {
     /// The member to create it on: a name, id or address. None is the member that was asked.
     #[serde(default)]
     pub on: Option<String>,
+    /// Whether its guest is started again when it ends; none is on-failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartWord>,
+}
+
+/// The request of `p2pvm vm set`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SetVm {
+    /// Whether its guest is started again when it ends; none leaves it as it is.
+    #[serde(default)]
+    pub restart: Option<RestartWord>,
 }
 
 /// The request of `p2pvm vm restore`.
@@ -107,6 +119,9 @@ pub struct VmView {
     pub moving: Option<Moving>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
+    /// Whether its guest is started again when it ends, if its host says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartWord>,
 }
 
 /// The reachability of a guest from its own host, through the guest's interface.

@@ -5,6 +5,7 @@ mod heal;
 mod lan;
 
 use crate::{
+    event_log,
     layout::{Layout, read_if_there},
     offer::settings::Offer,
     service, traces,
@@ -89,6 +90,8 @@ pub struct Config {
     pub placement: Placement,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
+    /// How much of the log of events is kept, and which events are posted to a URL.
+    pub(crate) events: event_log::Settings,
     /// A sentence about a table with its previous name in the file.
     #[serde(skip)]
     pub renamed: Option<String>,
@@ -177,6 +180,7 @@ impl Default for Config {
             heal: heal::Heal::default(),
             placement: Placement::default(),
             traces: traces::Settings::default(),
+            events: event_log::Settings::default(),
             renamed: None,
         }
     }
@@ -259,6 +263,7 @@ impl Config {
         self.offer.check()?;
         self.heal.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
+        self.events.check()?;
         self.traces.check()
     }
 

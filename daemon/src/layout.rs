@@ -146,6 +146,11 @@ impl Layout {
         self.0.join("usage")
     }
 
+    /// The log of events: what happened to VMs, members and this host.
+    pub fn events(&self) -> PathBuf {
+        self.0.join("events")
+    }
+
     /// The web dashboard's token for operators.
     pub fn dashboard_token(&self) -> PathBuf {
         self.0.join("dashboard.token")

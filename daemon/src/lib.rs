@@ -6,6 +6,7 @@ mod addresses;
 pub mod clock;
 mod cluster;
 pub mod config;
+mod event_log;
 mod events;
 mod failure;
 #[cfg(test)]

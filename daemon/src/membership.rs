@@ -238,6 +238,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.vms(),
         layout.successor(),
         layout.usage(),
+        layout.events(),
         layout.tokens(),
         layout.guardian(),
     ] {

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 pub(crate) mod alone;
+mod event_log;
 mod guests;
 mod network;
 mod planes;
@@ -93,6 +94,7 @@ pub(crate) async fn open(
     let offer = KeptOffer::open(layout.offer(), &config.offer)?;
     let host = guests::open(layout, (config, &offer), &parts, chunks, beside).await?;
     guests::heed_fences(&network.reach, &host);
+    let happened = host.events();
     let own = RunParts {
         lifecycle: lifecycle.clone(),
         layout: layout.clone(),
@@ -119,6 +121,7 @@ pub(crate) async fn open(
         (events, config, layout),
     );
     tasks.spawn(guests::look_after(exchange));
+    event_log::spawn(&mut tasks, &parts, config, happened);
     let daemon = Daemon {
         parts,
         lifecycle,

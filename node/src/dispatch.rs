@@ -5,8 +5,8 @@
 use crate::{
     bugreport,
     cli::{
-        Cli, Command, Context, appliance, dashboard, drain, lab, limit, members, netcheck, network,
-        offer, policy, ring, say, stop, token, traffic, up, usage, user, vm,
+        Cli, Command, Context, appliance, dashboard, drain, events, explain, lab, limit, members,
+        netcheck, network, offer, policy, ring, say, stop, token, traffic, up, usage, user, vm,
     },
     doctor, top,
 };
@@ -121,7 +121,8 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Image(a) => appliance::image(&context, a),
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
-        Command::Explain(a) => vm::explain(&context, &a.name).await,
+        Command::Events(a) => events::run(&context, a).await,
+        Command::Explain(a) => explain::run(&context, a).await,
         Command::Doctor(_)
         | Command::Drain
         | Command::Offer(_)

@@ -17,6 +17,9 @@ mod args;
 #[path = "../src/cli/dashboard_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod dashboard_args;
+#[path = "../src/cli/events_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod events_args;
 #[path = "../src/cli/offer_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod offer_args;

@@ -10,14 +10,15 @@ use crate::{
     Error,
     ballot::Ballot,
     clock::{Clock, Sleep},
-    directory::{Directory, RunGoal, VmRecord},
-    hypervisor::{Hypervisor, Machine, RunState},
+    directory::{Directory, VmRecord},
+    hypervisor::{Hypervisor, RunState},
     offer::Terms,
     port::Port,
     sealed::ReleaseRule,
     trace::Traces,
     vault::Vault,
 };
+use p2pvm_api::EventKind;
 use p2pvm_dht::Records;
 use p2pvm_overlay::{
     BoxStream, Epoch, Fabric, MemberId, UnixTime, VmId, chain, identity::Identity,
@@ -34,6 +35,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 pub mod activity;
 mod claim;
 mod closing;
+mod ended;
 mod envelope;
 mod fence;
 mod images;
@@ -41,6 +43,7 @@ mod life;
 mod memory;
 mod names;
 mod newcomer;
+mod noted;
 pub mod registry;
 pub mod remote;
 pub(crate) mod replication;
@@ -56,6 +59,7 @@ pub(crate) use envelope::Promise;
 pub use envelope::Tenant;
 pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
+pub use noted::Noted;
 pub use registry::{Entry, Registry, Role, Side};
 pub use replication::ReplicationStatus;
 pub(crate) use slot::{Guest, Operation, Slot, lock};
@@ -165,7 +169,7 @@ impl Host {
             registry,
             slots: Mutex::default(),
             in_use: images::ImageUses::default(),
-            events: broadcast::channel(256).0,
+            events: broadcast::channel(1024).0,
             tasks: Mutex::default(),
             closing: closing::Closing::default(),
             this: this.clone(),
@@ -226,6 +230,7 @@ impl Host {
                 UnixTime::now(),
             ),
             owner: record.owner,
+            restart: Some(record.protection.restart),
         })
     }
 
@@ -507,6 +512,16 @@ impl Host {
                     name: slot.entry().listed_name(),
                     state,
                 });
+                if let (RunState::Paused, Some(why)) = (state, machine.halted()) {
+                    let entry = slot.entry();
+                    let text = format!("The guest of {} stands still: {why}.", entry.listed_name());
+                    host.note(
+                        &entry,
+                        EventKind::GuestPaused,
+                        &[("why", why.to_string())],
+                        text,
+                    );
+                }
                 if state == RunState::Stopped {
                     host.ended_by_itself(&slot, &machine).await;
                     return;
@@ -517,31 +532,6 @@ impl Host {
                 }
             }
         });
-    }
-
-    async fn ended_by_itself(&self, slot: &Arc<Slot>, machine: &Arc<dyn Machine>) {
-        // An operation that is under way (a stop, a move) sees the end for itself; a check of the
-        // voters does not.
-        let Ok(_operation) = slot.begin_after_check(Activity::Ended).await else {
-            return;
-        };
-        if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {
-            return;
-        }
-        slot.take_guest();
-        let entry = slot.entry();
-        if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
-            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port \
-                could not be taken away");
-        }
-        if let Role::Held = entry.role {
-            let note = Some("the guest powered itself off, or its process ended".to_owned());
-            if let Err(e) = self.update(slot, |e| (e.wanted, e.note) = (RunGoal::Stopped, note)) {
-                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end \
-                    could not be written down");
-            }
-            self.publish(slot).await;
-        }
     }
 
     pub(crate) fn running_elsewhere(name: &str, holder: MemberId, epoch: Epoch) -> Error {

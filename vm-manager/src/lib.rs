@@ -31,6 +31,7 @@ pub mod offer;
 pub mod port;
 pub mod protection;
 pub mod qemu;
+mod restart;
 mod run_dir;
 mod sealed;
 pub mod trace;

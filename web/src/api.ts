@@ -2,6 +2,7 @@
 // never in an address or a cookie: a cookie would go to every port of the host, and an address into
 // logs.
 
+import type { EventRow } from "./events";
 import { follow, Refused } from "./lines";
 import type { Explained, Failure, MigrateVm, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
 
@@ -70,6 +71,12 @@ export class Api {
   async explain(vm: string): Promise<Explained[]> {
     const explained: Explained[] = await (await this.send("GET", `/vms/${encodeURIComponent(vm)}/explain`)).json();
     return explained;
+  }
+
+  /** The newest events of this host, oldest first. */
+  async events(): Promise<EventRow[]> {
+    const page: { events: EventRow[] } = await (await this.send("GET", "/events?limit=30", undefined, AbortSignal.timeout(PATIENCE_MS))).json();
+    return page.events;
   }
 
   /** Runs a long operation; `onStep` gets its progress. It continues when this page is closed. */

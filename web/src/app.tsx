@@ -4,6 +4,7 @@ import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks"
 import { Api, keepToken, takeToken } from "./api";
 import { Move, Snapshots, Why } from "./dialogs";
 import { useDrag } from "./drag";
+import { Events } from "./events";
 import { duration, percent } from "./format";
 import { Refused } from "./lines";
 import { lazy } from "./lazy";
@@ -162,6 +163,7 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
         <div class="column">
           <Vms vms={view.vms} acts={acts} doing={doing} ask={(what, name) => setOpen({ what, vm: name, to: null })} take={take} />
           <Decisions list={decisions(view)} />
+          <Events api={api} />
         </div>
       </main>
       {drag && (

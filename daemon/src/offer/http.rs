@@ -95,6 +95,7 @@ mod tests {
             disk_bytes: Some(2 << 30),
             start: false,
             on: None,
+            restart: None,
         };
         let said = async |asker: Asker| {
             let answer = post(vms(asker), "/vms", &new).await;

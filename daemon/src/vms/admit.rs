@@ -17,9 +17,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use p2pvm_api::{CreateVm, Doing, Failure, Outcome, client::USER_HEADER};
+use p2pvm_api::{CreateVm, Doing, EventKind, Failure, Outcome, client::USER_HEADER};
 use p2pvm_authority::{
-    Amounts, Asked, Principal, ProofError, Refusal, Request as TokenRequest, Resource, Token,
+    Amounts, Asked, Principal, ProofError, Refusal, Request as TokenRequest, Resource, Subject,
+    Token,
 };
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::host::VmState;
@@ -56,7 +57,10 @@ pub(super) async fn check(
             }
             next.run(request).await
         }
-        Err(failure) => failure.into_response(),
+        Err(failure) => {
+            vms.refused(asker, right, name.as_deref());
+            failure.into_response()
+        }
     }
 }
 
@@ -117,6 +121,19 @@ fn telling(first: Option<Refusal>, second: Refusal) -> Refusal {
 }
 
 impl Vms {
+    /// Records that a member was refused.
+    fn refused(&self, asker: Asker, right: Right, vm: Option<&str>) {
+        let Asker::Member(member) = asker else { return };
+        let name = self.parts.name_of(member);
+        let what = vm.unwrap_or("a VM of this host");
+        let text = format!("{name} asked to {} {what} and was refused.", verb(right));
+        let fields = [("right", right.word().to_owned())];
+        let subject = Subject::Member(member, name);
+        self.parts
+            .events
+            .record(EventKind::RequestRefused, subject, &fields, text);
+    }
+
     /// The user that proves to make a member's request.
     fn user_of(&self, asker: Asker, request: &Request) -> Option<Result<Principal, ProofError>> {
         let Asker::Member(MemberId(member)) = asker else {

@@ -98,6 +98,7 @@ impl Vms {
             ),
             note: Some(note),
             owner: record.owner,
+            restart: None,
         };
         VmView {
             state,

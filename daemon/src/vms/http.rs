@@ -19,8 +19,8 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ReplicateVm,
-    RestoreVm, SnapshotVm, Sorted, VmDeleted, VmView,
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome,
+    ReplicateVmProofView, RestoreVm, SetVm, SnapshotVm, Sorted, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -69,6 +69,8 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
             post(replicate).layer(takes(Right::Snapshot)),
         )
         .route("/vms/{name}/explain", get(explain).layer(takes(Right::See)))
+        .route("/vms/{name}/proof", get(proof).layer(takes(Right::See)))
+        .route("/vms/{name}/settings", post(set).layer(takes(Right::Start)))
         .layer(middleware::from_fn_with_state(
             vms.clone(),
             forward::to_holder,
@@ -183,6 +185,18 @@ pub(crate) async fn explain(
     Path(name): Path<String>,
 ) -> Answer<Sorted<Vec<Explained>>> {
     vms.explain(&name).await.map(Sorted).map(Json)
+}
+
+async fn proof(State(vms): Shared, Path(name): Path<String>) -> Answer<ProofView> {
+    vms.proof(&name).await.map(Json)
+}
+
+pub(crate) async fn set(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<SetVm>,
+) -> Answer<Sorted<VmView>> {
+    vms.set(&name, &r).await.map(Sorted).map(Json)
 }
 
 async fn console(

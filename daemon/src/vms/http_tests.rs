@@ -69,6 +69,7 @@ fn new(image: impl AsRef<std::path::Path>, on: Option<&str>) -> CreateVm {
         disk_bytes: None,
         start: false,
         on: on.map(str::to_owned),
+        restart: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use super::{absent::AbsentHosts, guests::Guests, rights::Asker, view::snapshot_state};
+use super::{absent::AbsentHosts, guests::Guests, history, rights::Asker, view::snapshot_state};
 use crate::{
     access::policy::Policies,
     addresses::reach::Reach,
@@ -117,6 +117,7 @@ impl Vms {
         let size = (r.cpus, r.memory_mib, r.disk_bytes.unwrap_or(0));
         self.host.has_room(owner, size, r.start).or_failure()?;
         let image = self.image_for(asker, &r.image)?;
+        let restart = r.restart.as_ref().map(history::restart).transpose()?;
         let new = NewVm {
             name: r.name.clone(),
             image,
@@ -132,6 +133,9 @@ impl Vms {
         })
         .await
         .or_failure()?;
+        if let Some(restart) = restart {
+            vm = self.host.set_restart(&r.name, restart).await.or_failure()?;
+        }
         if vm.definition.voters.len() < 3 {
             tracing::warn!(vm = %r.name, voters = vm.definition.voters.len(), "made with few \
                 members present: it cannot be restored elsewhere if its voters are gone");
@@ -361,6 +365,7 @@ impl Vms {
     pub async fn explain(&self, name: &str) -> Outcome<Vec<Explained>> {
         let vm = self.host.status(name).await.or_failure()?.definition.vm;
         let mut told = self.manager.explain(vm);
+        told.extend(self.happened(vm).await?);
         // The decision was taken where the VM was: the members that it may have been on are asked
         // as well.
         for (member, theirs) in self

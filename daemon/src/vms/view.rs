@@ -1,6 +1,6 @@
 //! VMs as the control API shows them.
 
-use super::service::Vms;
+use super::{history::restart_word, service::Vms};
 use p2pvm_api::{
     ReachState, ReplicationView, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
 };
@@ -107,6 +107,7 @@ impl Vms {
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
+            restart: vm.restart.map(restart_word),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Dashboard, access, console, files};
 use crate::{
+    event_log,
     http::{forward, server},
     machine::sight,
     node::health::health,
@@ -70,6 +71,7 @@ fn reading(dashboard: &Arc<Dashboard>) -> Router {
     Router::new()
         .route("/view", get(view))
         .with_state(dashboard.clone())
+        .merge(event_log::http::routes(dashboard.vms.parts.clone()))
         .merge(at_holder)
 }
 

@@ -5,6 +5,7 @@ use crate::{
     access::service::Access,
     cluster,
     cluster::service::Cluster,
+    event_log,
     http::server,
     machine,
     machine::service::Machine,
@@ -59,6 +60,7 @@ impl Services {
             .merge(access::http::routes(self.access.clone()))
             .merge(routes::http::routes(self.subnets.clone()))
             .merge(placement::http::routes(self.placement.clone()))
+            .merge(event_log::http::routes(self.node.parts.clone()))
             .merge(vms::http::of_cluster(self.vms.clone()))
             .merge(vms::http::routes(self.vms.clone()))
     }
@@ -69,6 +71,7 @@ impl Services {
         let all = self
             .common()
             .merge(tokens)
+            .merge(event_log::http::streams(self.node.parts.clone()))
             .merge(usage::http::routes(self.usage.clone()))
             .merge(offer::http::routes(self.offers.clone()))
             .merge(web::http::routes(self.dashboard.clone()));

@@ -1,6 +1,6 @@
 //! The command line's grammar. Every command's help ends with an example.
 
-use super::vm_args::{Vm, VmName};
+use super::vm_args::Vm;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -173,9 +173,12 @@ pub enum Command {
     /// Move this host's VMs to other members
     #[command(after_help = "Example:\n  p2pvm drain")]
     Drain,
-    /// Say why a VM was moved or was not moved
-    #[command(after_help = "Example:\n  p2pvm explain web")]
-    Explain(VmName),
+    /// List what happened to VMs, members and this host
+    #[command(after_help = super::events_args::EVENTS_EXAMPLE)]
+    Events(super::events_args::EventsArgs),
+    /// Say what happened to a VM and why it is where it is; prove it
+    #[command(after_help = super::events_args::EXPLAIN_EXAMPLE)]
+    Explain(super::events_args::ExplainArgs),
     /// The bootable appliance's ISO
     #[command(
         subcommand,

@@ -4,12 +4,12 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    vm_args::{Create, Migrate, Replicate, Restore, Snapshot, Stop, Vm},
+    vm_args::{Create, Migrate, Replicate, Restore, Set, Snapshot, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, ReplicateVm, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm,
+    ClusterVms, CreateVm, Doing, Failure, Kind, MigrateVm, MoveCancelled, Outcome, ReachState,
+    ReachView, ReplicateVmRestartWord, RestoreVm, SetVm, ShutdownAnswer, SnapshotTaken, SnapshotVm,
     Sorted, VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
 use serde::{
@@ -43,6 +43,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Snapshot(a) => snapshot(context, a).await,
         Vm::Replicate(a) => replicate(context, a).await,
         Vm::Restore(a) => restore(context, a).await,
+        Vm::Set(a) => set(context, a).await,
     }
 }
 
@@ -144,10 +145,23 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         disk_bytes: a.disk,
         start: a.start,
         on: a.on,
+        restart: a.restart.map(RestartWord::from),
     };
     let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
     report(context, &Sorted(&vm), || {
         println!("{} is {}, address {}", a.name, vm.state, vm.address)
+    })
+}
+
+async fn set(context: &Context, a: Set) -> Outcome<()> {
+    let request = SetVm {
+        restart: Some(RestartWord::from(a.restart)),
+    };
+    let path = vm_path(&a.name, "settings")?;
+    let vm: VmView = context.daemon().await?.post(&path, &request).await?;
+    report(context, &Sorted(&vm), || {
+        let restart = vm.restart.clone().unwrap_or_default();
+        println!("{}: its guest is started again: {restart}", a.name);
     })
 }
 
@@ -399,25 +413,6 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
             "{name} is {} on {}, address {}, epoch {}",
             vm.state, vm.host, vm.address, vm.epoch
         )
-    })
-}
-
-pub(crate) async fn explain(context: &Context, name: &str) -> Outcome<()> {
-    let explained: Vec<Explained> = context
-        .daemon()
-        .await?
-        .get(&vm_path(name, "explain")?)
-        .await?;
-    report(context, &Sorted(&explained), || {
-        let rows: Vec<_> = explained
-            .iter()
-            .map(|e| [e.at.clone(), e.host.clone(), e.text.clone()])
-            .collect();
-        if rows.is_empty() {
-            println!("its host remembers no decision about {name}");
-        } else {
-            print::table(["WHEN", "HOST", "WHY"], &rows);
-        }
     })
 }
 

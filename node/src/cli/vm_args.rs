@@ -66,6 +66,9 @@ pub enum Vm {
             vm restore web@replica --force   # its newest replica"
     )]
     Restore(Restore),
+    /// Change whether a VM's guest is started again when it ends
+    #[command(after_help = "Example:\n  p2pvm vm set web --restart always")]
+    Set(Set),
 }
 
 /// Arguments of `vm create`.
@@ -92,6 +95,24 @@ pub struct Create {
     /// Start it at once
     #[arg(long)]
     pub start: bool,
+    /// Whether its guest is started again when it ends: on-failure if it crashed, always also if it
+    /// powered itself off
+    #[arg(long, value_parser = RESTART)]
+    pub restart: Option<String>,
+}
+
+/// The policies for a guest that ended.
+const RESTART: [&str; 3] = ["always", "on-failure", "never"];
+
+/// Arguments of `vm set`.
+#[derive(Args)]
+pub struct Set {
+    /// The VM
+    pub name: String,
+    /// Whether its guest is started again when it ends: on-failure if it crashed, always also if it
+    /// powered itself off
+    #[arg(long, value_parser = RESTART)]
+    pub restart: String,
 }
 
 /// Arguments of `vm stop`.

@@ -20,6 +20,7 @@ use crate::{
     protection::{REPLICA, Replica},
     sealed::seal_key,
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::Checkpoint;
 use std::{
@@ -169,6 +170,7 @@ impl Host {
                 .ask_member(holder, &VmRequest::Took(record.definition.vm))
                 .await;
         }
+        self.note_restored(&slot, &found.name);
         self.resume_copies(&slot).await;
         Ok(self.status_of(&slot))
     }
@@ -403,6 +405,17 @@ impl Host {
             .await?;
         self.publish(slot).await;
         Ok(())
+    }
+
+    fn note_restored(&self, slot: &Slot, snapshot: &str) {
+        let entry = slot.entry();
+        let name = &entry.definition.name;
+        let fields = [
+            ("snapshot", snapshot.to_owned()),
+            ("epoch", entry.epoch.0.to_string()),
+        ];
+        let text = format!("{name} was restored here from its snapshot {snapshot}.");
+        self.note(&entry, EventKind::VmRestored, &fields, text);
     }
 
     /// Cleans up after a restore that failed: before it had the epoch nothing stays; after it the

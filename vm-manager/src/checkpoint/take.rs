@@ -12,7 +12,9 @@ use crate::{
     sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{MemberId, UnixTime, chain};
+use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -62,8 +64,14 @@ impl Host {
             }
             _ => {}
         }
-        let (taken, pause) = stored?;
+        let (taken, pause) = stored.inspect_err(|e| {
+            let text = format!("The snapshot {name}@{snapshot} failed: {}.", chain(e));
+            self.note(&entry, EventKind::SnapshotFailed, &[], text);
+        })?;
         self.update(&slot, |e| e.snapshots.push(taken.clone()))?;
+        let text = format!("The snapshot {name}@{snapshot} was taken.");
+        let fields = [("snapshot", snapshot.to_owned())];
+        self.note(&entry, EventKind::SnapshotTaken, &fields, text);
         self.publish(&slot).await;
         let copies = self.replicate(&slot, &taken).await?;
         Ok(NewSnapshot {
@@ -192,12 +200,26 @@ impl Host {
                     }
                     host.publish(&slot).await;
                 }
+                if now.durability == Durability::Durable && !known {
+                    host.note_durable(&slot, id);
+                }
                 if now.durability == Durability::Durable || seen.changed().await.is_err() {
                     return slot.set_copying(id, false);
                 }
             }
         });
         Ok(copies)
+    }
+
+    fn note_durable(&self, slot: &Slot, checkpoint: ManifestId) {
+        let entry = slot.entry();
+        let found = entry.snapshots.iter().find(|s| s.checkpoint == checkpoint);
+        if let Some(snapshot) = found {
+            let what = format!("{}@{}", entry.definition.name, snapshot.name);
+            let fields = [("members", (snapshot.providers.len()).to_string())];
+            let text = format!("The snapshot {what} is on as many members as are wanted.");
+            self.note(&entry, EventKind::SnapshotDurable, &fields, text);
+        }
     }
 
     /// Goes on with copies that a restart or a lack of members interrupted.
@@ -229,6 +251,8 @@ impl Host {
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
         self.update(&slot, |e| e.snapshots.retain(|s| s.name != snapshot))?;
+        let text = format!("The snapshot {name}@{snapshot} was deleted.");
+        self.note(&entry, EventKind::SnapshotDeleted, &[], text);
         self.publish(&slot).await;
         self.parts
             .vault

@@ -9,6 +9,7 @@ use crate::{
     host::{Role, Slot},
     vault::Durability,
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{MemberId, UnixTime, chain, durable::write_atomically};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
@@ -134,6 +135,14 @@ impl Host {
             is_gone = gone.is_some(),
             "a member no longer has all of a snapshot that it keeps: it is copied again"
         );
+        let entry = slot.entry();
+        let (vm, name) = (&entry.definition.name, &snapshot.name);
+        let text = format!(
+            "A member no longer has all of the snapshot {vm}@{name}: it is copied \
+            again."
+        );
+        let fields = [("snapshot", name.clone()), ("member", member.to_string())];
+        self.note(&entry, EventKind::SnapshotDegraded, &fields, text);
         if let Err(error) = self.copy_again(slot, snapshot, gone).await {
             tracing::warn!(snapshot = snapshot.name, error = %chain(&error), "the snapshot cannot \
                 be copied again yet");

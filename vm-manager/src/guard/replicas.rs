@@ -16,6 +16,7 @@ use crate::{
     sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
@@ -152,6 +153,12 @@ impl Host {
             is_late: late,
             ..status
         };
+        let kind = if late {
+            EventKind::RpoExceeded
+        } else {
+            EventKind::RpoKept
+        };
+        self.note(entry, kind, &[], format!("{name}: {status}."));
         self.emit(HostEvent::RecoveryPoint { name, late, status });
     }
 

@@ -1,8 +1,8 @@
 //! Creating, starting, stopping and deleting a VM on this host.
 
-use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus};
+use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus, lock};
 use crate::{
-    Definition, Error, GuestAddress, ImageSource, NewVm,
+    Definition, Error, GuestAddress, ImageSource, NewVm, Protection,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
     directory::{RunGoal, vm_key},
@@ -10,6 +10,7 @@ use crate::{
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
 };
+use p2pvm_api::EventKind;
 use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -170,6 +171,8 @@ impl Host {
         }
         self.publish(&slot).await;
         drop(operation);
+        let text = format!("{} was made here.", new.name);
+        self.note(&slot.entry(), EventKind::VmCreated, &[], text);
         Ok(self.status_of(&slot))
     }
 
@@ -261,7 +264,12 @@ impl Host {
         match (slot.run_state(), slot.machine()) {
             (RunState::Running, _) => {}
             (RunState::Paused, Some(machine)) => self.go_on(&slot, &*machine).await?,
-            _ => self.boot(&slot).await?,
+            _ => {
+                lock(&slot.restarts).forget();
+                self.boot(&slot).await?;
+                let text = format!("{name} was started.");
+                self.note(&slot.entry(), EventKind::GuestRunning, &[], text);
+            }
         }
         Ok(self.status_of(&slot))
     }
@@ -329,7 +337,12 @@ impl Host {
         let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = RunGoal::Stopped)?;
+        let ran = slot.machine().is_some();
         self.end_guest(&slot, patience).await?;
+        if ran {
+            let text = format!("{name} was stopped.");
+            self.note(&slot.entry(), EventKind::GuestStopped, &[], text);
+        }
         self.publish(&slot).await;
         Ok(self.status_of(&slot))
     }
@@ -397,6 +410,12 @@ impl Host {
             Ownership::Ours(epoch) => {
                 self.update(&slot, |e| (e.role, e.epoch) = (Role::Unmade, epoch))?;
                 self.unmake(&slot).await;
+                self.note(
+                    &entry,
+                    EventKind::VmDeleted,
+                    &[],
+                    format!("{name} was deleted."),
+                );
                 Ok(())
             }
         }

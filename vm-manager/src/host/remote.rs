@@ -296,6 +296,7 @@ mod tests {
             still,
             replication: None,
             owner: None,
+            restart: None,
         }
     }
 

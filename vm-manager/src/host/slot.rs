@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Error,
     hypervisor::{Machine, RunState},
+    restart::Restarts,
 };
 pub(crate) use p2pvm_overlay::lock;
 use p2pvm_overlay::{MemberId, UnixTime};
@@ -56,6 +57,8 @@ pub(crate) struct Slot {
     heeded: Mutex<Option<Instant>>,
     /// Its part of what this host offers to other members, until it is removed.
     place: Mutex<Option<Place>>,
+    /// Its restarts after it ended by itself.
+    pub(super) restarts: Mutex<Restarts>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -101,6 +104,7 @@ impl Slot {
             replication: Mutex::default(),
             heeded: Mutex::default(),
             place: Mutex::new(place),
+            restarts: Mutex::default(),
         })
     }
 
@@ -278,6 +282,7 @@ impl Slot {
             still: None,
             replication,
             owner: entry.owner,
+            restart: Some(entry.protection.restart),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The state of a host and its VMs: plain, serializable, for the control API.
 
-use super::{Activity, ReplicationStatus};
+use super::{Activity, ReplicationStatusNoted};
 use crate::{
     Definition,
     directory::{RunGoal, Snapshot},
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
+    protection::Restart,
 };
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ pub struct VmStatus {
     /// The member that it was made for; `None` where that is unknown, as in other members' lists.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// Whether its guest is started again when it ends; `None` in other members' lists.
+    #[serde(skip)]
+    pub restart: Option<Restart>,
 }
 
 /// Why a guest stands still, with the room on its host's disk.
@@ -98,7 +102,7 @@ impl std::fmt::Display for Standstill {
                 "{why}: {path} could not be read or written: 'dmesg' says more; 'vm start' tries \
                     again"
             ),
-            Halt::PoweredOff => write!(f, "{why}"),
+            Halt::PoweredOff | Halt::Panicked => write!(f, "{why}"),
         }
     }
 }
@@ -184,6 +188,8 @@ pub enum HostEvent {
         /// What the guest does now.
         state: RunState,
     },
+    /// Something for the log of events.
+    Noted(Noted),
     /// A move made progress.
     Migrating {
         /// The VM's name.
@@ -206,6 +212,8 @@ pub enum HostEvent {
     },
     /// A copy here was fenced: the VM goes on elsewhere.
     Fenced {
+        /// The VM.
+        vm: VmId,
         /// The branch's name.
         branch: String,
         /// The member that has the VM.
