@@ -46,6 +46,7 @@ mod room;
 mod slot;
 pub mod status;
 mod underway;
+mod voters;
 
 pub use activity::Activity;
 pub use claim::Ownership;

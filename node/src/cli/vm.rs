@@ -146,8 +146,25 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
     };
     let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
     report(context, &Sorted(&vm), || {
-        println!("{} is {}, address {}", a.name, vm.state, vm.address)
+        println!("{} is {}, address {}", a.name, vm.state, vm.address);
+        if let Some(few) = few_voters(&vm.voters) {
+            eprintln!("{few}");
+        }
     })
+}
+
+/// What is said of a new VM with fewer voters than usual.
+fn few_voters(voters: &[String]) -> Option<String> {
+    let only = match voters {
+        [] => return None,
+        [one] => format!("only {one} votes"),
+        several if several.len() < 3 => format!("only {} vote", several.join(" and ")),
+        _ => return None,
+    };
+    Some(format!(
+        "{only} on where it may run, as fewer members than usual answered: without it the VM is \
+            neither moved nor restored"
+    ))
 }
 
 async fn list(context: &Context) -> Outcome<()> {

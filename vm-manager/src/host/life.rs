@@ -5,13 +5,13 @@ use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
-    directory::{RunGoal, vm_key},
+    directory::RunGoal,
     error::undecided,
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
 };
 use p2pvm_authority::Revocations;
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -133,6 +133,7 @@ impl Host {
             mac: [0; 6],
             mtu: 0,
         };
+        let voters = self.choose_voters(&keys).await;
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -141,7 +142,7 @@ impl Host {
                 memory_mib: new.memory_mib,
                 disk_bytes: size,
                 image,
-                voters: self.choose_voters(keys.vm_id()),
+                voters,
                 address: unclaimed,
                 created: UnixTime::now(),
             },
@@ -421,18 +422,6 @@ impl Host {
                 &watch::Sender::default(),
             )
             .await
-    }
-
-    /// This member and the connected ones closest to the VM on the ring: an odd number, since an
-    /// even one tolerates no more failures.
-    fn choose_voters(&self, vm: VmId) -> Vec<MemberId> {
-        let mut others = self.parts.fabric.connected();
-        others.sort_by_key(|m| m.ring_addr().distance(&vm_key(vm)));
-        let wanted = self.options.voters.min(others.len() + 1);
-        others.truncate((wanted - (wanted + 1) % 2).saturating_sub(1));
-        others.push(self.me);
-        others.sort();
-        others
     }
 
     /// How long a guest here may take to power down.
