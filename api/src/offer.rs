@@ -1,7 +1,8 @@
 //! What a host's owner offers to the VMs of other members: what is promised, what is used and by
 //! whom, and why nothing is accepted at the moment.
 //!
-//! Only this machine's root asks. Fields of answers are in alphabetical order.
+//! This machine's root asks, and the dashboard's page: its readers look, its operators change.
+//! Fields of answers are in alphabetical order.
 
 use crate::{VmMoved, VmStayed};
 use serde::{Deserialize, Serialize};

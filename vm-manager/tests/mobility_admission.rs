@@ -465,9 +465,9 @@ async fn members_that_serve_no_votes_are_not_chosen_as_voters() {
     let _idle: Arc<dyn Fabric> = lab.net.add(idle);
     // It is among the two members closest to most of these VMs on the ring.
     for name in ["a", "b", "c", "d"] {
-        let host = lab.host(0);
-        let made = host.create(lab.new_vm(name), &watch::Sender::default());
-        let voters = made.await.unwrap().definition.voters;
+        let (host, progress) = (lab.host(0), watch::Sender::default());
+        let made = host.create(lab.new_vm(name), &progress).await.unwrap();
+        let voters = made.definition.voters;
         assert_eq!(voters.len(), 3, "{voters:?}");
         assert!(!voters.contains(&idle), "{voters:?}");
     }
@@ -477,7 +477,7 @@ async fn members_that_serve_no_votes_are_not_chosen_as_voters() {
 async fn with_no_other_voter_a_vm_is_made_with_one() {
     let lab = Lab::new(2).await;
     let _other: Arc<dyn Fabric> = lab.net.add(Identity::generate().member_id());
-    let host = lab.host(0);
-    let made = host.create(lab.new_vm("web"), &watch::Sender::default());
-    assert_eq!(made.await.unwrap().definition.voters, [lab.me(0)]);
+    let (host, progress) = (lab.host(0), watch::Sender::default());
+    let made = host.create(lab.new_vm("web"), &progress).await.unwrap();
+    assert_eq!(made.definition.voters, [lab.me(0)]);
 }
