@@ -105,6 +105,7 @@ fn bare_vm() -> VmView {
         advice: None,
         cpu: None,
         moving: None,
+        bandwidth: None,
         snapshots: Vec::new(),
     }
 }

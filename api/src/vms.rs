@@ -102,8 +102,23 @@ pub struct VmView {
     /// The progress of its move to another member, if it is being moved.
     #[serde(default)]
     pub moving: Option<Moving>,
+    /// The bound of its bandwidth on its host; missing if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<BandwidthView>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
+}
+
+/// How much a guest may send, and how much receive, on its present host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct BandwidthView {
+    /// Bits a second, each way.
+    pub bits_per_second: u64,
+    /// Bytes of packets that were dropped by the limit, both ways together, since the guest runs
+    /// there.
+    pub dropped_bytes: u64,
 }
 
 /// The reachability of a guest from its own host, through the guest's interface.

@@ -180,6 +180,9 @@ function Change({ offer, change, close }: { offer: OfferView; change: (to: Offer
             </label>
           ))}
           <label>
+            Mbit/s, each VM <input type="number" min={0} step="any" value={form.mbit} onInput={(e) => put({ mbit: e.currentTarget.value })} />
+          </label>
+          <label>
             For <input value={form.run} onInput={(e) => put({ run: e.currentTarget.value })} placeholder="*, a group, member:NAME" />
           </label>
           <label>

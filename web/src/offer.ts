@@ -38,10 +38,11 @@ export function rows(offer: OfferView): Row[] {
   ];
 }
 
-/** When the offer holds, in words. */
+/** When the offer holds and how fast its VMs may be, in words. */
 export function times(offer: OfferView): string {
   const hours = offer.hours.length > 0 ? offer.hours.join(", ") : "always";
-  return offer.idle_only ? `${hours}, while this machine is idle` : hours;
+  const each = offer.bits_per_second == null ? "" : `; each VM at most ${offer.bits_per_second / 1e6} Mbit/s each way`;
+  return (offer.idle_only ? `${hours}, while this machine is idle` : hours) + each;
 }
 
 /** The fields of the form, as typed; an empty number is no limit. */
@@ -52,6 +53,8 @@ export interface Form {
   disk_gib: string;
   hours: string;
   run: string;
+  /** Mbit/s for each VM. */
+  mbit: string;
   idle_only: boolean;
 }
 
@@ -65,6 +68,7 @@ export function formOf(offer: OfferView): Form {
     disk_gib: number(limits.disk_mib == null ? null : Math.floor(limits.disk_mib / 1024)),
     hours: offer.hours.join(", "),
     run: offer.run.join(", "),
+    mbit: number(offer.bits_per_second == null ? null : offer.bits_per_second / 1e6),
     idle_only: offer.idle_only,
   };
 }
@@ -76,6 +80,7 @@ export function changeOf(before: Form, now: Form): OfferChange | null {
   for (const field of ["vms", "cpus", "memory_mib", "disk_gib"] as const) {
     if (now[field].trim() !== before[field].trim()) change[field] = Number(now[field].trim() || 0);
   }
+  if (now.mbit.trim() !== before.mbit.trim()) change.bits_per_second = Math.round(Number(now.mbit.trim() || 0) * 1e6);
   if (now.hours !== before.hours) change.hours = words(now.hours);
   if (now.run !== before.run) change.run = words(now.run);
   if (now.idle_only !== before.idle_only) change.idle_only = now.idle_only;

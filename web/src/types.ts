@@ -72,6 +72,14 @@ export type ActivityView =
   /** A word of a later version. */
   | string;
 
+/** How much a guest may send, and how much receive, on its present host. */
+export interface BandwidthView {
+  /** Bits a second, each way. */
+  bits_per_second: number;
+  /** Bytes of packets that were dropped by the limit, both ways together, since the guest runs there. */
+  dropped_bytes: number;
+}
+
 /** A decision of the autonomic manager here, of any VM. */
 export interface Decided {
   /** When (RFC 3339). */
@@ -263,6 +271,8 @@ export interface OfferChange {
   all_cpus?: number | null;
   /** Memory for all guests together, MiB; 0 for all but a reserve. */
   all_memory_mib?: number | null;
+  /** How much each VM of other members may send, and how much receive, bits a second; 0 for no limit. */
+  bits_per_second?: number | null;
   /** Virtual processors for other members' VMs; 0 for no limit. */
   cpus?: number | null;
   /** Disk for other members' VMs, GiB; 0 for no limit. */
@@ -341,6 +351,8 @@ export interface OfferView {
   all_cpus: number | null;
   /** Memory for all guests together, MiB. */
   all_memory_mib: number;
+  /** How much each VM of other members may send, and how much receive, bits a second; null for no limit. */
+  bits_per_second: number | null;
   /** Whether changes by `p2pvm offer` count more than `node.toml`. */
   changed: boolean;
   /** Why no VM of another member is accepted now, whatever its size; null if one may be. */
@@ -770,6 +782,8 @@ export interface VmView {
   address_v6: string;
   /** The remedy for a VM whose host does not answer. */
   advice?: string;
+  /** The bound of its bandwidth on its host; missing if there is none. */
+  bandwidth?: BandwidthView | null;
   /** How many processors it keeps busy, as its host last measured. */
   cpu: number | null;
   /** Virtual processors. */

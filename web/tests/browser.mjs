@@ -49,7 +49,7 @@ await run(context, page, async () => {
     await page.getByRole("button", { name: "Not now" }).click();
     await page.locator("dialog").waitFor({ state: "detached" });
     await offer.getByRole("button", { name: "Change…" }).click();
-    await page.getByLabel("VMs").fill("40");
+    await page.locator("dialog").getByLabel("VMs", { exact: true }).fill("40");
     await page.getByRole("button", { name: "Change the offer" }).click();
     await offer.getByRole("row", { name: /^VMs 40/ }).waitFor();
     await offer.getByRole("button", { name: "Dismiss" }).click();

@@ -4,7 +4,7 @@ import type { OfferView } from "../src/types";
 
 const none = { cpus: 0, disk_mib: 0, memory_mib: 0, vms: 0 };
 const offer = (more: Partial<OfferView> = {}): OfferView => ({
-  all_cpus: null, all_memory_mib: 0, changed: false, closed: null, evacuating: false, host: "attic", hours: [], idle_after_s: 600, idle_only: false,
+  all_cpus: null, all_memory_mib: 0, bits_per_second: null, changed: false, closed: null, evacuating: false, host: "attic", hours: [], idle_after_s: 600, idle_only: false,
   images: [], limits: { cpus: null, disk_mib: null, memory_mib: null, vms: null }, off: false, run: ["*"], tenants: [], used: none, ...more,
 });
 
@@ -23,6 +23,7 @@ describe("an offer on the page", () => {
     expect(all.map((row) => row.share)).toEqual([1, null, 1, 0.25]);
     expect(times(offer({ hours: ["18:00-08:00"], idle_only: true }))).toBe("18:00-08:00, while this machine is idle");
     expect(times(offer())).toBe("always");
+    expect(times(offer({ bits_per_second: 100_000_000 }))).toBe("always; each VM at most 100 Mbit/s each way");
   });
 
   it("is changed by what was typed alone", () => {
@@ -30,6 +31,7 @@ describe("an offer on the page", () => {
     expect(before).toMatchObject({ cpus: "2", disk_gib: "3", memory_mib: "", run: "friends, member:cellar" });
     expect(changeOf(before, { ...before })).toBeNull();
     expect(changeOf(before, { ...before, cpus: "", memory_mib: " 512 " })).toEqual({ cpus: 0, memory_mib: 512 });
+    expect(changeOf(before, { ...before, mbit: "1.5" })).toEqual({ bits_per_second: 1_500_000 });
     expect(changeOf(before, { ...before, run: "*", hours: "18:00-08:00, 12:00-13:00" })).toEqual({ run: ["*"], hours: ["18:00-08:00", "12:00-13:00"] });
   });
 

@@ -123,6 +123,7 @@ mod tests {
             cpus: None,
             memory_mib: None,
             disk_bytes: None,
+            bits_per_second: None,
         }
     }
 

@@ -58,6 +58,10 @@ pub(super) async fn check(
     }
 }
 
+/// How much a VM that a token lets its asker make may send, and how much receive, bits a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TokenRate(pub Option<u64>);
+
 /// The new VM that a request is for, and the request.
 async fn asked(request: Request) -> Outcome<(CreateVm, Request)> {
     let (parts, body) = request.into_parts();
@@ -190,6 +194,8 @@ impl Vms {
                     Ok(share) => {
                         // Until the VM is made.
                         request.extensions_mut().insert(share);
+                        let rate = TokenRate(token.amounts().bits_per_second);
+                        request.extensions_mut().insert(rate);
                         return Ok(request);
                     }
                     Err(refusal) => why = Some(telling(why, refusal)),
@@ -259,7 +265,8 @@ impl Vms {
             cpus: Some(cpus),
             memory_mib: Some(memory_mib),
             disk_bytes,
-            bits_per_second: None,
+            // Each VM has it by itself: the sum is not bounded.
+            bits_per_second: Some(0),
         };
         let list = || {
             let its = self.host.list().into_iter().filter(|vm| {

@@ -105,6 +105,7 @@ impl Vms {
             )),
             cpu: None,
             moving: None,
+            bandwidth: None,
             ..self.view(&status)
         }
     }

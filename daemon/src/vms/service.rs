@@ -108,8 +108,14 @@ impl Vms {
         Ok(self.view(&self.host.status(name).await.or_failure()?))
     }
 
-    /// Defines a VM here, for the member that asks.
-    pub async fn create(&self, asker: Asker, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
+    /// Defines a VM here, for the member that asks. `rate` is what its token lets the VM send, and
+    /// receive, bits a second.
+    pub async fn create(
+        &self,
+        (asker, rate): (Asker, Option<u64>),
+        r: CreateVm,
+        reporter: &Reporter,
+    ) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
         }
@@ -123,6 +129,7 @@ impl Vms {
             cpus: r.cpus,
             memory_mib: r.memory_mib,
             disk_bytes: r.disk_bytes,
+            bits_per_second: rate,
         };
         // The VM's voters are chosen now for its whole life: right after a start not all members
         // are connected yet.

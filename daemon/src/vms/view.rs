@@ -1,7 +1,10 @@
 //! VMs as the control API shows them.
 
 use super::service::Vms;
-use p2pvm_api::{ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView};
+use p2pvm_api::{
+    BandwidthView, ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
+};
+use p2pvm_overlay::VmId;
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
     host::{VmState, VmStatus},
@@ -87,8 +90,18 @@ impl Vms {
             advice: None,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
+            bandwidth: self.bandwidth_of(definition.vm),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
         }
+    }
+
+    /// The bound of a guest's bandwidth here.
+    fn bandwidth_of(&self, vm: VmId) -> Option<BandwidthView> {
+        let limit = self.parts.plane.limit_of(vm)?;
+        Some(BandwidthView {
+            bits_per_second: limit.bits_per_second?,
+            dropped_bytes: limit.dropped_bytes,
+        })
     }
 
     pub(super) fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {

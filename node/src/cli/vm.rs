@@ -8,10 +8,11 @@ use super::{
 };
 use hyper::Method;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm, Sorted, VmDeleted,
-    VmMoved, VmStateView, VmView, client::Event, vm_path,
+    BandwidthView, ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled,
+    Outcome, ReachState, ReachView, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm, Sorted,
+    VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
+use p2pvm_vm_manager::BitRate;
 use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -265,6 +266,7 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         ("voters", vm.voters.join(", ")),
     ];
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    lines.extend(vm.bandwidth.map(|bound| ("bandwidth", bandwidth(bound))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
     lines.extend(
@@ -273,6 +275,15 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
             .map(|moving| ("moving", format!("to {}: {}", moving.to, moving.step.phase))),
     );
     lines
+}
+
+/// The bound of a guest's bandwidth.
+fn bandwidth(bound: BandwidthView) -> String {
+    let rate = BitRate(bound.bits_per_second);
+    format!(
+        "at most {rate} each way, {} KiB dropped",
+        bound.dropped_bytes >> 10
+    )
 }
 
 async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {

@@ -294,6 +294,7 @@ impl Host {
             gives_way: None,
             owner: record.owner,
             revoked: checked(record.definition.vm, &record.revoked),
+            bits_per_second: None,
         })
     }
 

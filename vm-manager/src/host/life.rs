@@ -158,6 +158,7 @@ impl Host {
             gives_way: None,
             owner: Some(owner),
             revoked: Revocations::NONE,
+            bits_per_second: new.bits_per_second,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;

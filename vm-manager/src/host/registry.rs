@@ -126,6 +126,10 @@ pub struct Entry {
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
+    /// How much it may send, and how much receive, on this host, bits a second, beside the offer's
+    /// bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_second: Option<u64>,
 }
 
 impl Entry {
@@ -368,6 +372,7 @@ pub(crate) mod tests {
             gives_way: None,
             owner: None,
             revoked: Revocations::NONE,
+            bits_per_second: None,
         }
     }
 
