@@ -25,6 +25,9 @@ pub struct CreateVm {
     /// The member to create it on: a name, id or address. None is the member that was asked.
     #[serde(default)]
     pub on: Option<String>,
+    /// The user that it is for: after "user:" a name known there, or the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// The request of `p2pvm vm restore`.
@@ -102,6 +105,9 @@ pub struct VmView {
     /// The progress of its move to another member, if it is being moved.
     #[serde(default)]
     pub moving: Option<Moving>,
+    /// The key of the user that it is for; missing if it is for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// The bound of its bandwidth on its host; missing if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<BandwidthView>,

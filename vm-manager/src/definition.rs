@@ -2,6 +2,7 @@
 //! the address that belongs to the VM and not to a host.
 
 use crate::Error;
+use p2pvm_authority::Principal;
 use p2pvm_overlay::{MemberId, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,8 @@ pub struct NewVm {
     /// How much it may send, and how much receive, while it stays on the host that makes it, bits
     /// a second: what the token allows by which it is made. `None` for no limit.
     pub bits_per_second: Option<u64>,
+    /// The user that it is for, by the user's key.
+    pub user: Option<Principal>,
 }
 
 /// The seed of a VM's key. It never enters a record or a log; it is wiped when dropped.
@@ -206,6 +209,7 @@ mod tests {
             memory_mib: 64,
             disk_bytes: None,
             bits_per_second: None,
+            user: None,
         };
         assert!(vm.check().is_ok());
         let said = |vm: NewVm| vm.check().unwrap_err().to_string();

@@ -3,7 +3,7 @@
 //! the voters named in it say which host may run the VM.
 
 use crate::{Definition, Error, error::undecided, framed, vault::Durability};
-use p2pvm_authority::{Revocation, Revocations};
+use p2pvm_authority::{Principal, Revocation, Revocations};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -66,6 +66,9 @@ pub struct VmRecord {
     /// The member that the VM was made for; `None` in records of earlier versions.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// The user that the VM is for, by the user's key.
+    #[serde(skip)]
+    pub user: Option<Principal>,
     /// The tokens for the VM that were revoked, as its host says: not checked.
     #[serde(skip)]
     pub revoked: Revocations,
@@ -73,6 +76,8 @@ pub struct VmRecord {
 
 /// The optional field behind a record that holds the VM's owner.
 const OWNER: u8 = 1;
+/// The optional field that holds the key of the VM's user.
+const USER: u8 = 2;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
 
@@ -85,6 +90,10 @@ impl VmRecord {
         if let Some(MemberId(owner)) = self.owner {
             bytes.extend([OWNER, owner.len() as u8]);
             bytes.extend(owner);
+        }
+        if let Some(user) = self.user {
+            bytes.extend([USER, user.len() as u8]);
+            bytes.extend(user);
         }
         for one in self.revoked.iter().map(Revocation::to_field) {
             bytes.extend([REVOKED, one.len() as u8]);
@@ -103,6 +112,7 @@ impl VmRecord {
             };
             match *field {
                 OWNER => record.owner = value.try_into().ok().map(MemberId),
+                USER => record.user = value.try_into().ok(),
                 REVOKED => revoked.extend(Revocation::from_field(value)),
                 _ => {}
             }
@@ -286,12 +296,14 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            user: None,
             revoked: Revocations::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
         let plain = VmRecord {
             owner: None,
+            user: None,
             ..record.clone()
         };
         assert_eq!(
@@ -329,6 +341,7 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            user: None,
             revoked: Revocations::unchecked(revoked),
         };
         let bytes = record.to_bytes();

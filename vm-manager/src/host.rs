@@ -215,6 +215,7 @@ impl Host {
             note: None,
             still: None,
             owner: record.owner,
+            user: record.user,
         })
     }
 
@@ -461,6 +462,7 @@ impl Host {
             wanted: entry.wanted,
             snapshots: entry.snapshots.clone(),
             owner: entry.owner,
+            user: entry.user,
             revoked: entry.revoked.clone(),
         };
         match self

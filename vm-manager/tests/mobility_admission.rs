@@ -207,6 +207,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         wanted: RunGoal::Stopped,
         snapshots: vec![snapshot],
         owner: None,
+        user: None,
         revoked: Revocations::NONE,
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();

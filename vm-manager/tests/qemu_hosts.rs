@@ -71,6 +71,7 @@ async fn started(lab: &Lab) -> Console {
         memory_mib: 128,
         disk_bytes: None,
         bits_per_second: None,
+        user: None,
     };
     lab.host(0)
         .create(new, &watch::Sender::default())

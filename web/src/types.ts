@@ -818,6 +818,8 @@ export interface VmView {
   state: VmStateView;
   /** Why its guest is paused without a request, if it is. */
   still: StillView | null;
+  /** The key of the user that it is for; missing if it is for none. */
+  user?: string | null;
   /** The members whose majority decides who may run it. */
   voters: string[];
 }

@@ -106,6 +106,7 @@ mod tests {
             disk_bytes: Some(2 << 30),
             start: false,
             on: None,
+            user: None,
         };
         let said = async |asker: Asker| {
             let answer = post(vms(asker), "/vms", &new).await;

@@ -51,7 +51,7 @@ impl Tokens {
             given: KeptTokens::open(layout.given_tokens()),
             taken: TakenBack::open(layout.revoked_tokens()),
             shares: Arc::default(),
-            users: Users::open(layout.users()),
+            users: Users::open(layout.users(), layout.user_accounts()),
             parts,
         })
     }

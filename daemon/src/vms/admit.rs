@@ -108,6 +108,8 @@ struct Lack<'r> {
     vm: Option<&'r str>,
     /// The VM's owner, if it is known.
     owner: Option<MemberId>,
+    /// The user that the VM is for.
+    user: Option<Principal>,
 }
 
 /// The more useful of the reasons against two tokens: that a token is another member's, or is about
@@ -148,7 +150,7 @@ impl Vms {
         if self.parts.is_issuer(member) {
             return None;
         }
-        let owner = self.owner_of(vm).await;
+        let (owner, user) = self.owners_of(vm).await;
         let standing = match owner == Some(member) {
             true => Standing::Owner,
             false => Standing::Other,
@@ -159,6 +161,7 @@ impl Vms {
             missing,
             vm,
             owner,
+            user,
         })
     }
 
@@ -170,6 +173,9 @@ impl Vms {
         mut request: Request,
     ) -> Outcome<Request> {
         let MissingRight(right) = lack.missing;
+        if lack.user.is_some() && shown.proved.and_then(Result::ok) == lack.user {
+            return Ok(request);
+        }
         let mut why = None;
         let mut fitting = vec![];
         for token in &shown.tokens {
@@ -289,9 +295,12 @@ impl Vms {
         })
     }
 
-    /// The member that a VM was made for, if it is known. A refusal need not say why it is not.
-    async fn owner_of(&self, vm: Option<&str>) -> Option<MemberId> {
-        self.host.status(vm?).await.ok()?.owner
+    /// The member and the user that a VM was made for, if they are known. A refusal need not say
+    /// why they are not.
+    async fn owners_of(&self, vm: Option<&str>) -> (Option<MemberId>, Option<Principal>) {
+        let Some(vm) = vm else { return (None, None) };
+        let found = self.host.status(vm).await;
+        found.map_or((None, None), |found| (found.owner, found.user))
     }
 
     fn refusal(&self, lack: &Lack<'_>, why: Option<Refusal>) -> Failure {

@@ -31,6 +31,7 @@ async fn ask_as(
         disk_bytes: None,
         start: false,
         on: None,
+        user: None,
     };
     let router = http::for_member(alone.services.vms.clone(), MemberId(by.public()));
     let request = Request::post("/vms")

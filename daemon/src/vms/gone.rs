@@ -93,6 +93,7 @@ impl Vms {
             still: None,
             note: Some(note),
             owner: record.owner,
+            user: record.user,
         };
         VmView {
             state,

@@ -19,6 +19,7 @@ use p2pvm_api::{
     CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, RestoreVm, SnapshotTaken,
     VmDeleted, VmMoved, VmView,
 };
+use p2pvm_authority::Principal;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm, Traces,
@@ -130,6 +131,7 @@ impl Vms {
             memory_mib: r.memory_mib,
             disk_bytes: r.disk_bytes,
             bits_per_second: rate,
+            user: self.user_named(r.user.as_deref())?,
         };
         // The VM's voters are chosen now for its whole life: right after a start not all members
         // are connected yet.
@@ -148,6 +150,24 @@ impl Vms {
             vm = self.host.start(&r.name).await.or_failure()?;
         }
         Ok(self.view(&vm))
+    }
+
+    /// The key of the user that a new VM is for.
+    fn user_named(&self, text: Option<&str>) -> Outcome<Option<Principal>> {
+        let Some(text) = text else { return Ok(None) };
+        let named = self.tokens.users.audience(text).ok_or_else(|| {
+            Failure::usage(format!("'{text}' is no user: write user:NAME or user:KEY"))
+        })?;
+        named.map(Some)
+    }
+
+    /// Whether a VM is for the user whose account of this machine has that number.
+    pub(crate) async fn is_of(&self, uid: u32, vm: &str) -> bool {
+        let Some(user) = self.tokens.users.of_uid(uid) else {
+            return false;
+        };
+        let found = self.host.status(vm).await;
+        found.is_ok_and(|found| found.user == Some(user))
     }
 
     fn owner_for(&self, asker: Asker) -> MemberId {

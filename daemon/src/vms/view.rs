@@ -4,7 +4,7 @@ use super::service::Vms;
 use p2pvm_api::{
     BandwidthView, ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
 };
-use p2pvm_overlay::VmId;
+use p2pvm_overlay::{MemberId, VmId};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
     host::{VmState, VmStatus},
@@ -90,6 +90,7 @@ impl Vms {
             advice: None,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
+            user: vm.user.map(|user| MemberId(user).to_string()),
             bandwidth: self.bandwidth_of(definition.vm),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
         }

@@ -4,6 +4,7 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
+    user,
     vm_args::{Create, Migrate, Restore, Snapshot, Stop, Vm},
 };
 use hyper::Method;
@@ -28,7 +29,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Create(a) => create(context, a).await,
         Vm::Start(a) => operate(context, &a.name, "start", "starting", &()).await,
         Vm::Stop(a) => stop(context, a).await,
-        Vm::List => list(context).await,
+        Vm::List { mine } => list(context, mine).await,
         Vm::Show(a) => show(context, &a.name).await,
         Vm::Console(a) => console(context, &a.name).await,
         Vm::Delete(a) => {
@@ -136,6 +137,10 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         return Err(Failure::usage("--memory must be at least 32M"));
     }
     vm_path(&a.name, "")?;
+    let user = match a.for_user {
+        Some(user) => Some(user::known(context, user).await?),
+        None => None,
+    };
     let request = CreateVm {
         name: a.name.clone(),
         image,
@@ -144,6 +149,7 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         disk_bytes: a.disk,
         start: a.start,
         on: a.on,
+        user,
     };
     let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
     report(context, &Sorted(&vm), || {
@@ -163,16 +169,21 @@ fn few_voters(voters: &[String]) -> Option<String> {
         _ => return None,
     };
     Some(format!(
-        "{only} on where it may run, as fewer members than usual answered: without it the VM is \
-            neither moved nor restored"
+        "{only} on where it may run, as fewer members than usual answered: with a majority of \
+            the voters gone the VM is neither moved nor restored"
     ))
 }
 
-async fn list(context: &Context) -> Outcome<()> {
-    let ClusterVms { vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
+async fn list(context: &Context, mine: bool) -> Outcome<()> {
+    let own = match mine {
+        true => Some(user::own_key(context)?),
+        false => None,
+    };
+    let ClusterVms { mut vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
     for silent in silent {
         eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
+    vms.retain(|vm| own.is_none() || vm.user == own);
     report(context, &Sorted(&vms), || {
         print::table(
             ["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"],
@@ -266,6 +277,7 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         ("voters", vm.voters.join(", ")),
     ];
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    lines.extend(vm.user.clone().map(|user| ("user", user)));
     lines.extend(vm.bandwidth.map(|bound| ("bandwidth", bandwidth(bound))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));

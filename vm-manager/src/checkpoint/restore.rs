@@ -205,6 +205,7 @@ impl Host {
                 wanted: e.wanted,
                 snapshots: e.snapshots,
                 owner: e.owner,
+                user: e.user,
                 revoked: e.revoked,
             }),
             None => self.record(name).await,
@@ -293,6 +294,7 @@ impl Host {
             note: None,
             gives_way: None,
             owner: record.owner,
+            user: record.user,
             revoked: checked(record.definition.vm, &record.revoked),
             bits_per_second: None,
         })

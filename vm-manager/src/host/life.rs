@@ -157,6 +157,7 @@ impl Host {
             note: None,
             gives_way: None,
             owner: Some(owner),
+            user: new.user,
             revoked: Revocations::NONE,
             bits_per_second: new.bits_per_second,
         })?;

@@ -14,7 +14,7 @@ use crate::{
     hypervisor::MachineSpec,
 };
 use data_encoding::BASE32_NOPAD;
-use p2pvm_authority::Revocations;
+use p2pvm_authority::{Principal, Revocations};
 use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -123,6 +123,9 @@ pub struct Entry {
     /// The member that it was made for; `None` for a VM of an earlier version.
     #[serde(default)]
     pub owner: Option<MemberId>,
+    /// The user that it is for, by the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Principal>,
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
@@ -371,6 +374,7 @@ pub(crate) mod tests {
             note: None,
             gives_way: None,
             owner: None,
+            user: None,
             revoked: Revocations::NONE,
             bits_per_second: None,
         }

@@ -6,6 +6,7 @@ use crate::{
     directory::{RunGoal, Snapshot},
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
 };
+use p2pvm_authority::Principal;
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,9 @@ pub struct VmStatus {
     /// The member that it was made for; `None` where that is unknown, as in other members' lists.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// The user that it is for, by the user's key; `None` as well in other members' lists.
+    #[serde(skip)]
+    pub user: Option<Principal>,
 }
 
 /// Why a guest stands still, with the room on its host's disk.

@@ -307,6 +307,7 @@ impl Host {
             note: None,
             gives_way: None,
             owner: extras.owner,
+            user: extras.user,
             revoked: checked(offer.definition.vm, &extras.revoked),
             bits_per_second: None,
         })?;

@@ -5,7 +5,7 @@
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. Four are in use: the span that the move's trace is within, how much disk the move
-//! takes, the VM's owner, and once for each the revoked tokens for the VM.
+//! takes, the VM's owner and user, and once for each the revoked tokens for the VM.
 
 use crate::{
     Definition,
@@ -15,7 +15,7 @@ use crate::{
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
-use p2pvm_authority::{Revocation, Revocations};
+use p2pvm_authority::{Principal, Revocation, Revocations};
 use p2pvm_overlay::{Epoch, Fabric, FabricError, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -120,6 +120,8 @@ const TRACEPARENT: u8 = 1;
 const DISK_NEED: u8 = 2;
 /// The optional field that holds a member's id.
 const OWNER: u8 = 3;
+/// The optional field that holds the key of the VM's user.
+const USER: u8 = 4;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
 
@@ -141,6 +143,8 @@ pub struct Extras {
     pub need: Option<DiskNeed>,
     /// With an offer: the member that the VM was made for.
     pub owner: Option<MemberId>,
+    /// With an offer: the user that the VM is for, by the user's key.
+    pub user: Option<Principal>,
     /// With an offer: the tokens for the VM that were revoked, not checked.
     pub revoked: Revocations,
 }
@@ -151,6 +155,7 @@ impl Extras {
         within: SpanContext::NONE,
         need: None,
         owner: None,
+        user: None,
         revoked: Revocations::NONE,
     };
 }
@@ -170,6 +175,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     if let Some(MemberId(owner)) = extras.owner {
         body.extend([OWNER, owner.len() as u8]);
         body.extend(owner);
+    }
+    if let Some(user) = extras.user {
+        body.extend([USER, user.len() as u8]);
+        body.extend(user);
     }
     for one in extras.revoked.iter().map(Revocation::to_field) {
         body.extend([REVOKED, one.len() as u8]);
@@ -203,6 +212,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.need = need.or(extras.need);
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
+            USER => extras.user = bytes.try_into().ok().or(extras.user),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
             _ => {}
         }
@@ -265,6 +275,7 @@ mod tests {
                 image: 9,
             }),
             owner: Some(MemberId([5; 32])),
+            user: None,
             revoked: crate::directory::golden_tests::revoked(),
         };
         let with = encode(&request(), &extras);
@@ -306,6 +317,7 @@ mod tests {
                 within: from_traceparent(CONTEXT).unwrap(),
                 need: None,
                 owner: None,
+                user: None,
                 revoked: Revocations::NONE,
             }
         );

@@ -422,6 +422,7 @@ impl Lab {
             memory_mib: 64,
             disk_bytes: None,
             bits_per_second: None,
+            user: None,
         }
     }
 
