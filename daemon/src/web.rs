@@ -6,8 +6,8 @@
 //! each API request carries a token, which only root can read in the state directory; it has the
 //! role of an operator or of a reader. The allowed requests are a list ([`routes`]), not the
 //! control API minus some: none of them ends the daemon, leaves the network, invites, revokes, sets
-//! rules, creates or deletes; an operator may change what this host offers. [`access`], [`limits`] and [`serve`] keep it safe;
-//! `docs/dashboard.md` explains it to users.
+//! rules, creates or deletes; an operator may change what this host offers. [`access`], [`limits`]
+//! and [`serve`] keep it safe; `docs/dashboard.md` explains it to users.
 
 mod access;
 mod certificate;
