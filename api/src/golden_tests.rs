@@ -48,6 +48,7 @@ fn requests(passed: &mut Passed) {
         cpus: 2,
         memory_mib: 512,
         disk_bytes,
+        user: None,
         start: true,
         on,
         restart: None,
@@ -110,6 +111,8 @@ fn bare_vm() -> VmView {
         advice: None,
         cpu: None,
         moving: None,
+        user: None,
+        bandwidth: None,
         snapshots: Vec::new(),
         restart: None,
     }

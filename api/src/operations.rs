@@ -228,6 +228,7 @@ where
 const ROOT: &[Asker] = &[Asker::Root];
 const LOOKING: &[Asker] = &[Asker::Root, Asker::Page, Asker::Group];
 const PAGE: &[Asker] = &[Asker::Page];
+const WITH_PAGE: &[Asker] = &[Asker::Root, Asker::Page];
 const WITH_MEMBERS: &[Asker] = &[Asker::Root, Asker::Member];
 const ALL: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page];
 const ALL_LOOKING: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page, Asker::Group];

@@ -37,6 +37,9 @@ pub struct SetVm {
     /// Whether its guest is started again when it ends; none leaves it as it is.
     #[serde(default)]
     pub restart: Option<RestartWord>,
+    /// The user that it is for: after "user:" a name known there, or the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// The request of `p2pvm vm restore`.
@@ -117,11 +120,29 @@ pub struct VmView {
     /// The progress of its move to another member, if it is being moved.
     #[serde(default)]
     pub moving: Option<Moving>,
+    /// The key of the user that it is for; missing if it is for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The bound of its bandwidth on its host; missing if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<BandwidthView>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
     /// Whether its guest is started again when it ends, if its host says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartWord>,
+}
+
+/// How much a guest may send, and how much receive, on its present host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct BandwidthView {
+    /// Bits a second, each way.
+    pub bits_per_second: u64,
+    /// Bytes of packets that were dropped by the limit, both ways together, since the guest runs
+    /// there.
+    pub dropped_bytes: u64,
 }
 
 /// The reachability of a guest from its own host, through the guest's interface.

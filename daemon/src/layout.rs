@@ -136,6 +136,11 @@ impl Layout {
         self.0.join("users.json")
     }
 
+    /// Which users this machine's accounts are.
+    pub fn user_accounts(&self) -> PathBuf {
+        self.0.join("user-accounts.json")
+    }
+
     /// The key of this machine's root as a user, if it made one.
     pub fn user_key(&self) -> PathBuf {
         self.0.join("user.key")

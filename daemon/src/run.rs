@@ -111,7 +111,7 @@ async fn serve(
     let lifecycle = Lifecycle::new(began);
     let (daemon, tasks) = wiring::open(layout, &config, membership, lifecycle).await?;
     let listener = listen(layout)?;
-    let served = caller::for_callers(daemon.services.routes());
+    let served = caller::for_callers(daemon.services.routes(), daemon.services.owns());
     tracing::info!(
         member = %daemon.parts.me(),
         network = %daemon.parts.network.name,

@@ -210,7 +210,7 @@ fn wire(
         layout: own.layout,
     });
     let cluster = Cluster::new(parts.clone(), questions.clone());
-    let dashboard = Dashboard::open(node.clone(), cluster.clone(), config)?;
+    let dashboard = Dashboard::open((node.clone(), offers.clone()), cluster.clone(), config)?;
     questions.answer(Responder::new(&node, &vms));
     let services = Services {
         access: Access::new(parts.clone(), policies, offerer(&subnets)),

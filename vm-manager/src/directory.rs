@@ -9,7 +9,7 @@ use crate::{
     protection::{self, Protection, Replica},
     vault::Durability,
 };
-use p2pvm_authority::{Revocation, Revocations};
+use p2pvm_authority::{Principal, Revocation, Revocations};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -87,6 +87,9 @@ pub struct VmRecord {
     /// The member that the VM was made for; `None` in records of earlier versions.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// The user that the VM is for, by the user's key.
+    #[serde(skip)]
+    pub user: Option<Principal>,
     /// The tokens for the VM that were revoked, as its host says: not checked.
     #[serde(skip)]
     pub revoked: Revocations,
@@ -100,6 +103,8 @@ pub struct VmRecord {
 
 /// The optional field behind a record that holds the VM's owner.
 const OWNER: u8 = 1;
+/// The optional field that holds the key of the VM's user.
+const USER: u8 = 2;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
 /// The optional field that holds how the VM is protected, unless as one of a previous release.
@@ -116,6 +121,10 @@ impl VmRecord {
         if let Some(MemberId(owner)) = self.owner {
             bytes.extend([OWNER, owner.len() as u8]);
             bytes.extend(owner);
+        }
+        if let Some(user) = self.user {
+            bytes.extend([USER, user.len() as u8]);
+            bytes.extend(user);
         }
         for one in self.revoked.iter().map(Revocation::to_field) {
             bytes.extend([REVOKED, one.len() as u8]);
@@ -143,6 +152,7 @@ impl VmRecord {
             };
             match *field {
                 OWNER => record.owner = value.try_into().ok().map(MemberId),
+                USER => record.user = value.try_into().ok(),
                 REVOKED => revoked.extend(Revocation::from_field(value)),
                 PROTECTION => {
                     let read = Protection::from_field(value);
@@ -331,6 +341,7 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            user: None,
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
@@ -339,6 +350,7 @@ mod tests {
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
         let plain = VmRecord {
             owner: None,
+            user: None,
             ..record.clone()
         };
         assert_eq!(
@@ -376,6 +388,7 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            user: None,
             revoked: Revocations::unchecked(revoked),
             protection: Protection::default(),
             replica: None,

@@ -46,6 +46,7 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         wanted,
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         owner,
+        user: None,
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
@@ -74,6 +75,16 @@ fn members_of_the_previous_version_read_a_vms_record() {
         golden.message(
             "record.revoked",
             &revoking,
+            VmRecord::to_bytes,
+            VmRecord::from_bytes,
+        );
+        let of_user = VmRecord {
+            user: Some([0x36; 32]),
+            ..record(RunGoal::Running, Some(MemberId([0x35; 32])))
+        };
+        golden.message(
+            "record.user",
+            &of_user,
             VmRecord::to_bytes,
             VmRecord::from_bytes,
         );

@@ -52,6 +52,7 @@ mod room;
 mod slot;
 pub mod status;
 mod underway;
+mod voters;
 
 pub use activity::Activity;
 pub use claim::Ownership;
@@ -231,6 +232,7 @@ impl Host {
             ),
             owner: record.owner,
             restart: Some(record.protection.restart),
+            user: record.user,
         })
     }
 

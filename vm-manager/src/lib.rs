@@ -9,6 +9,7 @@
 //! other; `guard`, what a host does unasked. None uses a higher one.
 
 pub mod ballot;
+pub mod bit_rate;
 mod cgroup;
 pub mod checkpoint;
 pub mod clock;
@@ -38,6 +39,7 @@ pub mod trace;
 pub mod vault;
 
 pub use ballot::Ballot;
+pub use bit_rate::BitRate;
 pub use cgroup::limit_processors;
 pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;

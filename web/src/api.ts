@@ -4,7 +4,7 @@
 
 import type { EventRow } from "./events";
 import { follow, Refused } from "./lines";
-import type { Explained, Failure, MigrateVm, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
+import type { Explained, Failure, MigrateVm, OfferChange, OfferEnded, OfferOff, OfferView, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
 
 /** The token's key in the tab's session storage, which lasts until the tab is closed. */
 const KEY = "p2pvm-token";
@@ -13,6 +13,8 @@ const PATIENCE_MS = 10_000;
 
 /** The body of an operation's request. */
 export type Body = MigrateVm | RestoreVm | SnapshotVm;
+/** An operation on a VM that is answered in lines. */
+export type VmOperation = Exclude<keyof Results, "off">;
 
 /**
  * Returns the token of the address (`#token=...`) or the stored one. Stores the former and removes
@@ -35,7 +37,7 @@ export function keepToken(token: string | null): void {
 export class Api {
   constructor(private readonly token: string) {}
 
-  private async send(method: string, path: string, body?: Body | null, signal?: AbortSignal): Promise<Response> {
+  private async send(method: string, path: string, body?: Body | OfferChange | OfferOff | null, signal?: AbortSignal): Promise<Response> {
     const headers: Record<string, string> = { authorization: `Bearer ${this.token}` };
     if (body !== undefined) headers["content-type"] = "application/json";
     let answer: Response;
@@ -80,8 +82,25 @@ export class Api {
   }
 
   /** Runs a long operation; `onStep` gets its progress. It continues when this page is closed. */
-  async run<K extends keyof Results>(vm: string, operation: K, body: Body | null, onStep: (step: Step) => void): Promise<Results[K]> {
+  async run<K extends VmOperation>(vm: string, operation: K, body: Body | null, onStep: (step: Step) => void): Promise<Results[K]> {
     const answer = await this.send("POST", `/vms/${encodeURIComponent(vm)}/${operation}`, body);
+    return follow(chunksOf(answer.body), onStep);
+  }
+
+  /** What this host offers to other members' VMs. */
+  async offer(): Promise<OfferView> {
+    const offer: OfferView = await (await this.send("GET", "/offer", undefined, AbortSignal.timeout(PATIENCE_MS))).json();
+    return offer;
+  }
+
+  async changeOffer(change: OfferChange): Promise<OfferView> {
+    const offer: OfferView = await (await this.send("POST", "/offer", change)).json();
+    return offer;
+  }
+
+  /** Ends the offer; moves of other members' VMs continue when this page is closed. */
+  async endOffer(end: OfferOff, onStep: (step: Step) => void): Promise<OfferEnded> {
+    const answer = await this.send("POST", "/offer/off", end);
     return follow(chunksOf(answer.body), onStep);
   }
 

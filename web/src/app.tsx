@@ -10,6 +10,7 @@ import { Refused } from "./lines";
 import { lazy } from "./lazy";
 import { NetworkMap } from "./map";
 import { decisions, mayAct, network } from "./model";
+import { Offer } from "./offer-panel";
 import { useOperations } from "./operations";
 import { Decisions, Members } from "./tables";
 import { setTheme, theme, type Theme } from "./theme";
@@ -162,6 +163,7 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
         </div>
         <div class="column">
           <Vms vms={view.vms} acts={acts} doing={doing} ask={(what, name) => setOpen({ what, vm: name, to: null })} take={take} />
+          <Offer api={api} acts={acts} />
           <Decisions list={decisions(view)} />
           <Events api={api} />
         </div>

@@ -138,7 +138,18 @@ impl Offers {
             state.bounded = all_cpus > 0;
         }
         drop(state);
+        self.limit_guests();
         self.manager.offer(is_open);
+    }
+
+    /// Puts the bandwidth of each guest here into force; a later guest asks when it comes.
+    fn limit_guests(&self) {
+        for vm in self.host.list() {
+            let vm = vm.definition.vm;
+            self.parts
+                .plane
+                .limit_port(vm, self.host.bits_per_second(vm));
+        }
     }
 
     /// Whether the offer has opened, and whether VMs are to be moved away; each is said once.

@@ -99,6 +99,7 @@ impl Vms {
             note: Some(note),
             owner: record.owner,
             restart: None,
+            user: record.user,
         };
         VmView {
             state,
@@ -111,6 +112,7 @@ impl Vms {
             )),
             cpu: None,
             moving: None,
+            bandwidth: None,
             ..self.view(&status)
         }
     }

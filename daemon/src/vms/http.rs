@@ -1,7 +1,8 @@
 //! The control API about virtual machines.
 
 use super::{
-    admit, releases,
+    admit::{self, TokenRate},
+    releases,
     rights::{Asker, Right},
     service::Vms,
 };
@@ -105,11 +106,13 @@ async fn create(
     State(vms): Shared,
     Extension(asker): Extension<Asker>,
     share: Option<Extension<Arc<Share>>>,
+    rate: Option<Extension<TokenRate>>,
     Json(r): Json<CreateVm>,
 ) -> Response {
     streamed(move |reporter| async move {
         let _until_made = share;
-        vms.create(asker, r, &reporter).await
+        let rate = rate.and_then(|Extension(TokenRate(rate))| rate);
+        vms.create((asker, rate), r, &reporter).await
     })
 }
 

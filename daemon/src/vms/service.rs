@@ -19,6 +19,7 @@ use p2pvm_api::{
     CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReplicateVm, RestoreVm,
     SnapshotTaken, VmDeleted, VmMoved, VmView,
 };
+use p2pvm_authority::Principal;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm, Traces,
@@ -108,8 +109,14 @@ impl Vms {
         Ok(self.view(&self.host.status(name).await.or_failure()?))
     }
 
-    /// Defines a VM here, for the member that asks.
-    pub async fn create(&self, asker: Asker, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
+    /// Defines a VM here, for the member that asks. `rate` is what its token lets the VM send, and
+    /// receive, bits a second.
+    pub async fn create(
+        &self,
+        (asker, rate): (Asker, Option<u64>),
+        r: CreateVm,
+        reporter: &Reporter,
+    ) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
         }
@@ -124,6 +131,8 @@ impl Vms {
             cpus: r.cpus,
             memory_mib: r.memory_mib,
             disk_bytes: r.disk_bytes,
+            bits_per_second: rate,
+            user: self.user_named(r.user.as_deref())?,
         };
         // The VM's voters are chosen now for its whole life: right after a start not all members
         // are connected yet.
@@ -145,6 +154,24 @@ impl Vms {
             vm = self.host.start(&r.name).await.or_failure()?;
         }
         Ok(self.view(&vm))
+    }
+
+    /// The key of the user that a new VM is for.
+    fn user_named(&self, text: Option<&str>) -> Outcome<Option<Principal>> {
+        let Some(text) = text else { return Ok(None) };
+        let named = self.tokens.users.audience(text).ok_or_else(|| {
+            Failure::usage(format!("'{text}' is no user: write user:NAME or user:KEY"))
+        })?;
+        named.map(Some)
+    }
+
+    /// Whether a VM is for the user whose account of this machine has that number.
+    pub(crate) async fn is_of(&self, uid: u32, vm: &str) -> bool {
+        let Some(user) = self.tokens.users.of_uid(uid) else {
+            return false;
+        };
+        let found = self.host.status(vm).await;
+        found.is_ok_and(|found| found.user == Some(user))
     }
 
     fn owner_for(&self, asker: Asker) -> MemberId {

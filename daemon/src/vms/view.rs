@@ -2,8 +2,10 @@
 
 use super::{history::restart_word, service::Vms};
 use p2pvm_api::{
-    ReachState, ReplicationView, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
+    BandwidthView, ReachState, ReplicationView, SnapshotState, SnapshotView, StillView,
+    VmStateView, VmView,
 };
+use p2pvm_overlay::{MemberId, VmId};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
     host::{ReplicationStatus, VmState, VmStatus},
@@ -106,9 +108,20 @@ impl Vms {
             advice: None,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
+            user: vm.user.map(|user| MemberId(user).to_string()),
+            bandwidth: self.bandwidth_of(definition.vm),
             snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
             restart: vm.restart.map(restart_word),
         }
+    }
+
+    /// The bound of a guest's bandwidth here.
+    fn bandwidth_of(&self, vm: VmId) -> Option<BandwidthView> {
+        let limit = self.parts.plane.limit_of(vm)?;
+        Some(BandwidthView {
+            bits_per_second: limit.bits_per_second?,
+            dropped_bytes: limit.dropped_bytes,
+        })
     }
 
     pub(super) fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {

@@ -6,6 +6,7 @@ use crate::{
     http::{forward, server},
     machine::sight,
     node::health::health,
+    offer,
     vms::{http as vms, rights::Asker},
 };
 use axum::{
@@ -72,6 +73,7 @@ fn reading(dashboard: &Arc<Dashboard>) -> Router {
         .route("/view", get(view))
         .with_state(dashboard.clone())
         .merge(event_log::http::routes(dashboard.vms.parts.clone()))
+        .merge(offer::http::reading(dashboard.offers.clone()))
         .merge(at_holder)
 }
 
@@ -103,6 +105,7 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
         .merge(at_holder)
         .merge(at_chosen)
         .with_state(service)
+        .merge(offer::http::changing(dashboard.offers.clone()))
         .merge(console)
 }
 
@@ -144,7 +147,7 @@ async fn view(
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, Answered, send};
-    use p2pvm_api::{DashboardChange, Failure, Health, Kind, Status};
+    use p2pvm_api::{DashboardChange, Failure, Health, Kind, OfferView, Status};
 
     /// Asks as the page does, with a token.
     async fn ask(alone: &Alone, method: &str, path: &str, token: &str) -> Answered {
@@ -213,6 +216,8 @@ mod tests {
             let path = |rest: &str| format!("{base}{rest}");
             let view: View = ask(&alone, "GET", &path("/view"), &token).await.value();
             assert_eq!(view.role, Role::Reader);
+            let offer: OfferView = ask(&alone, "GET", &path("/offer"), &token).await.value();
+            assert_eq!(offer.host, "attic");
             let why = ask(&alone, "GET", &path("/vms/web/explain"), &token).await;
             assert_eq!(why.status, hyper::StatusCode::NOT_FOUND);
             for (method, rest) in [
@@ -223,6 +228,8 @@ mod tests {
                 ("POST", "/vms/web/snapshot"),
                 ("POST", "/vms/web/restore"),
                 ("GET", "/vms/web/console"),
+                ("POST", "/offer"),
+                ("POST", "/offer/off"),
             ] {
                 let answer = ask(&alone, method, &path(rest), &token).await;
                 assert_eq!(answer.status, hyper::StatusCode::FORBIDDEN, "{rest}");

@@ -73,7 +73,7 @@ pub(super) async fn open(
         ballot: Arc::new(Votes::new(parts.fabric())),
         vault: ChunkVault::new(chunks.exchange, Arc::new(chunks.images)),
         hypervisor: Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe())),
-        port: ports,
+        port: ports.clone(),
         traces,
         sleep: Arc::new(ThisMachine),
         identity: parts.identity.clone(),
@@ -85,9 +85,12 @@ pub(super) async fn open(
         replica_rate: config.heal.replica_rate,
         ..HostOptions::default()
     };
-    Host::open(host_parts, options, layout.dir())
+    let host = Host::open(host_parts, options, layout.dir())
         .await
-        .doing("taking up the VMs")
+        .doing("taking up the VMs")?;
+    let limited = Arc::downgrade(&host);
+    ports.limit_by(Box::new(move |vm| limited.upgrade()?.bits_per_second(vm)));
+    Ok(host)
 }
 
 /// Reports to the host addresses here whose packets other members drop.

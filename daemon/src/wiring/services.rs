@@ -6,7 +6,7 @@ use crate::{
     cluster,
     cluster::service::Cluster,
     event_log,
-    http::server,
+    http::{caller::Owns, server},
     machine,
     machine::service::Machine,
     members,
@@ -76,6 +76,15 @@ impl Services {
             .merge(offer::http::routes(self.offers.clone()))
             .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
+    }
+
+    /// Whose VMs are whose, for users of this machine in the group.
+    pub(crate) fn owns(&self) -> Owns {
+        let vms = self.vms.clone();
+        Arc::new(move |uid, vm| {
+            let vms = vms.clone();
+            Box::pin(async move { vms.is_of(uid, &vm).await })
+        })
     }
 
     /// The control API for callers with a token of the dashboard: what the table of operations

@@ -82,7 +82,7 @@ fn of_kind(command: &Command) -> Limit {
         }
         Command::Vm(Vm::Console(_)) => Limit::None,
         Command::Events(events) if events.follow => Limit::None,
-        Command::Vm(Vm::List | Vm::Show(_) | Vm::Set(_)) => Limit::Total(SHORT),
+        Command::Vm(Vm::List { .. } | Vm::Show(_) | Vm::Set(_)) => Limit::Total(SHORT),
         Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),
         Command::Vm(_) | Command::Drain | Command::Offer(Offer::Off(_)) => Limit::Silence(SILENCE),
         Command::Down(down) if down.force => Limit::Total(LONG),

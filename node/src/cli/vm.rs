@@ -4,14 +4,17 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
+    user,
     vm_args::{Create, Migrate, Replicate, Restore, Set, Snapshot, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Doing, Failure, Kind, MigrateVm, MoveCancelled, Outcome, ReachState,
-    ReachView, ReplicateVmRestartWord, RestoreVm, SetVm, ShutdownAnswer, SnapshotTaken, SnapshotVm,
-    Sorted, VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
+    BandwidthView, ClusterVms, CreateVm, Doing, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
+    ReachState, ReachView, ReplicateVm, RestartWord, RestoreVm, SetVm, ShutdownAnswer,
+    SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmStateView, VmView, client::Event,
+    vm_path,
 };
+use p2pvm_vm_manager::BitRate;
 use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -27,7 +30,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Create(a) => create(context, a).await,
         Vm::Start(a) => operate(context, &a.name, "start", "starting", &()).await,
         Vm::Stop(a) => stop(context, a).await,
-        Vm::List => list(context).await,
+        Vm::List { mine } => list(context, mine).await,
         Vm::Show(a) => show(context, &a.name).await,
         Vm::Console(a) => console(context, &a.name).await,
         Vm::Delete(a) => {
@@ -137,6 +140,10 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         return Err(Failure::usage("--memory must be at least 32M"));
     }
     vm_path(&a.name, "")?;
+    let user = match a.for_user {
+        Some(user) => Some(user::known(context, user).await?),
+        None => None,
+    };
     let request = CreateVm {
         name: a.name.clone(),
         image,
@@ -146,11 +153,29 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         start: a.start,
         on: a.on,
         restart: a.restart.map(RestartWord::from),
+        user,
     };
     let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
     report(context, &Sorted(&vm), || {
-        println!("{} is {}, address {}", a.name, vm.state, vm.address)
+        println!("{} is {}, address {}", a.name, vm.state, vm.address);
+        if let Some(few) = few_voters(&vm.voters) {
+            eprintln!("{few}");
+        }
     })
+}
+
+/// What is said of a new VM with fewer voters than usual.
+fn few_voters(voters: &[String]) -> Option<String> {
+    let only = match voters {
+        [] => return None,
+        [one] => format!("only {one} votes"),
+        several if several.len() < 3 => format!("only {} vote", several.join(" and ")),
+        _ => return None,
+    };
+    Some(format!(
+        "{only} on where it may run, as fewer members than usual answered: with a majority of \
+            the voters gone the VM is neither moved nor restored"
+    ))
 }
 
 async fn set(context: &Context, a: Set) -> Outcome<()> {
@@ -165,11 +190,16 @@ async fn set(context: &Context, a: Set) -> Outcome<()> {
     })
 }
 
-async fn list(context: &Context) -> Outcome<()> {
-    let ClusterVms { vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
+async fn list(context: &Context, mine: bool) -> Outcome<()> {
+    let own = match mine {
+        true => Some(user::own_key(context)?),
+        false => None,
+    };
+    let ClusterVms { mut vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
     for silent in silent {
         eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
+    vms.retain(|vm| own.is_none() || vm.user == own);
     report(context, &Sorted(&vms), || {
         let rows = vms.iter().map(row);
         let columns = ["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"];
@@ -292,6 +322,8 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         let copies = format!("{} of {} copies, every {} s", r.copies, r.wanted, r.every_s);
         ("replica", format!("{}; {copies}", r.text))
     }));
+    lines.extend(vm.user.clone().map(|user| ("user", user)));
+    lines.extend(vm.bandwidth.map(|bound| ("bandwidth", bandwidth(bound))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
     lines.extend(
@@ -300,6 +332,15 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
             .map(|moving| ("moving", format!("to {}: {}", moving.to, moving.step.phase))),
     );
     lines
+}
+
+/// The bound of a guest's bandwidth.
+fn bandwidth(bound: BandwidthView) -> String {
+    let rate = BitRate(bound.bits_per_second);
+    format!(
+        "at most {rate} each way, {} KiB dropped",
+        bound.dropped_bytes >> 10
+    )
 }
 
 async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {

@@ -32,8 +32,12 @@ pub enum Vm {
     )]
     Stop(Stop),
     /// List the network's VMs
-    #[command(after_help = "Example:\n  p2pvm vm list")]
-    List,
+    #[command(after_help = "Examples:\n  p2pvm vm list\n  p2pvm vm list --mine")]
+    List {
+        /// Only those that are for the user whose key this account has
+        #[arg(long)]
+        mine: bool,
+    },
     /// Show a VM: where it runs, its address, epoch, snapshots
     #[command(after_help = "Example:\n  p2pvm vm show web --json")]
     Show(VmName),
@@ -92,6 +96,9 @@ pub struct Create {
     /// Disk size if larger than the image, such as 20G
     #[arg(long, value_parser = parse_size)]
     pub disk: Option<u64>,
+    /// The user that it is for, who may then manage it: user:NAME or user:KEY
+    #[arg(long = "for", value_name = "USER")]
+    pub for_user: Option<String>,
     /// Start it at once
     #[arg(long)]
     pub start: bool,

@@ -292,10 +292,12 @@ impl Host {
             note: None,
             gives_way: None,
             owner: record.owner,
+            user: record.user,
             revoked: checked(record.definition.vm, &record.revoked),
             protection: record.protection.clone(),
             replica: record.replica.clone(),
             sending: None,
+            bits_per_second: None,
         })
     }
 

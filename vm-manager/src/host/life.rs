@@ -5,14 +5,14 @@ use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm, Protection,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
-    directory::{RunGoal, vm_key},
+    directory::RunGoal,
     error::undecided,
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
 };
 use p2pvm_api::EventKind;
 use p2pvm_authority::Revocations;
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -134,6 +134,7 @@ impl Host {
             mac: [0; 6],
             mtu: 0,
         };
+        let voters = self.choose_voters(&keys).await;
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -142,7 +143,7 @@ impl Host {
                 memory_mib: new.memory_mib,
                 disk_bytes: size,
                 image,
-                voters: self.choose_voters(keys.vm_id()),
+                voters,
                 address: unclaimed,
                 created: UnixTime::now(),
             },
@@ -157,10 +158,12 @@ impl Host {
             note: None,
             gives_way: None,
             owner: Some(owner),
+            user: new.user,
             revoked: Revocations::NONE,
             protection: crate::Protection::default(),
             replica: None,
             sending: None,
+            bits_per_second: new.bits_per_second,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
@@ -449,18 +452,6 @@ impl Host {
                 &watch::Sender::default(),
             )
             .await
-    }
-
-    /// This member and the connected ones closest to the VM on the ring: an odd number, since an
-    /// even one tolerates no more failures.
-    fn choose_voters(&self, vm: VmId) -> Vec<MemberId> {
-        let mut others = self.parts.fabric.connected();
-        others.sort_by_key(|m| m.ring_addr().distance(&vm_key(vm)));
-        let wanted = self.options.voters.min(others.len() + 1);
-        others.truncate((wanted - (wanted + 1) % 2).saturating_sub(1));
-        others.push(self.me);
-        others.sort();
-        others
     }
 
     /// How long a guest here may take to power down.

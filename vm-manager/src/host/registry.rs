@@ -15,7 +15,7 @@ use crate::{
     protection::{Protection, Replica},
 };
 use data_encoding::BASE32_NOPAD;
-use p2pvm_authority::Revocations;
+use p2pvm_authority::{Principal, Revocations};
 use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -124,6 +124,9 @@ pub struct Entry {
     /// The member that it was made for; `None` for a VM of an earlier version.
     #[serde(default)]
     pub owner: Option<MemberId>,
+    /// The user that it is for, by the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Principal>,
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
@@ -136,6 +139,10 @@ pub struct Entry {
     /// A newer one that is stored here and not yet at its holders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sending: Option<Replica>,
+    /// How much it may send, and how much receive, on this host, bits a second, beside the offer's
+    /// bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_second: Option<u64>,
 }
 
 impl Entry {
@@ -179,6 +186,7 @@ impl Entry {
             wanted: self.wanted,
             snapshots: self.snapshots.clone(),
             owner: self.owner,
+            user: self.user,
             revoked: self.revoked.clone(),
             protection: self.protection.clone(),
             replica: self.replica.clone(),
@@ -392,10 +400,12 @@ pub(crate) mod tests {
             note: None,
             gives_way: None,
             owner: None,
+            user: None,
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
             sending: None,
+            bits_per_second: None,
         }
     }
 

@@ -40,10 +40,12 @@ fn entry(role: Role) -> Entry {
         note: Some("held".into()),
         gives_way: Some(MemberId([0x52; 32])),
         owner: Some(MemberId([0x53; 32])),
+        user: None,
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
         sending: None,
+        bits_per_second: None,
     }
 }
 
@@ -54,6 +56,7 @@ fn former() -> Entry {
         note: None,
         gives_way: None,
         owner: None,
+        user: None,
         wanted: RunGoal::Stopped,
         ..entry(Role::Held)
     }

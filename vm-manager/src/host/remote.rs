@@ -297,6 +297,7 @@ mod tests {
             replication: None,
             owner: None,
             restart: None,
+            user: None,
         }
     }
 

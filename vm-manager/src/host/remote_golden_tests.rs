@@ -101,6 +101,7 @@ fn status(state: VmState, still: Option<Standstill>) -> VmStatus {
         replication: None,
         owner: None,
         restart: None,
+        user: None,
     }
 }
 

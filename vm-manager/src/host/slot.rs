@@ -283,6 +283,7 @@ impl Slot {
             replication,
             owner: entry.owner,
             restart: Some(entry.protection.restart),
+            user: entry.user,
         }
     }
 }

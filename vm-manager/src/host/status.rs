@@ -7,6 +7,7 @@ use crate::{
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
     protection::Restart,
 };
+use p2pvm_authority::Principal;
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,9 @@ pub struct VmStatus {
     /// Whether its guest is started again when it ends; `None` in other members' lists.
     #[serde(skip)]
     pub restart: Option<Restart>,
+    /// The user that it is for, by the user's key; `None` as well in other members' lists.
+    #[serde(skip)]
+    pub user: Option<Principal>,
 }
 
 /// Why a guest stands still, with the room on its host's disk.

@@ -307,10 +307,12 @@ impl Host {
             note: None,
             gives_way: None,
             owner: extras.owner,
+            user: extras.user,
             revoked: checked(offer.definition.vm, &extras.revoked),
             protection: extras.protection.clone(),
             replica: extras.replica.clone(),
             sending: None,
+            bits_per_second: None,
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

@@ -5,8 +5,8 @@
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
-//! VM's owner, once for each the revoked tokens for the VM, how the VM is protected, and the newest
-//! replica of its disk.
+//! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, and the
+//! newest replica of its disk.
 
 use crate::{
     Definition,
@@ -17,7 +17,7 @@ use crate::{
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
-use p2pvm_authority::{Revocation, Revocations};
+use p2pvm_authority::{Principal, Revocation, Revocations};
 use p2pvm_overlay::{Epoch, Fabric, FabricError, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -122,6 +122,8 @@ const TRACEPARENT: u8 = 1;
 const DISK_NEED: u8 = 2;
 /// The optional field that holds a member's id.
 const OWNER: u8 = 3;
+/// The optional field that holds the key of the VM's user.
+const USER: u8 = 4;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
 /// The optional field that holds how the VM is protected, unless as one of a previous release.
@@ -147,6 +149,8 @@ pub struct Extras {
     pub need: Option<DiskNeed>,
     /// With an offer: the member that the VM was made for.
     pub owner: Option<MemberId>,
+    /// With an offer: the user that the VM is for, by the user's key.
+    pub user: Option<Principal>,
     /// With an offer: the tokens for the VM that were revoked, not checked.
     pub revoked: Revocations,
     /// With an offer: how well the VM is to outlive its host.
@@ -162,6 +166,7 @@ impl Extras {
             within: SpanContext::NONE,
             need: None,
             owner: None,
+            user: None,
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
@@ -184,6 +189,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     if let Some(MemberId(owner)) = extras.owner {
         body.extend([OWNER, owner.len() as u8]);
         body.extend(owner);
+    }
+    if let Some(user) = extras.user {
+        body.extend([USER, user.len() as u8]);
+        body.extend(user);
     }
     for one in extras.revoked.iter().map(Revocation::to_field) {
         body.extend([REVOKED, one.len() as u8]);
@@ -226,6 +235,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.need = need.or(extras.need);
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
+            USER => extras.user = bytes.try_into().ok().or(extras.user),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
             PROTECTION => {
                 let read = Protection::from_field(bytes);
@@ -293,6 +303,7 @@ mod tests {
                 image: 9,
             }),
             owner: Some(MemberId([5; 32])),
+            user: None,
             revoked: crate::directory::golden_tests::revoked(),
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(2)),

@@ -421,6 +421,8 @@ impl Lab {
             cpus: 1,
             memory_mib: 64,
             disk_bytes: None,
+            bits_per_second: None,
+            user: None,
         }
     }
 

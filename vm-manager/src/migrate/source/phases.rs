@@ -131,6 +131,7 @@ impl Move {
             within: self.trail.within().clone(),
             need: self.host.disk_need(entry).await,
             owner: entry.owner,
+            user: entry.user,
             revoked: entry.revoked.clone(),
             protection: entry.protection.clone(),
             replica: entry.replica.clone(),
