@@ -1,5 +1,5 @@
-//! The voter: a thin shell around the rule of leases ([`super::lease`]) and the one of all other VMs
-//! ([`super::decide`]). It flushes the log before it answers.
+//! The voter: a thin shell around the rule of leases ([`super::lease`]) and the one of all other
+//! VMs ([`super::decide`]). It flushes the log before it answers.
 
 use super::{
     LogError, PROMISE_DOMAIN, SERVICE, VoteLimits, VoteRefusal, VoterLog, VoterSet,
