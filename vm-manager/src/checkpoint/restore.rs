@@ -351,7 +351,7 @@ impl Host {
             voters: &entry.definition.voters,
         };
         ballot
-            .grant(vm, entry.epoch, self.me, Ground::Mandate)
+            .grant(vm, entry.epoch, self.me, Ground::Force)
             .await
             .map_err(undecided("asking the VM's voters for a new epoch"))?;
         if restore
