@@ -2,7 +2,7 @@
 //! host that holds it, and one a name. Records find, they do not decide: a record may be stale, and
 //! the voters named in it say which host may run the VM.
 
-use crate::{Definition, Error, error::undecided, framed, vault::Durability};
+use crate::{Definition, Error, backups::Backups, error::undecided, framed, vault::Durability};
 use p2pvm_authority::{Revocation, Revocations};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
@@ -69,12 +69,17 @@ pub struct VmRecord {
     /// The tokens for the VM that were revoked, as its host says: not checked.
     #[serde(skip)]
     pub revoked: Revocations,
+    /// The schedule of its snapshots, and which of them have lost copies.
+    #[serde(skip)]
+    pub backups: Backups,
 }
 
 /// The optional field behind a record that holds the VM's owner.
 const OWNER: u8 = 1;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
+/// The optional field with the schedule of snapshots, and which of them have lost copies.
+const BACKUPS: u8 = 16;
 
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
@@ -90,6 +95,10 @@ impl VmRecord {
             bytes.extend([REVOKED, one.len() as u8]);
             bytes.extend(one);
         }
+        if let Some(field) = self.backups.to_field(&self.snapshots) {
+            bytes.extend([BACKUPS, field.len() as u8]);
+            bytes.extend(field);
+        }
         bytes
     }
 
@@ -104,6 +113,10 @@ impl VmRecord {
             match *field {
                 OWNER => record.owner = value.try_into().ok().map(MemberId),
                 REVOKED => revoked.extend(Revocation::from_field(value)),
+                BACKUPS => {
+                    let told = Backups::from_field(value, &record.snapshots);
+                    record.backups = told.unwrap_or_default();
+                }
                 _ => {}
             }
             fields = behind;
@@ -287,6 +300,7 @@ mod tests {
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
             revoked: Revocations::NONE,
+            backups: Backups::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
@@ -330,6 +344,7 @@ mod tests {
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
             revoked: Revocations::unchecked(revoked),
+            backups: Backups::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));

@@ -47,6 +47,7 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         owner,
         revoked: Revocations::NONE,
+        backups: crate::backups::Backups::NONE,
     }
 }
 

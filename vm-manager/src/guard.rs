@@ -1,6 +1,6 @@
 //! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
 //! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`), and after the
-//! copies of their snapshots (`keepers`).
+//! copies of their snapshots (`keepers`), and takes those that are scheduled (`schedule`).
 //!
 //! This is the crate's top floor: it uses moves and snapshots, and [`crate::host`] does not.
 
@@ -15,6 +15,7 @@ mod adopt;
 mod keeper_log;
 mod keepers;
 mod rounds;
+mod schedule;
 
 impl Host {
     /// Opens the host whose VMs are defined in `dir`: takes up what runs, settles what was
@@ -33,6 +34,7 @@ impl Host {
         Arrivals::serve(&host);
         host.watch_vms();
         host.watch_keepers();
+        host.watch_schedules();
         host.watch_room();
         Ok(host)
     }

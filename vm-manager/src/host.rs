@@ -214,6 +214,7 @@ impl Host {
             note: None,
             still: None,
             owner: record.owner,
+            backups: record.backups,
         })
     }
 
@@ -461,6 +462,7 @@ impl Host {
             snapshots: entry.snapshots.clone(),
             owner: entry.owner,
             revoked: entry.revoked.clone(),
+            backups: entry.backups.clone(),
         };
         match self
             .directory

@@ -208,6 +208,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         snapshots: vec![snapshot],
         owner: None,
         revoked: Revocations::NONE,
+        backups: Default::default(),
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();
     let force = RestoreOptions { force: true };

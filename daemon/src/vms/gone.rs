@@ -93,6 +93,7 @@ impl Vms {
             still: None,
             note: Some(note),
             owner: record.owner,
+            backups: record.backups.clone(),
         };
         VmView {
             state,

@@ -48,6 +48,7 @@ async fn elsewhere(alone: &Alone, name: &str) {
         snapshots: vec![],
         owner: Some(OWNER),
         revoked: Revocations::NONE,
+        backups: Default::default(),
     };
     directory.publish(&keys, &record, 0).await.unwrap();
 }

@@ -206,6 +206,7 @@ impl Host {
                 snapshots: e.snapshots,
                 owner: e.owner,
                 revoked: e.revoked,
+                backups: e.backups,
             }),
             None => self.record(name).await,
         }
@@ -294,6 +295,7 @@ impl Host {
             gives_way: None,
             owner: record.owner,
             revoked: checked(record.definition.vm, &record.revoked),
+            backups: record.backups.clone(),
         })
     }
 

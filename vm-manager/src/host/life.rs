@@ -3,6 +3,7 @@
 use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus};
 use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm,
+    backups::Backups,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
     directory::{RunGoal, vm_key},
@@ -157,6 +158,7 @@ impl Host {
             gives_way: None,
             owner: Some(owner),
             revoked: Revocations::NONE,
+            backups: Backups::NONE,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;

@@ -8,14 +8,17 @@
 
 use crate::{
     Definition, Error,
+    backups::Backups,
     definition::VmSecret,
     directory::{RunGoal, Snapshot},
     error::io_at,
     hypervisor::MachineSpec,
+    vault::Durability,
 };
 use data_encoding::BASE32_NOPAD;
 use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
+use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -126,6 +129,9 @@ pub struct Entry {
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
+    /// The schedule of its snapshots, and which of them have lost copies.
+    #[serde(default, skip_serializing_if = "Backups::is_none")]
+    pub backups: Backups,
 }
 
 impl Entry {
@@ -158,6 +164,20 @@ impl Entry {
     pub(crate) fn make_replaced(&mut self, me: MemberId, newer: Epoch) {
         let note = format!("a restore here replaced it in epoch {newer}");
         self.make_branch(me, newer, note);
+    }
+
+    /// Notes how well a snapshot is kept from now on: one that is durable no longer is degraded
+    /// until it is durable again. To be called before that is written to the snapshot.
+    pub(crate) fn note_durability(&mut self, id: ManifestId, now: &Durability) {
+        let known = self.snapshots.iter().find(|s| s.checkpoint == id);
+        let Some(before) = known.map(|s| &s.durability) else {
+            return;
+        };
+        match now {
+            Durability::Durable => drop(self.backups.degraded.remove(&id)),
+            _ if *before == Durability::Durable => drop(self.backups.degraded.insert(id)),
+            _ => {}
+        }
     }
 
     /// The name of its directory.
@@ -335,7 +355,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::GuestAddress;
     use p2pvm_overlay::{UnixTime, identity::KeyPair};
-    use p2pvm_snapshot_sync::{ChunkId, ManifestId};
+    use p2pvm_snapshot_sync::ChunkId;
 
     pub(crate) fn entry(name: &str) -> Entry {
         let keys = KeyPair::generate();
@@ -368,6 +388,7 @@ pub(crate) mod tests {
             gives_way: None,
             owner: None,
             revoked: Revocations::NONE,
+            backups: Backups::NONE,
         }
     }
 

@@ -256,6 +256,7 @@ impl Slot {
             note: entry.note,
             still: None,
             owner: entry.owner,
+            backups: entry.backups,
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::Activity;
 use crate::{
     Definition,
+    backups::Backups,
     directory::{RunGoal, Snapshot},
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
 };
@@ -59,6 +60,10 @@ pub struct VmStatus {
     /// The member that it was made for; `None` where that is unknown, as in other members' lists.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// The schedule of its snapshots, and which of them have lost copies; nothing in other members'
+    /// lists.
+    #[serde(skip)]
+    pub backups: Backups,
 }
 
 /// Why a guest stands still, with the room on its host's disk.

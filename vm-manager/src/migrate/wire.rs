@@ -4,11 +4,12 @@
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
-//! missing. Four are in use: the span that the move's trace is within, how much disk the move
-//! takes, the VM's owner, and once for each the revoked tokens for the VM.
+//! missing. Five are in use: the span that the move's trace is within, how much disk the move takes,
+//! the VM's owner, once for each the revoked tokens for the VM, and the schedule of its snapshots.
 
 use crate::{
     Definition,
+    backups::Backups,
     definition::VmSecret,
     directory::Snapshot,
     hypervisor::Progress,
@@ -122,6 +123,8 @@ const DISK_NEED: u8 = 2;
 const OWNER: u8 = 3;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
+/// The optional field with the schedule of snapshots, and which of them have lost copies.
+const BACKUPS: u8 = 16;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +146,8 @@ pub struct Extras {
     pub owner: Option<MemberId>,
     /// With an offer: the tokens for the VM that were revoked, not checked.
     pub revoked: Revocations,
+    /// With an offer: the schedule of the VM's snapshots, and which of them have lost copies.
+    pub backups: Backups,
 }
 
 impl Extras {
@@ -152,6 +157,7 @@ impl Extras {
         need: None,
         owner: None,
         revoked: Revocations::NONE,
+        backups: Backups::NONE,
     };
 }
 
@@ -175,7 +181,19 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([REVOKED, one.len() as u8]);
         body.extend(one);
     }
+    if let Some(field) = extras.backups.to_field(snapshots_of(request)) {
+        body.extend([BACKUPS, field.len() as u8]);
+        body.extend(field);
+    }
     body
+}
+
+/// The snapshots that come with a request.
+fn snapshots_of(request: &Request) -> &[Snapshot] {
+    match request {
+        Request::Prepare(offer) => &offer.snapshots,
+        _ => &[],
+    }
 }
 
 /// A request that was received, with its optional fields.
@@ -204,6 +222,10 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
+            BACKUPS => {
+                let told = Backups::from_field(bytes, snapshots_of(&request));
+                extras.backups = told.unwrap_or_default();
+            }
             _ => {}
         }
         fields = behind;
@@ -266,6 +288,7 @@ mod tests {
             }),
             owner: Some(MemberId([5; 32])),
             revoked: crate::directory::golden_tests::revoked(),
+            backups: Backups::NONE,
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));
@@ -307,6 +330,7 @@ mod tests {
                 need: None,
                 owner: None,
                 revoked: Revocations::NONE,
+                backups: Backups::NONE,
             }
         );
     }
