@@ -33,6 +33,7 @@ mod path;
 mod printed;
 mod routes;
 mod snapshot_state;
+mod snapshots;
 mod sorted;
 mod tokens;
 mod usage;
@@ -46,8 +47,8 @@ pub use snapshot_state::*;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
-    usage::*, users::*, vm_words::*, vms::*,
+    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, snapshots::*,
+    sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

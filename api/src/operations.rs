@@ -7,8 +7,10 @@
 
 use crate::*;
 use owners::{OFFER, TOKENS, USAGE};
+use snapshots::{SNAPSHOTS, STORE};
 
 mod owners;
+mod snapshots;
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -257,7 +259,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
     NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS,
-    DASHBOARD,
+    SNAPSHOTS, STORE, DASHBOARD,
 ];
 
 /// The node itself.
@@ -497,20 +499,6 @@ const VMS: &[Operation] = &[
         ALL,
         "Gives up the move of a VM.",
     ),
-    lines::<SnapshotTaken>(
-        Method::Post,
-        "/vms/{name}/snapshot",
-        ALL,
-        "Takes a snapshot of a VM.",
-    )
-    .body::<SnapshotVm>(),
-    lines::<VmView>(
-        Method::Post,
-        "/vms/{name}/restore",
-        ALL,
-        "Sets a VM back to a snapshot, here or on the member that the request names.",
-    )
-    .body::<RestoreVm>(),
     json::<Vec<Explained>>(
         Method::Get,
         "/vms/{name}/explain",

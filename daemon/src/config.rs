@@ -6,7 +6,7 @@ mod lan;
 use crate::{
     layout::{Layout, read_if_there},
     offer::settings::Offer,
-    service, traces,
+    service, store, traces,
 };
 use p2pvm_api::{Failure, Outcome};
 use p2pvm_autonomic::Placement;
@@ -84,6 +84,8 @@ pub struct Config {
     pub offer: Offer,
     /// When VMs are moved.
     pub placement: Placement,
+    /// How stored chunks are searched for damage.
+    pub store: store::settings::Settings,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
     /// A sentence about a table with its previous name in the file.
@@ -172,6 +174,7 @@ impl Default for Config {
             dashboard_lan: Vec::new(),
             offer: Offer::default(),
             placement: Placement::default(),
+            store: store::settings::Settings::default(),
             traces: traces::Settings::default(),
             renamed: None,
         }
@@ -254,6 +257,7 @@ impl Config {
         }
         self.offer.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
+        self.store.check()?;
         self.traces.check()
     }
 

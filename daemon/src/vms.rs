@@ -9,5 +9,6 @@ pub(crate) mod http;
 pub(crate) mod releases;
 pub(crate) mod rights;
 pub(crate) mod service;
+pub(crate) mod snapshots;
 mod view;
 pub(crate) mod voters;

@@ -5,9 +5,12 @@ use super::{
     rights::{Asker, MissingRight, Right, Standing, decide, verb},
     service::Vms,
 };
-use crate::tokens::{
-    service::{HEADER, MAX_SHOWN},
-    shares::Share,
+use crate::{
+    http::forward::OfVm,
+    tokens::{
+        service::{HEADER, MAX_SHOWN},
+        shares::Share,
+    },
 };
 use axum::{
     Extension,
@@ -32,11 +35,11 @@ const MAX_BODY_BYTES: usize = 64 << 10;
 pub(super) async fn check(
     State((vms, right)): State<(Arc<Vms>, Right)>,
     Extension(asker): Extension<Asker>,
-    vm: Option<Path<String>>,
+    vm: Option<Path<OfVm>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let name = vm.map(|Path(name)| name);
+    let name = vm.map(|Path(vm)| vm.name);
     let proved = vms.user_of(asker, &request);
     let tokens = shown(request.headers());
     let mut new = None;

@@ -4,6 +4,7 @@ use super::{
     admit, releases,
     rights::{Asker, Right},
     service::Vms,
+    snapshots,
 };
 use crate::{
     http::{Answer, forward, report::streamed, traced},
@@ -19,8 +20,8 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, RestoreVm,
-    SnapshotVm, Sorted, VmDeleted, VmView,
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, RestoreVm, Sorted,
+    VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -60,11 +61,8 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
             get(console).layer(takes(Right::Console)),
         )
         .route("/vms/{name}/migrate", moving.layer(takes(Right::Move)))
-        .route(
-            "/vms/{name}/snapshot",
-            post(snapshot).layer(takes(Right::Snapshot)),
-        )
         .route("/vms/{name}/explain", get(explain).layer(takes(Right::See)))
+        .merge(snapshots::http::routes(&vms))
         .layer(middleware::from_fn_with_state(
             vms.clone(),
             forward::to_holder,
@@ -146,14 +144,6 @@ pub(crate) async fn cancel_migration(
     Path(name): Path<String>,
 ) -> Answer<MoveCancelled> {
     vms.cancel_migration(&name).await.map(Json)
-}
-
-pub(crate) async fn snapshot(
-    State(vms): Shared,
-    Path(name): Path<String>,
-    Json(r): Json<SnapshotVm>,
-) -> Response {
-    streamed(move |reporter| async move { vms.snapshot(&name, r.name, &reporter).await })
 }
 
 pub(crate) async fn restore(

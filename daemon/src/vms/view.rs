@@ -1,8 +1,9 @@
 //! VMs as the control API shows them.
 
-use super::service::Vms;
+use super::{service::Vms, snapshots::schedule_view};
 use p2pvm_api::{ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView};
 use p2pvm_vm_manager::{
+    backups::is_automatic,
     directory::{RunGoal, Snapshot},
     host::{VmState, VmStatus},
     vault::Durability,
@@ -32,6 +33,16 @@ pub(super) fn snapshot_state(durability: &Durability) -> SnapshotState {
         Durability::Replicating { done, wanted } => SnapshotState::Replicating { done, wanted },
         Durability::Durable => SnapshotState::Durable,
     }
+}
+
+/// How safe a snapshot is that has lost a copy since it was durable.
+fn degraded(durability: &Durability, wanted: usize) -> SnapshotState {
+    let (done, wanted) = match *durability {
+        Durability::Replicating { done, wanted } => (done, wanted),
+        Durability::Local => (0, wanted),
+        Durability::Durable => return SnapshotState::Durable,
+    };
+    SnapshotState::Degraded { done, wanted }
 }
 
 impl Vms {
@@ -87,21 +98,33 @@ impl Vms {
             advice: None,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
-            snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
+            snapshots: vm
+                .snapshots
+                .iter()
+                .map(|s| self.snapshot_view(s, vm.backups.degraded.contains(&s.checkpoint)))
+                .collect(),
+            schedule: vm.backups.schedule.as_ref().map(schedule_view),
         }
     }
 
-    pub(super) fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {
+    pub(super) fn snapshot_view(&self, snapshot: &Snapshot, has_lost: bool) -> SnapshotView {
         let taken = std::time::UNIX_EPOCH + Duration::from_secs(snapshot.taken.0);
         SnapshotView {
             name: snapshot.name.clone(),
             taken: humantime::format_rfc3339_seconds(taken).to_string(),
-            state: snapshot_state(&snapshot.durability),
+            state: match has_lost {
+                true => degraded(&snapshot.durability, self.host.wanted_copies()),
+                false => snapshot_state(&snapshot.durability),
+            },
             holders: snapshot
                 .providers
                 .iter()
                 .map(|m| self.parts.name_of(*m))
                 .collect(),
+            automatic: is_automatic(&snapshot.name),
+            checkpoint: Some(snapshot.checkpoint.to_string().into()),
+            epoch: Some(snapshot.epoch.0),
+            with_ram: Some(snapshot.with_ram),
         }
     }
 

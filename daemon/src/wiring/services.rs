@@ -18,6 +18,8 @@ use crate::{
     placement::service::Placement,
     routes,
     routes::subnets::Subnets,
+    store,
+    store::service::Chunks,
     tokens,
     tokens::{revoke::Revoker, service::Tokens},
     usage,
@@ -41,6 +43,7 @@ pub(crate) struct Services {
     pub offers: Arc<Offers>,
     pub placement: Arc<Placement>,
     pub revoker: Arc<Revoker>,
+    pub store: Arc<Chunks>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
     pub usage: Arc<Accounting>,
@@ -71,6 +74,7 @@ impl Services {
             .merge(tokens)
             .merge(usage::http::routes(self.usage.clone()))
             .merge(offer::http::routes(self.offers.clone()))
+            .merge(store::http::routes(self.store.clone()))
             .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
     }

@@ -4,13 +4,14 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    vm_args::{Create, Migrate, Restore, Snapshot, Stop, Vm},
+    snapshot,
+    vm_args::{Create, Migrate, Restore, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
     ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm, Sorted, VmDeleted,
-    VmMoved, VmStateView, VmView, client::Event, vm_path,
+    ReachState, ReachView, RestoreVm, ShutdownAnswer, Sorted, VmDeleted, VmMoved, VmStateView,
+    VmView, client::Event, vm_path,
 };
 use serde::{
     Serialize,
@@ -40,13 +41,13 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
             report(context, &gone, || println!("{} is deleted", a.name))
         }
         Vm::Migrate(a) => migrate(context, a).await,
-        Vm::Snapshot(a) => snapshot(context, a).await,
+        Vm::Snapshot(a) => snapshot::run(context, a).await,
         Vm::Restore(a) => restore(context, a).await,
     }
 }
 
 /// Runs a long operation and shows its progress.
-async fn follow<T: DeserializeOwned>(
+pub(super) async fn follow<T: DeserializeOwned>(
     context: &Context,
     path: &str,
     what: String,
@@ -248,6 +249,8 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         ("voters", vm.voters.join(", ")),
     ];
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    let schedule = vm.schedule.as_ref();
+    lines.extend(schedule.map(|schedule| ("snapshots", snapshot::schedule_text(schedule))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
     lines.extend(
@@ -303,34 +306,7 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
     })
 }
 
-async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
-    let request = SnapshotVm { name: a.snapshot };
-    let done: SnapshotTaken = follow(
-        context,
-        &vm_path(&a.name, "snapshot")?,
-        format!("snapshot of {}", a.name),
-        &request,
-    )
-    .await?;
-    report(context, &done, || {
-        println!(
-            "{}@{}: {}{}, guest paused {:.0} ms",
-            a.name,
-            done.name,
-            done.state,
-            holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
-            done.pause_ms
-        );
-    })
-}
-
-/// The names of the members that have a copy.
-fn holders(done: &SnapshotTaken) -> Option<String> {
-    let names = done.holders.as_ref()?;
-    (!names.is_empty()).then(|| names.join(", "))
-}
-
-async fn restore(context: &Context, a: Restore) -> Outcome<()> {
+pub(super) async fn restore(context: &Context, a: Restore) -> Outcome<()> {
     let (name, snapshot) = match a.what.split_once('@') {
         Some((name, snapshot)) => (name.to_owned(), Some(snapshot.to_owned())),
         None => (a.what.clone(), None),

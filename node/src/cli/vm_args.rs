@@ -48,9 +48,9 @@ pub enum Vm {
             prints the trace's id."
     )]
     Migrate(Migrate),
-    /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
-    #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
-    Snapshot(Snapshot),
+    /// Take, list, check, compare, schedule, restore and delete snapshots of a VM
+    #[command(after_help = super::snapshot_args::EXAMPLE)]
+    Snapshot(super::snapshot_args::Snapshot),
     /// Restore a VM from a snapshot
     #[command(after_help = "Example:\n  p2pvm vm restore web@before-upgrade --on lab2 --force")]
     Restore(Restore),
@@ -122,16 +122,6 @@ pub struct Migrate {
     /// than the path carries it. If either host dies meanwhile, the guest is lost
     #[arg(long)]
     pub post_copy: bool,
-}
-
-/// Arguments of `vm snapshot`.
-#[derive(Args)]
-pub struct Snapshot {
-    /// The VM
-    pub name: String,
-    /// The snapshot's name; by default the time
-    #[arg(long = "name", value_name = "SNAPSHOT")]
-    pub snapshot: Option<String>,
 }
 
 /// Arguments of `vm restore`.

@@ -281,6 +281,7 @@ mod tests {
             note: None,
             still,
             owner: None,
+            backups: Default::default(),
         }
     }
 

@@ -98,6 +98,7 @@ fn status(state: VmState, still: Option<Standstill>) -> VmStatus {
         note: Some("held".into()),
         still,
         owner: None,
+        backups: Default::default(),
     }
 }
 
