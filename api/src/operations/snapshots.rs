@@ -1,6 +1,6 @@
 //! Snapshots of VMs, their schedules, and the store that has them.
 
-use super::{ALL, ALL_LOOKING, Method, Operation, ROOT, json, lines};
+use super::{ALL, ALL_LOOKING, Method, Operation, ROOT, WITH_MEMBERS, json, lines};
 use crate::{
     CollectStore, RestoreVm, ScheduleAnswer, ScheduleChange, SnapshotDeleted, SnapshotDetail,
     SnapshotDiff, SnapshotTaken, SnapshotVerified, SnapshotView, SnapshotVm, StoreCollected,
@@ -44,7 +44,7 @@ pub(super) const SNAPSHOTS: &[Operation] = &[
     lines::<SnapshotVerified>(
         Method::Post,
         "/vms/{name}/snapshots/{snapshot}/verify",
-        ALL,
+        WITH_MEMBERS,
         "Reads every chunk of a snapshot, asks the members that keep it, and repairs.",
     )
     .body::<VerifySnapshot>(),

@@ -38,7 +38,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     }
 }
 
-const FAMILIES: [Family; 27] = [
+const FAMILIES: [Family; 28] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),
@@ -129,6 +129,10 @@ const FAMILIES: [Family; 27] = [
         "p2pvm_used_memory_byte_seconds_total",
         "Memory promised to an owner's VMs here, times seconds.",
     ),
+    gauge(
+        "p2pvm_store_unrepaired",
+        "Snapshots and images here that lack chunks no connected member could give.",
+    ),
 ];
 
 fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
@@ -208,6 +212,8 @@ impl Node {
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
         samples.extend(used(&self.usage.totals()));
+        let unrepaired = self.usage.unrepaired();
+        samples.extend(unrepaired.map(|n| plain("p2pvm_store_unrepaired", n as f64)));
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));

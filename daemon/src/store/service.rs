@@ -2,8 +2,8 @@
 
 use crate::{clock, parts::Parts};
 use p2pvm_api::{
-    Doing, Failure, Outcome, ScrubView, StoreAmount, StoreCollected, StoreOfMember, StoreView,
-    StoredView,
+    Doing, Failure, Kind, Outcome, ScrubView, StoreAmount, StoreCollected, StoreOfMember,
+    StoreView, StoredView,
 };
 use p2pvm_overlay::reserve;
 use p2pvm_snapshot_sync::{
@@ -33,7 +33,12 @@ pub(crate) struct Chunks {
 
 impl Chunks {
     fn exchange(&self) -> Outcome<Arc<Exchange>> {
-        let ending = || Failure::not_now("the daemon ends: ask again when it has started");
+        let ending = || {
+            Failure::new(
+                Kind::NotNow,
+                "the daemon ends: ask again when it has started",
+            )
+        };
         self.exchange.upgrade().ok_or_else(ending)
     }
 

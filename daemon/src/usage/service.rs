@@ -153,6 +153,11 @@ impl Accounting {
         }
     }
 
+    /// How many snapshots and images here lack chunks that no connected member could give.
+    pub(crate) fn unrepaired(&self) -> Option<usize> {
+        self.chunks.upgrade().map(|chunks| chunks.unrepaired())
+    }
+
     /// What was used here since the daemon started, by the owner's name.
     pub(crate) fn totals(&self) -> Vec<(String, Usage)> {
         let totals = lock(&self.totals).clone();

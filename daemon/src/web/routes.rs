@@ -88,10 +88,6 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
             "/vms/{name}/snapshots/{snapshot}",
             axum::routing::delete(snapshots::delete),
         )
-        .route(
-            "/vms/{name}/snapshots/{snapshot}/verify",
-            post(snapshots::verify),
-        )
         .route("/vms/{name}/schedule", post(snapshots::set_schedule))
         .layer(middleware::from_fn_with_state(
             service.clone(),
@@ -229,7 +225,6 @@ mod tests {
                 ("DELETE", "/vms/web/migrate"),
                 ("POST", "/vms/web/snapshot"),
                 ("DELETE", "/vms/web/snapshots/before"),
-                ("POST", "/vms/web/snapshots/before/verify"),
                 ("POST", "/vms/web/schedule"),
                 ("POST", "/vms/web/restore"),
                 ("GET", "/vms/web/console"),

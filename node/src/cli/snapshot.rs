@@ -11,7 +11,7 @@ use indicatif::HumanBytes;
 use p2pvm_api::{
     DiffView, Failure, HereVerified, KeepView, Kind, Outcome, ScheduleAnswer, ScheduleChange,
     ScheduleView, SnapshotDeleted, SnapshotDetail, SnapshotDiff, SnapshotTaken, SnapshotVerified,
-    SnapshotView, SnapshotVm, VerifySnapshot, snapshot_path, vm_path,
+    SnapshotView, SnapshotVm, Sorted, VerifySnapshot, snapshot_path, vm_path,
 };
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ fn holders(done: &SnapshotTaken) -> Option<String> {
 async fn list(context: &Context, name: &str) -> Outcome<()> {
     let path = vm_path(name, "snapshots")?;
     let all: Vec<SnapshotView> = context.daemon().await?.get(&path).await?;
-    report(context, &all, || {
+    report(context, &Sorted(&all), || {
         if all.is_empty() {
             println!("{name} has no snapshot: 'p2pvm vm snapshot create {name}' takes one");
             return;
@@ -107,7 +107,7 @@ fn content(with_ram: Option<bool>) -> &'static str {
 async fn show(context: &Context, a: &One) -> Outcome<()> {
     let path = snapshot_path(&a.what.vm, &a.what.snapshot, "")?;
     let detail: SnapshotDetail = context.daemon().await?.get(&path).await?;
-    report(context, &detail, || {
+    report(context, &Sorted(&detail), || {
         let s = &detail.snapshot;
         let taken_by = match s.automatic {
             true => "its schedule",

@@ -17,7 +17,7 @@ use std::{
 };
 
 /// How many runs without the variable. Reason: each writes and flushes some hundred files.
-const RUNS: u64 = 12;
+const RUNS: u64 = 8;
 /// How many steps a run has.
 const STEPS: usize = 60;
 /// How many different blocks the simulated disks have. Reason: few, so that files share chunks.

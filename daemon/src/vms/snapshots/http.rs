@@ -85,7 +85,7 @@ pub(crate) async fn delete(State(vms): Shared, Path(p): Path<InPath>) -> Answer<
     vms.delete_snapshot(&p.name, &p.snapshot).await.map(Json)
 }
 
-pub(crate) async fn verify(
+async fn verify(
     State(vms): Shared,
     Path(p): Path<InPath>,
     Json(r): Json<VerifySnapshot>,
