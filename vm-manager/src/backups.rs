@@ -2,15 +2,14 @@
 //! them have lost copies since they were durable. Both go with the VM on moves and restores, as one
 //! optional field behind an offer and behind the VM's record.
 
-use crate::directory::{MAX_SNAPSHOTS, Snapshot};
-use p2pvm_overlay::{Epoch, UnixTime};
+use p2pvm_overlay::UnixTime;
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 mod plan;
 
-pub use plan::{Plan, Since, is_automatic};
+pub use plan::{Plan, Since, is_automatic, newest};
 
 /// The first byte of the optional field.
 const FORMAT: u8 = 1;
@@ -19,8 +18,8 @@ const FORMAT: u8 = 1;
 pub const MIN_EVERY: u64 = 60;
 /// How many seconds lie between two scheduled snapshots at most: a year.
 pub const MAX_EVERY: u64 = 366 * 86_400;
-/// How many scheduled snapshots a rule keeps at most. Reason: the rest of [`MAX_SNAPSHOTS`] is for
-/// those made by hand.
+/// How many scheduled snapshots a rule keeps at most. Reason: the rest of a VM's 64 is for those
+/// made by hand.
 pub const MAX_KEPT: usize = 48;
 
 /// How a VM's snapshots are kept as backups.
@@ -86,8 +85,8 @@ impl Schedule {
         match self.keep.most() {
             0 => Err("the rule keeps no snapshot: name at least one, such as 7d".to_owned()),
             most if most > MAX_KEPT => Err(format!(
-                "the rule may keep {most} snapshots, and {MAX_KEPT} is the most: a VM has \
-                    {MAX_SNAPSHOTS} at most, those made by hand included"
+                "the rule may keep {most} snapshots, and {MAX_KEPT} is the most: a VM needs room \
+                    for some made by hand"
             )),
             _ => Ok(()),
         }
@@ -113,11 +112,12 @@ impl Backups {
         *self == Self::NONE
     }
 
-    /// The field's bytes, at most 255; `None` if there is nothing to say.
-    pub fn to_field(&self, snapshots: &[Snapshot]) -> Option<Vec<u8>> {
-        let listed = snapshots.iter().take(MAX_SNAPSHOTS).enumerate();
+    /// The field's bytes, at most 255, behind a list of these snapshots; `None` if there is nothing
+    /// to say.
+    pub fn to_field(&self, snapshots: impl Iterator<Item = ManifestId>) -> Option<Vec<u8>> {
+        let listed = snapshots.take(u64::BITS as usize).enumerate();
         let degraded = listed
-            .filter(|(_, s)| self.degraded.contains(&s.checkpoint))
+            .filter(|(_, s)| self.degraded.contains(s))
             .fold(0, |bits, (at, _)| bits | 1 << at);
         let field = Field {
             schedule: self.schedule,
@@ -130,8 +130,9 @@ impl Backups {
         })
     }
 
-    /// Reads the field; `None` for another format, or a schedule that cannot be.
-    pub fn from_field(bytes: &[u8], snapshots: &[Snapshot]) -> Option<Self> {
+    /// Reads the field behind a list of these snapshots; `None` for another format, or a schedule
+    /// that cannot be.
+    pub fn from_field(bytes: &[u8], snapshots: impl Iterator<Item = ManifestId>) -> Option<Self> {
         let field: Field = match bytes.split_first()? {
             (&FORMAT, rest) => postcard::from_bytes(rest).ok()?,
             _ => return None,
@@ -139,10 +140,10 @@ impl Backups {
         if field.schedule.is_some_and(|s| s.check().is_err()) {
             return None;
         }
-        let listed = snapshots.iter().take(MAX_SNAPSHOTS).enumerate();
+        let listed = snapshots.take(u64::BITS as usize).enumerate();
         let degraded = listed
             .filter(|(at, _)| field.degraded >> at & 1 == 1)
-            .map(|(_, s)| s.checkpoint);
+            .map(|(_, s)| s);
         Some(Self {
             schedule: field.schedule,
             degraded: degraded.collect(),
@@ -150,19 +151,15 @@ impl Backups {
     }
 }
 
-/// The newest of a VM's snapshots: that of the highest epoch, and of one epoch the last in the
-/// list. The clocks of its hosts say nothing.
-pub fn newest<'s>(snapshots: impl IntoIterator<Item = &'s Snapshot>) -> Option<&'s Snapshot> {
-    let counted = snapshots.into_iter().enumerate();
-    counted
-        .max_by_key(|(at, s): &(usize, &Snapshot)| -> (Epoch, usize) { (s.epoch, *at) })
-        .map(|(_, s)| s)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::golden_tests::snapshots;
+    use p2pvm_snapshot_sync::ChunkId;
+
+    /// The checkpoints of some snapshots.
+    fn listed(count: u8) -> impl Iterator<Item = ManifestId> {
+        (0..count).map(|n| ManifestId(ChunkId([n; 32])))
+    }
 
     fn schedule() -> Schedule {
         Schedule {
@@ -180,34 +177,29 @@ mod tests {
 
     #[test]
     fn the_field_of_backups_keeps_its_bytes() {
-        let all: Vec<Snapshot> = snapshots().into_iter().map(|(_, one)| one).collect();
         let backups = Backups {
             schedule: Some(schedule()),
             degraded: BTreeSet::new(),
         };
-        let bytes = backups.to_field(&all).unwrap();
+        let bytes = backups.to_field(listed(3)).unwrap();
         let expected = [
             1, 1, 0xe0, 0xa8, 0x01, 0, 8, 7, 4, 1, 0x80, 0x92, 0xb3, 0xd8, 0x06, 0,
         ];
         assert_eq!(bytes, expected);
-        assert_eq!(Backups::from_field(&bytes, &all), Some(backups));
-        assert_eq!(Backups::NONE.to_field(&all), None);
+        assert_eq!(Backups::from_field(&bytes, listed(3)), Some(backups));
+        assert_eq!(Backups::NONE.to_field(listed(3)), None);
     }
 
     #[test]
     fn degraded_snapshots_are_told_by_their_place() {
-        let mut all: Vec<Snapshot> = snapshots().into_iter().map(|(_, one)| one).collect();
-        for (at, one) in all.iter_mut().enumerate() {
-            one.checkpoint.0.0 = [at as u8; 32];
-        }
         let backups = Backups {
             schedule: None,
-            degraded: [all[1].checkpoint, all[2].checkpoint].into(),
+            degraded: listed(3).skip(1).collect(),
         };
-        let bytes = backups.to_field(&all).unwrap();
+        let bytes = backups.to_field(listed(3)).unwrap();
         assert_eq!(bytes, [1, 0, 6]);
-        assert_eq!(Backups::from_field(&bytes, &all), Some(backups));
-        let fewer = Backups::from_field(&bytes, &all[..2]).unwrap();
+        assert_eq!(Backups::from_field(&bytes, listed(3)), Some(backups));
+        let fewer = Backups::from_field(&bytes, listed(2)).unwrap();
         assert_eq!(fewer.degraded.len(), 1);
     }
 
@@ -220,30 +212,11 @@ mod tests {
             }),
             degraded: BTreeSet::new(),
         };
-        let bytes = bad.to_field(&[]).unwrap();
-        assert_eq!(Backups::from_field(&bytes, &[]), None);
+        let bytes = bad.to_field(listed(0)).unwrap();
+        assert_eq!(Backups::from_field(&bytes, listed(0)), None);
         for junk in [&b""[..], &[1], &[2, 0, 0], &[1, 7, 7], &[0xff; 255]] {
-            assert_eq!(Backups::from_field(junk, &[]), None);
+            assert_eq!(Backups::from_field(junk, listed(0)), None);
         }
-    }
-
-    #[test]
-    fn the_newest_is_of_the_highest_epoch_whatever_clocks_said() {
-        let (_, one) = snapshots().remove(0);
-        let of = |name: &str, epoch, taken| Snapshot {
-            name: name.into(),
-            epoch: Epoch(epoch),
-            taken: UnixTime(taken),
-            ..one.clone()
-        };
-        let all = [
-            of("a", 1, 900),
-            of("b", 3, 100),
-            of("c", 3, 50),
-            of("d", 2, 999),
-        ];
-        assert_eq!(newest(&all).unwrap().name, "c");
-        assert_eq!(newest([]), None);
     }
 
     #[test]

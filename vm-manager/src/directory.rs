@@ -81,6 +81,11 @@ const REVOKED: u8 = 8;
 /// The optional field with the schedule of snapshots, and which of them have lost copies.
 const BACKUPS: u8 = 16;
 
+/// The names of their content.
+pub(crate) fn checkpoints(snapshots: &[Snapshot]) -> impl Iterator<Item = ManifestId> {
+    snapshots.iter().map(|s| s.checkpoint)
+}
+
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
     /// length, the bytes. A member skips a field whose kind it cannot read; one of an earlier
@@ -95,7 +100,7 @@ impl VmRecord {
             bytes.extend([REVOKED, one.len() as u8]);
             bytes.extend(one);
         }
-        if let Some(field) = self.backups.to_field(&self.snapshots) {
+        if let Some(field) = self.backups.to_field(checkpoints(&self.snapshots)) {
             bytes.extend([BACKUPS, field.len() as u8]);
             bytes.extend(field);
         }
@@ -114,7 +119,7 @@ impl VmRecord {
                 OWNER => record.owner = value.try_into().ok().map(MemberId),
                 REVOKED => revoked.extend(Revocation::from_field(value)),
                 BACKUPS => {
-                    let told = Backups::from_field(value, &record.snapshots);
+                    let told = Backups::from_field(value, checkpoints(&record.snapshots));
                     record.backups = told.unwrap_or_default();
                 }
                 _ => {}

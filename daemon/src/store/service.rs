@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-/// How old unused chunks are when they are removed. Reason: a fetch that a restart interrupted finds
-/// its chunks again.
+/// How old unused chunks are when they are removed. Reason: a fetch that a restart interrupted
+/// finds its chunks again.
 pub(crate) const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 /// How many snapshots and images an answer lists, the largest first.
 const LISTED: usize = 200;

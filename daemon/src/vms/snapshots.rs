@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{failure::OrFailure, http::report::Reporter};
 use p2pvm_api::{
-    CopyVerified, DiffView, Failure, HereVerified, KeepView, Outcome, ScheduleAnswer, ScheduleView,
+    CopyVerified, DiffView, Failure, HereVerified, Outcome, ScheduleAnswer, ScheduleView,
     SnapshotDeleted, SnapshotDetail, SnapshotDiff, SnapshotTaken, SnapshotVerified, SnapshotView,
     SnapshotVm,
 };
@@ -23,26 +23,6 @@ pub(crate) mod http;
 
 /// How long a snapshot may take to be durable before it is reported as it is; copying goes on.
 const DURABLE_LIMIT: Duration = Duration::from_secs(300);
-
-/// A schedule as the network shows it.
-pub(super) fn schedule_view(schedule: &Schedule) -> ScheduleView {
-    let Retention {
-        last,
-        hours,
-        days,
-        weeks,
-    } = schedule.keep;
-    ScheduleView {
-        disk_only: schedule.disk_only,
-        every_seconds: schedule.every,
-        keep: KeepView {
-            days,
-            hours,
-            last,
-            weeks,
-        },
-    }
-}
 
 fn diff_view(diff: &FileDiff) -> DiffView {
     DiffView {

@@ -1,9 +1,11 @@
 //! VMs as the control API shows them.
 
-use super::{service::Vms, snapshots::schedule_view};
-use p2pvm_api::{ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView};
+use super::service::Vms;
+use p2pvm_api::{
+    KeepView, ReachState, ScheduleView, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
+};
 use p2pvm_vm_manager::{
-    backups::is_automatic,
+    backups::{Retention, Schedule, is_automatic},
     directory::{RunGoal, Snapshot},
     host::{VmState, VmStatus},
     vault::Durability,
@@ -32,6 +34,26 @@ pub(super) fn snapshot_state(durability: &Durability) -> SnapshotState {
         Durability::Local => SnapshotState::Local,
         Durability::Replicating { done, wanted } => SnapshotState::Replicating { done, wanted },
         Durability::Durable => SnapshotState::Durable,
+    }
+}
+
+/// A schedule as the network shows it.
+fn schedule_view(schedule: &Schedule) -> ScheduleView {
+    let Retention {
+        last,
+        hours,
+        days,
+        weeks,
+    } = schedule.keep;
+    ScheduleView {
+        disk_only: schedule.disk_only,
+        every_seconds: schedule.every,
+        keep: KeepView {
+            days,
+            hours,
+            last,
+            weeks,
+        },
     }
 }
 

@@ -6,10 +6,14 @@ use p2pvm_api::KeepView;
 use std::time::Duration;
 
 /// The examples of `p2pvm vm snapshot`.
-pub const EXAMPLE: &str = "Without a subcommand it takes a snapshot, as 'create' does.\n\nExamples:\n  \
-    p2pvm vm snapshot web --name before-upgrade\n  p2pvm vm snapshot list web\n  p2pvm vm snapshot \
-    verify web@before-upgrade --repair\n  p2pvm vm snapshot schedule web --every 6h --keep 8h,7d,4w\n  \
-    p2pvm vm snapshot restore web@before-upgrade --on lab2";
+pub const EXAMPLE: &str = "Without a subcommand it takes a snapshot, as 'create' does.
+
+Examples:
+  p2pvm vm snapshot web --name before-upgrade
+  p2pvm vm snapshot list web
+  p2pvm vm snapshot verify web@before-upgrade --repair
+  p2pvm vm snapshot schedule web --every 6h --keep 8h,7d,4w
+  p2pvm vm snapshot restore web@before-upgrade --on lab2";
 
 /// Arguments of `vm snapshot`.
 #[derive(Args)]

@@ -1,5 +1,5 @@
-//! Collections beside snapshots, restores, clones, replications, deletions and restarts, in an order
-//! that a seed decides: nothing that is reachable goes, and nothing that is not stays.
+//! Collections beside snapshots, restores, clones, replications, deletions and restarts, in an
+//! order that a seed decides: nothing that is reachable goes, and nothing that is not stays.
 //!
 //! Each run is one thread that interleaves the steps of many operations, also between the two
 //! halves of a collection. `P2PVM_GC_RUNS` sets how many runs there are, `P2PVM_GC_SEED` the first

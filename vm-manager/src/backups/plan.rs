@@ -1,16 +1,16 @@
 //! What a schedule asks for now: which snapshot to take, which to delete. Without IO or clock.
 //!
-//! Time is counted in periods from the schedule's begin; one in which none was taken gets one, once,
-//! however many were missed. Snapshots are in order by epoch and place in the list, so that a clock
-//! that jumps changes neither which is the newest nor deletes one early. What was made by hand, and
-//! the newest durable one, never goes.
+//! Time is counted in periods from the schedule's begin; a period without a snapshot gets one, also
+//! if many before it were missed. Snapshots are in order by epoch and place in the list, so that a
+//! clock that jumps changes neither which is the newest nor deletes one early. What was made by
+//! hand, and the newest durable one, never goes.
 
-use super::{Schedule, newest};
+use super::Schedule;
 use crate::{
     directory::{MAX_SNAPSHOTS, Snapshot},
     vault::Durability,
 };
-use p2pvm_overlay::UnixTime;
+use p2pvm_overlay::{Epoch, UnixTime};
 use std::{
     collections::{BTreeSet, HashSet},
     time::Duration,
@@ -148,6 +148,15 @@ impl Schedule {
         }
         kept
     }
+}
+
+/// The newest of a VM's snapshots: that of the highest epoch, and of one epoch the last in the
+/// list. The clocks of its hosts say nothing.
+pub fn newest<'s>(snapshots: impl IntoIterator<Item = &'s Snapshot>) -> Option<&'s Snapshot> {
+    let counted = snapshots.into_iter().enumerate();
+    counted
+        .max_by_key(|(at, s): &(usize, &Snapshot)| -> (Epoch, usize) { (s.epoch, *at) })
+        .map(|(_, s)| s)
 }
 
 /// The name for a snapshot taken now, which none of these has.

@@ -126,6 +126,18 @@ fn of_each_hour_day_and_week_the_newest_stays() {
     assert_eq!(plan.delete, ["auto-20261129-0000"]);
 }
 
+#[test]
+fn the_newest_is_of_the_highest_epoch_whatever_clocks_said() {
+    let all = [
+        snapshot("a", 900, 1, true),
+        snapshot("b", 100, 3, true),
+        snapshot("c", 50, 3, true),
+        snapshot("d", 999, 2, true),
+    ];
+    assert_eq!(newest(&all).unwrap().name, "c");
+    assert_eq!(newest([]), None);
+}
+
 fn any_snapshots() -> impl Strategy<Value = Vec<Snapshot>> {
     let one = (any::<bool>(), 0u64..90 * DAY, 0u64..4, any::<bool>());
     proptest::collection::vec(one, 0..MAX_SNAPSHOTS).prop_map(|all| {
@@ -185,7 +197,8 @@ proptest! {
             let parts = |of: &[&Snapshot]| -> HashSet<u64> {
                 of.iter().map(|s| (s.taken.0 - begin) / length).collect()
             };
-            let (had, has) = (parts(&scheduled), parts(&left.iter().map(|s| **s).collect::<Vec<_>>()));
+            let left: Vec<&Snapshot> = left.iter().map(|s| **s).collect();
+            let (had, has) = (parts(&scheduled), parts(&left));
             prop_assert!(has.len() >= had.len().min(usize::from(most)));
         }
         let newest = newest(scheduled.iter().copied());

@@ -1,5 +1,5 @@
-//! Takes and deletes the snapshots that the schedules of the VMs held here ask for, one VM after the
-//! other. What is due is decided by [`crate::backups`].
+//! Takes and deletes the snapshots that the schedules of the VMs held here ask for, one VM after
+//! the other. What is due is decided by [`crate::backups`].
 
 use crate::{
     Host,

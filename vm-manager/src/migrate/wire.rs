@@ -4,14 +4,15 @@
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
-//! missing. Five are in use: the span that the move's trace is within, how much disk the move takes,
-//! the VM's owner, once for each the revoked tokens for the VM, and the schedule of its snapshots.
+//! missing. Five are in use: the span that the move's trace is within, how much disk the move
+//! takes, the VM's owner, once for each the revoked tokens for the VM, and the schedule of its
+//! snapshots.
 
 use crate::{
     Definition,
     backups::Backups,
     definition::VmSecret,
-    directory::Snapshot,
+    directory::{Snapshot, checkpoints},
     hypervisor::Progress,
     trace::{from_traceparent, traceparent},
 };
@@ -181,7 +182,7 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([REVOKED, one.len() as u8]);
         body.extend(one);
     }
-    if let Some(field) = extras.backups.to_field(snapshots_of(request)) {
+    if let Some(field) = extras.backups.to_field(checkpoints(snapshots_of(request))) {
         body.extend([BACKUPS, field.len() as u8]);
         body.extend(field);
     }
@@ -223,7 +224,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
             BACKUPS => {
-                let told = Backups::from_field(bytes, snapshots_of(&request));
+                let told = Backups::from_field(bytes, checkpoints(snapshots_of(&request)));
                 extras.backups = told.unwrap_or_default();
             }
             _ => {}
