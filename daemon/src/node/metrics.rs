@@ -212,8 +212,7 @@ impl Node {
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
         samples.extend(used(&self.usage.totals()));
-        let unrepaired = self.usage.unrepaired();
-        samples.extend(unrepaired.map(|n| plain("p2pvm_store_unrepaired", n as f64)));
+        samples.extend(self.usage.unrepaired().map(|n| plain("p2pvm_store_unrepaired", n)));
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));

@@ -154,8 +154,9 @@ impl Accounting {
     }
 
     /// How many snapshots and images here lack chunks that no connected member could give.
-    pub(crate) fn unrepaired(&self) -> Option<usize> {
-        self.chunks.upgrade().map(|chunks| chunks.unrepaired())
+    pub(crate) fn unrepaired(&self) -> Option<f64> {
+        let chunks = self.chunks.upgrade()?;
+        Some(chunks.unrepaired() as f64)
     }
 
     /// What was used here since the daemon started, by the owner's name.
