@@ -212,7 +212,7 @@ impl Node {
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
         samples.extend(used(&self.usage.totals()));
-        samples.extend(self.usage.unrepaired().map(|n| plain("p2pvm_store_unrepaired", n)));
+        samples.extend(stored(self.usage.unrepaired()));
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));
@@ -226,6 +226,10 @@ impl Node {
             remarks: Vec::new(),
         }
     }
+}
+
+fn stored(unrepaired: Option<f64>) -> Option<Sample> {
+    unrepaired.map(|count| sample("p2pvm_store_unrepaired", &[], count))
 }
 
 fn used(totals: &[(String, Usage)]) -> Vec<Sample> {

@@ -13,7 +13,11 @@ use p2pvm_snapshot_sync::{
     Verified,
     store::{CheckpointDiff, Size},
 };
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How often a long check says that it goes on.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// A member's copy of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,12 +68,14 @@ impl Host {
         };
         if vault.keeps(id).await? {
             progress.send_modify(|p| p.phase = "read".into());
-            let here = vault.verify(id).await?;
+            let here = told(progress, vault.verify(id)).await?;
             check.here = Some(here);
             if repair && !here.is_whole() {
                 progress.send_modify(|p| p.phase = "fetch".into());
                 match vault.mend(id, &found.providers, progress).await {
-                    Ok(()) => check.is_repaired = vault.verify(id).await?.is_whole(),
+                    Ok(()) => {
+                        check.is_repaired = told(progress, vault.verify(id)).await?.is_whole()
+                    }
                     Err(error) => check.unrepaired = Some(p2pvm_overlay::chain(&error)),
                 }
             }
@@ -78,7 +84,7 @@ impl Host {
         let is_lacking = |copy: &Copy| copy.lacking.is_some_and(|lacking| lacking > 0);
         for member in found.providers.iter().copied().filter(|m| *m != self.me) {
             // What is not here is asked of the other members.
-            let lacking = vault.lacking(id, member, &found.providers).await?;
+            let lacking = told(progress, vault.lacking(id, member, &found.providers)).await?;
             check.copies.push(Copy { member, lacking });
         }
         if repair && check.copies.iter().any(is_lacking) && !slot.is_copying(id) {
@@ -139,6 +145,18 @@ impl Host {
     /// How many other members should hold each snapshot.
     pub fn wanted_copies(&self) -> usize {
         self.options.copies
+    }
+}
+
+/// Does `work`, and says every few seconds that it goes on. Reason: a caller that hears nothing
+/// gives up.
+async fn told<T>(progress: &watch::Sender<Progress>, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(TOLD_EVERY) => progress.send_modify(|_| ()),
+        }
     }
 }
 
