@@ -45,7 +45,7 @@ async fn take(context: &Context, a: Create) -> Outcome<()> {
         name: a.snapshot,
         disk_only: a.disk_only,
     };
-    let done: SnapshotTaken = follow(
+    let done: SnapshotTaken = vm::follow(
         context,
         &vm_path(&a.name, "snapshot")?,
         format!("snapshot of {}", a.name),
