@@ -30,14 +30,10 @@ impl Exchange {
     ) -> Result<u64, Error> {
         let (store, mut state) = (self.store().clone(), *self.scrubbed());
         let (report, state) = blocking("reading chunks", move || {
+            if state.waits(now, period) {
+                return Ok((None, state));
+            }
             if !state.is_under_way() {
-                // A pass that has just ended is followed by the next one after its period.
-                let is_done = |finished: UnixTime| {
-                    finished <= now && now < finished.plus(period.as_secs() / 2)
-                };
-                if state.finished.is_some_and(is_done) {
-                    return Ok((None, state));
-                }
                 (state.began, state.total) = (now.max(UnixTime(1)), store.count()?);
             }
             let report = store.scrub(state.after, state.portion(period, every, rate))?;

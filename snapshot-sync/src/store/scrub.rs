@@ -48,6 +48,8 @@ pub struct ScrubState {
     pub damaged: u64,
     /// When the last whole pass ended.
     pub finished: Option<UnixTime>,
+    /// When that pass began: the next one begins a period later.
+    pub(crate) last_began: Option<UnixTime>,
 }
 
 impl ScrubState {
@@ -69,9 +71,17 @@ impl ScrubState {
             *self = Self {
                 damaged: self.damaged,
                 finished: Some(now),
+                last_began: Some(self.began),
                 ..Self::default()
             };
         }
+    }
+
+    /// Whether the next pass waits: the last one began less than a period ago. A clock that was
+    /// ahead delays none.
+    pub(crate) fn waits(&self, now: UnixTime, period: Duration) -> bool {
+        let is_recent = |began: UnixTime| began <= now && now < began.plus(period.as_secs());
+        !self.is_under_way() && self.last_began.is_some_and(is_recent)
     }
 
     /// Whether a pass is under way.
@@ -188,6 +198,7 @@ mod tests {
             read: 2,
             damaged: 1,
             finished: Some(UnixTime(3)),
+            last_began: Some(UnixTime(2)),
         };
         store.write_scrub_state(state).unwrap();
         drop(store);
@@ -216,5 +227,8 @@ mod tests {
         state.advance(&report, UnixTime(5));
         assert_eq!((state.damaged, state.finished), (3, Some(UnixTime(5))));
         assert!(!state.is_under_way());
+        let period = Duration::from_secs(10);
+        assert!(state.waits(UnixTime(10), period) && !state.waits(UnixTime(11), period));
+        assert!(!state.waits(UnixTime(0), period), "its clock was ahead");
     }
 }

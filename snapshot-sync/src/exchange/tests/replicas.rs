@@ -216,7 +216,7 @@ async fn damaged_chunks_of_a_pin_are_repaired_from_another_member() {
     for damaged in [page.unwrap(), content] {
         std::fs::write(chunk(damaged), b"damaged").unwrap();
         let mut found = 0;
-        // A pass of four rounds, and one in which the next pass is not due yet.
+        // A pass has four rounds; a fifth ends it where a repair has added a chunk.
         let pace = (Duration::from_secs(4), Duration::from_secs(1));
         let began = UnixTime(b.exchange.scrub_state().finished.map_or(1, |at| at.0 + 4));
         for second in 0..5 {
