@@ -35,6 +35,7 @@ mod printed;
 mod replication;
 mod routes;
 mod snapshot_state;
+mod snapshots;
 mod sorted;
 mod tokens;
 mod usage;
@@ -49,7 +50,7 @@ pub use snapshot_state::*;
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, events::*, failure::*, health::*, line::*,
     members::*, metrics::*, moves::*, node::*, offer::*, path::*, printed::*, replication::*,
-    routes::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
+    routes::*, snapshots::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

@@ -8,9 +8,11 @@
 use crate::*;
 use events::EVENTS;
 use owners::{OFFER, TOKENS, USAGE};
+use snapshots::{SNAPSHOTS, STORE};
 
 mod events;
 mod owners;
+mod snapshots;
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -261,7 +263,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
     NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, EVENTS,
-    DASHBOARD,
+    DASHBOARD, SNAPSHOTS, STORE,
 ];
 
 /// The node itself.
@@ -501,13 +503,6 @@ const VMS: &[Operation] = &[
         ALL,
         "Gives up the move of a VM.",
     ),
-    lines::<SnapshotTaken>(
-        Method::Post,
-        "/vms/{name}/snapshot",
-        ALL,
-        "Takes a snapshot of a VM.",
-    )
-    .body::<SnapshotVm>(),
     json::<VmView>(
         Method::Post,
         "/vms/{name}/replication",
@@ -515,13 +510,6 @@ const VMS: &[Operation] = &[
         "Sets how often a running VM's disk is replicated to other members.",
     )
     .body::<ReplicateVm>(),
-    lines::<VmView>(
-        Method::Post,
-        "/vms/{name}/restore",
-        ALL,
-        "Sets a VM back to a snapshot, here or on the member that the request names.",
-    )
-    .body::<RestoreVm>(),
     json::<Vec<Explained>>(
         Method::Get,
         "/vms/{name}/explain",

@@ -2,7 +2,7 @@
 
 use crate::{
     ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationViewRestartWord,
-    SnapshotState, Step, VmIdText, VmStateView,
+    ScheduleView, SnapshotState, Step, VmIdText, VmStateView,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,9 @@ pub struct RestoreVm {
 pub struct SnapshotVm {
     /// The snapshot's name; none lets the host name it after the time.
     pub name: Option<String>,
+    /// Whether it is of the disk alone: a restored guest boots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_only: bool,
 }
 
 /// A VM as `vm list` and `vm show` print it.
@@ -143,6 +146,9 @@ pub struct BandwidthView {
     /// Bytes of packets that were dropped by the limit, both ways together, since the guest runs
     /// there.
     pub dropped_bytes: u64,
+    /// When snapshots of it are taken by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleView>,
 }
 
 /// The reachability of a guest from its own host, through the guest's interface.
@@ -194,17 +200,29 @@ pub struct Moving {
 }
 
 /// A snapshot as `vm show` prints it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SnapshotView {
     /// Its name.
     pub name: String,
     /// When it was taken (RFC 3339).
     pub taken: String,
-    /// "local", "replicating N of K" or "durable".
+    /// "local", "replicating N of K", "durable" or "degraded N of K".
     pub state: SnapshotState,
     /// The members that hold all of it.
     pub holders: Vec<String>,
+    /// Whether a schedule took it, and may delete it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
+    /// The id of its checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointIdText>,
+    /// The epoch in which it was taken. Of one epoch, later ones are later in the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Whether it has the guest's memory; without it a restored guest boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with_ram: Option<bool>,
 }
 
 /// The answer to `p2pvm vm snapshot`. The fields are in alphabetical order.
@@ -282,12 +300,13 @@ mod tests {
             },
             r#"{"error":"it does not run"}"#,
         );
-        assert_text(&SnapshotVm { name: None }, r#"{"name":null}"#);
+        assert_text(&SnapshotVm::default(), r#"{"name":null}"#);
         assert_text(
             &SnapshotVm {
                 name: Some("before".into()),
+                disk_only: true,
             },
-            r#"{"name":"before"}"#,
+            r#"{"name":"before","disk_only":true}"#,
         );
     }
 

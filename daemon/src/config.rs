@@ -8,7 +8,7 @@ use crate::{
     event_log,
     layout::{Layout, read_if_there},
     offer::settings::Offer,
-    service, traces,
+    service, store, traces,
 };
 use p2pvm_api::{Failure, Outcome};
 use p2pvm_autonomic::Placement;
@@ -88,6 +88,8 @@ pub struct Config {
     pub heal: heal::Heal,
     /// When VMs are moved.
     pub placement: Placement,
+    /// How stored chunks are searched for damage.
+    pub store: store::settings::Settings,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
     /// How much of the log of events is kept, and which events are posted to a URL.
@@ -179,6 +181,7 @@ impl Default for Config {
             offer: Offer::default(),
             heal: heal::Heal::default(),
             placement: Placement::default(),
+            store: store::settings::Settings::default(),
             traces: traces::Settings::default(),
             events: event_log::Settings::default(),
             renamed: None,
@@ -264,6 +267,7 @@ impl Config {
         self.heal.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
         self.events.check()?;
+        self.store.check()?;
         self.traces.check()
     }
 

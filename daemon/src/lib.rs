@@ -32,6 +32,7 @@ mod routes;
 mod run;
 pub mod service;
 pub mod shown;
+mod store;
 mod succession;
 mod tokens;
 mod traces;

@@ -11,5 +11,6 @@ pub(crate) mod releases;
 mod replicas;
 pub(crate) mod rights;
 pub(crate) mod service;
+pub(crate) mod snapshots;
 mod view;
 pub(crate) mod voters;

@@ -10,13 +10,15 @@ use p2pvm_overlay::MemberId;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+mod look;
 mod open;
 mod restore;
 mod take;
 
+pub use look::{Copy, SnapshotCheck};
 pub use restore::RestoreOptions;
-pub use take::NewSnapshot;
 pub(crate) use take::candidates;
+pub use take::{Content, NewSnapshot};
 
 /// What a checkpoint holds of its VM, beside the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

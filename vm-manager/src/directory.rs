@@ -4,6 +4,7 @@
 
 use crate::{
     Definition, Error,
+    backups::Backups,
     error::undecided,
     framed,
     protection::{self, Protection, Replica},
@@ -99,6 +100,9 @@ pub struct VmRecord {
     /// The newest replica of its disk that all its holders have.
     #[serde(skip)]
     pub replica: Option<Replica>,
+    /// The schedule of its snapshots, and which of them have lost copies.
+    #[serde(skip)]
+    pub backups: Backups,
 }
 
 /// The optional field behind a record that holds the VM's owner.
@@ -111,6 +115,13 @@ const REVOKED: u8 = 8;
 const PROTECTION: u8 = 16;
 /// The optional field that holds the newest replica of its disk.
 const REPLICA: u8 = 17;
+/// The optional field with the schedule of snapshots, and which of them have lost copies.
+const BACKUPS: u8 = 20;
+
+/// The names of their content.
+pub(crate) fn checkpoints(snapshots: &[Snapshot]) -> impl Iterator<Item = ManifestId> {
+    snapshots.iter().map(|s| s.checkpoint)
+}
 
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
@@ -139,6 +150,10 @@ impl VmRecord {
             bytes.extend([REPLICA, field.len() as u8]);
             bytes.extend(field);
         }
+        if let Some(field) = self.backups.to_field(checkpoints(&self.snapshots)) {
+            bytes.extend([BACKUPS, field.len() as u8]);
+            bytes.extend(field);
+        }
         bytes
     }
 
@@ -159,6 +174,10 @@ impl VmRecord {
                     record.protection = read.unwrap_or(record.protection);
                 }
                 REPLICA => record.replica = Replica::from_field(value).or(record.replica),
+                BACKUPS => {
+                    let told = Backups::from_field(value, checkpoints(&record.snapshots));
+                    record.backups = told.unwrap_or_default();
+                }
                 _ => {}
             }
             fields = behind;
@@ -345,6 +364,7 @@ mod tests {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            backups: Backups::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
@@ -392,6 +412,7 @@ mod tests {
             revoked: Revocations::unchecked(revoked),
             protection: Protection::default(),
             replica: None,
+            backups: Backups::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));

@@ -50,6 +50,7 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        backups: crate::backups::Backups::NONE,
     }
 }
 

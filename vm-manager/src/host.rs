@@ -233,6 +233,7 @@ impl Host {
             owner: record.owner,
             restart: Some(record.protection.restart),
             user: record.user,
+            backups: record.backups,
         })
     }
 

@@ -8,6 +8,7 @@
 //! during a move, without IO); [`host`]; [`migrate`] and [`checkpoint`], neither of which uses the
 //! other; `guard`, what a host does unasked. None uses a higher one.
 
+pub mod backups;
 pub mod ballot;
 pub mod bit_rate;
 mod cgroup;

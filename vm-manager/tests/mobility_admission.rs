@@ -211,6 +211,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        backups: Default::default(),
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();
     let force = RestoreOptions { force: true };

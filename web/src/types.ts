@@ -208,6 +208,18 @@ export interface HealthView {
   word: Health;
 }
 
+/** Which scheduled snapshots stay: the newest of each of so many hours, days and weeks. */
+export interface KeepView {
+  /** Of days, UTC. */
+  days: number;
+  /** Of hours. */
+  hours: number;
+  /** The newest ones. */
+  last: number;
+  /** Of weeks. */
+  weeks: number;
+}
+
 /** The kind of a failure. Its number is the command line's exit code. */
 export type Kind =
   /** The operation was tried and failed. */
@@ -571,6 +583,16 @@ export type Role =
   /** A word of a later version. */
   | string;
 
+/** When snapshots of a VM are taken by themselves, and which stay. */
+export interface ScheduleView {
+  /** Whether they are of the disk alone. */
+  disk_only: boolean;
+  /** How many seconds lie between two. */
+  every_seconds: number;
+  /** Which stay. */
+  keep: KeepView;
+}
+
 /** A member's report about itself. */
 export interface Sight {
   /** Its address, once claimed. */
@@ -613,18 +635,28 @@ export interface SnapshotTaken {
 
 /** A snapshot as `vm show` prints it. */
 export interface SnapshotView {
+  /** Whether a schedule took it, and may delete it. */
+  automatic?: boolean;
+  /** The id of its checkpoint. */
+  checkpoint?: string;
+  /** The epoch in which it was taken. Of one epoch, later ones are later in the list. */
+  epoch?: number;
   /** The members that hold all of it. */
   holders: string[];
   /** Its name. */
   name: string;
-  /** "local", "replicating N of K" or "durable". */
+  /** "local", "replicating N of K", "durable" or "degraded N of K". */
   state: string;
   /** When it was taken (RFC 3339). */
   taken: string;
+  /** Whether it has the guest's memory; without it a restored guest boots. */
+  with_ram?: boolean;
 }
 
 /** The request of `p2pvm vm snapshot`. */
 export interface SnapshotVm {
+  /** Whether it is of the disk alone: a restored guest boots. */
+  disk_only?: boolean;
   /** The snapshot's name; none lets the host name it after the time. */
   name?: string | null;
 }
@@ -838,6 +870,8 @@ export interface VmView {
   reach: ReachView | null;
   /** How well its disk is replicated, if it is. */
   replication?: ReplicationView;
+  /** When snapshots of it are taken by themselves. */
+  schedule?: ScheduleView;
   /** Its snapshots. */
   snapshots: SnapshotView[];
   /** Its state in a word. */

@@ -35,11 +35,17 @@ const FORWARDED: &str = "p2pvm-forwarded";
 /// How long a restore request may be.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
+/// The VM in a request's path, which may name more, such as a snapshot.
+#[derive(Deserialize)]
+pub(crate) struct OfVm {
+    pub name: String,
+}
+
 /// Sends the request to the VM's holder where that is another member.
 pub async fn to_holder(
     State(vms): State<Arc<Vms>>,
     Extension(asker): Extension<Asker>,
-    Path(name): Path<String>,
+    Path(OfVm { name }): Path<OfVm>,
     mut request: Request,
     next: Next,
 ) -> Response {

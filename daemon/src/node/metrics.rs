@@ -38,7 +38,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     }
 }
 
-const FAMILIES: [Family; 34] = [
+const FAMILIES: [Family; 35] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),
@@ -154,6 +154,10 @@ const FAMILIES: [Family; 34] = [
         "p2pvm_disk_free_bytes",
         "Room for others than root on the disk with this node's state.",
     ),
+    gauge(
+        "p2pvm_store_unrepaired",
+        "Snapshots and images here that lack chunks no connected member could give.",
+    ),
 ];
 
 pub(super) fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
@@ -255,6 +259,7 @@ impl Node {
         }
         samples.extend(used(&self.usage.totals()));
         samples.extend(self.kept());
+        samples.extend(stored(self.usage.unrepaired()));
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));
@@ -268,6 +273,10 @@ impl Node {
             remarks: Vec::new(),
         }
     }
+}
+
+fn stored(unrepaired: Option<f64>) -> Option<Sample> {
+    unrepaired.map(|count| sample("p2pvm_store_unrepaired", &[], count))
 }
 
 fn used(totals: &[(String, Usage)]) -> Vec<Sample> {

@@ -5,9 +5,12 @@ use super::{
     rights::{Asker, MissingRight, Right, Standing, decide, verb},
     service::Vms,
 };
-use crate::tokens::{
-    service::{HEADER, MAX_SHOWN},
-    shares::Share,
+use crate::{
+    http::forward::OfVm,
+    tokens::{
+        service::{HEADER, MAX_SHOWN},
+        shares::Share,
+    },
 };
 use axum::{
     Extension,
@@ -41,11 +44,11 @@ const NOTHING: Amounts = Amounts {
 pub(super) async fn check(
     State((vms, right)): State<(Arc<Vms>, Right)>,
     Extension(asker): Extension<Asker>,
-    vm: Option<Path<String>>,
+    vm: Option<Path<OfVm>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let name = vm.map(|Path(name)| name);
+    let name = vm.map(|Path(vm)| vm.name);
     let Some(lack) = vms.lacks(asker, right, name.as_deref()).await else {
         return next.run(request).await;
     };

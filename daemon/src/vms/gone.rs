@@ -100,6 +100,7 @@ impl Vms {
             owner: record.owner,
             restart: None,
             user: record.user,
+            backups: record.backups.clone(),
         };
         VmView {
             state,

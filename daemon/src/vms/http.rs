@@ -5,6 +5,7 @@ use super::{
     releases,
     rights::{Asker, Right},
     service::Vms,
+    snapshots,
 };
 use crate::{
     http::{Answer, forward, report::streamed, traced},
@@ -21,7 +22,7 @@ use axum::{
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
     ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome,
-    ReplicateVmProofView, RestoreVm, SetVm, SnapshotVm, Sorted, VmDeleted, VmView,
+    ReplicateVmProofView, RestoreVm, SetVm, Sorted, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -62,16 +63,13 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
         )
         .route("/vms/{name}/migrate", moving.layer(takes(Right::Move)))
         .route(
-            "/vms/{name}/snapshot",
-            post(snapshot).layer(takes(Right::Snapshot)),
-        )
-        .route(
             "/vms/{name}/replication",
             post(replicate).layer(takes(Right::Snapshot)),
         )
         .route("/vms/{name}/explain", get(explain).layer(takes(Right::See)))
         .route("/vms/{name}/proof", get(proof).layer(takes(Right::See)))
         .route("/vms/{name}/settings", post(set).layer(takes(Right::Start)))
+        .merge(snapshots::http::routes(&vms))
         .layer(middleware::from_fn_with_state(
             vms.clone(),
             forward::to_holder,
@@ -155,14 +153,6 @@ pub(crate) async fn cancel_migration(
     Path(name): Path<String>,
 ) -> Answer<MoveCancelled> {
     vms.cancel_migration(&name).await.map(Json)
-}
-
-pub(crate) async fn snapshot(
-    State(vms): Shared,
-    Path(name): Path<String>,
-    Json(r): Json<SnapshotVm>,
-) -> Response {
-    streamed(move |reporter| async move { vms.snapshot(&name, r.name, &reporter).await })
 }
 
 async fn replicate(

@@ -56,6 +56,7 @@ async fn elsewhere(alone: &Alone, name: &str) {
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        backups: Default::default(),
     };
     directory.publish(&keys, &record, 0).await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use super::{absent::AbsentHosts, guests::Guests, history, rights::Asker, view::snapshot_state};
+use super::{absent::AbsentHosts, guests::Guests, history, rights::Asker};
 use crate::{
     access::policy::Policies,
     addresses::reach::Reach,
@@ -17,17 +17,17 @@ use crate::{
 use opentelemetry::trace::SpanContext;
 use p2pvm_api::{
     CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReplicateVm, RestoreVm,
-    SnapshotTaken, VmDeleted, VmMoved, VmView,
+    VmDeleted, VmMoved, VmView,
 };
 use p2pvm_authority::Principal;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm, Traces,
+    backups::newest,
     checkpoint::RestoreOptions,
     host::{Host, VmState},
     hypervisor::{MigrateOptions, Progress},
     migrate::Occasion,
-    vault::Durability,
 };
 use std::{
     path::PathBuf,
@@ -36,14 +36,11 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How long a snapshot may take to be durable before it is reported as it is; copying goes on.
-const DURABLE_LIMIT: Duration = Duration::from_secs(300);
-
 /// The mark in the name of a copy that lost its VM (`Entry::listed_name`).
 const BRANCH_MARK: &str = "-branch-e";
 
 /// Runs `work` and reports its progress.
-async fn watched<T>(
+pub(super) async fn watched<T>(
     reporter: &Reporter,
     work: impl AsyncFnOnce(watch::Sender<Progress>) -> T,
 ) -> T {
@@ -313,49 +310,6 @@ impl Vms {
         self.show(name).await
     }
 
-    /// Takes a snapshot and waits until it is durable.
-    pub async fn snapshot(
-        &self,
-        name: &str,
-        snapshot: Option<String>,
-        reporter: &Reporter,
-    ) -> Outcome<SnapshotTaken> {
-        let snapshot = snapshot.unwrap_or_else(|| {
-            let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-            now.to_ascii_lowercase()
-                .replace([':', 't', 'z'], "-")
-                .trim_end_matches('-')
-                .to_owned()
-        });
-        let taken = watched(reporter, async |progress| {
-            self.host.snapshot(name, &snapshot, &progress).await
-        })
-        .await
-        .or_failure()?;
-        let mut copies = taken.copies;
-        let last = async {
-            loop {
-                let now = copies.borrow_and_update().clone();
-                reporter.phase(&snapshot_state(&now.durability).to_string());
-                if now.durability == Durability::Durable || copies.changed().await.is_err() {
-                    return now;
-                }
-            }
-        };
-        let state = tokio::time::timeout(DURABLE_LIMIT, last).await.ok();
-        let shown = self.snapshot_view(&taken.snapshot);
-        Ok(SnapshotTaken {
-            checkpoint: taken.snapshot.checkpoint.to_string().into(),
-            holders: state
-                .as_ref()
-                .map(|c| c.providers.iter().map(|m| self.parts.name_of(*m)).collect()),
-            name: snapshot,
-            pause_ms: taken.pause.as_secs_f64() * 1e3,
-            state: state.map_or(shown.state, |c| snapshot_state(&c.durability)),
-            taken: shown.taken,
-        })
-    }
-
     /// Brings a VM back here. `proofs` came with the request: tokens for this host.
     pub async fn restore(
         &self,
@@ -368,9 +322,7 @@ impl Vms {
             Some(snapshot) => snapshot.clone(),
             None => {
                 let known = self.host.status(name).await.or_failure()?;
-                let newest = known
-                    .snapshots
-                    .last()
+                let newest = newest(&known.snapshots)
                     .ok_or_else(|| Failure::not_found(format!("'{name}' has no snapshot")))?;
                 newest.name.clone()
             }

@@ -7,7 +7,7 @@ use crate::{
     machine::sight,
     node::health::health,
     offer,
-    vms::{http as vms, rights::Asker},
+    vms::{http as vms, rights::Asker, snapshots::http as snapshots},
 };
 use axum::{
     Extension, Json, Router,
@@ -87,7 +87,12 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
             "/vms/{name}/migrate",
             post(vms::migrate).delete(vms::cancel_migration),
         )
-        .route("/vms/{name}/snapshot", post(vms::snapshot))
+        .route("/vms/{name}/snapshot", post(snapshots::take))
+        .route(
+            "/vms/{name}/snapshots/{snapshot}",
+            axum::routing::delete(snapshots::delete),
+        )
+        .route("/vms/{name}/schedule", post(snapshots::set_schedule))
         .layer(middleware::from_fn_with_state(
             service.clone(),
             forward::to_holder,
@@ -226,6 +231,8 @@ mod tests {
                 ("POST", "/vms/web/migrate"),
                 ("DELETE", "/vms/web/migrate"),
                 ("POST", "/vms/web/snapshot"),
+                ("DELETE", "/vms/web/snapshots/before"),
+                ("POST", "/vms/web/schedule"),
                 ("POST", "/vms/web/restore"),
                 ("GET", "/vms/web/console"),
                 ("POST", "/offer"),

@@ -19,6 +19,8 @@ use crate::{
     placement::service::Placement,
     routes,
     routes::subnets::Subnets,
+    store,
+    store::service::Chunks,
     tokens,
     tokens::{revoke::Revoker, service::Tokens},
     usage,
@@ -42,6 +44,7 @@ pub(crate) struct Services {
     pub offers: Arc<Offers>,
     pub placement: Arc<Placement>,
     pub revoker: Arc<Revoker>,
+    pub store: Arc<Chunks>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
     pub usage: Arc<Accounting>,
@@ -74,6 +77,7 @@ impl Services {
             .merge(event_log::http::streams(self.node.parts.clone()))
             .merge(usage::http::routes(self.usage.clone()))
             .merge(offer::http::routes(self.offers.clone()))
+            .merge(store::http::routes(self.store.clone()))
             .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
     }

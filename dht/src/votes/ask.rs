@@ -209,7 +209,6 @@ impl Votes {
         answered.into_iter().flatten().collect()
     }
 
-    async fn promises(
     pub(super) async fn promises(
         &self,
         keys: &KeyPair,

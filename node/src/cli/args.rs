@@ -151,6 +151,9 @@ pub enum Command {
     /// Show who used how much of whose host
     #[command(after_help = super::usage_args::EXAMPLE)]
     Usage(super::usage_args::UsageArgs),
+    /// Show what uses the disk: images, snapshots, replicas for others; remove what nothing uses
+    #[command(after_help = super::store_args::EXAMPLE)]
+    Store(super::store_args::StoreArgs),
     /// What this host offers to other members' VMs
     #[command(subcommand, after_help = super::offer_args::EXAMPLE)]
     Offer(super::offer_args::Offer),

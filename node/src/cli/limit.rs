@@ -90,6 +90,7 @@ fn of_kind(command: &Command) -> Limit {
         | Command::Up(_)
         | Command::Join(_)
         | Command::Doctor(_)
+        | Command::Store(_)
         | Command::Bugreport(_) => Limit::Total(LONG),
         Command::Ping(ping) => Limit::Total(of_ping(ping)),
         _ => Limit::Total(SHORT),

@@ -4,15 +4,14 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    user,
+    snapshot, user,
     vm_args::{Create, Migrate, Replicate, Restore, Set, Snapshot, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
     BandwidthView, ClusterVms, CreateVm, Doing, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, ReplicateVm, RestartWord, RestoreVm, SetVm, ShutdownAnswer,
-    SnapshotTaken, SnapshotVm, Sorted, VmDeleted, VmMoved, VmStateView, VmView, client::Event,
-    vm_path,
+    ReachState, ReachView, ReplicateVm, RestartWord, RestoreVm, SetVm, ShutdownAnswer, Sorted,
+    VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
 use p2pvm_vm_manager::BitRate;
 use serde::{
@@ -43,7 +42,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
             report(context, &gone, || println!("{} is deleted", a.name))
         }
         Vm::Migrate(a) => migrate(context, a).await,
-        Vm::Snapshot(a) => snapshot(context, a).await,
+        Vm::Snapshot(a) => snapshot::run(context, a).await,
         Vm::Replicate(a) => replicate(context, a).await,
         Vm::Restore(a) => restore(context, a).await,
         Vm::Set(a) => set(context, a).await,
@@ -51,7 +50,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
 }
 
 /// Runs a long operation and shows its progress.
-async fn follow<T: DeserializeOwned>(
+pub(super) async fn follow<T: DeserializeOwned>(
     context: &Context,
     path: &str,
     what: String,
@@ -324,6 +323,8 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
     }));
     lines.extend(vm.user.clone().map(|user| ("user", user)));
     lines.extend(vm.bandwidth.map(|bound| ("bandwidth", bandwidth(bound))));
+    let schedule = vm.schedule.as_ref();
+    lines.extend(schedule.map(|schedule| ("snapshots", snapshot::schedule_text(schedule))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
     lines.extend(
@@ -388,27 +389,6 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
     })
 }
 
-async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
-    let request = SnapshotVm { name: a.snapshot };
-    let done: SnapshotTaken = follow(
-        context,
-        &vm_path(&a.name, "snapshot")?,
-        format!("snapshot of {}", a.name),
-        &request,
-    )
-    .await?;
-    report(context, &done, || {
-        println!(
-            "{}@{}: {}{}, guest paused {:.0} ms",
-            a.name,
-            done.name,
-            done.state,
-            holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
-            done.pause_ms
-        );
-    })
-}
-
 async fn replicate(context: &Context, a: Replicate) -> Outcome<()> {
     if a.every.subsec_nanos() != 0 {
         return Err(Failure::usage("--every must be whole seconds"));
@@ -426,13 +406,7 @@ async fn replicate(context: &Context, a: Replicate) -> Outcome<()> {
     })
 }
 
-/// The names of the members that have a copy.
-fn holders(done: &SnapshotTaken) -> Option<String> {
-    let names = done.holders.as_ref()?;
-    (!names.is_empty()).then(|| names.join(", "))
-}
-
-async fn restore(context: &Context, a: Restore) -> Outcome<()> {
+pub(super) async fn restore(context: &Context, a: Restore) -> Outcome<()> {
     let (name, snapshot) = match a.what.split_once('@') {
         Some((name, snapshot)) => (name.to_owned(), Some(snapshot.to_owned())),
         None => (a.what.clone(), None),

@@ -53,9 +53,9 @@ pub enum Vm {
             prints the trace's id."
     )]
     Migrate(Migrate),
-    /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
-    #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
-    Snapshot(Snapshot),
+    /// Take, list, check, compare, schedule, restore and delete snapshots of a VM
+    #[command(after_help = super::snapshot_args::EXAMPLE)]
+    Snapshot(super::snapshot_args::Snapshot),
     /// Keep replicas of a running VM's disk on other members, or stop that
     #[command(
         after_help = "Examples:\n  p2pvm vm replicate web   # every minute, on two others\n  p2pvm \
@@ -162,16 +162,6 @@ pub struct Migrate {
     /// than the path carries it. If either host dies meanwhile, the guest is lost
     #[arg(long)]
     pub post_copy: bool,
-}
-
-/// Arguments of `vm snapshot`.
-#[derive(Args)]
-pub struct Snapshot {
-    /// The VM
-    pub name: String,
-    /// The snapshot's name; by default the time
-    #[arg(long = "name", value_name = "SNAPSHOT")]
-    pub snapshot: Option<String>,
 }
 
 /// Arguments of `vm replicate`.

@@ -298,6 +298,7 @@ impl Host {
             replica: record.replica.clone(),
             sending: None,
             bits_per_second: None,
+            backups: record.backups.clone(),
         })
     }
 

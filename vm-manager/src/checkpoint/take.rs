@@ -4,6 +4,7 @@
 use super::SavedVm;
 use crate::{
     Error,
+    backups::is_automatic,
     definition::check_name,
     directory::{MAX_SNAPSHOTS, Snapshot},
     error::io_at,
@@ -17,6 +18,16 @@ use p2pvm_overlay::{MemberId, UnixTime, chain};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// What a snapshot of a running VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Disk and memory: a restored guest goes on where it was.
+    #[default]
+    All,
+    /// The disk alone, as after a power cut: a restored guest boots.
+    Disk,
+}
 
 /// A snapshot just taken.
 #[derive(Debug)]
@@ -41,6 +52,37 @@ impl Host {
         snapshot: &str,
         progress: &watch::Sender<Progress>,
     ) -> Result<NewSnapshot, Error> {
+        self.snapshot_of(name, snapshot, Content::All, progress)
+            .await
+    }
+
+    /// The same, of the disk alone if `content` says so.
+    ///
+    /// # Errors
+    /// As [`Host::snapshot`], and for a name that schedules use.
+    pub async fn snapshot_of(
+        &self,
+        name: &str,
+        snapshot: &str,
+        content: Content,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<NewSnapshot, Error> {
+        if is_automatic(snapshot) {
+            return Err(Error::Refused(format!(
+                "'{snapshot}' is a name that schedules give, whose snapshots are deleted by \
+                    themselves: choose another one"
+            )));
+        }
+        self.take(name, snapshot, content, progress).await
+    }
+
+    pub(crate) async fn take(
+        &self,
+        name: &str,
+        snapshot: &str,
+        content: Content,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<NewSnapshot, Error> {
         check_name(snapshot)?;
         let slot = self.named(name)?;
         let _operation = slot.begin_after_check(Activity::Snapshot).await?;
@@ -57,7 +99,8 @@ impl Host {
             )));
         }
         let dir = self.registry.path(&entry).join("checkpoint");
-        let stored = self.store_instant(&slot, snapshot, &dir, progress).await;
+        let what = (snapshot, content);
+        let stored = self.store_instant(&slot, what, &dir, progress).await;
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(error = %chain(&e), "the checkpoint's files stay on the disk")
@@ -84,7 +127,7 @@ impl Host {
     async fn store_instant(
         &self,
         slot: &Slot,
-        snapshot: &str,
+        (snapshot, content): (&str, Content),
         dir: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<(Snapshot, Duration), Error> {
@@ -106,7 +149,8 @@ impl Host {
                 std::fs::create_dir_all(dir)
                     .map_err(io_at("making room for the checkpoint", dir))?;
                 let files = machine.checkpoint(dir, progress).await?;
-                (Some(files.ram), files.disk, files.pause)
+                let ram = (content == Content::All).then_some(files.ram);
+                (ram, files.disk, files.pause)
             }
             None => (None, self.registry.spec(&entry).disk, Duration::ZERO),
         };
@@ -189,6 +233,7 @@ impl Host {
                 });
                 if !known {
                     let written = host.update(&slot, |e| {
+                        e.note_durability(id, &now.durability);
                         if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
                             (s.durability, s.providers) =
                                 (now.durability.clone(), providers.clone());
@@ -250,7 +295,10 @@ impl Host {
         let found = entry.snapshots.iter().find(|s| s.name == snapshot);
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
-        self.update(&slot, |e| e.snapshots.retain(|s| s.name != snapshot))?;
+        self.update(&slot, |e| {
+            e.snapshots.retain(|s| s.name != snapshot);
+            e.backups.degraded.remove(&found.checkpoint);
+        })?;
         let text = format!("The snapshot {name}@{snapshot} was deleted.");
         self.note(&entry, EventKind::SnapshotDeleted, &[], text);
         self.publish(&slot).await;

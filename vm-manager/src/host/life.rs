@@ -3,6 +3,7 @@
 use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus, lock};
 use crate::{
     Definition, Error, GuestAddress, ImageSource, NewVm, Protection,
+    backups::Backups,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
     directory::RunGoal,
@@ -164,6 +165,7 @@ impl Host {
             replica: None,
             sending: None,
             bits_per_second: new.bits_per_second,
+            backups: Backups::NONE,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;

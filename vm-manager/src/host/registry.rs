@@ -8,15 +8,18 @@
 
 use crate::{
     Definition, Error,
+    backups::Backups,
     definition::VmSecret,
     directory::{RunGoal, Snapshot, VmRecord},
     error::io_at,
     hypervisor::MachineSpec,
     protection::{Protection, Replica},
+    vault::Durability,
 };
 use data_encoding::BASE32_NOPAD;
 use p2pvm_authority::{Principal, Revocations};
 use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
+use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -143,6 +146,9 @@ pub struct Entry {
     /// bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_second: Option<u64>,
+    /// The schedule of its snapshots, and which of them have lost copies.
+    #[serde(default, skip_serializing_if = "Backups::is_none")]
+    pub backups: Backups,
 }
 
 impl Entry {
@@ -188,8 +194,23 @@ impl Entry {
             owner: self.owner,
             user: self.user,
             revoked: self.revoked.clone(),
+            backups: self.backups.clone(),
             protection: self.protection.clone(),
             replica: self.replica.clone(),
+        }
+    }
+
+    /// Notes how well a snapshot is kept from now on: one that is durable no longer is degraded
+    /// until it is durable again. To be called before that is written to the snapshot.
+    pub(crate) fn note_durability(&mut self, id: ManifestId, now: &Durability) {
+        let known = self.snapshots.iter().find(|s| s.checkpoint == id);
+        let Some(before) = known.map(|s| &s.durability) else {
+            return;
+        };
+        match now {
+            Durability::Durable => drop(self.backups.degraded.remove(&id)),
+            _ if *before == Durability::Durable => drop(self.backups.degraded.insert(id)),
+            _ => {}
         }
     }
 
@@ -368,7 +389,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::GuestAddress;
     use p2pvm_overlay::{UnixTime, identity::KeyPair};
-    use p2pvm_snapshot_sync::{ChunkId, ManifestId};
+    use p2pvm_snapshot_sync::ChunkId;
 
     pub(crate) fn entry(name: &str) -> Entry {
         let keys = KeyPair::generate();
@@ -406,6 +427,7 @@ pub(crate) mod tests {
             replica: None,
             sending: None,
             bits_per_second: None,
+            backups: Backups::NONE,
         }
     }
 

@@ -46,6 +46,7 @@ fn entry(role: Role) -> Entry {
         replica: None,
         sending: None,
         bits_per_second: None,
+        backups: crate::backups::Backups::NONE,
     }
 }
 

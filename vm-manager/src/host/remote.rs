@@ -298,6 +298,7 @@ mod tests {
             owner: None,
             restart: None,
             user: None,
+            backups: Default::default(),
         }
     }
 

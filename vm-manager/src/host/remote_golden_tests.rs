@@ -102,6 +102,7 @@ fn status(state: VmState, still: Option<Standstill>) -> VmStatus {
         owner: None,
         restart: None,
         user: None,
+        backups: Default::default(),
     }
 }
 

@@ -284,6 +284,7 @@ impl Slot {
             owner: entry.owner,
             restart: Some(entry.protection.restart),
             user: entry.user,
+            backups: entry.backups,
         }
     }
 }

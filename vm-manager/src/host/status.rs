@@ -3,6 +3,7 @@
 use super::{Activity, ReplicationStatusNoted};
 use crate::{
     Definition,
+    backups::Backups,
     directory::{RunGoal, Snapshot},
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
     protection::Restart,
@@ -70,6 +71,10 @@ pub struct VmStatus {
     /// The user that it is for, by the user's key; `None` as well in other members' lists.
     #[serde(skip)]
     pub user: Option<Principal>,
+    /// The schedule of its snapshots, and which of them have lost copies; nothing in other members'
+    /// lists.
+    #[serde(skip)]
+    pub backups: Backups,
 }
 
 /// Why a guest stands still, with the room on its host's disk.

@@ -313,6 +313,7 @@ impl Host {
             replica: extras.replica.clone(),
             sending: None,
             bits_per_second: None,
+            backups: extras.backups.clone(),
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

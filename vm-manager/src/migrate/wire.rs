@@ -5,13 +5,14 @@
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
-//! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, and the
-//! newest replica of its disk.
+//! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, the
+//! newest replica of its disk, and the schedule of its snapshots.
 
 use crate::{
     Definition,
+    backups::Backups,
     definition::VmSecret,
-    directory::Snapshot,
+    directory::{Snapshot, checkpoints},
     hypervisor::Progress,
     protection::{Protection, Replica},
     trace::{from_traceparent, traceparent},
@@ -130,6 +131,8 @@ const REVOKED: u8 = 8;
 const PROTECTION: u8 = 16;
 /// The optional field that holds the newest replica of its disk.
 const REPLICA: u8 = 17;
+/// The optional field with the schedule of snapshots, and which of them have lost copies.
+const BACKUPS: u8 = 20;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +160,8 @@ pub struct Extras {
     pub protection: Protection,
     /// With an offer: the newest replica of its disk that all its holders have.
     pub replica: Option<Replica>,
+    /// With an offer: the schedule of the VM's snapshots, and which of them have lost copies.
+    pub backups: Backups,
 }
 
 impl Extras {
@@ -170,6 +175,7 @@ impl Extras {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            backups: Backups::NONE,
         }
     }
 }
@@ -207,7 +213,19 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([REPLICA, field.len() as u8]);
         body.extend(field);
     }
+    if let Some(field) = extras.backups.to_field(checkpoints(snapshots_of(request))) {
+        body.extend([BACKUPS, field.len() as u8]);
+        body.extend(field);
+    }
     body
+}
+
+/// The snapshots that come with a request.
+fn snapshots_of(request: &Request) -> &[Snapshot] {
+    match request {
+        Request::Prepare(offer) => &offer.snapshots,
+        _ => &[],
+    }
 }
 
 /// A request that was received, with its optional fields.
@@ -242,6 +260,10 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.protection = read.unwrap_or(extras.protection);
             }
             REPLICA => extras.replica = Replica::from_field(bytes).or(extras.replica),
+            BACKUPS => {
+                let told = Backups::from_field(bytes, checkpoints(snapshots_of(&request)));
+                extras.backups = told.unwrap_or_default();
+            }
             _ => {}
         }
         fields = behind;
@@ -307,6 +329,7 @@ mod tests {
             revoked: crate::directory::golden_tests::revoked(),
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(2)),
+            backups: Backups::NONE,
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));

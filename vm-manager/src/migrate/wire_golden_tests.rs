@@ -99,6 +99,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 user: None,
                 revoked: revoked(),
                 ..Extras::none()
+                backups: Backups::NONE,
             },
         ),
     ]

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair, lock};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, FilePatch, Images, Kind, Manifest, ManifestId,
-    Replication, ReplicationState, SealKey, Sealer, file::ImportOptions,
+    Replication, ReplicationState, SealKey, Sealer, Verified,
+    file::ImportOptions,
+    store::{CheckpointDiff, Size},
 };
 use std::{
     collections::HashMap,
@@ -423,6 +425,54 @@ impl Vault for ChunkVault {
             }
         }
         Ok(())
+    }
+
+    async fn verify(&self, id: ManifestId) -> Result<Verified, Error> {
+        let chunks = self.chunks();
+        blocking("reading the snapshot", move || chunks.verify(id)).await
+    }
+
+    async fn mend(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
+        let me = self.exchange.me();
+        let others: Vec<MemberId> = providers.iter().copied().filter(|m| *m != me).collect();
+        followed(progress, async |p| self.exchange.mend(id, &others, p).await)
+            .await
+            .map_err(failed("repairing the snapshot from other members"))
+    }
+
+    async fn diff(
+        &self,
+        (older, newer): (ManifestId, ManifestId),
+        providers: &[MemberId],
+    ) -> Result<CheckpointDiff, Error> {
+        let step = "comparing the snapshots";
+        let nodes = [
+            self.exchange.fetch_nodes(older, providers).await,
+            self.exchange.fetch_nodes(newer, providers).await,
+        ];
+        let mut held = Vec::new();
+        for nodes in nodes {
+            held.push(nodes.map_err(failed(step))?);
+        }
+        let chunks = self.chunks();
+        let diff = blocking(step, move || chunks.diff(older, newer)).await;
+        drop(held);
+        diff
+    }
+
+    async fn size_of(&self, id: ManifestId, providers: &[MemberId]) -> Result<Size, Error> {
+        let step = "measuring the snapshot";
+        let nodes = self.exchange.fetch_nodes(id, providers).await;
+        let nodes = nodes.map_err(failed(step))?;
+        let chunks = self.chunks();
+        let size = blocking(step, move || chunks.size_of(id)).await;
+        drop(nodes);
+        size
     }
 
     async fn let_go(&self, id: ManifestId) -> Result<(), Error> {

@@ -135,6 +135,7 @@ impl Move {
             revoked: entry.revoked.clone(),
             protection: entry.protection.clone(),
             replica: entry.replica.clone(),
+            backups: entry.backups.clone(),
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;
