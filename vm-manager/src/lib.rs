@@ -42,6 +42,6 @@ pub use host::{Host, HostOptions, Parts};
 pub use port::Port;
 #[cfg(fuzzing)]
 pub use sealed::parse as parse_sealed;
-pub use sealed::{KeyShare, ReleaseRule};
+pub use sealed::{HoldingKeys, KeyShare, ReleaseRule};
 pub use trace::Traces;
 pub use vault::Vault;

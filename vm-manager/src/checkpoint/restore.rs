@@ -4,7 +4,7 @@
 //! A VM whose guest runs somewhere is never restored beside it. A holder that does not answer may
 //! run it: the user has to set `force`, and the new epoch fences the old holder's guest.
 
-use super::SavedVm;
+use super::{SavedVm, open::Opened};
 use crate::{
     Error,
     ballot::{Ground, NewestPromise, VmVoters, after},
@@ -17,10 +17,9 @@ use crate::{
         revoked::checked,
     },
     hypervisor::{Progress, RunState, Start},
-    sealed::seal_key,
 };
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
-use p2pvm_snapshot_sync::Checkpoint;
+use p2pvm_snapshot_sync::{Checkpoint, SealKey};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,6 +38,8 @@ struct Restore<'r> {
     /// The new incarnation.
     slot: &'r Arc<Slot>,
     checkpoint: &'r Checkpoint,
+    /// What opens its memory and disk.
+    key: &'r SealKey,
     snapshot: &'r Snapshot,
     /// The voters' newest epoch before it.
     newest: Option<NewestPromise>,
@@ -121,7 +122,7 @@ impl Host {
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
         let what = (record, found, proofs);
-        let (checkpoint, kept) = self.checkpoint_of(what, progress).await?;
+        let (checkpoint, Opened { saved: kept, key }) = self.checkpoint_of(what, progress).await?;
         // An older incarnation here is replaced only once the new one has all bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
         let _older_operation = older
@@ -138,11 +139,12 @@ impl Host {
         let epoch = after(newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)))
             .map_err(undecided("asking for the VM's next epoch"))?;
         self.ask_to_give_way(record, holder).await?;
-        let slot = self.restored_entry(record, &kept, epoch)?;
+        let slot = self.restored_entry(record, (&kept, older.as_deref()), epoch)?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
             slot: &slot,
             checkpoint: &checkpoint,
+            key: &key,
             snapshot: found,
             newest,
             older: older.as_ref(),
@@ -241,13 +243,13 @@ impl Host {
         &self,
         (record, snapshot, proofs): (&VmRecord, &Snapshot, &[Vec<u8>]),
         progress: &watch::Sender<Progress>,
-    ) -> Result<(Checkpoint, SavedVm), Error> {
+    ) -> Result<(Checkpoint, Opened), Error> {
         let (id, providers) = (snapshot.checkpoint, &snapshot.providers);
         let vault = &self.parts.vault;
         // Its content may be large, and is of no use to a host for which nobody opens it.
         let seen = vault.look_at(id, providers).await?;
         let kept = self.open_saved(&seen.spec, record, proofs).await?;
-        let kept = kept.filter(|k| k.definition.vm == record.definition.vm);
+        let kept = kept.filter(|k| k.saved.definition.vm == record.definition.vm);
         let kept = kept.ok_or_else(|| Error::Chunks {
             step: "reading the snapshot",
             source: "it is not a checkpoint of this VM".into(),
@@ -274,9 +276,10 @@ impl Host {
     fn restored_entry(
         &self,
         record: &VmRecord,
-        kept: &SavedVm,
+        (kept, older): (&SavedVm, Option<&Slot>),
         epoch: Epoch,
     ) -> Result<Arc<Slot>, Error> {
+        let sealing = kept.sealing.clone().handed_on(epoch);
         self.insert(Entry {
             // Address and size are as the record says now; what runs is as it was then.
             definition: record.definition.clone(),
@@ -294,6 +297,10 @@ impl Host {
             gives_way: None,
             owner: record.owner,
             revoked: checked(record.definition.vm, &record.revoked),
+            sealing: match older.map(Slot::entry) {
+                Some(e) => sealing.with_older(&e.sealing, e.arrived, e.role.is_held()),
+                None => sealing,
+            },
         })
     }
 
@@ -311,10 +318,10 @@ impl Host {
 
     /// Makes the new incarnation's disk; gives the file of RAM, if the snapshot has one.
     async fn fetch_files(&self, restore: &Restore<'_>) -> Result<Option<PathBuf>, Error> {
-        let (checkpoint, progress) = (restore.checkpoint, restore.progress);
+        let (checkpoint, key) = (restore.checkpoint, restore.key);
+        let progress = restore.progress;
         let providers = &restore.snapshot.providers;
         let (entry, vault) = (restore.slot.entry(), &self.parts.vault);
-        let key = &seal_key(&entry.secret);
         let spec = self.registry.spec(&entry);
         let image = vault
             .ensure_image(entry.definition.image, providers, progress)

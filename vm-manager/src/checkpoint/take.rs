@@ -7,9 +7,8 @@ use crate::{
     definition::check_name,
     directory::{MAX_SNAPSHOTS, Snapshot},
     error::io_at,
-    host::{Activity, Host, Slot},
+    host::{Activity, Entry, Host, Slot},
     hypervisor::{Progress, RunState},
-    sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
 use p2pvm_overlay::{MemberId, UnixTime, chain};
@@ -80,7 +79,7 @@ impl Host {
         dir: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<(Snapshot, Duration), Error> {
-        let entry = slot.entry();
+        let entry = self.with_own_key(slot)?;
         // A guest that stands still counts too: its disk is QEMU's as long as there is a guest.
         let machine = slot
             .machine()
@@ -112,7 +111,10 @@ impl Host {
         let saved = SavedVm {
             definition: entry.definition,
             secret: entry.secret,
+            sealing: entry.sealing,
         };
+        let seal = saved.sealing.key(saved.sealing.newest(), &saved.secret);
+        let seal = seal.expect("the newest of the keys is one of them");
         let instant = CheckpointInput {
             vm: saved.definition.vm,
             name: name.clone(),
@@ -122,7 +124,7 @@ impl Host {
             disk,
             image,
             spec: saved.sealed(entry.owner.unwrap_or(self.me)),
-            seal: seal_key(&saved.secret),
+            seal,
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
         Ok((
@@ -137,6 +139,16 @@ impl Host {
             },
             pause,
         ))
+    }
+
+    /// The VM's entry, with a key for this holding that no former host knows.
+    fn with_own_key(&self, slot: &Slot) -> Result<Entry, Error> {
+        let entry = slot.entry();
+        if !entry.sealing.needs_own(entry.arrived) {
+            return Ok(entry);
+        }
+        // On the disk before anything is sealed with it.
+        self.update(slot, |e| e.sealing.draw(e.epoch))
     }
 
     /// Has a snapshot copied to other members, and writes its durability down as that grows.

@@ -9,6 +9,7 @@ use crate::{
     error::undecided,
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
+    sealed::HoldingKeys,
 };
 use p2pvm_authority::Revocations;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
@@ -157,6 +158,7 @@ impl Host {
             gives_way: None,
             owner: Some(owner),
             revoked: Revocations::NONE,
+            sealing: HoldingKeys::NONE,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;

@@ -12,6 +12,7 @@ use crate::{
     directory::{RunGoal, Snapshot},
     error::io_at,
     hypervisor::MachineSpec,
+    sealed::HoldingKeys,
 };
 use data_encoding::BASE32_NOPAD;
 use p2pvm_authority::Revocations;
@@ -126,6 +127,9 @@ pub struct Entry {
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
+    /// The keys that seal its snapshots, but the one that is derived from its own.
+    #[serde(default, skip_serializing_if = "HoldingKeys::is_none")]
+    pub sealing: HoldingKeys,
 }
 
 impl Entry {
@@ -368,6 +372,7 @@ pub(crate) mod tests {
             gives_way: None,
             owner: None,
             revoked: Revocations::NONE,
+            sealing: HoldingKeys::NONE,
         }
     }
 

@@ -41,6 +41,7 @@ fn entry(role: Role) -> Entry {
         gives_way: Some(MemberId([0x52; 32])),
         owner: Some(MemberId([0x53; 32])),
         revoked: Revocations::NONE,
+        sealing: HoldingKeys::NONE,
     }
 }
 

@@ -308,6 +308,7 @@ impl Host {
             gives_way: None,
             owner: extras.owner,
             revoked: checked(offer.definition.vm, &extras.revoked),
+            sealing: extras.sealing.clone().handed_on(offer.epoch),
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

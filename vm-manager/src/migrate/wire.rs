@@ -4,14 +4,16 @@
 //!
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
-//! missing. Four are in use: the span that the move's trace is within, how much disk the move
-//! takes, the VM's owner, and once for each the revoked tokens for the VM.
+//! missing. Five are in use: the span that the move's trace is within, how much disk the move
+//! takes, the VM's owner, and once for each the revoked tokens for the VM and the keys of its
+//! snapshots.
 
 use crate::{
     Definition,
     definition::VmSecret,
     directory::Snapshot,
     hypervisor::Progress,
+    sealed::HoldingKeys,
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
@@ -122,6 +124,8 @@ const DISK_NEED: u8 = 2;
 const OWNER: u8 = 3;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
+/// The optional fields that hold a key of the VM's snapshots each.
+const KEY: u8 = 9;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +147,8 @@ pub struct Extras {
     pub owner: Option<MemberId>,
     /// With an offer: the tokens for the VM that were revoked, not checked.
     pub revoked: Revocations,
+    /// With an offer: the keys of the VM's snapshots.
+    pub sealing: HoldingKeys,
 }
 
 impl Extras {
@@ -152,6 +158,7 @@ impl Extras {
         need: None,
         owner: None,
         revoked: Revocations::NONE,
+        sealing: HoldingKeys::NONE,
     };
 }
 
@@ -173,6 +180,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     }
     for one in extras.revoked.iter().map(Revocation::to_field) {
         body.extend([REVOKED, one.len() as u8]);
+        body.extend(one);
+    }
+    for one in extras.sealing.fields() {
+        body.extend([KEY, one.len() as u8]);
         body.extend(one);
     }
     body
@@ -204,6 +215,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
+            KEY => extras.sealing.add_field(bytes),
             _ => {}
         }
         fields = behind;
@@ -258,6 +270,8 @@ mod tests {
     #[test]
     fn a_trace_goes_with_a_request_that_older_members_still_read() {
         let within = from_traceparent(CONTEXT).unwrap();
+        let mut sealing = HoldingKeys::NONE;
+        sealing.add_field(&[[0, 0, 0, 0, 0, 0, 0, 7].to_vec(), vec![5; 32]].concat());
         let extras = Extras {
             within,
             need: Some(DiskNeed {
@@ -266,6 +280,7 @@ mod tests {
             }),
             owner: Some(MemberId([5; 32])),
             revoked: crate::directory::golden_tests::revoked(),
+            sealing,
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));
@@ -307,6 +322,7 @@ mod tests {
                 need: None,
                 owner: None,
                 revoked: Revocations::NONE,
+                sealing: HoldingKeys::NONE,
             }
         );
     }

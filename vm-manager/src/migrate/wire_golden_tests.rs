@@ -51,6 +51,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 need: None,
                 owner: None,
                 revoked: Revocations::NONE,
+                sealing: HoldingKeys::NONE,
             },
         ),
         (
@@ -60,6 +61,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 need,
                 owner: None,
                 revoked: Revocations::NONE,
+                sealing: HoldingKeys::NONE,
             },
         ),
         (
@@ -69,6 +71,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 need: None,
                 owner,
                 revoked: Revocations::NONE,
+                sealing: HoldingKeys::NONE,
             },
         ),
         (
@@ -78,6 +81,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 need,
                 owner,
                 revoked: Revocations::NONE,
+                sealing: HoldingKeys::NONE,
             },
         ),
         (
@@ -87,6 +91,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 need,
                 owner,
                 revoked: revoked(),
+                sealing: HoldingKeys::NONE,
             },
         ),
     ]

@@ -132,6 +132,7 @@ impl Move {
             need: self.host.disk_need(entry).await,
             owner: entry.owner,
             revoked: entry.revoked.clone(),
+            sealing: entry.sealing.clone(),
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;
