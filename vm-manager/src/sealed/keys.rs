@@ -95,8 +95,8 @@ impl HoldingKeys {
         Some(SealKey::derive(&key.secret))
     }
 
-    /// The keys as a host gets them that has the VM from `epoch` on: from the host before, or out of
-    /// a snapshot. None of them is its own.
+    /// The keys as a host gets them that has the VM from `epoch` on: from the host before, or out
+    /// of a snapshot. None of them is its own.
     pub(crate) fn handed_on(mut self, epoch: Epoch) -> Self {
         self.keys.retain(|key| key.since < epoch);
         self.is_own = false;
