@@ -263,3 +263,32 @@ async fn a_former_host_opens_no_snapshot_from_after_the_move() {
     snapshot(&lab, 4, "four").await;
     assert_ne!(entry(&lab.sites[4]).sealing, kept);
 }
+
+/// The public key that ends replicas of a snapshot that the member stores.
+fn releaser(site: &Site, snapshot: ManifestId) -> [u8; 32] {
+    let store = ChunkStore::open(site.dir.join("chunks")).unwrap();
+    Checkpoint::load(&store, snapshot).unwrap().vm.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_host_ends_replicas_that_a_former_one_cannot() {
+    let lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    let one = snapshot(&lab, 0, "one").await;
+    assert_eq!(releaser(&lab.sites[0], one), vm.0);
+    moves(&lab, 0, 1).await;
+    let two = snapshot(&lab, 1, "two").await;
+    assert_ne!(releaser(&lab.sites[1], two), vm.0);
+    moves(&lab, 1, 2).await;
+    let host = lab.host(2);
+    for name in ["two", "one"] {
+        host.delete_snapshot("web", name).await.unwrap();
+    }
+    let pins = |site: &Site| {
+        let store = ChunkStore::open(site.dir.join("chunks")).unwrap();
+        let kept = [one, two].map(|id| store.pins_of(id, "vm-snapshot").unwrap().len());
+        kept.iter().sum::<usize>()
+    };
+    let left: Vec<_> = lab.sites.iter().map(pins).collect();
+    assert_eq!(left, [0; 5], "no member keeps one of them");
+}

@@ -167,7 +167,49 @@ impl Host {
                 .await;
         }
         self.resume_copies(&slot).await;
+        self.learn_keys(slot.clone(), record, found, proofs);
         Ok(self.status_of(&slot))
+    }
+
+    /// Gets the keys of the VM's newest snapshot, in a task, after an older one was restored: with
+    /// them this host opens and deletes the snapshots of the holdings between.
+    fn learn_keys(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        record: &VmRecord,
+        restored: &Snapshot,
+        proofs: &[Vec<u8>],
+    ) {
+        let newest = record.snapshots.iter().max_by_key(|s| s.epoch);
+        let newest = newest.filter(|s| s.epoch > restored.epoch).cloned();
+        let Some(newest) = newest else { return };
+        let (host, record, proofs) = (Arc::downgrade(self), record.clone(), proofs.to_vec());
+        self.spawn(async move {
+            let Some(host) = host.upgrade() else { return };
+            let looking = host
+                .parts
+                .vault
+                .look_at(newest.checkpoint, &newest.providers);
+            let learnt: Result<(), Error> = async {
+                let seen = looking.await?;
+                let opened = host.open_saved(&seen.spec, &record, &proofs).await?;
+                let Some(opened) = opened else { return Ok(()) };
+                let saved = opened.saved.sealing;
+                // The VM may be moved or deleted meanwhile: then its file must not come back.
+                let _operation = slot.begin_next(Activity::Checking).await;
+                let here = host.slot_of(record.definition.vm);
+                if here.is_none_or(|here| !Arc::ptr_eq(&here, &slot)) {
+                    return Ok(());
+                }
+                let learn = |e: &mut Entry| e.sealing.learn(&saved.handed_on(e.arrived));
+                host.update(&slot, learn).map(drop)
+            }
+            .await;
+            if let Err(error) = learnt {
+                tracing::info!(error = %chain(&error), "copies of newer snapshots of the restored \
+                    VM may stay with their keepers when it is deleted");
+            }
+        });
     }
 
     /// Asks the holder to remove its stopped copy when the VM runs here, as a restore there would

@@ -125,6 +125,7 @@ impl Host {
             image,
             spec: saved.sealed(entry.owner.unwrap_or(self.me)),
             seal,
+            releaser: saved.sealing.newest_releaser(saved.definition.vm),
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
         Ok((
@@ -242,9 +243,10 @@ impl Host {
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
         self.update(&slot, |e| e.snapshots.retain(|s| s.name != snapshot))?;
         self.publish(&slot).await;
+        let keys = entry.sealing.releasers(&entry.secret);
         self.parts
             .vault
-            .forget(found.checkpoint, &found.providers, &entry.secret.keys())
+            .forget(found.checkpoint, &found.providers, &keys)
             .await
     }
 }

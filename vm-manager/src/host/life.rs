@@ -211,11 +211,12 @@ impl Host {
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
+        let releasers = entry.sealing.releasers(&entry.secret);
         let gone = async {
             for snapshot in &entry.snapshots {
                 self.parts
                     .vault
-                    .forget(snapshot.checkpoint, &snapshot.providers, &keys)
+                    .forget(snapshot.checkpoint, &snapshot.providers, &releasers)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;

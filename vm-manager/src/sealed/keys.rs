@@ -4,10 +4,11 @@
 //! The first host of a VM seals with a key derived from the VM's own, as the previous release does
 //! and reads. Each later host draws a random secret before its first snapshot, writes it down, and
 //! hands it on with the VM: in the offer of a move, and in the sealed part of each snapshot. So a
-//! holder opens all older snapshots, and no newer ones once it has lost the VM.
+//! holder opens all older snapshots, and no newer ones once it has lost the VM. From the same secret
+//! comes the key that ends a snapshot's replicas, named in the snapshot.
 
 use crate::{definition::VmSecret, directory::MAX_SNAPSHOTS};
-use p2pvm_overlay::Epoch;
+use p2pvm_overlay::{Epoch, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::SealKey;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -20,6 +21,8 @@ const MAX_KEYS: usize = MAX_SNAPSHOTS;
 const FIELD_BYTES: usize = 8 + 32;
 /// The first epoch of every VM, in which the host has it that made it.
 const FIRST: Epoch = Epoch(1);
+/// What derives the key that ends replicas.
+const RELEASER: &str = "p2pvm 2026 end of a holding's replicas";
 
 /// The secret of one holding. It is wiped when dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,12 @@ struct HoldingKey {
     /// never have the same.
     since: Epoch,
     secret: [u8; 32],
+}
+
+impl HoldingKey {
+    fn releaser(&self) -> KeyPair {
+        KeyPair::from_seed(&blake3::derive_key(RELEASER, &self.secret))
+    }
 }
 
 impl fmt::Debug for HoldingKey {
@@ -95,6 +104,19 @@ impl HoldingKeys {
         Some(SealKey::derive(&key.secret))
     }
 
+    /// The keys that end replicas of the VM's snapshots: the VM's own first, which does for those
+    /// of its first holding, then one for each holding.
+    pub(crate) fn releasers(&self, vm: &VmSecret) -> Vec<KeyPair> {
+        let later = self.keys.iter().map(HoldingKey::releaser);
+        [vm.keys()].into_iter().chain(later).collect()
+    }
+
+    /// The public key that ends replicas of the next snapshot; in the snapshot it has the place of
+    /// the VM's id.
+    pub(crate) fn newest_releaser(&self, vm: VmId) -> VmId {
+        self.keys.last().map_or(vm, |key| key.releaser().vm_id())
+    }
+
     /// The keys as a host gets them that has the VM from `epoch` on: from the host before, or out
     /// of a snapshot. None of them is its own.
     pub(crate) fn handed_on(mut self, epoch: Epoch) -> Self {
@@ -106,15 +128,20 @@ impl HoldingKeys {
     /// The keys after a restore over an older copy on the same host, which had these and had the
     /// VM since `arrived`. If it held the VM, no other member has come to know its newest key.
     pub(crate) fn with_older(mut self, older: &Self, arrived: Epoch, was_held: bool) -> Self {
-        for key in &older.keys {
+        self.learn(older);
+        self.is_own = was_held && !older.needs_own(arrived) && self.newest() == older.newest();
+        self
+    }
+
+    /// Adds the keys of other holdings.
+    pub(crate) fn learn(&mut self, others: &Self) {
+        for key in &others.keys {
             if self.keys.iter().all(|known| known.since != key.since) {
                 self.keys.push(key.clone());
             }
         }
         self.keys.sort_by_key(|key| key.since);
         self.trim();
-        self.is_own = was_held && !older.needs_own(arrived) && self.newest() == older.newest();
-        self
     }
 
     fn trim(&mut self) {
@@ -150,7 +177,6 @@ impl HoldingKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use p2pvm_overlay::identity::KeyPair;
     use proptest::prelude::*;
 
     fn vm() -> VmSecret {
@@ -195,6 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_former_host_has_not_the_key_that_ends_later_replicas() {
+        let id = vm().keys().vm_id();
+        let of = |keys: &HoldingKeys| -> Vec<_> {
+            let all = keys.releasers(&vm()).into_iter();
+            all.map(|key| key.vm_id()).collect()
+        };
+        let first = HoldingKeys::NONE;
+        assert_eq!(first.newest_releaser(id), id);
+        let (second, third) = (drawn([3]), drawn([3, 5]));
+        assert_eq!(of(&second), [id, second.newest_releaser(id)]);
+        let newest = third.newest_releaser(id);
+        assert!(of(&third).contains(&newest) && !of(&second).contains(&newest));
+        assert_eq!(of(&third).len(), 3);
+    }
+
+    #[test]
     fn a_later_epochs_key_is_not_taken_from_a_former_host() {
         let mut keys = drawn([3, 900]).handed_on(Epoch(5));
         assert_eq!(keys.newest(), Some(Epoch(3)));
@@ -215,6 +257,14 @@ mod tests {
         // It was made here and has never been elsewhere.
         let first = kept.with_older(&HoldingKeys::NONE, Epoch(1), true);
         assert!(!first.needs_own(Epoch(6)) && !first.is_none());
+    }
+
+    #[test]
+    fn what_is_learnt_later_leaves_the_hosts_own_key_the_newest() {
+        let mut keys = drawn([9]);
+        keys.learn(&drawn([3, 5]));
+        assert_eq!((keys.fields().count(), keys.newest()), (3, Some(Epoch(9))));
+        assert!(!keys.needs_own(Epoch(9)));
     }
 
     #[test]
