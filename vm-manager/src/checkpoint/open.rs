@@ -54,8 +54,8 @@ impl Host {
                 secret: entry.secret,
                 sealing: entry.sealing,
             };
-            // A host that restored an older snapshot may lack the key, and one of an earlier version
-            // has handed none on: the owner or the voters open it.
+            // A host that restored an older snapshot may lack the key, and one of an earlier
+            // version has handed none on: the owner or the voters open it.
             if let Some(opened) = Opened::of(saved, sealed.holding()) {
                 return Ok(Some(opened));
             }

@@ -4,8 +4,8 @@
 //! The first host of a VM seals with a key derived from the VM's own, as the previous release does
 //! and reads. Each later host draws a random secret before its first snapshot, writes it down, and
 //! hands it on with the VM: in the offer of a move, and in the sealed part of each snapshot. So a
-//! holder opens all older snapshots, and no newer ones once it has lost the VM. From the same secret
-//! comes the key that ends a snapshot's replicas, named in the snapshot.
+//! holder opens all older snapshots, and no newer ones once it has lost the VM. From the same
+//! secret comes the key that ends a snapshot's replicas, named in the snapshot.
 
 use crate::{definition::VmSecret, directory::MAX_SNAPSHOTS};
 use p2pvm_overlay::{Epoch, VmId, identity::KeyPair};
