@@ -1,7 +1,7 @@
 //! Virtual machines: requests and states. Moves are in `moves`.
 
 use crate::{
-    ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationViewRestartWord,
+    ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationView, RestartWord,
     ScheduleView, SnapshotState, Step, VmIdText, VmStateView,
 };
 use serde::{Deserialize, Serialize};
@@ -134,6 +134,9 @@ pub struct VmView {
     /// Whether its guest is started again when it ends, if its host says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartWord>,
+    /// When snapshots of it are taken by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleView>,
 }
 
 /// How much a guest may send, and how much receive, on its present host.
@@ -146,9 +149,6 @@ pub struct BandwidthView {
     /// Bytes of packets that were dropped by the limit, both ways together, since the guest runs
     /// there.
     pub dropped_bytes: u64,
-    /// When snapshots of it are taken by themselves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<ScheduleView>,
 }
 
 /// The reachability of a guest from its own host, through the guest's interface.

@@ -49,6 +49,6 @@ pub use port::Port;
 pub use protection::{Protection, Replica};
 #[cfg(fuzzing)]
 pub use sealed::parse as parse_sealed;
-pub use sealed::{KeyShare, ReleaseRule};
+pub use sealed::{HoldingKeys, KeyShare, ReleaseRule};
 pub use trace::Traces;
 pub use vault::Vault;

@@ -67,6 +67,8 @@ pub struct CheckpointInput {
     pub spec: Vec<u8>,
     /// The key that seals the chunks of RAM and disk.
     pub seal: SealKey,
+    /// The public key that ends replicas of it.
+    pub releaser: VmId,
 }
 
 /// A checkpoint of what changed, as [`Vault::store_changes`] leaves it.
@@ -176,22 +178,22 @@ pub trait Vault: Send + Sync + 'static {
         providers: &[MemberId],
     ) -> Result<Option<usize>, Error>;
 
-    /// Ends the copy that `member` has of a checkpoint of the VM of `keys`; false if it does not
-    /// answer.
+    /// Ends the copy that `member`, one of its `providers`, has of a checkpoint, with that of the
+    /// `keys` which the checkpoint names; false if it does not answer.
     async fn release(
         &self,
-        id: ManifestId,
-        member: MemberId,
-        keys: &KeyPair,
+        (id, member): (ManifestId, MemberId),
+        providers: &[MemberId],
+        keys: &[KeyPair],
     ) -> Result<bool, Error>;
 
-    /// Removes a checkpoint of the VM of `keys` from this host and, as far as they answer, from the
-    /// other `providers`, whichever member had them keep it.
+    /// Removes a checkpoint from this host and, as far as they answer, from the other `providers`,
+    /// whichever member had them keep it, with that of the `keys` which the checkpoint names.
     async fn forget(
         &self,
         id: ManifestId,
         providers: &[MemberId],
-        keys: &KeyPair,
+        keys: &[KeyPair],
     ) -> Result<(), Error>;
 
     /// Reads every chunk of a checkpoint that is kept here; damaged ones are removed, to be fetched

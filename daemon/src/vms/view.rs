@@ -2,8 +2,8 @@
 
 use super::{history::restart_word, service::Vms};
 use p2pvm_api::{
-    BandwidthViewKeepView, ReachState, ReplicationViewScheduleView, SnapshotState, SnapshotView,
-    StillView, VmStateView, VmView,
+    BandwidthView, KeepView, ReachState, ReplicationView, ScheduleView, SnapshotState,
+    SnapshotView, StillView, VmStateView, VmView,
 };
 use p2pvm_overlay::{MemberId, VmId};
 use p2pvm_vm_manager::{

@@ -8,9 +8,8 @@ use crate::{
     definition::check_name,
     directory::{MAX_SNAPSHOTS, Snapshot},
     error::io_at,
-    host::{Activity, Host, Slot},
+    host::{Activity, Entry, Host, Slot},
     hypervisor::{Progress, RunState},
-    sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
 use p2pvm_api::EventKind;
@@ -131,7 +130,7 @@ impl Host {
         dir: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<(Snapshot, Duration), Error> {
-        let entry = slot.entry();
+        let entry = self.with_own_key(slot)?;
         // A guest that stands still counts too: its disk is QEMU's as long as there is a guest.
         let machine = slot
             .machine()
@@ -164,6 +163,7 @@ impl Host {
         let saved = SavedVm {
             definition: entry.definition,
             secret: entry.secret,
+            sealing: entry.sealing,
         };
         let instant = CheckpointInput {
             vm: saved.definition.vm,
@@ -174,7 +174,8 @@ impl Host {
             disk,
             image,
             spec: saved.sealed(entry.owner.unwrap_or(self.me)),
-            seal: seal_key(&saved.secret),
+            seal: saved.seal_key(),
+            releaser: saved.sealing.newest_releaser(saved.definition.vm),
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
         Ok((
@@ -189,6 +190,16 @@ impl Host {
             },
             pause,
         ))
+    }
+
+    /// The VM's entry, with a key for this holding that no former host knows.
+    pub(crate) fn with_own_key(&self, slot: &Slot) -> Result<Entry, Error> {
+        let entry = slot.entry();
+        if !entry.sealing.needs_own(entry.arrived) {
+            return Ok(entry);
+        }
+        // On the disk before anything is sealed with it.
+        self.update(slot, |e| e.sealing.draw(e.epoch))
     }
 
     /// Has a snapshot copied to other members, and writes its durability down as that grows.
@@ -302,9 +313,10 @@ impl Host {
         let text = format!("The snapshot {name}@{snapshot} was deleted.");
         self.note(&entry, EventKind::SnapshotDeleted, &[], text);
         self.publish(&slot).await;
+        let keys = entry.sealing.releasers(&entry.secret);
         self.parts
             .vault
-            .forget(found.checkpoint, &found.providers, &entry.secret.keys())
+            .forget(found.checkpoint, &found.providers, &keys)
             .await
     }
 }

@@ -81,20 +81,25 @@ impl Host {
                 let verdict = log.answered(now, period, who, lacks);
                 self.act(slot, snapshot, member, verdict).await;
             }
-            Due::Release => self.release_former(slot, who, log, (now, period)).await,
+            Due::Release => {
+                let what = (&**slot, snapshot);
+                self.release_former(what, who, log, (now, period)).await
+            }
         }
         true
     }
 
     async fn release_former(
         &self,
-        slot: &Slot,
+        (slot, snapshot): (&Slot, &Snapshot),
         who: (ManifestId, MemberId),
         log: &mut KeeperLog,
         (now, period): (UnixTime, Duration),
     ) {
-        let keys = slot.entry().secret.keys();
-        let released = self.parts.vault.release(who.0, who.1, &keys).await;
+        let entry = slot.entry();
+        let keys = entry.sealing.releasers(&entry.secret);
+        let providers = &snapshot.providers;
+        let released = self.parts.vault.release(who, providers, &keys).await;
         if let Err(error) = &released {
             tracing::debug!(member = %who.1.short(), error = %chain(error), "cannot end the \
                 copy of a snapshot at a member that was replaced");

@@ -10,6 +10,7 @@ use crate::{
     error::undecided,
     hypervisor::{Progress, RunState, Start},
     image_file::ImageFile,
+    sealed::HoldingKeys,
 };
 use p2pvm_api::EventKind;
 use p2pvm_authority::Revocations;
@@ -166,6 +167,7 @@ impl Host {
             sending: None,
             bits_per_second: new.bits_per_second,
             backups: Backups::NONE,
+            sealing: HoldingKeys::NONE,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
@@ -220,17 +222,18 @@ impl Host {
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
+        let releasers = entry.sealing.releasers(&entry.secret);
         let gone = async {
             for snapshot in &entry.snapshots {
                 self.parts
                     .vault
-                    .forget(snapshot.checkpoint, &snapshot.providers, &keys)
+                    .forget(snapshot.checkpoint, &snapshot.providers, &releasers)
                     .await?;
             }
             for replica in entry.replica.iter().chain(&entry.sending) {
                 self.parts
                     .vault
-                    .forget(replica.checkpoint, &replica.providers, &keys)
+                    .forget(replica.checkpoint, &replica.providers, &releasers)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;

@@ -14,6 +14,7 @@ use crate::{
     error::io_at,
     hypervisor::MachineSpec,
     protection::{Protection, Replica},
+    sealed::HoldingKeys,
     vault::Durability,
 };
 use data_encoding::BASE32_NOPAD;
@@ -149,6 +150,9 @@ pub struct Entry {
     /// The schedule of its snapshots, and which of them have lost copies.
     #[serde(default, skip_serializing_if = "Backups::is_none")]
     pub backups: Backups,
+    /// The keys that seal its snapshots, but the one that is derived from its own.
+    #[serde(default, skip_serializing_if = "HoldingKeys::is_none")]
+    pub sealing: HoldingKeys,
 }
 
 impl Entry {
@@ -428,6 +432,7 @@ pub(crate) mod tests {
             sending: None,
             bits_per_second: None,
             backups: Backups::NONE,
+            sealing: HoldingKeys::NONE,
         }
     }
 

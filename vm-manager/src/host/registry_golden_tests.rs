@@ -47,6 +47,7 @@ fn entry(role: Role) -> Entry {
         sending: None,
         bits_per_second: None,
         backups: crate::backups::Backups::NONE,
+        sealing: HoldingKeys::NONE,
     }
 }
 

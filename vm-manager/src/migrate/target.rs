@@ -314,6 +314,7 @@ impl Host {
             sending: None,
             bits_per_second: None,
             backups: extras.backups.clone(),
+            sealing: extras.sealing.clone().handed_on(offer.epoch),
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

@@ -6,7 +6,7 @@
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
 //! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, the
-//! newest replica of its disk, and the schedule of its snapshots.
+//! newest replica of its disk, the schedule of its snapshots, and the keys of its snapshots.
 
 use crate::{
     Definition,
@@ -15,6 +15,7 @@ use crate::{
     directory::{Snapshot, checkpoints},
     hypervisor::Progress,
     protection::{Protection, Replica},
+    sealed::HoldingKeys,
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
@@ -133,6 +134,8 @@ const PROTECTION: u8 = 16;
 const REPLICA: u8 = 17;
 /// The optional field with the schedule of snapshots, and which of them have lost copies.
 const BACKUPS: u8 = 20;
+/// The optional fields that hold a key of the VM's snapshots each.
+const KEY: u8 = 9;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +165,8 @@ pub struct Extras {
     pub replica: Option<Replica>,
     /// With an offer: the schedule of the VM's snapshots, and which of them have lost copies.
     pub backups: Backups,
+    /// With an offer: the keys of the VM's snapshots.
+    pub sealing: HoldingKeys,
 }
 
 impl Extras {
@@ -176,6 +181,7 @@ impl Extras {
             protection: Protection::default(),
             replica: None,
             backups: Backups::NONE,
+            sealing: HoldingKeys::NONE,
         }
     }
 }
@@ -216,6 +222,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     if let Some(field) = extras.backups.to_field(checkpoints(snapshots_of(request))) {
         body.extend([BACKUPS, field.len() as u8]);
         body.extend(field);
+    }
+    for one in extras.sealing.fields() {
+        body.extend([KEY, one.len() as u8]);
+        body.extend(one);
     }
     body
 }
@@ -264,6 +274,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 let told = Backups::from_field(bytes, checkpoints(snapshots_of(&request)));
                 extras.backups = told.unwrap_or_default();
             }
+            KEY => extras.sealing.add_field(bytes),
             _ => {}
         }
         fields = behind;
@@ -318,6 +329,8 @@ mod tests {
     #[test]
     fn a_trace_goes_with_a_request_that_older_members_still_read() {
         let within = from_traceparent(CONTEXT).unwrap();
+        let mut sealing = HoldingKeys::NONE;
+        sealing.add_field(&[[0, 0, 0, 0, 0, 0, 0, 7].to_vec(), vec![5; 32]].concat());
         let extras = Extras {
             within,
             need: Some(DiskNeed {
@@ -330,6 +343,7 @@ mod tests {
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(2)),
             backups: Backups::NONE,
+            sealing,
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));

@@ -100,6 +100,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 revoked: revoked(),
                 ..Extras::none()
                 backups: Backups::NONE,
+                sealing: HoldingKeys::NONE,
             },
         ),
     ]

@@ -61,6 +61,28 @@ impl ChunkVault {
     fn chunks(&self) -> ChunkStore {
         self.exchange.store().clone()
     }
+
+    /// The key that ends replicas of a checkpoint; the first one if the checkpoint names none of
+    /// them or cannot be read.
+    async fn releaser<'k>(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        keys: &'k [KeyPair],
+    ) -> Option<&'k KeyPair> {
+        if keys.len() < 2 {
+            return keys.first();
+        }
+        let named = match self.look_at(id, providers).await {
+            Ok(checkpoint) => keys.iter().find(|key| key.vm_id() == checkpoint.vm),
+            Err(error) => {
+                tracing::info!(error = %chain(&error), "cannot read which key ends the copies of a \
+                    snapshot");
+                None
+            }
+        };
+        named.or(keys.first())
+    }
 }
 
 /// One is forgotten for each beyond [`REMEMBERED`], whichever: a host with a few VMs more than that
@@ -187,7 +209,7 @@ impl Vault for ChunkVault {
             imported.push(file.map_err(failed(step))?);
         }
         let checkpoint = Checkpoint {
-            vm: instant.vm,
+            vm: instant.releaser,
             name: instant.name.clone(),
             taken: instant.taken,
             epoch: instant.epoch,
@@ -236,7 +258,7 @@ impl Vault for ChunkVault {
             .map_err(failed(step))?;
         self.exchange.pace(stored.changed.iter().copied(), rate);
         let checkpoint = Checkpoint {
-            vm: instant.vm,
+            vm: instant.releaser,
             name: instant.name.clone(),
             taken: instant.taken,
             epoch: instant.epoch,
@@ -385,11 +407,12 @@ impl Vault for ChunkVault {
 
     async fn release(
         &self,
-        id: ManifestId,
-        member: MemberId,
-        keys: &KeyPair,
+        (id, member): (ManifestId, MemberId),
+        providers: &[MemberId],
+        keys: &[KeyPair],
     ) -> Result<bool, Error> {
-        match self.exchange.release(id, PIN, member, Some(keys)).await {
+        let key = self.releaser(id, providers, keys).await;
+        match self.exchange.release(id, PIN, member, key).await {
             // A member that refuses has answered: it keeps nothing for this VM.
             Ok(())
             | Err(sync::Error::Peer {
@@ -405,8 +428,10 @@ impl Vault for ChunkVault {
         &self,
         id: ManifestId,
         providers: &[MemberId],
-        keys: &KeyPair,
+        keys: &[KeyPair],
     ) -> Result<(), Error> {
+        // Before the chunks here may go.
+        let key = self.releaser(id, providers, keys).await;
         let (chunks, me) = (self.chunks(), self.exchange.me());
         let is_provider = providers.contains(&me);
         blocking("removing the snapshot", move || {
@@ -418,7 +443,7 @@ impl Vault for ChunkVault {
         })
         .await?;
         for provider in providers.iter().filter(|p| **p != me) {
-            let released = self.exchange.release(id, PIN, *provider, Some(keys)).await;
+            let released = self.exchange.release(id, PIN, *provider, key).await;
             if let Err(e) = released {
                 tracing::info!(provider = %provider.short(), error = %chain(&e), "cannot remove \
                     the member's copy of a deleted snapshot");

@@ -136,6 +136,7 @@ impl Move {
             protection: entry.protection.clone(),
             replica: entry.replica.clone(),
             backups: entry.backups.clone(),
+            sealing: entry.sealing.clone(),
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;
