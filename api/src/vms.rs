@@ -28,6 +28,9 @@ pub struct CreateVm {
     /// Whether its guest is started again when it ends; none is on-failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartWord>,
+    /// The user that it is for: after "user:" a name known there, or the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// The request of `p2pvm vm set`.
@@ -37,9 +40,6 @@ pub struct SetVm {
     /// Whether its guest is started again when it ends; none leaves it as it is.
     #[serde(default)]
     pub restart: Option<RestartWord>,
-    /// The user that it is for: after "user:" a name known there, or the user's key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
 }
 
 /// The request of `p2pvm vm restore`.

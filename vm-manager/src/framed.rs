@@ -11,7 +11,6 @@ pub(crate) fn to_bytes<T: Serialize>(document: &T) -> Vec<u8> {
     postcard::to_extend(document, vec![FORMAT]).expect("plain fields always serialize into memory")
 }
 
-#[cfg(test)]
 pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     take_from_bytes(bytes).map(|(document, _)| document)
 }

@@ -21,8 +21,8 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome,
-    ReplicateVmProofView, RestoreVm, SetVm, Sorted, VmDeleted, VmView,
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ProofView,
+    ReplicateVm, RestoreVm, SetVm, Sorted, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use super::{
     print::{self, report},
     progress::Progress,
     snapshot, user,
-    vm_args::{Create, Migrate, Replicate, Restore, Set, Snapshot, Stop, Vm},
+    vm_args::{Create, Migrate, Replicate, Restore, Set, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{

@@ -18,7 +18,6 @@ use crate::{
     },
     hypervisor::{Progress, RunState, Start},
     protection::{REPLICA, Replica},
-    sealed::seal_key,
 };
 use p2pvm_api::EventKind;
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};

@@ -162,7 +162,7 @@ impl Host {
             owner: Some(owner),
             user: new.user,
             revoked: Revocations::NONE,
-            protection: crate::Protection::default(),
+            protection: Protection::default(),
             replica: None,
             sending: None,
             bits_per_second: new.bits_per_second,

@@ -1,6 +1,6 @@
 //! The state of a host and its VMs: plain, serializable, for the control API.
 
-use super::{Activity, ReplicationStatusNoted};
+use super::{Activity, Noted, ReplicationStatus};
 use crate::{
     Definition,
     backups::Backups,

@@ -99,8 +99,6 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 user: None,
                 revoked: revoked(),
                 ..Extras::none()
-                backups: Backups::NONE,
-                sealing: HoldingKeys::NONE,
             },
         ),
     ]
