@@ -77,6 +77,9 @@ fn requests(passed: &mut Passed) {
     let replicate = |every_s, copies| ReplicateVm { every_s, copies };
     passed.text("replicate", replicate(Some(60), Some(2)));
     passed.text("replicate.off", replicate(None, None));
+    let restart = Some(RestartWord::Always);
+    passed.text("set", SetVm { restart });
+    passed.text("set.nothing", SetVm { restart: None });
     let migrate = |to, post_copy| MigrateVm { to, post_copy };
     passed.text("migrate", migrate(None, false));
     passed.previous("migrate.first", migrate(None, false));
@@ -293,6 +296,8 @@ fn answers(passed: &mut Passed) {
     passed.text("taken", taken(None));
     passed.text("taken.held", taken(Some(vec!["attic".into()])));
     passed.text("explained", explained());
+    let proof = "AAEC".to_owned();
+    passed.text("proof", ProofView { proof });
 }
 
 fn explained() -> Explained {

@@ -116,7 +116,6 @@ pub struct DiffView {
 /// Which scheduled snapshots stay: the newest of each of so many hours, days and weeks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(default)]
 pub struct KeepView {
     /// Of days, UTC.
     pub days: u8,
@@ -131,7 +130,6 @@ pub struct KeepView {
 /// When snapshots of a VM are taken by themselves, and which stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(default)]
 pub struct ScheduleView {
     /// Whether they are of the disk alone.
     pub disk_only: bool,

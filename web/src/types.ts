@@ -526,6 +526,17 @@ export interface ReplicationView {
   why: string | null;
 }
 
+/** Whether a guest that ended is started again on its host. */
+export type RestartWord =
+  /** Also one that powered itself off. */
+  | "always"
+  /** One that crashed. */
+  | "on-failure"
+  /** None. */
+  | "never"
+  /** A word of a later version. */
+  | string;
+
 /** The request of `p2pvm vm restore`. */
 export interface RestoreVm {
   /** Whether to take the VM over from a host that cannot be asked. */
@@ -869,9 +880,11 @@ export interface VmView {
   /** Whether its guest answers through its interface, as its host last found; missing if it does not run. */
   reach: ReachView | null;
   /** How well its disk is replicated, if it is. */
-  replication?: ReplicationView;
+  replication?: ReplicationView | null;
+  /** Whether its guest is started again when it ends, if its host says so. */
+  restart?: RestartWord | null;
   /** When snapshots of it are taken by themselves. */
-  schedule?: ScheduleView;
+  schedule?: ScheduleView | null;
   /** Its snapshots. */
   snapshots: SnapshotView[];
   /** Its state in a word. */
@@ -879,7 +892,7 @@ export interface VmView {
   /** Why its guest is paused without a request, if it is. */
   still: StillView | null;
   /** The key of the user that it is for; missing if it is for none. */
-  user?: string | null;
+  user?: string;
   /** The members whose majority decides who may run it. */
   voters: string[];
 }

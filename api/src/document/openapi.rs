@@ -174,7 +174,12 @@ mod tests {
             return false;
         }
         match fields.get("type").and_then(Value::as_str) {
-            Some("object") => !fields.contains_key("properties"),
+            Some("object") => {
+                let is_map = fields
+                    .get("additionalProperties")
+                    .is_some_and(Value::is_object);
+                !fields.contains_key("properties") && !is_map
+            }
             Some("array") => !fields.contains_key("items") && !fields.contains_key("prefixItems"),
             Some(_) => false,
             None => !fields.get("type").is_some_and(Value::is_array),
@@ -188,6 +193,7 @@ mod tests {
         }
         for word in [
             "properties",
+            "additionalProperties",
             "items",
             "prefixItems",
             "allOf",
