@@ -15,6 +15,7 @@ mod restore;
 mod take;
 
 pub use restore::RestoreOptions;
+pub(crate) use restore::Right;
 pub use take::NewSnapshot;
 
 /// What a checkpoint holds of its VM, beside the files.

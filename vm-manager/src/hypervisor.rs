@@ -53,6 +53,8 @@ pub struct MachineSpec {
 pub enum Start {
     /// From its disk.
     Boot,
+    /// From its disk, paused before its first instruction; [`Machine::resume`] runs it.
+    Held,
     /// Waits for a live migration: [`Machine::incoming`] tells where.
     Incoming,
     /// From a RAM file that [`Machine::checkpoint`] wrote, paused at the moment it was taken;
@@ -210,11 +212,14 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The virtual size of an image or disk, bytes.
     async fn virtual_size(&self, image: &Path) -> Result<u64, Error>;
 
-    /// Starts a guest. It begins paused for [`Start::Checkpoint`] and [`Start::Incoming`].
+    /// Starts a guest. It begins paused unless it is for [`Start::Boot`].
     async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error>;
 
     /// Takes up a guest that an earlier daemon started, if its process lives.
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error>;
+
+    /// Ends the process of a guest that an earlier daemon started, if it lives, without asking it.
+    async fn end(&self, spec: &MachineSpec) -> Result<(), Error>;
 }
 
 /// One guest on this host.

@@ -20,7 +20,9 @@ mod framed;
 #[path = "../../tests/golden.rs"]
 mod golden;
 mod guard;
+pub mod guardian;
 pub mod handover;
+pub mod heal;
 pub mod host;
 pub mod hypervisor;
 mod image_file;

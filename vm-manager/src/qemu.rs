@@ -355,6 +355,22 @@ impl Hypervisor for Qemu {
             up again");
         Ok(Some(Arc::new(machine)))
     }
+
+    async fn end(&self, spec: &MachineSpec) -> Result<(), Error> {
+        let tag = command::tag(spec);
+        let jail = Jail::of(&tag, &spec.run_dir);
+        if let Some(process) = Process::find(&spec.run_dir, &tag) {
+            process.kill();
+            if !process.ended(machine::KILL_PATIENCE).await {
+                return Err(Error::TimedOut {
+                    step: "end the guest's process",
+                    seconds: machine::KILL_PATIENCE.as_secs(),
+                });
+            }
+        }
+        jail.remove().await;
+        Ok(())
+    }
 }
 
 fn open(step: &'static str, options: &OpenOptions, path: &Path) -> Result<OwnedFd, Error> {

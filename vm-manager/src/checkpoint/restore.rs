@@ -19,6 +19,7 @@ use crate::{
     hypervisor::{Progress, RunState, Start},
     sealed::seal_key,
 };
+use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::Checkpoint;
 use std::{
@@ -34,6 +35,24 @@ pub struct RestoreOptions {
     pub force: bool,
 }
 
+/// By which right a VM is brought back here.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'r> {
+    /// A person asked for it, with these proofs that this host may do it.
+    Asked(&'r [Vec<u8>]),
+    /// A person asked an heir for it, with these proofs: the lease of the VM's host has run out.
+    HeirAsked(&'r [Vec<u8>]),
+    /// Nobody: this host is an heir of the VM with these voters, and its host's lease has run out.
+    Heir(&'r VoterSet),
+}
+
+impl Right<'_> {
+    /// Whether the lease of the VM's host must have run out.
+    fn waits_for_lease(&self) -> bool {
+        !matches!(self, Self::Asked(_))
+    }
+}
+
 /// One restore: what its steps work with.
 struct Restore<'r> {
     /// The new incarnation.
@@ -44,6 +63,7 @@ struct Restore<'r> {
     newest: Option<NewestPromise>,
     /// An older incarnation here, which it replaces.
     older: Option<&'r Arc<Slot>>,
+    right: Right<'r>,
     progress: &'r watch::Sender<Progress>,
 }
 
@@ -88,6 +108,36 @@ impl Host {
             self.may_come(&record.definition).await?;
         }
         let holder = self.may_restore(&record, options).await?;
+        let what = (&record, &found, holder, Right::Asked(proofs));
+        self.restore_within_limits(what, progress).await
+    }
+
+    /// Brings a VM back whose host is lost, from a recovery point that its record names.
+    ///
+    /// # Errors
+    /// As [`Host::restore`]; [`Error::Agreement`] also if the lease of the VM's host still runs.
+    pub(crate) async fn restore_as_heir(
+        self: &Arc<Self>,
+        (record, found, right): (&VmRecord, &Snapshot, Right<'_>),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
+        if self.slot_of(record.definition.vm).is_some() {
+            return Err(Error::Refused(format!(
+                "'{}' is on this host already",
+                record.definition.name
+            )));
+        }
+        self.must_be_open(&record.definition.name)?;
+        self.may_come(&record.definition).await?;
+        let what = (record, found, record.holder, right);
+        self.restore_within_limits(what, progress).await
+    }
+
+    async fn restore_within_limits(
+        self: &Arc<Self>,
+        (record, found, holder, right): (&VmRecord, &Snapshot, MemberId, Right<'_>),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
         let need = self
             .envelope
             .need_from(&record.definition, record.owner, record.holder);
@@ -96,10 +146,10 @@ impl Host {
         let memory = self.envelope.promise(&need)?;
         progress.send_modify(|p| p.phase = "fetch".into());
         let was_kept = self.parts.vault.keeps(found.checkpoint).await?;
-        let what = (&record, &found, holder, proofs);
+        let what = (record, found, holder, right);
         let restored = self.restore_from(what, memory, progress).await;
         if restored.is_err() && !was_kept && self.slot_of(record.definition.vm).is_none() {
-            self.let_go(&record, &found).await;
+            self.let_go(record, found).await;
         }
         restored
     }
@@ -115,12 +165,12 @@ impl Host {
 
     async fn restore_from(
         self: &Arc<Self>,
-        (record, found, holder, proofs): (&VmRecord, &Snapshot, MemberId, &[Vec<u8>]),
+        (record, found, holder, right): (&VmRecord, &Snapshot, MemberId, Right<'_>),
         memory: Promise,
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
-        let what = (record, found, proofs);
+        let what = (record, found, right);
         let (checkpoint, kept) = self.checkpoint_of(what, progress).await?;
         // An older incarnation here is replaced only once the new one has all bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
@@ -137,8 +187,11 @@ impl Host {
         }
         let epoch = after(newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)))
             .map_err(undecided("asking for the VM's next epoch"))?;
-        self.ask_to_give_way(record, holder).await?;
-        let slot = self.restored_entry(record, &kept, epoch)?;
+        if !right.waits_for_lease() {
+            self.ask_to_give_way(record, holder).await?;
+        }
+        let leased = right.waits_for_lease() || self.has_lease(&kept).await;
+        let slot = self.restored_entry(record, &kept, (epoch, leased))?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
             slot: &slot,
@@ -146,6 +199,7 @@ impl Host {
             snapshot: found,
             newest,
             older: older.as_ref(),
+            right,
             progress,
         };
         if let Err(e) = self.bring_back(&restore, memory).await {
@@ -158,7 +212,7 @@ impl Host {
         {
             tracing::warn!(error = %chain(&e), "the disk from before the restore stays");
         }
-        if holder != self.me {
+        if holder != self.me && !right.waits_for_lease() {
             // A holder that does not receive this finds out in its own next round.
             let _ = self
                 .ask_member(holder, &VmRequest::Took(record.definition.vm))
@@ -231,14 +285,14 @@ impl Host {
 
     async fn checkpoint_of(
         &self,
-        (record, snapshot, proofs): (&VmRecord, &Snapshot, &[Vec<u8>]),
+        (record, snapshot, right): (&VmRecord, &Snapshot, Right<'_>),
         progress: &watch::Sender<Progress>,
     ) -> Result<(Checkpoint, SavedVm), Error> {
         let (id, providers) = (snapshot.checkpoint, &snapshot.providers);
         let vault = &self.parts.vault;
         // Its content may be large, and is of no use to a host for which nobody opens it.
         let seen = vault.look_at(id, providers).await?;
-        let kept = self.open_saved(&seen.spec, record, proofs).await?;
+        let kept = self.open_saved(&seen.spec, record, right).await?;
         let kept = kept.filter(|k| k.definition.vm == record.definition.vm);
         let kept = kept.ok_or_else(|| Error::Chunks {
             step: "reading the snapshot",
@@ -263,11 +317,18 @@ impl Host {
             .map_err(undecided("asking the VM's voters for its newest epoch"))
     }
 
+    /// Whether the VM's voters have it as protected; those of a previous release have not.
+    async fn has_lease(&self, kept: &SavedVm) -> bool {
+        let set = VoterSet::sign(&kept.secret.keys(), &kept.definition.voters);
+        let view = self.parts.ballot.lease(&set).await;
+        view.is_ok_and(|view| view.protected)
+    }
+
     fn restored_entry(
         &self,
         record: &VmRecord,
         kept: &SavedVm,
-        epoch: Epoch,
+        (epoch, leased): (Epoch, bool),
     ) -> Result<Arc<Slot>, Error> {
         self.insert(Entry {
             // Address and size are as the record says now; what runs is as it was then.
@@ -288,6 +349,8 @@ impl Host {
             revoked: checked(record.definition.vm, &record.revoked),
             protection: record.protection.clone(),
             replica: record.replica.clone(),
+            leased,
+            healed: None,
         })
     }
 
@@ -340,6 +403,13 @@ impl Host {
             keys: &keys,
             voters: &entry.definition.voters,
         };
+        if restore.right.waits_for_lease() {
+            ballot
+                .take_over(vm, entry.epoch, self.me)
+                .await
+                .map_err(undecided("asking the VM's voters for the lost host's VM"))?;
+            return self.update(restore.slot, |e| e.role = Role::Held).map(drop);
+        }
         ballot
             .grant(vm, entry.epoch, self.me, Ground::Mandate)
             .await
@@ -382,9 +452,15 @@ impl Host {
         let (slot, port) = (restore.slot, &self.parts.port);
         let entry = slot.entry();
         let spec = self.registry.spec(&entry);
-        let start = ram.map_or(Start::Boot, |ram| Start::Checkpoint(ram.to_owned()));
+        let start = match ram {
+            Some(ram) => Start::Checkpoint(ram.to_owned()),
+            None if self.begins_held(&entry) => Start::Held,
+            None => Start::Boot,
+        };
         let machine = self.parts.hypervisor.launch(&spec, start).await?;
         self.install(slot, Guest::new(machine.clone(), memory));
+        self.secure(slot, &*machine).await?;
+        let entry = slot.entry();
         port.attach(&spec, &entry.definition.address, entry.epoch)
             .await?;
         port.frozen(entry.definition.vm, false).await?;

@@ -5,11 +5,15 @@
 use crate::{
     Error, Host,
     directory::RunGoal,
+    guardian::Ward,
     handover::longest_run,
-    host::{Activity, Entry, Guest, Role, Side, Slot, registry::superseded, run_here},
+    host::{
+        Activity, Entry, Guest, Ownership, Role, Side, Slot, registry::superseded, run_here,
+    },
     hypervisor::RunState,
 };
-use p2pvm_overlay::{Epoch, MemberId, chain};
+use futures::future::BoxFuture;
+use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
 use std::{sync::Arc, time::Duration};
 
 /// How long before voters that could not settle a VM are asked again.
@@ -50,6 +54,10 @@ impl Host {
 
     async fn adopt(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
+        if entry.leased && self.stands_frozen(entry.definition.vm).await {
+            self.adopt_frozen(slot);
+            return Ok(());
+        }
         let spec = self.registry.spec(&entry);
         let machine = self.parts.hypervisor.adopt(&spec).await?;
         let state = machine
@@ -83,6 +91,51 @@ impl Host {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the guardian has frozen the VM's guest.
+    async fn stands_frozen(&self, vm: VmId) -> bool {
+        match self.parts.guardian.ward(vm).await {
+            Ok(ward) => ward == Ward::Frozen,
+            Err(e) => {
+                tracing::warn!(vm = %vm.short(), error = %chain(&e), "cannot tell whether a guest \
+                    is frozen");
+                false
+            }
+        }
+    }
+
+    /// A frozen guest stays frozen until its voters have said that the VM is this host's. Its
+    /// hypervisor does not answer before.
+    fn adopt_frozen(self: &Arc<Self>, slot: &Arc<Slot>) {
+        let (host, slot) = (self.clone(), slot.clone());
+        self.spawn(async move {
+            let operation = slot.begin_next(Activity::Settling).await;
+            let name = slot.entry().listed_name();
+            let owned = loop {
+                match host.regain(&slot).await {
+                    Ok(owned) => break owned,
+                    Err(e) => {
+                        tracing::info!(vm = %name, error = %chain(&e), "its guest stays frozen")
+                    }
+                }
+                tokio::time::sleep(RETRY).await;
+            };
+            if let Ownership::Theirs { holder, epoch } = owned {
+                let spec = host.registry.spec(&slot.entry());
+                if let Err(e) = host.parts.hypervisor.end(&spec).await {
+                    tracing::error!(vm = %name, error = %chain(&e), "the frozen guest of a VM \
+                        that was lost could not be ended");
+                }
+                return host.fence(&slot, holder, epoch).await;
+            }
+            drop(operation);
+            let adopting: BoxFuture<'_, Result<(), Error>> = Box::pin(host.adopt(&slot));
+            if let Err(e) = adopting.await {
+                tracing::error!(vm = %name, error = %chain(&e), "the VM could not be taken up \
+                    again");
+            }
+        });
     }
 
     async fn adopt_held(self: &Arc<Self>, slot: &Arc<Slot>, state: RunState) -> Result<(), Error> {
@@ -225,9 +278,15 @@ impl Host {
                 self.check(slot).await?;
                 let _operation = slot.begin_next(Activity::Resuming).await;
                 self.must_be_held(slot)?;
+                self.secure(slot, &*machine).await?;
                 self.go_on(slot, &*machine).await
             }
-            (Some(_), _) => self.check(slot).await,
+            (Some(machine), _) => {
+                self.check(slot).await?;
+                let _operation = slot.begin_next(Activity::Checking).await;
+                self.must_be_held(slot)?;
+                self.secure(slot, &*machine).await
+            }
             (None, _) => {
                 let _operation = slot.begin_next(Activity::Restarting).await;
                 self.boot(slot).await

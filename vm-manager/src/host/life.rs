@@ -7,7 +7,7 @@ use crate::{
     definition::VmSecret,
     directory::{RunGoal, vm_key},
     error::undecided,
-    hypervisor::{Progress, RunState, Start},
+    hypervisor::{Machine, Progress, RunState, Start},
     image_file::ImageFile,
 };
 use p2pvm_authority::Revocations;
@@ -159,6 +159,8 @@ impl Host {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            leased: false,
+            healed: None,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
@@ -284,8 +286,17 @@ impl Host {
             .await?;
         let entry = self.update(slot, |e| e.wanted = RunGoal::Running)?;
         self.ease();
-        let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
-        self.install(slot, Guest::new(machine, memory));
+        let start = match self.begins_held(&entry) {
+            true => Start::Held,
+            false => Start::Boot,
+        };
+        let machine = self.parts.hypervisor.launch(&spec, start).await?;
+        self.install(slot, Guest::new(machine.clone(), memory));
+        if let Err(e) = self.begin_to_run(slot, &*machine).await {
+            self.kill_guest(slot).await?;
+            return Err(e);
+        }
+        let entry = slot.entry();
         self.parts
             .port
             .attach(&spec, &entry.definition.address, entry.epoch)
@@ -301,6 +312,16 @@ impl Host {
             .await?;
         self.publish(slot).await;
         Ok(())
+    }
+
+    /// Brings a guest that was launched under a lease, if its VM is to be protected, and lets it
+    /// run.
+    async fn begin_to_run(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), Error> {
+        self.secure(slot, machine).await?;
+        match *machine.watch().borrow() {
+            RunState::Running => Ok(()),
+            _ => machine.resume().await,
+        }
     }
 
     /// Stops a VM: asks its guest to power down, kills it after a while. A move that is under way
@@ -354,7 +375,9 @@ impl Host {
             return Err(e);
         }
         drop(guest);
-        self.parts.port.detach(slot.entry().definition.vm).await
+        let entry = slot.entry();
+        self.end_lease(&entry).await;
+        self.parts.port.detach(entry.definition.vm).await
     }
 
     /// Deletes a VM that is stopped, with its snapshots here and on the members that answer, its

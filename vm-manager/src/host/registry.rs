@@ -16,7 +16,7 @@ use crate::{
 };
 use data_encoding::BASE32_NOPAD;
 use p2pvm_authority::Revocations;
-use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -133,6 +133,23 @@ pub struct Entry {
     /// The newest replica of its disk that all its holders have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<Replica>,
+    /// Whether its voters may have it as protected: its guest runs under a lease, or not at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leased: bool,
+    /// How it came here, if its host was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healed: Option<Healed>,
+}
+
+/// A start of a VM whose host was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Healed {
+    /// When.
+    pub at: UnixTime,
+    /// The host that was lost.
+    pub from: MemberId,
+    /// What was lost, in a few words.
+    pub lost: String,
 }
 
 impl Entry {
@@ -356,7 +373,7 @@ fn sync_dir(dir: &Path) -> Result<(), Error> {
 pub(crate) mod tests {
     use super::*;
     use crate::GuestAddress;
-    use p2pvm_overlay::{UnixTime, identity::KeyPair};
+    use p2pvm_overlay::identity::KeyPair;
     use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 
     pub(crate) fn entry(name: &str) -> Entry {
@@ -392,6 +409,8 @@ pub(crate) mod tests {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            leased: false,
+            healed: None,
         }
     }
 

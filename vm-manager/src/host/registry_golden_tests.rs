@@ -43,6 +43,8 @@ fn entry(role: Role) -> Entry {
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        leased: false,
+        healed: None,
     }
 }
 

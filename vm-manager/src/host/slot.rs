@@ -5,6 +5,7 @@ use super::{
     activity::Activity,
     envelope::{Place, Promise},
     registry::{Entry, Role},
+    shield::ShieldCell,
     status::{VmState, VmStatus},
     underway::OutgoingMove,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Slot {
     heeded: Mutex<Option<Instant>>,
     /// Its part of what this host offers to other members, until it is removed.
     place: Mutex<Option<Place>>,
+    /// Whether it is protected, as last found.
+    pub(super) shield: ShieldCell,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -97,6 +100,7 @@ impl Slot {
             copying: Mutex::default(),
             heeded: Mutex::default(),
             place: Mutex::new(place),
+            shield: ShieldCell::default(),
         })
     }
 

@@ -310,6 +310,8 @@ impl Host {
             revoked: checked(offer.definition.vm, &extras.revoked),
             protection: extras.protection.clone(),
             replica: extras.replica.clone(),
+            leased: false,
+            healed: None,
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;
