@@ -11,23 +11,29 @@
 //! The voters are named once, in a [`VoterSet`] signed with the VM's key; a voter pins the first
 //! set that it gets. It decides over a bounded number of VMs for each member ([`VoteLimits`]), and
 //! forgets a VM some time after its holder reported that it was deleted ([`Votes::deleted`]).
+//!
+//! A VM may be *protected*: its holder then renews a [`lease`], and another member is granted the
+//! next epoch without the holder once the lease has run out.
 
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::{self, KeyPair, Signature},
 };
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 mod ask;
 mod entry;
 #[cfg(test)]
 mod golden_tests;
+pub mod lease;
 mod log;
 mod turns;
 mod voter;
 mod wire;
 
 pub use ask::{CALL_TIMEOUT, Votes};
+pub use lease::{Holding, LEASE, LeaseView, RENEW_EVERY, Renewed, lease_end};
 pub use log::{LogError, VoterLog};
 pub use turns::{LAST_EPOCH, MAX_STEP, VoteLimits, VoteRefusal, after};
 pub use voter::Voter;
@@ -183,6 +189,12 @@ pub enum VoteError {
         voter: MemberId,
         /// Its reason.
         reason: String,
+    },
+    /// The VM is protected, and the lease of its host still runs at too many voters for a majority.
+    #[error("the host's lease runs for {} s more: ask again then", .free_in.as_secs() + 1)]
+    Leased {
+        /// How long until each voter that said so is free.
+        free_in: Duration,
     },
     /// No voter can grant the request: the key is wrong, the voter set is forged or empty, or it
     /// names other voters than those pinned.

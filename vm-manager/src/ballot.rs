@@ -6,19 +6,23 @@
 use async_trait::async_trait;
 use p2pvm_dht::{
     VoteError, VoterSet, Votes,
-    votes::{self, Grant},
+    votes::{self, Grant, Holding, LeaseView, Renewed},
 };
 use p2pvm_overlay::{Epoch, MemberId, identity::KeyPair};
+use std::time::Duration;
 
 /// The ground on which an epoch is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// The present holder wants it (it makes the VM, or hands it over), or a person forces it: a
-    /// confirmed epoch gives way.
+    /// The present holder wants it (it makes the VM, or hands it over): a confirmed epoch gives way.
+    /// For a protected VM the request has to come from the present holder, or to name what it was
+    /// promised already: the source of a move asks first, in the target's name.
     Mandate,
     /// No member is known to run the VM: a voter refuses if another holder has confirmed its newest
     /// epoch.
     Doubt,
+    /// A person forces it: also the running lease of a protected VM's host gives way.
+    Force,
 }
 
 /// The newest epoch by the answers of a majority of voters.
@@ -58,6 +62,12 @@ pub enum BallotError {
         voter: MemberId,
         /// Its reason.
         reason: String,
+    },
+    /// The VM is protected, and its host's lease still runs.
+    #[error("the host's lease runs for {} s more: ask again then", .free_in.as_secs() + 1)]
+    Leased {
+        /// For how long.
+        free_in: Duration,
     },
     /// No voter can ever agree: the key is wrong, or these are not the VM's voters.
     #[error("the voters do not accept the request: {0}")]
@@ -114,6 +124,32 @@ pub trait Ballot: Send + Sync + 'static {
     ) -> Result<(), BallotError> {
         Ok(())
     }
+
+    /// Renews the leases of VMs that this member holds, as [`Votes::renew`]: one answer for each,
+    /// in their order. A lease counts from when this was called.
+    async fn renew(&self, held: &[Holding]) -> Vec<Renewed>;
+
+    /// Takes a protected VM over whose host's lease has run out: `holder`, this member, is promised
+    /// `epoch` and has confirmed it. The new lease counts from when this was called.
+    async fn take_over(
+        &self,
+        vm: VmVoters<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<Grant, BallotError>;
+
+    /// What a majority says about the VM's lease; changes nothing.
+    async fn lease(&self, vm: VmVoters<'_>) -> Result<LeaseView, BallotError>;
+
+    /// Confirms `epoch` for `holder`, this member, and sets whether the VM is protected, as
+    /// [`Votes::protect`].
+    async fn protect(
+        &self,
+        vm: VmVoters<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+        on: bool,
+    ) -> Result<(), BallotError>;
 }
 
 /// The network's voters.
@@ -130,6 +166,7 @@ impl Ballot for Votes {
         let granted = match ground {
             Ground::Mandate => Votes::grant(self, vm.keys, &set, epoch, holder).await,
             Ground::Doubt => self.take_back(vm.keys, &set, epoch, holder).await,
+            Ground::Force => self.force(vm.keys, &set, epoch, holder).await,
         };
         granted.map_err(BallotError::from)
     }
@@ -168,6 +205,35 @@ impl Ballot for Votes {
             confirmed: n.confirmed,
         }))
     }
+
+    async fn renew(&self, held: &[Holding]) -> Vec<Renewed> {
+        Votes::renew(self, held).await
+    }
+
+    async fn take_over(
+        &self,
+        vm: VmVoters<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+    ) -> Result<Grant, BallotError> {
+        let set = VoterSet::sign(vm.keys, vm.voters);
+        Ok(Votes::take_over(self, vm.keys, &set, epoch, holder).await?)
+    }
+
+    async fn lease(&self, vm: VmVoters<'_>) -> Result<LeaseView, BallotError> {
+        Ok(Votes::lease(self, &VoterSet::sign(vm.keys, vm.voters)).await?)
+    }
+
+    async fn protect(
+        &self,
+        vm: VmVoters<'_>,
+        epoch: Epoch,
+        holder: MemberId,
+        on: bool,
+    ) -> Result<(), BallotError> {
+        let set = VoterSet::sign(vm.keys, vm.voters);
+        Ok(Votes::protect(self, vm.keys, &set, epoch, holder, on).await?)
+    }
 }
 
 impl From<VoteError> for BallotError {
@@ -176,6 +242,7 @@ impl From<VoteError> for BallotError {
             VoteError::Refused { newest, holder } => Self::Refused { newest, holder },
             VoteError::NoMajority { answered, asked } => Self::NoMajority { answered, asked },
             VoteError::Declined { voter, reason } => Self::Declined { voter, reason },
+            VoteError::Leased { free_in } => Self::Leased { free_in },
             VoteError::Invalid(why) => Self::Invalid(why),
         }
     }

@@ -120,12 +120,36 @@ impl Votes {
         self.tell(keys, set, Step::Deleted, (epoch, holder)).await
     }
 
-    async fn tell(
+    pub(super) async fn tell(
         &self,
         keys: &KeyPair,
         set: &VoterSet,
         step: Step,
         (epoch, holder): (Epoch, MemberId),
+    ) -> Result<(), VoteError> {
+        let enough = set.majority();
+        self.tell_some(keys, set, (step, epoch, holder), enough)
+            .await
+    }
+
+    /// Tells the voters, and needs all of them.
+    pub(super) async fn tell_all(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        step: Step,
+        (epoch, holder): (Epoch, MemberId),
+    ) -> Result<(), VoteError> {
+        let all = set.voters.len();
+        self.tell_some(keys, set, (step, epoch, holder), all).await
+    }
+
+    async fn tell_some(
+        &self,
+        keys: &KeyPair,
+        set: &VoterSet,
+        (step, epoch, holder): (Step, Epoch, MemberId),
+        enough: usize,
     ) -> Result<(), VoteError> {
         check(keys, set)?;
         let proposal = Proposal {
@@ -134,11 +158,15 @@ impl Votes {
             holder,
         };
         let request = Request::change(keys, set, proposal);
-        self.majority(set, &request, |_, reply| {
+        self.agreed(set, &request, enough, |_, reply| {
             (reply == Reply::Confirmed).then_some(())
         })
         .await
         .map(|_| ())
+    }
+
+    pub(super) fn fabric(&self) -> &Arc<dyn Fabric> {
+        &self.fabric
     }
 
     /// The newest epoch that any voter of an answering majority has promised; `None` if they have
@@ -157,27 +185,10 @@ impl Votes {
                 _ => None,
             })
             .await?;
-        let mut by_holder: BTreeMap<(Epoch, MemberId), (usize, bool)> = BTreeMap::new();
-        for promise in told.into_values().flatten() {
-            let seen = by_holder
-                .entry((promise.epoch, promise.holder))
-                .or_default();
-            *seen = (seen.0 + 1, seen.1 | promise.confirmed);
-        }
-        let newest = by_holder
-            .into_iter()
-            .max_by_key(|((epoch, _), (count, confirmed))| (*epoch, *confirmed, *count));
-        Ok(
-            newest.map(|((epoch, holder), (count, confirmed))| NewestEpoch {
-                epoch,
-                holder,
-                confirmed,
-                granted: count >= set.majority(),
-            }),
-        )
+        Ok(newest_of(set, told.into_values().flatten()))
     }
 
-    async fn promises(
+    pub(super) async fn promises(
         &self,
         keys: &KeyPair,
         set: &VoterSet,
@@ -204,20 +215,30 @@ impl Votes {
         })
     }
 
-    /// Asks every voter and returns as soon as `accept` has taken the answers of a majority, or no
-    /// majority is possible.
     async fn majority<T>(
         &self,
         set: &VoterSet,
         request: &Request,
         accept: impl Fn(MemberId, Reply) -> Option<T>,
     ) -> Result<BTreeMap<MemberId, T>, VoteError> {
+        self.agreed(set, request, set.majority(), accept).await
+    }
+
+    /// Asks every voter and returns as soon as `accept` has taken the answers of `enough` of them,
+    /// or so many are not possible any more.
+    async fn agreed<T>(
+        &self,
+        set: &VoterSet,
+        request: &Request,
+        enough: usize,
+        accept: impl Fn(MemberId, Reply) -> Option<T>,
+    ) -> Result<BTreeMap<MemberId, T>, VoteError> {
         let asked = set.voters.len();
         let (mut accepted, mut answered, mut waiting) = (BTreeMap::new(), 0, asked);
         let (mut refusal, mut invalid): (Option<Promise>, _) = (None, None);
-        let mut declined = None;
+        let (mut declined, mut leased) = (None, None);
         let mut replies = self.ask_all(set, wire::emit(request));
-        while accepted.len() < set.majority() && accepted.len() + waiting >= set.majority() {
+        while accepted.len() < enough && accepted.len() + waiting >= enough {
             let Some((voter, reply)) = replies.recv().await else {
                 break;
             };
@@ -235,6 +256,8 @@ impl Votes {
                 Reply::Refused(promise) => {
                     refusal = refusal.into_iter().chain([promise]).max_by_key(|p| p.epoch)
                 }
+                Reply::Leased(ms) => leased = leased.max(Some(Duration::from_millis(ms.into()))),
+                Reply::Unprotected => invalid = Some("the voters have the VM as not protected"),
                 Reply::OtherVoters => invalid = Some("the VM has other voters"),
                 Reply::Invalid => {
                     invalid = Some("a voter does not accept the voter set or the VM's signature")
@@ -242,15 +265,18 @@ impl Votes {
                 reply => accepted.extend(accept(voter, reply).map(|t| (voter, t))),
             }
         }
-        match (refusal, invalid) {
-            _ if accepted.len() >= set.majority() => Ok(accepted),
-            (Some(Promise { epoch, holder, .. }), _) => Err(VoteError::Refused {
+        if accepted.len() >= enough {
+            return Ok(accepted);
+        }
+        Err(match (refusal, invalid, leased) {
+            (Some(Promise { epoch, holder, .. }), ..) => VoteError::Refused {
                 newest: epoch,
                 holder,
-            }),
-            (None, Some(why)) => Err(VoteError::Invalid(why)),
-            (None, None) => Err(declined.unwrap_or(VoteError::NoMajority { answered, asked })),
-        }
+            },
+            (None, Some(why), _) => VoteError::Invalid(why),
+            (None, None, Some(free_in)) => VoteError::Leased { free_in },
+            (None, None, None) => declined.unwrap_or(VoteError::NoMajority { answered, asked }),
+        })
     }
 
     fn ask_all(&self, set: &VoterSet, body: Vec<u8>) -> mpsc::Receiver<(MemberId, VoterReply)> {
@@ -288,4 +314,27 @@ fn check(keys: &KeyPair, set: &VoterSet) -> Result<(), VoteError> {
         ));
     }
     Ok(())
+}
+
+/// The newest of the epochs that a majority has answered with.
+pub(super) fn newest_of(
+    set: &VoterSet,
+    told: impl Iterator<Item = Promise>,
+) -> Option<NewestEpoch> {
+    let mut by_holder: BTreeMap<(Epoch, MemberId), (usize, bool)> = BTreeMap::new();
+    for promise in told {
+        let seen = by_holder
+            .entry((promise.epoch, promise.holder))
+            .or_default();
+        *seen = (seen.0 + 1, seen.1 | promise.confirmed);
+    }
+    let newest = by_holder
+        .into_iter()
+        .max_by_key(|((epoch, _), (count, confirmed))| (*epoch, *confirmed, *count));
+    newest.map(|((epoch, holder), (count, confirmed))| NewestEpoch {
+        epoch,
+        holder,
+        confirmed,
+        granted: count >= set.majority(),
+    })
 }

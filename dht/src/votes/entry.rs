@@ -1,5 +1,7 @@
 //! An entry of a voter's log, and its bytes: 128 a copy, the last four a CRC that also covers the
-//! entry's place. Bytes 113 to 123 were zeros in the first release, which reads past them.
+//! entry's place. Bytes 113 to 123 were zeros in the first release, which reads past them. The top
+//! bit of the day says that the VM is protected; a release that does not know it reads a day far
+//! ahead, and so never forgets the promise.
 
 use super::wire::Promise;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId};
@@ -12,14 +14,19 @@ const SECONDS_A_DAY: u64 = 24 * 3600;
 /// Reason: as long as the VM's records may live without their holder.
 const REMEMBERED_DAYS: u32 = 30;
 
-/// Days since 1970-01-01, three bytes in the log.
+/// The bit of the log's day that says that the VM is protected.
+const PROTECTED: u32 = 1 << 23;
+/// The last day that the log can name.
+const LAST_DAY: u32 = PROTECTED - 1;
+
+/// Days since 1970-01-01, 23 bits in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Day(u32);
 
 impl Day {
-    /// The day of a time, at most the last one that fits into three bytes.
+    /// The day of a time, at most the last one that fits.
     pub(crate) fn of(time: UnixTime) -> Self {
-        Self(u32::try_from(time.0 / SECONDS_A_DAY).map_or(0xff_ffff, |day| day.min(0xff_ffff)))
+        Self(u32::try_from(time.0 / SECONDS_A_DAY).map_or(LAST_DAY, |day| day.min(LAST_DAY)))
     }
 }
 
@@ -49,6 +56,8 @@ pub(crate) struct LogEntry {
     pub by: Bringer,
     /// When the holder said that it deleted the VM.
     pub deleted: Option<Day>,
+    /// Whether the VM is protected: its epochs then follow the rule of leases.
+    pub is_protected: bool,
 }
 
 impl LogEntry {
@@ -73,7 +82,8 @@ pub(super) fn encode(place: usize, vm: VmId, entry: &LogEntry) -> [u8; COPY_BYTE
     };
     copy[81..113].copy_from_slice(&entry.voters);
     copy[113..121].copy_from_slice(&entry.by.0);
-    let day = entry.deleted.map_or(0, |day| day.0);
+    let flag = if entry.is_protected { PROTECTED } else { 0 };
+    let day = entry.deleted.map_or(0, |day| day.0) | flag;
     copy[121..124].copy_from_slice(&day.to_be_bytes()[1..]);
     let crc = crc_at(place, &copy);
     copy[COPY_BYTES - 4..].copy_from_slice(&crc.to_be_bytes());
@@ -93,7 +103,8 @@ pub(super) fn decode(place: usize, copy: &[u8]) -> Option<(VmId, LogEntry)> {
     let good =
         copy.starts_with(MAGIC) && copy[COPY_BYTES - 4..] == crc_at(place, copy).to_be_bytes();
     let bytes8 = |at: usize| copy[at..at + 8].try_into().expect("8 bytes of 128");
-    let day = u32::from_be_bytes([0, copy[121], copy[122], copy[123]]);
+    let field = u32::from_be_bytes([0, copy[121], copy[122], copy[123]]);
+    let day = field & LAST_DAY;
     good.then(|| {
         let promise = Promise {
             epoch: Epoch(u64::from_be_bytes(bytes8(40))),
@@ -106,6 +117,7 @@ pub(super) fn decode(place: usize, copy: &[u8]) -> Option<(VmId, LogEntry)> {
             voters: bytes32(81),
             by: Bringer(bytes8(113)),
             deleted: (day > 0).then_some(Day(day)),
+            is_protected: field & PROTECTED != 0,
         };
         (VmId(bytes32(8)), entry)
     })

@@ -63,6 +63,10 @@ fn voters_of_the_previous_version_read_every_request_and_answer() {
             Step::TakeBack => { "request.take-back": Step::TakeBack }
             Step::Confirm => { "request.confirm": Step::Confirm }
             Step::Deleted => { "request.deleted": Step::Deleted }
+            Step::TakeOver => { "request.take-over": Step::TakeOver }
+            Step::Protect => { "request.protect": Step::Protect }
+            Step::Unprotect => { "request.unprotect": Step::Unprotect }
+            Step::Forced => { "request.forced": Step::Forced }
         };
         for (name, step) in steps {
             let request = Request::change(&vm(), &set(), proposal(step));
@@ -91,6 +95,8 @@ fn voters_of_the_previous_version_read_every_request_and_answer() {
             Reply::Refused(_) => { "reply.refused": Reply::Refused(promise(false)) }
             Reply::OtherVoters => { "reply.other-voters": Reply::OtherVoters }
             Reply::Invalid => { "reply.invalid": Reply::Invalid }
+            Reply::Leased(_) => { "reply.leased": Reply::Leased(29_300) }
+            Reply::Unprotected => { "reply.unprotected": Reply::Unprotected }
         };
         golden.messages(replies, emit, parse);
         golden.message("grant", &grant(), emit, parse);

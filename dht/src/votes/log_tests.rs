@@ -17,6 +17,7 @@ fn memory(epoch: u64) -> LogEntry {
         voters: [7; 32],
         by: Bringer::of(&MemberId([epoch as u8; 32])),
         deleted: None,
+        is_protected: epoch.is_multiple_of(5),
     }
 }
 
@@ -275,4 +276,18 @@ fn a_log_of_the_first_release_is_read_as_it_was_written() {
     first[81..113].fill(7);
     assert_eq!(copy[..124], first[..124]);
     assert_eq!(decode(0, &copy), Some((VmId([1; 32]), entry)));
+}
+
+#[test]
+fn a_protected_vm_keeps_its_flag_beside_the_day_of_its_deletion() {
+    for (is_protected, deleted) in [(true, None), (true, Some(20_000)), (false, Some(20_000))] {
+        let entry = LogEntry {
+            is_protected,
+            deleted: deleted.map(|day| Day::of(UnixTime(day * 24 * 3600))),
+            ..memory(4)
+        };
+        let copy = encode(0, VmId([1; 32]), &entry);
+        assert_eq!(decode(0, &copy), Some((VmId([1; 32]), entry)));
+        assert_eq!(copy[80], 1, "the previous release reads it as confirmed");
+    }
 }

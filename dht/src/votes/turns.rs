@@ -80,6 +80,9 @@ pub enum VoteRefusal {
     /// A member other than the VM's holder reports that the VM was deleted.
     #[error("only the member that holds the VM may say that it was deleted")]
     NotHolder,
+    /// A member asks in another one's name.
+    #[error("only the member that is to hold the VM may ask for this: ask from there")]
+    NotNamed,
 }
 
 /// Whether an epoch may follow another one.

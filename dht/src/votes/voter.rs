@@ -5,6 +5,12 @@
 use super::{
     LogError, PROMISE_DOMAIN, SERVICE, VoteLimits, VoteRefusal, VoterLog, VoterSet,
     entry::{Bringer, Day, LogEntry},
+    lease::{
+        self,
+        rule::Judged,
+        voter::{Leases, millis},
+        wire::{LeaseReply, LeaseRequest},
+    },
     promise_message,
     turns::{Turns, may_follow},
     wire::{self, Promise, Proposal, Question, Reply, Request, Step},
@@ -12,7 +18,7 @@ use super::{
 use crate::options::Clock;
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, Fabric, MemberId, Serve, UnixTime, VmId, chain, identity::Identity};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     task::JoinError,
@@ -27,18 +33,36 @@ pub(crate) enum Verdict {
     Agree,
     /// Refuse because of this promise.
     Refuse(Promise),
+    /// Refuse: the VM's lease runs for so long.
+    Leased(Duration),
+    /// Refuse: the VM is not protected, so that no lease says when its host is gone.
+    Unprotected,
+    /// Refuse: the request came from another member than it names.
+    NotNamed,
 }
 
 /// What a voter's log has of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KeptPromise {
     /// The newest promise.
     pub(crate) promise: Promise,
     /// Its holder has confirmed an older epoch, and runs in that one until it runs in the new one.
     pub(crate) was_confirmed: bool,
+    /// The VM is protected.
+    pub(crate) is_protected: bool,
 }
 
-/// The rule. A proposal at the epoch already promised to the same holder is agreed to again; a
+impl KeptPromise {
+    fn of(entry: &LogEntry) -> Self {
+        Self {
+            promise: entry.promise,
+            was_confirmed: entry.was_confirmed,
+            is_protected: entry.is_protected,
+        }
+    }
+}
+
+/// The rule for a VM that is not protected. A proposal at the epoch already promised to the same holder is agreed to again; a
 /// confirmation also counts as a promise where the promise itself never arrived. Only the newest
 /// holder may report that the VM was deleted.
 pub(crate) fn decide(known: Option<KeptPromise>, proposal: &Proposal) -> Verdict {
@@ -58,6 +82,7 @@ pub(crate) fn decide(known: Option<KeptPromise>, proposal: &Proposal) -> Verdict
     let KeptPromise {
         promise,
         was_confirmed,
+        ..
     } = known;
     let is_same_holder = promise.holder == proposal.holder;
     let same = promise.epoch == proposal.epoch && is_same_holder;
@@ -90,13 +115,18 @@ fn entry_after(
         Verdict::Record(promise) => promise,
         // A VM with a new request was not deleted after all.
         Verdict::Agree if known.deleted.is_some() => known.promise,
-        Verdict::Agree | Verdict::Refuse(_) => return None,
+        _ => return None,
     };
     let is_same_holder = promise.holder == known.promise.holder;
     Some(LogEntry {
         promise,
         was_confirmed: is_same_holder && (known.promise.confirmed || known.was_confirmed),
         deleted,
+        is_protected: match proposal.step {
+            Step::Protect => true,
+            Step::Unprotect | Step::Deleted => false,
+            _ => known.is_protected,
+        },
         ..*known
     })
 }
@@ -109,6 +139,7 @@ pub struct Voter {
     turns: Turns,
     /// The lock is granted in the order of the requests, so that no member overtakes another.
     log: Arc<Mutex<VoterLog>>,
+    leases: Leases,
 }
 
 impl Voter {
@@ -132,6 +163,7 @@ impl Voter {
             clock,
             turns: Turns::default(),
             log: Arc::new(Mutex::new(log)),
+            leases: Leases::start(),
         });
         fabric.serve(SERVICE, Arc::new(Service(voter.clone())));
         voter
@@ -144,8 +176,7 @@ impl Voter {
 
     async fn answer(&self, from: MemberId, request: &Request) -> Result<Reply, VoterError> {
         let Request { set, question } = request;
-        let me = self.identity.member_id();
-        if !set.is_authentic() || !set.voters.contains(&me) {
+        if !self.is_voter_of(set) {
             return Ok(Reply::Invalid);
         }
         if let Question::Change(proposal, signature) = question
@@ -153,24 +184,32 @@ impl Voter {
         {
             return Ok(Reply::Invalid);
         }
-        let voters = hash_of(set);
-        let mut log = self.log.clone().lock_owned().await;
+        let log = self.log.clone().lock_owned().await;
         let known = log.recall(&set.vm).copied();
-        if known.is_some_and(|k| k.voters != voters) {
+        if known.is_some_and(|k| k.voters != hash_of(set)) {
             return Ok(Reply::OtherVoters);
         }
-        let Question::Change(proposal, _) = question else {
-            return Ok(Reply::Newest(known.map(|k| k.promise)));
-        };
-        let verdict = decide(
-            known.map(|k| KeptPromise {
-                promise: k.promise,
-                was_confirmed: k.was_confirmed,
-            }),
-            proposal,
-        );
-        if let Verdict::Refuse(promise) = verdict {
-            return Ok(Reply::Refused(promise));
+        match question {
+            Question::Change(proposal, _) => self.change(from, (log, known), set, proposal).await,
+            Question::Newest => Ok(Reply::Newest(known.map(|k| k.promise))),
+        }
+    }
+
+    async fn change(
+        &self,
+        from: MemberId,
+        (mut log, known): (OwnedMutexGuard<VoterLog>, Option<LogEntry>),
+        set: &VoterSet,
+        proposal: &Proposal,
+    ) -> Result<Reply, VoterError> {
+        let kept = known.as_ref().map(KeptPromise::of);
+        let Judged { verdict, lease } = self.leases.judge(set.vm, kept, from, proposal);
+        match verdict {
+            Verdict::Record(_) | Verdict::Agree => {}
+            Verdict::Refuse(promise) => return Ok(Reply::Refused(promise)),
+            Verdict::Leased(free_in) => return Ok(Reply::Leased(millis(free_in))),
+            Verdict::Unprotected => return Ok(Reply::Unprotected),
+            Verdict::NotNamed => return Err(VoteRefusal::NotNamed.into()),
         }
         let by = Bringer::of(&from);
         self.admit(&mut log, known.as_ref(), proposal, from, by)?;
@@ -178,24 +217,54 @@ impl Voter {
             promise: Promise {
                 epoch: proposal.epoch,
                 holder: proposal.holder,
-                confirmed: proposal.step == Step::Confirm,
+                confirmed: matches!(verdict, Verdict::Record(promise) if promise.confirmed),
             },
             was_confirmed: false,
-            voters,
+            voters: hash_of(set),
             by,
             deleted: None,
+            is_protected: proposal.step == Step::Protect,
         };
         let entry = entry_after(known.as_ref(), verdict, proposal, first, self.today());
+        let is_protected = entry.or(known).is_some_and(|e| e.is_protected);
+        // Before the entry is written and the log's lock given back: no other member may find the
+        // new epoch with the old lease.
+        self.leases
+            .set(set.vm, Some(lease).filter(|_| is_protected));
         if let Some(entry) = entry {
             remember(log, set.vm, entry).await?;
         }
         Ok(match proposal.step {
-            Step::Confirm | Step::Deleted => Reply::Confirmed,
-            Step::Promise | Step::TakeBack => {
+            Step::Confirm | Step::Deleted | Step::Protect | Step::Unprotect => Reply::Confirmed,
+            Step::Promise | Step::TakeBack | Step::TakeOver | Step::Forced => {
                 let message = promise_message(set.vm, proposal.epoch, proposal.holder, &set.voters);
                 Reply::Promised(self.identity.sign(PROMISE_DOMAIN, &message))
             }
         })
+    }
+
+    /// Answers the second version's questions, which write nothing.
+    async fn answer_lease(&self, from: MemberId, request: &LeaseRequest) -> LeaseReply {
+        let log = self.log.lock().await;
+        let kept = |vm| log.recall(vm).map(KeptPromise::of);
+        match request {
+            LeaseRequest::Renew(vms) => LeaseReply::Renewed {
+                clock_ms: self.leases.clock_ms(),
+                answers: vms
+                    .iter()
+                    .map(|(vm, epoch)| self.leases.renew(*vm, kept(vm), from, *epoch))
+                    .collect(),
+            },
+            LeaseRequest::View(set) if !self.is_voter_of(set) => LeaseReply::Invalid,
+            LeaseRequest::View(set) => match log.recall(&set.vm) {
+                Some(known) if known.voters != hash_of(set) => LeaseReply::OtherVoters,
+                known => LeaseReply::View(self.leases.view(set.vm, known.map(KeptPromise::of))),
+            },
+        }
+    }
+
+    fn is_voter_of(&self, set: &VoterSet) -> bool {
+        set.is_authentic() && set.voters.contains(&self.identity.member_id())
     }
 
     /// Checks that the member may make this proposal here.
@@ -270,6 +339,11 @@ struct Service(Arc<Voter>);
 
 impl Service {
     async fn answer(&self, from: MemberId, body: &[u8]) -> Result<Vec<u8>, VoterError> {
+        if let Some(request) = lease::wire::parse_request(body) {
+            let _turn = self.0.turns.take(from, self.0.limits.waiting)?;
+            let reply = self.0.answer_lease(from, &request).await;
+            return Ok(lease::wire::emit(&reply));
+        }
         let request: Request = wire::parse(body).ok_or(VoterError::Malformed)?;
         let _turn = self.0.turns.take(from, self.0.limits.waiting)?;
         Ok(wire::emit(&self.0.answer(from, &request).await?))
@@ -319,10 +393,7 @@ mod tests {
             // The holder that has confirmed an epoch, until another member is promised one.
             let mut runs: Option<MemberId> = None;
             for proposal in proposals {
-                let known = log.map(|k| KeptPromise {
-                    promise: k.promise,
-                    was_confirmed: k.was_confirmed,
-                });
+                let known = log.as_ref().map(KeptPromise::of);
                 let verdict = decide(known, &proposal);
                 match verdict {
                     Verdict::Record(new) => {
@@ -344,6 +415,7 @@ mod tests {
                         Some((proposal.epoch, proposal.holder))
                     ),
                     Verdict::Refuse(why) => prop_assert_eq!(Some(why), log.map(|k| k.promise)),
+                    other => prop_assert!(false, "{:?}", other),
                 }
                 let promise = Promise {
                     epoch: proposal.epoch,
@@ -356,6 +428,7 @@ mod tests {
                     voters: [0; 32],
                     by: Bringer::default(),
                     deleted: None,
+                    is_protected: false,
                 };
                 log = entry_after(log.as_ref(), verdict, &proposal, first, Day::of(UnixTime(0)))
                     .or(log);

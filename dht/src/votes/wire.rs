@@ -1,7 +1,7 @@
 //! The messages between a caller and a voter: one version byte, then postcard. Parsing never
 //! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread.
 
-use super::VoterSet;
+use super::{VoterSet, lease};
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::{self, KeyPair, Signature},
@@ -56,6 +56,15 @@ pub enum Step {
     /// The holder has deleted the VM: its promise may be forgotten some time later. A voter of the
     /// first release does not answer it.
     Deleted,
+    /// The asking member takes a protected VM over whose lease has run out: promise and
+    /// confirmation in one. It and the steps below are refused by voters of the previous release.
+    TakeOver,
+    /// As [`Self::Confirm`], and from now on the VM is protected.
+    Protect,
+    /// As [`Self::Confirm`], and the VM is not protected any more.
+    Unprotect,
+    /// A person wants the asking member to have the VM although another may still run it.
+    Forced,
 }
 
 /// A voter's answer.
@@ -73,10 +82,15 @@ pub enum Reply {
     OtherVoters,
     /// The asked member is no voter of this VM, or a signature is wrong.
     Invalid,
+    /// The VM's lease still runs here for this many milliseconds. It and the answers below are
+    /// given to the steps that the previous release does not know.
+    Leased(u32),
+    /// The VM is not protected here: nobody takes it over unasked.
+    Unprotected,
 }
 
 /// A voter's newest promise for a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Promise {
     /// The epoch promised.
     pub epoch: Epoch,
@@ -116,8 +130,8 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     (body.len() <= MAX_BYTES && rest.is_empty()).then_some(message)
 }
 
-/// Whether the bytes are a request. A plain function of bytes over both parsers, for the fuzzer.
+/// Whether the bytes are a request. A plain function of bytes over all parsers, for the fuzzer.
 pub fn parse_request(body: &[u8]) -> bool {
-    let _ = parse::<Reply>(body);
-    parse::<Request>(body).is_some()
+    let _ = (parse::<Reply>(body), lease::wire::parse_reply(body));
+    parse::<Request>(body).is_some() || lease::wire::parse_request(body).is_some()
 }

@@ -411,7 +411,7 @@ impl Host {
             return self.update(restore.slot, |e| e.role = Role::Held).map(drop);
         }
         ballot
-            .grant(vm, entry.epoch, self.me, Ground::Mandate)
+            .grant(vm, entry.epoch, self.me, Ground::Force)
             .await
             .map_err(undecided("asking the VM's voters for a new epoch"))?;
         if restore
