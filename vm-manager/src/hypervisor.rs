@@ -53,8 +53,6 @@ pub struct MachineSpec {
 pub enum Start {
     /// From its disk.
     Boot,
-    /// From its disk, paused before its first instruction; [`Machine::resume`] runs it.
-    Held,
     /// Waits for a live migration: [`Machine::incoming`] tells where.
     Incoming,
     /// From a RAM file that [`Machine::checkpoint`] wrote, paused at the moment it was taken;
@@ -212,7 +210,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The virtual size of an image or disk, bytes.
     async fn virtual_size(&self, image: &Path) -> Result<u64, Error>;
 
-    /// Starts a guest. It begins paused unless it is for [`Start::Boot`].
+    /// Starts a guest. It begins paused for [`Start::Checkpoint`] and [`Start::Incoming`].
     async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error>;
 
     /// Takes up a guest that an earlier daemon started, if its process lives.

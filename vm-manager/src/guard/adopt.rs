@@ -5,7 +5,7 @@
 use crate::{
     Error, Host,
     directory::RunGoal,
-    guardian::Ward,
+    guardian::{GuardianError, Ward},
     handover::longest_run,
     host::{
         Activity, Entry, Guest, Ownership, Role, Side, Slot, registry::superseded, run_here,
@@ -13,11 +13,14 @@ use crate::{
     hypervisor::RunState,
 };
 use futures::future::BoxFuture;
-use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
+use p2pvm_overlay::{Epoch, MemberId, chain};
 use std::{sync::Arc, time::Duration};
 
 /// How long before voters that could not settle a VM are asked again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long a guest runs without a renewal that this daemon found without a deadline.
+/// Reason: its lease may have begun shortly before.
+const UNRENEWED: Duration = Duration::from_secs(10);
 
 impl Host {
     /// Takes up every defined VM; false if one cannot be read. Work that needs other members runs
@@ -54,7 +57,7 @@ impl Host {
 
     async fn adopt(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
-        if entry.leased && self.stands_frozen(entry.definition.vm).await {
+        if entry.leased && self.stands_frozen(&entry).await {
             self.adopt_frozen(slot);
             return Ok(());
         }
@@ -93,16 +96,31 @@ impl Host {
         }
     }
 
-    /// Whether the guardian has frozen the VM's guest.
-    async fn stands_frozen(&self, vm: VmId) -> bool {
-        match self.parts.guardian.ward(vm).await {
-            Ok(ward) => ward == Ward::Frozen,
-            Err(e) => {
-                tracing::warn!(vm = %vm.short(), error = %chain(&e), "cannot tell whether a guest \
-                    is frozen");
-                false
+    /// Whether the guest of a protected VM stands frozen. One that runs without a deadline, since
+    /// the guardian ended, gets a short one.
+    async fn stands_frozen(&self, entry: &Entry) -> bool {
+        let (vm, guardian) = (entry.definition.vm, &self.parts.guardian);
+        let frozen = async {
+            match guardian.ward(vm).await? {
+                Ward::Frozen => return Ok(true),
+                Ward::Armed => return Ok(false),
+                Ward::Unknown => {}
             }
-        }
+            let spec = self.registry.spec(entry);
+            let Some(process) = self.parts.hypervisor.guarded(&spec) else {
+                return Ok(false);
+            };
+            let soon = self.boottime() + UNRENEWED;
+            match guardian.arm(vm, entry.epoch, soon, &process).await {
+                Err(GuardianError::Frozen) => Ok(true),
+                armed => armed.map(|()| false),
+            }
+        };
+        frozen.await.unwrap_or_else(|e| {
+            tracing::warn!(vm = %vm.short(), error = %chain(&e), "cannot tell whether a guest is \
+                frozen");
+            false
+        })
     }
 
     /// A frozen guest stays frozen until its voters have said that the VM is this host's. Its

@@ -10,7 +10,7 @@ use super::{Activity, Entry, Host, Ownership, Slot, lock, shield::Shield};
 use crate::{
     Error,
     error::undecided,
-    guardian::Renewal,
+    guardian::{GuardianError, Renewal, Ward},
     hypervisor::{Machine, RunState},
     protection::OnPartition,
 };
@@ -516,11 +516,20 @@ impl Host {
         if epoch != entry.epoch {
             self.update(slot, |e| (e.epoch, e.seq) = (epoch, 0))?;
         }
-        let sent = self.renew_once(slot).await?;
-        self.parts
-            .guardian
-            .thaw(entry.definition.vm, epoch, lease_end(sent))
-            .await?;
+        let ends = lease_end(self.renew_once(slot).await?);
+        let (vm, guardian) = (entry.definition.vm, &self.parts.guardian);
+        let spec = self.registry.spec(&entry);
+        // After the guardian's own end another one is told of the guest, which stands.
+        if let (Ward::Unknown, Some(process)) =
+            (guardian.ward(vm).await?, self.parts.hypervisor.guarded(&spec))
+        {
+            match guardian.arm(vm, epoch, ends, &process).await {
+                Ok(()) => return Ok(owned),
+                Err(GuardianError::Frozen) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        guardian.thaw(vm, epoch, ends).await?;
         Ok(owned)
     }
 }

@@ -59,6 +59,8 @@ pub enum VmRequest {
         /// The VM's voters, whom the asked one asks whether its lease has run out.
         set: VoterSet,
     },
+    /// Whether the protected VM could come to the asked member. Older members refuse this request.
+    Guards(VmId),
 }
 
 impl VmRequest {
@@ -87,6 +89,8 @@ pub enum VmAnswer {
     Share(Result<KeyShare, String>),
     /// Whether the asked member is an heir from now on, or why not.
     Heir(Result<(), String>),
+    /// Why the VM could not come, if it could not.
+    Guards(Option<String>),
 }
 
 struct VmService(Weak<Host>);
@@ -161,6 +165,7 @@ impl Host {
             VmRequest::Share { envelope, proofs } => {
                 VmAnswer::Share(self.release(from, envelope, proofs).await)
             }
+            VmRequest::Guards(vm) => VmAnswer::Guards(self.cannot_guard(*vm).await),
             VmRequest::Heir(set) => VmAnswer::Heir(self.become_heir(from, set).await),
             VmRequest::ShareForHeir { envelope, set } => {
                 VmAnswer::Share(self.release_to_heir(from, envelope, set).await)

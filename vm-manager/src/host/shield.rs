@@ -14,7 +14,7 @@ use crate::{
     protection::{Protect, REPLICATE_EVERY},
 };
 use p2pvm_dht::{VoterSet, votes::lease::lease_end};
-use p2pvm_overlay::{VmId, chain};
+use p2pvm_overlay::{Epoch, VmId, chain};
 use std::{
     fmt,
     sync::{Arc, Mutex},
@@ -46,6 +46,21 @@ impl fmt::Display for Shield {
 /// A VM's shield as it was last found.
 #[derive(Default)]
 pub(super) struct ShieldCell(Mutex<Option<Shield>>);
+
+/// Why a VM's voters do not keep it as protected.
+fn unprotected(error: &BallotError) -> String {
+    match error {
+        BallotError::NoMajority { answered, asked } => format!(
+            "{answered} of its {asked} voters answer with a release that knows leases; all are \
+                needed to begin"
+        ),
+        BallotError::Declined { voter, .. } => format!(
+            "its voter {} does not keep leases: it may be of a previous release",
+            voter.short()
+        ),
+        other => chain(other),
+    }
+}
 
 impl Slot {
     pub(super) fn set_shield(&self, shield: Shield) {
@@ -128,13 +143,17 @@ impl Host {
     /// The first lease of a VM: the guardian has the guest's deadline before the voters keep the VM
     /// as protected, so that a daemon which dies in between leaves no guest that nothing stops.
     async fn first_lease(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), String> {
-        let sent = self.boottime();
+        let (entry, sent) = (slot.entry(), self.boottime());
+        let set = VoterSet::sign(&entry.secret.keys(), &entry.definition.voters);
+        // Before anything is changed: without an answer the VM stays as it is.
+        if let Err(e) = self.parts.ballot.lease(&set).await {
+            return Err(unprotected(&e));
+        }
         match self.arm(slot, machine, lease_end(sent)).await {
             Ok(true) => {}
             Ok(false) => return Err("its guest stands frozen: stop it, then start it".into()),
             Err(e) => return Err(chain(&e)),
         }
-        let entry = slot.entry();
         let vm = entry.definition.vm;
         // Written first: a daemon that restarts then asks before the guest goes on.
         let written = self.update(slot, |e| {
@@ -147,18 +166,17 @@ impl Host {
             self.forget_guard(vm).await;
             return Err(chain(&e));
         }
-        let told = self.tell_voters(&entry, true).await;
-        let is_refused = match &told {
-            // Some may have it as protected by now, though their answers were lost.
-            Ok(()) | Err(BallotError::NoMajority { .. }) => false,
-            Err(_) => self.tell_voters(&entry, false).await.is_ok(),
-        };
-        if let (Err(e), true) = (told, is_refused) {
-            if let Err(e) = self.update(slot, |e| e.leased = false) {
-                tracing::warn!(error = %chain(&e), "cannot write down that a VM is not protected");
+        if let Err(e) = self.tell_voters(&entry, true).await {
+            // Where that cannot be found out, they may have it as protected.
+            let kept = self.parts.ballot.lease(&set).await;
+            if kept.is_ok_and(|view| !view.protected) {
+                if let Err(e) = self.update(slot, |e| e.leased = false) {
+                    tracing::warn!(error = %chain(&e), "cannot write down that a VM is not \
+                        protected");
+                }
+                self.forget_guard(vm).await;
+                return Err(unprotected(&e));
             }
-            self.forget_guard(vm).await;
-            return Err(chain(&e));
         }
         self.begin_lease(slot, sent);
         slot.set_unpublished(true);
@@ -195,20 +213,15 @@ impl Host {
         Ok(())
     }
 
-    /// Whether the voters of a VM that comes here have it as protected.
-    ///
-    /// # Errors
-    /// [`Error::Agreement`] if too few of them answer.
-    pub(crate) async fn is_kept_as_protected(&self, slot: &Slot) -> Result<bool, Error> {
-        let entry = slot.entry();
-        let set = VoterSet::sign(&entry.secret.keys(), &entry.definition.voters);
-        match self.parts.ballot.lease(&set).await {
-            Ok(view) => Ok(view.protected),
-            Err(e @ BallotError::NoMajority { .. }) => {
-                Err(undecided("asking the VM's voters for its lease")(e))
-            }
-            // Of a release without leases.
-            Err(_) => Ok(false),
+    /// Why no protected VM can come to this host, if none can.
+    pub(crate) async fn cannot_guard(&self, vm: VmId) -> Option<String> {
+        if !self.options.protects {
+            return Some("protect in [heal] of its node.toml is off".into());
+        }
+        // A renewal of what is not there changes nothing.
+        match self.parts.guardian.renew(vm, Epoch(0), Duration::ZERO).await {
+            Err(e @ (GuardianError::NotSupported(_) | GuardianError::Start(_))) => Some(chain(&e)),
+            _ => None,
         }
     }
 

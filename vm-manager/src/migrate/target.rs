@@ -310,7 +310,7 @@ impl Host {
             revoked: checked(offer.definition.vm, &extras.revoked),
             protection: extras.protection.clone(),
             replica: extras.replica.clone(),
-            leased: false,
+            leased: extras.leased,
             healed: None,
         })?;
         let slot = slot.ok_or_else(is_here)?;

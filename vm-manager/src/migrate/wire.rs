@@ -5,8 +5,8 @@
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
-//! VM's owner, once for each the revoked tokens for the VM, how the VM is protected, and the newest
-//! replica of its disk.
+//! VM's owner, once for each the revoked tokens for the VM, how the VM is protected, the newest
+//! replica of its disk, and whether its guest runs under a lease.
 
 use crate::{
     Definition,
@@ -129,6 +129,9 @@ const PROTECTION: u8 = 16;
 /// The optional field that holds the newest replica of its disk.
 const REPLICA: u8 = 17;
 
+/// The optional field, without bytes, of a VM whose voters have it as protected.
+const LEASED: u8 = 18;
+
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskNeed {
@@ -153,6 +156,9 @@ pub struct Extras {
     pub protection: Protection,
     /// With an offer: the newest replica of its disk that all its holders have.
     pub replica: Option<Replica>,
+    /// With an offer: whether the VM's voters have it as protected, so that its guest runs under a
+    /// lease only.
+    pub leased: bool,
 }
 
 impl Extras {
@@ -165,6 +171,7 @@ impl Extras {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            leased: false,
         }
     }
 }
@@ -197,6 +204,9 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     if let Some(field) = extras.replica.as_ref().map(Replica::to_field) {
         body.extend([REPLICA, field.len() as u8]);
         body.extend(field);
+    }
+    if extras.leased {
+        body.extend([LEASED, 0]);
     }
     body
 }
@@ -232,6 +242,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.protection = read.unwrap_or(extras.protection);
             }
             REPLICA => extras.replica = Replica::from_field(bytes).or(extras.replica),
+            LEASED => extras.leased = true,
             _ => {}
         }
         fields = behind;

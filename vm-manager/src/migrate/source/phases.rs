@@ -14,7 +14,10 @@ use crate::{
     ballot::{Ground, VmVoters},
     error::{peer, undecided},
     handover::{SourceClaim, longest_run},
-    host::{Entry, Host, Role},
+    host::{
+        Entry, Host, Role,
+        remote::{VmAnswer, VmRequest},
+    },
     migrate::{
         traced::noting_rounds,
         tunnel::{Channel, Tunnel},
@@ -121,6 +124,9 @@ impl Move {
     async fn offer(&self) -> Result<Offered<'_>, Error> {
         self.rename_phase("prepare");
         let entry = &self.entry;
+        if entry.leased {
+            self.target_must_guard().await?;
+        }
         let offer = Offer {
             id: self.id,
             definition: entry.definition.clone(),
@@ -135,6 +141,7 @@ impl Move {
             revoked: entry.revoked.clone(),
             protection: entry.protection.clone(),
             replica: entry.replica.clone(),
+            leased: entry.leased,
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;
@@ -144,6 +151,20 @@ impl Move {
             .await
             .map_err(peer("offering the VM to the target"))?;
         Ok(Offered(self))
+    }
+
+    /// A protected VM moves to hosts only that freeze its guest when its lease ends.
+    async fn target_must_guard(&self) -> Result<(), Error> {
+        let why = match self.host.ask_member(self.to, &VmRequest::Guards(self.vm())).await? {
+            VmAnswer::Guards(None) => return Ok(()),
+            VmAnswer::Guards(Some(why)) => why,
+            _ => "it is of a previous release".to_owned(),
+        };
+        let name = &self.entry.definition.name;
+        Err(Error::Refused(format!(
+            "'{name}' is protected, and the target cannot guard it: {why}; choose another target, \
+                or end its protection with 'p2pvm vm protect {name} --off'"
+        )))
     }
 
     /// Arms the target, or keeps it armed.

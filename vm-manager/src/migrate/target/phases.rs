@@ -124,9 +124,6 @@ impl Reception {
             .await?;
         let machine = hypervisor.launch(&spec, Start::Incoming).await?;
         host.install(&self.slot, Guest::new(machine.clone(), memory));
-        if host.is_kept_as_protected(&self.slot).await? {
-            host.update(&self.slot, |e| e.leased = true)?;
-        }
         self.arrival.set_ready(machine.incoming().await?);
         Ok(machine)
     }
