@@ -10,7 +10,7 @@ use crate::{
     },
     doctor, top,
 };
-use p2pvm_api::{Failure, Kind, Outcome};
+use p2pvm_api::{Doing, Failure, Kind, Outcome};
 use p2pvm_daemon::{Overrides, guardian, layout::Layout};
 use std::process::ExitCode;
 
@@ -56,6 +56,11 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         }
         Command::Guardian(a) => {
             guardian::run(&context.layout, a.of)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::GuestGuardian => {
+            p2pvm_vm_manager::guardian::serve(context.layout.dir())
+                .doing("cannot guard this host's guests")?;
             return Ok(ExitCode::SUCCESS);
         }
         other => other,
@@ -121,6 +126,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         | Command::Drain
         | Command::Offer(_)
         | Command::Guardian(_)
+        | Command::GuestGuardian
         | Command::Demo(_)
         | Command::Bench(_)
         | Command::Testbed(_)

@@ -1,5 +1,8 @@
 //! A guest's control group, on either layout of the hierarchy, where this process may write it.
 //!
+//! Where both layouts are mounted, the guest is in groups of both: version 1 limits it, and version
+//! 2 can freeze it at once ([`crate::guardian`]).
+//!
 //! Limits are a ceiling against a runaway QEMU, with room above what the guest was promised;
 //! sharing among guests is left to the scheduler. Without a writable hierarchy there is no group,
 //! and no error: a container often has none.
@@ -11,6 +14,8 @@ use std::{
 
 /// Where hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
+/// Where version 2 is mounted beside version 1.
+const BESIDE: &str = "unified";
 /// The group that all guests' groups are below.
 const PARENT: &str = "p2pvm";
 /// How much memory QEMU itself may take beside the guest's RAM and a quarter as much again, MiB.
@@ -43,11 +48,11 @@ impl Cgroup {
     }
 
     fn below(root: &Path, name: &str) -> Self {
-        let unified = root.join("cgroup.controllers").exists();
+        let unified = is_version_2(root);
         let hierarchies = if unified {
             vec![root.to_owned()]
         } else {
-            ["cpu", "memory", "pids"]
+            ["cpu", "memory", "pids", BESIDE]
                 .iter()
                 .map(|c| root.join(c))
                 .collect()
@@ -70,6 +75,24 @@ impl Cgroup {
             .collect()
     }
 
+    /// The file that freezes the process `pid`: its group's of version 2, which it joins now if an
+    /// earlier version started it outside. None where there is no such group.
+    pub(crate) fn freezer_of(&self, pid: i32) -> Option<PathBuf> {
+        let mut dirs = self.dirs.iter();
+        let dir = dirs.find(|dir| {
+            dir.parent()
+                .and_then(Path::parent)
+                .is_some_and(is_version_2)
+        })?;
+        if !is_member(dir, pid) {
+            make_parent(dir.parent()?)?;
+            fs::create_dir_all(dir).ok()?;
+            fs::write(dir.join("cgroup.procs"), pid.to_string()).ok()?;
+        }
+        let file = dir.join("cgroup.freeze");
+        file.exists().then_some(file)
+    }
+
     /// Removes the group; false if a part of it is still in use.
     pub(crate) fn remove(&self) -> bool {
         // All are tried, also after one that fails.
@@ -79,6 +102,21 @@ impl Cgroup {
             .count()
             == 0
     }
+}
+
+/// Whether this host has a version 2 tree, whose groups can be frozen.
+pub(crate) fn has_freezer() -> bool {
+    let root = Path::new(ROOT);
+    is_version_2(root) || is_version_2(&root.join(BESIDE))
+}
+
+fn is_version_2(root: &Path) -> bool {
+    root.join("cgroup.controllers").exists()
+}
+
+fn is_member(dir: &Path, pid: i32) -> bool {
+    let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    members.lines().any(|line| line.trim().parse() == Ok(pid))
 }
 
 /// Bounds the processor time of all guests on this host together, or no longer; as far as this
@@ -139,6 +177,8 @@ fn settings(limits: &Limits) -> Vec<(&'static str, String)> {
         ("memory.max", bytes.to_string()),
         ("memory.limit_in_bytes", bytes.to_string()),
         ("pids.max", THREADS.to_string()),
+        // A guest with the same group may have died frozen.
+        ("cgroup.freeze", "0".to_owned()),
     ]
 }
 
@@ -188,6 +228,26 @@ mod tests {
             Cgroup::below(new.path(), "vm").dirs,
             [new.path().join("p2pvm/vm")]
         );
+    }
+
+    #[test]
+    fn beside_version_1_a_guest_has_a_group_that_can_be_frozen() {
+        let old = tempfile::tempdir().unwrap();
+        let (root, group) = (old.path().join("unified"), "unified/p2pvm/vm");
+        fs::create_dir_all(old.path().join("cpu")).unwrap();
+        fs::create_dir_all(old.path().join(group)).unwrap();
+        fs::write(root.join("cgroup.controllers"), "").unwrap();
+        let file = old.path().join(group).join("cgroup.freeze");
+        fs::write(&file, "1").unwrap();
+        let both = Cgroup::below(old.path(), "vm");
+        assert_eq!(both.dirs.len(), 2);
+        both.create(&LIMITS);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "0", "left frozen");
+        assert_eq!(both.freezer_of(77), Some(file));
+        let joined = fs::read_to_string(old.path().join(group).join("cgroup.procs"));
+        assert_eq!(joined.unwrap(), "77", "started outside");
+        fs::remove_file(root.join("cgroup.controllers")).unwrap();
+        assert_eq!(both.freezer_of(77), None, "no version 2");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! outlives the daemon (process, disk, sockets) lives in its run directory, from which
 //! [`Hypervisor::adopt`] finds it again.
 
-use crate::Error;
+use crate::{Error, guardian::GuardedProcess};
 use async_trait::async_trait;
 use p2pvm_overlay::{BoxStream, VmId};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,9 @@ pub struct MachineSpec {
 pub enum Start {
     /// From its disk.
     Boot,
+    /// From its disk, once [`Machine::resume`] lets it: a guest that must not run before its
+    /// guardian holds it.
+    Held,
     /// Waits for a live migration: [`Machine::incoming`] tells where.
     Incoming,
     /// From a RAM file that [`Machine::checkpoint`] wrote, paused at the moment it was taken;
@@ -210,7 +213,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The virtual size of an image or disk, bytes.
     async fn virtual_size(&self, image: &Path) -> Result<u64, Error>;
 
-    /// Starts a guest. It begins paused for [`Start::Checkpoint`] and [`Start::Incoming`].
+    /// Starts a guest. It begins paused for all but [`Start::Boot`].
     async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error>;
 
     /// Ends the process of a guest that an earlier daemon started, if it lives, without asking it.
@@ -218,6 +221,12 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Takes up a guest that an earlier daemon started, if its process lives.
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error>;
+
+    /// The process of a guest that an earlier daemon started, without taking it up: a frozen one
+    /// answers nobody, and must be thawed before [`Hypervisor::adopt`].
+    fn guarded(&self, _spec: &MachineSpec) -> Option<GuardedProcess> {
+        None
+    }
 }
 
 /// One guest on this host.
@@ -225,6 +234,11 @@ pub trait Hypervisor: Send + Sync + 'static {
 pub trait Machine: Send + Sync + 'static {
     /// What it was made from.
     fn spec(&self) -> &MachineSpec;
+
+    /// Its process for a [`crate::guardian::Guardian`]; none if it has none, or has ended.
+    fn guarded(&self) -> Option<GuardedProcess> {
+        None
+    }
 
     /// Changes of what it does; ends with [`RunState::Stopped`].
     fn watch(&self) -> watch::Receiver<RunState>;

@@ -24,7 +24,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::{fd::RawFd, unix::fs::MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -121,6 +121,11 @@ impl Jail {
         // SAFETY: `note_pid` and `confine` run between fork and exec: they make plain system calls
         // on data prepared here, and neither allocate nor take a lock.
         unsafe { command.pre_exec(child) };
+    }
+
+    /// The file that freezes the guest's process `pid`, where there is one.
+    pub(crate) fn freezer_of(&self, pid: i32) -> Option<PathBuf> {
+        self.cgroup.freezer_of(pid)
     }
 
     /// Removes what the kernel keeps of the jail, once the process has ended.

@@ -22,12 +22,14 @@ mod tap;
 
 pub use leftover::end_guests;
 pub use probe::Probe;
+pub(crate) use process::start_of;
 pub use qmp::connect_unix;
 
 use crate::{
     Error,
     cgroup::Limits,
     error::io_at,
+    guardian::GuardedProcess,
     hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
     image_file,
     jail::Jail,
@@ -46,7 +48,6 @@ use std::{
         unix::net::UnixListener,
     },
     path::{Path, PathBuf},
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -108,7 +109,10 @@ impl Qemu {
             .current_dir(&spec.run_dir)
             .env_clear()
             .env("PATH", path_of_programs());
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        // Nobody writes to it. The guest keeps it open, and a guardian makes of it what stops the
+        // guest at the guardian's own end.
+        let (input, _) = io::pipe().map_err(at("its input"))?;
+        command.stdin(input).stdout(log).stderr(errors);
         jail.enter(
             &mut command,
             &Limits {
@@ -370,6 +374,21 @@ impl Hypervisor for Qemu {
         tracing::info!(vm = %spec.vm.short(), name = spec.name, pid = process.pid(), "guest taken \
             up again");
         Ok(Some(Arc::new(machine)))
+    }
+
+    fn guarded(&self, spec: &MachineSpec) -> Option<GuardedProcess> {
+        let tag = command::tag(spec);
+        let process = Process::find(&spec.run_dir, &tag)?;
+        Some(guarded(process, &Jail::of(&tag, &spec.run_dir)))
+    }
+}
+
+/// A guest's process as a guardian takes it.
+fn guarded(process: Process, jail: &Jail) -> GuardedProcess {
+    GuardedProcess {
+        pid: process.pid(),
+        started: process.started(),
+        freeze: jail.freezer_of(process.pid()),
     }
 }
 

@@ -197,6 +197,13 @@ pub enum Command {
     /// Undo a killed daemon's changes to this machine
     #[command(hide = true)]
     Guardian(Guardian),
+    /// Freeze the guests of protected VMs whose lease has ended; the daemon starts it when needed
+    #[command(
+        hide = true,
+        after_help = "It ends by itself once no guest is guarded and no daemon runs. Ending it \
+            stops the guests that it guards."
+    )]
+    GuestGuardian,
     /// Emulated wide area for tests and demos
     #[command(
         subcommand,

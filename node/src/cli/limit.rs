@@ -74,8 +74,8 @@ fn of_kind(command: &Command) -> Limit {
         Command::Testbed(_) | Command::Simulate(_) | Command::Demo(_) | Command::Bench(_) => {
             Limit::None
         }
-        // The guardian lives as long as its daemon.
-        Command::Guardian(_) => Limit::None,
+        // A guardian lives as long as its daemon, or as its guests.
+        Command::Guardian(_) | Command::GuestGuardian => Limit::None,
         // These read disks, or wait for a person.
         Command::Iso(_) | Command::Image(_) | Command::Install(_) | Command::Appliance(_) => {
             Limit::None
@@ -217,7 +217,7 @@ mod tests {
                 "{long}"
             );
         }
-        for open in ["up", "top", "vm console web", "guardian --of 7"] {
+        for open in ["up", "top", "vm console web", "guardian --of 7", "guest-guardian"] {
             assert_eq!(limit(&format!("p2pvm {open}")), Limit::None, "{open}");
         }
     }

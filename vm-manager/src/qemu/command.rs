@@ -87,8 +87,10 @@ pub(crate) fn arguments(
     network(&mut args, spec, fds.tap);
     args.add("device", "virtio-rng-pci,id=rng0,addr=4");
     args.flags(&["-nodefaults", "-no-user-config"]);
-    if *start != Start::Boot {
-        args.flags(&["-S", "-incoming", "defer"]);
+    match start {
+        Start::Boot => {}
+        Start::Held => args.flags(&["-S"]),
+        Start::Incoming | Start::Checkpoint(_) => args.flags(&["-S", "-incoming", "defer"]),
     }
     args.0
 }
@@ -225,5 +227,7 @@ mod tests {
         let there = arguments(&spec("web"), Accel::Tcg, &Start::Incoming, FDS);
         assert_eq!(there[..here.len()], here[..]);
         assert_eq!(there[here.len()..], ["-S", "-incoming", "defer"]);
+        let held = arguments(&spec("web"), Accel::Tcg, &Start::Held, FDS);
+        assert_eq!(held[here.len()..], ["-S"]);
     }
 }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Error,
+    guardian::GuardedProcess,
     hypervisor::{
         CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions,
         MigrationReport, Progress, RunState,
@@ -124,6 +125,11 @@ impl QemuMachine {
 impl Machine for QemuMachine {
     fn spec(&self) -> &MachineSpec {
         &self.spec
+    }
+
+    fn guarded(&self) -> Option<GuardedProcess> {
+        let lives = self.process.is_alive();
+        lives.then(|| super::guarded(self.process, &self.jail))
     }
 
     fn watch(&self) -> watch::Receiver<RunState> {

@@ -60,6 +60,11 @@ impl Process {
         self.pid
     }
 
+    /// When it started, clock ticks after boot.
+    pub(crate) fn started(&self) -> u64 {
+        self.started
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
     }
@@ -107,6 +112,11 @@ impl Process {
             resident_bytes: pages * page_bytes(),
         })
     }
+}
+
+/// When the live process of that number started, clock ticks after boot.
+pub(crate) fn start_of(pid: i32) -> Option<u64> {
+    Process::of(pid).map(|process| process.started)
 }
 
 /// The fields of `/proc/<pid>/stat` from the state on; the name before it may hold anything.

@@ -309,6 +309,16 @@ impl Machine for FakeMachine {
     fn spec(&self) -> &MachineSpec {
         &self.spec
     }
+    fn guarded(&self) -> Option<GuardedProcess> {
+        let lives = *self.state.borrow() != RunState::Stopped;
+        // Not a process: for the fake guardian, which only compares numbers.
+        let address = std::ptr::from_ref(self).addr() as u64;
+        lives.then_some(GuardedProcess {
+            pid: 1,
+            started: address,
+            freeze: None,
+        })
+    }
     fn watch(&self) -> watch::Receiver<RunState> {
         self.state.subscribe()
     }
