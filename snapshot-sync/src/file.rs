@@ -30,6 +30,10 @@ use std::{
 };
 use tokio::sync::watch;
 
+mod patch;
+
+pub use patch::{Block, FilePatch, PatchedFile, import_patch};
+
 /// How long a block is by default: a cluster of qcow2.
 /// Reason: longer blocks make fewer files, but fewer of them stay unchanged.
 pub const CHUNK_BYTES: u32 = 64 << 10;

@@ -28,7 +28,10 @@ mod wide_area;
 pub use checkpoint::Checkpoint;
 pub use error::Error;
 pub use exchange::{Exchange, ExchangeOptions, FetchReport, Replication, ReplicationState};
-pub use file::{ImportedFile, export_file, export_sealed, import_file};
+pub use file::{
+    Block, FilePatch, ImportedFile, PatchedFile, export_file, export_sealed, import_file,
+    import_patch,
+};
 pub use id::{ChunkId, ManifestId, ParseChunkIdError};
 pub use images::{ImageId, Images};
 pub use manifest::{Extent, Manifest};

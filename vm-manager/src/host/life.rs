@@ -157,7 +157,7 @@ impl Host {
             gives_way: None,
             owner: Some(owner),
             revoked: Revocations::NONE,
-            protection: Protection::default(),
+            protection: crate::Protection::default(),
             replica: None,
             leased: false,
             healed: None,
