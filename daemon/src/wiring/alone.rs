@@ -98,6 +98,9 @@ impl Hypervisor for NoGuests {
     async fn launch(&self, _: &MachineSpec, _: Start) -> Result<Arc<dyn Machine>, Error> {
         none()
     }
+    async fn end(&self, _: &MachineSpec) -> Result<(), Error> {
+        Ok(())
+    }
     async fn adopt(&self, _: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
         Ok(None)
     }

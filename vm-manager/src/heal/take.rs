@@ -157,7 +157,7 @@ impl Host {
     /// # Errors
     /// [`Error::NotFound`] if this host is no heir of it, [`Error::Refused`] with the reason,
     /// [`Error::Agreement`] if the lease of its host still runs.
-    pub async fn take_over(&self, name: &str, proofs: &[Vec<u8>]) -> Result<VmStatus, Error> {
+    pub async fn take_over_vm(&self, name: &str, proofs: &[Vec<u8>]) -> Result<VmStatus, Error> {
         let one = self.inheritances.named(name);
         let one = one.ok_or_else(|| {
             Error::Refused(format!(

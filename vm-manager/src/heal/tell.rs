@@ -12,7 +12,7 @@ use crate::{
 };
 use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
-use std::{collections::BTreeMap, sync::Arc, sync::Mutex};
+use std::{collections::BTreeMap, sync::Mutex};
 
 /// An heir's answer to its host.
 type Said = Result<(), String>;
@@ -114,7 +114,7 @@ impl Host {
     /// As a voter: opens the envelope of a VM's snapshot for an heir that the VM's record names,
     /// once the lease of the VM's host has run out.
     pub(crate) async fn release_to_heir(
-        self: &Host,
+        &self,
         to: MemberId,
         envelope: &[u8],
         set: &VoterSet,

@@ -299,7 +299,7 @@ impl Host {
                 self.emit(super::HostEvent::Frozen { name: name.clone() });
             }
             Act::Thaw(deadline) => {
-                if let Err(e) = self.thaw(slot, deadline).await {
+                if let Err(e) = self.let_go_on(slot, deadline).await {
                     tracing::error!(vm = %name, error = %chain(&e), "the guest could not go on");
                 }
             }
@@ -333,7 +333,7 @@ impl Host {
     }
 
     /// Lets a guest go on that stood still for want of a lease.
-    async fn thaw(&self, slot: &Arc<Slot>, deadline: Duration) -> Result<(), Error> {
+    async fn let_go_on(&self, slot: &Arc<Slot>, deadline: Duration) -> Result<(), Error> {
         let entry = slot.entry();
         let (vm, epoch) = (entry.definition.vm, entry.epoch);
         self.parts.guardian.thaw(vm, epoch, deadline).await?;

@@ -318,7 +318,7 @@ impl Host {
     /// run.
     async fn begin_to_run(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), Error> {
         self.secure(slot, machine).await?;
-        match *machine.watch().borrow() {
+        match slot.run_state() {
             RunState::Running => Ok(()),
             _ => machine.resume().await,
         }

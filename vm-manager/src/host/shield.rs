@@ -4,14 +4,14 @@
 //! protected, and the guardian of this host has its guest under a deadline. Where one of these is
 //! missing, the VM runs as it always did, and says why it is not protected.
 
-use super::{Entry, Host, Slot, lock};
+use super::{Activity, Entry, Host, Slot, VmStatus, lock};
 use crate::{
     Error,
     ballot::{BallotError, VmVoters},
     error::undecided,
     guardian::GuardianError,
     hypervisor::Machine,
-    protection::{Protect, REPLICATE_EVERY},
+    protection::{Protect, Protection, REPLICATE_EVERY},
 };
 use p2pvm_dht::{VoterSet, votes::lease::lease_end};
 use p2pvm_overlay::{Epoch, VmId, chain};
@@ -78,6 +78,38 @@ impl Host {
         let slot = self.slot_named(name)?;
         slot.machine()?;
         slot.shield()
+    }
+
+    /// How a VM here is to outlive this host.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn protection(&self, name: &str) -> Result<Protection, Error> {
+        Ok(self.named(name)?.entry().protection)
+    }
+
+    /// Says how a VM here is to outlive this host; it holds when this returns, as far as that is
+    /// possible now: [`Host::shield`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] for values that are not possible or a VM that is
+    /// busy, [`Error::Agreement`] if its voters cannot be told that it is not protected any more.
+    pub async fn protect(&self, name: &str, wanted: Protection) -> Result<VmStatus, Error> {
+        wanted.check()?;
+        let slot = self.named(name)?;
+        {
+            let _operation = slot.begin_after_check(Activity::Checking).await?;
+            self.must_be_held(&slot)?;
+            let entry = self.update(&slot, |e| e.protection = wanted)?;
+            match (slot.machine(), self.bare_because(&entry)) {
+                (_, Some(why)) if entry.leased => self.give_up_shield(&slot, why).await?,
+                (Some(machine), _) => self.secure(&slot, &*machine).await?,
+                (None, _) => {}
+            }
+        }
+        self.publish(&slot).await;
+        self.tell_heirs(&slot, true).await;
+        Ok(self.status_of(&slot))
     }
 
     /// Why the VM is not to be protected on this host, as far as that can be told without asking.
@@ -248,7 +280,7 @@ impl Host {
         let entry = slot.entry();
         let vm = entry.definition.vm;
         let Some(machine) = slot.machine() else { return };
-        let Ok(_operation) = slot.begin(super::Activity::Checking) else {
+        let Ok(_operation) = slot.begin(Activity::Checking) else {
             return;
         };
         let kept = match (self.is_leased(vm), self.bare_because(&entry)) {
