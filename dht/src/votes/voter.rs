@@ -60,11 +60,25 @@ impl KeptPromise {
             is_protected: entry.is_protected,
         }
     }
+
+    /// What is kept after a step that ended with this promise.
+    pub(crate) fn then(self, promise: Promise, step: Step) -> Self {
+        let is_same_holder = promise.holder == self.promise.holder;
+        Self {
+            promise,
+            was_confirmed: is_same_holder && (self.promise.confirmed || self.was_confirmed),
+            is_protected: match step {
+                Step::Protect => true,
+                Step::Unprotect | Step::Deleted => false,
+                _ => self.is_protected,
+            },
+        }
+    }
 }
 
-/// The rule for a VM that is not protected. A proposal at the epoch already promised to the same holder is agreed to again; a
-/// confirmation also counts as a promise where the promise itself never arrived. Only the newest
-/// holder may report that the VM was deleted.
+/// The rule for a VM that is not protected. A proposal at the epoch already promised to the same
+/// holder is agreed to again; a confirmation also counts as a promise where the promise itself
+/// never arrived. Only the newest holder may report that the VM was deleted.
 pub(crate) fn decide(known: Option<KeptPromise>, proposal: &Proposal) -> Verdict {
     let confirmed = proposal.step == Step::Confirm;
     let new = Verdict::Record(Promise {
@@ -117,16 +131,12 @@ fn entry_after(
         Verdict::Agree if known.deleted.is_some() => known.promise,
         _ => return None,
     };
-    let is_same_holder = promise.holder == known.promise.holder;
+    let kept = KeptPromise::of(known).then(promise, proposal.step);
     Some(LogEntry {
         promise,
-        was_confirmed: is_same_holder && (known.promise.confirmed || known.was_confirmed),
+        was_confirmed: kept.was_confirmed,
+        is_protected: kept.is_protected,
         deleted,
-        is_protected: match proposal.step {
-            Step::Protect => true,
-            Step::Unprotect | Step::Deleted => false,
-            _ => known.is_protected,
-        },
         ..*known
     })
 }

@@ -64,6 +64,8 @@ enum State {
 /// What an heir is told of its VM, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ward {
+    /// The heir itself.
+    pub me: MemberId,
     /// The VM's host.
     pub host: MemberId,
     /// How long the host is silent before the heir looks at the voters.
@@ -167,7 +169,9 @@ impl Heir {
         let Some(newest) = view.newest.filter(|_| view.protected) else {
             return self.wait(now + self.terms.retry);
         };
-        if newest.confirmed && newest.granted && newest.holder != self.ward.host {
+        // An epoch of its own, whose grant got lost on the way, is followed by the next one.
+        let is_elsewhere = ![self.ward.host, self.ward.me].contains(&newest.holder);
+        if newest.confirmed && newest.granted && is_elsewhere {
             (self.state, self.due) = (State::Over, None);
             let (epoch, holder) = (newest.epoch, newest.holder);
             return vec![HeirOutput::Elsewhere { epoch, holder }];

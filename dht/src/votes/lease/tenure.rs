@@ -234,6 +234,12 @@ impl Tenure {
         (self.sent, self.deadline, self.ask_at) = (None, None, None);
     }
 
+    /// The newest renewal's serial number.
+    #[cfg(test)]
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// Moves the origin of its clock: times older than `floor` count as `floor`, and the serial
     /// numbers begin anew.
     #[cfg(test)]
