@@ -84,6 +84,7 @@ BENCH := $(SUDO) env PATH="$$PATH" P2PVM_FIGURES=$(FIGURES_DIR) cargo bench --lo
 bench-crates: setup
 	for bench in aead alloc traffic; do $(BENCH) -p p2pvm-overlay --no-default-features --bench $$bench || exit; done
 	$(BENCH) -p p2pvm-authority
+	$(BENCH) -p p2pvm --bench guardian
 
 # Simulates the ring at scale and under random faults, in virtual time (docs/scale.md).
 simulate:

@@ -94,6 +94,10 @@ pub async fn examine(context: &Context) -> DoctorPage {
         judge::name_servers(&probes::name_servers()),
         judge::membership(layout, status),
     ];
+    if nix::unistd::geteuid().is_root() {
+        let outlook = p2pvm_vm_manager::guardian::outlook(layout.dir());
+        checks.push(judge::guardian(&outlook));
+    }
     checks.extend(status.and_then(judge::guests));
     if running.is_none() {
         checks.extend(p2pvm_host::names::without_daemon().map(judge::of_machine));

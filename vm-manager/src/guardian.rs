@@ -33,7 +33,12 @@ pub use serve::serve;
 
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, VmId};
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::broadcast;
 
 /// The process that is a guest, as its hypervisor knows it.
@@ -164,6 +169,15 @@ pub trait Guardian: Send + Sync + 'static {
     /// Jumps of the wall clock beside `CLOCK_BOOTTIME`, nanoseconds: the host was set, or another
     /// machine held this one still. A lease that was taken before one needs a new look.
     fn jumps(&self) -> broadcast::Receiver<i64>;
+}
+
+/// The guardian of the host whose state directory is `dir`, an absolute path; none where it could
+/// not freeze in time. The program itself is its program.
+pub fn of_host(dir: &Path) -> Arc<dyn Guardian> {
+    match nix::unistd::geteuid().is_root() {
+        true => Arc::new(HostGuardian::of_this_program(dir)),
+        false => Arc::new(NoGuardian("the daemon is not root")),
+    }
 }
 
 /// For hosts whose guests cannot be guarded, as those of an unprivileged daemon.

@@ -22,7 +22,6 @@ mod tap;
 
 pub use leftover::end_guests;
 pub use probe::Probe;
-pub(crate) use process::start_of;
 pub use qmp::connect_unix;
 
 use crate::{

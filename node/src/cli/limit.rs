@@ -217,7 +217,13 @@ mod tests {
                 "{long}"
             );
         }
-        for open in ["up", "top", "vm console web", "guardian --of 7", "guest-guardian"] {
+        for open in [
+            "up",
+            "top",
+            "vm console web",
+            "guardian --of 7",
+            "guest-guardian",
+        ] {
             assert_eq!(limit(&format!("p2pvm {open}")), Limit::None, "{open}");
         }
     }

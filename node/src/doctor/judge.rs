@@ -4,7 +4,7 @@
 mod guests;
 mod network;
 
-pub(super) use guests::{cgroups, kvm, qemu};
+pub(super) use guests::{cgroups, guardian, kvm, qemu};
 pub(super) use network::{ipv6, mtu, name_servers, nft, sysctl, tun, udp};
 
 use super::probes::{Clock, Disk};

@@ -1,4 +1,5 @@
-//! Migration requests, VM records, requests between hosts, and what a snapshot says of its VM.
+//! Migration requests, VM records, requests between hosts, what a snapshot says of its VM, and what
+//! daemon and guest guardian say to each other.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_vm_manager::{
@@ -16,4 +17,5 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = postcard::from_bytes::<VmRequest>(bytes);
     let _ = postcard::from_bytes::<VmAnswer>(bytes);
     p2pvm_vm_manager::parse_sealed(bytes);
+    p2pvm_vm_manager::guardian::parse_message(bytes);
 });

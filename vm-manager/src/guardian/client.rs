@@ -7,7 +7,6 @@ use super::{
     place::{self, Place, Received},
     standing::Lacks,
 };
-use crate::qemu::start_of;
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, VmId, lock};
 use std::{
@@ -101,10 +100,13 @@ impl HostGuardian {
         let mut again = true;
         loop {
             let open = match link.take() {
-                Some(open) => open,
-                None => self.open().await?,
+                Some(open) => Ok(open),
+                None => self.open().await,
             };
-            let answer = link.insert(open).ask(ask, fds).await;
+            let answer = match open {
+                Ok(open) => link.insert(open).ask(ask, fds).await,
+                Err(error) => Err(error),
+            };
             if answer.is_err() {
                 *link = None;
             }
@@ -113,6 +115,18 @@ impl HostGuardian {
                 answer => return answer,
             }
         }
+    }
+
+    /// Whether a guardian lives; connects to it, and starts none.
+    async fn finds_one(&self) -> Result<bool, GuardianError> {
+        let mut link = self.link.lock().await;
+        if link.is_none()
+            && let Ok(place) = Place::make(&self.dir)
+            && let Ok(socket) = place.connect()
+        {
+            *link = Some(self.link(socket)?);
+        }
+        Ok(link.is_some())
     }
 
     /// Connects to the guardian that lives, or starts one.
@@ -214,7 +228,11 @@ impl Link {
         let asked = async {
             let send = |socket: &OwnedFd| place::send(socket, &bytes, fds);
             let sent = self.socket.async_io(Interest::WRITABLE, send);
-            sent.await.map_err(GuardianError::Link)?;
+            if let Err(error) = sent.await {
+                // Until the reader has reported what that end did to the guests.
+                while self.answers.recv().await.is_some() {}
+                return Err(GuardianError::Link(error));
+            }
             while let Some((of, reply)) = self.answers.recv().await {
                 // One of an earlier request came too late for it.
                 if of == serial {
@@ -322,7 +340,7 @@ impl Guardian for HostGuardian {
     ) -> Result<(), GuardianError> {
         let handle = kernel::open_process(process.pid).map_err(|_| GuardianError::NoProcess)?;
         // After it was opened: the number may have been another process's before.
-        if start_of(process.pid) != Some(process.started) {
+        if kernel::start_of(process.pid) != Some(process.started) {
             return Err(GuardianError::NoProcess);
         }
         let open = |path| OpenOptions::new().read(true).write(true).open(path);
@@ -383,10 +401,7 @@ impl Guardian for HostGuardian {
 
     async fn drop_vm(&self, vm: VmId) -> Result<(), GuardianError> {
         lock(&self.shared.known).remove(&vm);
-        // None is started for it.
-        let lives = self.link.lock().await.is_some()
-            || Place::make(&self.dir).is_ok_and(|place| place.connect().is_ok());
-        if !lives {
+        if !self.finds_one().await? {
             return Ok(());
         }
         match self.exchange(Ask::Drop { vm }, &[]).await? {
@@ -397,6 +412,9 @@ impl Guardian for HostGuardian {
     }
 
     async fn ward(&self, vm: VmId) -> Result<Ward, GuardianError> {
+        if !self.finds_one().await? {
+            return Ok(Ward::Unknown);
+        }
         let unknown = Reply::Refused {
             why: Refusal::Unknown,
         };

@@ -2,7 +2,7 @@
 
 use nix::time::{ClockId, clock_gettime};
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
@@ -36,6 +36,18 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = checked(result)?;
     // SAFETY: the kernel has just made this descriptor for us, and nothing else has its number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// When the live process of that number started, clock ticks after boot (field 22 of
+/// `/proc/<pid>/stat`).
+pub(super) fn start_of(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may hold anything. The state, the first of the rest, is field 3.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let mut fields = rest.split_ascii_whitespace();
+    // A zombie has ended.
+    let lives = fields.next()? != "Z";
+    lives.then(|| fields.nth(18)?.parse().ok()).flatten()
 }
 
 /// A descriptor of a process, which no later process with its number takes over.

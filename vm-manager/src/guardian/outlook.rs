@@ -1,7 +1,7 @@
-//! What this host could do for a guarded guest, found without starting anything: for `p2pvm doctor`.
+//! What this host could do for a guarded guest, found without starting one: for `p2pvm doctor`.
 
 use super::{kernel, place, standing::PRIORITY};
-use crate::{cgroup, qemu::start_of};
+use crate::cgroup;
 use std::{fs, path::Path};
 
 /// How well guests can be frozen here.
@@ -24,7 +24,7 @@ pub fn outlook(dir: &Path) -> Outlook {
             .any(|word| word == b"guest-guardian")
     };
     let running = place::noted_pid(dir)
-        .filter(|pid| start_of(*pid).is_some())
+        .filter(|pid| kernel::start_of(*pid).is_some())
         .filter(is_guardian);
     // In a thread of its own, which alone gets the class.
     let probe = || kernel::become_real_time(PRIORITY).is_ok();

@@ -43,6 +43,10 @@ const TICK: Duration = Duration::from_secs(1);
 const STRAY: Duration = Duration::from_secs(1);
 /// How many messages of the daemon are read in a row before the timer is looked at again.
 const IN_A_ROW: usize = 32;
+/// How many times the lock is tried, and how long between two tries. Reason: a previous guardian
+/// may just be ending.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// What the kernel says when the machine that this host runs in has become another (Linux 6.10).
 const NEW_GENERATION: &[u8] = b"NEW_VMGENID=1";
 
@@ -53,7 +57,7 @@ const NEW_GENERATION: &[u8] = b"NEW_VMGENID=1";
 /// The directory, the socket or the timer cannot be made.
 pub fn serve(dir: &Path) -> io::Result<()> {
     let place = Place::make(dir)?;
-    let Some(_lock) = place.lock()? else {
+    let Some(_lock) = locked(&place)? else {
         return Ok(());
     };
     let lacks = standing::take();
@@ -72,6 +76,17 @@ pub fn serve(dir: &Path) -> io::Result<()> {
     };
     while guardian.turn()? {}
     Ok(())
+}
+
+/// The lock; none if another guardian lives on.
+fn locked(place: &Place) -> io::Result<Option<nix::fcntl::Flock<File>>> {
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = place.lock()? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    Ok(None)
 }
 
 struct Serving {
@@ -116,16 +131,26 @@ impl Serving {
             self.rule.alarm(now);
             self.strike(now, Cause::NewGeneration);
         }
-        if ready.listener
-            && let Ok(client) = place::accept(&self.listener)
-        {
-            self.client = Some(client);
-            self.was_connected = true;
+        if ready.listener {
+            self.accept();
         }
         if ready.client {
             self.hear();
         }
-        Ok(!self.was_connected || self.client.is_some() || !self.rule.is_empty())
+        let is_idle = self.client.is_none() && self.rule.is_empty();
+        if self.was_connected && is_idle {
+            // The next daemon may be waiting already.
+            self.accept();
+            return Ok(self.client.is_some());
+        }
+        Ok(true)
+    }
+
+    fn accept(&mut self) {
+        if let Ok(client) = place::accept(&self.listener) {
+            self.client = Some(client);
+            self.was_connected = true;
+        }
     }
 
     /// Sets the timer to the next deadline or tick, whichever is first.

@@ -114,11 +114,6 @@ impl Process {
     }
 }
 
-/// When the live process of that number started, clock ticks after boot.
-pub(crate) fn start_of(pid: i32) -> Option<u64> {
-    Process::of(pid).map(|process| process.started)
-}
-
 /// The fields of `/proc/<pid>/stat` from the state on; the name before it may hold anything.
 fn stat(pid: i32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -1,9 +1,10 @@
-//! The doctor's rules about what guests need: KVM, QEMU with its tools, control groups.
+//! The doctor's rules about what guests need: KVM, QEMU with its tools, control groups, a guardian.
 
 use super::check;
 use crate::doctor::probes::{Cgroups, Kvm, Programs};
 use p2pvm_api::Check;
 use p2pvm_host::Level::{Failed, Ok as Fine, Warning};
+use p2pvm_vm_manager::guardian::Outlook;
 
 /// The first QEMU whose migration p2pvm can control.
 const QEMU_MAJOR: u32 = 10;
@@ -95,6 +96,33 @@ pub(crate) fn cgroups(found: &Cgroups) -> Check {
     }
 }
 
+/// How well a guest whose lease has ended can be frozen. The daemon must be root for it.
+pub(crate) fn guardian(found: &Outlook) -> Check {
+    let who = match found.running {
+        Some(pid) => format!("the guest guardian runs (process {pid})"),
+        None => "no guest is guarded now".to_owned(),
+    };
+    if !found.freezer {
+        return check(
+            "guardian",
+            Warning,
+            format!("{who}; a guest may be frozen 0.1 s late: there is no version 2 control group"),
+            "mount one: 'mount -t cgroup2 none /sys/fs/cgroup/unified'; VMs that start then use it",
+        );
+    }
+    if !found.real_time {
+        return check(
+            "guardian",
+            Warning,
+            format!("{who}; a guest may be frozen 0.5 s late: real-time scheduling is refused"),
+            "under systemd 'RestrictRealtime=no' and 'LimitRTPRIO=99'; in a container the \
+                capability SYS_NICE. A guardian that runs keeps what it has",
+        );
+    }
+    let found = format!("{who}; a guest's freeze is not late");
+    check("guardian", Fine, found, "")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +131,31 @@ mod tests {
         Programs {
             version,
             missing: missing.to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_makes_a_freeze_late_is_a_warning_with_advice() {
+        let best = Outlook {
+            running: Some(7),
+            real_time: true,
+            freezer: true,
+        };
+        assert_eq!(guardian(&best).level, Fine);
+        for late in [
+            Outlook {
+                real_time: false,
+                ..best
+            },
+            Outlook {
+                freezer: false,
+                running: None,
+                ..best
+            },
+        ] {
+            let check = guardian(&late);
+            assert!(check.level == Warning && !check.advice.is_empty());
+            assert!(check.found.contains("late"), "{check:?}");
         }
     }
 
