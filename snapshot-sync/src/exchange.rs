@@ -7,6 +7,7 @@
 
 mod custody;
 mod fetch;
+mod pace;
 mod plan;
 mod replicas;
 mod replicate;
@@ -16,6 +17,7 @@ mod upkeep;
 pub mod wire;
 
 pub use fetch::FetchReport;
+pub use pace::MIN_RATE;
 pub use replicate::{Replication, ReplicationState};
 pub use shared::{ExchangeOptions, SERVICE};
 
@@ -95,6 +97,7 @@ impl Exchange {
             store,
             options,
             turns: Turns::default(),
+            pace: Arc::default(),
         };
         let exchange = Arc::new(Self {
             core,
@@ -118,6 +121,12 @@ impl Exchange {
     /// This node.
     pub fn me(&self) -> MemberId {
         self.core.fabric.me()
+    }
+
+    /// Sends these chunks, to all members together, at `rate` bytes a second at most: at least
+    /// [`MIN_RATE`]. Only the latest quarter of a million are paced.
+    pub fn pace(&self, chunks: impl IntoIterator<Item = ChunkId>, rate: u64) {
+        self.core.pace.add(chunks, rate);
     }
 
     /// Fetches the missing chunks of `manifest` (a file's, or a checkpoint's with its files) from

@@ -17,6 +17,7 @@ mod take;
 pub use restore::RestoreOptions;
 pub(crate) use restore::Right;
 pub use take::NewSnapshot;
+pub(crate) use take::candidates;
 
 /// What a checkpoint holds of its VM, beside the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +36,7 @@ impl SavedVm {
 
     /// Its bytes in a checkpoint, sealed for the VM's voters and its owner: the host that has it if
     /// the VM is of a version without owners.
-    fn sealed(&self, owner: MemberId) -> Vec<u8> {
+    pub(crate) fn sealed(&self, owner: MemberId) -> Vec<u8> {
         let plain = Zeroizing::new(self.to_bytes());
         let (vm, voters) = (self.definition.vm, &self.definition.voters);
         Sealed::seal(vm, owner, voters, &plain).to_bytes()

@@ -1,6 +1,6 @@
 //! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
 //! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`), and after the
-//! copies of their snapshots (`keepers`).
+//! copies of their snapshots (`keepers`) and the replicas of their disks (`replicas`).
 //!
 //! This is the crate's top floor: it uses moves and snapshots, and [`crate::host`] does not.
 
@@ -14,6 +14,7 @@ use std::{path::Path, sync::Arc};
 mod adopt;
 mod keeper_log;
 mod keepers;
+mod replicas;
 mod rounds;
 
 impl Host {
@@ -34,6 +35,7 @@ impl Host {
         Arrivals::serve(&host);
         host.watch_vms();
         host.watch_keepers();
+        host.watch_replicas();
         host.watch_room();
         host.watch_inheritances();
         Ok(host)

@@ -21,7 +21,9 @@ use crate::{
     vault::Vault,
 };
 use p2pvm_dht::Records;
-use p2pvm_overlay::{BoxStream, Epoch, Fabric, MemberId, VmId, chain, identity::Identity};
+use p2pvm_overlay::{
+    BoxStream, Epoch, Fabric, MemberId, UnixTime, VmId, chain, identity::Identity,
+};
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -44,6 +46,7 @@ mod names;
 mod newcomer;
 pub mod registry;
 pub mod remote;
+pub(crate) mod replication;
 pub(crate) mod revoked;
 mod room;
 mod shield;
@@ -58,6 +61,7 @@ pub use envelope::Tenant;
 pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
 pub use registry::{Entry, Healed, Registry, Role, Side};
+pub use replication::ReplicationStatus;
 pub use shield::Shield;
 pub(crate) use slot::{Guest, Operation, Slot, lock};
 pub use status::{
@@ -117,6 +121,8 @@ pub struct HostOptions {
     pub renew_every: Duration,
     /// How often each member that keeps a snapshot is asked whether it still has all of it.
     pub ask_keepers_every: Duration,
+    /// At which rate replicas of disks are sent to other members, bytes a second for all of them.
+    pub replica_rate: u64,
     /// How long a guest may take to power down before it is killed.
     pub stop_patience: Duration,
 }
@@ -132,6 +138,7 @@ impl Default for HostOptions {
             guard_every: Duration::from_secs(20),
             renew_every: Duration::from_secs(20 * 60),
             ask_keepers_every: Duration::from_secs(24 * 3600),
+            replica_rate: 16 << 20,
             stop_patience: Duration::from_secs(30),
         }
     }
@@ -235,6 +242,11 @@ impl Host {
             snapshots: record.snapshots,
             note: None,
             still: None,
+            replication: ReplicationStatus::of_record(
+                &record.protection,
+                record.replica.as_ref(),
+                UnixTime::now(),
+            ),
             owner: record.owner,
         })
     }

@@ -5,7 +5,8 @@
 
 use crate::{Error, guardian::GuardedProcess};
 use async_trait::async_trait;
-use p2pvm_overlay::{BoxStream, VmId};
+use p2pvm_overlay::{BoxStream, UnixTime, VmId};
+use p2pvm_snapshot_sync::FilePatch;
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -188,6 +189,21 @@ pub struct CheckpointFiles {
     pub pause: Duration,
 }
 
+/// What changed on a running guest's disk since the previous copy, as [`Machine::changed_blocks`]
+/// leaves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedDisk {
+    /// The file that has the changed blocks. The caller removes it.
+    pub file: PathBuf,
+    /// What of it changes which blocks of the disk's file: of the file that a restore writes, not
+    /// of the one in use.
+    pub patch: FilePatch,
+    /// When it began: all that the guest had written by then is in it.
+    pub begun: UnixTime,
+    /// It is all of the disk, and follows no previous copy.
+    pub whole: bool,
+}
+
 /// Makes guests on this host.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {
@@ -311,4 +327,21 @@ pub trait Machine: Send + Sync + 'static {
         dir: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<CheckpointFiles, Error>;
+
+    /// How many bytes of its disk the guest may have changed since the last
+    /// [`Machine::changed_blocks`]; `None` if that is not known, and the next copies all.
+    async fn changed_bytes(&self) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
+    /// Copies into `dir` what the disk held at one instant, as far as it changed since the previous
+    /// call; all of it at the first call, and with `whole`: when the caller lost a copy. The guest
+    /// runs on. Moves and checkpoints go first: they end it, and it is repeated later. After an
+    /// error nothing is lost to the next call.
+    async fn changed_blocks(&self, dir: &Path, whole: bool) -> Result<ChangedDisk, Error> {
+        let (_, _) = (dir, whole);
+        Err(Error::Refused(
+            "this hypervisor does not copy what a guest changes".into(),
+        ))
+    }
 }

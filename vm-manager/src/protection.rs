@@ -3,7 +3,7 @@
 //!
 //! This file says what is wished, and no more: replicas are made by `crate::replicas`.
 
-use crate::{Error, framed, vault::Durability};
+use crate::{Error, directory::Snapshot, framed, vault::Durability};
 use p2pvm_overlay::{Epoch, MemberId, UnixTime};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,9 @@ pub const REPLICAS: usize = 2;
 pub const MAX_REPLICAS: usize = 4;
 /// How long a host is silent before it counts as lost unless the VM says otherwise.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// The name by which a restore means the newest replica, unless a snapshot has it.
+pub const REPLICA: &str = "replica";
 
 /// Whether a VM is protected against the loss of its host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +213,24 @@ impl Replica {
     /// What decides which of two replicas is newer.
     pub fn order(&self) -> (Epoch, u64) {
         (self.epoch, self.seq)
+    }
+
+    /// How many members other than the host that took it hold it.
+    pub fn copies(&self) -> u32 {
+        self.providers.len().saturating_sub(1) as u32
+    }
+
+    /// The same as a snapshot, which a restore brings back.
+    pub fn as_snapshot(&self) -> Snapshot {
+        Snapshot {
+            name: REPLICA.into(),
+            checkpoint: self.checkpoint,
+            taken: self.taken,
+            epoch: self.epoch,
+            with_ram: false,
+            durability: self.durability.clone(),
+            providers: self.providers.clone(),
+        }
     }
 
     /// How old the disk is that it would bring back.

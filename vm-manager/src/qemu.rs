@@ -16,8 +16,10 @@ mod migration;
 mod moving;
 mod probe;
 mod process;
+mod qcow2;
 mod qmp;
 mod relay;
+mod replica;
 mod tap;
 
 pub use leftover::end_guests;
@@ -367,6 +369,10 @@ impl Hypervisor for Qemu {
         // the use of its files.
         if let Err(error) = checkpoint::abandon(&qmp).await {
             tracing::warn!(vm = %spec.vm.short(), error = %chain(&error), "a checkpoint that was \
+                interrupted could not be cleared away");
+        }
+        if let Err(error) = replica::abandon(&qmp).await {
+            tracing::warn!(vm = %spec.vm.short(), error = %chain(&error), "a replica that was \
                 interrupted could not be cleared away");
         }
         let machine = QemuMachine::new(spec.clone(), qmp, process, jail).await?;

@@ -5,7 +5,7 @@
 use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
-use p2pvm_snapshot_sync::{Checkpoint, ManifestId, SealKey};
+use p2pvm_snapshot_sync::{Checkpoint, FilePatch, ManifestId, SealKey};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
@@ -66,6 +66,15 @@ pub struct CheckpointInput {
     pub seal: SealKey,
 }
 
+/// A checkpoint of what changed, as [`Vault::store_changes`] leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredChanges {
+    /// The checkpoint document.
+    pub checkpoint: ManifestId,
+    /// How many bytes of chunks were not here before.
+    pub new_bytes: u64,
+}
+
 /// Images and checkpoints by content.
 #[async_trait]
 pub trait Vault: Send + Sync + 'static {
@@ -105,6 +114,19 @@ pub trait Vault: Send + Sync + 'static {
         instant: &CheckpointInput,
         progress: &watch::Sender<Progress>,
     ) -> Result<ManifestId, Error>;
+
+    /// Stores a checkpoint of the disk alone: that of the checkpoint `base` with the changes of
+    /// `patch`, whose blocks are in the instant's disk file. It is sent to other members at `rate`
+    /// bytes a second. When it returns, it is flushed and kept until [`Vault::forget`].
+    async fn store_changes(
+        &self,
+        instant: &CheckpointInput,
+        (base, patch): (Option<ManifestId>, FilePatch),
+        rate: u64,
+    ) -> Result<StoredChanges, Error> {
+        let (_, _, _, _) = (instant, base, patch, rate);
+        Err(Error::Refused("this vault stores no changes".into()))
+    }
 
     /// Whether a checkpoint is kept here for this host, until [`Vault::forget`].
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error>;

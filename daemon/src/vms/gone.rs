@@ -10,7 +10,7 @@ use p2pvm_api::{Outcome, VmStateView, VmView};
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::{
     directory::{Snapshot, VmRecord},
-    host::{VmState, VmStatus},
+    host::{ReplicationStatus, VmState, VmStatus},
 };
 use std::collections::BTreeSet;
 
@@ -91,6 +91,11 @@ impl Vms {
             definition: record.definition.clone(),
             snapshots: record.snapshots.clone(),
             still: None,
+            replication: ReplicationStatus::of_record(
+                &record.protection,
+                record.replica.as_ref(),
+                UnixTime::now(),
+            ),
             note: Some(note),
             owner: record.owner,
         };

@@ -2,6 +2,7 @@
 
 use super::{
     Exchange, SERVICE,
+    pace::Pace,
     wire::{Answer, Frame, Request},
 };
 use crate::{ChunkId, ChunkStore, Error, error::blocking, store::Pin};
@@ -16,6 +17,7 @@ use std::{
 use tokio::{
     io::AsyncWriteExt,
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 
 /// How long a [`Request::Keep`] waits at most, whatever its `wait_ms`.
@@ -39,10 +41,8 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
         .fabric
         .serve(SERVICE, Arc::new(Handler(Arc::downgrade(exchange))));
     let mut streams = exchange.core.fabric.accept_streams(SERVICE);
-    let (store, all) = (
-        exchange.core.store.clone(),
-        exchange.core.options.max_streams,
-    );
+    let (store, pace) = (exchange.core.store.clone(), exchange.core.pace.clone());
+    let all = exchange.core.options.max_streams;
     let seats = Seats::new(all, all.div_ceil(SHARE));
     tokio::spawn(async move {
         let mut served = JoinSet::new();
@@ -53,9 +53,9 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
             let Some(seat) = seats.try_take(member) else {
                 continue;
             };
-            let store = store.clone();
+            let (store, pace) = (store.clone(), pace.clone());
             served.spawn(async move {
-                if let Err(e) = serve_stream(store, stream).await {
+                if let Err(e) = serve_stream(store, &pace, stream).await {
                     tracing::debug!(%member, "serving chunks ended: {e}");
                 }
                 drop(seat);
@@ -64,7 +64,7 @@ pub(super) fn start(exchange: &Arc<Exchange>) -> JoinHandle<()> {
     })
 }
 
-async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
+async fn serve_stream(store: ChunkStore, pace: &Pace, stream: BoxStream) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     while let Ok(frame) = tokio::time::timeout(IDLE, Frame::read(&mut reader)).await {
         let Some(Frame::Want(ids)) = frame? else {
@@ -76,12 +76,23 @@ async fn serve_stream(store: ChunkStore, stream: BoxStream) -> io::Result<()> {
             .buffered(2);
         while let Some(frames) = groups.next().await {
             for frame in frames {
+                paced(pace, &frame).await;
                 tokio::time::timeout(IDLE, frame.write(&mut writer)).await??;
             }
         }
         tokio::time::timeout(IDLE, writer.flush()).await??;
     }
     Ok(())
+}
+
+/// Waits until a chunk may be sent.
+async fn paced(pace: &Pace, frame: &Frame) {
+    if let Frame::Chunk(id, stored) = frame {
+        let wait = pace.wait(*id, stored.len(), Instant::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
 }
 
 /// Never fails: to the caller, a chunk that cannot be read is missing.
@@ -162,7 +173,10 @@ mod tests {
         let content: Vec<u8> = (0..1u32 << 16).flat_map(u32::to_le_bytes).collect();
         let id = store.put(&content).unwrap();
         let (mut here, there) = tokio::io::duplex(4096);
-        let served = tokio::spawn(serve_stream(store, Box::new(there)));
+        let served =
+            tokio::spawn(
+                async move { serve_stream(store, &Pace::default(), Box::new(there)).await },
+            );
         Frame::Want(vec![id]).write(&mut here).await.unwrap();
         let ended = tokio::time::timeout(IDLE * 3, served).await;
         assert_eq!(

@@ -1,6 +1,6 @@
 //! What the tasks of an exchange share: the fabric, the store and the settings.
 
-use super::wire;
+use super::{pace::Pace, wire};
 use crate::{ChunkStore, Error};
 use p2pvm_overlay::{Fabric, MemberId};
 use std::{
@@ -58,6 +58,8 @@ pub(super) struct Core {
     /// A member's replicas are fetched one after the other, so that each sees what the ones before
     /// it take.
     pub(super) turns: Turns,
+    /// Which chunks are sent at a limited rate.
+    pub(super) pace: Arc<Pace>,
 }
 
 /// One lock for each member.

@@ -17,6 +17,7 @@ use crate::{
         revoked::checked,
     },
     hypervisor::{Progress, RunState, Start},
+    protection::{REPLICA, Replica},
     sealed::seal_key,
 };
 use p2pvm_dht::VoterSet;
@@ -101,7 +102,11 @@ impl Host {
             .snapshots
             .iter()
             .find(|s| s.name == snapshot)
-            .cloned();
+            .cloned()
+            .or_else(|| {
+                let replica = record.replica.as_ref().filter(|_| snapshot == REPLICA);
+                replica.map(Replica::as_snapshot)
+            });
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
         if self.slot_of(record.definition.vm).is_none() {
@@ -349,6 +354,7 @@ impl Host {
             revoked: checked(record.definition.vm, &record.revoked),
             protection: record.protection.clone(),
             replica: record.replica.clone(),
+            sending: None,
             leased,
             healed: None,
         })

@@ -239,7 +239,7 @@ impl Host {
 
 /// The members that a snapshot is copied to, the preferred ones first: those that have it, then
 /// those that are connected; without those named in `not`.
-fn candidates(
+pub(crate) fn candidates(
     providers: &[MemberId],
     connected: &[MemberId],
     not: &[Option<MemberId>],

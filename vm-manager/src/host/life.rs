@@ -159,6 +159,7 @@ impl Host {
             revoked: Revocations::NONE,
             protection: crate::Protection::default(),
             replica: None,
+            sending: None,
             leased: false,
             healed: None,
         })?;
@@ -218,6 +219,12 @@ impl Host {
                 self.parts
                     .vault
                     .forget(snapshot.checkpoint, &snapshot.providers, &keys)
+                    .await?;
+            }
+            for replica in entry.replica.iter().chain(&entry.sending) {
+                self.parts
+                    .vault
+                    .forget(replica.checkpoint, &replica.providers, &keys)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;

@@ -133,6 +133,9 @@ pub struct Entry {
     /// The newest replica of its disk that all its holders have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<Replica>,
+    /// A newer one that is stored here and not yet at its holders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sending: Option<Replica>,
     /// Whether its voters may have it as protected: its guest runs under a lease, or not at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leased: bool,
@@ -409,6 +412,7 @@ pub(crate) mod tests {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            sending: None,
             leased: false,
             healed: None,
         }

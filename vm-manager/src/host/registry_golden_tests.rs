@@ -43,6 +43,7 @@ fn entry(role: Role) -> Entry {
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        sending: None,
         leased: false,
         healed: None,
     }

@@ -2,7 +2,7 @@
 //! guest runs there. This service does no operations on VMs: the control API forwards those to the
 //! holder's own.
 
-use super::{Activity, Host, Role, Standstill, VmState, VmStatus};
+use super::{Activity, Host, ReplicationStatus, Role, Standstill, VmState, VmStatus};
 use crate::{
     Error,
     error::peer,
@@ -106,8 +106,9 @@ impl Serve for VmService {
     }
 }
 
-/// Encodes an answer. A list is followed by the reasons why guests are paused, each with its place
-/// in the list: previous releases read no further than the list.
+/// Encodes an answer. A list is followed by the reasons why guests are paused, then by how well
+/// disks are replicated, each with its place in the list: previous releases read no further than
+/// the list, or the reasons.
 fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
     let mut body = postcard::to_allocvec(answer)?;
     if let VmAnswer::Vms(vms) = answer {
@@ -116,6 +117,13 @@ fn encode(answer: &VmAnswer) -> postcard::Result<Vec<u8>> {
             .filter_map(|(at, vm)| Some((at, vm.still.as_ref()?)))
             .collect();
         body.extend(postcard::to_allocvec(&still)?);
+        let replication: Vec<(u32, &ReplicationStatus)> = (0..)
+            .zip(vms)
+            .filter_map(|(at, vm)| Some((at, vm.replication.as_ref()?)))
+            .collect();
+        if !replication.is_empty() {
+            body.extend(postcard::to_allocvec(&replication)?);
+        }
     }
     Ok(body)
 }
@@ -125,11 +133,17 @@ fn decode(body: &[u8]) -> postcard::Result<VmAnswer> {
     let (mut answer, behind) = postcard::take_from_bytes::<VmAnswer>(body)?;
     if let VmAnswer::Vms(vms) = &mut answer {
         // Previous releases send no reasons.
-        for (at, still) in
-            postcard::from_bytes::<Vec<(u32, Standstill)>>(behind).unwrap_or_default()
-        {
-            if let Some(vm) = usize::try_from(at).ok().and_then(|at| vms.get_mut(at)) {
+        let read = postcard::take_from_bytes::<Vec<(u32, Standstill)>>(behind);
+        let (all_still, behind) = read.unwrap_or_default();
+        for (at, still) in all_still {
+            if let Some(vm) = vms.get_mut(at as usize) {
                 vm.still = Some(still);
+            }
+        }
+        let read = postcard::from_bytes::<Vec<(u32, ReplicationStatus)>>(behind);
+        for (at, replication) in read.unwrap_or_default() {
+            if let Some(vm) = vms.get_mut(at as usize) {
+                vm.replication = Some(replication);
             }
         }
     }
@@ -304,7 +318,33 @@ mod tests {
             snapshots: vec![],
             note: None,
             still,
+            replication: None,
             owner: None,
+        }
+    }
+
+    #[test]
+    fn a_list_says_how_well_disks_are_replicated() {
+        let replication = ReplicationStatus {
+            every_s: 60,
+            age_s: Some(38),
+            copies: 1,
+            wanted: 2,
+            is_late: false,
+            why: Some("no room".into()),
+            rounds: 3,
+            new_bytes: 9 << 20,
+            last_new_bytes: 7,
+        };
+        let with = VmStatus {
+            replication: Some(replication),
+            ..status("b", None)
+        };
+        let vms = VmAnswer::Vms(vec![status("a", None), with]);
+        let body = encode(&vms).unwrap();
+        assert_eq!(decode(&body).unwrap(), vms);
+        for length in 0..body.len() {
+            let _ = decode(&body[..length]);
         }
     }
 

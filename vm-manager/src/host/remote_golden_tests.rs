@@ -120,6 +120,7 @@ fn status(state: VmState, still: Option<Standstill>) -> VmStatus {
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         note: Some("held".into()),
         still,
+        replication: None,
         owner: None,
     }
 }

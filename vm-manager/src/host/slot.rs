@@ -5,6 +5,7 @@ use super::{
     activity::Activity,
     envelope::{Place, Promise},
     registry::{Entry, Role},
+    replication::{Replication, ReplicationStatus},
     shield::ShieldCell,
     status::{VmState, VmStatus},
     underway::OutgoingMove,
@@ -13,13 +14,13 @@ use crate::{
     Error,
     hypervisor::{Machine, RunState},
 };
-use p2pvm_overlay::MemberId;
 pub(crate) use p2pvm_overlay::lock;
+use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -50,6 +51,8 @@ pub(crate) struct Slot {
     unproven: AtomicBool,
     /// Snapshots that are being copied to other members.
     copying: Mutex<BTreeSet<ManifestId>>,
+    /// The rounds that replicate its disk.
+    replication: Mutex<Replication>,
     /// When the latest check begins, or began, that another member's report caused.
     heeded: Mutex<Option<Instant>>,
     /// Its part of what this host offers to other members, until it is removed.
@@ -98,6 +101,7 @@ impl Slot {
             unpublished: AtomicBool::new(false),
             unproven: AtomicBool::new(false),
             copying: Mutex::default(),
+            replication: Mutex::default(),
             heeded: Mutex::default(),
             place: Mutex::new(place),
             shield: ShieldCell::default(),
@@ -157,6 +161,22 @@ impl Slot {
 
     pub(crate) fn is_copying(&self, snapshot: ManifestId) -> bool {
         lock(&self.copying).contains(&snapshot)
+    }
+
+    /// The rounds that replicate its disk.
+    pub(crate) fn replication(&self) -> MutexGuard<'_, Replication> {
+        lock(&self.replication)
+    }
+
+    /// How well the disk is replicated; `None` if it is not.
+    pub(crate) fn replication_status(&self, entry: &Entry) -> Option<ReplicationStatus> {
+        let what = (&entry.protection, entry.replica.as_ref());
+        self.replication().status(what, UnixTime::now())
+    }
+
+    /// Whether no operation works on the VM.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.turn.try_lock().is_ok()
     }
 
     /// Notes whether the VM's record has to be published.
@@ -247,6 +267,7 @@ impl Slot {
             (_, RunState::Paused | RunState::Incoming) => VmState::Paused,
             (_, RunState::Stopped) => VmState::Stopped,
         };
+        let replication = self.replication_status(&entry);
         VmStatus {
             name: entry.listed_name(),
             state,
@@ -259,6 +280,7 @@ impl Slot {
             snapshots: entry.snapshots,
             note: entry.note,
             still: None,
+            replication,
             owner: entry.owner,
         }
     }

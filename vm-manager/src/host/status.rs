@@ -1,6 +1,6 @@
 //! The state of a host and its VMs: plain, serializable, for the control API.
 
-use super::Activity;
+use super::{Activity, ReplicationStatus};
 use crate::{
     Definition,
     directory::{RunGoal, Snapshot},
@@ -56,6 +56,9 @@ pub struct VmStatus {
     /// older ones do not read it.
     #[serde(skip)]
     pub still: Option<Standstill>,
+    /// How well its disk is replicated; `None` if it is not. Other members get it as `still`.
+    #[serde(skip)]
+    pub replication: Option<ReplicationStatus>,
     /// The member that it was made for; `None` where that is unknown, as in other members' lists.
     #[serde(skip)]
     pub owner: Option<MemberId>,
@@ -192,6 +195,15 @@ pub enum HostEvent {
     },
     /// A move ended.
     Migrated(MigrationOutcome),
+    /// The newest replica of a VM's disk became older than twice its period, or newer again.
+    RecoveryPoint {
+        /// The VM's name.
+        name: String,
+        /// Whether it is too old.
+        late: bool,
+        /// How well the disk is replicated.
+        status: ReplicationStatus,
+    },
     /// A copy here was fenced: the VM goes on elsewhere.
     Fenced {
         /// The branch's name.

@@ -310,6 +310,7 @@ impl Host {
             revoked: checked(offer.definition.vm, &extras.revoked),
             protection: extras.protection.clone(),
             replica: extras.replica.clone(),
+            sending: None,
             leased: extras.leased,
             healed: None,
         })?;

@@ -130,6 +130,18 @@ pub(crate) async fn create_over(image: &Path, disk: &Path, size: Option<u64>) ->
     flush(disk)
 }
 
+/// Creates an empty qcow2 over nothing, in the place of an older file.
+pub(crate) async fn create_empty(disk: &Path, size: u64) -> Result<(), Error> {
+    let size = size.to_string();
+    run(
+        "create the disk",
+        &["create", "-q", "-f", "qcow2"],
+        &[disk, Path::new(&size)],
+    )
+    .await?;
+    protect(disk)
+}
+
 /// Names `image` as what `disk` is based on.
 pub(crate) async fn rebase(disk: &Path, image: &Path) -> Result<(), Error> {
     let image = fs::canonicalize(image).map_err(io_at("open the disk image", image))?;

@@ -7,12 +7,13 @@ use super::{
     process::{PID_FILE, Process},
     qmp::{Event, Qmp, refused},
     relay::Relay,
+    replica,
 };
 use crate::{
     Error,
     guardian::GuardedProcess,
     hypervisor::{
-        CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions,
+        ChangedDisk, CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions,
         MigrationReport, Progress, RunState,
     },
     jail::Jail,
@@ -47,6 +48,8 @@ pub(crate) struct QemuMachine {
     pub(super) relay: tokio::sync::Mutex<Option<Relay>>,
     /// What takes the stream of memory of a move towards this host.
     pub(super) incoming: tokio::sync::Mutex<Option<Incoming>>,
+    /// The copies of what it changed on its disk.
+    pub(super) rounds: replica::Rounds,
     pub(super) jail: Arc<Jail>,
     process: Process,
     console: Arc<Semaphore>,
@@ -103,6 +106,7 @@ impl QemuMachine {
             moving: tokio::sync::Mutex::new(moving),
             relay: tokio::sync::Mutex::new(None),
             incoming: tokio::sync::Mutex::new(None),
+            rounds: replica::Rounds::default(),
             jail,
             process,
             console: Arc::new(Semaphore::new(1)),
@@ -244,6 +248,7 @@ impl Machine for QemuMachine {
         dir: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<CheckpointFiles, Error> {
+        let _no_round = self.rounds.pause().await;
         let moving = self.moving.lock().await;
         if moving.is_under_way() {
             return Err(Error::Refused(format!(
@@ -252,6 +257,14 @@ impl Machine for QemuMachine {
             )));
         }
         checkpoint::take(self, dir, progress).await
+    }
+
+    async fn changed_bytes(&self) -> Result<Option<u64>, Error> {
+        replica::changed_bytes(self).await
+    }
+
+    async fn changed_blocks(&self, dir: &Path, whole: bool) -> Result<ChangedDisk, Error> {
+        replica::round(self, dir, whole).await
     }
 }
 

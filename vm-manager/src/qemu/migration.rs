@@ -239,6 +239,7 @@ impl QemuMachine {
 
     /// Opens the target's disk and begins to copy to it.
     async fn begin_mirror(&self, disk: &Path, export: &str) -> Result<(), Error> {
+        let _no_round = self.rounds.pause().await;
         let mut moving = self.moving.lock().await;
         if moving.is_under_way() {
             return Err(Error::Refused(format!(

@@ -1,11 +1,11 @@
 //! The [`Vault`] over `snapshot-sync`.
 
-use super::{Candidates, CheckpointInput, Copies, Durability, Vault};
+use super::{Candidates, CheckpointInput, Copies, Durability, StoredChanges, Vault};
 use crate::{Error, error::Cause, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair, lock};
 use p2pvm_snapshot_sync::{
-    self as sync, Checkpoint, ChunkStore, Exchange, Images, Kind, Manifest, ManifestId,
+    self as sync, Checkpoint, ChunkStore, Exchange, FilePatch, Images, Kind, Manifest, ManifestId,
     Replication, ReplicationState, SealKey, Sealer, file::ImportOptions,
 };
 use std::{
@@ -203,6 +203,59 @@ impl Vault for ChunkVault {
         drop(imported);
         self.remember(instant.vm, &sealer);
         Ok(id)
+    }
+
+    async fn store_changes(
+        &self,
+        instant: &CheckpointInput,
+        (base, patch): (Option<ManifestId>, FilePatch),
+        rate: u64,
+    ) -> Result<StoredChanges, Error> {
+        let step = "storing what changed";
+        let chunks = self.chunks();
+        let reading = chunks.clone();
+        let load = move || match base {
+            Some(base) => {
+                let disk = Checkpoint::load(&reading, base)?.disk;
+                Manifest::load(&reading, disk).map(Some)
+            }
+            None => Ok(None),
+        };
+        let base = blocking(step, load).await?;
+        // Of all of a disk most blocks are known from before; of what changed, few are.
+        let sealer = match base {
+            Some(_) => Sealer::from(instant.seal.clone()),
+            None => self.sealer(instant.vm, &instant.seal),
+        };
+        let options = ImportOptions::new(Kind::Disk).sealed(sealer.clone());
+        let (is_whole, quiet) = (base.is_none(), watch::Sender::default());
+        let stored = sync::import_patch(&chunks, base, (patch, &instant.disk), options, &quiet)
+            .await
+            .map_err(failed(step))?;
+        self.exchange.pace(stored.changed.iter().copied(), rate);
+        let checkpoint = Checkpoint {
+            vm: instant.vm,
+            name: instant.name.clone(),
+            taken: instant.taken,
+            epoch: instant.epoch,
+            ram: None,
+            disk: stored.file.id,
+            image: Some(instant.image),
+            spec: instant.spec.clone(),
+        };
+        let checkpoint = blocking(step, move || {
+            let (id, _hold) = checkpoint.store(&chunks)?;
+            chunks.pin(id, PIN)?;
+            Ok(id)
+        })
+        .await?;
+        if is_whole {
+            self.remember(instant.vm, &sealer);
+        }
+        Ok(StoredChanges {
+            checkpoint,
+            new_bytes: stored.file.new_bytes,
+        })
     }
 
     async fn keeps(&self, id: ManifestId) -> Result<bool, Error> {
