@@ -101,6 +101,7 @@ fn bare_vm() -> VmView {
         note: None,
         reach: None,
         still: None,
+        replication: None,
         last_seen: None,
         advice: None,
         cpu: None,

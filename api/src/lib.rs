@@ -31,6 +31,7 @@ mod offer;
 pub mod operations;
 mod path;
 mod printed;
+mod replication;
 mod routes;
 mod snapshot_state;
 mod sorted;
@@ -46,8 +47,8 @@ pub use snapshot_state::*;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, routes::*, sorted::*, tokens::*,
-    usage::*, users::*, vm_words::*, vms::*,
+    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, replication::*, routes::*,
+    sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

@@ -504,6 +504,13 @@ const VMS: &[Operation] = &[
         "Takes a snapshot of a VM.",
     )
     .body::<SnapshotVm>(),
+    json::<VmView>(
+        Method::Post,
+        "/vms/{name}/replication",
+        WITH_MEMBERS,
+        "Sets how often a running VM's disk is replicated to other members.",
+    )
+    .body::<ReplicateVm>(),
     lines::<VmView>(
         Method::Post,
         "/vms/{name}/restore",

@@ -1,8 +1,8 @@
 //! Virtual machines: requests and states. Moves are in `moves`.
 
 use crate::{
-    ActivityView, CheckpointIdText, MemberIdText, ReachState, SnapshotState, Step, VmIdText,
-    VmStateView,
+    ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationView, SnapshotState, Step,
+    VmIdText, VmStateView,
 };
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,9 @@ pub struct VmView {
     /// Why its guest is paused without a request, if it is.
     #[serde(default)]
     pub still: Option<StillView>,
+    /// How well its disk is replicated, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<ReplicationView>,
     /// When its host, which no longer answers, was last seen (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<String>,

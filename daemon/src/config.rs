@@ -1,6 +1,7 @@
 //! `node.toml`: the settings of one node. Every setting has a default; an unknown key is an error,
 //! so that a misspelt one is noticed.
 
+mod heal;
 mod lan;
 
 use crate::{
@@ -82,6 +83,8 @@ pub struct Config {
     pub dashboard_lan: Vec<SocketAddr>,
     /// What this host offers to other members.
     pub offer: Offer,
+    /// What this host does for VMs that are to outlive it.
+    pub heal: heal::Heal,
     /// When VMs are moved.
     pub placement: Placement,
     /// Where OpenTelemetry traces of migrations go.
@@ -171,6 +174,7 @@ impl Default for Config {
             dashboard_port: 4080,
             dashboard_lan: Vec::new(),
             offer: Offer::default(),
+            heal: heal::Heal::default(),
             placement: Placement::default(),
             traces: traces::Settings::default(),
             renamed: None,
@@ -253,6 +257,7 @@ impl Config {
             ));
         }
         self.offer.check()?;
+        self.heal.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
         self.traces.check()
     }

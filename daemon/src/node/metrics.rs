@@ -4,7 +4,7 @@
 //! with the daemon. Every figure carries the member's name, so that one page can have those of all.
 
 use super::service::Node;
-use p2pvm_api::{Metrics, Sample, VmStateView};
+use p2pvm_api::{Metrics, Sample, VmStateView, VmView};
 use p2pvm_authority::Usage;
 use p2pvm_overlay::{
     MemberId,
@@ -121,6 +121,18 @@ const FAMILIES: [Family; 27] = [
         "p2pvm_trace_spans_waiting",
         "Spans of traces that wait for the collector.",
     ),
+    gauge(
+        "p2pvm_vm_rpo_seconds",
+        "Age of the newest whole replica of a VM's disk: what a loss of this host would cost.",
+    ),
+    gauge(
+        "p2pvm_vm_rpo_limit_seconds",
+        "Age of the newest replica above which it is late: twice the time between two.",
+    ),
+    counter(
+        "p2pvm_vm_replica_bytes_total",
+        "Bytes of new chunks in replicas of a VM's disk, which each holder fetches.",
+    ),
     counter(
         "p2pvm_used_cpu_seconds_total",
         "Processor time that an owner's VMs used here.",
@@ -140,6 +152,26 @@ fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
             .collect(),
         value,
     }
+}
+
+/// How well the disks of the VMs here are replicated.
+fn replicas(vms: &[VmView]) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for vm in vms {
+        let Some(replication) = &vm.replication else {
+            continue;
+        };
+        let of_vm = |name: &str, value: u64| sample(name, &[("vm", &vm.name)], value as f64);
+        samples.extend(
+            replication
+                .rpo_s
+                .map(|age| of_vm("p2pvm_vm_rpo_seconds", age)),
+        );
+        let limit = replication.every_s.saturating_mul(2);
+        samples.push(of_vm("p2pvm_vm_rpo_limit_seconds", limit));
+        samples.push(of_vm("p2pvm_vm_replica_bytes_total", replication.new_bytes));
+    }
+    samples
 }
 
 impl Node {
@@ -198,6 +230,7 @@ impl Node {
                 .iter()
                 .map(|(state, n)| sample("p2pvm_vms", &[("state", state)], f64::from(*n))),
         );
+        samples.extend(replicas(&self.vms.here()));
         if let Some(exporter) = &self.exporter {
             let counts = exporter.counts();
             samples.push(plain("p2pvm_trace_spans_sent_total", counts.sent as f64));

@@ -19,8 +19,8 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, RestoreVm,
-    SnapshotVm, Sorted, VmDeleted, VmView,
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ReplicateVm,
+    RestoreVm, SnapshotVm, Sorted, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -63,6 +63,10 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
         .route(
             "/vms/{name}/snapshot",
             post(snapshot).layer(takes(Right::Snapshot)),
+        )
+        .route(
+            "/vms/{name}/replication",
+            post(replicate).layer(takes(Right::Snapshot)),
         )
         .route("/vms/{name}/explain", get(explain).layer(takes(Right::See)))
         .layer(middleware::from_fn_with_state(
@@ -154,6 +158,14 @@ pub(crate) async fn snapshot(
     Json(r): Json<SnapshotVm>,
 ) -> Response {
     streamed(move |reporter| async move { vms.snapshot(&name, r.name, &reporter).await })
+}
+
+async fn replicate(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<ReplicateVm>,
+) -> Answer<Sorted<VmView>> {
+    vms.replicate(&name, &r).await.map(Sorted).map(Json)
 }
 
 pub(crate) async fn restore(

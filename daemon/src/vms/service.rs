@@ -16,8 +16,8 @@ use crate::{
 };
 use opentelemetry::trace::SpanContext;
 use p2pvm_api::{
-    CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, RestoreVm, SnapshotTaken,
-    VmDeleted, VmMoved, VmView,
+    CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReplicateVm, RestoreVm,
+    SnapshotTaken, VmDeleted, VmMoved, VmView,
 };
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
@@ -268,6 +268,18 @@ impl Vms {
             cancelled: name.to_owned(),
             host: self.parts.name_of(self.parts.me()),
         })
+    }
+
+    /// Sets how often a VM's disk is replicated.
+    pub async fn replicate(&self, name: &str, r: &ReplicateVm) -> Outcome<VmView> {
+        let mut protection = self.host.protection(name).or_failure()?;
+        protection.replicate_every = r.every_s.map(Duration::from_secs);
+        if let Some(copies) = r.copies {
+            protection.replicas = usize::try_from(copies).unwrap_or(usize::MAX);
+        }
+        let set = self.host.set_protection(name, protection);
+        set.await.or_failure()?;
+        self.show(name).await
     }
 
     /// Takes a snapshot and waits until it is durable.

@@ -1,10 +1,12 @@
 //! VMs as the control API shows them.
 
 use super::service::Vms;
-use p2pvm_api::{ReachState, SnapshotState, SnapshotView, StillView, VmStateView, VmView};
+use p2pvm_api::{
+    ReachState, ReplicationView, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
+};
 use p2pvm_vm_manager::{
     directory::{RunGoal, Snapshot},
-    host::{VmState, VmStatus},
+    host::{ReplicationStatus, VmState, VmStatus},
     vault::Durability,
 };
 use std::time::Duration;
@@ -31,6 +33,22 @@ pub(super) fn snapshot_state(durability: &Durability) -> SnapshotState {
         Durability::Local => SnapshotState::Local,
         Durability::Replicating { done, wanted } => SnapshotState::Replicating { done, wanted },
         Durability::Durable => SnapshotState::Durable,
+    }
+}
+
+/// How well a disk is replicated, as it is shown.
+fn replication_view(status: &ReplicationStatus) -> ReplicationView {
+    ReplicationView {
+        text: status.to_string(),
+        every_s: status.every_s,
+        rpo_s: status.age_s,
+        copies: status.copies,
+        wanted: status.wanted,
+        late: status.is_late,
+        why: status.why.clone(),
+        rounds: status.rounds,
+        new_bytes: status.new_bytes,
+        last_new_bytes: status.last_new_bytes,
     }
 }
 
@@ -82,6 +100,7 @@ impl Vms {
                 free_bytes: still.free_bytes,
                 needed_bytes: still.needed_bytes,
             }),
+            replication: vm.replication.as_ref().map(replication_view),
             reach,
             last_seen: None,
             advice: None,

@@ -82,6 +82,7 @@ pub(super) async fn open(
     let options = HostOptions {
         memory_mib: offer.now().all_memory(),
         terms: offer.terms(parts, offer.closed()),
+        replica_rate: config.heal.replica_rate,
         ..HostOptions::default()
     };
     Host::open(host_parts, options, layout.dir())

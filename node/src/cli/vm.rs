@@ -4,13 +4,13 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    vm_args::{Create, Migrate, Restore, Snapshot, Stop, Vm},
+    vm_args::{Create, Migrate, Replicate, Restore, Snapshot, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
     ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm, Sorted, VmDeleted,
-    VmMoved, VmStateView, VmView, client::Event, vm_path,
+    ReachState, ReachView, ReplicateVm, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm,
+    Sorted, VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
 use serde::{
     Serialize,
@@ -41,6 +41,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         }
         Vm::Migrate(a) => migrate(context, a).await,
         Vm::Snapshot(a) => snapshot(context, a).await,
+        Vm::Replicate(a) => replicate(context, a).await,
         Vm::Restore(a) => restore(context, a).await,
     }
 }
@@ -156,15 +157,40 @@ async fn list(context: &Context) -> Outcome<()> {
         eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
     report(context, &Sorted(&vms), || {
-        print::table(
-            ["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"],
-            &vms.iter().map(row).collect::<Vec<_>>(),
-        );
+        let rows = vms.iter().map(row);
+        let columns = ["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"];
+        if vms.iter().all(|vm| vm.replication.is_none()) {
+            print::table(columns, &rows.collect::<Vec<_>>());
+        } else {
+            let [name, state, host, address, cpus, mib, epoch] = columns;
+            let with =
+                rows.zip(&vms)
+                    .map(|([name, state, host, address, cpus, mib, epoch], vm)| {
+                        let replica = recovery_point(vm);
+                        [name, state, host, address, cpus, mib, epoch, replica]
+                    });
+            print::table(
+                [name, state, host, address, cpus, mib, epoch, "REPLICA"],
+                &with.collect::<Vec<_>>(),
+            );
+        }
         let remarks = remarks(&vms);
         if !remarks.is_empty() {
             println!("\n{}", remarks.join("\n"));
         }
     })
+}
+
+/// How much a loss of the VM's host would cost, in a few words.
+fn recovery_point(vm: &VmView) -> String {
+    match &vm.replication {
+        Some(replication) => match replication.rpo_s {
+            Some(age) if replication.late => format!("RPO {age} s, late"),
+            Some(age) => format!("RPO {age} s"),
+            None => "none yet".to_owned(),
+        },
+        None => "-".to_owned(),
+    }
 }
 
 /// A VM's row in the list.
@@ -248,6 +274,10 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         ("voters", vm.voters.join(", ")),
     ];
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    lines.extend(vm.replication.as_ref().map(|r| {
+        let copies = format!("{} of {} copies, every {} s", r.copies, r.wanted, r.every_s);
+        ("replica", format!("{}; {copies}", r.text))
+    }));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
     lines.extend(
@@ -321,6 +351,23 @@ async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
             holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
             done.pause_ms
         );
+    })
+}
+
+async fn replicate(context: &Context, a: Replicate) -> Outcome<()> {
+    if a.every.subsec_nanos() != 0 {
+        return Err(Failure::usage("--every must be whole seconds"));
+    }
+    let request = ReplicateVm {
+        every_s: (!a.off).then_some(a.every.as_secs()),
+        copies: a.copies,
+    };
+    let path = vm_path(&a.name, "replication")?;
+    let mut client = context.daemon().await?;
+    let vm: VmView = client.ask(Method::POST, &path, Some(&request)).await?;
+    report(context, &Sorted(&vm), || match &vm.replication {
+        Some(now) => println!("{}: every {} s; {}", a.name, now.every_s, now.text),
+        None => println!("{} is no longer replicated", a.name),
     })
 }
 

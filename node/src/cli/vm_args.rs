@@ -2,6 +2,7 @@
 
 use super::args::parse_size;
 use clap::{Args, Subcommand};
+use std::time::Duration;
 
 /// A VM by name.
 #[derive(Args)]
@@ -51,8 +52,19 @@ pub enum Vm {
     /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
     #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
     Snapshot(Snapshot),
+    /// Keep replicas of a running VM's disk on other members, or stop that
+    #[command(
+        after_help = "Examples:\n  p2pvm vm replicate web   # every minute, on two others\n  p2pvm \
+            vm replicate web --every 10s --copies 3\n  p2pvm vm replicate web --off\n\n'p2pvm vm \
+            list' shows the recovery point: how much a loss of the host would cost. The newest \
+            replica is restored by 'p2pvm vm restore web@replica --force'."
+    )]
+    Replicate(Replicate),
     /// Restore a VM from a snapshot
-    #[command(after_help = "Example:\n  p2pvm vm restore web@before-upgrade --on lab2 --force")]
+    #[command(
+        after_help = "Examples:\n  p2pvm vm restore web@before-upgrade --on lab2 --force\n  p2pvm \
+            vm restore web@replica --force   # its newest replica"
+    )]
     Restore(Restore),
 }
 
@@ -132,6 +144,22 @@ pub struct Snapshot {
     /// The snapshot's name; by default the time
     #[arg(long = "name", value_name = "SNAPSHOT")]
     pub snapshot: Option<String>,
+}
+
+/// Arguments of `vm replicate`.
+#[derive(Args)]
+pub struct Replicate {
+    /// The VM
+    pub name: String,
+    /// How long between two replicas: 1s to 1h
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub every: Duration,
+    /// How many other members hold the newest replica, 1 to 4; by default as it is, or 2
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub copies: Option<u32>,
+    /// Make no more replicas; the newest one stays
+    #[arg(long, conflicts_with_all = ["every", "copies"])]
+    pub off: bool,
 }
 
 /// Arguments of `vm restore`.

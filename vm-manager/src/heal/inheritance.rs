@@ -8,7 +8,7 @@ use crate::{
     error::io_at,
     framed,
     host::lock,
-    protection::{Protect, Replace},
+    protection::{Protect, Replace, Replica},
     vault::Durability,
 };
 use p2pvm_dht::VoterSet;
@@ -28,8 +28,6 @@ const MAX: usize = 1024;
 /// How many heirs a VM has at most.
 /// Reason: each waits for the ones before it.
 const MAX_HEIRS: usize = 7;
-/// What a replica of the disk is called where a snapshot has a name.
-const REPLICA: &str = "replica";
 
 /// The newest state of a VM that other members than its holder have; `None`: there is none.
 pub fn recovery_point(record: &VmRecord) -> Option<Snapshot> {
@@ -37,15 +35,7 @@ pub fn recovery_point(record: &VmRecord) -> Option<Snapshot> {
         let providers = &snapshot.providers;
         snapshot.durability == Durability::Durable && providers.iter().any(|m| *m != record.holder)
     };
-    let replica = record.replica.as_ref().map(|replica| Snapshot {
-        name: REPLICA.into(),
-        checkpoint: replica.checkpoint,
-        taken: replica.taken,
-        epoch: replica.epoch,
-        with_ram: false,
-        durability: replica.durability.clone(),
-        providers: replica.providers.clone(),
-    });
+    let replica = record.replica.as_ref().map(Replica::as_snapshot);
     let all = record.snapshots.iter().cloned().chain(replica);
     // Clocks of two hosts differ; epochs do not.
     all.filter(|one| elsewhere(&one))

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     host::registry::tests::entry,
-    protection::{Replica, tests::replica},
+    protection::tests::replica,
 };
 use p2pvm_overlay::{Epoch, UnixTime};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};

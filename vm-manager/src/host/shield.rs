@@ -80,14 +80,6 @@ impl Host {
         slot.shield()
     }
 
-    /// How a VM here is to outlive this host.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`].
-    pub fn protection(&self, name: &str) -> Result<Protection, Error> {
-        Ok(self.named(name)?.entry().protection)
-    }
-
     /// Says how a VM here is to outlive this host; it holds when this returns, as far as that is
     /// possible now: [`Host::shield`].
     ///
