@@ -111,6 +111,11 @@ impl Layout {
         self.0.join("dashboard.sock")
     }
 
+    /// Where daemon and guest guardian find each other (`p2pvm_vm_manager::guardian`).
+    pub fn guardian(&self) -> PathBuf {
+        self.0.join("guardian")
+    }
+
     /// The tokens that were given to this member.
     pub fn tokens(&self) -> PathBuf {
         self.0.join("tokens")

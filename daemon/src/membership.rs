@@ -239,7 +239,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.successor(),
         layout.usage(),
         layout.tokens(),
-        layout.dir().join("guardian"),
+        layout.guardian(),
     ] {
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

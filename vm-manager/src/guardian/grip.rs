@@ -120,3 +120,89 @@ impl End {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        process::{Child, Command, Stdio},
+        thread,
+        time::Duration,
+    };
+
+    /// A process as a guest is one, ended with the test.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            let mut command = Command::new("sleep");
+            let mut child = command.arg("1000").stdin(Stdio::piped()).spawn().unwrap();
+            drop(child.stdin.take());
+            Self(child)
+        }
+
+        fn grip(&self) -> Grip {
+            let pid = self.0.id() as i32;
+            Grip::new(kernel::open_process(pid).unwrap(), None, pid).unwrap()
+        }
+
+        fn is_stopped(&self) -> bool {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()));
+            stat.unwrap().contains(") T ")
+        }
+
+        fn becomes(&self, stopped: bool) {
+            for _ in 0..2000 {
+                if self.is_stopped() == stopped {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            panic!("not stopped = {stopped} within 20 s");
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_stops_goes_on_and_stops_at_its_guardians_end() {
+        let guest = Sleeper::start();
+        let mut grip = guest.grip();
+        assert!(!grip.stands());
+        grip.freeze();
+        guest.becomes(true);
+        assert!(grip.stands());
+        grip.thaw();
+        guest.becomes(false);
+        // As the guardian's end does.
+        drop(grip);
+        guest.becomes(true);
+    }
+
+    #[test]
+    fn a_released_process_runs_on_when_the_guardian_ends() {
+        let guest = Sleeper::start();
+        guest.grip().release();
+        // A signal that was sent would be there before that of this grip's own freeze.
+        assert!(!guest.is_stopped());
+        let mut again = guest.grip();
+        assert!(!again.stands());
+        again.freeze();
+        guest.becomes(true);
+        again.release();
+    }
+
+    #[test]
+    fn an_ended_process_cannot_be_held() {
+        let guest = Sleeper::start();
+        let pid = guest.0.id() as i32;
+        let process = kernel::open_process(pid).unwrap();
+        drop(guest);
+        Grip::new(process, None, pid).unwrap_err();
+    }
+}

@@ -28,8 +28,8 @@ pub enum Cause {
     Deadline,
     /// The machine that this host runs in was restored from a snapshot, or copied.
     NewGeneration,
-    /// Not by this guardian: the kernel stopped it when an earlier guardian ended, or someone did by
-    /// hand.
+    /// Not by this guardian: the kernel stopped it when an earlier guardian ended, or someone did
+    /// by hand.
     Stopped,
 }
 
