@@ -31,6 +31,7 @@ mod offer;
 pub mod operations;
 mod path;
 mod printed;
+mod protection;
 mod replication;
 mod routes;
 mod snapshot_state;
@@ -47,8 +48,8 @@ pub use snapshot_state::*;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, replication::*, routes::*,
-    sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
+    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, protection::*, replication::*,
+    routes::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

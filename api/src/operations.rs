@@ -6,8 +6,10 @@
 //! it below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
+use healing::HEALING;
 use owners::{OFFER, TOKENS, USAGE};
 
+mod healing;
 mod owners;
 
 /// One operation.
@@ -256,7 +258,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, HEALING,
     DASHBOARD,
 ];
 

@@ -15,7 +15,7 @@ mod tell;
 mod watch;
 
 pub(crate) use inheritance::Inheritances;
-pub use inheritance::{heirs_of, recovery_point};
-pub(crate) use tell::ToldHeirs;
 #[cfg(fuzzing)]
 pub use inheritance::parse as parse_inheritance;
+pub use inheritance::{heirs_of, recovery_point};
+pub(crate) use tell::ToldHeirs;

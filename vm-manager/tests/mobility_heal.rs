@@ -220,7 +220,11 @@ async fn a_cut_in_the_middle_of_a_move_leaves_one_guest() {
         lab.isolate(0, false);
         let _ = moving.await;
         tokio::time::sleep(Duration::from_secs(200)).await;
-        assert_eq!(lab.world.executes(vm).len(), 1, "{step:?}, first on {running}");
+        assert_eq!(
+            lab.world.executes(vm).len(),
+            1,
+            "{step:?}, first on {running}"
+        );
         lab.assert_never_double(&format!("{step:?}"));
     }
 }

@@ -38,7 +38,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     }
 }
 
-const FAMILIES: [Family; 27] = [
+const FAMILIES: [Family; 30] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),

@@ -19,8 +19,8 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ReplicateVm,
-    RestoreVm, SnapshotVm, Sorted, VmDeleted, VmView,
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ProtectVm,
+    ReplicateVm, RestoreVm, SnapshotVm, Sorted, TakeOverVm, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -65,6 +65,10 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
             post(snapshot).layer(takes(Right::Snapshot)),
         )
         .route(
+            "/vms/{name}/protection",
+            post(protect).layer(takes(Right::Move)),
+        )
+        .route(
             "/vms/{name}/replication",
             post(replicate).layer(takes(Right::Snapshot)),
         )
@@ -78,6 +82,10 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
         .route(
             "/vms/{name}/restore",
             post(restore).layer(takes(Right::Restore)),
+        )
+        .route(
+            "/vms/{name}/takeover",
+            post(take_over).layer(takes(Right::Restore)),
         )
         .layer(middleware::from_fn_with_state(
             vms.clone(),
@@ -158,6 +166,24 @@ pub(crate) async fn snapshot(
     Json(r): Json<SnapshotVm>,
 ) -> Response {
     streamed(move |reporter| async move { vms.snapshot(&name, r.name, &reporter).await })
+}
+
+async fn protect(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<ProtectVm>,
+) -> Answer<Sorted<VmView>> {
+    vms.protect(&name, &r).await.map(Sorted).map(Json)
+}
+
+async fn take_over(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(_): Json<TakeOverVm>,
+) -> Response {
+    let passed = releases::passed(&headers);
+    streamed(move |reporter| async move { vms.take_over(&name, passed, &reporter).await })
 }
 
 async fn replicate(

@@ -361,6 +361,7 @@ impl Vms {
     pub async fn explain(&self, name: &str) -> Outcome<Vec<Explained>> {
         let vm = self.host.status(name).await.or_failure()?.definition.vm;
         let mut told = self.manager.explain(vm);
+        told.extend(self.healed(name));
         // The decision was taken where the VM was: the members that it may have been on are asked
         // as well.
         for (member, theirs) in self

@@ -16,6 +16,7 @@ use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Traces,
     clock::ThisMachine,
+    guardian::{Guardian, HostGuardian, NoGuardian},
     host::{self, Host, HostOptions},
     qemu::Qemu,
     vault::ChunkVault,
@@ -73,6 +74,7 @@ pub(super) async fn open(
         ballot: Arc::new(Votes::new(parts.fabric())),
         vault: ChunkVault::new(chunks.exchange, Arc::new(chunks.images)),
         hypervisor: Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe())),
+        guardian: guardian(layout),
         port: ports,
         traces,
         sleep: Arc::new(ThisMachine),
@@ -83,11 +85,21 @@ pub(super) async fn open(
         memory_mib: offer.now().all_memory(),
         terms: offer.terms(parts, offer.closed()),
         replica_rate: config.heal.replica_rate,
+        protects: config.heal.protect,
         ..HostOptions::default()
     };
     Host::open(host_parts, options, layout.dir())
         .await
         .doing("taking up the VMs")
+}
+
+/// What freezes guests whose lease has ended. Only root can hold another user's process.
+fn guardian(layout: &Layout) -> Arc<dyn Guardian> {
+    let dir = std::path::absolute(layout.dir());
+    match dir {
+        Ok(dir) if nix::unistd::geteuid().is_root() => Arc::new(HostGuardian::of_this_program(dir)),
+        _ => Arc::new(NoGuardian("the daemon does not run as root")),
+    }
 }
 
 /// Reports to the host addresses here whose packets other members drop.

@@ -4,19 +4,23 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    vm_args::{Create, Migrate, Replicate, Restore, Snapshot, Stop, Vm},
+    vm_args::{Create, Migrate, ProtectArgs, Replicate, Restore, Snapshot, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
     ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, ReplicateVm, RestoreVm, ShutdownAnswer, SnapshotTaken, SnapshotVm,
-    Sorted, VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
+    ProtectVm, ReachState, ReachView, ReplicateVm, RestoreVm, ShutdownAnswer, SnapshotTaken,
+    SnapshotVm, Sorted, TakeOverVm, VmDeleted, VmMoved, VmStateView, VmView, client::Event,
+    vm_path,
 };
 use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
-use std::io::{IsTerminal, Write};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The key that leaves the console: Ctrl-].
@@ -42,6 +46,11 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Migrate(a) => migrate(context, a).await,
         Vm::Snapshot(a) => snapshot(context, a).await,
         Vm::Replicate(a) => replicate(context, a).await,
+        Vm::Protect(a) => protect(context, a).await,
+        Vm::Takeover(a) => {
+            let body = TakeOverVm { on: a.on };
+            operate(context, &a.name, "takeover", "taking over", &body).await
+        }
         Vm::Restore(a) => restore(context, a).await,
     }
 }
@@ -274,6 +283,11 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         ("voters", vm.voters.join(", ")),
     ];
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    lines.extend(
+        vm.protection
+            .as_ref()
+            .map(|p| ("protection", p.text.clone())),
+    );
     lines.extend(vm.replication.as_ref().map(|r| {
         let copies = format!("{} of {} copies, every {} s", r.copies, r.wanted, r.every_s);
         ("replica", format!("{}; {copies}", r.text))
@@ -351,6 +365,28 @@ async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
             holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
             done.pause_ms
         );
+    })
+}
+
+async fn protect(context: &Context, a: ProtectArgs) -> Outcome<()> {
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
+    let request = ProtectVm {
+        protect: Some(!a.off),
+        replace: a.replace,
+        on_partition: a.on_partition,
+        lost_after_s: seconds(a.lost_after),
+        replicate_every_s: seconds(a.replicate_every),
+    };
+    let path = vm_path(&a.name, "protection")?;
+    let mut client = context.daemon().await?;
+    let vm: VmView = client.ask(Method::POST, &path, Some(&request)).await?;
+    report(context, &Sorted(&vm), || match &vm.protection {
+        Some(now) => println!("{}: {}", a.name, now.text),
+        None if a.off => println!("{}: not protected when it runs", a.name),
+        None => println!(
+            "{}: protected as soon as it runs, if the network can",
+            a.name
+        ),
     })
 }
 

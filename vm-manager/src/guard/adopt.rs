@@ -7,9 +7,7 @@ use crate::{
     directory::RunGoal,
     guardian::{GuardianError, Ward},
     handover::longest_run,
-    host::{
-        Activity, Entry, Guest, Ownership, Role, Side, Slot, registry::superseded, run_here,
-    },
+    host::{Activity, Entry, Guest, Ownership, Role, Side, Slot, registry::superseded, run_here},
     hypervisor::RunState,
 };
 use futures::future::BoxFuture;

@@ -8,7 +8,7 @@ use crate::{
     error::io_at,
     framed,
     host::lock,
-    protection::{Protect, Replace, Replica},
+    protection::{Protect, REPLICA, Replace, Replica},
     vault::Durability,
 };
 use p2pvm_dht::VoterSet;
@@ -33,7 +33,9 @@ const MAX_HEIRS: usize = 7;
 pub fn recovery_point(record: &VmRecord) -> Option<Snapshot> {
     let elsewhere = |snapshot: &&Snapshot| {
         let providers = &snapshot.providers;
-        snapshot.durability == Durability::Durable && providers.iter().any(|m| *m != record.holder)
+        // A replica is named in the record once all of its holders have it.
+        (snapshot.durability == Durability::Durable || snapshot.name == REPLICA)
+            && providers.iter().any(|m| *m != record.holder)
     };
     let replica = record.replica.as_ref().map(Replica::as_snapshot);
     let all = record.snapshots.iter().cloned().chain(replica);
@@ -135,7 +137,10 @@ impl Inheritances {
             let mut found = BTreeMap::new();
             for file in fs::read_dir(&dir)? {
                 let path = file?.path();
-                match fs::read(&path).ok().and_then(|bytes| Inheritance::from_bytes(&bytes)) {
+                match fs::read(&path)
+                    .ok()
+                    .and_then(|bytes| Inheritance::from_bytes(&bytes))
+                {
                     Some(one) => drop(found.insert(one.set.vm, one)),
                     None => drop(fs::remove_file(&path)),
                 }

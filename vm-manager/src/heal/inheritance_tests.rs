@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    host::registry::tests::entry,
-    protection::tests::replica,
-};
+use crate::{host::registry::tests::entry, protection::tests::replica};
 use p2pvm_overlay::{Epoch, UnixTime};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use proptest::prelude::*;

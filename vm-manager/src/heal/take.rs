@@ -68,11 +68,7 @@ impl Host {
         Outcome::NotNow(tries.pause())
     }
 
-    async fn try_take_over(
-        &self,
-        one: &Inheritance,
-        right: Right<'_>,
-    ) -> Result<VmStatus, Error> {
+    async fn try_take_over(&self, one: &Inheritance, right: Right<'_>) -> Result<VmStatus, Error> {
         let host = self
             .strong()
             .ok_or_else(|| Error::Refused("this host is shutting down".into()))?;
@@ -80,7 +76,9 @@ impl Host {
         let name = &record.definition.name;
         if let Some(why) = not_heir(&record, self.me) {
             self.inheritances.forget(one.set.vm);
-            return Err(Error::Refused(format!("this host is no heir of '{name}': {why}")));
+            return Err(Error::Refused(format!(
+                "this host is no heir of '{name}': {why}"
+            )));
         }
         if record.protection.replace == Replace::Ask && matches!(right, Right::Heir(_)) {
             return Err(Error::Refused(format!(
@@ -92,7 +90,8 @@ impl Host {
             .ok_or_else(|| Error::NotFound(format!("a copy of '{name}'")))?;
         let lost = self.what_is_lost(&record, &point);
         let what = (&record, &point, right);
-        host.restore_as_heir(what, &watch::Sender::default()).await?;
+        host.restore_as_heir(what, &watch::Sender::default())
+            .await?;
         host.note_taken_over(&record, lost)
     }
 
@@ -126,7 +125,11 @@ impl Host {
         }
     }
 
-    fn note_taken_over(self: &Arc<Self>, record: &VmRecord, lost: String) -> Result<VmStatus, Error> {
+    fn note_taken_over(
+        self: &Arc<Self>,
+        record: &VmRecord,
+        lost: String,
+    ) -> Result<VmStatus, Error> {
         let vm = record.definition.vm;
         self.inheritances.forget(vm);
         let slot = self.named(&record.definition.name)?;
@@ -136,7 +139,10 @@ impl Host {
             from,
             lost: lost.clone(),
         };
-        let note = format!("started here since its host {} was lost: {lost}", from.short());
+        let note = format!(
+            "started here since its host {} was lost: {lost}",
+            from.short()
+        );
         let entry = self.update(&slot, |e| (e.note, e.healed) = (Some(note), Some(healed)))?;
         tracing::warn!(
             vm = %entry.definition.name, from = %from.short(), epoch = %entry.epoch, lost,

@@ -58,7 +58,9 @@ impl Host {
                     that has the VM's newest state is no heir of it");
             }
             let mut told = lock(&self.told.0);
-            told.entry(vm).or_default().insert(heir, (entry.epoch, said));
+            told.entry(vm)
+                .or_default()
+                .insert(heir, (entry.epoch, said));
         }
     }
 
@@ -124,7 +126,11 @@ impl Host {
         if letter.vm != set.vm || !set.is_authentic() {
             return Err("the voters are not those of the VM in the envelope".into());
         }
-        let record = self.directory.record(letter.vm).await.map_err(|e| chain(&e))?;
+        let record = self
+            .directory
+            .record(letter.vm)
+            .await
+            .map_err(|e| chain(&e))?;
         let record = record.ok_or("no member has the VM's record")?;
         if let Some(why) = not_heir(&record, to) {
             return Err(why.into());

@@ -123,6 +123,7 @@ impl Host {
 
     fn ward_of(&self, one: &Inheritance) -> Ward {
         Ward {
+            me: self.me,
             host: one.record.holder,
             lost_after: one.record.protection.lost_after,
             rank: one.rank(self.me) as u32,

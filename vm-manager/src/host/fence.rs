@@ -144,7 +144,11 @@ impl Host {
         self.hold_still(slot).await;
         let entry = slot.entry();
         self.end_lease(&entry).await;
-        let note = format!("epoch {newer} went to {}{}", holder.short(), self.left_over(&entry));
+        let note = format!(
+            "epoch {newer} went to {}{}",
+            holder.short(),
+            self.left_over(&entry)
+        );
         let fenced = self.update(slot, |e| e.make_branch(holder, newer, note));
         match fenced {
             Ok(entry) => {
@@ -175,7 +179,10 @@ impl Host {
         let disk = self.registry.spec(entry).disk;
         let written = std::fs::metadata(disk).and_then(|found| found.modified());
         let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok();
-        let written = written.ok().and_then(since).map(|at| UnixTime(at.as_secs()));
+        let written = written
+            .ok()
+            .and_then(since)
+            .map(|at| UnixTime(at.as_secs()));
         match (written, &entry.replica) {
             (Some(written), Some(replica)) if written > replica.taken => format!(
                 "; this copy was last written {} s after the newest replica that this host made \

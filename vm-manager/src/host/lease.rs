@@ -110,7 +110,10 @@ impl Leases {
 
     fn next_tick(&self) -> Option<Duration> {
         let by_vm = lock(&self.by_vm);
-        by_vm.values().filter_map(|held| held.tenure.next_tick()).min()
+        by_vm
+            .values()
+            .filter_map(|held| held.tenure.next_tick())
+            .min()
     }
 
     /// Lets time pass for every VM.
@@ -236,7 +239,9 @@ impl Host {
     /// A majority answered and did not renew: some voters have missed the VM's epoch, or that it is
     /// protected.
     fn tell_missed(&self, vm: VmId) {
-        let slot = lock(&self.leases.by_vm).get(&vm).map(|held| held.slot.clone());
+        let slot = lock(&self.leases.by_vm)
+            .get(&vm)
+            .map(|held| held.slot.clone());
         let (Some(host), Some(slot)) = (self.strong(), slot) else {
             return;
         };
@@ -321,7 +326,9 @@ impl Host {
         if let Err(e) = self.parts.port.frozen(vm, true).await {
             tracing::warn!(vm = %vm.short(), error = %chain(&e), "the port could not be frozen");
         }
-        let Some(machine) = slot.machine() else { return };
+        let Some(machine) = slot.machine() else {
+            return;
+        };
         let held = match how {
             OnPartition::Stop => machine.kill().await,
             _ => machine.pause().await,
@@ -339,7 +346,10 @@ impl Host {
         self.parts.guardian.thaw(vm, epoch, deadline).await?;
         self.leases.set_still(vm, false);
         slot.set_unproven(false);
-        self.perform(self.leases.input(vm, self.boottime(), TenureInput::ThawedOrStarted));
+        self.perform(
+            self.leases
+                .input(vm, self.boottime(), TenureInput::ThawedOrStarted),
+        );
         let Some(machine) = slot.machine() else {
             return Ok(());
         };
@@ -490,14 +500,19 @@ impl Host {
     pub(crate) async fn renew_lease(&self, slot: &Slot) -> Result<(), Error> {
         let sent = self.renew_once(slot).await?;
         let vm = slot.entry().definition.vm;
-        self.perform(self.leases.input(vm, self.boottime(), TenureInput::Granted(sent)));
+        self.perform(
+            self.leases
+                .input(vm, self.boottime(), TenureInput::Granted(sent)),
+        );
         Ok(())
     }
 
     /// The voters are asked to promise the VM's next epoch to a target: they renew this one no
     /// more.
     pub(crate) fn hand_over_lease(&self, vm: VmId) {
-        let work = self.leases.input(vm, self.boottime(), TenureInput::HandingOver);
+        let work = self
+            .leases
+            .input(vm, self.boottime(), TenureInput::HandingOver);
         self.perform(work);
     }
 
@@ -520,9 +535,10 @@ impl Host {
         let (vm, guardian) = (entry.definition.vm, &self.parts.guardian);
         let spec = self.registry.spec(&entry);
         // After the guardian's own end another one is told of the guest, which stands.
-        if let (Ward::Unknown, Some(process)) =
-            (guardian.ward(vm).await?, self.parts.hypervisor.guarded(&spec))
-        {
+        if let (Ward::Unknown, Some(process)) = (
+            guardian.ward(vm).await?,
+            self.parts.hypervisor.guarded(&spec),
+        ) {
             match guardian.arm(vm, epoch, ends, &process).await {
                 Ok(()) => return Ok(owned),
                 Err(GuardianError::Frozen) => {}

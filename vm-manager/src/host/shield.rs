@@ -4,7 +4,7 @@
 //! protected, and the guardian of this host has its guest under a deadline. Where one of these is
 //! missing, the VM runs as it always did, and says why it is not protected.
 
-use super::{Activity, Entry, Host, Slot, VmStatus, lock};
+use super::{Activity, Entry, Healed, Host, Slot, VmStatus, lock};
 use crate::{
     Error,
     ballot::{BallotError, VmVoters},
@@ -80,6 +80,11 @@ impl Host {
         slot.shield()
     }
 
+    /// How a VM here came to this host, if its previous one was lost.
+    pub fn healed(&self, name: &str) -> Option<Healed> {
+        self.slot_named(name)?.entry().healed
+    }
+
     /// Says how a VM here is to outlive this host; it holds when this returns, as far as that is
     /// possible now: [`Host::shield`].
     ///
@@ -130,7 +135,11 @@ impl Host {
     /// # Errors
     /// For a VM that its voters know as protected: why its guest must not run. [`Error::Agreement`]
     /// if no majority renews its lease, the guardian's.
-    pub(crate) async fn secure(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), Error> {
+    pub(crate) async fn secure(
+        &self,
+        slot: &Arc<Slot>,
+        machine: &dyn Machine,
+    ) -> Result<(), Error> {
         let entry = slot.entry();
         if self.is_leased(entry.definition.vm) {
             return Ok(());
@@ -182,9 +191,7 @@ impl Host {
         // Written first: a daemon that restarts then asks before the guest goes on.
         let written = self.update(slot, |e| {
             e.leased = true;
-            e.protection
-                .replicate_every
-                .get_or_insert(REPLICATE_EVERY);
+            e.protection.replicate_every.get_or_insert(REPLICATE_EVERY);
         });
         if let Err(e) = written {
             self.forget_guard(vm).await;
@@ -214,7 +221,11 @@ impl Host {
         }
     }
 
-    pub(super) async fn tell_voters(&self, entry: &Entry, protected: bool) -> Result<(), BallotError> {
+    pub(super) async fn tell_voters(
+        &self,
+        entry: &Entry,
+        protected: bool,
+    ) -> Result<(), BallotError> {
         let keys = entry.secret.keys();
         let vm = VmVoters {
             keys: &keys,
@@ -227,9 +238,9 @@ impl Host {
     /// The VM is not to be protected any more: its voters are told, then the guardian.
     async fn give_up_shield(&self, slot: &Arc<Slot>, why: String) -> Result<(), Error> {
         let entry = slot.entry();
-        self.tell_voters(&entry, false)
-            .await
-            .map_err(undecided("telling the VM's voters that it is not protected"))?;
+        self.tell_voters(&entry, false).await.map_err(undecided(
+            "telling the VM's voters that it is not protected",
+        ))?;
         self.update(slot, |e| e.leased = false)?;
         self.end_lease(&entry).await;
         slot.set_shield(Shield::Bare(why));
@@ -243,7 +254,12 @@ impl Host {
             return Some("protect in [heal] of its node.toml is off".into());
         }
         // A renewal of what is not there changes nothing.
-        match self.parts.guardian.renew(vm, Epoch(0), Duration::ZERO).await {
+        match self
+            .parts
+            .guardian
+            .renew(vm, Epoch(0), Duration::ZERO)
+            .await
+        {
             Err(e @ (GuardianError::NotSupported(_) | GuardianError::Start(_))) => Some(chain(&e)),
             _ => None,
         }
@@ -271,7 +287,9 @@ impl Host {
     pub(crate) async fn keep_shield(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let vm = entry.definition.vm;
-        let Some(machine) = slot.machine() else { return };
+        let Some(machine) = slot.machine() else {
+            return;
+        };
         let Ok(_operation) = slot.begin(Activity::Checking) else {
             return;
         };

@@ -307,6 +307,7 @@ mod tests {
             revoked: crate::directory::golden_tests::revoked(),
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(2)),
+            leased: true,
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));

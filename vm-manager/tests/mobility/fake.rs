@@ -67,9 +67,8 @@ impl World {
     /// The hosts, their daemons alive, on which a guest of the VM executes.
     pub fn running(&self, vm: VmId) -> Vec<MemberId> {
         let unheard = lock(&self.unheard).clone();
-        let running = |m: &&Arc<FakeMachine>| {
-            m.spec.vm == vm && m.executes() && !unheard.contains(&m.host)
-        };
+        let running =
+            |m: &&Arc<FakeMachine>| m.spec.vm == vm && m.executes() && !unheard.contains(&m.host);
         lock(&self.machines)
             .iter()
             .filter(running)
@@ -277,16 +276,9 @@ impl Hypervisor for FakeHypervisor {
         Ok(self.alive(spec).map(|m| m as Arc<dyn Machine>))
     }
     fn guarded(&self, spec: &MachineSpec) -> Option<GuardedProcess> {
-        self.alive(spec).map(|_| PROCESS)
+        self.alive(spec)?.guarded()
     }
 }
-
-/// All guests' processes: the fake guardian tells them apart by their VMs.
-const PROCESS: GuardedProcess = GuardedProcess {
-    pid: 1,
-    started: 1,
-    freeze: None,
-};
 
 impl FakeHypervisor {
     fn alive(&self, spec: &MachineSpec) -> Option<Arc<FakeMachine>> {
@@ -324,9 +316,6 @@ impl Machine for FakeMachine {
     }
     fn halted(&self) -> Option<Halt> {
         *lock(&self.halt)
-    }
-    fn guarded(&self) -> Option<GuardedProcess> {
-        Some(PROCESS)
     }
     async fn stop(&self, _patience: Duration) -> Result<(), Error> {
         self.kill().await

@@ -155,7 +155,11 @@ impl Move {
 
     /// A protected VM moves to hosts only that freeze its guest when its lease ends.
     async fn target_must_guard(&self) -> Result<(), Error> {
-        let why = match self.host.ask_member(self.to, &VmRequest::Guards(self.vm())).await? {
+        let why = match self
+            .host
+            .ask_member(self.to, &VmRequest::Guards(self.vm()))
+            .await?
+        {
             VmAnswer::Guards(None) => return Ok(()),
             VmAnswer::Guards(Some(why)) => why,
             _ => "it is of a previous release".to_owned(),
@@ -389,9 +393,8 @@ impl<'m> Paused<'m> {
             // Read last: the target may run from here on, and all of its unconfirmed run has to lie
             // within this host's lease.
             let frozen_from = self.claim.target_is_frozen_from();
-            let longest = frozen_from.map_or(longest_run(0), |at| {
-                at.saturating_sub(this.host.now())
-            });
+            let longest =
+                frozen_from.map_or(longest_run(0), |at| at.saturating_sub(this.host.now()));
             match !leased || this.host.may_hand_over(this.vm(), longest) {
                 true => Ok(()),
                 false => Err(lease_too_short()),

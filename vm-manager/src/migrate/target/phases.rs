@@ -252,7 +252,10 @@ impl Reception {
         }
         let closes = self.arrival.next_tick().unwrap_or_default();
         let left = (closes + CONFIRM_GRACE).saturating_sub(host.now());
-        match host.arm(&self.slot, machine, host.boottime() + left).await? {
+        match host
+            .arm(&self.slot, machine, host.boottime() + left)
+            .await?
+        {
             true => Ok(()),
             false => Err(Error::Refused("its guest stands frozen here".into())),
         }
