@@ -2,6 +2,7 @@
 //! are fixed, and ed25519 signs the same bytes the same way: so these hold what is signed, too.
 
 use super::{
+    lease::wire::{self as second, LeaseReply, LeaseRequest, RenewAnswer, VoterView},
     wire::{Promise, Proposal, Question, Reply, Request, Step, emit, is_proposal_of, parse},
     *,
 };
@@ -103,4 +104,72 @@ fn voters_of_the_previous_version_read_every_request_and_answer() {
         assert!(grant().is_by(&set()));
         golden.bytes("service", SERVICE.as_bytes());
     });
+}
+
+#[test]
+fn voters_read_every_question_and_answer_about_leases() {
+    golden::check("leases", |golden| {
+        let vms = vec![(vm().vm_id(), Epoch(300)), (VmId([7; 32]), Epoch(1))];
+        let requests = variants! {
+            LeaseRequest::Renew(_) => {
+                "request.renew": LeaseRequest::Renew(vms.clone()),
+                "request.renew-nothing": LeaseRequest::Renew(Vec::new()),
+            }
+            LeaseRequest::View(_) => { "request.view": LeaseRequest::View(set()) }
+        };
+        golden.messages(requests, second::emit, second::parse_request);
+        let answers = variants! {
+            RenewAnswer::Ours => { "ours": RenewAnswer::Ours }
+            RenewAnswer::Newer(_) => { "newer": RenewAnswer::Newer(promise(true)) }
+            RenewAnswer::Unknown => { "unknown": RenewAnswer::Unknown }
+        };
+        let view = |promise: Option<Promise>, free_in_ms| {
+            LeaseReply::View(VoterView {
+                promise,
+                is_protected: promise.is_some(),
+                free_in_ms,
+            })
+        };
+        let replies = variants! {
+            LeaseReply::Renewed { .. } => {
+                "reply.renewed": LeaseReply::Renewed {
+                    clock_ms: 86_400_000,
+                    answers: answers.iter().map(|(_, answer)| *answer).collect(),
+                },
+            }
+            LeaseReply::View(_) => {
+                "reply.view": view(Some(promise(true)), 29_300),
+                "reply.view-nothing": view(None, 0),
+            }
+            LeaseReply::OtherVoters => { "reply.other-voters": LeaseReply::OtherVoters }
+            LeaseReply::Invalid => { "reply.invalid": LeaseReply::Invalid }
+        };
+        golden.messages(replies, second::emit, second::parse_reply);
+    });
+}
+
+#[test]
+fn a_renewal_is_bounded_and_of_its_version_alone() {
+    let most = lease::MAX_RENEWED;
+    let renew = |n| {
+        second::emit(&LeaseRequest::Renew(vec![
+            (vm().vm_id(), Epoch(u64::MAX));
+            n
+        ]))
+    };
+    assert!(second::parse_request(&renew(most)).is_some());
+    assert!(second::parse_request(&renew(most + 1)).is_none());
+    assert!(
+        parse::<Request>(&renew(1)).is_none(),
+        "the previous release refuses it"
+    );
+    let answers = vec![RenewAnswer::Newer(promise(true)); most];
+    let reply = LeaseReply::Renewed {
+        clock_ms: u64::MAX,
+        answers,
+    };
+    assert_eq!(second::parse_reply(&second::emit(&reply)), Some(reply));
+    let mut longer = renew(1);
+    longer.push(0);
+    assert!(second::parse_request(&longer).is_none(), "bytes are left");
 }

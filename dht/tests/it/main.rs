@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod faults;
+mod leases;
 mod liars;
 mod net;
 mod records;

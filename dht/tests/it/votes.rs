@@ -16,7 +16,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Three voters with their logs, on a network with faults.
-struct Parliament {
+pub struct Parliament {
     net: MemoryNet,
     directory: TempDir,
     ids: Vec<MemberId>,
@@ -25,7 +25,7 @@ struct Parliament {
 }
 
 impl Parliament {
-    async fn new(seed: u64) -> Self {
+    pub async fn new(seed: u64) -> Self {
         Self::limited(seed, VoteLimits::default()).await
     }
 
@@ -50,7 +50,7 @@ impl Parliament {
     }
 
     /// Starts the voter, or restarts it with its log.
-    async fn start(&self, n: usize) {
+    pub async fn start(&self, n: usize) {
         let fabric: Arc<dyn Fabric> = self.net.add(self.ids[n]);
         let log = loop {
             match VoterLog::open(&self.log(n)) {
@@ -64,12 +64,20 @@ impl Parliament {
         Voter::start_limited(&fabric, identity(n), log, self.limits, clock);
     }
 
-    fn set(&self) -> VoterSet {
-        VoterSet::sign(&owner(1), &self.ids)
+    pub fn kill(&self, n: usize) {
+        self.net.kill(self.ids[n]);
+    }
+
+    pub fn set(&self) -> VoterSet {
+        self.set_of(1)
+    }
+
+    pub fn set_of(&self, vm: u8) -> VoterSet {
+        VoterSet::sign(&owner(vm), &self.ids)
     }
 
     /// A member that asks the voters.
-    fn asker(&self, n: u8, jitter_ms: u64, lost_percent: u32) -> (MemberId, Votes) {
+    pub fn asker(&self, n: u8, jitter_ms: u64, lost_percent: u32) -> (MemberId, Votes) {
         let inner = self.net.add(member(n));
         let chance = chance(self.seed << 8 | u64::from(n));
         (

@@ -138,13 +138,14 @@ fn protected(
     }
 }
 
-/// Whether the newest epoch is the asking member's own, or one that its holder has not confirmed
-/// and that gives way to the member whose lease still runs here.
+/// Whether the asking member runs the newest epoch or the one before it, or the newest one's holder
+/// has not confirmed it: such a one gives way to the member whose lease still runs here. A target
+/// that was promised the VM is not yet its holder.
 fn may_take_back(known: &KeptPromise, lease: Lease, from: MemberId, is_free: bool) -> bool {
-    known.promise.holder == from
-        || (!known.promise.confirmed
-            && !known.was_confirmed
-            && (is_free || lease.holder == Some(from)))
+    if known.promise.confirmed || known.was_confirmed {
+        return known.promise.holder == from;
+    }
+    is_free || lease.holder == Some(from)
 }
 
 /// A person's word needs no lease to end.

@@ -182,25 +182,8 @@ impl Cluster {
                 }
             }
             Action::Win(i) => self.win(&mut state.nodes[i], i)?,
-            Action::Lose(i) => {
-                let round = state.nodes[i].round.take()?;
-                let newest = self.newer(&state.voters, i, round.epoch)?;
-                let renewed = Renewed::Newer {
-                    epoch: newest.epoch,
-                    holder: newest.holder,
-                };
-                state.nodes[i].answered(i, self, renewed);
-            }
-            Action::GiveUp(i) => {
-                let renewed = Renewed::Undecided {
-                    answered: 0,
-                    asked: self.voters,
-                };
-                if state.nodes[i].round?.kind == Kind::Renew {
-                    state.nodes[i].answered(i, self, renewed);
-                }
-                state.nodes[i].drop_round();
-            }
+            Action::Lose(i) => self.lose(state, i)?,
+            Action::GiveUp(i) => self.give_up(&mut state.nodes[i], i)?,
             Action::Look(i) => self.look(state, i)?,
             Action::Delay(i, v) => {
                 let round = state.nodes[i].round.as_mut()?;
@@ -303,6 +286,29 @@ impl Cluster {
             }
             Kind::TakeOver | Kind::Confirm | Kind::TakeBack => node.settle(me, self, round),
         }
+        Some(())
+    }
+
+    fn lose(&self, state: &mut State, i: usize) -> Option<()> {
+        let round = state.nodes[i].round.take()?;
+        let newest = self.newer(&state.voters, i, round.epoch)?;
+        let renewed = Renewed::Newer {
+            epoch: newest.epoch,
+            holder: newest.holder,
+        };
+        state.nodes[i].answered(i, self, renewed);
+        Some(())
+    }
+
+    fn give_up(&self, node: &mut Node, me: usize) -> Option<()> {
+        let renewed = Renewed::Undecided {
+            answered: 0,
+            asked: self.voters,
+        };
+        if node.round?.kind == Kind::Renew {
+            node.answered(me, self, renewed);
+        }
+        node.drop_round();
         Some(())
     }
 
