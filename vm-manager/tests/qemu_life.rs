@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     time::Duration,
 };
-use support::{Guest, Host, PATIENCE, image};
+use support::{Guest, Host, PATIENCE, READY, image};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_boots_is_taken_up_again_and_powers_down() {
@@ -69,6 +69,45 @@ async fn a_guest_boots_is_taken_up_again_and_powers_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_held_guest_boots_when_resumed_and_goes_on_after_a_freeze() {
+    let Some(image) = image("a_held_guest_boots_when_resumed_and_goes_on_after_a_freeze") else {
+        return;
+    };
+    let host = Host::new();
+    let spec = host.spec(3, &image).await;
+    let machine = host.qemu.launch(&spec, Start::Held).await.unwrap();
+    let mut guest = Guest::of(machine).await;
+    assert_eq!(*guest.machine.watch().borrow(), RunState::Paused);
+    let process = guest.machine.guarded().unwrap();
+    assert_eq!(host.qemu.guarded(&spec), Some(process.clone()));
+    let input = fs::read_link(format!("/proc/{}/fd/0", process.pid)).unwrap();
+    assert!(input.to_string_lossy().starts_with("pipe:"), "{input:?}");
+
+    guest.machine.resume().await.unwrap();
+    guest.until(READY).await;
+    let Some(freeze) = process.freeze else {
+        println!("NOT RUN: there is no version 2 control group");
+        return;
+    };
+    fs::write(&freeze, "1").unwrap();
+    let events = freeze.with_file_name("cgroup.events");
+    let is_frozen = || fs::read_to_string(&events).unwrap().contains("frozen 1");
+    for _ in 0..1000 {
+        if is_frozen() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(is_frozen());
+    fs::write(&freeze, "0").unwrap();
+    assert_eq!(guest.run("echo on").await, "on");
+    // A frozen guest's process can be ended, and its group goes.
+    fs::write(&freeze, "1").unwrap();
+    guest.machine.kill().await.unwrap();
+    assert!(!freeze.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_is_jailed() {
     let Some(image) = image("a_guest_is_jailed") else {
         return;
@@ -107,6 +146,12 @@ async fn a_guest_is_jailed() {
     if fs::exists("/sys/fs/cgroup/memory/p2pvm").unwrap() {
         assert!(
             groups.lines().any(|l| l.contains(":memory:/p2pvm/")),
+            "{groups}"
+        );
+    }
+    if fs::exists("/sys/fs/cgroup/unified/p2pvm").unwrap() {
+        assert!(
+            groups.lines().any(|l| l.starts_with("0::/p2pvm/")),
             "{groups}"
         );
     }

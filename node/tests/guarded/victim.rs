@@ -95,7 +95,7 @@ impl Drop for Victim {
 /// Puts the process into a group of its own that can be frozen, where there is a tree for it.
 fn group_of(child: &Child) -> Option<PathBuf> {
     let is_tree = |tree: &&str| Path::new(tree).join("cgroup.controllers").exists();
-    let tree = TREES.iter().find(is_tree)?;
+    let tree = TREES.into_iter().find(is_tree)?;
     let group = Path::new(tree).join(format!("p2pvm-test-{}", child.id()));
     fs::create_dir(&group).ok()?;
     let joined = fs::write(group.join("cgroup.procs"), child.id().to_string());
