@@ -66,6 +66,9 @@ fn requests(passed: &mut Passed) {
     passed.text("snapshot", SnapshotVm { name: None });
     let name = Some("before".to_owned());
     passed.text("snapshot.named", SnapshotVm { name });
+    let replicate = |every_s, copies| ReplicateVm { every_s, copies };
+    passed.text("replicate", replicate(Some(60), Some(2)));
+    passed.text("replicate.off", replicate(None, None));
     let migrate = |to, post_copy| MigrateVm { to, post_copy };
     passed.text("migrate", migrate(None, false));
     passed.previous("migrate.first", migrate(None, false));
@@ -147,6 +150,23 @@ fn answers(passed: &mut Passed) {
     passed.text("vm", bare_vm());
     passed.text("vm.full", full_vm());
     passed.previous("vm.first", bare_vm());
+    let replication = ReplicationView {
+        text: "RPO 38 s".into(),
+        every_s: 60,
+        rpo_s: Some(38),
+        copies: 2,
+        wanted: 2,
+        late: false,
+        why: None,
+        rounds: 3,
+        new_bytes: 1 << 20,
+        last_new_bytes: 4096,
+    };
+    let replicated = VmView {
+        replication: Some(replication),
+        ..bare_vm()
+    };
+    passed.text("vm.replicated", replicated);
     let deleted = "web".to_owned();
     passed.text("deleted", VmDeleted { deleted });
     let moved = |pause_ms, trace| VmMoved {

@@ -6,7 +6,7 @@ use crate::{
     Definition, Error,
     error::undecided,
     framed,
-    protection::{Protection, Replica},
+    protection::{self, Protection, Replica},
     vault::Durability,
 };
 use p2pvm_authority::{Revocation, Revocations};
@@ -44,6 +44,21 @@ pub struct Snapshot {
     pub durability: Durability,
     /// Members that hold all of it.
     pub providers: Vec<MemberId>,
+}
+
+impl Replica {
+    /// The same as a snapshot, which a restore brings back.
+    pub fn as_snapshot(&self) -> Snapshot {
+        Snapshot {
+            name: protection::REPLICA.into(),
+            checkpoint: self.checkpoint,
+            taken: self.taken,
+            epoch: self.epoch,
+            with_ram: false,
+            durability: self.durability.clone(),
+            providers: self.providers.clone(),
+        }
+    }
 }
 
 /// Whether a VM is meant to run.

@@ -3,7 +3,7 @@
 //!
 //! This file says what is wished, and no more: replicas are made by `crate::replicas`.
 
-use crate::{Error, directory::Snapshot, framed, vault::Durability};
+use crate::{Error, framed, vault::Durability};
 use p2pvm_overlay::{Epoch, MemberId, UnixTime};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,11 @@ pub const REPLICAS: usize = 2;
 pub const MAX_REPLICAS: usize = 4;
 /// How long a host is silent before it counts as lost unless the VM says otherwise.
 pub const LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// The least and the most that may be chosen for it. Reason: below, a loaded host counts as lost.
+pub const MIN_LOST_AFTER: Duration = Duration::from_secs(5);
+/// As [`MIN_LOST_AFTER`].
+pub const MAX_LOST_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The name by which a restore means the newest replica, unless a snapshot has it.
 pub const REPLICA: &str = "replica";
@@ -139,6 +144,14 @@ impl Protection {
             }
             _ => {}
         }
+        if self.lost_after < MIN_LOST_AFTER || self.lost_after > MAX_LOST_AFTER {
+            return refused(format!(
+                "a host counts as lost after {} s to {} s of silence, not {:?}",
+                MIN_LOST_AFTER.as_secs(),
+                MAX_LOST_AFTER.as_secs(),
+                self.lost_after
+            ));
+        }
         if !(1..=MAX_REPLICAS).contains(&self.replicas) {
             return refused(format!(
                 "{} replicas are not possible: choose 1 to {MAX_REPLICAS}",
@@ -218,19 +231,6 @@ impl Replica {
     /// How many members other than the host that took it hold it.
     pub fn copies(&self) -> u32 {
         self.providers.len().saturating_sub(1) as u32
-    }
-
-    /// The same as a snapshot, which a restore brings back.
-    pub fn as_snapshot(&self) -> Snapshot {
-        Snapshot {
-            name: REPLICA.into(),
-            checkpoint: self.checkpoint,
-            taken: self.taken,
-            epoch: self.epoch,
-            with_ram: false,
-            durability: self.durability.clone(),
-            providers: self.providers.clone(),
-        }
     }
 
     /// How old the disk is that it would bring back.

@@ -364,6 +364,30 @@ export type RefusalWord =
   /** A word of a later version. */
   | string;
 
+/** How well a running VM's disk is replicated to other members. */
+export interface ReplicationView {
+  /** How many other members hold it. */
+  copies: number;
+  /** How long between two replicas, seconds. */
+  every_s: number;
+  /** The same of the last round. */
+  last_new_bytes: number;
+  /** Whether it is older than twice the time between two replicas. */
+  late: boolean;
+  /** How many bytes of new chunks they made, which each holder fetches. */
+  new_bytes: number;
+  /** How many rounds its host has made since it started or the VM came. */
+  rounds: number;
+  /** How old the newest whole replica is, seconds: what the guest wrote since is lost with its host. None without a replica. */
+  rpo_s: number | null;
+  /** In words: "RPO 38 s", or "not replicated" and why. */
+  text: string;
+  /** How many should. */
+  wanted: number;
+  /** Why there is no newer one, if the last round did not succeed. */
+  why: string | null;
+}
+
 /** The request of `p2pvm vm restore`. */
 export interface RestoreVm {
   /** Whether to take the VM over from a host that cannot be asked. */
@@ -676,6 +700,8 @@ export interface VmView {
   note: string | null;
   /** Whether its guest answers through its interface, as its host last found; missing if it does not run. */
   reach: ReachView | null;
+  /** How well its disk is replicated, if it is. */
+  replication?: ReplicationView;
   /** Its snapshots. */
   snapshots: SnapshotView[];
   /** Its state in a word. */

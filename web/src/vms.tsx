@@ -65,6 +65,7 @@ function Card({ vm, acts, operation, doing, ask, take }: { vm: VmView; operation
         <span>
           {vm.cpus} CPU{vm.cpus > 1 ? "s" : ""}, {vm.memory_mib} MiB
         </span>
+        {vm.replication && <span class={vm.replication.late ? "troubled" : ""}>{vm.replication.text}</span>}
         {running && (
           <span class="busy">
             <span class="gauge" aria-hidden="true">

@@ -3,6 +3,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_vm_manager::{
+    Protection, Replica,
     directory::VmRecord,
     host::remote::{VmAnswer, VmRequest},
     migrate::wire::{Answer, Request},
@@ -11,6 +12,12 @@ use p2pvm_vm_manager::{
 fuzz_target!(|bytes: &[u8]| {
     if let Some(record) = VmRecord::from_bytes(bytes) {
         assert!(VmRecord::from_bytes(&record.to_bytes()).is_some());
+    }
+    if let Some(protection) = Protection::from_field(bytes) {
+        assert_eq!(Protection::from_field(&protection.to_field()), Some(protection));
+    }
+    if let Some(replica) = Replica::from_field(bytes) {
+        assert!(replica.to_field().len() <= 255);
     }
     let _ = postcard::from_bytes::<Request>(bytes);
     let _ = postcard::from_bytes::<Answer>(bytes);

@@ -25,11 +25,13 @@ use tokio::sync::{Semaphore, watch};
 const LOOK: Duration = Duration::from_secs(1);
 /// How many rounds are made at a time; more may be sending. Reason: a host's guests share its disk.
 const AT_A_TIME: usize = 2;
-/// How long a replica may take to reach its holders before a newer one takes its place. Reason: what
-/// came stays with the holders, and is not sent again.
+/// How long a replica may take to reach its holders before a newer one takes its place. Reason:
+/// what came stays with the holders, and is not sent again.
 const SENDING: Duration = Duration::from_secs(600);
-/// How often a VM that is not sent on is looked at.
+/// How long between two looks whether a VM whose replica is being sent is still here.
 const STILL_HELD: Duration = Duration::from_secs(5);
+/// The same when the replica is there, and an operation on the VM goes on.
+const SOON: Duration = Duration::from_millis(200);
 
 /// Why there is no new replica.
 enum Setback {
@@ -241,8 +243,14 @@ impl Host {
     }
 
     /// Writes down which replica is being sent, and removes the one before that was not sent on.
-    async fn note_sending(&self, slot: &Arc<Slot>, replica: &Replica) -> Result<(), Error> {
+    async fn note_sending(&self, slot: &Arc<Slot>, replica: &Replica) -> Result<(), Setback> {
         let before = slot.entry();
+        // It may have moved on meanwhile: to write its entry would bring it back.
+        if !self.lists(slot) {
+            let (keys, me) = (before.secret.keys(), [self.me]);
+            self.forget_replica(&keys, replica.checkpoint, &me).await;
+            return later("the VM is no longer here");
+        }
         self.update(slot, |e| e.sending = Some(replica.clone()))?;
         if let Some(unsent) = before.sending {
             // Which members had begun to keep it was not written down.
@@ -283,7 +291,16 @@ impl Host {
         let vault = &self.parts.vault;
         let copies = vault.replicate(replica.checkpoint, wanted, now).await?;
         let every = entry.protection.replicate_every.unwrap_or_default();
-        let copies = self.sent(slot, copies, SENDING.max(every * 2)).await?;
+        let sent = self.sent(slot, copies, SENDING.max(every * 2)).await;
+        let Some(copies) = sent else {
+            let mut providers = self.parts.fabric.connected();
+            providers.push(self.me);
+            let keys = entry.secret.keys();
+            slot.replication().lost();
+            self.forget_replica(&keys, replica.checkpoint, &providers)
+                .await;
+            return later("the VM is no longer here");
+        };
         let done = copies.providers.len().saturating_sub(1);
         let former = entry.replica.as_ref().map_or(0, Replica::copies) as usize;
         if done == 0 || (done < wanted && done < former) {
@@ -303,35 +320,39 @@ impl Host {
         self.announce_replica(slot, whole).await
     }
 
-    /// Waits until as many members as possible have the replica, or the time is over.
+    /// Waits until as many members as possible have the replica, or the time is over; `None` if the
+    /// VM is no longer here.
     async fn sent(
         &self,
         slot: &Arc<Slot>,
         mut copies: watch::Receiver<Copies>,
         limit: Duration,
-    ) -> Result<Copies, Setback> {
+    ) -> Option<Copies> {
         let until = tokio::time::Instant::now() + limit;
         loop {
+            let role = slot.entry().role;
+            if !self.lists(slot) || matches!(role, Role::Branch { .. } | Role::Unmade) {
+                return None;
+            }
             let now = copies.borrow_and_update().clone();
-            if now.durability == Durability::Durable || tokio::time::Instant::now() >= until {
-                return Ok(now);
+            let is_over = now.durability == Durability::Durable
+                || tokio::time::Instant::now() >= until
+                || copies.has_changed().is_err();
+            // During a move the target has been told of the replica before: that one stays until it
+            // is known which host has the VM.
+            if is_over && slot.is_idle() && role == Role::Held {
+                return Some(now);
             }
-            if !self.lists(slot) || slot.entry().role != Role::Held {
-                return later("the VM is being moved");
-            }
-            tokio::select! {
-                changed = copies.changed() => if changed.is_err() {
-                    return Ok(copies.borrow().clone());
-                },
-                () = tokio::time::sleep(STILL_HELD) => {}
+            match is_over {
+                true => tokio::time::sleep(SOON).await,
+                false => {
+                    let _ = tokio::time::timeout(STILL_HELD, copies.changed()).await;
+                }
             }
         }
     }
 
     async fn announce_replica(&self, slot: &Arc<Slot>, whole: Replica) -> Result<(), Setback> {
-        if !self.lists(slot) || !matches!(slot.entry().role, Role::Held | Role::Leaving { .. }) {
-            return later("the VM is being moved");
-        }
         let former = slot.entry().replica;
         let entry = self.update(slot, |e| {
             e.replica = Some(whole);

@@ -13,8 +13,8 @@ use crate::{
     Error,
     guardian::GuardedProcess,
     hypervisor::{
-        ChangedDisk, CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats, MigrateOptions,
-        MigrationReport, Progress, RunState,
+        ChangedDisk, CheckpointFiles, Halt, IncomingSockets, Machine, MachineSpec, MachineStats,
+        MigrateOptions, MigrationReport, Progress, RunState,
     },
     jail::Jail,
     run_dir::RunDir,

@@ -95,7 +95,8 @@ proptest! {
             prop_assert_eq!(read.count(at), 1);
         }
         let data = wanted.values().filter(|byte| **byte != 0).count();
-        let counted: u64 = (0..SIZE / CLUSTER).map(|at| u64::from(read.count(disk.data + at))).sum();
+        let counts = (0..SIZE / CLUSTER).map(|at| read.count(disk.data + at));
+        let counted: u64 = counts.map(u64::from).sum();
         prop_assert_eq!(counted, data as u64);
     }
 

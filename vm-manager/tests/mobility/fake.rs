@@ -2,13 +2,14 @@
 //! many guests of one VM run at any instant, and lets a test strike at any step of a move.
 
 use async_trait::async_trait;
-use p2pvm_overlay::{BoxStream, MemberId, VmId};
+use p2pvm_overlay::{BoxStream, MemberId, UnixTime, VmId};
+use p2pvm_snapshot_sync::{Block, FilePatch};
 use p2pvm_vm_manager::{
     Error,
     guardian::GuardedProcess,
     hypervisor::{
-        Accel, CheckpointFiles, Halt, Hypervisor, IncomingSockets, Machine, MachineSpec,
-        MachineStats, MigrateOptions, MigrationReport, Progress, RunState, Start,
+        Accel, ChangedDisk, CheckpointFiles, Halt, Hypervisor, IncomingSockets, Machine,
+        MachineSpec, MachineStats, MigrateOptions, MigrationReport, Progress, RunState, Start,
     },
 };
 use std::{
@@ -438,6 +439,23 @@ impl Machine for FakeMachine {
             ram,
             disk,
             pause: Duration::from_millis(3),
+        })
+    }
+    /// All of the disk each time.
+    async fn changed_blocks(&self, dir: &Path, _whole: bool) -> Result<ChangedDisk, Error> {
+        fs::create_dir_all(dir).unwrap();
+        let file = dir.join("disk");
+        let memory = self.memory.load(Ordering::SeqCst).to_be_bytes();
+        let content = [b"disk ", &memory[..]].concat();
+        fs::write(&file, &content).unwrap();
+        Ok(ChangedDisk {
+            file,
+            patch: FilePatch {
+                size: content.len() as u64,
+                blocks: vec![(0, Block::At(0))],
+            },
+            begun: UnixTime::now(),
+            whole: true,
         })
     }
 }
