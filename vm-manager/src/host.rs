@@ -255,7 +255,7 @@ impl Host {
     pub(crate) fn status_of(&self, slot: &Slot) -> VmStatus {
         let mut status = slot.status(self.me);
         status.still = self.standstill(slot);
-        if self.is_frozen(status.definition.vm)
+        if self.lacks_lease(status.definition.vm)
             && matches!(status.state, VmState::Running | VmState::Paused)
         {
             status.state = VmState::Paused;

@@ -18,10 +18,12 @@ use zeroize::Zeroizing;
 
 fn share_request(envelope: Vec<u8>, right: Right<'_>) -> VmRequest {
     match right {
-        Right::Asked(proofs) | Right::HeirAsked(proofs) => VmRequest::Share {
-            envelope,
-            proofs: proofs.to_vec(),
-        },
+        Right::Asked(proofs) | Right::Forced(proofs) | Right::HeirAsked(proofs) => {
+            VmRequest::Share {
+                envelope,
+                proofs: proofs.to_vec(),
+            }
+        }
         Right::Heir(set) => VmRequest::ShareForHeir {
             envelope,
             set: set.clone(),

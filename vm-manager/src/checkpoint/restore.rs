@@ -41,6 +41,8 @@ pub struct RestoreOptions {
 pub(crate) enum Right<'r> {
     /// A person asked for it, with these proofs that this host may do it.
     Asked(&'r [Vec<u8>]),
+    /// A person forced it, with such proofs: the VM's host does not answer.
+    Forced(&'r [Vec<u8>]),
     /// A person asked an heir for it, with these proofs: the lease of the VM's host has run out.
     HeirAsked(&'r [Vec<u8>]),
     /// Nobody: this host is an heir of the VM with these voters, and its host's lease has run out.
@@ -50,7 +52,7 @@ pub(crate) enum Right<'r> {
 impl Right<'_> {
     /// Whether the lease of the VM's host must have run out.
     fn waits_for_lease(&self) -> bool {
-        !matches!(self, Self::Asked(_))
+        matches!(self, Self::HeirAsked(_) | Self::Heir(_))
     }
 }
 
@@ -112,8 +114,11 @@ impl Host {
         if self.slot_of(record.definition.vm).is_none() {
             self.may_come(&record.definition).await?;
         }
-        let holder = self.may_restore(&record, options).await?;
-        let what = (&record, &found, holder, Right::Asked(proofs));
+        let right = match self.may_restore(&record, options).await? {
+            true => Right::Asked(proofs),
+            false => Right::Forced(proofs),
+        };
+        let what = (&record, &found, record.holder, right);
         self.restore_within_limits(what, progress).await
     }
 
@@ -195,7 +200,7 @@ impl Host {
         if !right.waits_for_lease() {
             self.ask_to_give_way(record, holder).await?;
         }
-        let leased = right.waits_for_lease() || self.has_lease(&kept).await;
+        let leased = right.waits_for_lease() || self.has_lease(&kept, right, progress).await;
         let slot = self.restored_entry(record, &kept, (epoch, leased))?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
@@ -263,12 +268,12 @@ impl Host {
     }
 
     /// Refuses a VM whose guest runs at its holder, or may run there since the holder does not
-    /// answer and `force` is not set; returns the holder.
+    /// answer and `force` is not set; returns whether it answers.
     async fn may_restore(
         self: &Arc<Self>,
         record: &VmRecord,
         options: RestoreOptions,
-    ) -> Result<MemberId, Error> {
+    ) -> Result<bool, Error> {
         let (name, holder) = (&record.definition.name, record.holder);
         match self
             .ask_member(holder, &VmRequest::Runs(record.definition.vm))
@@ -278,8 +283,8 @@ impl Host {
                 "'{name}' runs on {}: stop it first, then restore",
                 holder.short()
             ))),
-            Ok(_) => Ok(holder),
-            Err(_) if options.force => Ok(holder),
+            Ok(_) => Ok(true),
+            Err(_) if options.force => Ok(false),
             Err(_) => Err(Error::Refused(format!(
                 "the host of '{name}', {}, does not answer and may still run it: if it is dead, \
                     restore with --force (its copy is then cut off from the network for good)",
@@ -322,11 +327,24 @@ impl Host {
             .map_err(undecided("asking the VM's voters for its newest epoch"))
     }
 
-    /// Whether the VM's voters have it as protected; those of a previous release have not.
-    async fn has_lease(&self, kept: &SavedVm) -> bool {
+    /// Whether the VM's voters have it as protected; those of a previous release have not. A
+    /// restore that a person forces waits until the lease of the host that does not answer has run
+    /// out: until then its guest may run there.
+    async fn has_lease(
+        &self,
+        kept: &SavedVm,
+        right: Right<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> bool {
         let set = VoterSet::sign(&kept.secret.keys(), &kept.definition.voters);
-        let view = self.parts.ballot.lease(&set).await;
-        view.is_ok_and(|view| view.protected)
+        let Ok(view) = self.parts.ballot.lease(&set).await else {
+            return false;
+        };
+        if view.protected && matches!(right, Right::Forced(_)) {
+            progress.send_modify(|p| p.phase = "wait for the lease of its host to end".into());
+            self.clock.passed(view.free_in).await;
+        }
+        view.protected
     }
 
     fn restored_entry(
@@ -460,7 +478,7 @@ impl Host {
         let spec = self.registry.spec(&entry);
         let start = match ram {
             Some(ram) => Start::Checkpoint(ram.to_owned()),
-            None if self.begins_held(&entry) => Start::Held,
+            None if self.begins_held(&entry).await => Start::Held,
             None => Start::Boot,
         };
         let machine = self.parts.hypervisor.launch(&spec, start).await?;

@@ -56,6 +56,10 @@ impl Host {
     async fn adopt(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
         if entry.leased && self.stands_frozen(&entry).await {
+            if entry.is_branch() {
+                // Its memory is of no use: a branch never runs.
+                return self.parts.hypervisor.end(&self.registry.spec(&entry)).await;
+            }
             self.adopt_frozen(slot);
             return Ok(());
         }

@@ -15,7 +15,7 @@ use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{MemberId, VmId, chain, durable::write_atomically};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -124,6 +124,8 @@ pub fn parse(bytes: &[u8]) {
 pub(crate) struct Inheritances {
     dir: PathBuf,
     by_vm: Mutex<BTreeMap<VmId, Inheritance>>,
+    /// The VMs whose hosts are watched, each by one task.
+    watched: Mutex<BTreeSet<VmId>>,
     pub(super) heard: Heard,
 }
 
@@ -151,6 +153,7 @@ impl Inheritances {
         Ok(Self {
             dir,
             by_vm,
+            watched: Mutex::default(),
             heard: Heard::default(),
         })
     }
@@ -198,6 +201,21 @@ impl Inheritances {
             .map_err(|e| format!("this host cannot write that down: {}", chain(&e)))?;
         by_vm.insert(vm, one);
         Ok(is_new)
+    }
+
+    /// Whether a task is to begin to watch the VM's host.
+    pub(super) fn begin_watch(&self, vm: VmId) -> bool {
+        lock(&self.watched).insert(vm)
+    }
+
+    /// Whether the task that watches the VM's host is to end: this host is no heir of it any more.
+    pub(super) fn end_watch(&self, vm: VmId) -> bool {
+        let mut watched = lock(&self.watched);
+        let is_over = !lock(&self.by_vm).contains_key(&vm);
+        if is_over {
+            watched.remove(&vm);
+        }
+        is_over
     }
 
     pub(super) fn forget(&self, vm: VmId) {

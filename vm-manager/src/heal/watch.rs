@@ -22,6 +22,8 @@ use std::{
 const FRESH: Duration = Duration::from_secs(2);
 /// How long a task sleeps at most before it looks whether its VM's heirs have changed.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long it sleeps at least.
+const LEAST: Duration = Duration::from_millis(20);
 
 /// When hosts were asked, and when they answered last.
 #[derive(Default)]
@@ -83,6 +85,9 @@ impl Host {
 
     /// Watches one VM's host in a task, until this host is no heir of it.
     pub(super) fn watch_inheritance(&self, vm: VmId) {
+        if !self.inheritances.begin_watch(vm) {
+            return;
+        }
         let (this, clock) = (self.weak(), self.clock.clone());
         self.spawn(async move {
             let mut watched: Option<Watched> = None;
@@ -90,7 +95,10 @@ impl Host {
                 let wait = {
                     let Some(host) = this.upgrade() else { return };
                     let Some(one) = host.inheritances.get(vm) else {
-                        return;
+                        match host.inheritances.end_watch(vm) {
+                            true => return,
+                            false => continue,
+                        }
                     };
                     let ward = host.ward_of(&one);
                     let watched = match &mut watched {
@@ -98,23 +106,21 @@ impl Host {
                         // Another host, or another place among the heirs.
                         other => other.insert(Watched::new(ward)),
                     };
-                    let Some(input) = watched.inputs.pop_front() else {
-                        return;
-                    };
+                    let input = watched.inputs.pop_front().unwrap_or(HeirInput::Tick);
                     let outputs = watched.heir.handle(host.boottime(), input);
                     for output in outputs {
                         host.follow_heir(watched, &one, output).await;
                     }
                     if watched.heir.is_over() {
                         host.inheritances.forget(vm);
-                        return;
+                        continue;
                     }
                     if !watched.inputs.is_empty() {
                         continue;
                     }
-                    watched.inputs.push_back(HeirInput::Tick);
                     let due = watched.heir.next_tick().unwrap_or_default();
-                    due.saturating_sub(host.boottime()).min(LOOK)
+                    let left = due.saturating_sub(host.boottime());
+                    left.clamp(LEAST, LOOK)
                 };
                 clock.passed(wait).await;
             }

@@ -57,7 +57,7 @@ impl Host {
                     self.take_epoch(slot, epoch).await?;
                 }
                 self.renew_on(entry.definition.vm);
-                slot.set_unproven(self.is_frozen(entry.definition.vm));
+                slot.set_unproven(self.lacks_lease(entry.definition.vm));
             }
             Ownership::Theirs { holder, epoch } => self.lose(slot, holder, epoch).await,
         }
@@ -143,7 +143,7 @@ impl Host {
         slot.set_unproven(true);
         self.hold_still(slot).await;
         let entry = slot.entry();
-        self.end_lease(&entry).await;
+        self.stop_renewing(entry.definition.vm);
         let note = format!(
             "epoch {newer} went to {}{}",
             holder.short(),

@@ -49,9 +49,18 @@ struct Held {
     set: VoterSet,
     epoch: Epoch,
     tenure: Tenure,
-    /// Whether its guest stands still for want of a lease.
-    is_still: bool,
+    guest: Stand,
     acts: mpsc::Sender<Act>,
+}
+
+/// What a guest does by its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stand {
+    Runs,
+    /// Its hypervisor was told to hold it, before the lease ends.
+    Held,
+    /// The guardian has frozen its process, which answers nobody.
+    Frozen,
 }
 
 /// What a VM's task does.
@@ -92,14 +101,14 @@ impl Leases {
         lock(&self.by_vm).contains_key(&vm)
     }
 
-    /// Whether the VM's guest stands still for want of a lease.
-    pub(super) fn is_still(&self, vm: VmId) -> bool {
-        lock(&self.by_vm).get(&vm).is_some_and(|held| held.is_still)
+    fn guest(&self, vm: VmId) -> Stand {
+        let by_vm = lock(&self.by_vm);
+        by_vm.get(&vm).map_or(Stand::Runs, |held| held.guest)
     }
 
-    fn set_still(&self, vm: VmId, still: bool) {
+    fn set_guest(&self, vm: VmId, guest: Stand) {
         if let Some(held) = lock(&self.by_vm).get_mut(&vm) {
-            held.is_still = still;
+            held.guest = guest;
         }
     }
 
@@ -268,7 +277,7 @@ impl Host {
     }
 
     async fn guardian_froze(&self, vm: VmId) {
-        self.leases.set_still(vm, true);
+        self.leases.set_guest(vm, Stand::Frozen);
         if let Err(e) = self.parts.port.frozen(vm, true).await {
             tracing::warn!(vm = %vm.short(), error = %chain(&e), "the port could not be frozen");
         }
@@ -312,7 +321,6 @@ impl Host {
                 tracing::warn!(vm = %name, holder = %holder.short(), %epoch, "its voters have \
                     given it to another member");
                 let _operation = slot.begin_next(Activity::Checking).await;
-                self.leases.set_still(vm, true);
                 self.lose(slot, holder, epoch).await;
             }
         }
@@ -322,7 +330,7 @@ impl Host {
     async fn stand_still(&self, slot: &Arc<Slot>, how: OnPartition) {
         let vm = slot.entry().definition.vm;
         slot.set_unproven(true);
-        self.leases.set_still(vm, true);
+        self.leases.set_guest(vm, Stand::Held);
         if let Err(e) = self.parts.port.frozen(vm, true).await {
             tracing::warn!(vm = %vm.short(), error = %chain(&e), "the port could not be frozen");
         }
@@ -344,7 +352,7 @@ impl Host {
         let entry = slot.entry();
         let (vm, epoch) = (entry.definition.vm, entry.epoch);
         self.parts.guardian.thaw(vm, epoch, deadline).await?;
-        self.leases.set_still(vm, false);
+        self.leases.set_guest(vm, Stand::Runs);
         slot.set_unproven(false);
         self.perform(
             self.leases
@@ -405,7 +413,7 @@ impl Host {
             set,
             epoch: entry.epoch,
             tenure: Tenure::new(Terms::REAL),
-            is_still: false,
+            guest: Stand::Runs,
             acts,
         });
         self.follow_lease(slot.clone(), to_do);
@@ -479,8 +487,19 @@ impl Host {
     }
 
     /// Whether the VM's guest stands still for want of a lease.
+    pub(crate) fn lacks_lease(&self, vm: VmId) -> bool {
+        self.leases.guest(vm) != Stand::Runs
+    }
+
+    /// Whether the guardian has frozen the VM's guest.
     pub(crate) fn is_frozen(&self, vm: VmId) -> bool {
-        self.leases.is_still(vm)
+        self.leases.guest(vm) == Stand::Frozen
+    }
+
+    /// The VM is another member's: nothing renews its lease. The guardian's deadline stands, for a
+    /// hypervisor that does not hold the guest.
+    pub(super) fn stop_renewing(&self, vm: VmId) {
+        self.leases.end(vm);
     }
 
     /// Whether the VM may be handed over to a target that runs unconfirmed for at most `longest`:

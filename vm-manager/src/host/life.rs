@@ -293,7 +293,7 @@ impl Host {
             .await?;
         let entry = self.update(slot, |e| e.wanted = RunGoal::Running)?;
         self.ease();
-        let start = match self.begins_held(&entry) {
+        let start = match self.begins_held(&entry).await {
             true => Start::Held,
             false => Start::Boot,
         };

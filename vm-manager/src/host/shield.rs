@@ -125,8 +125,10 @@ impl Host {
     }
 
     /// Whether the VM's guest must begin held, since it may have to come under a lease first.
-    pub(crate) fn begins_held(&self, entry: &Entry) -> bool {
-        entry.leased || self.bare_because(entry).is_none()
+    pub(crate) async fn begins_held(&self, entry: &Entry) -> bool {
+        let vm = entry.definition.vm;
+        let may_be = self.bare_because(entry).is_none() && self.cannot_guard(vm).await.is_none();
+        entry.leased || may_be
     }
 
     /// Brings the VM's guest under a lease if it is to be protected; a VM that is not is left as it
@@ -151,7 +153,7 @@ impl Host {
                 return Ok(());
             }
             (None, true) => {
-                let sent = self.renew_once(slot).await?;
+                let sent = self.renew_or_tell(slot).await?;
                 let ends = lease_end(sent);
                 if !self.arm(slot, machine, ends).await? {
                     let vm = entry.definition.vm;
@@ -177,6 +179,9 @@ impl Host {
     /// as protected, so that a daemon which dies in between leaves no guest that nothing stops.
     async fn first_lease(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), String> {
         let (entry, sent) = (slot.entry(), self.boottime());
+        if let Some(why) = self.cannot_guard(entry.definition.vm).await {
+            return Err(why);
+        }
         let set = VoterSet::sign(&entry.secret.keys(), &entry.definition.voters);
         // Before anything is changed: without an answer the VM stays as it is.
         if let Err(e) = self.parts.ballot.lease(&set).await {
@@ -212,6 +217,19 @@ impl Host {
         self.begin_lease(slot, sent);
         slot.set_unpublished(true);
         Ok(())
+    }
+
+    /// Renews the lease of a VM at once; voters that have missed that it is protected are told.
+    async fn renew_or_tell(&self, slot: &Slot) -> Result<Duration, Error> {
+        let refused = match self.renew_once(slot).await {
+            Err(e @ Error::Agreement { .. }) => e,
+            renewed => return renewed,
+        };
+        let sent = self.boottime();
+        match self.tell_voters(&slot.entry(), true).await {
+            Ok(()) => Ok(sent),
+            Err(_) => Err(refused),
+        }
     }
 
     async fn forget_guard(&self, vm: VmId) {
