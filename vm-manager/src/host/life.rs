@@ -35,6 +35,15 @@ fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
     }
 }
 
+/// The address of a VM that has none yet.
+const UNCLAIMED: GuestAddress = GuestAddress {
+    v4: Ipv4Addr::UNSPECIFIED,
+    prefix: 0,
+    v6: Ipv6Addr::UNSPECIFIED,
+    mac: [0; 6],
+    mtu: 0,
+};
+
 impl Host {
     /// Makes a VM of this host's own: [`Host::create_for`].
     ///
@@ -126,13 +135,6 @@ impl Host {
             .need_of_new(owner, (new.cpus, new.memory_mib, size));
         // Until the VM is listed with a place of its own.
         let _place = self.envelope.stay(&need.of(keys.vm_id()))?;
-        let unclaimed = GuestAddress {
-            v4: Ipv4Addr::UNSPECIFIED,
-            prefix: 0,
-            v6: Ipv6Addr::UNSPECIFIED,
-            mac: [0; 6],
-            mtu: 0,
-        };
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -142,7 +144,7 @@ impl Host {
                 disk_bytes: size,
                 image,
                 voters: self.choose_voters(keys.vm_id()),
-                address: unclaimed,
+                address: UNCLAIMED,
                 created: UnixTime::now(),
             },
             secret: VmSecret::of(&keys),
