@@ -197,8 +197,8 @@ async fn a_restart_of_the_voters_gives_nothing_away() {
 async fn a_protected_vm_moves_and_is_protected_there() {
     let (lab, vm) = protected().await;
     let (options, progress) = (MigrateOptions::default(), watch::Sender::default());
-    let moved = lab.host(0).migrate("web", lab.me(1), options, progress);
-    let moved = moved.await.unwrap();
+    let (host, to) = (lab.host(0), lab.me(1));
+    let moved = host.migrate("web", to, options, progress).await.unwrap();
     assert_eq!(moved.failure, None);
     lab.settles_on(vm, &[1], "moved").await;
     assert_eq!(lab.host(1).shield("web"), Some(Shield::Leased));
