@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 mod ask;
+mod decide;
 mod entry;
 #[cfg(test)]
 mod golden_tests;
@@ -36,8 +37,7 @@ pub use ask::{CALL_TIMEOUT, Votes};
 pub use lease::{Holding, LEASE, LeaseView, RENEW_EVERY, Renewed, lease_end};
 pub use log::{LogError, VoterLog};
 pub use turns::{LAST_EPOCH, MAX_STEP, VoteLimits, VoteRefusal, after};
-pub use voter::Voter;
-pub use wire::parse_request;
+pub use voter::{Voter, parse_request};
 
 /// The service that voters answer.
 pub const SERVICE: &str = "vote";

@@ -14,9 +14,9 @@ use std::time::Duration;
 /// The ground on which an epoch is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// The present holder wants it (it makes the VM, or hands it over): a confirmed epoch gives way.
-    /// For a protected VM the request has to come from the present holder, or to name what it was
-    /// promised already: the source of a move asks first, in the target's name.
+    /// The present holder wants it (it makes the VM, or hands it over): a confirmed epoch gives
+    /// way. For a protected VM the request has to come from the present holder, or to name what
+    /// was promised already: the source of a move asks first, in the target's name.
     Mandate,
     /// No member is known to run the VM: a voter refuses if another holder has confirmed its newest
     /// epoch.

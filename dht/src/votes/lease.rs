@@ -5,7 +5,7 @@
 //! took over at most one runs (Gray, Cheriton 1989).
 //!
 //! Three pure state machines, which the daemon runs and the model check drives: the voter's rule
-//! ([`rule`]), the host's right to run ([`tenure`]) and the heir's patience ([`heir`]). All times
+//! (`rule`), the host's right to run ([`tenure`]) and the heir's patience ([`heir`]). All times
 //! are those of a clock that goes on while the machine sleeps (`CLOCK_BOOTTIME`); nobody compares
 //! the clocks of two members. A host counts from when it *sent* its request and stops early by
 //! [`CLOCK_GUARD`] and [`FREEZE_MARGIN`]; a voter counts from when the request came.
@@ -99,7 +99,6 @@ impl Terms {
     }
 
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, reason = "the tests' counterpart reads it")]
     pub(crate) const fn has(&self, _: Mutant) -> bool {
         false
     }

@@ -1,9 +1,9 @@
-//! The voter: one pure rule ([`decide`]) over its newest promise, and a thin shell that flushes the
-//! log before it answers. The rule is the promise of Paxos (Lamport 1998) with the epoch as the
-//! ballot: never an older epoch, and one holder for each epoch.
+//! The voter: a thin shell around the rule of leases ([`super::lease`]) and the one of all other
+//! VMs ([`super::decide`]). It flushes the log before it answers.
 
 use super::{
     LogError, PROMISE_DOMAIN, SERVICE, VoteLimits, VoteRefusal, VoterLog, VoterSet,
+    decide::{KeptPromise, Verdict},
     entry::{Bringer, Day, LogEntry},
     lease::{
         self,
@@ -18,100 +18,11 @@ use super::{
 use crate::options::Clock;
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, Fabric, MemberId, Serve, UnixTime, VmId, chain, identity::Identity};
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     task::JoinError,
 };
-
-/// What a voter does about a proposal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Write this promise to the log, then agree.
-    Record(Promise),
-    /// Agree: it is in the log already.
-    Agree,
-    /// Refuse because of this promise.
-    Refuse(Promise),
-    /// Refuse: the VM's lease runs for so long.
-    Leased(Duration),
-    /// Refuse: the VM is not protected, so that no lease says when its host is gone.
-    Unprotected,
-    /// Refuse: the request came from another member than it names.
-    NotNamed,
-}
-
-/// What a voter's log has of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct KeptPromise {
-    /// The newest promise.
-    pub(crate) promise: Promise,
-    /// Its holder has confirmed an older epoch, and runs in that one until it runs in the new one.
-    pub(crate) was_confirmed: bool,
-    /// The VM is protected.
-    pub(crate) is_protected: bool,
-}
-
-impl KeptPromise {
-    fn of(entry: &LogEntry) -> Self {
-        Self {
-            promise: entry.promise,
-            was_confirmed: entry.was_confirmed,
-            is_protected: entry.is_protected,
-        }
-    }
-
-    /// What is kept after a step that ended with this promise.
-    pub(crate) fn then(self, promise: Promise, step: Step) -> Self {
-        let is_same_holder = promise.holder == self.promise.holder;
-        Self {
-            promise,
-            was_confirmed: is_same_holder && (self.promise.confirmed || self.was_confirmed),
-            is_protected: match step {
-                Step::Protect => true,
-                Step::Unprotect | Step::Deleted => false,
-                _ => self.is_protected,
-            },
-        }
-    }
-}
-
-/// The rule for a VM that is not protected. A proposal at the epoch already promised to the same
-/// holder is agreed to again; a confirmation also counts as a promise where the promise itself
-/// never arrived. Only the newest holder may report that the VM was deleted.
-pub(crate) fn decide(known: Option<KeptPromise>, proposal: &Proposal) -> Verdict {
-    let confirmed = proposal.step == Step::Confirm;
-    let new = Verdict::Record(Promise {
-        epoch: proposal.epoch,
-        holder: proposal.holder,
-        confirmed,
-    });
-    let Some(known) = known else {
-        return if proposal.step == Step::Deleted {
-            Verdict::Agree
-        } else {
-            new
-        };
-    };
-    let KeptPromise {
-        promise,
-        was_confirmed,
-        ..
-    } = known;
-    let is_same_holder = promise.holder == proposal.holder;
-    let same = promise.epoch == proposal.epoch && is_same_holder;
-    match proposal.step {
-        Step::Deleted if is_same_holder => Verdict::Record(promise),
-        Step::Deleted => Verdict::Refuse(promise),
-        _ if same && (promise.confirmed || !confirmed) => Verdict::Agree,
-        Step::Confirm if same => new,
-        Step::TakeBack if (promise.confirmed || was_confirmed) && !is_same_holder => {
-            Verdict::Refuse(promise)
-        }
-        _ if proposal.epoch > promise.epoch => new,
-        _ => Verdict::Refuse(promise),
-    }
-}
 
 /// The entry to append after a verdict; `None` if the log need not change.
 fn entry_after(
@@ -345,6 +256,12 @@ enum VoterError {
     Log(#[from] LogError),
 }
 
+/// Whether the bytes are a request. A plain function of bytes over all parsers, for the fuzzer.
+pub fn parse_request(body: &[u8]) -> bool {
+    let _ = (wire::parse::<Reply>(body), lease::wire::parse_reply(body));
+    wire::parse::<Request>(body).is_some() || lease::wire::parse_request(body).is_some()
+}
+
 struct Service(Arc<Voter>);
 
 impl Service {
@@ -374,7 +291,7 @@ impl Serve for Service {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::decide::decide, *};
     use proptest::prelude::*;
 
     fn proposals() -> impl Strategy<Value = Proposal> {

@@ -1,7 +1,7 @@
 //! The messages between a caller and a voter: one version byte, then postcard. Parsing never
 //! panics, takes no more than [`MAX_BYTES`] and leaves nothing unread.
 
-use super::{VoterSet, lease};
+use super::VoterSet;
 use p2pvm_overlay::{
     Epoch, MemberId, VmId,
     identity::{self, KeyPair, Signature},
@@ -128,10 +128,4 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
     };
     let (message, rest) = postcard::take_from_bytes(rest).ok()?;
     (body.len() <= MAX_BYTES && rest.is_empty()).then_some(message)
-}
-
-/// Whether the bytes are a request. A plain function of bytes over all parsers, for the fuzzer.
-pub fn parse_request(body: &[u8]) -> bool {
-    let _ = (parse::<Reply>(body), lease::wire::parse_reply(body));
-    parse::<Request>(body).is_some() || lease::wire::parse_request(body).is_some()
 }

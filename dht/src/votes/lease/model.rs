@@ -9,7 +9,7 @@
 
 use super::{
     super::{
-        voter::{KeptPromise, Verdict},
+        decide::{KeptPromise, Verdict},
         wire::{Promise, Proposal, Step},
     },
     Heir, HeirInput, HeirOutput, LeaseView, Mutant, Renewed, Tenure, TenureInput, TenureOutput,

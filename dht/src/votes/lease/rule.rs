@@ -1,10 +1,10 @@
-//! The voter's rule. For a VM that is not protected it is [`decide`] of the first release, and who
+//! The voter's rule. For a VM that is not protected it is [`decide`], and who
 //! asks is not looked at. For a protected one a request counts only from the member that it names,
 //! and whether a newer epoch is given depends on who holds the VM now and how long its lease runs.
 
 use super::{
     super::{
-        voter::{KeptPromise, Verdict, decide},
+        decide::{KeptPromise, Verdict, decide},
         wire::{Promise, Proposal, Step},
     },
     Mutant, Terms,

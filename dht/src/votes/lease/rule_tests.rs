@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        voter::{KeptPromise, Verdict},
+        decide::{KeptPromise, Verdict},
         wire::{Promise, Proposal, Step},
     },
     Terms,

@@ -2,7 +2,7 @@
 //! each protected VM of the log, so that the bounds of the log are also theirs.
 
 use super::{
-    super::{voter::KeptPromise, wire::Proposal},
+    super::{decide::KeptPromise, wire::Proposal},
     BootClock, Terms,
     rule::{self, Judged, Lease},
     wire::{RenewAnswer, VoterView},
