@@ -8,6 +8,7 @@ pub(crate) mod guests;
 mod heal;
 pub(crate) mod http;
 pub(crate) mod releases;
+mod replicas;
 pub(crate) mod rights;
 pub(crate) mod service;
 mod view;

@@ -143,7 +143,7 @@ fn a_running_disk_is_replicated_and_comes_back_elsewhere() {
     // nothing that the holders have.
     lab.kill_daemon("b").unwrap();
     lab.start("b").unwrap();
-    let line = "echo replica-is-fort''y-two | dd of=/dev/vda bs=1M seek=500 conv=sync && sync && \
+    let line = "echo replica-is-fort''y-two | dd of=/dev/vda bs=1M seek=500 && sync && \
         echo do''ne-5";
     console(&lab, "b", line, "done-5");
     let again = until(&lab, "replicas after a restart", |r| r.rounds >= 2);

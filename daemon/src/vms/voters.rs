@@ -1,8 +1,9 @@
 //! Puts on the board that voters of VMs here are gone for good. A VM's voters are named when it is
 //! made; without a majority of them its guest runs on, but is never started, moved or restored
-//! again. While a majority is left, a person can still act.
+//! again. While a majority is left, a person can still act. Replicas of VMs here that are too old
+//! are looked for at the same time.
 
-use super::absent::AbsentHosts;
+use super::{absent::AbsentHosts, replicas};
 use crate::parts::Parts;
 use p2pvm_host::Finding;
 use p2pvm_overlay::MemberId;
@@ -24,8 +25,9 @@ const AREA: &str = "voters";
 pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<AbsentHosts>) {
     let mut missed = Absences::default();
     loop {
-        let vms = host.list().into_iter();
-        let vms = vms.filter(|vm| vm.state != VmState::Branch);
+        let vms = host.list();
+        parts.board.set(replicas::AREA, replicas::findings(&vms));
+        let vms = vms.into_iter().filter(|vm| vm.state != VmState::Branch);
         let vms: Vec<_> = vms.map(|vm| vm.definition).collect();
         let voters = vms.iter().flat_map(|vm| vm.voters.iter().copied());
         let voters: BTreeSet<_> = voters.filter(|voter| *voter != parts.me()).collect();

@@ -138,6 +138,9 @@ struct Copied {
     whole: bool,
 }
 
+/// How a job ended. An error beside this leaves open whether the bitmap still has all.
+type Ended = Result<UnixTime, Error>;
+
 /// Has QEMU copy what changed to `file`.
 async fn copy(
     qmp: &Qmp,
@@ -146,12 +149,12 @@ async fn copy(
     known: Option<LinearDisk>,
     mut ended: watch::Receiver<u64>,
 ) -> Result<(Copied, LinearDisk), Failed> {
-    let whole = known.is_none();
-    let disk = match known {
-        Some(disk) => disk,
-        None => begin(qmp, own)
-            .await
-            .map_err(|error| Failed { known: None, error })?,
+    let lost = |error| Failed { known: None, error };
+    // What a round left that could not be followed to its end may have emptied the bitmap.
+    let is_known = !clear(qmp).await.map_err(lost)?;
+    let (disk, whole) = match known.filter(|_| is_known) {
+        Some(disk) => (disk, false),
+        None => (begin(qmp, own).await.map_err(lost)?, true),
     };
     let done = async {
         image::create_empty(file, disk.disk_size()).await?;
@@ -161,7 +164,7 @@ async fn copy(
         let _ = qmp.run("remove-fd", json!({ "fdset-id": set })).await;
         done
     };
-    match done.await {
+    match done.await.map_err(lost)? {
         Ok(begun) => Ok((Copied { begun, whole }, disk)),
         // After a first round that failed, the next one is a first one again.
         Err(error) => Err(Failed {
@@ -199,14 +202,14 @@ fn open(file: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
     Ok((reading.into(), writing.map_err(io_at(STEP, file))?.into()))
 }
 
-/// Runs the job; returns when it began.
+/// Runs the job; gives when it began, or why it failed.
 async fn backup(
     qmp: &Qmp,
     set: u64,
     reading: &OwnedFd,
     whole: bool,
     ended: &mut watch::Receiver<u64>,
-) -> Result<UnixTime, Error> {
+) -> Result<Ended, Error> {
     qmp.extend_fd_set(set, reading).await?;
     let file = json!({ "driver": "file", "filename": format!("/dev/fdset/{set}") });
     let node = json!({ "node-name": COPY, "driver": "qcow2", "file": file, "backing": null });
@@ -228,11 +231,14 @@ async fn backup(
         Err(error) => Err(error),
     };
     let closed = qmp.run("blockdev-del", json!({ "node-name": COPY })).await;
-    done.and(closed.map(drop)).map(|()| begun)
+    let failure = done?;
+    closed?;
+    Ok(failure.map_or(Ok(begun), Err))
 }
 
-/// Waits until the job has ended, and ends it when another operation wants the VM.
-async fn follow(qmp: &Qmp, ended: &mut watch::Receiver<u64>) -> Result<(), Error> {
+/// Waits until the job has ended, and ends it when another operation wants the VM; gives why it
+/// failed, if it did.
+async fn follow(qmp: &Qmp, ended: &mut watch::Receiver<u64>) -> Result<Option<Error>, Error> {
     let mut events = qmp.subscribe();
     let mut gives_way = false;
     loop {
@@ -241,11 +247,11 @@ async fn follow(qmp: &Qmp, ended: &mut watch::Receiver<u64>) -> Result<(), Error
         };
         if job["status"] == "concluded" {
             qmp.run("job-dismiss", json!({ "id": JOB })).await?;
-            return match job["error"].as_str() {
-                _ if gives_way => Err(refused(STEP, GAVE_WAY)),
-                Some(error) => Err(refused(STEP, error)),
-                None => Ok(()),
-            };
+            let failure = job["error"].as_str();
+            return Ok(failure.map(|error| match gives_way {
+                true => refused(STEP, GAVE_WAY),
+                false => refused(STEP, error),
+            }));
         }
         let event = wait_for(&mut events, LOOK, |e| {
             (e.name == "JOB_STATUS_CHANGE").then_some(())
@@ -300,29 +306,37 @@ async fn read(
         .map_err(|source| Error::Task { step: STEP, source })?
 }
 
-/// Clears away a round whose daemon was killed. What it copied is useless, and the bitmap too:
-/// nobody knows which round it follows.
-pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
+/// Clears away a round that was not followed to its end; whether there was one.
+async fn clear(qmp: &Qmp) -> Result<bool, Error> {
     let query = qmp.run("query-named-block-nodes", json!({ "flat": true }));
     let nodes = query.await?;
     let is_copy = |node: &Value| node["node-name"] == COPY;
-    if nodes
+    if !nodes
         .as_array()
         .is_some_and(|nodes| nodes.iter().any(is_copy))
     {
-        end(qmp).await;
-        while let Some(job) = job(qmp).await? {
-            if job["status"] == "concluded" {
-                qmp.run("job-dismiss", json!({ "id": JOB })).await?;
-            } else {
-                tokio::time::sleep(LOOK).await;
-            }
-        }
-        qmp.run("blockdev-del", json!({ "node-name": COPY }))
-            .await?;
-        tracing::info!("cleared away an interrupted replica");
+        return Ok(false);
     }
-    if bitmap_of(&nodes).is_some() {
+    end(qmp).await;
+    while let Some(job) = job(qmp).await? {
+        if job["status"] == "concluded" {
+            qmp.run("job-dismiss", json!({ "id": JOB })).await?;
+        } else {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    qmp.run("blockdev-del", json!({ "node-name": COPY }))
+        .await?;
+    tracing::info!("cleared away an interrupted replica");
+    Ok(true)
+}
+
+/// Clears away what a killed daemon left: a round, whose copy is useless, and the bitmap too, since
+/// nobody knows which round it follows.
+pub(super) async fn abandon(qmp: &Qmp) -> Result<(), Error> {
+    clear(qmp).await?;
+    let query = qmp.run("query-named-block-nodes", json!({ "flat": true }));
+    if bitmap_of(&query.await?).is_some() {
         let bitmap = json!({ "node": DISK_NODE, "name": BITMAP });
         qmp.run("block-dirty-bitmap-remove", bitmap).await?;
     }
