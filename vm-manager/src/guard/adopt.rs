@@ -263,7 +263,7 @@ impl Host {
 
     /// Asks a held VM's voters, lets it go on, or boots it, until there is an answer; tells the
     /// network where the VM is.
-    async fn settle_in(&self, slot: &Arc<Slot>) {
+    pub(crate) async fn settle_in(&self, slot: &Arc<Slot>) {
         loop {
             match self.settle_once(slot).await {
                 Ok(()) | Err(Error::Refused(_)) => break,

@@ -143,7 +143,7 @@ impl Host {
         slot.set_unproven(true);
         self.hold_still(slot).await;
         let entry = slot.entry();
-        self.stop_renewing(entry.definition.vm);
+        self.stop_renewing(slot);
         let note = format!(
             "epoch {newer} went to {}{}",
             holder.short(),
@@ -237,7 +237,7 @@ impl Host {
     pub(crate) async fn kill_guest(&self, slot: &Slot) -> Result<(), Error> {
         if let Some(guest) = slot.take_guest() {
             guest.machine.kill().await?;
-            self.end_lease(&slot.entry()).await;
+            self.end_lease(slot).await;
         }
         Ok(())
     }

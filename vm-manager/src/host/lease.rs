@@ -6,7 +6,7 @@
 //! hangs. What a machine puts out and takes long, such as a hypervisor's answer, is done in the
 //! VM's own task, one after the other, so that one guest that hangs delays no other's renewal.
 
-use super::{Activity, Entry, Host, Ownership, Slot, lock, shield::Shield};
+use super::{Activity, FROZEN, Host, Ownership, Slot, lock, shield::Shield};
 use crate::{
     Error,
     error::undecided,
@@ -16,17 +16,16 @@ use crate::{
 };
 use p2pvm_dht::{
     VoterSet,
-    votes::lease::{
-        Holding, MAX_RENEWED, Renewed, Tenure, TenureInput, TenureOutput, Terms, lease_end,
-    },
+    votes::lease::{Holding, MAX_RENEWED, Renewed, Tenure, TenureInput, Terms, lease_end},
 };
-use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
-use tokio::sync::{Notify, broadcast, mpsc};
+use p2pvm_overlay::{Epoch, VmId, chain};
+use std::{sync::Arc, time::Duration};
+use table::{Act, Due, Ended, Held, Stand, Work};
+use tokio::sync::{broadcast, mpsc};
+
+mod table;
+
+pub(super) use table::Leases;
 
 /// How many outputs of one VM's machine wait for its task.
 /// Reason: a hypervisor that hangs answers within half a minute; there are a few outputs in that
@@ -35,145 +34,6 @@ const WAITING: usize = 32;
 /// How long the renewal task sleeps at most.
 /// Reason: VMs that became protected meanwhile.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// The leases of this host's VMs.
-#[derive(Default)]
-pub(super) struct Leases {
-    by_vm: Mutex<BTreeMap<VmId, Held>>,
-    changed: Notify,
-}
-
-/// One VM's lease.
-struct Held {
-    slot: Arc<Slot>,
-    set: VoterSet,
-    epoch: Epoch,
-    tenure: Tenure,
-    guest: Stand,
-    acts: mpsc::Sender<Act>,
-}
-
-/// What a guest does by its lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
-    Runs,
-    /// Its hypervisor was told to hold it, before the lease ends.
-    Held,
-    /// The guardian has frozen its process, which answers nobody.
-    Frozen,
-}
-
-/// What a VM's task does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
-    SoftStop,
-    Froze,
-    Thaw(Duration),
-    Lost { epoch: Epoch, holder: MemberId },
-}
-
-/// A renewal that a machine asked for.
-struct Due {
-    vm: VmId,
-    serial: u64,
-    holding: Holding,
-}
-
-/// What is to be done at once after inputs.
-#[derive(Default)]
-struct Work {
-    renewals: Vec<Due>,
-    deadlines: Vec<(VmId, Epoch, Duration)>,
-}
-
-impl Leases {
-    fn begin(&self, held: Held) {
-        lock(&self.by_vm).insert(held.set.vm, held);
-        self.changed.notify_one();
-    }
-
-    fn end(&self, vm: VmId) -> bool {
-        lock(&self.by_vm).remove(&vm).is_some()
-    }
-
-    /// Whether the VM has a lease here, or had one until its guest was frozen.
-    pub(super) fn has(&self, vm: VmId) -> bool {
-        lock(&self.by_vm).contains_key(&vm)
-    }
-
-    fn guest(&self, vm: VmId) -> Stand {
-        let by_vm = lock(&self.by_vm);
-        by_vm.get(&vm).map_or(Stand::Runs, |held| held.guest)
-    }
-
-    fn set_guest(&self, vm: VmId, guest: Stand) {
-        if let Some(held) = lock(&self.by_vm).get_mut(&vm) {
-            held.guest = guest;
-        }
-    }
-
-    fn may_run(&self, vm: VmId, now: Duration) -> bool {
-        let by_vm = lock(&self.by_vm);
-        by_vm.get(&vm).is_some_and(|held| held.tenure.may_run(now))
-    }
-
-    fn next_tick(&self) -> Option<Duration> {
-        let by_vm = lock(&self.by_vm);
-        by_vm
-            .values()
-            .filter_map(|held| held.tenure.next_tick())
-            .min()
-    }
-
-    /// Lets time pass for every VM.
-    fn tick(&self, now: Duration) -> Work {
-        let mut work = Work::default();
-        for held in lock(&self.by_vm).values_mut() {
-            held.handle(now, TenureInput::Tick, &mut work);
-        }
-        work
-    }
-
-    fn input(&self, vm: VmId, now: Duration, input: TenureInput) -> Work {
-        let mut work = Work::default();
-        if let Some(held) = lock(&self.by_vm).get_mut(&vm) {
-            held.handle(now, input, &mut work);
-        }
-        work
-    }
-}
-
-impl Held {
-    fn handle(&mut self, now: Duration, input: TenureInput, work: &mut Work) {
-        for output in self.tenure.handle(now, input) {
-            match output {
-                TenureOutput::Renew(serial) => {
-                    self.tenure.handle(now, TenureInput::RenewalSent(serial));
-                    let (set, epoch) = (self.set.clone(), self.epoch);
-                    work.renewals.push(Due {
-                        vm: set.vm,
-                        serial,
-                        holding: Holding { set, epoch },
-                    });
-                }
-                TenureOutput::Arm(deadline) => {
-                    work.deadlines.push((self.set.vm, self.epoch, deadline));
-                }
-                TenureOutput::SoftStop => self.act(Act::SoftStop),
-                TenureOutput::Froze => self.act(Act::Froze),
-                TenureOutput::Thaw(deadline) => self.act(Act::Thaw(deadline)),
-                TenureOutput::Lost { epoch, holder } => self.act(Act::Lost { epoch, holder }),
-            }
-        }
-    }
-
-    fn act(&self, act: Act) {
-        if self.acts.try_send(act).is_err() {
-            tracing::error!(vm = %self.set.vm.short(), ?act, "a VM's task is behind: its guest \
-                stands still until the next renewal");
-        }
-    }
-}
 
 impl Host {
     /// The time of leases.
@@ -334,16 +194,32 @@ impl Host {
         if let Err(e) = self.parts.port.frozen(vm, true).await {
             tracing::warn!(vm = %vm.short(), error = %chain(&e), "the port could not be frozen");
         }
+        if how == OnPartition::Stop {
+            return self.end_for_now(slot).await;
+        }
         let Some(machine) = slot.machine() else {
             return;
         };
-        let held = match how {
-            OnPartition::Stop => machine.kill().await,
-            _ => machine.pause().await,
-        };
-        if let Err(e) = held {
+        if let Err(e) = machine.pause().await {
             tracing::warn!(vm = %vm.short(), error = %chain(&e), "the hypervisor does not hold the \
                 guest: the guardian freezes it");
+        }
+    }
+
+    /// Ends a guest whose lease ends. It boots again when its voters say that it is still this
+    /// host's.
+    async fn end_for_now(&self, slot: &Arc<Slot>) {
+        let name = slot.entry().listed_name();
+        if let Err(e) = self.kill_guest(slot).await {
+            tracing::error!(vm = %name, error = %chain(&e), "the guest could not be ended: the \
+                guardian freezes it");
+            return;
+        }
+        if let Err(e) = self.parts.port.detach(slot.entry().definition.vm).await {
+            tracing::warn!(vm = %name, error = %chain(&e), "its port could not be taken away");
+        }
+        if let (Some(host), slot) = (self.strong(), slot.clone()) {
+            self.spawn(async move { host.settle_in(&slot).await });
         }
     }
 
@@ -424,10 +300,13 @@ impl Host {
 
     /// The VM's guest has ended, or is cut off for good: nothing renews its lease, and the guardian
     /// forgets it.
-    pub(crate) async fn end_lease(&self, entry: &Entry) {
+    pub(crate) async fn end_lease(&self, slot: &Slot) {
+        let entry = slot.entry();
         let vm = entry.definition.vm;
-        if !self.leases.end(vm) && !entry.leased {
-            return;
+        match self.leases.end(slot) {
+            Ended::Lease => {}
+            Ended::Nothing if entry.leased => {}
+            Ended::Anothers | Ended::Nothing => return,
         }
         if let Err(e) = self.parts.guardian.drop_vm(vm).await {
             tracing::warn!(vm = %vm.short(), error = %chain(&e), "the guardian still has a guest \
@@ -454,7 +333,7 @@ impl Host {
             let name = &entry.definition.name;
             return Err(Self::running_elsewhere(name, holder, epoch));
         }
-        self.leases.end(vm);
+        self.leases.end(slot);
         self.secure(slot, machine).await
     }
 
@@ -473,11 +352,10 @@ impl Host {
         slot: &Arc<Slot>,
         machine: &dyn Machine,
     ) -> Result<(), Error> {
-        let vm = slot.entry().definition.vm;
         // Its deadline stands at the guardian meanwhile.
-        match self.leases.end(vm) {
-            true => self.secure(slot, machine).await,
-            false => Ok(()),
+        match self.leases.end(slot) {
+            Ended::Lease => self.secure(slot, machine).await,
+            Ended::Anothers | Ended::Nothing => Ok(()),
         }
     }
 
@@ -491,6 +369,16 @@ impl Host {
         self.leases.guest(vm) != Stand::Runs
     }
 
+    /// Refuses a guest that stands still for want of a lease.
+    pub(crate) fn must_have_lease(&self, slot: &Slot) -> Result<(), Error> {
+        let entry = slot.entry();
+        if !self.lacks_lease(entry.definition.vm) {
+            return Ok(());
+        }
+        let name = &entry.definition.name;
+        Err(Error::Refused(format!("'{name}' is {FROZEN}")))
+    }
+
     /// Whether the guardian has frozen the VM's guest.
     pub(crate) fn is_frozen(&self, vm: VmId) -> bool {
         self.leases.guest(vm) == Stand::Frozen
@@ -498,8 +386,8 @@ impl Host {
 
     /// The VM is another member's: nothing renews its lease. The guardian's deadline stands, for a
     /// hypervisor that does not hold the guest.
-    pub(super) fn stop_renewing(&self, vm: VmId) {
-        self.leases.end(vm);
+    pub(super) fn stop_renewing(&self, slot: &Slot) {
+        self.leases.end(slot);
     }
 
     /// Whether the VM may be handed over to a target that runs unconfirmed for at most `longest`:

@@ -373,7 +373,8 @@ impl Host {
         let Some(guest) = slot.take_guest() else {
             return Ok(());
         };
-        let stopped = if patience.is_zero() {
+        let is_frozen = self.is_frozen(slot.entry().definition.vm);
+        let stopped = if patience.is_zero() || is_frozen {
             guest.machine.kill().await
         } else {
             guest.machine.stop(patience).await
@@ -385,7 +386,7 @@ impl Host {
         }
         drop(guest);
         let entry = slot.entry();
-        self.end_lease(&entry).await;
+        self.end_lease(slot).await;
         self.parts.port.detach(entry.definition.vm).await
     }
 

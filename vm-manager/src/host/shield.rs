@@ -260,7 +260,7 @@ impl Host {
             "telling the VM's voters that it is not protected",
         ))?;
         self.update(slot, |e| e.leased = false)?;
-        self.end_lease(&entry).await;
+        self.end_lease(slot).await;
         slot.set_shield(Shield::Bare(why));
         slot.set_unpublished(true);
         Ok(())
