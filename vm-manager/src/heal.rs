@@ -9,13 +9,15 @@
 //! No heir judges time or decides alone: the voters do ([`p2pvm_dht::votes::lease`]). An heir whose
 //! owner does not offer the room, or that the voters do not give the VM's key, is no heir.
 
+mod heard;
 mod inheritance;
 mod take;
 mod tell;
+mod told;
 mod watch;
 
 pub(crate) use inheritance::Inheritances;
 #[cfg(fuzzing)]
 pub use inheritance::parse as parse_inheritance;
-pub use inheritance::{heirs_of, recovery_point};
-pub(crate) use tell::ToldHeirs;
+pub use inheritance::{Untaken, heirs_of, recovery_point};
+pub(crate) use told::ToldHeirs;

@@ -40,6 +40,7 @@ mod envelope;
 mod fence;
 mod images;
 mod lease;
+mod lease_table;
 mod life;
 mod memory;
 mod names;
@@ -153,7 +154,7 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::ImageUses,
-    leases: lease::Leases,
+    leases: lease_table::Leases,
     pub(crate) inheritances: Inheritances,
     pub(crate) told: ToldHeirs,
     pub(crate) envelope: envelope::Envelope,
@@ -184,7 +185,7 @@ impl Host {
             registry,
             slots: Mutex::default(),
             in_use: images::ImageUses::default(),
-            leases: lease::Leases::default(),
+            leases: lease_table::Leases::default(),
             inheritances,
             told: ToldHeirs::default(),
             events: broadcast::channel(256).0,

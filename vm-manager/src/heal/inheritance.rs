@@ -1,18 +1,17 @@
 //! The VMs that this host is an heir of, in a file each that survives a restart: with the host all
 //! members of a site may have lost their power.
 
-use super::watch::Heard;
+use super::heard::Heard;
 use crate::{
     Error,
     directory::{RunGoal, Snapshot, VmRecord},
     error::io_at,
     framed,
-    host::lock,
     protection::{Protect, REPLICA, Replace, Replica},
     vault::Durability,
 };
 use p2pvm_dht::VoterSet;
-use p2pvm_overlay::{MemberId, VmId, chain, durable::write_atomically};
+use p2pvm_overlay::{MemberId, VmId, chain, durable::write_atomically, lock};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -120,12 +119,25 @@ pub fn parse(bytes: &[u8]) {
     let _ = Inheritance::from_bytes(bytes);
 }
 
+/// A VM of a lost host that this host, an heir of it, does not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Untaken {
+    /// The VM's name.
+    pub name: String,
+    /// The host that was lost.
+    pub from: MemberId,
+    /// Why, and what a person can do.
+    pub why: String,
+}
+
 /// The VMs that this host is an heir of.
 pub(crate) struct Inheritances {
     dir: PathBuf,
     by_vm: Mutex<BTreeMap<VmId, Inheritance>>,
     /// The VMs whose hosts are watched, each by one task.
     watched: Mutex<BTreeSet<VmId>>,
+    /// The VMs of lost hosts that this host does not start, and why.
+    refused: Mutex<BTreeMap<VmId, Untaken>>,
     pub(super) heard: Heard,
 }
 
@@ -154,6 +166,7 @@ impl Inheritances {
             dir,
             by_vm,
             watched: Mutex::default(),
+            refused: Mutex::default(),
             heard: Heard::default(),
         })
     }
@@ -203,6 +216,25 @@ impl Inheritances {
         Ok(is_new)
     }
 
+    /// Notes why a VM of a lost host is not started here; says whether that is news.
+    pub(super) fn refuse(&self, vm: VmId, what: Untaken) -> bool {
+        let mut refused = lock(&self.refused);
+        if refused.get(&vm) == Some(&what) {
+            return false;
+        }
+        refused.insert(vm, what);
+        true
+    }
+
+    /// The VM's host is there again, or the VM runs.
+    pub(super) fn clear(&self, vm: VmId) {
+        lock(&self.refused).remove(&vm);
+    }
+
+    pub(super) fn refused(&self) -> Vec<Untaken> {
+        lock(&self.refused).values().cloned().collect()
+    }
+
     /// Whether a task is to begin to watch the VM's host.
     pub(super) fn begin_watch(&self, vm: VmId) -> bool {
         lock(&self.watched).insert(vm)
@@ -219,6 +251,7 @@ impl Inheritances {
     }
 
     pub(super) fn forget(&self, vm: VmId) {
+        self.clear(vm);
         if lock(&self.by_vm).remove(&vm).is_none() {
             return;
         }

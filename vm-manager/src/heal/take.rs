@@ -1,6 +1,6 @@
 //! Starting the VM of a lost host: the newest recovery point, by the path of a restore.
 
-use super::inheritance::{Inheritance, not_heir, recovery_point};
+use super::inheritance::{Inheritance, Untaken, not_heir, recovery_point};
 use crate::{
     Error, Host,
     checkpoint::Right,
@@ -31,8 +31,6 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Tries {
     failed: u32,
-    /// What was reported last, once and not with every try.
-    said: Option<String>,
 }
 
 impl Tries {
@@ -55,15 +53,15 @@ impl Host {
             Ok(_) => return Outcome::Runs,
             Err(e) => chain(&e),
         };
-        if tries.said.as_ref() != Some(&why) {
-            tracing::warn!(vm = %one.record.definition.name, why, "the VM of a lost host is not \
-                started here");
-            self.emit(HostEvent::NotTakenOver {
-                name: one.record.definition.name.clone(),
-                from: one.record.holder,
-                why: why.clone(),
-            });
-            tries.said = Some(why);
+        let (name, from) = (one.record.definition.name.clone(), one.record.holder);
+        let untaken = Untaken {
+            name: name.clone(),
+            from,
+            why: why.clone(),
+        };
+        if self.inheritances.refuse(one.set.vm, untaken) {
+            tracing::warn!(vm = %name, why, "the VM of a lost host is not started here");
+            self.emit(HostEvent::NotTakenOver { name, from, why });
         }
         Outcome::NotNow(tries.pause())
     }
@@ -155,6 +153,11 @@ impl Host {
             lost,
         });
         Ok(self.status_of(&slot))
+    }
+
+    /// The VMs of lost hosts that this host, an heir of them, does not start.
+    pub fn untaken(&self) -> Vec<Untaken> {
+        self.inheritances.refused()
     }
 
     /// Starts a VM here whose host is lost and that waits for a person; `proofs` show its voters

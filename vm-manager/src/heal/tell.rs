@@ -11,15 +11,7 @@ use crate::{
     sealed::{KeyShare, ShareLetter},
 };
 use p2pvm_dht::VoterSet;
-use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
-use std::{collections::BTreeMap, sync::Mutex};
-
-/// An heir's answer to its host.
-type Said = Result<(), String>;
-
-/// What the heirs of the VMs here have answered, each in which epoch of its VM.
-#[derive(Default)]
-pub(crate) struct ToldHeirs(Mutex<BTreeMap<VmId, BTreeMap<MemberId, (Epoch, Said)>>>);
+use p2pvm_overlay::{MemberId, VmId, chain};
 
 impl Host {
     /// Tells the heirs of a protected VM here that they are heirs, those that do not know it;

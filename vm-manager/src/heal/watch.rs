@@ -4,57 +4,15 @@ use super::{
     inheritance::Inheritance,
     take::{Outcome, Tries},
 };
-use crate::{
-    Host,
-    checkpoint::Right,
-    host::{lock, remote::VmRequest},
-};
+use crate::{Host, checkpoint::Right, host::remote::VmRequest};
 use p2pvm_dht::votes::lease::{Heir, HeirInput, HeirOutput, Terms, Ward};
 use p2pvm_overlay::{MemberId, VmId, chain};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
-/// How long a host's answer counts for all its VMs.
-/// Reason: a host with many VMs is asked once, not once for each.
-const FRESH: Duration = Duration::from_secs(2);
 /// How long a task sleeps at most before it looks whether its VM's heirs have changed.
 const LOOK: Duration = Duration::from_secs(10);
 /// How long it sleeps at least.
 const LEAST: Duration = Duration::from_millis(20);
-
-/// When hosts were asked, and when they answered last.
-#[derive(Default)]
-pub(super) struct Heard(Mutex<BTreeMap<MemberId, Sight>>);
-
-#[derive(Clone, Copy, Default)]
-struct Sight {
-    asked: Option<Duration>,
-    answered: Option<Duration>,
-}
-
-impl Heard {
-    /// When the host answered last.
-    pub(super) fn answered(&self, host: MemberId) -> Option<Duration> {
-        lock(&self.0).get(&host).and_then(|sight| sight.answered)
-    }
-
-    /// Whether the host answered when it was asked a moment ago; `None`: it was not.
-    fn lately(&self, host: MemberId, now: Duration) -> Option<bool> {
-        let sight = *lock(&self.0).get(&host)?;
-        let asked = sight.asked.filter(|asked| now < *asked + FRESH)?;
-        Some(sight.answered.is_some_and(|answered| answered >= asked))
-    }
-
-    fn note(&self, host: MemberId, asked: Duration, answered: Option<Duration>) {
-        let mut all = lock(&self.0);
-        let sight = all.entry(host).or_default();
-        sight.asked = Some(asked);
-        sight.answered = answered.or(sight.answered);
-    }
-}
 
 /// One heir's machine with what it is about to be told.
 struct Watched {
@@ -140,7 +98,10 @@ impl Host {
         match output {
             HeirOutput::AskHost => {
                 let said = match self.answers(one.record.holder, one.set.vm).await {
-                    true => HeirInput::HostAnswers,
+                    true => {
+                        self.inheritances.clear(one.set.vm);
+                        HeirInput::HostAnswers
+                    }
                     false => HeirInput::HostSilent,
                 };
                 watched.inputs.push_back(said);

@@ -6,7 +6,12 @@
 //! hangs. What a machine puts out and takes long, such as a hypervisor's answer, is done in the
 //! VM's own task, one after the other, so that one guest that hangs delays no other's renewal.
 
-use super::{Activity, FROZEN, Host, Ownership, Slot, lock, shield::Shield};
+use super::{
+    Activity, FROZEN, Host, Ownership, Slot,
+    lease_table::{Act, Due, Ended, Held, Stand, Work},
+    lock,
+    shield::Shield,
+};
 use crate::{
     Error,
     error::undecided,
@@ -20,12 +25,7 @@ use p2pvm_dht::{
 };
 use p2pvm_overlay::{Epoch, VmId, chain};
 use std::{sync::Arc, time::Duration};
-use table::{Act, Due, Ended, Held, Stand, Work};
 use tokio::sync::{broadcast, mpsc};
-
-mod table;
-
-pub(super) use table::Leases;
 
 /// How many outputs of one VM's machine wait for its task.
 /// Reason: a hypervisor that hangs answers within half a minute; there are a few outputs in that

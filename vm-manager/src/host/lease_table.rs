@@ -1,6 +1,6 @@
 //! The leases of this host's VMs in memory, each with its machine.
 
-use crate::host::{Slot, lock};
+use super::{Slot, lock};
 use p2pvm_dht::{
     VoterSet,
     votes::lease::{Holding, Tenure, TenureInput, TenureOutput},
@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 
 /// The leases of this host's VMs.
 #[derive(Default)]
-pub(in crate::host) struct Leases {
+pub(super) struct Leases {
     pub(super) by_vm: Mutex<BTreeMap<VmId, Held>>,
     pub(super) changed: Notify,
 }
