@@ -148,6 +148,8 @@ test-slow: build image test-tools previous
 	  P2PVM_PREVIOUS="$$(scripts/previous.sh)" \
 	  $(if $(FIGURES),P2PVM_FIGURES=$(FIGURES)) \
 	  cargo nextest run --locked --profile slow -p p2pvm
+	TMPDIR=/dev/shm P2PVM_GC_RUNS=10000 cargo nextest run --locked --profile slow \
+	  --ignore-default-filter -p p2pvm-snapshot-sync -E 'test(collections_beside_all_other_work)'
 
 # Builds the previous release's program, with which slow_versions has members in one network.
 previous: setup

@@ -48,8 +48,10 @@ fn requests(passed: &mut Passed) {
         cpus: 2,
         memory_mib: 512,
         disk_bytes,
+        user: None,
         start: true,
         on,
+        restart: None,
     };
     passed.text("create", create(None, None));
     passed.text("create.on", create(Some(10 << 30), Some("cellar".into())));
@@ -63,9 +65,15 @@ fn requests(passed: &mut Passed) {
     passed.previous("restore.first", restore(None, false, None));
     let on = Some("cellar".to_owned());
     passed.text("restore.on", restore(Some("before".into()), true, on));
-    passed.text("snapshot", SnapshotVm { name: None });
+    let snapshot = |name, disk_only| SnapshotVm { name, disk_only };
+    passed.text("snapshot", snapshot(None, false));
     let name = Some("before".to_owned());
-    passed.text("snapshot.named", SnapshotVm { name });
+    passed.text("snapshot.named", snapshot(name, false));
+    passed.text("snapshot.disk-only", snapshot(None, true));
+    passed.text("verify", VerifySnapshot { repair: true });
+    passed.text("schedule", ScheduleChange { schedule: None });
+    let schedule = Some(schedule());
+    passed.text("schedule.set", ScheduleChange { schedule });
     let replicate = |every_s, copies| ReplicateVm { every_s, copies };
     passed.text("replicate", replicate(Some(60), Some(2)));
     passed.text("replicate.off", replicate(None, None));
@@ -73,6 +81,87 @@ fn requests(passed: &mut Passed) {
     passed.text("migrate", migrate(None, false));
     passed.previous("migrate.first", migrate(None, false));
     passed.text("migrate.to", migrate(Some("cellar".into()), true));
+}
+
+fn schedule() -> ScheduleView {
+    ScheduleView {
+        disk_only: true,
+        every_seconds: 21_600,
+        keep: KeepView {
+            days: 7,
+            hours: 8,
+            last: 1,
+            weeks: 4,
+        },
+    }
+}
+
+fn snapshot_view() -> SnapshotView {
+    SnapshotView {
+        name: "auto-20261201-1110".into(),
+        taken: "2026-12-01T11:10:56Z".into(),
+        state: "degraded 1 of 2".into(),
+        holders: vec!["attic".into()],
+        automatic: true,
+        checkpoint: Some("c0ffee".into()),
+        epoch: Some(3),
+        with_ram: Some(false),
+    }
+}
+
+fn snapshots(passed: &mut Passed) {
+    passed.text("snapshot-view", snapshot_view());
+    let detail = SnapshotDetail {
+        content_bytes: 3 << 20,
+        missing_bytes: 1 << 20,
+        snapshot: snapshot_view(),
+    };
+    passed.text("snapshot-detail", detail);
+    let deleted = SnapshotDeleted {
+        deleted: "before".into(),
+        vm: "web".into(),
+    };
+    passed.text("snapshot-deleted", deleted);
+    let verified = SnapshotVerified {
+        copies: vec![CopyVerified {
+            host: "cellar".into(),
+            lacking: Some(2),
+        }],
+        here: Some(HereVerified {
+            bytes: 4096,
+            damaged: 1,
+            host: "attic".into(),
+            missing: 0,
+            repaired: true,
+            unrepaired: None,
+            whole: 7,
+        }),
+        name: "before".into(),
+    };
+    passed.text("snapshot-verified", verified);
+    let diff = SnapshotDiff {
+        disk: DiffView {
+            bytes: 8192,
+            changed_blocks: 1,
+            changed_bytes: 4096,
+            new_bytes: 4096,
+        },
+        from: "before".into(),
+        ram: None,
+        to: "after".into(),
+    };
+    passed.text("snapshot-diff", diff);
+    let answer = ScheduleAnswer {
+        schedule: Some(schedule()),
+        vm: "web".into(),
+    };
+    passed.text("schedule-answer", answer);
+    let scheduled = VmView {
+        snapshots: vec![snapshot_view()],
+        schedule: Some(schedule()),
+        ..bare_vm()
+    };
+    passed.text("vm.scheduled", scheduled);
 }
 
 fn step() -> Step {
@@ -110,7 +199,11 @@ fn bare_vm() -> VmView {
         advice: None,
         cpu: None,
         moving: None,
+        user: None,
+        bandwidth: None,
         snapshots: Vec::new(),
+        restart: None,
+        schedule: None,
     }
 }
 
@@ -142,6 +235,7 @@ fn full_vm() -> VmView {
             taken: "2026-11-30T12:00:00Z".into(),
             state: "replicating 1 of 2".into(),
             holders: vec!["attic".into()],
+            ..SnapshotView::default()
         }],
         ..bare_vm()
     }
@@ -324,6 +418,7 @@ fn members_of_the_previous_version_read_what_is_passed_on() {
         };
         requests(&mut passed);
         answers(&mut passed);
+        snapshots(&mut passed);
         lines(&mut passed);
         cluster(&mut passed);
         operations(&mut passed);

@@ -14,6 +14,7 @@ mod dashboard;
 mod decisions;
 #[cfg(test)]
 mod document;
+mod events;
 mod failure;
 #[cfg(test)]
 #[path = "../../tests/golden.rs"]
@@ -35,6 +36,7 @@ mod protection;
 mod replication;
 mod routes;
 mod snapshot_state;
+mod snapshots;
 mod sorted;
 mod tokens;
 mod usage;
@@ -47,9 +49,10 @@ pub use ids::*;
 pub use snapshot_state::*;
 
 pub use {
-    access::*, cluster::*, dashboard::*, decisions::*, failure::*, health::*, line::*, members::*,
-    metrics::*, moves::*, node::*, offer::*, path::*, printed::*, protection::*, replication::*,
-    routes::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
+    access::*, cluster::*, dashboard::*, decisions::*, events::*, failure::*, health::*, line::*,
+    members::*, metrics::*, moves::*, node::*, offer::*, path::*, printed::*, protection::*,
+    replication::*, routes::*, snapshots::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*,
+    vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

@@ -1,7 +1,8 @@
 //! What a host's owner offers to the VMs of other members: what is promised, what is used and by
 //! whom, and why nothing is accepted at the moment.
 //!
-//! Only this machine's root asks. Fields of answers are in alphabetical order.
+//! This machine's root asks, and the dashboard's page: its readers look, its operators change.
+//! Fields of answers are in alphabetical order.
 
 use crate::{VmMoved, VmStayed};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,10 @@ pub struct OfferChange {
     /// Memory for all guests together, MiB; 0 for all but a reserve.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub all_memory_mib: Option<u64>,
+    /// How much each VM of other members may send, and how much receive, bits a second; 0 for no
+    /// limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_second: Option<u64>,
     /// Virtual processors for other members' VMs; 0 for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
@@ -100,6 +105,9 @@ pub struct OfferView {
     pub all_cpus: Option<u64>,
     /// Memory for all guests together, MiB.
     pub all_memory_mib: u64,
+    /// How much each VM of other members may send, and how much receive, bits a second; null for
+    /// no limit.
+    pub bits_per_second: Option<u64>,
     /// Whether changes by `p2pvm offer` count more than `node.toml`.
     pub changed: bool,
     /// Why no VM of another member is accepted now, whatever its size; null if one may be.
@@ -193,7 +201,7 @@ mod tests {
         let none = r#"{"cpus":0,"disk_mib":0,"memory_mib":0,"vms":0}"#;
         let text = format!(
             concat!(
-                r#"{{"all_cpus":null,"all_memory_mib":0,"changed":false,"#,
+                r#"{{"all_cpus":null,"all_memory_mib":0,"bits_per_second":null,"changed":false,"#,
                 r#""closed":"its offer is off","evacuating":false,"host":"attic","hours":[],"#,
                 r#""idle_after_s":0,"idle_only":false,"images":[],"#,
                 r#""limits":{{"cpus":null,"disk_mib":null,"memory_mib":null,"vms":2}},"#,

@@ -6,11 +6,15 @@
 //! it below `/v1` too; the dashboard serves the operations of its page below `/v1` and `/api`.
 
 use crate::*;
+use events::EVENTS;
 use healing::HEALING;
 use owners::{OFFER, TOKENS, USAGE};
+use snapshots::{SNAPSHOTS, STORE};
 
+mod events;
 mod healing;
 mod owners;
+mod snapshots;
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +62,8 @@ impl Method {
 pub struct Parameter {
     /// Its name.
     pub name: &'static str,
-    /// Its allowed words; none if it is true or false, with false as the default.
+    /// Its allowed words; none if it is true or false, with false as the default; `*` alone for any
+    /// text.
     pub words: &'static [&'static str],
     /// Its meaning.
     pub meaning: &'static str,
@@ -227,6 +232,7 @@ where
 const ROOT: &[Asker] = &[Asker::Root];
 const LOOKING: &[Asker] = &[Asker::Root, Asker::Page, Asker::Group];
 const PAGE: &[Asker] = &[Asker::Page];
+const WITH_PAGE: &[Asker] = &[Asker::Root, Asker::Page];
 const WITH_MEMBERS: &[Asker] = &[Asker::Root, Asker::Member];
 const ALL: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page];
 const ALL_LOOKING: &[Asker] = &[Asker::Root, Asker::Member, Asker::Page, Asker::Group];
@@ -259,7 +265,7 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
     NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, HEALING,
-    DASHBOARD,
+    EVENTS, DASHBOARD, SNAPSHOTS, STORE,
 ];
 
 /// The node itself.
@@ -499,13 +505,6 @@ const VMS: &[Operation] = &[
         ALL,
         "Gives up the move of a VM.",
     ),
-    lines::<SnapshotTaken>(
-        Method::Post,
-        "/vms/{name}/snapshot",
-        ALL,
-        "Takes a snapshot of a VM.",
-    )
-    .body::<SnapshotVm>(),
     json::<VmView>(
         Method::Post,
         "/vms/{name}/replication",
@@ -513,13 +512,6 @@ const VMS: &[Operation] = &[
         "Sets how often a running VM's disk is replicated to other members.",
     )
     .body::<ReplicateVm>(),
-    lines::<VmView>(
-        Method::Post,
-        "/vms/{name}/restore",
-        ALL,
-        "Sets a VM back to a snapshot, here or on the member that the request names.",
-    )
-    .body::<RestoreVm>(),
     json::<Vec<Explained>>(
         Method::Get,
         "/vms/{name}/explain",

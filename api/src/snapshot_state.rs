@@ -17,6 +17,13 @@ pub enum SnapshotState {
     },
     /// As many other members as wanted hold all of it.
     Durable,
+    /// It was durable and has lost a copy since; it is being copied again.
+    Degraded {
+        /// How many other members still hold all of it.
+        done: usize,
+        /// How many should.
+        wanted: usize,
+    },
     /// Words of a later version.
     Other(String),
 }
@@ -28,12 +35,15 @@ impl Default for SnapshotState {
     }
 }
 
-/// The figures of "replicating 1 of 2".
+/// The figures of "replicating 1 of 2" and "degraded 1 of 2".
 fn figures(words: &str) -> Option<SnapshotState> {
-    let (done, wanted) = words.strip_prefix("replicating ")?.split_once(" of ")?;
-    let state = SnapshotState::Replicating {
-        done: done.parse().ok()?,
-        wanted: wanted.parse().ok()?,
+    let (state, figures) = words.split_once(' ')?;
+    let (done, wanted) = figures.split_once(" of ")?;
+    let (done, wanted) = (done.parse().ok()?, wanted.parse().ok()?);
+    let state = match state {
+        "replicating" => SnapshotState::Replicating { done, wanted },
+        "degraded" => SnapshotState::Degraded { done, wanted },
+        _ => return None,
     };
     // "+1" is a number too, but would be passed on as "1".
     (state.to_string() == words).then_some(state)
@@ -61,6 +71,7 @@ impl fmt::Display for SnapshotState {
             Self::Local => f.write_str("local"),
             Self::Replicating { done, wanted } => write!(f, "replicating {done} of {wanted}"),
             Self::Durable => f.write_str("durable"),
+            Self::Degraded { done, wanted } => write!(f, "degraded {done} of {wanted}"),
             Self::Other(words) => f.write_str(words),
         }
     }
@@ -102,10 +113,12 @@ mod tests {
     #[test]
     fn a_snapshots_state_is_its_words_and_later_ones_pass_through() {
         let replicating = SnapshotState::Replicating { done: 1, wanted: 2 };
+        let degraded = SnapshotState::Degraded { done: 0, wanted: 2 };
         for (state, text) in [
             (SnapshotState::Local, "\"local\""),
             (replicating, "\"replicating 1 of 2\""),
             (SnapshotState::Durable, "\"durable\""),
+            (degraded, "\"degraded 0 of 2\""),
             (SnapshotState::default(), "\"\""),
         ] {
             assert_text(&state, text);
@@ -115,6 +128,8 @@ mod tests {
             "replicating",
             "replicating +1 of 2",
             "replicating 1 of many",
+            "degraded +1 of 2",
+            "lost 1 of 2",
             "replicating 99999999999999999999999 of 2",
         ] {
             let state = SnapshotState::from(words);

@@ -28,6 +28,9 @@ pub struct CreateToken {
     /// For this host: how much disk they may have together, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    /// For this host: how much each of them may send, and how much receive, bits a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_second: Option<u64>,
 }
 
 /// What `p2pvm token attenuate` asks for: the token for another member, with the same rights or
@@ -156,6 +159,7 @@ mod tests {
                 cpus: None,
                 memory_mib: None,
                 disk_bytes: None,
+                bits_per_second: None,
             },
             r#"{"vm":"web","may":["start"],"seconds":7200,"to":"lab3"}"#,
         );
@@ -168,6 +172,7 @@ mod tests {
                 cpus: Some(2),
                 memory_mib: Some(1024),
                 disk_bytes: None,
+                bits_per_second: None,
             },
             r#"{"may":["run"],"seconds":60,"to":"lab3","cpus":2,"memory_mib":1024}"#,
         );

@@ -11,6 +11,10 @@ pub struct AddUser {
     pub name: String,
     /// The user's public key, as the user's own 'p2pvm user create' printed it.
     pub key: String,
+    /// The number of the user's account on this machine: in the group `p2pvm` it may manage the
+    /// VMs that are for the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 /// A user that this member knows. The fields are in alphabetical order.
@@ -22,4 +26,7 @@ pub struct UserView {
     pub key: String,
     /// What the user is called here.
     pub name: String,
+    /// The number of the user's account on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }

@@ -86,6 +86,17 @@ words! {
 }
 
 words! {
+    /// Whether a guest that ended is started again on its host.
+    RestartWord:
+    /// Also one that powered itself off.
+    Always = "always",
+    /// One that crashed.
+    OnFailure = "on-failure",
+    /// None.
+    Never = "never",
+}
+
+words! {
     /// Whether a guest answers its own host, through the guest's interface.
     ReachState:
     /// It answers.

@@ -2,7 +2,7 @@
 
 use crate::{
     ActivityView, CheckpointIdText, MemberIdText, ProtectionView, ReachState, ReplicationView,
-    SnapshotState, Step, VmIdText, VmStateView,
+    RestartWord, ScheduleView, SnapshotState, Step, VmIdText, VmStateView,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,21 @@ pub struct CreateVm {
     /// The member to create it on: a name, id or address. None is the member that was asked.
     #[serde(default)]
     pub on: Option<String>,
+    /// Whether its guest is started again when it ends; none is on-failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartWord>,
+    /// The user that it is for: after "user:" a name known there, or the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+/// The request of `p2pvm vm set`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SetVm {
+    /// Whether its guest is started again when it ends; none leaves it as it is.
+    #[serde(default)]
+    pub restart: Option<RestartWord>,
 }
 
 /// The request of `p2pvm vm restore`.
@@ -47,6 +62,9 @@ pub struct RestoreVm {
 pub struct SnapshotVm {
     /// The snapshot's name; none lets the host name it after the time.
     pub name: Option<String>,
+    /// Whether it is of the disk alone: a restored guest boots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_only: bool,
 }
 
 /// A VM as `vm list` and `vm show` print it.
@@ -108,8 +126,32 @@ pub struct VmView {
     /// The progress of its move to another member, if it is being moved.
     #[serde(default)]
     pub moving: Option<Moving>,
+    /// The key of the user that it is for; missing if it is for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The bound of its bandwidth on its host; missing if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<BandwidthView>,
     /// Its snapshots.
     pub snapshots: Vec<SnapshotView>,
+    /// Whether its guest is started again when it ends, if its host says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartWord>,
+    /// When snapshots of it are taken by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleView>,
+}
+
+/// How much a guest may send, and how much receive, on its present host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct BandwidthView {
+    /// Bits a second, each way.
+    pub bits_per_second: u64,
+    /// Bytes of packets that were dropped by the limit, both ways together, since the guest runs
+    /// there.
+    pub dropped_bytes: u64,
 }
 
 /// The reachability of a guest from its own host, through the guest's interface.
@@ -161,17 +203,29 @@ pub struct Moving {
 }
 
 /// A snapshot as `vm show` prints it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SnapshotView {
     /// Its name.
     pub name: String,
     /// When it was taken (RFC 3339).
     pub taken: String,
-    /// "local", "replicating N of K" or "durable".
+    /// "local", "replicating N of K", "durable" or "degraded N of K".
     pub state: SnapshotState,
     /// The members that hold all of it.
     pub holders: Vec<String>,
+    /// Whether a schedule took it, and may delete it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
+    /// The id of its checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointIdText>,
+    /// The epoch in which it was taken. Of one epoch, later ones are later in the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Whether it has the guest's memory; without it a restored guest boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with_ram: Option<bool>,
 }
 
 /// The answer to `p2pvm vm snapshot`. The fields are in alphabetical order.
@@ -249,12 +303,13 @@ mod tests {
             },
             r#"{"error":"it does not run"}"#,
         );
-        assert_text(&SnapshotVm { name: None }, r#"{"name":null}"#);
+        assert_text(&SnapshotVm::default(), r#"{"name":null}"#);
         assert_text(
             &SnapshotVm {
                 name: Some("before".into()),
+                disk_only: true,
             },
-            r#"{"name":"before"}"#,
+            r#"{"name":"before","disk_only":true}"#,
         );
     }
 

@@ -15,8 +15,12 @@
 //! A [`Receipt`] is a host's signed statement of what a member used of it, which that member checks
 //! in the same way and signs too; docs/decisions/0054 says what it proves.
 //!
+//! An [`Event`] is what happened to a VM, a member or a host. A VM's events are a chain that its
+//! host signs; docs/decisions/0062 says what the chain proves.
+//!
 //! Nothing here uses the network or the clock: the caller gives the asker's key and the time.
 
+mod event;
 #[cfg(test)]
 #[path = "../../tests/golden.rs"]
 mod golden;
@@ -27,6 +31,10 @@ mod right;
 mod token;
 mod usage;
 
+pub use event::{
+    Event, EventChains, EventError, EventLink, EventProof, Frame, HostChain, KeptEvent,
+    ProofRefusal, ProvedChain, Subject, frames, write_frame,
+};
 pub use proof::{Asked, PROOF_WINDOW, Proof, ProofError, SeenProofs};
 pub use receipt::{
     Line, MAX_AGE, MAX_LINES, MIN_PERIOD, Receipt, ReceiptRefusal, Reply, Terms, possible,

@@ -5,9 +5,10 @@ mod heal;
 mod lan;
 
 use crate::{
+    event_log,
     layout::{Layout, read_if_there},
     offer::settings::Offer,
-    service, traces,
+    service, store, traces,
 };
 use p2pvm_api::{Failure, Outcome};
 use p2pvm_autonomic::Placement;
@@ -87,8 +88,12 @@ pub struct Config {
     pub heal: heal::Heal,
     /// When VMs are moved.
     pub placement: Placement,
+    /// How stored chunks are searched for damage.
+    pub store: store::settings::Settings,
     /// Where OpenTelemetry traces of migrations go.
     pub traces: traces::Settings,
+    /// How much of the log of events is kept, and which events are posted to a URL.
+    pub(crate) events: event_log::Settings,
     /// A sentence about a table with its previous name in the file.
     #[serde(skip)]
     pub renamed: Option<String>,
@@ -176,7 +181,9 @@ impl Default for Config {
             offer: Offer::default(),
             heal: heal::Heal::default(),
             placement: Placement::default(),
+            store: store::settings::Settings::default(),
             traces: traces::Settings::default(),
+            events: event_log::Settings::default(),
             renamed: None,
         }
     }
@@ -259,6 +266,8 @@ impl Config {
         self.offer.check()?;
         self.heal.check()?;
         self.placement.check().map_err(|e| e.to_string())?;
+        self.events.check()?;
+        self.store.check()?;
         self.traces.check()
     }
 

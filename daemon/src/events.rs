@@ -6,8 +6,9 @@ use crate::{
     members::expelled,
     parts::Parts,
 };
-use p2pvm_api::Failure;
-use p2pvm_overlay::{control::ControlEvent, membership::Refusal, plane::PlaneEvent};
+use p2pvm_api::{EventKind, Failure};
+use p2pvm_authority::Subject;
+use p2pvm_overlay::{MemberId, control::ControlEvent, membership::Refusal, plane::PlaneEvent};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{broadcast, mpsc};
 
@@ -64,6 +65,7 @@ pub(crate) async fn follow_control(
             Ok(ControlEvent::Connected(member)) => {
                 lifecycle.note(|times, ms| times.connected = times.connected.or(Some(ms)));
                 parts.records.membership_changed();
+                connected(&parts, member);
                 let (reach, spread) = (reach.clone(), parts.spread.clone());
                 tokio::spawn(async move { reach.meet(member).await });
                 tokio::spawn(async move {
@@ -76,9 +78,15 @@ pub(crate) async fn follow_control(
                     }
                 });
             }
-            Ok(ControlEvent::Disconnected(_)) => parts.records.membership_changed(),
+            Ok(ControlEvent::Disconnected(member)) => {
+                parts.records.membership_changed();
+                let text = |name: &str| format!("The connection to {name} ended.");
+                record(&parts, EventKind::MemberLost, member, text);
+            }
             Ok(ControlEvent::Revoked(member)) => {
                 tracing::warn!(member = %parts.name_of(member), "a member was revoked");
+                let text = |name: &str| format!("{name} was expelled from the network.");
+                record(&parts, EventKind::MemberRevoked, member, text);
                 parts.plane.remove_peer(member);
                 parts.notices.touch();
             }
@@ -92,6 +100,26 @@ pub(crate) async fn follow_control(
             Err(broadcast::error::RecvError::Closed) => return,
         }
     }
+}
+
+/// Records that a member connected, and whether this host knew it.
+fn connected(parts: &Parts, member: MemberId) {
+    if parts.events.is_new(member) {
+        let text = |name: &str| format!("{name} connected for the first time.");
+        record(parts, EventKind::MemberJoined, member, text);
+    } else {
+        let text = |name: &str| format!("{name} connected.");
+        record(parts, EventKind::MemberConnected, member, text);
+    }
+}
+
+/// Records an event of a member, with a sentence from its name.
+fn record(parts: &Parts, kind: EventKind, member: MemberId, text: impl Fn(&str) -> String) {
+    let name = parts.name_of(member);
+    let text = text(&name);
+    parts
+        .events
+        .record(kind, Subject::Member(member, name), &[], text);
 }
 
 /// Notes when this host got its address, and when the claim of it was through.

@@ -136,6 +136,11 @@ impl Layout {
         self.0.join("users.json")
     }
 
+    /// Which users this machine's accounts are.
+    pub fn user_accounts(&self) -> PathBuf {
+        self.0.join("user-accounts.json")
+    }
+
     /// The key of this machine's root as a user, if it made one.
     pub fn user_key(&self) -> PathBuf {
         self.0.join("user.key")
@@ -144,6 +149,11 @@ impl Layout {
     /// The accounts: what members used of this host, and this member of theirs.
     pub fn usage(&self) -> PathBuf {
         self.0.join("usage")
+    }
+
+    /// The log of events: what happened to VMs, members and this host.
+    pub fn events(&self) -> PathBuf {
+        self.0.join("events")
     }
 
     /// The web dashboard's token for operators.

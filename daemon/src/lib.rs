@@ -6,6 +6,7 @@ mod addresses;
 pub mod clock;
 mod cluster;
 pub mod config;
+mod event_log;
 mod events;
 mod failure;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod routes;
 mod run;
 pub mod service;
 pub mod shown;
+mod store;
 mod succession;
 mod tokens;
 mod traces;

@@ -220,6 +220,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.own_vms(),
         layout.keepers(),
         layout.users(),
+        layout.user_accounts(),
         layout.offer(),
         layout.dashboard_token(),
         layout.dashboard_reader_token(),
@@ -238,6 +239,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.vms(),
         layout.successor(),
         layout.usage(),
+        layout.events(),
         layout.tokens(),
         layout.guardian(),
     ] {
@@ -271,6 +273,7 @@ mod tests {
             layout.certificate(),
             layout.network(),
             layout.users(),
+            layout.user_accounts(),
             layout.offer(),
             layout.dashboard_token(),
             layout.dashboard_reader_token(),

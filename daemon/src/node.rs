@@ -3,6 +3,7 @@
 
 pub(crate) mod health;
 pub(crate) mod http;
+mod kept;
 mod leave;
 pub(crate) mod metrics;
 pub(crate) mod service;

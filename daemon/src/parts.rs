@@ -1,7 +1,7 @@
 //! The parts that the services share: this member's identity, its control and packet planes, the
 //! network's records, and common constants.
 
-use crate::members::book::Book;
+use crate::{event_log::EventLog, members::book::Book};
 use p2pvm_dhcp::{Addresses, Names};
 use p2pvm_dht::{Dht, Records};
 use p2pvm_host::Board;
@@ -45,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) spread: Arc<Spread>,
     pub(crate) trust: Arc<Trust>,
     pub(crate) ring: Arc<RingNet>,
+    /// The log of what happened.
+    pub(crate) events: Arc<EventLog>,
     /// The findings about this machine.
     pub(crate) board: Board,
     /// Whether this node received contacts of others when it joined.

@@ -14,7 +14,8 @@ use crate::{
     preflight, succession,
     wiring::{self, Daemon},
 };
-use p2pvm_api::{Doing, Failure, Kind, Outcome};
+use p2pvm_api::{Doing, EventKind, Failure, Kind, Outcome};
+use p2pvm_authority::Subject;
 use p2pvm_host::{SocketPath, chain, reserve};
 use std::{
     future::IntoFuture,
@@ -110,7 +111,7 @@ async fn serve(
     let lifecycle = Lifecycle::new(began);
     let (daemon, tasks) = wiring::open(layout, &config, membership, lifecycle).await?;
     let listener = listen(layout)?;
-    let served = caller::for_callers(daemon.services.routes());
+    let served = caller::for_callers(daemon.services.routes(), daemon.services.owns());
     tracing::info!(
         member = %daemon.parts.me(),
         network = %daemon.parts.network.name,
@@ -149,6 +150,10 @@ async fn end(layout: &Layout, daemon: &Daemon, tasks: JoinSet<()>) {
     // While it still answers, so that no program is pointed to a resolver that is gone.
     daemon.integration.end().await;
     drop(tasks);
+    let text = "The daemon was told to end; guests run on.";
+    let events = &daemon.parts.events;
+    events.record(EventKind::DaemonStopped, Subject::Host, &[], text);
+    events.close().await;
     daemon.services.usage.close().await;
     daemon.parts.connector.close().await;
     daemon.host.halt();

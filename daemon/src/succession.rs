@@ -125,10 +125,10 @@ fn take_over(layout: &Layout, own: &Layout) -> Outcome<()> {
     ] {
         remove(&file)?;
     }
-    for dir in [layout.tables(), layout.usage()] {
+    for dir in [layout.tables(), layout.usage(), layout.events()] {
         match fs::remove_dir_all(dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).doing("removing the copied tables and accounts");
+                return Err(e).doing("removing the copied tables, accounts and events");
             }
             _ => {}
         }

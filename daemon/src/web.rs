@@ -6,8 +6,8 @@
 //! each API request carries a token, which only root can read in the state directory; it has the
 //! role of an operator or of a reader. The allowed requests are a list ([`routes`]), not the
 //! control API minus some: none of them ends the daemon, leaves the network, invites, revokes, sets
-//! rules, creates or deletes. [`access`], [`limits`] and [`serve`] keep it safe;
-//! `docs/dashboard.md` explains it to users.
+//! rules, creates or deletes; an operator may change what this host offers. [`access`], [`limits`]
+//! and [`serve`] keep it safe; `docs/dashboard.md` explains it to users.
 
 mod access;
 mod certificate;
@@ -23,7 +23,7 @@ mod switch;
 
 use crate::{
     addresses::reach::Reach, cluster::service::Cluster, config::Config, members::service::Members,
-    node::service::Node, parts::Parts, vms::service::Vms,
+    node::service::Node, offer::service::Offers, parts::Parts, vms::service::Vms,
 };
 use axum::Router;
 use gather::Gather;
@@ -54,6 +54,7 @@ pub struct Dashboard {
     node: Arc<Node>,
     members: Arc<Members>,
     vms: Arc<Vms>,
+    offers: Arc<Offers>,
     switch: Switch,
     port: u16,
     socket: PathBuf,
@@ -72,7 +73,7 @@ impl Dashboard {
     /// The dashboard of this node and its cluster; [`Dashboard::serve`] starts it. `config` says
     /// whether it is on until `p2pvm dashboard` switches it.
     pub(crate) fn open(
-        node: Arc<Node>,
+        (node, offers): (Arc<Node>, Arc<Offers>),
         cluster: Arc<Cluster>,
         config: &Config,
     ) -> Outcome<Arc<Self>> {
@@ -100,6 +101,7 @@ impl Dashboard {
             reach: node.reach.clone(),
             members: node.members.clone(),
             vms: node.vms.clone(),
+            offers,
             node,
         }))
     }

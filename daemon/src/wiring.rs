@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 pub(crate) mod alone;
+mod event_log;
 mod guests;
 mod network;
 mod planes;
@@ -31,6 +32,7 @@ use crate::{
     parts::Parts,
     placement::{drain::Drains, manager::Manager, service::Placement},
     routes::subnets::Subnets,
+    store::service::Chunks as StoredChunks,
     tokens::{revoke::Revoker, service::Tokens},
     traces::Exporter,
     usage::service::Accounting,
@@ -43,10 +45,15 @@ use p2pvm_api::Outcome;
 use p2pvm_dhcp::dns::HostResolver;
 use p2pvm_host::{Keeper, chain};
 use p2pvm_overlay::{network_time::Exchange as ClockExchange, ring_driver::RingDriver};
+use p2pvm_snapshot_sync::Exchange as SyncExchange;
 use p2pvm_vm_manager::{Traces, host::Host};
 use planes::Events;
 pub(crate) use services::Services;
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 
 /// How long the head of another member's request may take to arrive.
@@ -93,6 +100,7 @@ pub(crate) async fn open(
     let offer = KeptOffer::open(layout.offer(), &config.offer)?;
     let host = guests::open(layout, (config, &offer), &parts, chunks, beside).await?;
     guests::heed_fences(&network.reach, &host);
+    let happened = host.events();
     let own = RunParts {
         lifecycle: lifecycle.clone(),
         layout: layout.clone(),
@@ -108,6 +116,7 @@ pub(crate) async fn open(
             (parts.clone(), host.clone(), exchange.clone()),
             layout.usage(),
         ),
+        chunks: exchange.clone(),
         host: host.clone(),
     };
     let wired = wire(config, &parts, below, own)?;
@@ -118,7 +127,8 @@ pub(crate) async fn open(
         &wired,
         (events, config, layout),
     );
-    tasks.spawn(guests::look_after(exchange));
+    tasks.spawn(guests::look_after(exchange, config.store.clone()));
+    event_log::spawn(&mut tasks, &parts, config, happened);
     let daemon = Daemon {
         parts,
         lifecycle,
@@ -150,6 +160,8 @@ struct LowerParts {
     reach: Arc<Reach>,
     host: Arc<Host>,
     usage: Arc<Accounting>,
+    /// The stored chunks; gone at the daemon's end.
+    chunks: Weak<SyncExchange>,
 }
 
 /// The services, and the tasks beside them.
@@ -173,12 +185,7 @@ fn wire(
     let absent = AbsentHosts::new(parts.clone(), host.clone());
     let guests = Guests::new(parts.clone(), host.clone());
     let (questions, members) = (Questions::new(parts.clone()), Members::new(parts.clone()));
-    let proofs = Proofs::new(
-        parts.clone(),
-        policies.clone(),
-        reach.clone(),
-        guests.clone(),
-    );
+    let proofs = proofs(parts, (&policies, &reach, &guests));
     let (drains, offers) = offers(parts, &host, &manager, (own.offer, config.cpus));
     let machine = Machine::new(parts.clone(), proofs.clone());
     let (tokens, revoker) = tokens(parts, &host, &own.layout);
@@ -207,7 +214,7 @@ fn wire(
         layout: own.layout,
     });
     let cluster = Cluster::new(parts.clone(), questions.clone());
-    let dashboard = Dashboard::open(node.clone(), cluster.clone(), config)?;
+    let dashboard = Dashboard::open((node.clone(), offers.clone()), cluster.clone(), config)?;
     questions.answer(Responder::new(&node, &vms));
     let services = Services {
         access: Access::new(parts.clone(), policies, offerer(&subnets)),
@@ -219,6 +226,7 @@ fn wire(
         offers,
         placement: Placement::new(manager.clone(), drains, config.at_shutdown),
         revoker,
+        store: chunks_of(&vms, below.chunks),
         subnets,
         tokens,
         usage: below.usage,
@@ -237,6 +245,29 @@ fn tokens(parts: &Arc<Parts>, host: &Arc<Host>, layout: &Layout) -> (Arc<Tokens>
     let tokens = Tokens::new(parts.clone(), layout);
     let revoker = Revoker::new(parts.clone(), host.clone(), tokens.clone());
     (tokens, revoker)
+}
+
+/// What proves that this host's addresses and guests are reached.
+fn proofs(
+    parts: &Arc<Parts>,
+    (policies, reach, guests): (&Arc<Policies>, &Arc<Reach>, &Arc<Guests>),
+) -> Arc<Proofs> {
+    Proofs::new(
+        parts.clone(),
+        policies.clone(),
+        reach.clone(),
+        guests.clone(),
+    )
+}
+
+/// The stored chunks, for the control API.
+fn chunks_of(vms: &Vms, exchange: Weak<SyncExchange>) -> Arc<StoredChunks> {
+    let (parts, host) = (vms.parts.clone(), vms.host.clone());
+    Arc::new(StoredChunks {
+        parts,
+        host,
+        exchange,
+    })
 }
 
 /// Who offers an address beyond hosts.

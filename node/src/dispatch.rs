@@ -5,8 +5,9 @@
 use crate::{
     bugreport,
     cli::{
-        Cli, Command, Context, appliance, dashboard, drain, lab, limit, members, netcheck, network,
-        offer, policy, ring, say, stop, token, traffic, up, usage, user, vm,
+        Cli, Command, Context, appliance, dashboard, drain, events, explain, lab, limit, members,
+        netcheck, network, offer, policy, ring, say, stop, store, token, traffic, up, usage, user,
+        vm,
     },
     doctor, top,
 };
@@ -114,6 +115,7 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Acl(a) => policy::acl(&context, a).await,
         Command::Token(a) => token::run(&context, a).await,
         Command::Usage(a) => usage::show(&context, &a).await,
+        Command::Store(a) => store::run(&context, a).await,
         Command::User(a) => user::run(&context, a).await,
         Command::Route(a) => policy::route(&context, a).await,
         Command::Vm(a) => vm::run(&context, a).await,
@@ -121,7 +123,8 @@ async fn command(context: Context, command: Command) -> Outcome<()> {
         Command::Image(a) => appliance::image(&context, a),
         Command::Install(a) => appliance::install(&context, &a),
         Command::Appliance(a) => appliance::run(&context, a).await,
-        Command::Explain(a) => vm::explain(&context, &a.name).await,
+        Command::Events(a) => events::run(&context, a).await,
+        Command::Explain(a) => explain::run(&context, a).await,
         Command::Doctor(_)
         | Command::Drain
         | Command::Offer(_)

@@ -261,6 +261,7 @@ fn has_its_files(machine: &Machine) {
         "usr/share/man/man1/p2pvm.1.gz",
         "usr/share/man/man1/p2pvm-vm-migrate.1.gz",
         "usr/share/p2pvm/grafana/p2pvm.json",
+        "usr/share/p2pvm/prometheus/p2pvm.rules.yml",
         "etc/p2pvm/node.toml",
     ] {
         assert!(machine.tree.join(file).exists(), "{file} is not installed");

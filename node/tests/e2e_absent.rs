@@ -309,8 +309,34 @@ fn a_restored_vm_leaves_a_branch_to_delete_only_if_it_ran() {
     lab.down().unwrap();
 }
 
+/// A host's owner bounds what guests of others send and receive: what is more is dropped and
+/// counted.
+fn an_offer_bounds_bandwidth(lab: &Lab, host: &str) {
+    let set = |rate: &str| -> OfferView {
+        let words = ["offer", "set", "--bandwidth", rate];
+        lab.json(host, &words).unwrap()
+    };
+    let vms = lab.vms(host).unwrap();
+    let vm = vms.iter().find(|vm| vm.host == host && vm.state == Running);
+    let vm = vm.expect("a guest of another member runs there");
+    assert_eq!(vm.bandwidth, None, "{vm:?}");
+    assert_eq!(set("1 Mbit").bits_per_second, Some(1_000_000));
+    lab.wait("packets that are too many", LIMIT, STEP, || {
+        // At once more than the bucket holds.
+        let flood = format!("ping -n -l 300 -c 300 -i 0.01 -s 1200 -w 3 {}", vm.address);
+        lab.testbed().exec("a", &["sh", "-c", &flood])?;
+        let bound = lab.vm(host, &vm.name)?.bandwidth;
+        assert_eq!(bound.map(|bound| bound.bits_per_second), Some(1_000_000));
+        Ok(bound.filter(|bound| bound.dropped_bytes > 0))
+    })
+    .unwrap();
+    assert_eq!(set("0").bits_per_second, None);
+    assert_eq!(lab.vm(host, &vm.name).unwrap().bandwidth, None);
+}
+
 /// The offer of a host ends: its guests go, it takes no more, and it may offer again.
 fn an_offer_ends(lab: &Lab, host: &str) {
+    an_offer_bounds_bandwidth(lab, host);
     let shown = || -> OfferView { lab.json(host, &["offer", "show"]).unwrap() };
     let before = shown();
     assert!(

@@ -561,7 +561,7 @@ fn a_guests_console_echoes_and_the_page_moves_its_vm_from_anywhere() {
         "{snapshot:?}"
     );
     let why = door.ask_with_token(&lab, "c", "GET /api/vms/web/explain", "");
-    assert_eq!((why.status, why.body.as_str()), (200, "[]"));
+    assert!(why.status == 200 && why.body.contains("web"), "{why:?}");
     let stopped = door.ask_with_token(&lab, "b", "POST /api/vms/web/stop", "");
     assert!(
         stopped.body.contains("\"state\":\"stopped\""),

@@ -17,12 +17,21 @@ mod args;
 #[path = "../src/cli/dashboard_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod dashboard_args;
+#[path = "../src/cli/events_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod events_args;
 #[path = "../src/cli/offer_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod offer_args;
 #[path = "../src/cli/policy_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod policy_args;
+#[path = "../src/cli/snapshot_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod snapshot_args;
+#[path = "../src/cli/store_args.rs"]
+#[allow(dead_code, reason = "as above")]
+mod store_args;
 #[path = "../src/cli/token_args.rs"]
 #[allow(dead_code, reason = "as above")]
 mod token_args;

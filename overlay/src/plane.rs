@@ -48,6 +48,7 @@ pub use error::Error;
 pub use fuzz::look_at;
 pub use guest::{
     config::{GuestPort, Leaving},
+    limit::GuestLimit,
     reach::{GuestProof, GuestReach},
 };
 pub use handle::Plane;

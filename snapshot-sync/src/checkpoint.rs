@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 /// and replicated like a file's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// The VM.
+    /// The public key that ends replicas of it: the VM's id, or a key that its host has made for
+    /// that.
     pub vm: VmId,
     /// The snapshot's name.
     pub name: String,

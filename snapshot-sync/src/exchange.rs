@@ -24,14 +24,14 @@ pub use shared::{ExchangeOptions, SERVICE};
 use crate::{
     ChunkId, ChunkStore, Error, ManifestId, Progress,
     error::{blocking, malformed},
-    store::Pin,
+    store::{Pin, ScrubState},
 };
 use fetch::Scope;
 use p2pvm_overlay::{Fabric, FabricError, MemberId, identity::KeyPair};
 use shared::{Core, Turns};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -79,8 +79,10 @@ const KEPT_SHARE: u64 = 16;
 pub struct Exchange {
     core: Core,
     keeping: Mutex<HashMap<Pin, replicas::ReplicaFetch>>,
-    /// The last chunk that the search for damaged chunks has read.
-    scrubbed: Mutex<Option<ChunkId>>,
+    /// How far the search for damaged chunks is.
+    scrubbed: Mutex<ScrubState>,
+    /// How many pinned manifests could not be repaired when they were last looked at.
+    unrepaired: AtomicUsize,
     acceptor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -99,10 +101,12 @@ impl Exchange {
             turns: Turns::default(),
             pace: Arc::default(),
         };
+        let scrubbed = Mutex::new(core.store.scrub_state());
         let exchange = Arc::new(Self {
             core,
             keeping: Mutex::default(),
-            scrubbed: Mutex::default(),
+            scrubbed,
+            unrepaired: AtomicUsize::new(0),
             acceptor: Mutex::default(),
         });
         let acceptor = serve::start(&exchange);

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 pub type ImageId = ManifestId;
 
 /// The label of the pins that keep images here.
-const PIN: &str = "image";
+pub const PIN: &str = "image";
 
 /// The images of this member, as files in a directory.
 pub struct Images {

@@ -36,7 +36,7 @@ pub use id::{ChunkId, ManifestId, ParseChunkIdError};
 pub use images::{ImageId, Images};
 pub use manifest::{Extent, Manifest};
 pub use seal::{SealKey, Sealer};
-pub use store::{ChunkStore, CollectionReport, Hold, Pin};
+pub use store::{Census, ChunkStore, CollectionReport, Hold, Pin, ScrubState, Verified};
 pub use tree::Kind;
 
 use serde::{Deserialize, Serialize};

@@ -3,22 +3,28 @@
 //! [`batch`](Batch)). Everything blocks: async callers go through `spawn_blocking`.
 //!
 //! Layout: `chunks/<first byte>/<id>`, `pins/<manifest>-<hash of label and member>`,
-//! `names/<manifest>`, `tmp/` for what is being written (emptied at open). The caller opens a store
-//! in one process at a time.
+//! `names/<manifest>`, `scrub` (how far chunks were checked), `tmp/` for what is being written
+//! (emptied at open). The caller opens a store in one process at a time.
 
 mod batch;
+mod census;
 mod collect;
 mod holds;
 mod names;
 mod pins;
 mod room;
+mod scrub;
+mod verify;
 
 pub use batch::Batch;
 pub(crate) use batch::sync_directory;
+pub use census::{Amount, Census, PinnedManifest};
 pub use collect::CollectionReport;
 pub use holds::Hold;
 pub use pins::{MAX_LABEL_BYTES, Pin};
 pub use room::Size;
+pub use scrub::{Portion, ScrubReport, ScrubState};
+pub use verify::{CheckpointDiff, FileDiff, Verified};
 
 use crate::{ChunkId, Error, chunk, error::io_at};
 use p2pvm_overlay::chain;
@@ -296,5 +302,7 @@ pub(crate) mod crash {
 
 #[cfg(test)]
 mod kill;
+#[cfg(test)]
+mod simulated;
 #[cfg(test)]
 mod tests;

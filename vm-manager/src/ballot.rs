@@ -115,6 +115,10 @@ pub trait Ballot: Send + Sync + 'static {
     /// The newest epoch by the answers of a majority.
     async fn newest(&self, vm: VmVoters<'_>) -> Result<Option<NewestPromise>, BallotError>;
 
+    /// Which of these members answer as voters now. None of them notes anything of the VM of
+    /// `keys`, a new one, for which it is asked.
+    async fn answering(&self, keys: &KeyPair, members: &[MemberId]) -> Vec<MemberId>;
+
     /// Tells the voters that `holder`, this member, has deleted the VM, so that they may forget it.
     async fn deleted(
         &self,
@@ -204,6 +208,10 @@ impl Ballot for Votes {
             holder: n.holder,
             confirmed: n.confirmed,
         }))
+    }
+
+    async fn answering(&self, keys: &KeyPair, members: &[MemberId]) -> Vec<MemberId> {
+        Votes::answering(self, keys, members).await
     }
 
     async fn renew(&self, held: &[Holding]) -> Vec<Renewed> {

@@ -5,19 +5,27 @@
 //! the checkpoint and what it names can run the VM again once a majority of the VM's voters have
 //! released its key and granted a new epoch.
 
-use crate::{Definition, definition::VmSecret, framed, sealed::Sealed};
+use crate::{
+    Definition,
+    definition::VmSecret,
+    framed,
+    sealed::{HoldingKeys, Sealed},
+};
 use p2pvm_overlay::MemberId;
+use p2pvm_snapshot_sync::SealKey;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+mod look;
 mod open;
 mod restore;
 mod take;
 
+pub use look::{Copy, SnapshotCheck};
 pub use restore::RestoreOptions;
 pub(crate) use restore::Right;
-pub use take::NewSnapshot;
 pub(crate) use take::candidates;
+pub use take::{Content, NewSnapshot};
 
 /// What a checkpoint holds of its VM, beside the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,26 +34,54 @@ pub struct SavedVm {
     pub definition: Definition,
     /// Its key.
     pub secret: VmSecret,
+    /// The keys of its snapshots.
+    #[serde(skip)]
+    pub sealing: HoldingKeys,
 }
 
+/// The optional fields behind a saved VM that hold a key of its snapshots each.
+const KEY: u8 = 1;
+
 impl SavedVm {
-    /// Its bytes, as releases before the sealed form had them in a checkpoint.
+    /// Its bytes, which releases before the sealed form had in a checkpoint as they are. Optional
+    /// fields follow: one byte for the kind, one for the length, the bytes. A member skips a field
+    /// whose kind it cannot read.
     pub fn to_bytes(&self) -> Vec<u8> {
-        framed::to_bytes(self)
+        let mut bytes = framed::to_bytes(self);
+        for field in self.sealing.fields() {
+            bytes.extend([KEY, field.len() as u8]);
+            bytes.extend(field);
+        }
+        bytes
     }
 
     /// Its bytes in a checkpoint, sealed for the VM's voters and its owner: the host that has it if
     /// the VM is of a version without owners.
     pub(crate) fn sealed(&self, owner: MemberId) -> Vec<u8> {
         let plain = Zeroizing::new(self.to_bytes());
-        let (vm, voters) = (self.definition.vm, &self.definition.voters);
-        Sealed::seal(vm, owner, voters, &plain).to_bytes()
+        let of = (self.definition.vm, self.sealing.newest());
+        Sealed::seal(of, owner, &self.definition.voters, &plain).to_bytes()
+    }
+
+    /// The key that seals memory and disk of the snapshots that are taken now.
+    pub(crate) fn seal_key(&self) -> SealKey {
+        let key = self.sealing.key(self.sealing.newest(), &self.secret);
+        key.expect("the newest of the keys is one of them")
     }
 
     /// Reads them; `None` for anything else, or a key that is not the VM's.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        framed::from_bytes(bytes)
-            .filter(|saved: &Self| saved.secret.keys().vm_id() == saved.definition.vm)
+        let (mut saved, mut fields): (Self, _) = framed::take_from_bytes(bytes)?;
+        while let [field, length, rest @ ..] = fields {
+            let Some((value, behind)) = rest.split_at_checked(usize::from(*length)) else {
+                break;
+            };
+            if *field == KEY {
+                saved.sealing.add_field(value);
+            }
+            fields = behind;
+        }
+        (saved.secret.keys().vm_id() == saved.definition.vm).then_some(saved)
     }
 }
 

@@ -2,6 +2,7 @@
 //! the address that belongs to the VM and not to a host.
 
 use crate::Error;
+use p2pvm_authority::Principal;
 use p2pvm_overlay::{MemberId, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,11 @@ pub struct NewVm {
     pub memory_mib: u64,
     /// The disk's size if larger than the image's, bytes.
     pub disk_bytes: Option<u64>,
+    /// How much it may send, and how much receive, while it stays on the host that makes it, bits
+    /// a second: what the token allows by which it is made. `None` for no limit.
+    pub bits_per_second: Option<u64>,
+    /// The user that it is for, by the user's key.
+    pub user: Option<Principal>,
 }
 
 /// The seed of a VM's key. It never enters a record or a log; it is wiped when dropped.
@@ -202,6 +208,8 @@ mod tests {
             cpus: 1,
             memory_mib: 64,
             disk_bytes: None,
+            bits_per_second: None,
+            user: None,
         };
         assert!(vm.check().is_ok());
         let said = |vm: NewVm| vm.check().unwrap_err().to_string();

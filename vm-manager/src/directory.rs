@@ -4,12 +4,13 @@
 
 use crate::{
     Definition, Error,
+    backups::Backups,
     error::undecided,
     framed,
     protection::{self, Protection, Replica},
     vault::Durability,
 };
-use p2pvm_authority::{Revocation, Revocations};
+use p2pvm_authority::{Principal, Revocation, Revocations};
 use p2pvm_dht::{Record, RecordError, Records};
 use p2pvm_overlay::{Epoch, MemberId, RingAddr, UnixTime, VmId, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
@@ -87,6 +88,9 @@ pub struct VmRecord {
     /// The member that the VM was made for; `None` in records of earlier versions.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// The user that the VM is for, by the user's key.
+    #[serde(skip)]
+    pub user: Option<Principal>,
     /// The tokens for the VM that were revoked, as its host says: not checked.
     #[serde(skip)]
     pub revoked: Revocations,
@@ -96,16 +100,28 @@ pub struct VmRecord {
     /// The newest replica of its disk that all its holders have.
     #[serde(skip)]
     pub replica: Option<Replica>,
+    /// The schedule of its snapshots, and which of them have lost copies.
+    #[serde(skip)]
+    pub backups: Backups,
 }
 
 /// The optional field behind a record that holds the VM's owner.
 const OWNER: u8 = 1;
+/// The optional field that holds the key of the VM's user.
+const USER: u8 = 2;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
 /// The optional field that holds how the VM is protected, unless as one of a previous release.
 const PROTECTION: u8 = 16;
 /// The optional field that holds the newest replica of its disk.
 const REPLICA: u8 = 17;
+/// The optional field with the schedule of snapshots, and which of them have lost copies.
+const BACKUPS: u8 = 20;
+
+/// The names of their content.
+pub(crate) fn checkpoints(snapshots: &[Snapshot]) -> impl Iterator<Item = ManifestId> {
+    snapshots.iter().map(|s| s.checkpoint)
+}
 
 impl VmRecord {
     /// The record's value. Optional fields follow the record: one byte for the kind, one for the
@@ -116,6 +132,10 @@ impl VmRecord {
         if let Some(MemberId(owner)) = self.owner {
             bytes.extend([OWNER, owner.len() as u8]);
             bytes.extend(owner);
+        }
+        if let Some(user) = self.user {
+            bytes.extend([USER, user.len() as u8]);
+            bytes.extend(user);
         }
         for one in self.revoked.iter().map(Revocation::to_field) {
             bytes.extend([REVOKED, one.len() as u8]);
@@ -128,6 +148,10 @@ impl VmRecord {
         }
         if let Some(field) = self.replica.as_ref().map(Replica::to_field) {
             bytes.extend([REPLICA, field.len() as u8]);
+            bytes.extend(field);
+        }
+        if let Some(field) = self.backups.to_field(checkpoints(&self.snapshots)) {
+            bytes.extend([BACKUPS, field.len() as u8]);
             bytes.extend(field);
         }
         bytes
@@ -143,12 +167,17 @@ impl VmRecord {
             };
             match *field {
                 OWNER => record.owner = value.try_into().ok().map(MemberId),
+                USER => record.user = value.try_into().ok(),
                 REVOKED => revoked.extend(Revocation::from_field(value)),
                 PROTECTION => {
                     let read = Protection::from_field(value);
                     record.protection = read.unwrap_or(record.protection);
                 }
                 REPLICA => record.replica = Replica::from_field(value).or(record.replica),
+                BACKUPS => {
+                    let told = Backups::from_field(value, checkpoints(&record.snapshots));
+                    record.backups = told.unwrap_or_default();
+                }
                 _ => {}
             }
             fields = behind;
@@ -331,14 +360,17 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            user: None,
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            backups: Backups::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
         let plain = VmRecord {
             owner: None,
+            user: None,
             ..record.clone()
         };
         assert_eq!(
@@ -376,9 +408,11 @@ mod tests {
             wanted: RunGoal::Running,
             snapshots: vec![],
             owner: Some(MemberId([9; 32])),
+            user: None,
             revoked: Revocations::unchecked(revoked),
             protection: Protection::default(),
             replica: None,
+            backups: Backups::NONE,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));

@@ -46,9 +46,11 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         wanted,
         snapshots: snapshots().into_iter().map(|(_, one)| one).collect(),
         owner,
+        user: None,
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        backups: crate::backups::Backups::NONE,
     }
 }
 
@@ -74,6 +76,16 @@ fn members_of_the_previous_version_read_a_vms_record() {
         golden.message(
             "record.revoked",
             &revoking,
+            VmRecord::to_bytes,
+            VmRecord::from_bytes,
+        );
+        let of_user = VmRecord {
+            user: Some([0x36; 32]),
+            ..record(RunGoal::Running, Some(MemberId([0x35; 32])))
+        };
+        golden.message(
+            "record.user",
+            &of_user,
             VmRecord::to_bytes,
             VmRecord::from_bytes,
         );

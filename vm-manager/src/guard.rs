@@ -1,6 +1,7 @@
 //! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
 //! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`), and after the
-//! copies of their snapshots (`keepers`) and the replicas of their disks (`replicas`).
+//! copies of their snapshots (`keepers`) and the replicas of their disks (`replicas`), and takes
+//! the snapshots that are scheduled (`schedule`).
 //!
 //! This is the crate's top floor: it uses moves and snapshots, and [`crate::host`] does not.
 
@@ -16,6 +17,7 @@ mod keeper_log;
 mod keepers;
 mod replicas;
 mod rounds;
+mod schedule;
 
 impl Host {
     /// Opens the host whose VMs are defined in `dir`: takes up what runs, settles what was
@@ -36,6 +38,7 @@ impl Host {
         host.watch_vms();
         host.watch_keepers();
         host.watch_replicas();
+        host.watch_schedules();
         host.watch_room();
         host.watch_inheritances();
         Ok(host)

@@ -10,16 +10,17 @@ use crate::{
     Error,
     ballot::Ballot,
     clock::{Clock, Sleep},
-    directory::{Directory, RunGoal, VmRecord},
+    directory::{Directory, VmRecord},
     guardian::Guardian,
     heal::{Inheritances, ToldHeirs},
-    hypervisor::{Hypervisor, Machine, RunState},
+    hypervisor::{Hypervisor, RunState},
     offer::Terms,
     port::Port,
     sealed::ReleaseRule,
     trace::Traces,
     vault::Vault,
 };
+use p2pvm_api::EventKind;
 use p2pvm_dht::Records;
 use p2pvm_overlay::{
     BoxStream, Epoch, Fabric, MemberId, UnixTime, VmId, chain, identity::Identity,
@@ -36,6 +37,7 @@ use tokio::{sync::broadcast, task::JoinSet};
 pub mod activity;
 mod claim;
 mod closing;
+mod ended;
 mod envelope;
 mod fence;
 mod images;
@@ -45,6 +47,7 @@ mod life;
 mod memory;
 mod names;
 mod newcomer;
+mod noted;
 pub mod registry;
 pub mod remote;
 pub(crate) mod replication;
@@ -54,6 +57,7 @@ mod shield;
 mod slot;
 pub mod status;
 mod underway;
+mod voters;
 
 pub use activity::Activity;
 pub use claim::Ownership;
@@ -61,6 +65,7 @@ pub(crate) use envelope::Promise;
 pub use envelope::Tenant;
 pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
+pub use noted::Noted;
 pub use registry::{Entry, Healed, Registry, Role, Side};
 pub use replication::ReplicationStatus;
 pub use shield::Shield;
@@ -188,7 +193,7 @@ impl Host {
             leases: lease_table::Leases::default(),
             inheritances,
             told: ToldHeirs::default(),
-            events: broadcast::channel(256).0,
+            events: broadcast::channel(1024).0,
             tasks: Mutex::default(),
             closing: closing::Closing::default(),
             this: this.clone(),
@@ -249,6 +254,9 @@ impl Host {
                 UnixTime::now(),
             ),
             owner: record.owner,
+            restart: Some(record.protection.restart),
+            user: record.user,
+            backups: record.backups,
         })
     }
 
@@ -535,6 +543,16 @@ impl Host {
                     name: slot.entry().listed_name(),
                     state,
                 });
+                if let (RunState::Paused, Some(why)) = (state, machine.halted()) {
+                    let entry = slot.entry();
+                    let text = format!("The guest of {} stands still: {why}.", entry.listed_name());
+                    host.note(
+                        &entry,
+                        EventKind::GuestPaused,
+                        &[("why", why.to_string())],
+                        text,
+                    );
+                }
                 if state == RunState::Stopped {
                     host.ended_by_itself(&slot, &machine).await;
                     return;
@@ -545,32 +563,6 @@ impl Host {
                 }
             }
         });
-    }
-
-    async fn ended_by_itself(&self, slot: &Arc<Slot>, machine: &Arc<dyn Machine>) {
-        // An operation that is under way (a stop, a move) sees the end for itself; a check of the
-        // voters does not.
-        let Ok(_operation) = slot.begin_after_check(Activity::Ended).await else {
-            return;
-        };
-        if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {
-            return;
-        }
-        slot.take_guest();
-        let entry = slot.entry();
-        self.end_lease(slot).await;
-        if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
-            tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port \
-                could not be taken away");
-        }
-        if let Role::Held = entry.role {
-            let note = Some("the guest powered itself off, or its process ended".to_owned());
-            if let Err(e) = self.update(slot, |e| (e.wanted, e.note) = (RunGoal::Stopped, note)) {
-                tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the VM's end \
-                    could not be written down");
-            }
-            self.publish(slot).await;
-        }
     }
 
     pub(crate) fn running_elsewhere(name: &str, holder: MemberId, epoch: Epoch) -> Error {

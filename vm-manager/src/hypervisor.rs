@@ -89,6 +89,8 @@ pub enum Halt {
     DiskError,
     /// It shut itself down.
     PoweredOff,
+    /// Its kernel panicked, and it ended.
+    Panicked,
 }
 
 impl std::fmt::Display for Halt {
@@ -97,6 +99,7 @@ impl std::fmt::Display for Halt {
             Self::DiskFull => "host disk full",
             Self::DiskError => "host disk error",
             Self::PoweredOff => "powered off",
+            Self::Panicked => "kernel panic",
         })
     }
 }

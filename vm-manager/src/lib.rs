@@ -8,7 +8,9 @@
 //! during a move, without IO); [`host`]; [`migrate`] and [`checkpoint`], neither of which uses the
 //! other; `guard`, what a host does unasked. None uses a higher one.
 
+pub mod backups;
 pub mod ballot;
+pub mod bit_rate;
 mod cgroup;
 pub mod checkpoint;
 pub mod clock;
@@ -32,12 +34,14 @@ pub mod offer;
 pub mod port;
 pub mod protection;
 pub mod qemu;
+mod restart;
 mod run_dir;
 mod sealed;
 pub mod trace;
 pub mod vault;
 
 pub use ballot::Ballot;
+pub use bit_rate::BitRate;
 pub use cgroup::limit_processors;
 pub use definition::{Definition, GuestAddress, ImageSource, NewVm, VmSecret};
 pub use error::Error;
@@ -46,6 +50,6 @@ pub use port::Port;
 pub use protection::{Protection, Replica};
 #[cfg(fuzzing)]
 pub use sealed::parse as parse_sealed;
-pub use sealed::{KeyShare, ReleaseRule};
+pub use sealed::{HoldingKeys, KeyShare, ReleaseRule};
 pub use trace::Traces;
 pub use vault::Vault;

@@ -122,6 +122,9 @@ pub struct Terms {
     pub closed: Option<Closed>,
     /// The members that it is for.
     pub known: Arc<dyn Known>,
+    /// How much each VM of another member may send, and how much receive, bits a second; `None`
+    /// for no limit.
+    pub bits_per_second: Option<u64>,
     /// The most memory that all guests may have, those of the host's own root too, MiB; `None` for
     /// all but a reserve.
     pub all_memory_mib: Option<u64>,
@@ -132,6 +135,7 @@ impl fmt::Debug for Terms {
         f.debug_struct("Terms")
             .field("limits", &self.limits)
             .field("closed", &self.closed)
+            .field("bits_per_second", &self.bits_per_second)
             .field("all_memory_mib", &self.all_memory_mib)
             .finish_non_exhaustive()
     }
@@ -143,6 +147,7 @@ impl Default for Terms {
             limits: Limits::default(),
             closed: None,
             known: Arc::new(Everybody),
+            bits_per_second: None,
             all_memory_mib: None,
         }
     }

@@ -1,5 +1,5 @@
-//! The sealed part of a snapshot about its VM: the VM's definition and key. The key opens the
-//! snapshot's memory and disk ([`seal_key`]).
+//! The sealed part of a snapshot about its VM: the VM's definition and key, and the keys that open
+//! its snapshots' memory and disk ([`HoldingKeys`]).
 //!
 //! The bytes are sealed with a key of their own, which is cut into shares ([`shamir`]), one in an
 //! envelope for each of the VM's voters: a majority of the voters together can open the snapshot,
@@ -7,24 +7,28 @@
 //! so a snapshot opens wherever it can be used. The VM's owner has an envelope with the whole key.
 //! The envelopes lie in the snapshot: voters keep nothing.
 //!
-//! A voter releases its share to a member that may restore the VM ([`ReleaseRule`]). Members of the
-//! previous release read snapshots of the first format only and refuse this one.
+//! A voter releases its share to a member that may restore the VM ([`ReleaseRule`]). Members of
+//! earlier releases refuse the formats that they cannot read: first the plain one alone, then also
+//! the one of a VM's first holding.
 
-use crate::definition::VmSecret;
 use p2pvm_authority::Revocations;
 use p2pvm_overlay::{
-    MemberId, VmId,
+    Epoch, MemberId, VmId,
     identity::{Identity, open_once, seal_for, seal_once},
 };
-use p2pvm_snapshot_sync::SealKey;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use zeroize::Zeroizing;
 
+mod keys;
 mod shamir;
 
-/// The format after that of [`crate::framed`].
+pub use keys::HoldingKeys;
+
+/// The format after that of [`crate::framed`]: a key derived from the VM's seals the content.
 const FORMAT: u8 = 2;
+/// The next one: the key of a later holding does, whose epoch follows in eight bytes.
+const FORMAT_OF_HOLDING: u8 = 3;
 /// How many voters a sealed document names at most; as [`crate::Definition`]s.
 const MAX_SHARES: usize = 15;
 /// The domains of envelopes.
@@ -46,11 +50,6 @@ pub trait ReleaseRule: Send + Sync + 'static {
         proofs: &[Vec<u8>],
         revoked: &Revocations,
     ) -> Result<(), String>;
-}
-
-/// The key of a VM's chunks.
-pub(crate) fn seal_key(secret: &VmSecret) -> SealKey {
-    SealKey::derive(&secret.keys().seed())
 }
 
 /// A voter's part of a snapshot's key.
@@ -87,6 +86,9 @@ impl ShareLetter {
 /// A sealed document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sealed {
+    /// The holding whose key seals memory and disk; `None` for the key derived from the VM's.
+    #[serde(skip)]
+    holding: Option<Epoch>,
     /// How many shares open it.
     needed: u8,
     /// The whole key, for the owner.
@@ -97,8 +99,13 @@ pub(crate) struct Sealed {
 }
 
 impl Sealed {
-    /// Seals a document of `vm`.
-    pub(crate) fn seal(vm: VmId, owner: MemberId, voters: &[MemberId], document: &[u8]) -> Self {
+    /// Seals a document of `vm` in a snapshot whose content the key of `holding` seals.
+    pub(crate) fn seal(
+        (vm, holding): (VmId, Option<Epoch>),
+        owner: MemberId,
+        voters: &[MemberId],
+        document: &[u8],
+    ) -> Self {
         let mut key = Zeroizing::new([0u8; 32]);
         rand::fill(&mut key[..]);
         let needed = voters.len() / 2 + 1;
@@ -109,6 +116,7 @@ impl Sealed {
             Some((*voter, seal_for(*voter, SHARE, &letter)?))
         });
         Self {
+            holding,
             needed: needed as u8,
             owner: seal_for(owner, OWNER, &key[..]).unwrap_or_default(),
             shares: shares.collect(),
@@ -117,15 +125,33 @@ impl Sealed {
     }
 
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_extend(self, vec![FORMAT]).expect("plain fields always serialize into memory")
+        let mut head = match self.holding {
+            Some(_) => vec![FORMAT_OF_HOLDING],
+            None => vec![FORMAT],
+        };
+        head.extend(self.holding.iter().flat_map(|epoch| epoch.0.to_be_bytes()));
+        postcard::to_extend(self, head).expect("plain fields always serialize into memory")
     }
 
     /// Reads one; `None` for anything else, such as a document that is not sealed.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let body = bytes.strip_prefix(&[FORMAT])?;
+        let (holding, body) = match bytes.split_first()? {
+            (&FORMAT, body) => (None, body),
+            (&FORMAT_OF_HOLDING, rest) => {
+                let (epoch, body) = rest.split_first_chunk()?;
+                (Some(Epoch(u64::from_be_bytes(*epoch))), body)
+            }
+            _ => return None,
+        };
         let sealed: Self = postcard::from_bytes(body).ok()?;
+        let sealed = Self { holding, ..sealed };
         let needed = usize::from(sealed.needed);
         (needed > 0 && sealed.shares.len() <= MAX_SHARES).then_some(sealed)
+    }
+
+    /// The holding whose key opens the snapshot's memory and disk.
+    pub(crate) fn holding(&self) -> Option<Epoch> {
+        self.holding
     }
 
     /// How many voters have to release their shares.

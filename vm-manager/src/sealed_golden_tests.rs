@@ -7,12 +7,20 @@ use crate::golden;
 fn later_versions_read_a_sealed_document_and_its_shares() {
     golden::check("sealed", |golden| {
         let sealed = Sealed {
+            holding: None,
             needed: 2,
             owner: vec![1, 2],
             shares: vec![(MemberId([0x31; 32]), vec![3])],
             body: vec![4],
         };
         golden.message("sealed", &sealed, Sealed::to_bytes, Sealed::from_bytes);
+        let later = Sealed {
+            holding: Some(Epoch(258)),
+            ..sealed
+        };
+        let bytes = later.to_bytes();
+        assert_eq!(bytes[..9], [3, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(Sealed::from_bytes(&bytes), Some(later));
         let letter = ShareLetter {
             vm: VmId([0x41; 32]),
             owner: MemberId([0x42; 32]),

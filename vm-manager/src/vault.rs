@@ -5,7 +5,10 @@
 use crate::{Error, hypervisor::Progress};
 use async_trait::async_trait;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, identity::KeyPair};
-use p2pvm_snapshot_sync::{Checkpoint, FilePatch, ManifestId, SealKey};
+use p2pvm_snapshot_sync::{
+    Checkpoint, FilePatch, ManifestId, SealKey, Verified,
+    store::{CheckpointDiff, Size},
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
@@ -64,6 +67,8 @@ pub struct CheckpointInput {
     pub spec: Vec<u8>,
     /// The key that seals the chunks of RAM and disk.
     pub seal: SealKey,
+    /// The public key that ends replicas of it.
+    pub releaser: VmId,
 }
 
 /// A checkpoint of what changed, as [`Vault::store_changes`] leaves it.
@@ -173,23 +178,47 @@ pub trait Vault: Send + Sync + 'static {
         providers: &[MemberId],
     ) -> Result<Option<usize>, Error>;
 
-    /// Ends the copy that `member` has of a checkpoint of the VM of `keys`; false if it does not
-    /// answer.
+    /// Ends the copy that `member`, one of its `providers`, has of a checkpoint, with that of the
+    /// `keys` which the checkpoint names; false if it does not answer.
     async fn release(
         &self,
-        id: ManifestId,
-        member: MemberId,
-        keys: &KeyPair,
+        (id, member): (ManifestId, MemberId),
+        providers: &[MemberId],
+        keys: &[KeyPair],
     ) -> Result<bool, Error>;
 
-    /// Removes a checkpoint of the VM of `keys` from this host and, as far as they answer, from the
-    /// other `providers`, whichever member had them keep it.
+    /// Removes a checkpoint from this host and, as far as they answer, from the other `providers`,
+    /// whichever member had them keep it, with that of the `keys` which the checkpoint names.
     async fn forget(
         &self,
         id: ManifestId,
         providers: &[MemberId],
-        keys: &KeyPair,
+        keys: &[KeyPair],
     ) -> Result<(), Error>;
+
+    /// Reads every chunk of a checkpoint that is kept here; damaged ones are removed, to be fetched
+    /// by [`Vault::mend`].
+    async fn verify(&self, id: ManifestId) -> Result<Verified, Error>;
+
+    /// Fetches what is missing here of a checkpoint that is kept here.
+    async fn mend(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error>;
+
+    /// How the second checkpoint differs from the first. What is not content of both is fetched
+    /// from `providers` as far as it is missing.
+    async fn diff(
+        &self,
+        both: (ManifestId, ManifestId),
+        providers: &[MemberId],
+    ) -> Result<CheckpointDiff, Error>;
+
+    /// How large a checkpoint is. What is not content is fetched from `providers` as far as it is
+    /// missing.
+    async fn size_of(&self, id: ManifestId, providers: &[MemberId]) -> Result<Size, Error>;
 
     /// Keeps a checkpoint no longer for this host; what other members had it keep stays.
     async fn let_go(&self, id: ManifestId) -> Result<(), Error>;

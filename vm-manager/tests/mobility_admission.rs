@@ -207,9 +207,11 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         wanted: RunGoal::Stopped,
         snapshots: vec![snapshot],
         owner: None,
+        user: None,
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        backups: Default::default(),
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();
     let force = RestoreOptions { force: true };
@@ -457,4 +459,29 @@ async fn a_revoked_token_stays_revoked_where_the_vm_goes() {
     lab.power_off(1);
     lab.restore_by_force(4).await;
     assert!(is_revoked(&lab, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_that_serve_no_votes_are_not_chosen_as_voters() {
+    let lab = Lab::new(3).await;
+    // One, since the records of a name are made with one dead replica at most.
+    let idle = Identity::generate().member_id();
+    let _idle: Arc<dyn Fabric> = lab.net.add(idle);
+    // It is among the two members closest to most of these VMs on the ring.
+    for name in ["a", "b", "c", "d"] {
+        let (host, progress) = (lab.host(0), watch::Sender::default());
+        let made = host.create(lab.new_vm(name), &progress).await.unwrap();
+        let voters = made.definition.voters;
+        assert_eq!(voters.len(), 3, "{voters:?}");
+        assert!(!voters.contains(&idle), "{voters:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_other_voter_a_vm_is_made_with_one() {
+    let lab = Lab::new(2).await;
+    let _other: Arc<dyn Fabric> = lab.net.add(Identity::generate().member_id());
+    let (host, progress) = (lab.host(0), watch::Sender::default());
+    let made = host.create(lab.new_vm("web"), &progress).await.unwrap();
+    assert_eq!(made.definition.voters, [lab.me(0)]);
 }

@@ -4,11 +4,16 @@
 mod mobility;
 
 use mobility::{Lab, Site};
-use p2pvm_snapshot_sync::{Checkpoint, ChunkStore, Kind, ManifestId, import_file};
+use p2pvm_snapshot_sync::{
+    Checkpoint, ChunkStore, Kind, Manifest, ManifestId, SealKey, export_sealed, import_file,
+};
 use p2pvm_vm_manager::{
-    Error,
+    Error, HoldingKeys,
     checkpoint::{RestoreOptions, SavedVm},
     host::{Entry, VmState},
+    hypervisor::MigrateOptions,
+    migrate::RunningSide,
+    vault::Durability,
 };
 use std::{fs, path::PathBuf, sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
@@ -145,6 +150,7 @@ async fn unseal(site: &Site) -> ManifestId {
     let saved = SavedVm {
         definition: entry.definition.clone(),
         secret: entry.secret.clone(),
+        sealing: HoldingKeys::NONE,
     };
     let plain = Checkpoint {
         ram: Some(ram.id),
@@ -187,4 +193,102 @@ async fn a_snapshot_of_the_previous_release_is_restored() {
     assert_eq!(memory(&lab, 4), 42);
     let asked = |site: &Site| site.releases.asked.lock().unwrap().len();
     assert_eq!(lab.sites.iter().map(asked).sum::<usize>(), 0);
+}
+
+/// Takes a snapshot of "web" on member `i`; waits until it is durable and the record says so.
+async fn snapshot(lab: &Lab, i: usize, name: &str) -> ManifestId {
+    let quiet = watch::Sender::default();
+    let mut taken = lab.host(i).snapshot("web", name, &quiet).await.unwrap();
+    let is_durable = |c: &p2pvm_vm_manager::vault::Copies| c.durability == Durability::Durable;
+    taken.copies.wait_for(is_durable).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    taken.snapshot.checkpoint
+}
+
+async fn moves(lab: &Lab, from: usize, to: usize) {
+    let (host, to) = (lab.host(from), lab.me(to));
+    let quiet = watch::Sender::default();
+    let outcome = host.migrate("web", to, MigrateOptions::default(), quiet);
+    assert_eq!(outcome.await.unwrap().runs_on, RunningSide::Target);
+}
+
+/// Whether a snapshot that the member stores opens with a key.
+async fn opens(site: &Site, snapshot: ManifestId, key: &SealKey) -> bool {
+    let store = ChunkStore::open(site.dir.join("chunks")).unwrap();
+    let snapshot = Checkpoint::load(&store, snapshot).unwrap();
+    let disk = Manifest::load(&store, snapshot.disk).unwrap();
+    let quiet = watch::Sender::default();
+    let to = site.dir.join("opened");
+    export_sealed(&store, &disk, key, &to, &quiet).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_former_host_opens_no_snapshot_from_after_the_move() {
+    let mut lab = Lab::new(5).await;
+    lab.vm(0, "web").await;
+    let one = snapshot(&lab, 0, "one").await;
+    let known = SealKey::derive(&entry(&lab.sites[0]).secret.keys().seed());
+    assert!(opens(&lab.sites[0], one, &known).await);
+    moves(&lab, 0, 1).await;
+    let two = snapshot(&lab, 1, "two").await;
+    assert!(!opens(&lab.sites[1], two, &known).await);
+    // Another snapshot of the same holding has the same key.
+    let kept = entry(&lab.sites[1]).sealing;
+    snapshot(&lab, 1, "three").await;
+    assert_eq!(entry(&lab.sites[1]).sealing, kept);
+
+    // The VM's next host opens what both hosts before it have stored.
+    moves(&lab, 1, 2).await;
+    let quiet = watch::Sender::default();
+    let asked = |lab: &Lab| {
+        let asked = |site: &Site| site.releases.asked.lock().unwrap().len();
+        lab.sites.iter().map(asked).sum::<usize>()
+    };
+    for name in ["two", "one"] {
+        let host = lab.host(2);
+        host.stop("web").await.unwrap();
+        let back = host.restore("web", name, RestoreOptions::default(), &quiet);
+        assert_eq!(back.await.unwrap().state, VmState::Running);
+        assert_eq!(memory(&lab, 2), 42);
+    }
+    assert_eq!(asked(&lab), 0, "nobody was asked");
+
+    // A host that never had it opens them with the voters, and seals with a key of its own.
+    lab.power_off(2);
+    let host = lab.host(4);
+    let back = host.restore("web", "two", FORCE, &quiet).await.unwrap();
+    assert_eq!((back.state, back.holder), (VmState::Running, lab.me(4)));
+    assert_eq!(memory(&lab, 4), 42);
+    assert!(asked(&lab) > 0);
+    snapshot(&lab, 4, "four").await;
+    assert_ne!(entry(&lab.sites[4]).sealing, kept);
+}
+
+/// The public key that ends replicas of a snapshot that the member stores.
+fn releaser(site: &Site, snapshot: ManifestId) -> [u8; 32] {
+    let store = ChunkStore::open(site.dir.join("chunks")).unwrap();
+    Checkpoint::load(&store, snapshot).unwrap().vm.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_host_ends_replicas_that_a_former_one_cannot() {
+    let lab = Lab::new(5).await;
+    let vm = lab.vm(0, "web").await;
+    let one = snapshot(&lab, 0, "one").await;
+    assert_eq!(releaser(&lab.sites[0], one), vm.0);
+    moves(&lab, 0, 1).await;
+    let two = snapshot(&lab, 1, "two").await;
+    assert_ne!(releaser(&lab.sites[1], two), vm.0);
+    moves(&lab, 1, 2).await;
+    let host = lab.host(2);
+    for name in ["two", "one"] {
+        host.delete_snapshot("web", name).await.unwrap();
+    }
+    let pins = |site: &Site| {
+        let store = ChunkStore::open(site.dir.join("chunks")).unwrap();
+        let kept = [one, two].map(|id| store.pins_of(id, "vm-snapshot").unwrap().len());
+        kept.iter().sum::<usize>()
+    };
+    let left: Vec<_> = lab.sites.iter().map(pins).collect();
+    assert_eq!(left, [0; 5], "no member keeps one of them");
 }

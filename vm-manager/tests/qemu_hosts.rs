@@ -70,6 +70,8 @@ async fn started(lab: &Lab) -> Console {
         cpus: 1,
         memory_mib: 128,
         disk_bytes: None,
+        bits_per_second: None,
+        user: None,
     };
     lab.host(0)
         .create(new, &watch::Sender::default())

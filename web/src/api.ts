@@ -2,8 +2,9 @@
 // never in an address or a cookie: a cookie would go to every port of the host, and an address into
 // logs.
 
+import type { EventRow } from "./events";
 import { follow, Refused } from "./lines";
-import type { Explained, Failure, MigrateVm, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
+import type { Explained, Failure, MigrateVm, OfferChange, OfferEnded, OfferOff, OfferView, RestoreVm, Results, SnapshotVm, Step, View } from "./types";
 
 /** The token's key in the tab's session storage, which lasts until the tab is closed. */
 const KEY = "p2pvm-token";
@@ -12,6 +13,8 @@ const PATIENCE_MS = 10_000;
 
 /** The body of an operation's request. */
 export type Body = MigrateVm | RestoreVm | SnapshotVm;
+/** An operation on a VM that is answered in lines. */
+export type VmOperation = Exclude<keyof Results, "off">;
 
 /**
  * Returns the token of the address (`#token=...`) or the stored one. Stores the former and removes
@@ -34,7 +37,7 @@ export function keepToken(token: string | null): void {
 export class Api {
   constructor(private readonly token: string) {}
 
-  private async send(method: string, path: string, body?: Body | null, signal?: AbortSignal): Promise<Response> {
+  private async send(method: string, path: string, body?: Body | OfferChange | OfferOff | null, signal?: AbortSignal): Promise<Response> {
     const headers: Record<string, string> = { authorization: `Bearer ${this.token}` };
     if (body !== undefined) headers["content-type"] = "application/json";
     let answer: Response;
@@ -72,9 +75,32 @@ export class Api {
     return explained;
   }
 
+  /** The newest events of this host, oldest first. */
+  async events(): Promise<EventRow[]> {
+    const page: { events: EventRow[] } = await (await this.send("GET", "/events?limit=30", undefined, AbortSignal.timeout(PATIENCE_MS))).json();
+    return page.events;
+  }
+
   /** Runs a long operation; `onStep` gets its progress. It continues when this page is closed. */
-  async run<K extends keyof Results>(vm: string, operation: K, body: Body | null, onStep: (step: Step) => void): Promise<Results[K]> {
+  async run<K extends VmOperation>(vm: string, operation: K, body: Body | null, onStep: (step: Step) => void): Promise<Results[K]> {
     const answer = await this.send("POST", `/vms/${encodeURIComponent(vm)}/${operation}`, body);
+    return follow(chunksOf(answer.body), onStep);
+  }
+
+  /** What this host offers to other members' VMs. */
+  async offer(): Promise<OfferView> {
+    const offer: OfferView = await (await this.send("GET", "/offer", undefined, AbortSignal.timeout(PATIENCE_MS))).json();
+    return offer;
+  }
+
+  async changeOffer(change: OfferChange): Promise<OfferView> {
+    const offer: OfferView = await (await this.send("POST", "/offer", change)).json();
+    return offer;
+  }
+
+  /** Ends the offer; moves of other members' VMs continue when this page is closed. */
+  async endOffer(end: OfferOff, onStep: (step: Step) => void): Promise<OfferEnded> {
+    const answer = await this.send("POST", "/offer/off", end);
     return follow(chunksOf(answer.body), onStep);
   }
 

@@ -4,11 +4,13 @@ import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks"
 import { Api, keepToken, takeToken } from "./api";
 import { Move, Snapshots, Why } from "./dialogs";
 import { useDrag } from "./drag";
+import { Events } from "./events";
 import { duration, percent } from "./format";
 import { Refused } from "./lines";
 import { lazy } from "./lazy";
 import { NetworkMap } from "./map";
 import { decisions, mayAct, network } from "./model";
+import { Offer } from "./offer-panel";
 import { useOperations } from "./operations";
 import { Decisions, Members } from "./tables";
 import { setTheme, theme, type Theme } from "./theme";
@@ -161,7 +163,9 @@ function Dashboard({ token, leave }: { token: string; leave: (why: string | null
         </div>
         <div class="column">
           <Vms vms={view.vms} acts={acts} doing={doing} ask={(what, name) => setOpen({ what, vm: name, to: null })} take={take} />
+          <Offer api={api} acts={acts} />
           <Decisions list={decisions(view)} />
+          <Events api={api} />
         </div>
       </main>
       {drag && (

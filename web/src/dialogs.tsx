@@ -3,10 +3,10 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Api } from "./api";
-import { ms, percent, when } from "./format";
+import { duration, ms, percent, when } from "./format";
 import { rttBetween, restoreOn, runs, targets, type Network } from "./model";
 import type { Doing } from "./operations";
-import type { Explained, VmView } from "./types";
+import type { Explained, ScheduleView, VmView } from "./types";
 
 interface DialogProps {
   title: string;
@@ -85,6 +85,18 @@ export function Move({ vm, net, to, doing, close }: { vm: VmView; net: Network; 
   );
 }
 
+/** A schedule in words. */
+export function scheduled({ every_seconds, keep }: ScheduleView): string {
+  const rules: [number, string][] = [
+    [keep.last, ""],
+    [keep.hours, "h"],
+    [keep.days, "d"],
+    [keep.weeks, "w"],
+  ];
+  const kept = rules.filter(([number]) => number > 0).map(([number, letter]) => `${number}${letter}`);
+  return `Taken by themselves every ${duration(every_seconds)}; kept are ${kept.join(", ")}, those made by hand and the newest durable one.`;
+}
+
 export function Snapshots({ vm, net, acts, doing, close }: { vm: VmView; net: Network; acts: boolean; doing: Doing; close: () => void }) {
   const [name, setName] = useState("");
   const [restoring, setRestoring] = useState<string | null>(null);
@@ -102,6 +114,7 @@ export function Snapshots({ vm, net, acts, doing, close }: { vm: VmView; net: Ne
   };
   return (
     <Dialog title={`Snapshots of ${vm.name}`} close={close} wide>
+      {vm.schedule && <p>{scheduled(vm.schedule)}</p>}
       {vm.snapshots.length === 0 ? (
         <p class="empty">None yet. A snapshot contains disk and memory, and is copied to other members.</p>
       ) : (
@@ -119,7 +132,10 @@ export function Snapshots({ vm, net, acts, doing, close }: { vm: VmView; net: Ne
             <tbody>
               {[...vm.snapshots].reverse().map((s) => (
                 <tr key={s.name}>
-                  <td>{s.name}</td>
+                  <td>
+                    {s.name}
+                    {s.with_ram === false && " (disk only)"}
+                  </td>
                   <td>{when(s.taken)}</td>
                   <td>{s.state}</td>
                   <td>{s.holders.join(", ")}</td>

@@ -1,14 +1,14 @@
 // The operations that this page started, and their progress, by the VM's name.
 
 import { useCallback, useRef, useState } from "preact/hooks";
-import type { Api, Body } from "./api";
+import type { Api, Body, VmOperation } from "./api";
 import { bytes } from "./format";
 import { Refused } from "./lines";
 import { share } from "./model";
 import type { Results, Step, VmView } from "./types";
 
 /** An operation that shows its progress. */
-export type OperationKind = keyof Results;
+export type OperationKind = VmOperation;
 
 /** How an operation ended, in words. */
 export interface Ended {

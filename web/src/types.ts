@@ -13,6 +13,8 @@ export type Line<Done, Item = never> =
 
 /** The results of the operations that are answered in lines, by the last word of their paths. */
 export interface Results {
+  /** Ends the offer: moves other members' VMs away, and stops those that cannot move. */
+  off: OfferEnded;
   /** Starts a VM. */
   start: VmView;
   /** Stops a VM; with force, without asking its guest. */
@@ -69,6 +71,14 @@ export type ActivityView =
   | "the move's end"
   /** A word of a later version. */
   | string;
+
+/** How much a guest may send, and how much receive, on its present host. */
+export interface BandwidthView {
+  /** Bits a second, each way. */
+  bits_per_second: number;
+  /** Bytes of packets that were dropped by the limit, both ways together, since the guest runs there. */
+  dropped_bytes: number;
+}
 
 /** A decision of the autonomic manager here, of any VM. */
 export interface Decided {
@@ -198,6 +208,18 @@ export interface HealthView {
   word: Health;
 }
 
+/** Which scheduled snapshots stay: the newest of each of so many hours, days and weeks. */
+export interface KeepView {
+  /** Of days, UTC. */
+  days: number;
+  /** Of hours. */
+  hours: number;
+  /** The newest ones. */
+  last: number;
+  /** Of weeks. */
+  weeks: number;
+}
+
 /** The kind of a failure. Its number is the command line's exit code. */
 export type Kind =
   /** The operation was tried and failed. */
@@ -253,6 +275,122 @@ export interface Moving {
 export interface NoConsole {
   /** The reason why there is no console. */
   error: string;
+}
+
+/** What `p2pvm offer set` and `on` change; fields that are left out stay. The daemon keeps all changes in its state directory; they override `[offer]` in `node.toml`. */
+export interface OfferChange {
+  /** Processors for all guests together, those of this host's own root too; 0 for no limit. */
+  all_cpus?: number | null;
+  /** Memory for all guests together, MiB; 0 for all but a reserve. */
+  all_memory_mib?: number | null;
+  /** How much each VM of other members may send, and how much receive, bits a second; 0 for no limit. */
+  bits_per_second?: number | null;
+  /** Virtual processors for other members' VMs; 0 for no limit. */
+  cpus?: number | null;
+  /** Disk for other members' VMs, GiB; 0 for no limit. */
+  disk_gib?: number | null;
+  /** The hours in which other members' VMs run here, such as "18:00-08:00"; none for always. */
+  hours?: string[] | null;
+  /** How long after the last input this machine counts as idle, seconds. */
+  idle_after_s?: number | null;
+  /** Whether other members' VMs run here only while this machine is idle. */
+  idle_only?: boolean | null;
+  /** Memory for other members' VMs, MiB; 0 for no limit. */
+  memory_mib?: number | null;
+  /** Whether nothing is offered. */
+  off?: boolean | null;
+  /** Whether earlier changes are forgotten first, so that `node.toml` counts again. */
+  reset?: boolean;
+  /** The members that it is for: groups, "member:NAME", or "*" for all. */
+  run?: string[] | null;
+  /** How many VMs of other members may be here; 0 for no limit. */
+  vms?: number | null;
+}
+
+/** The answer to `p2pvm offer off`. */
+export interface OfferEnded {
+  /** Whether its moves were stopped on request. */
+  cancelled: boolean;
+  /** VMs of other members that still run here, with the reason. */
+  kept: VmStayed[];
+  /** VMs that have moved. */
+  moved: VmMoved[];
+  /** VMs that could not be moved, with the reason, and were stopped. */
+  stopped: VmStayed[];
+}
+
+/** What other members' VMs may have together; null for no limit. */
+export interface OfferLimits {
+  /** Virtual processors of running VMs. */
+  cpus: number | null;
+  /** Disks, as large as they may grow, MiB. */
+  disk_mib: number | null;
+  /** Memory of running VMs, MiB. */
+  memory_mib: number | null;
+  /** VMs, running or not. */
+  vms: number | null;
+}
+
+/** The request of `p2pvm offer off`. */
+export interface OfferOff {
+  /** Whether VMs that cannot be moved run on. */
+  keep?: boolean;
+}
+
+/** A part of a host. */
+export interface OfferShare {
+  /** Virtual processors of running VMs. */
+  cpus: number;
+  /** Disks, as large as they may grow, MiB. */
+  disk_mib: number;
+  /** Memory of running VMs, MiB. */
+  memory_mib: number;
+  /** VMs, running or not. */
+  vms: number;
+}
+
+/** What the VMs of one member have here. */
+export interface OfferTenant {
+  /** The member's name. */
+  member: string;
+  /** What its VMs have together. */
+  share: OfferShare;
+}
+
+/** The answer to `p2pvm offer show`. */
+export interface OfferView {
+  /** Processors for all guests together; null for no limit. */
+  all_cpus: number | null;
+  /** Memory for all guests together, MiB. */
+  all_memory_mib: number;
+  /** How much each VM of other members may send, and how much receive, bits a second; null for no limit. */
+  bits_per_second: number | null;
+  /** Whether changes by `p2pvm offer` count more than `node.toml`. */
+  changed: boolean;
+  /** Why no VM of another member is accepted now, whatever its size; null if one may be. */
+  closed: string | null;
+  /** Whether VMs of other members are being moved away because the offer has ended. */
+  evacuating: boolean;
+  /** This host's name. */
+  host: string;
+  /** The hours in which other members' VMs run here; none for always. */
+  hours: string[];
+  /** How long after the last input this machine counts as idle, seconds. */
+  idle_after_s: number;
+  /** Whether other members' VMs run here only while this machine is idle. */
+  idle_only: boolean;
+  /** The directories whose files other members may name as images. */
+  images: string[];
+  /** What is offered. */
+  limits: OfferLimits;
+  /** Whether it is switched off. */
+  off: boolean;
+  /** The members that it is for. */
+  run: string[];
+  /** Which member uses what. */
+  tenants: OfferTenant[];
+  /** What is used by all of them. */
+  used: OfferShare;
 }
 
 /** The kind of a path that packets take to a member. */
@@ -479,6 +617,16 @@ export type Role =
   /** A word of a later version. */
   | string;
 
+/** When snapshots of a VM are taken by themselves, and which stay. */
+export interface ScheduleView {
+  /** Whether they are of the disk alone. */
+  disk_only: boolean;
+  /** How many seconds lie between two. */
+  every_seconds: number;
+  /** Which stay. */
+  keep: KeepView;
+}
+
 /** A member's report about itself. */
 export interface Sight {
   /** Its address, once claimed. */
@@ -521,18 +669,28 @@ export interface SnapshotTaken {
 
 /** A snapshot as `vm show` prints it. */
 export interface SnapshotView {
+  /** Whether a schedule took it, and may delete it. */
+  automatic?: boolean;
+  /** The id of its checkpoint. */
+  checkpoint?: string;
+  /** The epoch in which it was taken. Of one epoch, later ones are later in the list. */
+  epoch?: number;
   /** The members that hold all of it. */
   holders: string[];
   /** Its name. */
   name: string;
-  /** "local", "replicating N of K" or "durable". */
+  /** "local", "replicating N of K", "durable" or "degraded N of K". */
   state: string;
   /** When it was taken (RFC 3339). */
   taken: string;
+  /** Whether it has the guest's memory; without it a restored guest boots. */
+  with_ram?: boolean;
 }
 
 /** The request of `p2pvm vm snapshot`. */
 export interface SnapshotVm {
+  /** Whether it is of the disk alone: a restored guest boots. */
+  disk_only?: boolean;
   /** The snapshot's name; none lets the host name it after the time. */
   name?: string | null;
 }
@@ -696,6 +854,14 @@ export type VmStateView =
   /** A word of a later version. */
   | string;
 
+/** A VM that a drain left where it is. */
+export interface VmStayed {
+  /** Its name. */
+  name: string;
+  /** Why it stays. */
+  why: string;
+}
+
 /** A VM as `vm list` and `vm show` print it. */
 export interface VmView {
   /** The operation on it now. */
@@ -706,6 +872,8 @@ export interface VmView {
   address_v6: string;
   /** The remedy for a VM whose host does not answer. */
   advice?: string;
+  /** The bound of its bandwidth on its host; missing if there is none. */
+  bandwidth?: BandwidthView | null;
   /** How many processors it keeps busy, as its host last measured. */
   cpu: number | null;
   /** Virtual processors. */
@@ -738,12 +906,16 @@ export interface VmView {
   reach: ReachView | null;
   /** How well its disk is replicated, if it is. */
   replication?: ReplicationView;
+  /** When snapshots of it are taken by themselves. */
+  schedule?: ScheduleView;
   /** Its snapshots. */
   snapshots: SnapshotView[];
   /** Its state in a word. */
   state: VmStateView;
   /** Why its guest is paused without a request, if it is. */
   still: StillView | null;
+  /** The key of the user that it is for; missing if it is for none. */
+  user?: string | null;
   /** The members whose majority decides who may run it. */
   voters: string[];
 }

@@ -42,6 +42,19 @@ await run(context, page, async () => {
     await page.getByLabel("Theme").selectOption("auto");
   });
 
+  await step("the offer is shown, and is switched off only after a question", async () => {
+    const offer = page.locator(".panel.offer");
+    await offer.locator(".state", { hasText: "open" }).waitFor();
+    await offer.getByRole("button", { name: "Switch off…" }).click();
+    await page.getByRole("button", { name: "Not now" }).click();
+    await page.locator("dialog").waitFor({ state: "detached" });
+    await offer.getByRole("button", { name: "Change…" }).click();
+    await page.locator("dialog").getByLabel("VMs", { exact: true }).fill("40");
+    await page.getByRole("button", { name: "Change the offer" }).click();
+    await offer.getByRole("row", { name: /^VMs 40/ }).waitFor();
+    await offer.getByRole("button", { name: "Dismiss" }).click();
+  });
+
   await step("the console shows the guest and sends what the user types", async () => {
     await card.getByRole("button", { name: "Console" }).click();
     await page.locator(".console-state.ok").waitFor();

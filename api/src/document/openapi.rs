@@ -113,6 +113,7 @@ fn described(
 fn parameter(parameter: &Parameter) -> Value {
     let schema = match parameter.words {
         [] => json!({ "type": "boolean", "default": false }),
+        ["*"] => json!({ "type": "string" }),
         words => json!({ "type": "string", "enum": words }),
     };
     json!({

@@ -3,7 +3,8 @@
 
 use super::{definitions, lines, of_answers, of_requests};
 use crate::{
-    Explained, Failure, Line, MigrateVm, MoveCancelled, NoConsole, RestoreVm, SnapshotVm, View,
+    Explained, Failure, Line, MigrateVm, MoveCancelled, NoConsole, OfferChange, OfferOff,
+    OfferView, RestoreVm, SnapshotVm, View,
     operations::{Answer, Asker, OPERATIONS},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -63,12 +64,15 @@ fn streamed(answers: &mut SchemaGenerator) -> String {
 pub fn text() -> String {
     let (mut requests, mut answers) = (of_requests(), of_answers());
     requests.subschema_for::<MigrateVm>();
+    requests.subschema_for::<OfferChange>();
+    requests.subschema_for::<OfferOff>();
     requests.subschema_for::<RestoreVm>();
     requests.subschema_for::<SnapshotVm>();
     answers.subschema_for::<Explained>();
     answers.subschema_for::<Failure>();
     answers.subschema_for::<MoveCancelled>();
     answers.subschema_for::<NoConsole>();
+    answers.subschema_for::<OfferView>();
     answers.subschema_for::<View>();
     let mut text = HEAD.to_owned() + &streamed(&mut answers);
     for (name, schema) in definitions(requests, answers) {

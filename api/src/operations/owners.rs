@@ -1,6 +1,6 @@
 //! What owners give to others: tokens, the offer of a host, and the accounts of its use.
 
-use super::{Method, Operation, ROOT, items, json};
+use super::{Method, Operation, ROOT, WITH_PAGE, items, json};
 use crate::{
     AddUser, CreateToken, DrainItem, OfferChange, OfferEnded, OfferOff, OfferView, PassToken,
     RevokeToken, TokenRemoved, TokenRevoked, TokenText, TokenView, UsageRequest, UsageView,
@@ -69,20 +69,20 @@ pub(super) const OFFER: &[Operation] = &[
     json::<OfferView>(
         Method::Get,
         "/offer",
-        ROOT,
+        WITH_PAGE,
         "Shows what is offered to other members' VMs, and what they use.",
     ),
     json::<OfferView>(
         Method::Post,
         "/offer",
-        ROOT,
+        WITH_PAGE,
         "Changes the offer, at once and for later starts.",
     )
     .body::<OfferChange>(),
     items::<DrainItem, OfferEnded>(
         Method::Post,
         "/offer/off",
-        ROOT,
+        WITH_PAGE,
         "Ends the offer: moves other members' VMs away, and stops those that cannot move.",
     )
     .body::<OfferOff>(),

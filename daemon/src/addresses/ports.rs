@@ -20,7 +20,7 @@ use p2pvm_vm_manager::{Definition, Error, GuestAddress, hypervisor::MachineSpec,
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -33,7 +33,11 @@ pub struct Ports {
     reach: Arc<Reach>,
     resolver: Arc<Resolver>,
     guests: Mutex<HashMap<VmId, Guest>>,
+    limits: OnceLock<Limits>,
 }
+
+/// How much a guest may send, and how much receive, bits a second.
+type Limits = Box<dyn Fn(VmId) -> Option<u64> + Send + Sync>;
 
 /// What answers one guest.
 struct Guest {
@@ -72,7 +76,14 @@ impl Ports {
             reach,
             resolver: Arc::new(resolver),
             guests: Mutex::default(),
+            limits: OnceLock::new(),
         })
+    }
+
+    /// Bounds each guest that comes from now on.
+    pub(crate) fn limit_by(&self, limits: Limits) {
+        // Only the first counts: the wiring calls it once.
+        let _ = self.limits.set(limits);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
@@ -267,6 +278,7 @@ impl Port for Ports {
             v4: address.v4,
             v6: vec![address.v6],
             epoch,
+            bits_per_second: self.limits.get().and_then(|limit| limit(spec.vm)),
         };
         parts
             .plane

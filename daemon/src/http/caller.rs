@@ -1,7 +1,7 @@
 //! The caller of a request on the control socket, as the kernel knows it (`SO_PEERCRED`). Root may
 //! do everything. Another user, which reaches the socket through the group [`GROUP`], may ask what
-//! the table of operations lists for the group. That is reading only: a VM's owner is a member, not
-//! one of its users.
+//! the table of operations lists for the group, which is reading only; and manage the VMs that are
+//! for it, if root has said which user the account is (`p2pvm user add --uid`).
 
 use super::rate::{Buckets, Rate};
 use axum::{
@@ -15,6 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     serve::IncomingStream,
 };
+use futures::future::BoxFuture;
 use p2pvm_api::{
     Failure, Kind,
     operations::{Asker, OPERATIONS},
@@ -42,20 +43,49 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
 }
 
 /// The control API for the callers of a unix socket.
-pub(crate) fn for_callers(routes: Router) -> IntoMakeServiceWithConnectInfo<Router, Caller> {
-    judged(routes).into_make_service_with_connect_info()
+pub(crate) fn for_callers(
+    routes: Router,
+    owns: Owns,
+) -> IntoMakeServiceWithConnectInfo<Router, Caller> {
+    judged(routes, owns).into_make_service_with_connect_info()
+}
+
+/// Whether the VM of that name is for the user whose account has that number.
+pub(crate) type Owns = Arc<dyn Fn(u32, String) -> BoxFuture<'static, bool> + Send + Sync>;
+
+/// What the user of a VM may ask about it on the machine of its account, beside looking.
+const OWN: &[(&str, &str)] = &[
+    ("POST", "/vms/{name}/start"),
+    ("POST", "/vms/{name}/stop"),
+    ("GET", "/vms/{name}/console"),
+    ("POST", "/vms/{name}/migrate"),
+    ("DELETE", "/vms/{name}/migrate"),
+    ("POST", "/vms/{name}/snapshot"),
+    ("POST", "/vms/{name}/restore"),
+    ("DELETE", "/vms/{name}"),
+];
+
+/// The VM that a request is about which its user may make.
+fn own_vm<'r>(method: &Method, path: &'r str) -> Option<&'r str> {
+    let path = path.strip_prefix("/v1").unwrap_or(path);
+    let listed = |(of, pattern): &&(&str, &str)| *of == method.as_str() && is_of(pattern, path);
+    OWN.iter().find(listed)?;
+    // Not decoded: a name with an escape is no VM's.
+    path.split('/').nth(2)
 }
 
 /// The limits of users other than root.
 struct Limits {
     requests: Buckets<Option<u32>>,
     wide: Buckets<()>,
+    owns: Owns,
 }
 
-fn judged(routes: Router) -> Router {
+fn judged(routes: Router, owns: Owns) -> Router {
     let limits = Limits {
         requests: Buckets::new(REQUESTS, MOST_USERS),
         wide: Buckets::new(WIDE, 1),
+        owns,
     };
     routes.layer(middleware::from_fn_with_state(Arc::new(limits), judge))
 }
@@ -70,11 +100,11 @@ async fn judge(
     if uid == Some(0) {
         return next.run(request).await;
     }
-    if !is_listed(Asker::Group, request.method(), request.uri().path()) {
-        let why = format!(
-            "only root may do this; members of the group {GROUP} may look: run this as root"
-        );
-        return (StatusCode::FORBIDDEN, axum::Json(Failure::refused(why))).into_response();
+    let (method, path) = (request.method(), request.uri().path());
+    let is_listed = is_listed(Asker::Group, method, path);
+    let vm = own_vm(method, path).map(str::to_owned);
+    if !is_listed && vm.is_none() {
+        return only_root();
     }
     if let Err(wait) = limits.requests.take(uid) {
         return too_often("too many requests of one user", wait);
@@ -84,7 +114,25 @@ async fn judge(
     {
         return too_often("too many questions to all members", wait);
     }
+    if !is_listed {
+        let owns = match (uid, vm) {
+            (Some(uid), Some(vm)) => (limits.owns)(uid, vm).await,
+            _ => false,
+        };
+        if !owns {
+            return only_root();
+        }
+    }
     next.run(request).await
+}
+
+/// The answer to a user that may not ask this.
+fn only_root() -> Response {
+    let why = format!(
+        "only root may do this; members of the group {GROUP} may look, and manage VMs that are \
+            for them ('p2pvm vm create --for'): run this as root"
+    );
+    (StatusCode::FORBIDDEN, axum::Json(Failure::refused(why))).into_response()
 }
 
 /// The answer to a caller that asks too often.
@@ -140,7 +188,9 @@ mod tests {
     use axum::{Extension, body::Body};
 
     async fn ask(alone: &Alone, uid: Option<u32>, method: &str, path: &str) -> Answered {
-        let routes = judged(alone.services.routes());
+        let owns: Owns =
+            Arc::new(|uid, vm| Box::pin(async move { (uid, vm.as_str()) == (1001, "web") }));
+        let routes = judged(alone.services.routes(), owns);
         let request = Request::builder().method(method).uri(path);
         let request = request.header("content-type", "application/json");
         let known = Extension(ConnectInfo(Caller(uid)));
@@ -177,9 +227,29 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_manages_its_own_vms_and_no_others() {
+        let alone = Alone::start().await;
+        for (uid, method, path, may) in [
+            (1001, "POST", "/vms/web/start", true),
+            (1001, "POST", "/v1/vms/web/stop", true),
+            (1001, "DELETE", "/vms/web", true),
+            (1001, "POST", "/vms/db/start", false),
+            (1001, "POST", "/vms/%77eb/start", false),
+            (1001, "POST", "/vms", false),
+            (1001, "POST", "/vms/web/rename", false),
+            (1000, "POST", "/vms/web/start", false),
+        ] {
+            let answer = ask(&alone, Some(uid), method, path).await;
+            let refused = answer.status == StatusCode::FORBIDDEN;
+            assert_eq!(!refused, may, "{uid} {method} {path}: {}", answer.text);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_user_that_asks_too_often_waits_and_root_does_not() {
         let alone = Alone::start().await;
-        let routes = judged(alone.services.routes());
+        let owns: Owns = Arc::new(|_, _| Box::pin(async { false }));
+        let routes = judged(alone.services.routes(), owns);
         let mut counts = [0; 2];
         for _ in 0..100 {
             for (n, uid) in [(0, Some(0)), (1, Some(1000))] {

@@ -35,11 +35,17 @@ const FORWARDED: &str = "p2pvm-forwarded";
 /// How long a restore request may be.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
+/// The VM in a request's path, which may name more, such as a snapshot.
+#[derive(Deserialize)]
+pub(crate) struct OfVm {
+    pub name: String,
+}
+
 /// Sends the request to the VM's holder where that is another member.
 pub async fn to_holder(
     State(vms): State<Arc<Vms>>,
     Extension(asker): Extension<Asker>,
-    Path(name): Path<String>,
+    Path(OfVm { name }): Path<OfVm>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -95,6 +101,10 @@ pub async fn to_chosen(
     request: Request,
     next: Next,
 ) -> Response {
+    // Another member's request goes no further, and is judged for rights before it is read.
+    if asker != Asker::Root {
+        return next.run(request).await;
+    }
     let (parts, body) = request.into_parts();
     let chosen = async {
         let bytes = axum::body::to_bytes(body, MAX_BODY_BYTES)
@@ -102,7 +112,7 @@ pub async fn to_chosen(
             .doing("reading the request")?;
         let wanted: HostChoice = serde_json::from_slice(&bytes)
             .map_err(|e| Failure::usage(format!("the request cannot be read: {}", chain(&e))))?;
-        let on = match wanted.on.filter(|_| asker == Asker::Root) {
+        let on = match wanted.on {
             Some(text) => vms.parts.resolve_member(&text).await?,
             None => vms.parts.me(),
         };

@@ -49,6 +49,11 @@ impl<I: Serialize> Reporter<I> {
         });
     }
 
+    /// Waits until nobody reads any more.
+    pub(crate) async fn gone(&self) {
+        self.lines.closed().await;
+    }
+
     /// Reports one of several results; fails when the reader is gone.
     pub(crate) async fn item(&self, item: &I) -> Outcome<()> {
         self.lines

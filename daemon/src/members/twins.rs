@@ -15,6 +15,8 @@ mod protocol;
 
 use crate::{layout::Layout, lifecycle::Lifecycle, parts::Parts, succession};
 use async_trait::async_trait;
+use p2pvm_api::EventKind;
+use p2pvm_authority::Subject;
 use p2pvm_dht::RecordError;
 use p2pvm_host::lock;
 use p2pvm_overlay::{
@@ -104,7 +106,13 @@ pub(crate) async fn run(twins: Arc<Twins>) {
         watch.set_guests(twins.runs_guests());
         for other in twins.tell(&watch).await {
             let instance = other.instance();
-            match watch.handle(other) {
+            let verdict = watch.handle(other);
+            if verdict.is_some() {
+                let text = "Another machine runs with a copy of this node's state.";
+                let events = &twins.parts.events;
+                events.record(EventKind::TwinFound, Subject::Host, &[], text);
+            }
+            match verdict {
                 Some(Verdict::Keep(_)) => tracing::warn!(
                     %instance,
                     "another machine runs with a copy of this node's state: it has to take an \

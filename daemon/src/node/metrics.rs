@@ -38,7 +38,7 @@ const fn counter(name: &'static str, help: &'static str) -> Family {
     }
 }
 
-const FAMILIES: [Family; 30] = [
+const FAMILIES: [Family; 35] = [
     gauge("p2pvm_info", "1, with the version of the program."),
     gauge("p2pvm_up_seconds", "Time since the daemon started."),
     gauge("p2pvm_resident_bytes", "Resident memory of the daemon."),
@@ -141,9 +141,26 @@ const FAMILIES: [Family; 30] = [
         "p2pvm_used_memory_byte_seconds_total",
         "Memory promised to an owner's VMs here, times seconds.",
     ),
+    counter("p2pvm_events_total", "Events recorded here, by kind."),
+    gauge(
+        "p2pvm_snapshots",
+        "Snapshots of the VMs here, by whether as many members as wanted have them.",
+    ),
+    gauge(
+        "p2pvm_voters_silent",
+        "Voters of a VM here that have no control connection to this member.",
+    ),
+    gauge(
+        "p2pvm_disk_free_bytes",
+        "Room for others than root on the disk with this node's state.",
+    ),
+    gauge(
+        "p2pvm_store_unrepaired",
+        "Snapshots and images here that lack chunks no connected member could give.",
+    ),
 ];
 
-fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
+pub(super) fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample {
     Sample {
         name: name.to_owned(),
         labels: labels
@@ -241,6 +258,8 @@ impl Node {
             samples.push(plain("p2pvm_trace_spans_waiting", counts.waiting as f64));
         }
         samples.extend(used(&self.usage.totals()));
+        samples.extend(self.kept());
+        samples.extend(stored(self.usage.unrepaired()));
         samples.extend(links(&self.parts.plane.peers(), |member| {
             self.parts.name_of(member)
         }));
@@ -254,6 +273,10 @@ impl Node {
             remarks: Vec::new(),
         }
     }
+}
+
+fn stored(unrepaired: Option<f64>) -> Option<Sample> {
+    unrepaired.map(|count| sample("p2pvm_store_unrepaired", &[], count))
 }
 
 fn used(totals: &[(String, Usage)]) -> Vec<Sample> {
@@ -427,6 +450,39 @@ mod tests {
             FAMILIES.len(),
             "the dashboard has a place for every figure"
         );
+    }
+
+    /// Every name in the shipped alerts is exported, and so is every kind of event.
+    #[test]
+    fn the_alerts_are_about_figures_that_there_are() {
+        let rules = include_str!("../../../packaging/prometheus/p2pvm.rules.yml");
+        let queries: Vec<&str> = rules
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("expr: "))
+            .collect();
+        assert!(queries.len() > 7);
+        for query in queries {
+            let words = query.split(|c: char| !(c.is_ascii_alphanumeric() || "_-".contains(c)));
+            for name in words.clone().filter(|word| word.starts_with("p2pvm_")) {
+                let family = FAMILIES.iter().find(|family| family.name == name);
+                let family = family.unwrap_or_else(|| panic!("{query}: {name} is not exported"));
+                let is_rated = query.contains(&format!("increase({name}"));
+                assert!(!family.counter || is_rated, "{query}: {name} is a counter");
+            }
+            let kind = query
+                .split("kind=\"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next());
+            let is_kind = |kind| {
+                p2pvm_api::EventKind::KNOWN
+                    .iter()
+                    .any(|(_, word)| *word == kind)
+            };
+            assert!(
+                kind.is_none_or(is_kind),
+                "{query}: no event is of that kind"
+            );
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The control API about this host's offer: for this machine's root only.
+//! The control API about this host's offer: for this machine's root, and for the dashboard's page,
+//! whose readers look and whose operators change.
 
 use super::service::Offers;
 use crate::http::{Answer, report::streamed};
@@ -15,8 +16,18 @@ type Shared = State<Arc<Offers>>;
 
 /// The routes, for this machine's own root.
 pub(crate) fn routes(offers: Arc<Offers>) -> Router {
+    reading(offers.clone()).merge(changing(offers))
+}
+
+/// What changes nothing.
+pub(crate) fn reading(offers: Arc<Offers>) -> Router {
+    Router::new().route("/offer", get(show)).with_state(offers)
+}
+
+/// What changes the offer.
+pub(crate) fn changing(offers: Arc<Offers>) -> Router {
     Router::new()
-        .route("/offer", get(show).post(change))
+        .route("/offer", post(change))
         .route("/offer/off", post(off))
         .with_state(offers)
 }
@@ -95,6 +106,8 @@ mod tests {
             disk_bytes: Some(2 << 30),
             start: false,
             on: None,
+            restart: None,
+            user: None,
         };
         let said = async |asker: Asker| {
             let answer = post(vms(asker), "/vms", &new).await;

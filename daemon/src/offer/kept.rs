@@ -75,6 +75,7 @@ impl KeptOffer {
         Terms {
             limits: self.now.limits(),
             closed,
+            bits_per_second: self.now.bandwidth.limit(),
             known: Arc::new(KnownMembers {
                 parts: Arc::downgrade(parts),
                 offer: self.now.clone(),
@@ -106,6 +107,7 @@ fn sum(before: OfferChange, change: &OfferChange) -> OfferChange {
     OfferChange {
         all_cpus: change.all_cpus.or(before.all_cpus),
         all_memory_mib: change.all_memory_mib.or(before.all_memory_mib),
+        bits_per_second: change.bits_per_second.or(before.bits_per_second),
         cpus: change.cpus.or(before.cpus),
         disk_gib: change.disk_gib.or(before.disk_gib),
         hours: change.hours.or(before.hours),

@@ -13,8 +13,10 @@ use crate::{
     placement::{drain::Drains, manager::Manager},
 };
 use p2pvm_api::{
-    DrainItem, OfferChange, OfferEnded, OfferOff, OfferView, Outcome, VmDrained, VmStayed,
+    DrainItem, EventKind, OfferChange, OfferEnded, OfferOff, OfferView, Outcome, VmDrained,
+    VmStayed,
 };
+use p2pvm_authority::Subject;
 use p2pvm_host::{chain, lock, presence};
 use p2pvm_overlay::network_time::steady_millis;
 use p2pvm_vm_manager::{
@@ -136,7 +138,18 @@ impl Offers {
             state.bounded = all_cpus > 0;
         }
         drop(state);
+        self.limit_guests();
         self.manager.offer(is_open);
+    }
+
+    /// Puts the bandwidth of each guest here into force; a later guest asks when it comes.
+    fn limit_guests(&self) {
+        for vm in self.host.list() {
+            let vm = vm.definition.vm;
+            self.parts
+                .plane
+                .limit_port(vm, self.host.bits_per_second(vm));
+        }
     }
 
     /// Whether the offer has opened, and whether VMs are to be moved away; each is said once.
@@ -221,6 +234,9 @@ impl Offers {
     /// Changes the offer, at once and for later starts.
     pub(crate) fn change(&self, change: &OfferChange) -> Outcome<OfferView> {
         self.state().kept.change(change)?;
+        let text = "What this host offers to other members was changed.";
+        let events = &self.parts.events;
+        events.record(EventKind::OfferChanged, Subject::Host, &[], text);
         self.judge();
         self.changed.notify_one();
         Ok(self.show())

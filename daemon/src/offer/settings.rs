@@ -2,7 +2,7 @@
 
 use super::{hours::Hours, idle::Idle};
 use p2pvm_api::OfferChange;
-use p2pvm_vm_manager::offer::Limits;
+use p2pvm_vm_manager::{BitRate, offer::Limits};
 use serde::{Deserialize, Serialize};
 use std::path::{Component, PathBuf};
 
@@ -32,6 +32,8 @@ pub struct Offer {
     pub memory_mib: u64,
     /// Disks of other members' VMs, GiB.
     pub disk_gib: u64,
+    /// How much each VM of another member may send, and how much receive; 0 is no limit.
+    pub bandwidth: BitRate,
     /// Processors that all guests together may keep busy, those of this host's root too.
     pub all_cpus: u32,
     /// The memory that all guests together may be given, MiB; 0 for all but a reserve.
@@ -55,6 +57,7 @@ impl Default for Offer {
             cpus: 0,
             memory_mib: 0,
             disk_gib: 0,
+            bandwidth: BitRate(0),
             all_cpus: 0,
             all_memory_mib: 0,
             hours: Vec::new(),
@@ -97,6 +100,9 @@ impl Offer {
             return Err(format!(
                 "[offer]: more than {MOST_GIB} GiB cannot be offered"
             ));
+        }
+        if !self.bandwidth.is_possible() {
+            return Err("[offer] bandwidth: 64 kbit to 1000 Gbit, or 0 for no limit".to_owned());
         }
         self.parsed_hours()
             .map_err(|why| format!("[offer] hours: {why}"))?;
@@ -156,6 +162,7 @@ impl Offer {
         }
         put(&mut new.all_cpus, &change.all_cpus);
         put(&mut new.all_memory_mib, &change.all_memory_mib);
+        put(&mut new.bandwidth, &change.bits_per_second.map(BitRate));
         put(&mut new.cpus, &change.cpus);
         put(&mut new.disk_gib, &change.disk_gib);
         put(&mut new.hours, &change.hours);
@@ -185,11 +192,12 @@ mod tests {
     #[test]
     fn what_cannot_be_offered_is_refused_with_the_key() {
         type Spoil = fn(&mut Offer);
-        let spoilt: [(&str, Spoil); 6] = [
+        let spoilt: [(&str, Spoil); 7] = [
             ("[offer] images", |o| o.images = vec!["images".into()]),
             ("[offer] run", |o| o.run = vec!["member:".into()]),
             ("[offer] run", |o| o.run = vec!["a b".into()]),
             ("[offer] hours", |o| o.hours = vec!["18-8".into()]),
+            ("[offer] bandwidth", |o| o.bandwidth = BitRate(8)),
             ("cannot be offered", |o| o.disk_gib = u64::MAX),
             ("[offer.idle] load", |o| o.idle.load = 0.0),
         ];

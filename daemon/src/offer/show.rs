@@ -16,6 +16,7 @@ impl Offers {
         let mut view = OfferView {
             all_cpus: (offer.all_cpus > 0).then_some(offer.all_cpus.into()),
             all_memory_mib: self.host.memory_limit_mib(),
+            bits_per_second: offer.bandwidth.limit(),
             changed: state.kept.is_changed(),
             closed: state.closed.as_ref().map(ToString::to_string),
             evacuating: state.evacuating,

@@ -5,7 +5,10 @@
 use super::{manager::Manager, moves};
 use crate::{http::report::Reporter, parts::Parts};
 use futures::{StreamExt, stream};
-use p2pvm_api::{DrainAnswer, DrainItem, DrainStopping, Outcome, VmDrained, VmMoved, VmStayed};
+use p2pvm_api::{
+    DrainAnswer, DrainItem, DrainStopping, EventKind, Outcome, VmDrained, VmMoved, VmStayed,
+};
+use p2pvm_authority::Subject;
 use p2pvm_host::lock;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
@@ -110,6 +113,11 @@ impl Drains {
         } else {
             self.manager.rest();
         }
+        let (moved, stayed) = (done.moved.len(), done.stayed.len());
+        let fields = [("moved", moved.to_string()), ("stayed", stayed.to_string())];
+        let text = format!("A drain of this host ended: {moved} VMs moved, {stayed} stayed.");
+        let (kind, subject) = (EventKind::HostDrained, Subject::Host);
+        self.parts.events.record(kind, subject, &fields, text);
         Ok(done)
     }
 

@@ -63,7 +63,7 @@ async fn users(State(tokens): Shared) -> Json<Vec<UserView>> {
 }
 
 async fn add_user(State(tokens): Shared, Json(r): Json<AddUser>) -> Answer<UserView> {
-    tokens.users.add(&r.name, &r.key).map(Json)
+    tokens.users.add(&r.name, &r.key, r.uid).map(Json)
 }
 
 async fn remove(State(tokens): Shared, Path(id): Path<String>) -> Answer<TokenRemoved> {
@@ -96,9 +96,17 @@ mod tests {
         let failure = post(routes(), "/tokens/add", &text).await.failure();
         assert!(failure.message.contains("user add"), "{failure}");
         let name = "anna".to_owned();
-        let added: UserView = post(routes(), "/users", &AddUser { name, key })
-            .await
-            .value();
+        let added: UserView = post(
+            routes(),
+            "/users",
+            &AddUser {
+                name,
+                key,
+                uid: None,
+            },
+        )
+        .await
+        .value();
         let all: Vec<UserView> = get(routes(), "/users").await.value();
         assert_eq!(all, [added]);
         let kept: TokenView = post(routes(), "/tokens/add", &text).await.value();
@@ -123,6 +131,7 @@ mod tests {
             cpus: None,
             memory_mib: None,
             disk_bytes: None,
+            bits_per_second: None,
         }
     }
 

@@ -11,8 +11,8 @@ use crate::{
     parts::Parts,
 };
 use async_trait::async_trait;
-use p2pvm_api::{Failure, Kind, Outcome, RevokeToken, TokenRevoked};
-use p2pvm_authority::{Resource, Revocation, Serial};
+use p2pvm_api::{EventKind, Failure, Kind, Outcome, RevokeToken, TokenRevoked};
+use p2pvm_authority::{Resource, Revocation, Serial, Subject};
 use p2pvm_host::lock;
 use p2pvm_overlay::{Epoch, FabricError, MemberId, Serve, UnixTime, VmId};
 use p2pvm_vm_manager::{
@@ -93,6 +93,10 @@ impl Revoker {
             }
             Err(failure) => (None, Some(failure.message)),
         };
+        let id = id_of(&token);
+        let text = format!("The token {id} was revoked.");
+        let (events, fields) = (&self.parts.events, [("token", id)]);
+        events.record(EventKind::TokenRevoked, Subject::Host, &fields, text);
         Ok(TokenRevoked {
             host,
             note,

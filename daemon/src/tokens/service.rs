@@ -12,7 +12,7 @@ use p2pvm_authority::{
     Amounts, Grant, MAX_LIFE, Principal, Resource, Revocation, Right, Rights, Serial, Token,
 };
 use p2pvm_overlay::{MemberId, UnixTime, VmId};
-use p2pvm_vm_manager::directory::Directory;
+use p2pvm_vm_manager::{BitRate, directory::Directory};
 use std::{sync::Arc, time::Duration};
 
 /// How far a token reaches back from its making.
@@ -51,7 +51,7 @@ impl Tokens {
             given: KeptTokens::open(layout.given_tokens()),
             taken: TakenBack::open(layout.revoked_tokens()),
             shares: Arc::default(),
-            users: Users::open(layout.users()),
+            users: Users::open(layout.users(), layout.user_accounts()),
             parts,
         })
     }
@@ -69,7 +69,7 @@ impl Tokens {
                 cpus: r.cpus,
                 memory_mib: r.memory_mib,
                 disk_bytes: r.disk_bytes,
-                ..Amounts::default()
+                bits_per_second: r.bits_per_second,
             },
             ..grant(resource, rights, to, end_after(r.seconds)?)
         };
@@ -358,6 +358,9 @@ fn bounds(amounts: &Amounts) -> String {
         amounts
             .disk_bytes
             .map(|bytes| format!("{} MiB of disk", bytes >> 20)),
+        amounts
+            .bits_per_second
+            .map(|bits| format!("{} for each VM", BitRate(bits))),
     ];
     let all: Vec<String> = all.into_iter().flatten().collect();
     if all.is_empty() {
@@ -369,14 +372,21 @@ fn bounds(amounts: &Amounts) -> String {
 /// The rights of a new token: those on VMs for a VM, the right to make VMs for this host.
 fn rights_on(r: &CreateToken) -> Outcome<Rights> {
     let (rights, create) = (rights(&r.may)?, [Right::Create].into_iter().collect());
-    let has_amounts = r.cpus.is_some() || r.memory_mib.is_some() || r.disk_bytes.is_some();
+    let has_amounts = r.cpus.is_some()
+        || r.memory_mib.is_some()
+        || r.disk_bytes.is_some()
+        || r.bits_per_second.is_some();
+    let rate = r.bits_per_second.map(BitRate);
+    if rate.is_some_and(|rate| rate.0 == 0 || !rate.is_possible()) {
+        return Err(Failure::usage("the bandwidth is 64 kbit to 1000 Gbit"));
+    }
     let why = match &r.vm {
         Some(_) if rights.has(Right::Create) => {
             "'run' is a right on a host: leave --vm out and give --host"
         }
         Some(_) if rights.is_empty() => "the token names no right, such as 'start'",
         Some(_) if has_amounts => {
-            "processors, memory and disk are bounds of a token for a host (--host)"
+            "processors, memory, disk and bandwidth are bounds of a token for a host (--host)"
         }
         Some(_) => return Ok(rights),
         None if rights.within(create) => return Ok(create),

@@ -153,6 +153,12 @@ impl Accounting {
         }
     }
 
+    /// How many snapshots and images here lack chunks that no connected member could give.
+    pub(crate) fn unrepaired(&self) -> Option<f64> {
+        let chunks = self.chunks.upgrade()?;
+        Some(chunks.unrepaired() as f64)
+    }
+
     /// What was used here since the daemon started, by the owner's name.
     pub(crate) fn totals(&self) -> Vec<(String, Usage)> {
         let totals = lock(&self.totals).clone();

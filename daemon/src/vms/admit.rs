@@ -5,9 +5,12 @@ use super::{
     rights::{Asker, MissingRight, Right, Standing, decide, verb},
     service::Vms,
 };
-use crate::tokens::{
-    service::{HEADER, MAX_SHOWN},
-    shares::Share,
+use crate::{
+    http::forward::OfVm,
+    tokens::{
+        service::{HEADER, MAX_SHOWN},
+        shares::Share,
+    },
 };
 use axum::{
     Extension,
@@ -17,9 +20,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use p2pvm_api::{CreateVm, Doing, Failure, Outcome, client::USER_HEADER};
+use p2pvm_api::{CreateVm, Doing, EventKind, Failure, Outcome, client::USER_HEADER};
 use p2pvm_authority::{
-    Amounts, Asked, Principal, ProofError, Refusal, Request as TokenRequest, Resource, Token,
+    Amounts, Asked, Principal, ProofError, Refusal, Request as TokenRequest, Resource, Subject,
+    Token,
 };
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::host::VmState;
@@ -27,38 +31,43 @@ use std::sync::Arc;
 
 /// How many bytes a request for a new VM may have that shows a token.
 const MAX_BODY_BYTES: usize = 64 << 10;
+/// The least that a request can take: what a token does not even allow this of, it does not allow.
+const NOTHING: Amounts = Amounts {
+    cpus: Some(0),
+    memory_mib: Some(0),
+    disk_bytes: Some(0),
+    bits_per_second: Some(0),
+};
 
-/// Passes a request on that asks for a right that the asker has.
+/// Passes a request on that asks for a right that the asker has. Its body is read only once a token
+/// gives the right: a request without the right says nothing about what it would have been told.
 pub(super) async fn check(
     State((vms, right)): State<(Arc<Vms>, Right)>,
     Extension(asker): Extension<Asker>,
-    vm: Option<Path<String>>,
-    mut request: Request,
+    vm: Option<Path<OfVm>>,
+    request: Request,
     next: Next,
 ) -> Response {
-    let name = vm.map(|Path(name)| name);
-    let proved = vms.user_of(asker, &request);
-    let tokens = shown(request.headers());
-    let mut new = None;
-    if right == Right::Create && !tokens.is_empty() {
-        (new, request) = match asked(request).await {
-            Ok((new, request)) => (Some(new), request),
-            Err(failure) => return failure.into_response(),
-        };
-    }
-    let about = name.as_deref().map_or(About::Host(new.as_ref()), About::Vm);
-    let shown = Shown { tokens, proved };
-    match vms.admit(asker, right, about, &shown).await {
-        Ok(share) => {
-            // Until the VM is made.
-            if let Some(share) = share {
-                request.extensions_mut().insert(share);
-            }
-            next.run(request).await
+    let name = vm.map(|Path(vm)| vm.name);
+    let Some(lack) = vms.lacks(asker, right, name.as_deref()).await else {
+        return next.run(request).await;
+    };
+    let shown = Shown {
+        tokens: shown(request.headers()),
+        proved: vms.user_of(asker, &request),
+    };
+    match vms.admit(&lack, &shown, request).await {
+        Ok(request) => next.run(request).await,
+        Err(failure) => {
+            vms.refused(asker, right, name.as_deref());
+            failure.into_response()
         }
-        Err(failure) => failure.into_response(),
     }
 }
+
+/// How much a VM that a token lets its asker make may send, and how much receive, bits a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TokenRate(pub Option<u64>);
 
 /// The new VM that a request is for, and the request.
 async fn asked(request: Request) -> Outcome<(CreateVm, Request)> {
@@ -98,13 +107,16 @@ impl Shown {
     }
 }
 
-/// What a request is about.
-#[derive(Clone, Copy)]
-enum About<'r> {
-    /// The VM of that name.
-    Vm(&'r str),
-    /// This host; with a token, the VM that is to be made here.
-    Host(Option<&'r CreateVm>),
+/// A right that a member does not have by itself.
+struct Lack<'r> {
+    member: MemberId,
+    missing: MissingRight,
+    /// The VM's name; `None` for this host.
+    vm: Option<&'r str>,
+    /// The VM's owner, if it is known.
+    owner: Option<MemberId>,
+    /// The user that the VM is for.
+    user: Option<Principal>,
 }
 
 /// The more useful of the reasons against two tokens: that a token is another member's, or is about
@@ -117,6 +129,19 @@ fn telling(first: Option<Refusal>, second: Refusal) -> Refusal {
 }
 
 impl Vms {
+    /// Records that a member was refused.
+    fn refused(&self, asker: Asker, right: Right, vm: Option<&str>) {
+        let Asker::Member(member) = asker else { return };
+        let name = self.parts.name_of(member);
+        let what = vm.unwrap_or("a VM of this host");
+        let text = format!("{name} asked to {} {what} and was refused.", verb(right));
+        let fields = [("right", right.word().to_owned())];
+        let subject = Subject::Member(member, name);
+        self.parts
+            .events
+            .record(EventKind::RequestRefused, subject, &fields, text);
+    }
+
     /// The user that proves to make a member's request.
     fn user_of(&self, asker: Asker, request: &Request) -> Option<Result<Principal, ProofError>> {
         let Asker::Member(MemberId(member)) = asker else {
@@ -132,56 +157,80 @@ impl Vms {
         Some(self.tokens.users.prove(proof, &asked))
     }
 
-    async fn admit(
-        &self,
-        asker: Asker,
-        right: Right,
-        about: About<'_>,
-        shown: &Shown,
-    ) -> Outcome<Option<Arc<Share>>> {
+    /// What the asker lacks to use the right; `None` if it has it by itself.
+    async fn lacks<'r>(&self, asker: Asker, right: Right, vm: Option<&'r str>) -> Option<Lack<'r>> {
         let closed = self.policies.is_closed();
         // Where every member may, the VM is not looked up for it.
         if decide(Standing::Other, right, closed).is_ok() {
-            return Ok(None);
+            return None;
         }
-        let vm = match about {
-            About::Vm(vm) => Some(vm),
-            About::Host(_) => None,
+        let Asker::Member(member) = asker else {
+            return None;
         };
-        let (standing, owner) = match asker {
-            Asker::Root => (Standing::Root, None),
-            Asker::Member(member) if self.parts.is_issuer(member) => (Standing::Issuer, None),
-            Asker::Member(member) => {
-                let owner = self.owner_of(vm).await;
-                let is_owner = owner == Some(member);
-                let standing = if is_owner {
-                    Standing::Owner
-                } else {
-                    Standing::Other
-                };
-                (standing, owner)
-            }
+        if self.parts.is_issuer(member) {
+            return None;
+        }
+        let (owner, user) = self.owners_of(vm).await;
+        let standing = match owner == Some(member) {
+            true => Standing::Owner,
+            false => Standing::Other,
         };
-        let Err(missing) = decide(standing, right, closed) else {
-            return Ok(None);
-        };
+        let missing = decide(standing, right, closed).err()?;
+        Some(Lack {
+            member,
+            missing,
+            vm,
+            owner,
+            user,
+        })
+    }
+
+    /// The request, if a token that it shows gives its asker what it lacks.
+    async fn admit(
+        &self,
+        lack: &Lack<'_>,
+        shown: &Shown,
+        mut request: Request,
+    ) -> Outcome<Request> {
+        let MissingRight(right) = lack.missing;
+        if lack.user.is_some() && shown.proved.and_then(Result::ok) == lack.user {
+            return Ok(request);
+        }
         let mut why = None;
-        if let Asker::Member(member) = asker {
-            for token in &shown.tokens {
-                let by = shown.asker(member, token);
-                let opened = match about {
-                    About::Vm(vm) => self.opens(token, by, right, vm).await.map(|()| None),
-                    About::Host(Some(new)) => self.opens_host(token, (member, by), new).map(Some),
-                    About::Host(None) => continue,
-                };
-                match opened {
-                    Ok(share) => return Ok(share),
+        let mut fitting = vec![];
+        for token in &shown.tokens {
+            let by = shown.asker(lack.member, token);
+            let opened = match lack.vm {
+                Some(vm) => self.opens(token, by, right, vm).await,
+                None => self.opens_host(token, by, right, NOTHING),
+            };
+            match opened {
+                Ok(()) => fitting.push((token, by)),
+                Err(refusal) => why = Some(telling(why, refusal)),
+            }
+        }
+        if lack.vm.is_some() && !fitting.is_empty() {
+            return Ok(request);
+        }
+        if !fitting.is_empty() {
+            let new;
+            (new, request) = asked(request).await?;
+            for (token, by) in fitting {
+                match self.room_for(token, (lack.member, by), &new) {
+                    Ok(share) => {
+                        // Until the VM is made.
+                        request.extensions_mut().insert(share);
+                        let rate = TokenRate(token.amounts().bits_per_second);
+                        request.extensions_mut().insert(rate);
+                        return Ok(request);
+                    }
                     Err(refusal) => why = Some(telling(why, refusal)),
                 }
             }
         }
-        tracing::info!(?asker, %right, vm, "refused a request: the right is missing");
-        let mut failure = self.refusal(missing, vm, owner, why);
+        tracing::info!(member = %lack.member.short(), %right, vm = lack.vm, "refused a request: \
+            the right is missing");
+        let mut failure = self.refusal(lack, why);
         if let Some(Err(error)) = shown.proved {
             failure.message = format!("{}; {error}", failure.message);
         }
@@ -211,20 +260,39 @@ impl Vms {
         token.check(&[owner.0], &request, |serial| revoked.has(serial))
     }
 
-    /// Whether a token of this host's root lets a member make a VM here, beside those that it has
-    /// here already; if so, the room for it.
+    /// Whether a token of this host's root gives a member the right on so much of this host.
     fn opens_host(
+        &self,
+        token: &Token,
+        asker: Principal,
+        right: Right,
+        amounts: Amounts,
+    ) -> Result<(), Refusal> {
+        let me = self.parts.me();
+        let request = TokenRequest {
+            asker,
+            resource: Resource::Host(me),
+            right,
+            amounts,
+            now: UnixTime::now().0,
+        };
+        token.check(&[me.0], &request, |serial| self.tokens.has_revoked(serial))
+    }
+
+    /// The room for a VM that a token of this host's root lets a member make here, beside those
+    /// that it has here already.
+    fn room_for(
         &self,
         token: &Token,
         (member, asker): (MemberId, Principal),
         new: &CreateVm,
     ) -> Result<Arc<Share>, Refusal> {
-        let me = self.parts.me();
         let amounts = |cpus, memory_mib, disk_bytes| Amounts {
             cpus: Some(cpus),
             memory_mib: Some(memory_mib),
             disk_bytes,
-            bits_per_second: None,
+            // Each VM has it by itself: the sum is not bounded.
+            bits_per_second: Some(0),
         };
         let list = || {
             let its = self.host.list().into_iter().filter(|vm| {
@@ -243,29 +311,21 @@ impl Vms {
             amounts(new.cpus, new.memory_mib, new.disk_bytes),
         );
         self.tokens.shares.take(member, wanted, list, |amounts| {
-            let request = TokenRequest {
-                asker,
-                resource: Resource::Host(me),
-                right: Right::Create,
-                amounts,
-                now: UnixTime::now().0,
-            };
-            token.check(&[me.0], &request, |serial| self.tokens.has_revoked(serial))
+            self.opens_host(token, asker, Right::Create, amounts)
         })
     }
 
-    /// The member that a VM was made for, if it is known. A refusal need not say why it is not.
-    async fn owner_of(&self, vm: Option<&str>) -> Option<MemberId> {
-        self.host.status(vm?).await.ok()?.owner
+    /// The member and the user that a VM was made for, if they are known. A refusal need not say
+    /// why they are not.
+    async fn owners_of(&self, vm: Option<&str>) -> (Option<MemberId>, Option<Principal>) {
+        let Some(vm) = vm else { return (None, None) };
+        let found = self.host.status(vm).await;
+        found.map_or((None, None), |found| (found.owner, found.user))
     }
 
-    fn refusal(
-        &self,
-        MissingRight(right): MissingRight,
-        vm: Option<&str>,
-        owner: Option<MemberId>,
-        why: Option<Refusal>,
-    ) -> Failure {
+    fn refusal(&self, lack: &Lack<'_>, why: Option<Refusal>) -> Failure {
+        let MissingRight(right) = lack.missing;
+        let (vm, owner) = (lack.vm, lack.owner);
         let host = self.parts.name_of(self.parts.me());
         let token = match why {
             Some(why) => format!("; of a token that was shown: {why}"),

@@ -6,7 +6,7 @@ use crate::{
     wiring::alone::{Alone, send},
 };
 use axum::http::Request;
-use p2pvm_api::{RevokeToken, TokenRevoked};
+use p2pvm_api::{Kind, RevokeToken, TokenRevoked};
 use p2pvm_authority::{Grant, Proof};
 use p2pvm_overlay::identity::KeyPair;
 
@@ -31,6 +31,8 @@ async fn ask_as(
         disk_bytes: None,
         start: false,
         on: None,
+        restart: None,
+        user: None,
     };
     let router = http::for_member(alone.services.vms.clone(), MemberId(by.public()));
     let request = Request::post("/vms")
@@ -117,4 +119,43 @@ async fn a_users_token_opens_at_any_member_with_the_users_proof() {
     let proof = Proof::sign(&user, &asked(&desk), now);
     let stolen = ask_as(&alone, &thief, Some(&proof), 64, &token).await;
     assert!(stolen.contains("for another request"), "{stolen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_are_judged_before_a_requests_body_is_read() {
+    let alone = Alone::start().await;
+    let services = &alone.services;
+    services.access.set("default = \"deny\"").await.unwrap();
+    let (parts, friend) = (&services.vms.parts, KeyPair::from_seed(&[3; 32]));
+    let now = UnixTime::now().0;
+    let grant = Grant {
+        resource: Resource::Host(parts.me()),
+        rights: [Right::Create].into_iter().collect(),
+        audience: friend.public(),
+        from: now - 1,
+        until: now + 600,
+        amounts: Amounts::default(),
+    };
+    let ask = async |path: &str, token: Option<Token>| {
+        let router = http::for_member(services.vms.clone(), MemberId(friend.public()));
+        let mut request = Request::post(path).header("content-type", "application/json");
+        if let Some(token) = token {
+            request = request.header(HEADER, token.to_string());
+        }
+        let request = request.body(Body::from("{\"name\": 7}")).unwrap();
+        send(router, request).await.failure()
+    };
+    let of_others = Token::issue(&friend, grant);
+    for (path, token) in [
+        ("/vms", None),
+        ("/vms", Some(of_others)),
+        ("/vms/web/restore", None),
+    ] {
+        let refused = ask(path, token).await;
+        assert_eq!(refused.kind, Kind::Refused, "{path}: {refused}");
+        assert!(refused.message.contains("lacks the right"), "{refused}");
+    }
+    let token = Token::issue(parts.identity.keys(), grant);
+    let unread = ask("/vms", Some(token)).await;
+    assert_eq!(unread.kind, Kind::Usage, "{unread}");
 }

@@ -118,6 +118,9 @@ impl Vms {
             ),
             note: Some(note),
             owner: record.owner,
+            restart: None,
+            user: record.user,
+            backups: record.backups.clone(),
         };
         VmView {
             state,
@@ -128,6 +131,7 @@ impl Vms {
             }),
             cpu: None,
             moving: None,
+            bandwidth: None,
             ..self.view(&status)
         }
     }

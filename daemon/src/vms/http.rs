@@ -1,9 +1,11 @@
 //! The control API about virtual machines.
 
 use super::{
-    admit, releases,
+    admit::{self, TokenRate},
+    releases,
     rights::{Asker, Right},
     service::Vms,
+    snapshots,
 };
 use crate::{
     http::{Answer, forward, report::streamed, traced},
@@ -19,8 +21,8 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ProtectVm,
-    ReplicateVm, RestoreVm, SnapshotVm, Sorted, TakeOverVm, VmDeleted, VmView,
+    ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ProofView,
+    ProtectVm, ReplicateVm, RestoreVm, SetVm, Sorted, TakeOverVm, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -61,10 +63,6 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
         )
         .route("/vms/{name}/migrate", moving.layer(takes(Right::Move)))
         .route(
-            "/vms/{name}/snapshot",
-            post(snapshot).layer(takes(Right::Snapshot)),
-        )
-        .route(
             "/vms/{name}/protection",
             post(protect).layer(takes(Right::Move)),
         )
@@ -73,6 +71,9 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
             post(replicate).layer(takes(Right::Snapshot)),
         )
         .route("/vms/{name}/explain", get(explain).layer(takes(Right::See)))
+        .route("/vms/{name}/proof", get(proof).layer(takes(Right::See)))
+        .route("/vms/{name}/settings", post(set).layer(takes(Right::Start)))
+        .merge(snapshots::http::routes(&vms))
         .layer(middleware::from_fn_with_state(
             vms.clone(),
             forward::to_holder,
@@ -111,11 +112,13 @@ async fn create(
     State(vms): Shared,
     Extension(asker): Extension<Asker>,
     share: Option<Extension<Arc<Share>>>,
+    rate: Option<Extension<TokenRate>>,
     Json(r): Json<CreateVm>,
 ) -> Response {
     streamed(move |reporter| async move {
         let _until_made = share;
-        vms.create(asker, r, &reporter).await
+        let rate = rate.and_then(|Extension(TokenRate(rate))| rate);
+        vms.create((asker, rate), r, &reporter).await
     })
 }
 
@@ -160,14 +163,6 @@ pub(crate) async fn cancel_migration(
     vms.cancel_migration(&name).await.map(Json)
 }
 
-pub(crate) async fn snapshot(
-    State(vms): Shared,
-    Path(name): Path<String>,
-    Json(r): Json<SnapshotVm>,
-) -> Response {
-    streamed(move |reporter| async move { vms.snapshot(&name, r.name, &reporter).await })
-}
-
 async fn protect(
     State(vms): Shared,
     Path(name): Path<String>,
@@ -209,6 +204,18 @@ pub(crate) async fn explain(
     Path(name): Path<String>,
 ) -> Answer<Sorted<Vec<Explained>>> {
     vms.explain(&name).await.map(Sorted).map(Json)
+}
+
+async fn proof(State(vms): Shared, Path(name): Path<String>) -> Answer<ProofView> {
+    vms.proof(&name).await.map(Json)
+}
+
+pub(crate) async fn set(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<SetVm>,
+) -> Answer<Sorted<VmView>> {
+    vms.set(&name, &r).await.map(Sorted).map(Json)
 }
 
 async fn console(

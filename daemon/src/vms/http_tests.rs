@@ -1,8 +1,8 @@
 use super::*;
-use crate::wiring::alone::{Alone, Answered, delete, get, post};
+use crate::wiring::alone::{Alone, Answered, delete, get, post, send};
 use hyper::StatusCode;
-use p2pvm_api::{Failure, Kind, VmStateView};
-use p2pvm_authority::Revocations;
+use p2pvm_api::{Failure, Kind, VmStateView, client::USER_HEADER};
+use p2pvm_authority::{Asked, Proof, Revocations};
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, identity::KeyPair};
 use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use p2pvm_vm_manager::{
@@ -12,6 +12,11 @@ use p2pvm_vm_manager::{
 
 const OWNER: MemberId = MemberId([3; 32]);
 const OTHER: MemberId = MemberId([4; 32]);
+
+/// The user that [`elsewhere`]'s VM is for.
+fn user() -> KeyPair {
+    KeyPair::from_seed(&[8; 32])
+}
 
 /// The routes as one asks them.
 fn asked_by(alone: &Alone, asker: Asker) -> Router {
@@ -47,9 +52,11 @@ async fn elsewhere(alone: &Alone, name: &str) {
         wanted: RunGoal::Running,
         snapshots: vec![],
         owner: Some(OWNER),
+        user: Some(user().public()),
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
+        backups: Default::default(),
     };
     directory.publish(&keys, &record, 0).await.unwrap();
 }
@@ -67,8 +74,10 @@ fn new(image: impl AsRef<std::path::Path>, on: Option<&str>) -> CreateVm {
         cpus: 1,
         memory_mib: 64,
         disk_bytes: None,
+        user: None,
         start: false,
         on: on.map(str::to_owned),
+        restart: None,
     }
 }
 
@@ -197,4 +206,35 @@ async fn a_request_that_nobody_asks_gets_no_answer() {
         StatusCode::INTERNAL_SERVER_ERROR,
         "{answer:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_that_a_vm_is_for_manages_it_with_a_proof() {
+    let alone = Alone::start().await;
+    elsewhere(&alone, "web").await;
+    close(&alone).await;
+    const PATH: &str = "/vms/web/start";
+    let start = async |user: Option<&KeyPair>| {
+        let mut request = axum::http::Request::post(PATH);
+        if let Some(user) = user {
+            let asked = Asked {
+                member: OTHER.0,
+                method: "POST",
+                path: PATH,
+            };
+            let proof = Proof::sign(user, &asked, UnixTime::now().0);
+            request = request.header(USER_HEADER, proof.to_string());
+        }
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        send(asked_by(&alone, Asker::Member(OTHER)), request)
+            .await
+            .text
+    };
+    let lacks = "lacks the right to start 'web'";
+    for user in [None, Some(&KeyPair::from_seed(&[9; 32]))] {
+        let refused = start(user).await;
+        assert!(refused.contains(lacks), "{refused}");
+    }
+    let admitted = start(Some(&user())).await;
+    assert!(!admitted.contains(lacks), "{admitted}");
 }

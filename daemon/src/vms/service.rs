@@ -1,6 +1,6 @@
 //! What the control API asks about virtual machines, in terms of the host that runs them.
 
-use super::{absent::AbsentHosts, guests::Guests, rights::Asker, view::snapshot_state};
+use super::{absent::AbsentHosts, guests::Guests, history, rights::Asker};
 use crate::{
     access::policy::Policies,
     addresses::reach::Reach,
@@ -17,16 +17,17 @@ use crate::{
 use opentelemetry::trace::SpanContext;
 use p2pvm_api::{
     CreateVm, Explained, Failure, MigrateVm, MoveCancelled, Outcome, ReplicateVm, RestoreVm,
-    SnapshotTaken, VmDeleted, VmMoved, VmView,
+    VmDeleted, VmMoved, VmView,
 };
+use p2pvm_authority::Principal;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm, Traces,
+    backups::newest,
     checkpoint::RestoreOptions,
     host::{Host, VmState},
     hypervisor::{MigrateOptions, Progress},
     migrate::Occasion,
-    vault::Durability,
 };
 use std::{
     path::PathBuf,
@@ -35,14 +36,11 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How long a snapshot may take to be durable before it is reported as it is; copying goes on.
-const DURABLE_LIMIT: Duration = Duration::from_secs(300);
-
 /// The mark in the name of a copy that lost its VM (`Entry::listed_name`).
 const BRANCH_MARK: &str = "-branch-e";
 
 /// Runs `work` and reports its progress.
-async fn watched<T>(
+pub(super) async fn watched<T>(
     reporter: &Reporter,
     work: impl AsyncFnOnce(watch::Sender<Progress>) -> T,
 ) -> T {
@@ -108,8 +106,14 @@ impl Vms {
         Ok(self.view(&self.host.status(name).await.or_failure()?))
     }
 
-    /// Defines a VM here, for the member that asks.
-    pub async fn create(&self, asker: Asker, r: CreateVm, reporter: &Reporter) -> Outcome<VmView> {
+    /// Defines a VM here, for the member that asks. `rate` is what its token lets the VM send, and
+    /// receive, bits a second.
+    pub async fn create(
+        &self,
+        (asker, rate): (Asker, Option<u64>),
+        r: CreateVm,
+        reporter: &Reporter,
+    ) -> Outcome<VmView> {
         if r.start {
             crate::preflight::for_guests()?;
         }
@@ -117,12 +121,15 @@ impl Vms {
         let size = (r.cpus, r.memory_mib, r.disk_bytes.unwrap_or(0));
         self.host.has_room(owner, size, r.start).or_failure()?;
         let image = self.image_for(asker, &r.image)?;
+        let restart = r.restart.as_ref().map(history::restart).transpose()?;
         let new = NewVm {
             name: r.name.clone(),
             image,
             cpus: r.cpus,
             memory_mib: r.memory_mib,
             disk_bytes: r.disk_bytes,
+            bits_per_second: rate,
+            user: self.user_named(r.user.as_deref())?,
         };
         // The VM's voters are chosen now for its whole life: right after a start not all members
         // are connected yet.
@@ -132,6 +139,9 @@ impl Vms {
         })
         .await
         .or_failure()?;
+        if let Some(restart) = restart {
+            vm = self.host.set_restart(&r.name, restart).await.or_failure()?;
+        }
         if vm.definition.voters.len() < 3 {
             tracing::warn!(vm = %r.name, voters = vm.definition.voters.len(), "made with few \
                 members present: it cannot be restored elsewhere if its voters are gone");
@@ -141,6 +151,24 @@ impl Vms {
             vm = self.host.start(&r.name).await.or_failure()?;
         }
         Ok(self.view(&vm))
+    }
+
+    /// The key of the user that a new VM is for.
+    fn user_named(&self, text: Option<&str>) -> Outcome<Option<Principal>> {
+        let Some(text) = text else { return Ok(None) };
+        let named = self.tokens.users.audience(text).ok_or_else(|| {
+            Failure::usage(format!("'{text}' is no user: write user:NAME or user:KEY"))
+        })?;
+        named.map(Some)
+    }
+
+    /// Whether a VM is for the user whose account of this machine has that number.
+    pub(crate) async fn is_of(&self, uid: u32, vm: &str) -> bool {
+        let Some(user) = self.tokens.users.of_uid(uid) else {
+            return false;
+        };
+        let found = self.host.status(vm).await;
+        found.is_ok_and(|found| found.user == Some(user))
     }
 
     fn owner_for(&self, asker: Asker) -> MemberId {
@@ -282,49 +310,6 @@ impl Vms {
         self.show(name).await
     }
 
-    /// Takes a snapshot and waits until it is durable.
-    pub async fn snapshot(
-        &self,
-        name: &str,
-        snapshot: Option<String>,
-        reporter: &Reporter,
-    ) -> Outcome<SnapshotTaken> {
-        let snapshot = snapshot.unwrap_or_else(|| {
-            let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-            now.to_ascii_lowercase()
-                .replace([':', 't', 'z'], "-")
-                .trim_end_matches('-')
-                .to_owned()
-        });
-        let taken = watched(reporter, async |progress| {
-            self.host.snapshot(name, &snapshot, &progress).await
-        })
-        .await
-        .or_failure()?;
-        let mut copies = taken.copies;
-        let last = async {
-            loop {
-                let now = copies.borrow_and_update().clone();
-                reporter.phase(&snapshot_state(&now.durability).to_string());
-                if now.durability == Durability::Durable || copies.changed().await.is_err() {
-                    return now;
-                }
-            }
-        };
-        let state = tokio::time::timeout(DURABLE_LIMIT, last).await.ok();
-        let shown = self.snapshot_view(&taken.snapshot);
-        Ok(SnapshotTaken {
-            checkpoint: taken.snapshot.checkpoint.to_string().into(),
-            holders: state
-                .as_ref()
-                .map(|c| c.providers.iter().map(|m| self.parts.name_of(*m)).collect()),
-            name: snapshot,
-            pause_ms: taken.pause.as_secs_f64() * 1e3,
-            state: state.map_or(shown.state, |c| snapshot_state(&c.durability)),
-            taken: shown.taken,
-        })
-    }
-
     /// Brings a VM back here. `proofs` came with the request: tokens for this host.
     pub async fn restore(
         &self,
@@ -337,9 +322,7 @@ impl Vms {
             Some(snapshot) => snapshot.clone(),
             None => {
                 let known = self.host.status(name).await.or_failure()?;
-                let newest = known
-                    .snapshots
-                    .last()
+                let newest = newest(&known.snapshots)
                     .ok_or_else(|| Failure::not_found(format!("'{name}' has no snapshot")))?;
                 newest.name.clone()
             }
@@ -362,6 +345,7 @@ impl Vms {
         let vm = self.host.status(name).await.or_failure()?.definition.vm;
         let mut told = self.manager.explain(vm);
         told.extend(self.healed(name));
+        told.extend(self.happened(vm).await?);
         // The decision was taken where the VM was: the members that it may have been on are asked
         // as well.
         for (member, theirs) in self

@@ -1,10 +1,13 @@
 //! VMs as the control API shows them.
 
-use super::service::Vms;
+use super::{history::restart_word, service::Vms};
 use p2pvm_api::{
-    ReachState, ReplicationView, SnapshotState, SnapshotView, StillView, VmStateView, VmView,
+    BandwidthView, KeepView, ReachState, ReplicationView, ScheduleView, SnapshotState,
+    SnapshotView, StillView, VmStateView, VmView,
 };
+use p2pvm_overlay::{MemberId, VmId};
 use p2pvm_vm_manager::{
+    backups::{Retention, Schedule, is_automatic},
     directory::{RunGoal, Snapshot},
     host::{ReplicationStatus, VmState, VmStatus},
     vault::Durability,
@@ -50,6 +53,36 @@ fn replication_view(status: &ReplicationStatus) -> ReplicationView {
         new_bytes: status.new_bytes,
         last_new_bytes: status.last_new_bytes,
     }
+}
+
+/// A schedule as the network shows it.
+fn schedule_view(schedule: &Schedule) -> ScheduleView {
+    let Retention {
+        last,
+        hours,
+        days,
+        weeks,
+    } = schedule.keep;
+    ScheduleView {
+        disk_only: schedule.disk_only,
+        every_seconds: schedule.every,
+        keep: KeepView {
+            days,
+            hours,
+            last,
+            weeks,
+        },
+    }
+}
+
+/// How safe a snapshot is that has lost a copy since it was durable.
+fn degraded(durability: &Durability, wanted: usize) -> SnapshotState {
+    let (done, wanted) = match *durability {
+        Durability::Replicating { done, wanted } => (done, wanted),
+        Durability::Local => (0, wanted),
+        Durability::Durable => return SnapshotState::Durable,
+    };
+    SnapshotState::Degraded { done, wanted }
 }
 
 impl Vms {
@@ -109,21 +142,45 @@ impl Vms {
             advice: None,
             cpu: self.manager.cpu_of(definition.vm),
             moving: self.manager.moves.of(&vm.name),
-            snapshots: vm.snapshots.iter().map(|s| self.snapshot_view(s)).collect(),
+            user: vm.user.map(|user| MemberId(user).to_string()),
+            bandwidth: self.bandwidth_of(definition.vm),
+            restart: vm.restart.map(restart_word),
+            snapshots: vm
+                .snapshots
+                .iter()
+                .map(|s| self.snapshot_view(s, vm.backups.degraded.contains(&s.checkpoint)))
+                .collect(),
+            schedule: vm.backups.schedule.as_ref().map(schedule_view),
         }
     }
 
-    pub(super) fn snapshot_view(&self, snapshot: &Snapshot) -> SnapshotView {
+    /// The bound of a guest's bandwidth here.
+    fn bandwidth_of(&self, vm: VmId) -> Option<BandwidthView> {
+        let limit = self.parts.plane.limit_of(vm)?;
+        Some(BandwidthView {
+            bits_per_second: limit.bits_per_second?,
+            dropped_bytes: limit.dropped_bytes,
+        })
+    }
+
+    pub(super) fn snapshot_view(&self, snapshot: &Snapshot, has_lost: bool) -> SnapshotView {
         let taken = std::time::UNIX_EPOCH + Duration::from_secs(snapshot.taken.0);
         SnapshotView {
             name: snapshot.name.clone(),
             taken: humantime::format_rfc3339_seconds(taken).to_string(),
-            state: snapshot_state(&snapshot.durability),
+            state: match has_lost {
+                true => degraded(&snapshot.durability, self.host.wanted_copies()),
+                false => snapshot_state(&snapshot.durability),
+            },
             holders: snapshot
                 .providers
                 .iter()
                 .map(|m| self.parts.name_of(*m))
                 .collect(),
+            automatic: is_automatic(&snapshot.name),
+            checkpoint: Some(snapshot.checkpoint.to_string().into()),
+            epoch: Some(snapshot.epoch.0),
+            with_ram: Some(snapshot.with_ram),
         }
     }
 

@@ -2,10 +2,12 @@
 
 use super::{Dashboard, access, console, files};
 use crate::{
+    event_log,
     http::{forward, server},
     machine::sight,
     node::health::health,
-    vms::{http as vms, rights::Asker},
+    offer,
+    vms::{http as vms, rights::Asker, snapshots::http as snapshots},
 };
 use axum::{
     Extension, Json, Router,
@@ -70,6 +72,8 @@ fn reading(dashboard: &Arc<Dashboard>) -> Router {
     Router::new()
         .route("/view", get(view))
         .with_state(dashboard.clone())
+        .merge(event_log::http::routes(dashboard.vms.parts.clone()))
+        .merge(offer::http::reading(dashboard.offers.clone()))
         .merge(at_holder)
 }
 
@@ -83,7 +87,12 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
             "/vms/{name}/migrate",
             post(vms::migrate).delete(vms::cancel_migration),
         )
-        .route("/vms/{name}/snapshot", post(vms::snapshot))
+        .route("/vms/{name}/snapshot", post(snapshots::take))
+        .route(
+            "/vms/{name}/snapshots/{snapshot}",
+            axum::routing::delete(snapshots::delete),
+        )
+        .route("/vms/{name}/schedule", post(snapshots::set_schedule))
         .layer(middleware::from_fn_with_state(
             service.clone(),
             forward::to_holder,
@@ -101,6 +110,7 @@ fn acting(dashboard: &Arc<Dashboard>) -> Router {
         .merge(at_holder)
         .merge(at_chosen)
         .with_state(service)
+        .merge(offer::http::changing(dashboard.offers.clone()))
         .merge(console)
 }
 
@@ -142,7 +152,7 @@ async fn view(
 mod tests {
     use super::*;
     use crate::wiring::alone::{Alone, Answered, send};
-    use p2pvm_api::{DashboardChange, Failure, Health, Kind, Status};
+    use p2pvm_api::{DashboardChange, Failure, Health, Kind, OfferView, Status};
 
     /// Asks as the page does, with a token.
     async fn ask(alone: &Alone, method: &str, path: &str, token: &str) -> Answered {
@@ -211,6 +221,8 @@ mod tests {
             let path = |rest: &str| format!("{base}{rest}");
             let view: View = ask(&alone, "GET", &path("/view"), &token).await.value();
             assert_eq!(view.role, Role::Reader);
+            let offer: OfferView = ask(&alone, "GET", &path("/offer"), &token).await.value();
+            assert_eq!(offer.host, "attic");
             let why = ask(&alone, "GET", &path("/vms/web/explain"), &token).await;
             assert_eq!(why.status, hyper::StatusCode::NOT_FOUND);
             for (method, rest) in [
@@ -219,8 +231,12 @@ mod tests {
                 ("POST", "/vms/web/migrate"),
                 ("DELETE", "/vms/web/migrate"),
                 ("POST", "/vms/web/snapshot"),
+                ("DELETE", "/vms/web/snapshots/before"),
+                ("POST", "/vms/web/schedule"),
                 ("POST", "/vms/web/restore"),
                 ("GET", "/vms/web/console"),
+                ("POST", "/offer"),
+                ("POST", "/offer/off"),
             ] {
                 let answer = ask(&alone, method, &path(rest), &token).await;
                 assert_eq!(answer.status, hyper::StatusCode::FORBIDDEN, "{rest}");

@@ -162,6 +162,7 @@ impl Alone {
         let below = LowerParts {
             subnets,
             usage: Accounting::open((parts.clone(), host.clone(), Weak::new()), layout.usage()),
+            chunks: Weak::new(),
             host,
             policies,
             reach: reach.clone(),

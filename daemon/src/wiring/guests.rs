@@ -6,12 +6,13 @@ use crate::{
     layout::Layout,
     offer::KeptOffer,
     parts::{HOST_FACTS, Parts},
+    store::{service::COLLECT_GRACE, settings::Settings},
     vms::releases::Releases,
 };
 use p2pvm_api::{Doing, Outcome};
 use p2pvm_dht::votes::Votes;
 use p2pvm_host::chain;
-use p2pvm_overlay::MemberId;
+use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Traces,
@@ -29,14 +30,10 @@ use std::{
     time::Duration,
 };
 
-/// How often some chunks are read, to find damage before they are needed, and how many: 4 MiB, so
-/// that 100 GB take some weeks.
+/// How often some chunks are read, to find damage before they are needed.
 const SCRUB_EVERY: Duration = Duration::from_secs(60);
-const SCRUBBED: usize = 64;
-/// How many of these rounds lie between two looks for unused chunks, and how old they are when they
-/// are removed.
+/// How many of these rounds lie between two looks for unused chunks.
 const COLLECT_ROUNDS: u32 = 60;
-const COLLECT_GRACE: Duration = Duration::from_secs(3600);
 
 /// The chunks on the disk, and their exchange with other members.
 pub(super) struct Chunks {
@@ -75,7 +72,7 @@ pub(super) async fn open(
         vault: ChunkVault::new(chunks.exchange, Arc::new(chunks.images)),
         hypervisor: Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe())),
         guardian: guardian(layout),
-        port: ports,
+        port: ports.clone(),
         traces,
         sleep: Arc::new(ThisMachine),
         identity: parts.identity.clone(),
@@ -88,9 +85,12 @@ pub(super) async fn open(
         protects: config.heal.protect,
         ..HostOptions::default()
     };
-    Host::open(host_parts, options, layout.dir())
+    let host = Host::open(host_parts, options, layout.dir())
         .await
-        .doing("taking up the VMs")
+        .doing("taking up the VMs")?;
+    let limited = Arc::downgrade(&host);
+    ports.limit_by(Box::new(move |vm| limited.upgrade()?.bits_per_second(vm)));
+    Ok(host)
 }
 
 /// What freezes guests whose lease has ended. Only root can hold another user's process.
@@ -133,14 +133,18 @@ pub(super) fn naming(
 
 /// Reads some chunks now and then, and removes those that nothing refers to any more. What is
 /// damaged is fetched again.
-pub(super) async fn look_after(chunks: Weak<Exchange>) {
+pub(super) async fn look_after(chunks: Weak<Exchange>, settings: Settings) {
     for round in 1u32.. {
         tokio::time::sleep(SCRUB_EVERY).await;
         let Some(chunks) = chunks.upgrade() else {
             return;
         };
-        if let Err(error) = chunks.scrub(SCRUBBED).await {
-            tracing::warn!(error = %chain(&error), "the stored chunks cannot be read");
+        if let Some(period) = settings.period() {
+            let pace = (period, SCRUB_EVERY);
+            let rate = settings.bytes_per_second();
+            if let Err(error) = chunks.scrub(pace, rate, UnixTime::now()).await {
+                tracing::warn!(error = %chain(&error), "the stored chunks cannot be read");
+            }
         }
         if !round.is_multiple_of(COLLECT_ROUNDS) {
             continue;

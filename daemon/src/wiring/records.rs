@@ -4,6 +4,7 @@
 use super::planes::Planes;
 use crate::{
     config::Config,
+    event_log::EventLog,
     layout::Layout,
     members::{admission::SlotAdmission, book::Book},
     parts::Parts,
@@ -58,6 +59,7 @@ pub(super) fn open(
         fabric,
         config.ring.options(),
     );
+    let events = EventLog::open(layout, &config.events, planes.identity.clone())?;
     let parts = Arc::new(Parts {
         control: planes.control,
         identity: planes.identity,
@@ -73,6 +75,7 @@ pub(super) fn open(
         notices,
         spread,
         trust: planes.trust,
+        events,
         board: Board::default(),
         has_bootstrap: planes.has_bootstrap,
     });

@@ -5,7 +5,8 @@ use crate::{
     access::service::Access,
     cluster,
     cluster::service::Cluster,
-    http::server,
+    event_log,
+    http::{caller::Owns, server},
     machine,
     machine::service::Machine,
     members,
@@ -18,6 +19,8 @@ use crate::{
     placement::service::Placement,
     routes,
     routes::subnets::Subnets,
+    store,
+    store::service::Chunks,
     tokens,
     tokens::{revoke::Revoker, service::Tokens},
     usage,
@@ -41,6 +44,7 @@ pub(crate) struct Services {
     pub offers: Arc<Offers>,
     pub placement: Arc<Placement>,
     pub revoker: Arc<Revoker>,
+    pub store: Arc<Chunks>,
     pub subnets: Arc<Subnets>,
     pub tokens: Arc<Tokens>,
     pub usage: Arc<Accounting>,
@@ -59,6 +63,7 @@ impl Services {
             .merge(access::http::routes(self.access.clone()))
             .merge(routes::http::routes(self.subnets.clone()))
             .merge(placement::http::routes(self.placement.clone()))
+            .merge(event_log::http::routes(self.node.parts.clone()))
             .merge(vms::http::of_cluster(self.vms.clone()))
             .merge(vms::http::routes(self.vms.clone()))
     }
@@ -69,10 +74,21 @@ impl Services {
         let all = self
             .common()
             .merge(tokens)
+            .merge(event_log::http::streams(self.node.parts.clone()))
             .merge(usage::http::routes(self.usage.clone()))
             .merge(offer::http::routes(self.offers.clone()))
+            .merge(store::http::routes(self.store.clone()))
             .merge(web::http::routes(self.dashboard.clone()));
         server::for_root(all)
+    }
+
+    /// Whose VMs are whose, for users of this machine in the group.
+    pub(crate) fn owns(&self) -> Owns {
+        let vms = self.vms.clone();
+        Arc::new(move |uid, vm| {
+            let vms = vms.clone();
+            Box::pin(async move { vms.is_of(uid, &vm).await })
+        })
     }
 
     /// The control API for callers with a token of the dashboard: what the table of operations

@@ -11,7 +11,7 @@ use p2pvm_overlay::{
     identity::{self, KeyPair},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 /// How long to wait for a voter's answer.
 /// Reason: dialling over a 200 ms path and one flush, with a margin.
@@ -186,6 +186,27 @@ impl Votes {
             })
             .await?;
         Ok(newest_of(set, told.into_values().flatten()))
+    }
+
+    /// Which of these members answer as voters. Each is asked for what it has promised about a new
+    /// VM, the one of `keys`, with itself as the only voter: it writes down nothing, and a voter of
+    /// any release answers.
+    pub async fn answering(&self, keys: &KeyPair, members: &[MemberId]) -> Vec<MemberId> {
+        let mut asked = JoinSet::new();
+        for member in members.iter().copied() {
+            let request = Request {
+                set: VoterSet::sign(keys, &[member]),
+                question: Question::Newest,
+            };
+            let (fabric, body) = (self.fabric.clone(), wire::emit(&request));
+            asked.spawn(async move {
+                let reply = fabric.call(member, SERVICE, body, CALL_TIMEOUT).await;
+                let reply = reply.ok().and_then(|body| wire::parse(&body));
+                matches!(reply, Some(Reply::Newest(_))).then_some(member)
+            });
+        }
+        let answered = asked.join_all().await;
+        answered.into_iter().flatten().collect()
     }
 
     pub(super) async fn promises(

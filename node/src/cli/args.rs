@@ -1,6 +1,6 @@
 //! The command line's grammar. Every command's help ends with an example.
 
-use super::vm_args::{Vm, VmName};
+use super::vm_args::Vm;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -151,6 +151,9 @@ pub enum Command {
     /// Show who used how much of whose host
     #[command(after_help = super::usage_args::EXAMPLE)]
     Usage(super::usage_args::UsageArgs),
+    /// Show what uses the disk: images, snapshots, replicas for others; remove what nothing uses
+    #[command(after_help = super::store_args::EXAMPLE)]
+    Store(super::store_args::StoreArgs),
     /// What this host offers to other members' VMs
     #[command(subcommand, after_help = super::offer_args::EXAMPLE)]
     Offer(super::offer_args::Offer),
@@ -173,9 +176,12 @@ pub enum Command {
     /// Move this host's VMs to other members
     #[command(after_help = "Example:\n  p2pvm drain")]
     Drain,
-    /// Say why a VM was moved or was not moved
-    #[command(after_help = "Example:\n  p2pvm explain web")]
-    Explain(VmName),
+    /// List what happened to VMs, members and this host
+    #[command(after_help = super::events_args::EVENTS_EXAMPLE)]
+    Events(super::events_args::EventsArgs),
+    /// Say what happened to a VM and why it is where it is; prove it
+    #[command(after_help = super::events_args::EXPLAIN_EXAMPLE)]
+    Explain(super::events_args::ExplainArgs),
     /// The bootable appliance's ISO
     #[command(
         subcommand,

@@ -81,7 +81,8 @@ fn of_kind(command: &Command) -> Limit {
             Limit::None
         }
         Command::Vm(Vm::Console(_)) => Limit::None,
-        Command::Vm(Vm::List | Vm::Show(_)) => Limit::Total(SHORT),
+        Command::Events(events) if events.follow => Limit::None,
+        Command::Vm(Vm::List { .. } | Vm::Show(_) | Vm::Set(_)) => Limit::Total(SHORT),
         Command::Vm(Vm::Delete(_)) => Limit::Total(LONG),
         Command::Vm(_) | Command::Drain | Command::Offer(Offer::Off(_)) => Limit::Silence(SILENCE),
         Command::Down(down) if down.force => Limit::Total(LONG),
@@ -89,6 +90,7 @@ fn of_kind(command: &Command) -> Limit {
         | Command::Up(_)
         | Command::Join(_)
         | Command::Doctor(_)
+        | Command::Store(_)
         | Command::Bugreport(_) => Limit::Total(LONG),
         Command::Ping(ping) => Limit::Total(of_ping(ping)),
         _ => Limit::Total(SHORT),

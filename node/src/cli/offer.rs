@@ -12,6 +12,7 @@ use p2pvm_api::{
     DrainItem, DrainStopping, Failure, Kind, OfferChange, OfferEnded, OfferOff, OfferShare,
     OfferView, Outcome, client::Event,
 };
+use p2pvm_vm_manager::BitRate;
 use std::process::ExitCode;
 
 pub(crate) async fn run(context: &Context, offer: Offer) -> Outcome<ExitCode> {
@@ -46,6 +47,7 @@ fn change_of(a: OfferSet) -> OfferChange {
     OfferChange {
         all_cpus: a.all_cpus,
         all_memory_mib: a.all_memory,
+        bits_per_second: a.bandwidth.map(|rate| rate.0),
         cpus: a.cpus,
         disk_gib: a.disk,
         hours: a.hours.map(always),
@@ -118,6 +120,13 @@ fn rows(view: &OfferView) -> Vec<(&'static str, String)> {
         ("cpus", number(used.cpus, limits.cpus)),
         ("memory", size(used.memory_mib, limits.memory_mib)),
         ("disk", size(used.disk_mib, limits.disk_mib)),
+        (
+            "bandwidth",
+            match view.bits_per_second {
+                Some(bits) => format!("{} each VM", BitRate(bits)),
+                None => "no limit".to_owned(),
+            },
+        ),
         ("hours", list(&view.hours, "always")),
         (
             "idle only",
@@ -210,6 +219,7 @@ mod tests {
     fn an_offer_says_what_is_used_and_why_it_is_closed() {
         let view = OfferView {
             all_memory_mib: 15_872,
+            bits_per_second: Some(100_000_000),
             closed: Some("it runs them in the hours 18:00-08:00 only".into()),
             hours: vec!["18:00-08:00".into()],
             limits: OfferLimits {
@@ -237,6 +247,7 @@ mod tests {
             "cpus: no limit, 2 used",
             "memory: 1536 MiB of 2 GiB used",
             "disk: no limit, 48 MiB used",
+            "bandwidth: 100 Mbit each VM",
             "all guests: all processors, 15872 MiB of memory",
         ] {
             assert!(lines.iter().any(|said| said == line), "{line}: {lines:?}");

@@ -2,6 +2,7 @@
 
 use super::args::parse_size;
 use clap::{Args, Subcommand};
+use p2pvm_vm_manager::BitRate;
 use std::time::Duration;
 
 /// The example of `p2pvm offer`.
@@ -57,6 +58,10 @@ pub struct OfferSet {
     /// Disk for other members' VMs, such as 100G; 0 for no limit
     #[arg(long, value_name = "SIZE", value_parser = parse_gib)]
     pub disk: Option<u64>,
+    /// How much each VM of other members may send, and how much receive, such as '100 Mbit'; 0 for
+    /// no limit
+    #[arg(long, value_name = "RATE")]
+    pub bandwidth: Option<BitRate>,
     /// Processors that all guests here may keep busy, those of this host's root too; 0 for no limit
     #[arg(long, value_name = "COUNT")]
     pub all_cpus: Option<u32>,

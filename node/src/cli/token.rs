@@ -36,6 +36,7 @@ async fn create(context: &Context, a: TokenCreate) -> Outcome<()> {
         cpus: a.cpus,
         memory_mib: a.memory.map(|bytes| bytes >> 20),
         disk_bytes: a.disk,
+        bits_per_second: a.bandwidth.map(|rate| rate.0),
     };
     print_text(context, "/tokens", &wanted).await
 }

@@ -2,6 +2,7 @@
 
 use super::args::parse_size;
 use clap::{Args, Subcommand};
+use p2pvm_vm_manager::BitRate;
 use std::time::Duration;
 
 /// The example of `p2pvm token`.
@@ -87,6 +88,9 @@ pub struct TokenCreate {
     /// With --host: how much disk they may have together; 'vm create' then needs --disk
     #[arg(long, requires = "host", value_parser = parse_size)]
     pub disk: Option<u64>,
+    /// With --host: how much each of them may send, and how much receive, such as '100 Mbit'
+    #[arg(long, requires = "host", value_name = "RATE")]
+    pub bandwidth: Option<BitRate>,
     /// How long the token is valid, such as 90m, 24h or 7d
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub valid: Duration,

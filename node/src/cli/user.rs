@@ -12,8 +12,8 @@ use std::{fs, path::Path};
 pub(crate) async fn run(context: &Context, user: User) -> Outcome<()> {
     match user {
         User::Create { name } => create(context, name).await,
-        User::Add { name, key } => {
-            let added = add(context, AddUser { name, key }).await?;
+        User::Add { name, key, uid } => {
+            let added = add(context, AddUser { name, key, uid }).await?;
             report(context, &added, || {
                 println!("{} is known here: user:{}", added.key, added.name)
             })
@@ -27,7 +27,16 @@ async fn create(context: &Context, name: String) -> Outcome<()> {
     // No key is made where no daemon answers.
     let mut daemon = context.daemon().await?;
     let key = user_key::text(&user_key::create(&file)?);
-    let added: Outcome<UserView> = daemon.post("/users", &AddUser { name, key }).await;
+    let added: Outcome<UserView> = daemon
+        .post(
+            "/users",
+            &AddUser {
+                name,
+                key,
+                uid: None,
+            },
+        )
+        .await;
     let added = added.inspect_err(|failure| discard_refused(failure, &file))?;
     report(context, &added, || {
         println!("{}", added.key);
@@ -57,10 +66,38 @@ async fn add(context: &Context, wanted: AddUser) -> Outcome<UserView> {
 async fn list(context: &Context) -> Outcome<()> {
     let users: Vec<UserView> = context.daemon().await?.get("/users").await?;
     report(context, &users, || {
-        let row = |user: &UserView| [user.name.clone(), user.key.clone()];
-        let rows: Vec<[String; 2]> = users.iter().map(row).collect();
-        print::table(["NAME", "KEY"], &rows);
+        let uid = |user: &UserView| {
+            user.uid
+                .map_or_else(|| "-".to_owned(), |uid| uid.to_string())
+        };
+        let row = |user: &UserView| [user.name.clone(), user.key.clone(), uid(user)];
+        let rows: Vec<[String; 3]> = users.iter().map(row).collect();
+        print::table(["NAME", "KEY", "ACCOUNT"], &rows);
     })
+}
+
+/// A user as every member understands it: names are this member's.
+pub(crate) async fn known(context: &Context, text: String) -> Outcome<String> {
+    let Some(name) = text.strip_prefix("user:") else {
+        return Err(Failure::usage(format!(
+            "'{text}' is no user: write user:NAME or user:KEY"
+        )));
+    };
+    let users: Vec<UserView> = context.daemon().await?.get("/users").await?;
+    let found = users.iter().find(|user| user.name == name);
+    Ok(found.map_or(text.clone(), |user| format!("user:{}", user.key)))
+}
+
+/// The key of the person that types the command.
+pub(crate) fn own_key(context: &Context) -> Outcome<String> {
+    let file = user_key::file(&context.layout);
+    let key = user_key::load(&file)?.ok_or_else(|| {
+        Failure::not_found(format!(
+            "{} has no user's key: make one with 'p2pvm user create'",
+            file.display()
+        ))
+    })?;
+    Ok(user_key::text(&key))
 }
 
 #[cfg(test)]

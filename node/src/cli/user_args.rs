@@ -27,6 +27,10 @@ pub enum User {
         name: String,
         /// The public key that the user's own 'p2pvm user create' printed
         key: String,
+        /// The number of the user's account on this machine ('id -u NAME'): in the group p2pvm it
+        /// may manage the VMs that are for the user
+        #[arg(long, value_name = "UID")]
+        uid: Option<u32>,
     },
     /// List the users that are known here
     #[command(after_help = "Example:\n  p2pvm user list")]

@@ -4,15 +4,16 @@ use super::{
     Context,
     print::{self, report},
     progress::Progress,
-    vm_args::{Create, Migrate, ProtectArgs, Replicate, Restore, Snapshot, Stop, Vm},
+    snapshot, user,
+    vm_args::{Create, Migrate, ProtectArgs, Replicate, Restore, Set, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
-    ClusterVms, CreateVm, Doing, Explained, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ProtectVm, ReachState, ReachView, ReplicateVm, RestoreVm, ShutdownAnswer, SnapshotTaken,
-    SnapshotVm, Sorted, TakeOverVm, VmDeleted, VmMoved, VmStateView, VmView, client::Event,
-    vm_path,
+    BandwidthView, ClusterVms, CreateVm, Doing, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
+    ProtectVm, ReachState, ReachView, ReplicateVm, RestartWord, RestoreVm, SetVm, ShutdownAnswer,
+    Sorted, TakeOverVm, VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
+use p2pvm_vm_manager::BitRate;
 use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -31,7 +32,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Create(a) => create(context, a).await,
         Vm::Start(a) => operate(context, &a.name, "start", "starting", &()).await,
         Vm::Stop(a) => stop(context, a).await,
-        Vm::List => list(context).await,
+        Vm::List { mine } => list(context, mine).await,
         Vm::Show(a) => show(context, &a.name).await,
         Vm::Console(a) => console(context, &a.name).await,
         Vm::Delete(a) => {
@@ -44,7 +45,7 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
             report(context, &gone, || println!("{} is deleted", a.name))
         }
         Vm::Migrate(a) => migrate(context, a).await,
-        Vm::Snapshot(a) => snapshot(context, a).await,
+        Vm::Snapshot(a) => snapshot::run(context, a).await,
         Vm::Replicate(a) => replicate(context, a).await,
         Vm::Protect(a) => protect(context, a).await,
         Vm::Takeover(a) => {
@@ -52,11 +53,12 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
             operate(context, &a.name, "takeover", "taking over", &body).await
         }
         Vm::Restore(a) => restore(context, a).await,
+        Vm::Set(a) => set(context, a).await,
     }
 }
 
 /// Runs a long operation and shows its progress.
-async fn follow<T: DeserializeOwned>(
+pub(super) async fn follow<T: DeserializeOwned>(
     context: &Context,
     path: &str,
     what: String,
@@ -145,6 +147,10 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         return Err(Failure::usage("--memory must be at least 32M"));
     }
     vm_path(&a.name, "")?;
+    let user = match a.for_user {
+        Some(user) => Some(user::known(context, user).await?),
+        None => None,
+    };
     let request = CreateVm {
         name: a.name.clone(),
         image,
@@ -153,18 +159,54 @@ async fn create(context: &Context, a: Create) -> Outcome<()> {
         disk_bytes: a.disk,
         start: a.start,
         on: a.on,
+        restart: a.restart.map(RestartWord::from),
+        user,
     };
     let vm: VmView = follow(context, "/vms", format!("creating {}", a.name), &request).await?;
     report(context, &Sorted(&vm), || {
-        println!("{} is {}, address {}", a.name, vm.state, vm.address)
+        println!("{} is {}, address {}", a.name, vm.state, vm.address);
+        if let Some(few) = few_voters(&vm.voters) {
+            eprintln!("{few}");
+        }
     })
 }
 
-async fn list(context: &Context) -> Outcome<()> {
-    let ClusterVms { vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
+/// What is said of a new VM with fewer voters than usual.
+fn few_voters(voters: &[String]) -> Option<String> {
+    let only = match voters {
+        [] => return None,
+        [one] => format!("only {one} votes"),
+        several if several.len() < 3 => format!("only {} vote", several.join(" and ")),
+        _ => return None,
+    };
+    Some(format!(
+        "{only} on where it may run, as fewer members than usual answered: with a majority of \
+            the voters gone the VM is neither moved nor restored"
+    ))
+}
+
+async fn set(context: &Context, a: Set) -> Outcome<()> {
+    let request = SetVm {
+        restart: Some(RestartWord::from(a.restart)),
+    };
+    let path = vm_path(&a.name, "settings")?;
+    let vm: VmView = context.daemon().await?.post(&path, &request).await?;
+    report(context, &Sorted(&vm), || {
+        let restart = vm.restart.clone().unwrap_or_default();
+        println!("{}: its guest is started again: {restart}", a.name);
+    })
+}
+
+async fn list(context: &Context, mine: bool) -> Outcome<()> {
+    let own = match mine {
+        true => Some(user::own_key(context)?),
+        false => None,
+    };
+    let ClusterVms { mut vms, silent } = context.daemon().await?.get("/cluster/vms").await?;
     for silent in silent {
         eprintln!("no answer from {silent}: its VMs are shown as other members' records have them");
     }
+    vms.retain(|vm| own.is_none() || vm.user == own);
     report(context, &Sorted(&vms), || {
         let rows = vms.iter().map(row);
         let columns = ["NAME", "STATE", "HOST", "ADDRESS", "CPUS", "MIB", "EPOCH"];
@@ -292,6 +334,10 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         let copies = format!("{} of {} copies, every {} s", r.copies, r.wanted, r.every_s);
         ("replica", format!("{}; {copies}", r.text))
     }));
+    lines.extend(vm.user.clone().map(|user| ("user", user)));
+    lines.extend(vm.bandwidth.map(|bound| ("bandwidth", bandwidth(bound))));
+    let schedule = vm.schedule.as_ref();
+    lines.extend(schedule.map(|schedule| ("snapshots", snapshot::schedule_text(schedule))));
     lines.extend(vm.note.clone().map(|note| ("note", note)));
     lines.extend(vm.advice.clone().map(|advice| ("advice", advice)));
     lines.extend(
@@ -300,6 +346,15 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
             .map(|moving| ("moving", format!("to {}: {}", moving.to, moving.step.phase))),
     );
     lines
+}
+
+/// The bound of a guest's bandwidth.
+fn bandwidth(bound: BandwidthView) -> String {
+    let rate = BitRate(bound.bits_per_second);
+    format!(
+        "at most {rate} each way, {} KiB dropped",
+        bound.dropped_bytes >> 10
+    )
 }
 
 async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
@@ -347,27 +402,6 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
     })
 }
 
-async fn snapshot(context: &Context, a: Snapshot) -> Outcome<()> {
-    let request = SnapshotVm { name: a.snapshot };
-    let done: SnapshotTaken = follow(
-        context,
-        &vm_path(&a.name, "snapshot")?,
-        format!("snapshot of {}", a.name),
-        &request,
-    )
-    .await?;
-    report(context, &done, || {
-        println!(
-            "{}@{}: {}{}, guest paused {:.0} ms",
-            a.name,
-            done.name,
-            done.state,
-            holders(&done).map_or_else(String::new, |holders| format!(" on {holders}")),
-            done.pause_ms
-        );
-    })
-}
-
 async fn protect(context: &Context, a: ProtectArgs) -> Outcome<()> {
     let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
     let request = ProtectVm {
@@ -407,13 +441,7 @@ async fn replicate(context: &Context, a: Replicate) -> Outcome<()> {
     })
 }
 
-/// The names of the members that have a copy.
-fn holders(done: &SnapshotTaken) -> Option<String> {
-    let names = done.holders.as_ref()?;
-    (!names.is_empty()).then(|| names.join(", "))
-}
-
-async fn restore(context: &Context, a: Restore) -> Outcome<()> {
+pub(super) async fn restore(context: &Context, a: Restore) -> Outcome<()> {
     let (name, snapshot) = match a.what.split_once('@') {
         Some((name, snapshot)) => (name.to_owned(), Some(snapshot.to_owned())),
         None => (a.what.clone(), None),
@@ -435,25 +463,6 @@ async fn restore(context: &Context, a: Restore) -> Outcome<()> {
             "{name} is {} on {}, address {}, epoch {}",
             vm.state, vm.host, vm.address, vm.epoch
         )
-    })
-}
-
-pub(crate) async fn explain(context: &Context, name: &str) -> Outcome<()> {
-    let explained: Vec<Explained> = context
-        .daemon()
-        .await?
-        .get(&vm_path(name, "explain")?)
-        .await?;
-    report(context, &Sorted(&explained), || {
-        let rows: Vec<_> = explained
-            .iter()
-            .map(|e| [e.at.clone(), e.host.clone(), e.text.clone()])
-            .collect();
-        if rows.is_empty() {
-            println!("its host remembers no decision about {name}");
-        } else {
-            print::table(["WHEN", "HOST", "WHY"], &rows);
-        }
     })
 }
 

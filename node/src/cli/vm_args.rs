@@ -34,8 +34,12 @@ pub enum Vm {
     )]
     Stop(Stop),
     /// List the network's VMs
-    #[command(after_help = "Example:\n  p2pvm vm list")]
-    List,
+    #[command(after_help = "Examples:\n  p2pvm vm list\n  p2pvm vm list --mine")]
+    List {
+        /// Only those that are for the user whose key this account has
+        #[arg(long)]
+        mine: bool,
+    },
     /// Show a VM: where it runs, its address, epoch, snapshots
     #[command(after_help = "Example:\n  p2pvm vm show web --json")]
     Show(VmName),
@@ -51,9 +55,9 @@ pub enum Vm {
             prints the trace's id."
     )]
     Migrate(Migrate),
-    /// Take a snapshot of memory and disk while the VM runs, and copy it to two other members
-    #[command(after_help = "Example:\n  p2pvm vm snapshot web --name before-upgrade")]
-    Snapshot(Snapshot),
+    /// Take, list, check, compare, schedule, restore and delete snapshots of a VM
+    #[command(after_help = super::snapshot_args::EXAMPLE)]
+    Snapshot(super::snapshot_args::Snapshot),
     /// Keep replicas of a running VM's disk on other members, or stop that
     #[command(
         after_help = "Examples:\n  p2pvm vm replicate web   # every minute, on two others\n  p2pvm \
@@ -83,6 +87,9 @@ pub enum Vm {
             vm restore web@replica --force   # its newest replica"
     )]
     Restore(Restore),
+    /// Change whether a VM's guest is started again when it ends
+    #[command(after_help = "Example:\n  p2pvm vm set web --restart always")]
+    Set(Set),
 }
 
 /// Arguments of `vm create`.
@@ -106,9 +113,30 @@ pub struct Create {
     /// Disk size if larger than the image, such as 20G
     #[arg(long, value_parser = parse_size)]
     pub disk: Option<u64>,
+    /// The user that it is for, who may then manage it: user:NAME or user:KEY
+    #[arg(long = "for", value_name = "USER")]
+    pub for_user: Option<String>,
     /// Start it at once
     #[arg(long)]
     pub start: bool,
+    /// Whether its guest is started again when it ends: on-failure if it crashed, always also if it
+    /// powered itself off
+    #[arg(long, value_parser = RESTART)]
+    pub restart: Option<String>,
+}
+
+/// The policies for a guest that ended.
+const RESTART: [&str; 3] = ["always", "on-failure", "never"];
+
+/// Arguments of `vm set`.
+#[derive(Args)]
+pub struct Set {
+    /// The VM
+    pub name: String,
+    /// Whether its guest is started again when it ends: on-failure if it crashed, always also if it
+    /// powered itself off
+    #[arg(long, value_parser = RESTART)]
+    pub restart: String,
 }
 
 /// Arguments of `vm stop`.
@@ -151,16 +179,6 @@ pub struct Migrate {
     /// than the path carries it. If either host dies meanwhile, the guest is lost
     #[arg(long)]
     pub post_copy: bool,
-}
-
-/// Arguments of `vm snapshot`.
-#[derive(Args)]
-pub struct Snapshot {
-    /// The VM
-    pub name: String,
-    /// The snapshot's name; by default the time
-    #[arg(long = "name", value_name = "SNAPSHOT")]
-    pub snapshot: Option<String>,
 }
 
 /// Arguments of `vm replicate`.

@@ -5,6 +5,7 @@ pub(super) mod care;
 pub(super) mod config;
 pub(super) mod deliver;
 pub(super) mod holding;
+pub(super) mod limit;
 pub(super) mod listening;
 pub(super) mod multicast;
 pub(super) mod neighbour;

@@ -4,7 +4,10 @@ use super::{
     access::Directory,
     core::Inner,
     error::Error,
-    guest::config::{GuestPort, Leaving},
+    guest::{
+        config::{GuestPort, Leaving},
+        limit::GuestLimit,
+    },
     interface::proof::ProofFailure,
     path::relaying::RelayOffer,
     routes::Route,
@@ -211,6 +214,16 @@ impl Plane {
     /// Fences a guest, so that nothing goes in or out, or ends that.
     pub fn freeze_port(&self, vm: VmId, frozen: bool) {
         self.inner().freeze_port(vm, frozen);
+    }
+
+    /// Bounds what a guest sends, and what it is sent, bits a second each; `None` ends that.
+    pub fn limit_port(&self, vm: VmId, bits_per_second: Option<u64>) {
+        self.inner().limit_port(vm, bits_per_second);
+    }
+
+    /// A guest's limit, and what was dropped by it; `None` if no port of the guest is here.
+    pub fn limit_of(&self, vm: VmId) -> Option<GuestLimit> {
+        self.inner().limit_of(vm)
     }
 
     /// Sets how far a guest's departure has come, so that no packet is lost meanwhile.

@@ -41,7 +41,7 @@ impl Segments<'_> {
         &self.buf[start..start + self.sizes[i]]
     }
 
-    fn total(&self) -> usize {
+    pub fn total(&self) -> usize {
         self.sizes.iter().sum()
     }
 }

@@ -128,6 +128,7 @@ async fn the_hosts_own_stack_hears_nothing_of_a_guest() {
         v4: GUEST,
         v6: Vec::new(),
         epoch: Epoch(1),
+        bits_per_second: None,
     };
     within(&a.namespace, || a.plane.attach_port(port)).expect("the port opens");
     // Nor what a guest without an address says to all, where the kernel has a filter of either

@@ -296,6 +296,7 @@ fn port_on_tap7() -> GuestPort {
         v4: [10, 77, 1, 7].into(),
         v6: Vec::new(),
         epoch: Epoch(1),
+        bits_per_second: None,
     }
 }
 

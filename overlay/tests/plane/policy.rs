@@ -7,7 +7,7 @@ use super::{
 use p2pvm_overlay::{
     Epoch,
     membership::NetworkPolicy,
-    plane::{Plane, Route},
+    plane::{GuestLimit, Plane, Route},
 };
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
@@ -118,4 +118,37 @@ async fn a_guests_multicast_reaches_participating_members_and_is_limited() {
         a.plane.denied() + b.plane.denied() == 0
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_guest_sends_and_is_sent_is_limited() {
+    let mut world = World::new(Duration::from_millis(1));
+    let host = world.host(Nat::None);
+    let (guest, port) = world.guest(&host, "g", 9, 1);
+    let limit = || host.plane.limit_of(port.vm).expect("its port is here");
+    // More than passes at once at a megabit a second.
+    let flood = |from: &str, to: IpAddr| {
+        within(from, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            for _ in 0..400 {
+                let _ = socket.send_to(&[7; 1000], (to, 9));
+            }
+        });
+    };
+    let ways = [
+        (guest.as_str(), host.overlay().parse::<IpAddr>().unwrap()),
+        (host.namespace.as_str(), IpAddr::V4(port.v4)),
+    ];
+    tokio::task::block_in_place(|| ways.iter().for_each(|(from, to)| flood(from, *to)));
+    assert_eq!(limit(), GuestLimit::default(), "without a limit");
+    host.plane.limit_port(port.vm, Some(1_000_000));
+    assert_eq!(limit().bits_per_second, Some(1_000_000));
+    for (from, to) in ways {
+        let before = limit().dropped_bytes;
+        until("what is too much is dropped", || {
+            tokio::task::block_in_place(|| flood(from, to));
+            limit().dropped_bytes > before
+        })
+        .await;
+    }
 }

@@ -437,6 +437,7 @@ impl World {
             v4: address.parse().expect("an address"),
             v6: Vec::new(),
             epoch: p2pvm_overlay::Epoch(epoch),
+            bits_per_second: None,
         };
         self.wire_guest(host, &guest, &port);
         within(&host.namespace, || host.plane.attach_port(port.clone())).expect("the port opens");

@@ -128,7 +128,8 @@ fn remove(store: &ChunkStore, pin: &Pin, is_proved: bool) -> Result<(), Error> {
     })
 }
 
-/// Whether `proof` is the signature of the pinned checkpoint's VM over its release by `me`.
+/// Whether `proof` is a signature over the release by `me`, with the key that the pinned checkpoint
+/// names.
 fn is_of_the_vm(store: &ChunkStore, pin: &Pin, me: MemberId, proof: &Signature) -> bool {
     let message = wire::release_message(pin.manifest, &pin.label, me);
     Checkpoint::load(store, pin.manifest).is_ok_and(|checkpoint| {

@@ -11,7 +11,8 @@ use p2pvm_overlay::chain;
 use std::{
     collections::HashSet,
     fs, io,
-    sync::{MutexGuard, PoisonError, atomic::Ordering},
+    path::Path,
+    sync::{MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -32,7 +33,7 @@ pub struct CollectionReport {
 }
 
 /// What the pins name; `is_all` is false if the names of a damaged manifest are unknown.
-struct MarkedChunks {
+pub(super) struct MarkedChunks {
     live: HashSet<ChunkId>,
     damaged: Vec<Pin>,
     is_all: bool,
@@ -47,9 +48,21 @@ impl ChunkStore {
     pub fn gc(&self, grace: Duration) -> Result<CollectionReport, Error> {
         let _one_at_a_time = self.collecting();
         self.holds().begin_collection();
-        let result = self.mark_and_sweep(grace);
+        let result = self
+            .mark()
+            .and_then(|marked| self.sweep(marked, grace, |path| fs::remove_file(path)));
         self.holds().end_collection();
         result
+    }
+
+    /// What [`ChunkStore::gc`] would do now, without removing anything. `removed` and `freed_bytes`
+    /// are what would go.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn gc_dry_run(&self, grace: Duration) -> Result<CollectionReport, Error> {
+        let _one_at_a_time = self.collecting();
+        self.sweep(self.mark()?, grace, |_| Ok(()))
     }
 
     /// The pins that lack chunks. A chunk with other content counts as present until it is read, as
@@ -62,48 +75,13 @@ impl ChunkStore {
         self.mark().map(|marked| marked.damaged)
     }
 
-    /// Reads `count` chunks, beginning after `after`, so that damaged ones are found and removed
-    /// before they are needed. Returns the last one read, from which the next call continues, and
-    /// how many were damaged.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn scrub(
-        &self,
-        after: Option<ChunkId>,
-        count: usize,
-    ) -> Result<(Option<ChunkId>, u64), Error> {
-        let before = self.0.damaged.load(Ordering::Relaxed);
-        let (mut last, mut read) = (after, 0);
-        let first_shard = after.map_or(0, |id| id.0[0]);
-        for shard in first_shard..=u8::MAX {
-            let mut ids = Vec::new();
-            self.each_in_shard(shard, &mut |id, _| ids.push(id))?;
-            ids.sort();
-            for id in ids
-                .into_iter()
-                .filter(|id| after.is_none_or(|after| *id > after))
-            {
-                if read == count {
-                    return Ok((last, self.0.damaged.load(Ordering::Relaxed) - before));
-                }
-                match self.get(id) {
-                    Ok(_) | Err(Error::NotFound(_) | Error::Corrupt { .. }) => {}
-                    Err(other) => return Err(other),
-                }
-                (last, read) = (Some(id), read + 1);
-            }
-        }
-        Ok((None, self.0.damaged.load(Ordering::Relaxed) - before))
-    }
-
     /// Waits until no other collection runs.
     fn collecting(&self) -> MutexGuard<'_, ()> {
         let collecting = &self.0.collecting;
         collecting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn mark(&self) -> Result<MarkedChunks, Error> {
+    pub(super) fn mark(&self) -> Result<MarkedChunks, Error> {
         let pins = self.pins()?;
         let pinned: HashSet<ManifestId> = pins.iter().map(|pin| pin.manifest).collect();
         // After the pins: all chunks of a pin are here before it.
@@ -145,12 +123,18 @@ impl ChunkStore {
         })
     }
 
-    fn mark_and_sweep(&self, grace: Duration) -> Result<CollectionReport, Error> {
+    /// Calls `remove` for each chunk that may go.
+    pub(super) fn sweep(
+        &self,
+        marked: MarkedChunks,
+        grace: Duration,
+        remove: impl Fn(&Path) -> io::Result<()>,
+    ) -> Result<CollectionReport, Error> {
         let MarkedChunks {
             live,
             damaged,
             is_all,
-        } = self.mark()?;
+        } = marked;
         let mut collected = CollectionReport {
             damaged,
             unswept: !is_all,
@@ -181,7 +165,7 @@ impl ChunkStore {
             if holds.holds(&id) {
                 return collected.kept += 1;
             }
-            match fs::remove_file(&path) {
+            match remove(&path) {
                 Ok(()) => {
                     collected.removed += 1;
                     collected.freed_bytes += about.len();

@@ -275,8 +275,12 @@ fn scrubbing_finds_a_damaged_chunk_and_the_pins_that_lack_it() {
     damage(&store, ChunkId::of(&content(7, 4096)));
     let (mut after, mut damaged, mut rounds) = (None, 0, 0);
     loop {
-        let (last, found) = store.scrub(after, 4).unwrap();
-        (after, damaged, rounds) = (last, damaged + found, rounds + 1);
+        let portion = Portion {
+            chunks: 4,
+            bytes: u64::MAX,
+        };
+        let report = store.scrub(after, portion).unwrap();
+        (after, damaged, rounds) = (report.last, damaged + report.damaged, rounds + 1);
         if after.is_none() {
             break;
         }

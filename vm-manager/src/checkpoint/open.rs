@@ -13,7 +13,8 @@ use crate::{
     sealed::Sealed,
 };
 use futures::{StreamExt, stream::FuturesUnordered};
-use p2pvm_overlay::{MemberId, chain};
+use p2pvm_overlay::{Epoch, MemberId, chain};
+use p2pvm_snapshot_sync::SealKey;
 use zeroize::Zeroizing;
 
 fn share_request(envelope: Vec<u8>, right: Right<'_>) -> VmRequest {
@@ -31,6 +32,20 @@ fn share_request(envelope: Vec<u8>, right: Right<'_>) -> VmRequest {
     }
 }
 
+/// What a checkpoint says of its VM, and what opens its memory and disk.
+pub(super) struct Opened {
+    pub(super) saved: SavedVm,
+    pub(super) key: SealKey,
+}
+
+impl Opened {
+    /// `None` if the key of that holding is not among the VM's.
+    fn of(saved: SavedVm, holding: Option<Epoch>) -> Option<Self> {
+        let key = saved.sealing.key(holding, &saved.secret)?;
+        Some(Self { saved, key })
+    }
+}
+
 impl Host {
     /// Reads a checkpoint's own part; `None` if it is no VM's.
     ///
@@ -42,22 +57,30 @@ impl Host {
         spec: &[u8],
         record: &VmRecord,
         right: Right<'_>,
-    ) -> Result<Option<SavedVm>, Error> {
+    ) -> Result<Option<Opened>, Error> {
         let Some(sealed) = Sealed::from_bytes(spec) else {
             // Of a release that sealed nothing.
-            return Ok(SavedVm::from_bytes(spec));
+            return Ok(SavedVm::from_bytes(spec).and_then(|saved| Opened::of(saved, None)));
         };
         if let Some(slot) = self.slot_of(record.definition.vm) {
-            return Ok(Some(SavedVm {
+            let entry = slot.entry();
+            let saved = SavedVm {
                 definition: record.definition.clone(),
-                secret: slot.entry().secret,
-            }));
+                secret: entry.secret,
+                sealing: entry.sealing,
+            };
+            // A host that restored an older snapshot may lack the key, and one of an earlier
+            // version has handed none on: the owner or the voters open it.
+            if let Some(opened) = Opened::of(saved, sealed.holding()) {
+                return Ok(Some(opened));
+            }
         }
         let document = Zeroizing::new(match sealed.open_as(&self.parts.identity) {
             Some(document) => document,
             None => self.ask_voters(&sealed, record, right).await?,
         });
-        Ok(SavedVm::from_bytes(&document))
+        let saved = SavedVm::from_bytes(&document);
+        Ok(saved.and_then(|saved| Opened::of(saved, sealed.holding())))
     }
 
     async fn ask_voters(

@@ -4,7 +4,7 @@
 //! A VM whose guest runs somewhere is never restored beside it. A holder that does not answer may
 //! run it: the user has to set `force`, and the new epoch fences the old holder's guest.
 
-use super::SavedVm;
+use super::{SavedVm, open::Opened};
 use crate::{
     Error,
     ballot::{Ground, NewestPromise, VmVoters, after},
@@ -18,11 +18,11 @@ use crate::{
     },
     hypervisor::{Progress, RunState, Start},
     protection::{REPLICA, Replica},
-    sealed::seal_key,
 };
+use p2pvm_api::EventKind;
 use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
-use p2pvm_snapshot_sync::Checkpoint;
+use p2pvm_snapshot_sync::{Checkpoint, SealKey};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -49,7 +49,15 @@ pub(crate) enum Right<'r> {
     Heir(&'r VoterSet),
 }
 
-impl Right<'_> {
+impl<'r> Right<'r> {
+    /// What shows that this host may restore the VM.
+    fn proofs(&self) -> &'r [Vec<u8>] {
+        match *self {
+            Self::Asked(proofs) | Self::Forced(proofs) | Self::HeirAsked(proofs) => proofs,
+            Self::Heir(_) => &[],
+        }
+    }
+
     /// Whether the lease of the VM's host must have run out.
     fn waits_for_lease(&self) -> bool {
         matches!(self, Self::HeirAsked(_) | Self::Heir(_))
@@ -61,6 +69,8 @@ struct Restore<'r> {
     /// The new incarnation.
     slot: &'r Arc<Slot>,
     checkpoint: &'r Checkpoint,
+    /// What opens its memory and disk.
+    key: &'r SealKey,
     snapshot: &'r Snapshot,
     /// The voters' newest epoch before it.
     newest: Option<NewestPromise>,
@@ -181,7 +191,7 @@ impl Host {
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
         let what = (record, found, right);
-        let (checkpoint, kept) = self.checkpoint_of(what, progress).await?;
+        let (checkpoint, Opened { saved: kept, key }) = self.checkpoint_of(what, progress).await?;
         // An older incarnation here is replaced only once the new one has all bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
         let _older_operation = older
@@ -201,11 +211,13 @@ impl Host {
             self.ask_to_give_way(record, holder).await?;
         }
         let leased = right.waits_for_lease() || self.has_lease(&kept, right, progress).await;
-        let slot = self.restored_entry(record, &kept, (epoch, leased))?;
+        let before = (&kept, older.as_deref());
+        let slot = self.restored_entry(record, before, (epoch, leased))?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
             slot: &slot,
             checkpoint: &checkpoint,
+            key: &key,
             snapshot: found,
             newest,
             older: older.as_ref(),
@@ -228,8 +240,53 @@ impl Host {
                 .ask_member(holder, &VmRequest::Took(record.definition.vm))
                 .await;
         }
+        self.note_restored(&slot, &found.name);
         self.resume_copies(&slot).await;
+        self.learn_keys(slot.clone(), record, found, right.proofs());
         Ok(self.status_of(&slot))
+    }
+
+    /// Gets the keys of the VM's newest snapshot, in a task, after an older one was restored: with
+    /// them this host opens and deletes the snapshots of the holdings between.
+    fn learn_keys(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        record: &VmRecord,
+        restored: &Snapshot,
+        proofs: &[Vec<u8>],
+    ) {
+        let newest = record.snapshots.iter().max_by_key(|s| s.epoch);
+        let newest = newest.filter(|s| s.epoch > restored.epoch).cloned();
+        let Some(newest) = newest else { return };
+        let (host, record, proofs) = (Arc::downgrade(self), record.clone(), proofs.to_vec());
+        self.spawn(async move {
+            let Some(host) = host.upgrade() else { return };
+            let looking = host
+                .parts
+                .vault
+                .look_at(newest.checkpoint, &newest.providers);
+            let learnt: Result<(), Error> = async {
+                let seen = looking.await?;
+                let opened = host
+                    .open_saved(&seen.spec, &record, Right::Asked(&proofs))
+                    .await?;
+                let Some(opened) = opened else { return Ok(()) };
+                let saved = opened.saved.sealing;
+                // The VM may be moved or deleted meanwhile: then its file must not come back.
+                let _operation = slot.begin_next(Activity::Checking).await;
+                let here = host.slot_of(record.definition.vm);
+                if here.is_none_or(|here| !Arc::ptr_eq(&here, &slot)) {
+                    return Ok(());
+                }
+                let learn = |e: &mut Entry| e.sealing.learn(&saved.handed_on(e.arrived));
+                host.update(&slot, learn).map(drop)
+            }
+            .await;
+            if let Err(error) = learnt {
+                tracing::info!(error = %chain(&error), "copies of newer snapshots of the restored \
+                    VM may stay with their keepers when it is deleted");
+            }
+        });
     }
 
     /// Asks the holder to remove its stopped copy when the VM runs here, as a restore there would
@@ -297,13 +354,13 @@ impl Host {
         &self,
         (record, snapshot, right): (&VmRecord, &Snapshot, Right<'_>),
         progress: &watch::Sender<Progress>,
-    ) -> Result<(Checkpoint, SavedVm), Error> {
+    ) -> Result<(Checkpoint, Opened), Error> {
         let (id, providers) = (snapshot.checkpoint, &snapshot.providers);
         let vault = &self.parts.vault;
         // Its content may be large, and is of no use to a host for which nobody opens it.
         let seen = vault.look_at(id, providers).await?;
         let kept = self.open_saved(&seen.spec, record, right).await?;
-        let kept = kept.filter(|k| k.definition.vm == record.definition.vm);
+        let kept = kept.filter(|k| k.saved.definition.vm == record.definition.vm);
         let kept = kept.ok_or_else(|| Error::Chunks {
             step: "reading the snapshot",
             source: "it is not a checkpoint of this VM".into(),
@@ -350,9 +407,10 @@ impl Host {
     fn restored_entry(
         &self,
         record: &VmRecord,
-        kept: &SavedVm,
+        (kept, older): (&SavedVm, Option<&Slot>),
         (epoch, leased): (Epoch, bool),
     ) -> Result<Arc<Slot>, Error> {
+        let sealing = kept.sealing.clone().handed_on(epoch);
         self.insert(Entry {
             // Address and size are as the record says now; what runs is as it was then.
             definition: record.definition.clone(),
@@ -369,12 +427,19 @@ impl Host {
             note: None,
             gives_way: None,
             owner: record.owner,
+            user: record.user,
             revoked: checked(record.definition.vm, &record.revoked),
             protection: record.protection.clone(),
             replica: record.replica.clone(),
             sending: None,
             leased,
             healed: None,
+            bits_per_second: None,
+            backups: record.backups.clone(),
+            sealing: match older.map(Slot::entry) {
+                Some(e) => sealing.with_older(&e.sealing, e.arrived, e.role.is_held()),
+                None => sealing,
+            },
         })
     }
 
@@ -392,10 +457,10 @@ impl Host {
 
     /// Makes the new incarnation's disk; gives the file of RAM, if the snapshot has one.
     async fn fetch_files(&self, restore: &Restore<'_>) -> Result<Option<PathBuf>, Error> {
-        let (checkpoint, progress) = (restore.checkpoint, restore.progress);
+        let (checkpoint, key) = (restore.checkpoint, restore.key);
+        let progress = restore.progress;
         let providers = &restore.snapshot.providers;
         let (entry, vault) = (restore.slot.entry(), &self.parts.vault);
-        let key = &seal_key(&entry.secret);
         let spec = self.registry.spec(&entry);
         let image = vault
             .ensure_image(entry.definition.image, providers, progress)
@@ -497,6 +562,17 @@ impl Host {
             .await?;
         self.publish(slot).await;
         Ok(())
+    }
+
+    fn note_restored(&self, slot: &Slot, snapshot: &str) {
+        let entry = slot.entry();
+        let name = &entry.definition.name;
+        let fields = [
+            ("snapshot", snapshot.to_owned()),
+            ("epoch", entry.epoch.0.to_string()),
+        ];
+        let text = format!("{name} was restored here from its snapshot {snapshot}.");
+        self.note(&entry, EventKind::VmRestored, &fields, text);
     }
 
     /// Cleans up after a restore that failed: before it had the epoch nothing stays; after it the

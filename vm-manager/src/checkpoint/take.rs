@@ -4,17 +4,29 @@
 use super::SavedVm;
 use crate::{
     Error,
+    backups::is_automatic,
     definition::check_name,
     directory::{MAX_SNAPSHOTS, Snapshot},
     error::io_at,
-    host::{Activity, Host, Slot},
+    host::{Activity, Entry, Host, Slot},
     hypervisor::{Progress, RunState},
-    sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{MemberId, UnixTime, chain};
+use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// What a snapshot of a running VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Disk and memory: a restored guest goes on where it was.
+    #[default]
+    All,
+    /// The disk alone, as after a power cut: a restored guest boots.
+    Disk,
+}
 
 /// A snapshot just taken.
 #[derive(Debug)]
@@ -39,6 +51,37 @@ impl Host {
         snapshot: &str,
         progress: &watch::Sender<Progress>,
     ) -> Result<NewSnapshot, Error> {
+        self.snapshot_of(name, snapshot, Content::All, progress)
+            .await
+    }
+
+    /// The same, of the disk alone if `content` says so.
+    ///
+    /// # Errors
+    /// As [`Host::snapshot`], and for a name that schedules use.
+    pub async fn snapshot_of(
+        &self,
+        name: &str,
+        snapshot: &str,
+        content: Content,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<NewSnapshot, Error> {
+        if is_automatic(snapshot) {
+            return Err(Error::Refused(format!(
+                "'{snapshot}' is a name that schedules give, whose snapshots are deleted by \
+                    themselves: choose another one"
+            )));
+        }
+        self.take(name, snapshot, content, progress).await
+    }
+
+    pub(crate) async fn take(
+        &self,
+        name: &str,
+        snapshot: &str,
+        content: Content,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<NewSnapshot, Error> {
         check_name(snapshot)?;
         let slot = self.named(name)?;
         let _operation = slot.begin_after_check(Activity::Snapshot).await?;
@@ -56,15 +99,22 @@ impl Host {
             )));
         }
         let dir = self.registry.path(&entry).join("checkpoint");
-        let stored = self.store_instant(&slot, snapshot, &dir, progress).await;
+        let what = (snapshot, content);
+        let stored = self.store_instant(&slot, what, &dir, progress).await;
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(error = %chain(&e), "the checkpoint's files stay on the disk")
             }
             _ => {}
         }
-        let (taken, pause) = stored?;
+        let (taken, pause) = stored.inspect_err(|e| {
+            let text = format!("The snapshot {name}@{snapshot} failed: {}.", chain(e));
+            self.note(&entry, EventKind::SnapshotFailed, &[], text);
+        })?;
         self.update(&slot, |e| e.snapshots.push(taken.clone()))?;
+        let text = format!("The snapshot {name}@{snapshot} was taken.");
+        let fields = [("snapshot", snapshot.to_owned())];
+        self.note(&entry, EventKind::SnapshotTaken, &fields, text);
         self.publish(&slot).await;
         let copies = self.replicate(&slot, &taken).await?;
         Ok(NewSnapshot {
@@ -77,11 +127,11 @@ impl Host {
     async fn store_instant(
         &self,
         slot: &Slot,
-        snapshot: &str,
+        (snapshot, content): (&str, Content),
         dir: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<(Snapshot, Duration), Error> {
-        let entry = slot.entry();
+        let entry = self.with_own_key(slot)?;
         // A guest that stands still counts too: its disk is QEMU's as long as there is a guest.
         let machine = slot
             .machine()
@@ -99,7 +149,8 @@ impl Host {
                 std::fs::create_dir_all(dir)
                     .map_err(io_at("making room for the checkpoint", dir))?;
                 let files = machine.checkpoint(dir, progress).await?;
-                (Some(files.ram), files.disk, files.pause)
+                let ram = (content == Content::All).then_some(files.ram);
+                (ram, files.disk, files.pause)
             }
             None => (None, self.registry.spec(&entry).disk, Duration::ZERO),
         };
@@ -113,6 +164,7 @@ impl Host {
         let saved = SavedVm {
             definition: entry.definition,
             secret: entry.secret,
+            sealing: entry.sealing,
         };
         let instant = CheckpointInput {
             vm: saved.definition.vm,
@@ -123,7 +175,8 @@ impl Host {
             disk,
             image,
             spec: saved.sealed(entry.owner.unwrap_or(self.me)),
-            seal: seal_key(&saved.secret),
+            seal: saved.seal_key(),
+            releaser: saved.sealing.newest_releaser(saved.definition.vm),
         };
         let checkpoint = self.parts.vault.store(&instant, progress).await?;
         Ok((
@@ -138,6 +191,16 @@ impl Host {
             },
             pause,
         ))
+    }
+
+    /// The VM's entry, with a key for this holding that no former host knows.
+    pub(crate) fn with_own_key(&self, slot: &Slot) -> Result<Entry, Error> {
+        let entry = slot.entry();
+        if !entry.sealing.needs_own(entry.arrived) {
+            return Ok(entry);
+        }
+        // On the disk before anything is sealed with it.
+        self.update(slot, |e| e.sealing.draw(e.epoch))
     }
 
     /// Has a snapshot copied to other members, and writes its durability down as that grows.
@@ -182,6 +245,7 @@ impl Host {
                 });
                 if !known {
                     let written = host.update(&slot, |e| {
+                        e.note_durability(id, &now.durability);
                         if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
                             (s.durability, s.providers) =
                                 (now.durability.clone(), providers.clone());
@@ -193,12 +257,26 @@ impl Host {
                     }
                     host.publish(&slot).await;
                 }
+                if now.durability == Durability::Durable && !known {
+                    host.note_durable(&slot, id);
+                }
                 if now.durability == Durability::Durable || seen.changed().await.is_err() {
                     return slot.set_copying(id, false);
                 }
             }
         });
         Ok(copies)
+    }
+
+    fn note_durable(&self, slot: &Slot, checkpoint: ManifestId) {
+        let entry = slot.entry();
+        let found = entry.snapshots.iter().find(|s| s.checkpoint == checkpoint);
+        if let Some(snapshot) = found {
+            let what = format!("{}@{}", entry.definition.name, snapshot.name);
+            let fields = [("members", (snapshot.providers.len()).to_string())];
+            let text = format!("The snapshot {what} is on as many members as are wanted.");
+            self.note(&entry, EventKind::SnapshotDurable, &fields, text);
+        }
     }
 
     /// Goes on with copies that a restart or a lack of members interrupted.
@@ -229,11 +307,17 @@ impl Host {
         let found = entry.snapshots.iter().find(|s| s.name == snapshot);
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
-        self.update(&slot, |e| e.snapshots.retain(|s| s.name != snapshot))?;
+        self.update(&slot, |e| {
+            e.snapshots.retain(|s| s.name != snapshot);
+            e.backups.degraded.remove(&found.checkpoint);
+        })?;
+        let text = format!("The snapshot {name}@{snapshot} was deleted.");
+        self.note(&entry, EventKind::SnapshotDeleted, &[], text);
         self.publish(&slot).await;
+        let keys = entry.sealing.releasers(&entry.secret);
         self.parts
             .vault
-            .forget(found.checkpoint, &found.providers, &entry.secret.keys())
+            .forget(found.checkpoint, &found.providers, &keys)
             .await
     }
 }

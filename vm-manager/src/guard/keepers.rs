@@ -9,6 +9,7 @@ use crate::{
     host::{Role, Slot},
     vault::Durability,
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{MemberId, UnixTime, chain, durable::write_atomically};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
@@ -80,20 +81,25 @@ impl Host {
                 let verdict = log.answered(now, period, who, lacks);
                 self.act(slot, snapshot, member, verdict).await;
             }
-            Due::Release => self.release_former(slot, who, log, (now, period)).await,
+            Due::Release => {
+                let what = (&**slot, snapshot);
+                self.release_former(what, who, log, (now, period)).await
+            }
         }
         true
     }
 
     async fn release_former(
         &self,
-        slot: &Slot,
+        (slot, snapshot): (&Slot, &Snapshot),
         who: (ManifestId, MemberId),
         log: &mut KeeperLog,
         (now, period): (UnixTime, Duration),
     ) {
-        let keys = slot.entry().secret.keys();
-        let released = self.parts.vault.release(who.0, who.1, &keys).await;
+        let entry = slot.entry();
+        let keys = entry.sealing.releasers(&entry.secret);
+        let providers = &snapshot.providers;
+        let released = self.parts.vault.release(who, providers, &keys).await;
         if let Err(error) = &released {
             tracing::debug!(member = %who.1.short(), error = %chain(error), "cannot end the \
                 copy of a snapshot at a member that was replaced");
@@ -134,6 +140,14 @@ impl Host {
             is_gone = gone.is_some(),
             "a member no longer has all of a snapshot that it keeps: it is copied again"
         );
+        let entry = slot.entry();
+        let (vm, name) = (&entry.definition.name, &snapshot.name);
+        let text = format!(
+            "A member no longer has all of the snapshot {vm}@{name}: it is copied \
+            again."
+        );
+        let fields = [("snapshot", name.clone()), ("member", member.to_string())];
+        self.note(&entry, EventKind::SnapshotDegraded, &fields, text);
         if let Err(error) = self.copy_again(slot, snapshot, gone).await {
             tracing::warn!(snapshot = snapshot.name, error = %chain(&error), "the snapshot cannot \
                 be copied again yet");

@@ -13,10 +13,10 @@ use crate::{
     host::{Entry, HostEvent, ReplicationStatus, Role, Slot},
     hypervisor::{ChangedDisk, Machine, RunState},
     protection::{Protection, REPLICA, Replica},
-    sealed::seal_key,
     vault::{CheckpointInput, Copies, Durability},
 };
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain};
+use p2pvm_api::EventKind;
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
@@ -152,6 +152,12 @@ impl Host {
             is_late: late,
             ..status
         };
+        let kind = if late {
+            EventKind::RpoExceeded
+        } else {
+            EventKind::RpoKept
+        };
+        self.note(entry, kind, &[], format!("{name}: {status}."));
         self.emit(HostEvent::RecoveryPoint { name, late, status });
     }
 
@@ -167,7 +173,7 @@ impl Host {
         if self.parts.fabric.connected().is_empty() {
             return later("no other member is connected");
         }
-        let entry = slot.entry();
+        let entry = self.with_own_key(slot)?;
         let base = slot.replication().base();
         let asked = UnixTime::now();
         let changed = match base {
@@ -216,6 +222,7 @@ impl Host {
         let saved = SavedVm {
             definition: entry.definition.clone(),
             secret: entry.secret.clone(),
+            sealing: entry.sealing.clone(),
         };
         let instant = CheckpointInput {
             vm: saved.definition.vm,
@@ -226,7 +233,8 @@ impl Host {
             disk: copied.file,
             image: saved.definition.image,
             spec: saved.sealed(entry.owner.unwrap_or(self.me)),
-            seal: seal_key(&saved.secret),
+            seal: saved.seal_key(),
+            releaser: saved.sealing.newest_releaser(saved.definition.vm),
         };
         let (vault, rate) = (&self.parts.vault, self.options.replica_rate);
         let changes = (base, copied.patch);
@@ -247,7 +255,7 @@ impl Host {
         let before = slot.entry();
         // It may have moved on meanwhile: to write its entry would bring it back.
         if !self.lists(slot) {
-            let (keys, me) = (before.secret.keys(), [self.me]);
+            let (keys, me) = (before.sealing.releasers(&before.secret), [self.me]);
             self.forget_replica(&keys, replica.checkpoint, &me).await;
             return later("the VM is no longer here");
         }
@@ -256,7 +264,8 @@ impl Host {
             // Which members had begun to keep it was not written down.
             let mut providers = self.parts.fabric.connected();
             providers.push(self.me);
-            self.forget_replica(&before.secret.keys(), unsent.checkpoint, &providers)
+            let keys = before.sealing.releasers(&before.secret);
+            self.forget_replica(&keys, unsent.checkpoint, &providers)
                 .await;
         }
         Ok(())
@@ -264,7 +273,7 @@ impl Host {
 
     async fn forget_replica(
         &self,
-        keys: &p2pvm_overlay::identity::KeyPair,
+        keys: &[KeyPair],
         checkpoint: ManifestId,
         providers: &[MemberId],
     ) {
@@ -295,7 +304,7 @@ impl Host {
         let Some(copies) = sent else {
             let mut providers = self.parts.fabric.connected();
             providers.push(self.me);
-            let keys = entry.secret.keys();
+            let keys = entry.sealing.releasers(&entry.secret);
             slot.replication().lost();
             self.forget_replica(&keys, replica.checkpoint, &providers)
                 .await;
@@ -360,7 +369,8 @@ impl Host {
         })?;
         self.publish(slot).await;
         if let Some(former) = former {
-            self.forget_replica(&entry.secret.keys(), former.checkpoint, &former.providers)
+            let keys = entry.sealing.releasers(&entry.secret);
+            self.forget_replica(&keys, former.checkpoint, &former.providers)
                 .await;
         }
         Ok(())

@@ -61,7 +61,13 @@ impl Host {
         };
         if self.inheritances.refuse(one.set.vm, untaken) {
             tracing::warn!(vm = %name, why, "the VM of a lost host is not started here");
-            self.emit(HostEvent::NotTakenOver { name, from, why });
+            let vm = one.set.vm;
+            self.emit(HostEvent::NotTakenOver {
+                vm,
+                name,
+                from,
+                why,
+            });
         }
         Outcome::NotNow(tries.pause())
     }
@@ -147,6 +153,7 @@ impl Host {
             "started a VM whose host was lost"
         );
         self.emit(HostEvent::TakenOver {
+            vm,
             name: entry.definition.name.clone(),
             from,
             epoch: entry.epoch,

@@ -384,6 +384,20 @@ impl Host {
             .collect()
     }
 
+    /// How much a guest may send, and how much receive, bits a second: by the offer, unless it is
+    /// this host's own, and by the token by which it was made here.
+    pub fn bits_per_second(&self, vm: VmId) -> Option<u64> {
+        let entry = self.slot_of(vm).map(|slot| slot.entry());
+        let is_own = match &entry {
+            Some(entry) => self.envelope.is_own(entry),
+            None => self.envelope.own.has(vm),
+        };
+        let offered = lock(&self.envelope.state.0).terms.bits_per_second;
+        let offered = offered.filter(|_| !is_own);
+        let allowed = entry.and_then(|entry| entry.bits_per_second);
+        offered.into_iter().chain(allowed).min()
+    }
+
     /// The most memory that guests may have in all, MiB.
     pub fn memory_limit_mib(&self) -> u64 {
         self.envelope.memory.limit()

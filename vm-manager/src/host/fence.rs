@@ -162,6 +162,7 @@ impl Host {
                     );
                 }
                 self.emit(HostEvent::Fenced {
+                    vm: entry.definition.vm,
                     branch: entry.listed_name(),
                     holder,
                     epoch: newer,

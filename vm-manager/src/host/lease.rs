@@ -7,7 +7,7 @@
 //! VM's own task, one after the other, so that one guest that hangs delays no other's renewal.
 
 use super::{
-    Activity, FROZEN, Host, Ownership, Slot,
+    Activity, FROZEN, Host, HostEvent, Ownership, Slot,
     lease_table::{Act, Due, Ended, Held, Stand, Work},
     lock,
     shield::Shield,
@@ -170,7 +170,8 @@ impl Host {
                 tracing::warn!(vm = %name, "its lease has ended: the guest is frozen");
                 self.guardian_froze(vm).await;
                 slot.set_unproven(true);
-                self.emit(super::HostEvent::Frozen { name: name.clone() });
+                let name = name.clone();
+                self.emit(HostEvent::Frozen { vm, name });
             }
             Act::Thaw(deadline) => {
                 if let Err(e) = self.let_go_on(slot, deadline).await {
@@ -244,8 +245,9 @@ impl Host {
         self.parts.port.frozen(vm, false).await?;
         tracing::info!(vm = %entry.definition.name, "a majority of its voters renewed the lease: \
             the guest goes on");
-        self.emit(super::HostEvent::Thawed {
-            name: entry.definition.name.clone(),
+        self.emit(HostEvent::Thawed {
+            vm,
+            name: entry.definition.name,
         });
         Ok(())
     }

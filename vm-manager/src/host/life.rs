@@ -1,17 +1,20 @@
 //! Creating, starting, stopping and deleting a VM on this host.
 
-use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus};
+use super::{Activity, Entry, Guest, Host, Ownership, Role, Slot, VmStatus, lock};
 use crate::{
-    Definition, Error, GuestAddress, ImageSource, NewVm,
+    Definition, Error, GuestAddress, ImageSource, NewVm, Protection,
+    backups::Backups,
     ballot::{Ground, VmVoters},
     definition::VmSecret,
-    directory::{RunGoal, vm_key},
+    directory::RunGoal,
     error::undecided,
     hypervisor::{Machine, Progress, RunState, Start},
     image_file::ImageFile,
+    sealed::HoldingKeys,
 };
+use p2pvm_api::EventKind;
 use p2pvm_authority::Revocations;
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -135,6 +138,7 @@ impl Host {
             .need_of_new(owner, (new.cpus, new.memory_mib, size));
         // Until the VM is listed with a place of its own.
         let _place = self.envelope.stay(&need.of(keys.vm_id()))?;
+        let voters = self.choose_voters(&keys).await;
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -143,7 +147,7 @@ impl Host {
                 memory_mib: new.memory_mib,
                 disk_bytes: size,
                 image,
-                voters: self.choose_voters(keys.vm_id()),
+                voters,
                 address: UNCLAIMED,
                 created: UnixTime::now(),
             },
@@ -158,12 +162,16 @@ impl Host {
             note: None,
             gives_way: None,
             owner: Some(owner),
+            user: new.user,
             revoked: Revocations::NONE,
-            protection: crate::Protection::default(),
+            protection: Protection::default(),
             replica: None,
             sending: None,
             leased: false,
             healed: None,
+            bits_per_second: new.bits_per_second,
+            backups: Backups::NONE,
+            sealing: HoldingKeys::NONE,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
@@ -174,6 +182,8 @@ impl Host {
         }
         self.publish(&slot).await;
         drop(operation);
+        let text = format!("{} was made here.", new.name);
+        self.note(&slot.entry(), EventKind::VmCreated, &[], text);
         Ok(self.status_of(&slot))
     }
 
@@ -216,17 +226,18 @@ impl Host {
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
+        let releasers = entry.sealing.releasers(&entry.secret);
         let gone = async {
             for snapshot in &entry.snapshots {
                 self.parts
                     .vault
-                    .forget(snapshot.checkpoint, &snapshot.providers, &keys)
+                    .forget(snapshot.checkpoint, &snapshot.providers, &releasers)
                     .await?;
             }
             for replica in entry.replica.iter().chain(&entry.sending) {
                 self.parts
                     .vault
-                    .forget(replica.checkpoint, &replica.providers, &keys)
+                    .forget(replica.checkpoint, &replica.providers, &releasers)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;
@@ -265,7 +276,12 @@ impl Host {
         match (slot.run_state(), slot.machine()) {
             (RunState::Running, _) => {}
             (RunState::Paused, Some(machine)) => self.go_on(&slot, &*machine).await?,
-            _ => self.boot(&slot).await?,
+            _ => {
+                lock(&slot.restarts).forget();
+                self.boot(&slot).await?;
+                let text = format!("{name} was started.");
+                self.note(&slot.entry(), EventKind::GuestRunning, &[], text);
+            }
         }
         Ok(self.status_of(&slot))
     }
@@ -352,7 +368,12 @@ impl Host {
         let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
         self.update(&slot, |e| e.wanted = RunGoal::Stopped)?;
+        let ran = slot.machine().is_some();
         self.end_guest(&slot, patience).await?;
+        if ran {
+            let text = format!("{name} was stopped.");
+            self.note(&slot.entry(), EventKind::GuestStopped, &[], text);
+        }
         self.publish(&slot).await;
         Ok(self.status_of(&slot))
     }
@@ -423,6 +444,12 @@ impl Host {
             Ownership::Ours(epoch) => {
                 self.update(&slot, |e| (e.role, e.epoch) = (Role::Unmade, epoch))?;
                 self.unmake(&slot).await;
+                self.note(
+                    &entry,
+                    EventKind::VmDeleted,
+                    &[],
+                    format!("{name} was deleted."),
+                );
                 Ok(())
             }
         }
@@ -456,18 +483,6 @@ impl Host {
                 &watch::Sender::default(),
             )
             .await
-    }
-
-    /// This member and the connected ones closest to the VM on the ring: an odd number, since an
-    /// even one tolerates no more failures.
-    fn choose_voters(&self, vm: VmId) -> Vec<MemberId> {
-        let mut others = self.parts.fabric.connected();
-        others.sort_by_key(|m| m.ring_addr().distance(&vm_key(vm)));
-        let wanted = self.options.voters.min(others.len() + 1);
-        others.truncate((wanted - (wanted + 1) % 2).saturating_sub(1));
-        others.push(self.me);
-        others.sort();
-        others
     }
 
     /// How long a guest here may take to power down.

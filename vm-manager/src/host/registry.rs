@@ -8,15 +8,19 @@
 
 use crate::{
     Definition, Error,
+    backups::Backups,
     definition::VmSecret,
     directory::{RunGoal, Snapshot, VmRecord},
     error::io_at,
     hypervisor::MachineSpec,
     protection::{Protection, Replica},
+    sealed::HoldingKeys,
+    vault::Durability,
 };
 use data_encoding::BASE32_NOPAD;
-use p2pvm_authority::Revocations;
+use p2pvm_authority::{Principal, Revocations};
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, durable::write_atomically};
+use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -124,6 +128,9 @@ pub struct Entry {
     /// The member that it was made for; `None` for a VM of an earlier version.
     #[serde(default)]
     pub owner: Option<MemberId>,
+    /// The user that it is for, by the user's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Principal>,
     /// The tokens for it that were revoked before their end.
     #[serde(default, skip_serializing_if = "Revocations::is_empty")]
     pub revoked: Revocations,
@@ -136,6 +143,16 @@ pub struct Entry {
     /// A newer one that is stored here and not yet at its holders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sending: Option<Replica>,
+    /// How much it may send, and how much receive, on this host, bits a second, beside the offer's
+    /// bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_second: Option<u64>,
+    /// The schedule of its snapshots, and which of them have lost copies.
+    #[serde(default, skip_serializing_if = "Backups::is_none")]
+    pub backups: Backups,
+    /// The keys that seal its snapshots, but the one that is derived from its own.
+    #[serde(default, skip_serializing_if = "HoldingKeys::is_none")]
+    pub sealing: HoldingKeys,
     /// Whether its voters may have it as protected: its guest runs under a lease, or not at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leased: bool,
@@ -196,9 +213,25 @@ impl Entry {
             wanted: self.wanted,
             snapshots: self.snapshots.clone(),
             owner: self.owner,
+            user: self.user,
             revoked: self.revoked.clone(),
+            backups: self.backups.clone(),
             protection: self.protection.clone(),
             replica: self.replica.clone(),
+        }
+    }
+
+    /// Notes how well a snapshot is kept from now on: one that is durable no longer is degraded
+    /// until it is durable again. To be called before that is written to the snapshot.
+    pub(crate) fn note_durability(&mut self, id: ManifestId, now: &Durability) {
+        let known = self.snapshots.iter().find(|s| s.checkpoint == id);
+        let Some(before) = known.map(|s| &s.durability) else {
+            return;
+        };
+        match now {
+            Durability::Durable => drop(self.backups.degraded.remove(&id)),
+            _ if *before == Durability::Durable => drop(self.backups.degraded.insert(id)),
+            _ => {}
         }
     }
 
@@ -377,7 +410,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::GuestAddress;
     use p2pvm_overlay::identity::KeyPair;
-    use p2pvm_snapshot_sync::{ChunkId, ManifestId};
+    use p2pvm_snapshot_sync::ChunkId;
 
     pub(crate) fn entry(name: &str) -> Entry {
         let keys = KeyPair::generate();
@@ -409,12 +442,16 @@ pub(crate) mod tests {
             note: None,
             gives_way: None,
             owner: None,
+            user: None,
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
             sending: None,
             leased: false,
             healed: None,
+            bits_per_second: None,
+            backups: Backups::NONE,
+            sealing: HoldingKeys::NONE,
         }
     }
 

@@ -40,12 +40,16 @@ fn entry(role: Role) -> Entry {
         note: Some("held".into()),
         gives_way: Some(MemberId([0x52; 32])),
         owner: Some(MemberId([0x53; 32])),
+        user: None,
         revoked: Revocations::NONE,
         protection: Protection::default(),
         replica: None,
         sending: None,
         leased: false,
         healed: None,
+        bits_per_second: None,
+        backups: crate::backups::Backups::NONE,
+        sealing: HoldingKeys::NONE,
     }
 }
 
@@ -56,6 +60,7 @@ fn former() -> Entry {
         note: None,
         gives_way: None,
         owner: None,
+        user: None,
         wanted: RunGoal::Stopped,
         ..entry(Role::Held)
     }

@@ -320,6 +320,9 @@ mod tests {
             still,
             replication: None,
             owner: None,
+            restart: None,
+            user: None,
+            backups: Default::default(),
         }
     }
 

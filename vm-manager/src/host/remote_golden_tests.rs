@@ -96,6 +96,7 @@ fn halts() -> Vec<(&'static str, Halt)> {
         Halt::DiskFull => { "vm.disk-full": Halt::DiskFull }
         Halt::DiskError => { "vm.disk-error": Halt::DiskError }
         Halt::PoweredOff => { "vm.powered-off": Halt::PoweredOff }
+        Halt::Panicked => { "vm.panicked": Halt::Panicked }
     }
 }
 
@@ -122,6 +123,9 @@ fn status(state: VmState, still: Option<Standstill>) -> VmStatus {
         still,
         replication: None,
         owner: None,
+        restart: None,
+        user: None,
+        backups: Default::default(),
     }
 }
 

@@ -76,7 +76,8 @@ impl Host {
         let machine = slot
             .machine()
             .filter(|_| slot.run_state() == RunState::Paused)?;
-        let why = machine.halted()?;
+        // A guest that panicked ends; members of the previous release do not know the word.
+        let why = machine.halted().filter(|why| *why != Halt::Panicked)?;
         let dir = self.registry.dir();
         let room = reserve::room(dir).ok();
         let (free, needed) = room.map_or((0, 0), |room| (room.free, needed(room)));

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     Error,
     hypervisor::{Machine, RunState},
+    restart::Restarts,
 };
 pub(crate) use p2pvm_overlay::lock;
 use p2pvm_overlay::{MemberId, UnixTime};
@@ -59,6 +60,8 @@ pub(crate) struct Slot {
     place: Mutex<Option<Place>>,
     /// Whether it is protected, as last found.
     pub(super) shield: ShieldCell,
+    /// Its restarts after it ended by itself.
+    pub(super) restarts: Mutex<Restarts>,
 }
 
 /// A guest with the memory that it was given, which is free again when this is dropped: after its
@@ -105,6 +108,7 @@ impl Slot {
             heeded: Mutex::default(),
             place: Mutex::new(place),
             shield: ShieldCell::default(),
+            restarts: Mutex::default(),
         })
     }
 
@@ -282,6 +286,9 @@ impl Slot {
             still: None,
             replication,
             owner: entry.owner,
+            restart: Some(entry.protection.restart),
+            user: entry.user,
+            backups: entry.backups,
         }
     }
 }

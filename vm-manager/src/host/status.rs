@@ -1,11 +1,14 @@
 //! The state of a host and its VMs: plain, serializable, for the control API.
 
-use super::{Activity, ReplicationStatus};
+use super::{Activity, Noted, ReplicationStatus};
 use crate::{
     Definition,
+    backups::Backups,
     directory::{RunGoal, Snapshot},
     hypervisor::{Accel, Halt, MachineStats, MigrationReport, Progress, RunState},
+    protection::Restart,
 };
+use p2pvm_authority::Principal;
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +65,16 @@ pub struct VmStatus {
     /// The member that it was made for; `None` where that is unknown, as in other members' lists.
     #[serde(skip)]
     pub owner: Option<MemberId>,
+    /// Whether its guest is started again when it ends; `None` in other members' lists.
+    #[serde(skip)]
+    pub restart: Option<Restart>,
+    /// The user that it is for, by the user's key; `None` as well in other members' lists.
+    #[serde(skip)]
+    pub user: Option<Principal>,
+    /// The schedule of its snapshots, and which of them have lost copies; nothing in other members'
+    /// lists.
+    #[serde(skip)]
+    pub backups: Backups,
 }
 
 /// Why a guest stands still, with the room on its host's disk.
@@ -98,7 +111,7 @@ impl std::fmt::Display for Standstill {
                 "{why}: {path} could not be read or written: 'dmesg' says more; 'vm start' tries \
                     again"
             ),
-            Halt::PoweredOff => write!(f, "{why}"),
+            Halt::PoweredOff | Halt::Panicked => write!(f, "{why}"),
         }
     }
 }
@@ -184,6 +197,8 @@ pub enum HostEvent {
         /// What the guest does now.
         state: RunState,
     },
+    /// Something for the log of events.
+    Noted(Noted),
     /// A move made progress.
     Migrating {
         /// The VM's name.
@@ -206,6 +221,8 @@ pub enum HostEvent {
     },
     /// A copy here was fenced: the VM goes on elsewhere.
     Fenced {
+        /// The VM.
+        vm: VmId,
         /// The branch's name.
         branch: String,
         /// The member that has the VM.
@@ -215,16 +232,22 @@ pub enum HostEvent {
     },
     /// A guest here is frozen: its lease has ended, and no majority of its voters renewed it.
     Frozen {
+        /// The VM.
+        vm: VmId,
         /// The VM's name.
         name: String,
     },
     /// A guest that was frozen goes on: a majority of its voters renewed its lease.
     Thawed {
+        /// The VM.
+        vm: VmId,
         /// The VM's name.
         name: String,
     },
     /// This host started a VM unasked, whose host was lost.
     TakenOver {
+        /// The VM.
+        vm: VmId,
         /// The VM's name.
         name: String,
         /// The host that was lost.
@@ -236,6 +259,8 @@ pub enum HostEvent {
     },
     /// The host of a VM is lost, and this heir does not start it by itself.
     NotTakenOver {
+        /// The VM.
+        vm: VmId,
         /// The VM's name.
         name: String,
         /// The host that was lost.

@@ -307,12 +307,16 @@ impl Host {
             note: None,
             gives_way: None,
             owner: extras.owner,
+            user: extras.user,
             revoked: checked(offer.definition.vm, &extras.revoked),
             protection: extras.protection.clone(),
             replica: extras.replica.clone(),
             sending: None,
             leased: extras.leased,
             healed: None,
+            bits_per_second: None,
+            backups: extras.backups.clone(),
+            sealing: extras.sealing.clone().handed_on(offer.epoch),
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

@@ -5,19 +5,22 @@
 //! A request may be followed by optional fields: one byte for the kind, one for the length, the
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
-//! VM's owner, once for each the revoked tokens for the VM, how the VM is protected, the newest
-//! replica of its disk, and whether its guest runs under a lease.
+//! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, the
+//! newest replica of its disk, whether its guest runs under a lease, the schedule of its snapshots,
+//! and the keys of its snapshots.
 
 use crate::{
     Definition,
+    backups::Backups,
     definition::VmSecret,
-    directory::Snapshot,
+    directory::{Snapshot, checkpoints},
     hypervisor::Progress,
     protection::{Protection, Replica},
+    sealed::HoldingKeys,
     trace::{from_traceparent, traceparent},
 };
 use opentelemetry::trace::SpanContext;
-use p2pvm_authority::{Revocation, Revocations};
+use p2pvm_authority::{Principal, Revocation, Revocations};
 use p2pvm_overlay::{Epoch, Fabric, FabricError, MemberId, VmId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -122,12 +125,18 @@ const TRACEPARENT: u8 = 1;
 const DISK_NEED: u8 = 2;
 /// The optional field that holds a member's id.
 const OWNER: u8 = 3;
+/// The optional field that holds the key of the VM's user.
+const USER: u8 = 4;
 /// The optional fields that hold a revoked token each.
 const REVOKED: u8 = 8;
 /// The optional field that holds how the VM is protected, unless as one of a previous release.
 const PROTECTION: u8 = 16;
 /// The optional field that holds the newest replica of its disk.
 const REPLICA: u8 = 17;
+/// The optional field with the schedule of snapshots, and which of them have lost copies.
+const BACKUPS: u8 = 20;
+/// The optional fields that hold a key of the VM's snapshots each.
+const KEY: u8 = 9;
 
 /// The optional field, without bytes, of a VM whose voters have it as protected.
 const LEASED: u8 = 18;
@@ -150,6 +159,8 @@ pub struct Extras {
     pub need: Option<DiskNeed>,
     /// With an offer: the member that the VM was made for.
     pub owner: Option<MemberId>,
+    /// With an offer: the user that the VM is for, by the user's key.
+    pub user: Option<Principal>,
     /// With an offer: the tokens for the VM that were revoked, not checked.
     pub revoked: Revocations,
     /// With an offer: how well the VM is to outlive its host.
@@ -159,6 +170,10 @@ pub struct Extras {
     /// With an offer: whether the VM's voters have it as protected, so that its guest runs under a
     /// lease only.
     pub leased: bool,
+    /// With an offer: the schedule of the VM's snapshots, and which of them have lost copies.
+    pub backups: Backups,
+    /// With an offer: the keys of the VM's snapshots.
+    pub sealing: HoldingKeys,
 }
 
 impl Extras {
@@ -168,10 +183,13 @@ impl Extras {
             within: SpanContext::NONE,
             need: None,
             owner: None,
+            user: None,
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
             leased: false,
+            backups: Backups::NONE,
+            sealing: HoldingKeys::NONE,
         }
     }
 }
@@ -192,6 +210,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([OWNER, owner.len() as u8]);
         body.extend(owner);
     }
+    if let Some(user) = extras.user {
+        body.extend([USER, user.len() as u8]);
+        body.extend(user);
+    }
     for one in extras.revoked.iter().map(Revocation::to_field) {
         body.extend([REVOKED, one.len() as u8]);
         body.extend(one);
@@ -208,7 +230,23 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     if extras.leased {
         body.extend([LEASED, 0]);
     }
+    if let Some(field) = extras.backups.to_field(checkpoints(snapshots_of(request))) {
+        body.extend([BACKUPS, field.len() as u8]);
+        body.extend(field);
+    }
+    for one in extras.sealing.fields() {
+        body.extend([KEY, one.len() as u8]);
+        body.extend(one);
+    }
     body
+}
+
+/// The snapshots that come with a request.
+fn snapshots_of(request: &Request) -> &[Snapshot] {
+    match request {
+        Request::Prepare(offer) => &offer.snapshots,
+        _ => &[],
+    }
 }
 
 /// A request that was received, with its optional fields.
@@ -236,6 +274,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.need = need.or(extras.need);
             }
             OWNER => extras.owner = bytes.try_into().ok().map(MemberId).or(extras.owner),
+            USER => extras.user = bytes.try_into().ok().or(extras.user),
             REVOKED => revoked.extend(Revocation::from_field(bytes)),
             PROTECTION => {
                 let read = Protection::from_field(bytes);
@@ -243,6 +282,11 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
             }
             REPLICA => extras.replica = Replica::from_field(bytes).or(extras.replica),
             LEASED => extras.leased = true,
+            BACKUPS => {
+                let told = Backups::from_field(bytes, checkpoints(snapshots_of(&request)));
+                extras.backups = told.unwrap_or_default();
+            }
+            KEY => extras.sealing.add_field(bytes),
             _ => {}
         }
         fields = behind;
@@ -297,6 +341,8 @@ mod tests {
     #[test]
     fn a_trace_goes_with_a_request_that_older_members_still_read() {
         let within = from_traceparent(CONTEXT).unwrap();
+        let mut sealing = HoldingKeys::NONE;
+        sealing.add_field(&[[0, 0, 0, 0, 0, 0, 0, 7].to_vec(), vec![5; 32]].concat());
         let extras = Extras {
             within,
             need: Some(DiskNeed {
@@ -304,10 +350,13 @@ mod tests {
                 image: 9,
             }),
             owner: Some(MemberId([5; 32])),
+            user: None,
             revoked: crate::directory::golden_tests::revoked(),
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(2)),
             leased: true,
+            backups: Backups::NONE,
+            sealing,
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));

@@ -72,6 +72,16 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
             },
         ),
         (
+            "prepare.user",
+            Extras {
+                within: SpanContext::NONE,
+                need: None,
+                owner,
+                user: Some([0x63; 32]),
+                ..Extras::none()
+            },
+        ),
+        (
             "prepare.all",
             Extras {
                 within: within.clone(),
@@ -86,6 +96,7 @@ fn with_fields() -> Vec<(&'static str, Extras)> {
                 within,
                 need,
                 owner,
+                user: None,
                 revoked: revoked(),
                 ..Extras::none()
             },

@@ -145,7 +145,8 @@ impl Machine for QemuMachine {
     }
 
     async fn stop(&self, patience: Duration) -> Result<(), Error> {
-        if *self.state.borrow() == RunState::Stopped || self.halted() == Some(Halt::PoweredOff) {
+        let ends = matches!(self.halted(), Some(Halt::PoweredOff | Halt::Panicked));
+        if ends || *self.state.borrow() == RunState::Stopped {
             // It has shut itself down. Its process flushes its disk and may wait for the other side
             // of a move, which goes now.
             self.relay.lock().await.take();
@@ -316,8 +317,8 @@ async fn follow(
             }
             event = events.recv() => match event {
                 Ok(event) => {
-                    if event.name == "SHUTDOWN" && event.data["guest"] == true {
-                        halt.send_replace(Some(Halt::PoweredOff));
+                    if let Some(why) = end_of(&event) {
+                        halt.send_replace(Some(why));
                     }
                     concerns_state(&event, &spec)
                 }
@@ -350,6 +351,17 @@ async fn follow(
     jail.remove().await;
     state.send_replace(RunState::Stopped);
     tracing::info!(vm = %spec.vm.short(), "guest ended");
+}
+
+/// Why a guest ends by itself, if the event says that it does (QEMU's `run-state.json`).
+fn end_of(event: &Event) -> Option<Halt> {
+    if event.name != "SHUTDOWN" || event.data["guest"] != true {
+        return None;
+    }
+    match event.data["reason"] == "guest-panic" {
+        true => Some(Halt::Panicked),
+        false => Some(Halt::PoweredOff),
+    }
 }
 
 fn concerns_state(event: &Event, spec: &MachineSpec) -> bool {

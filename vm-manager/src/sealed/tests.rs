@@ -16,7 +16,7 @@ impl Case {
         let owner = Identity::generate();
         let voters: Vec<_> = (0..voters).map(|_| Identity::generate()).collect();
         let ids: Vec<_> = voters.iter().map(Identity::member_id).collect();
-        let sealed = Sealed::seal(VM, owner.member_id(), &ids, DOCUMENT);
+        let sealed = Sealed::seal((VM, None), owner.member_id(), &ids, DOCUMENT);
         let sealed = Sealed::from_bytes(&sealed.to_bytes()).unwrap();
         Self {
             owner,

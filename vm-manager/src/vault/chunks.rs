@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use p2pvm_overlay::{FabricError, MemberId, VmId, chain, identity::KeyPair, lock};
 use p2pvm_snapshot_sync::{
     self as sync, Checkpoint, ChunkStore, Exchange, FilePatch, Images, Kind, Manifest, ManifestId,
-    Replication, ReplicationState, SealKey, Sealer, file::ImportOptions,
+    Replication, ReplicationState, SealKey, Sealer, Verified,
+    file::ImportOptions,
+    store::{CheckpointDiff, Size},
 };
 use std::{
     collections::HashMap,
@@ -58,6 +60,28 @@ impl ChunkVault {
 
     fn chunks(&self) -> ChunkStore {
         self.exchange.store().clone()
+    }
+
+    /// The key that ends replicas of a checkpoint; the first one if the checkpoint names none of
+    /// them or cannot be read.
+    async fn releaser<'k>(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        keys: &'k [KeyPair],
+    ) -> Option<&'k KeyPair> {
+        if keys.len() < 2 {
+            return keys.first();
+        }
+        let named = match self.look_at(id, providers).await {
+            Ok(checkpoint) => keys.iter().find(|key| key.vm_id() == checkpoint.vm),
+            Err(error) => {
+                tracing::info!(error = %chain(&error), "cannot read which key ends the copies of a \
+                    snapshot");
+                None
+            }
+        };
+        named.or(keys.first())
     }
 }
 
@@ -185,7 +209,7 @@ impl Vault for ChunkVault {
             imported.push(file.map_err(failed(step))?);
         }
         let checkpoint = Checkpoint {
-            vm: instant.vm,
+            vm: instant.releaser,
             name: instant.name.clone(),
             taken: instant.taken,
             epoch: instant.epoch,
@@ -234,7 +258,7 @@ impl Vault for ChunkVault {
             .map_err(failed(step))?;
         self.exchange.pace(stored.changed.iter().copied(), rate);
         let checkpoint = Checkpoint {
-            vm: instant.vm,
+            vm: instant.releaser,
             name: instant.name.clone(),
             taken: instant.taken,
             epoch: instant.epoch,
@@ -383,11 +407,12 @@ impl Vault for ChunkVault {
 
     async fn release(
         &self,
-        id: ManifestId,
-        member: MemberId,
-        keys: &KeyPair,
+        (id, member): (ManifestId, MemberId),
+        providers: &[MemberId],
+        keys: &[KeyPair],
     ) -> Result<bool, Error> {
-        match self.exchange.release(id, PIN, member, Some(keys)).await {
+        let key = self.releaser(id, providers, keys).await;
+        match self.exchange.release(id, PIN, member, key).await {
             // A member that refuses has answered: it keeps nothing for this VM.
             Ok(())
             | Err(sync::Error::Peer {
@@ -403,8 +428,10 @@ impl Vault for ChunkVault {
         &self,
         id: ManifestId,
         providers: &[MemberId],
-        keys: &KeyPair,
+        keys: &[KeyPair],
     ) -> Result<(), Error> {
+        // Before the chunks here may go.
+        let key = self.releaser(id, providers, keys).await;
         let (chunks, me) = (self.chunks(), self.exchange.me());
         let is_provider = providers.contains(&me);
         blocking("removing the snapshot", move || {
@@ -416,13 +443,61 @@ impl Vault for ChunkVault {
         })
         .await?;
         for provider in providers.iter().filter(|p| **p != me) {
-            let released = self.exchange.release(id, PIN, *provider, Some(keys)).await;
+            let released = self.exchange.release(id, PIN, *provider, key).await;
             if let Err(e) = released {
                 tracing::info!(provider = %provider.short(), error = %chain(&e), "cannot remove \
                     the member's copy of a deleted snapshot");
             }
         }
         Ok(())
+    }
+
+    async fn verify(&self, id: ManifestId) -> Result<Verified, Error> {
+        let chunks = self.chunks();
+        blocking("reading the snapshot", move || chunks.verify(id)).await
+    }
+
+    async fn mend(
+        &self,
+        id: ManifestId,
+        providers: &[MemberId],
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), Error> {
+        let me = self.exchange.me();
+        let others: Vec<MemberId> = providers.iter().copied().filter(|m| *m != me).collect();
+        followed(progress, async |p| self.exchange.mend(id, &others, p).await)
+            .await
+            .map_err(failed("repairing the snapshot from other members"))
+    }
+
+    async fn diff(
+        &self,
+        (older, newer): (ManifestId, ManifestId),
+        providers: &[MemberId],
+    ) -> Result<CheckpointDiff, Error> {
+        let step = "comparing the snapshots";
+        let nodes = [
+            self.exchange.fetch_nodes(older, providers).await,
+            self.exchange.fetch_nodes(newer, providers).await,
+        ];
+        let mut held = Vec::new();
+        for nodes in nodes {
+            held.push(nodes.map_err(failed(step))?);
+        }
+        let chunks = self.chunks();
+        let diff = blocking(step, move || chunks.diff(older, newer)).await;
+        drop(held);
+        diff
+    }
+
+    async fn size_of(&self, id: ManifestId, providers: &[MemberId]) -> Result<Size, Error> {
+        let step = "measuring the snapshot";
+        let nodes = self.exchange.fetch_nodes(id, providers).await;
+        let nodes = nodes.map_err(failed(step))?;
+        let chunks = self.chunks();
+        let size = blocking(step, move || chunks.size_of(id)).await;
+        drop(nodes);
+        size
     }
 
     async fn let_go(&self, id: ManifestId) -> Result<(), Error> {

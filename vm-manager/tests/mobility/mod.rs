@@ -24,7 +24,7 @@ use p2pvm_vm_manager::{
     ReleaseRule, Traces,
     checkpoint::RestoreOptions,
     clock::Sleep,
-    guardian::{FakeGuardian, NoGuardian},
+    guardian::{FakeGuardian, Guardian, NoGuardian},
     host::{VmState, VmStatus},
     hypervisor::{Accel, Hypervisor, MachineSpec, MigrateOptions},
     migrate::{MigrationOutcome, Occasion},
@@ -227,8 +227,7 @@ pub struct Site {
     pub port: Arc<FakePort>,
     pub sleep: Arc<FakeSleep>,
     pub releases: Arc<FakeReleases>,
-    /// What freezes its guests; none: no VM is protected.
-    guardian: Option<Arc<FakeGuardian>>,
+    guardian: Arc<dyn Guardian>,
     /// The daemon and what lives as long as it.
     pub daemon: Option<(Arc<Host>, Arc<Dht>, Arc<Voter>)>,
 }
@@ -299,7 +298,7 @@ impl Lab {
                 move || sleep.boottime(),
                 move |vm, stands| world.freeze(vm, me, stands),
             );
-            lab.sites[i].guardian = Some(Arc::new(guardian));
+            lab.sites[i].guardian = Arc::new(guardian);
             lab.up(i).await;
         }
         lab
@@ -327,7 +326,7 @@ impl Lab {
             }),
             sleep: Arc::default(),
             releases: Arc::default(),
-            guardian: None,
+            guardian: Arc::new(NoGuardian("this test has none")),
             daemon: None,
         });
         let sites: Vec<_> = sites.collect();
@@ -414,10 +413,7 @@ impl Lab {
             ballot: Arc::new(Votes::new(fabric)),
             vault: ChunkVault::new(exchange, images),
             hypervisor,
-            guardian: match &site.guardian {
-                Some(guardian) => guardian.clone(),
-                None => Arc::new(NoGuardian("this test has none")),
-            },
+            guardian: site.guardian.clone(),
             port: site.port.clone(),
             traces: self.traces[i].clone(),
             sleep: site.sleep.clone(),
@@ -462,6 +458,8 @@ impl Lab {
             cpus: 1,
             memory_mib: 64,
             disk_bytes: None,
+            bits_per_second: None,
+            user: None,
         }
     }
 

@@ -7,6 +7,7 @@ use super::{
     care::{Care, mute_host_stack},
     config::{GATEWAY_V6, GuestPort, Leaving},
     holding::Holding,
+    limit::{Bucket, GuestLimit},
     listening::FrameListener,
     port::{Port, Ports},
 };
@@ -69,7 +70,10 @@ impl Inner {
             holding: Holding::default(),
             since: Instant::now(),
             stop,
+            out: Bucket::default(),
+            into: Bucket::default(),
         });
+        port.limit(config.bits_per_second);
         let (inner, own, arrived) = (self.clone(), port.clone(), port.clone());
         thread::Builder::new()
             .name("p2pvm-guest".into())
@@ -141,6 +145,16 @@ impl Inner {
         }
     }
 
+    pub fn limit_port(&self, vm: VmId, bits_per_second: Option<u64>) {
+        if let Some(port) = self.tables.ports.load().get(vm) {
+            port.limit(bits_per_second);
+        }
+    }
+
+    pub fn limit_of(&self, vm: VmId) -> Option<GuestLimit> {
+        Some(self.tables.ports.load().get(vm)?.limited())
+    }
+
     pub fn send_to_guest(&self, vm: VmId, frame: &[u8]) {
         if let Some(port) = self.tables.ports.load().get(vm) {
             port.send_frame(frame);
@@ -166,17 +180,15 @@ fn run(inner: &Inner, port: &Port) {
             Ok(len) if port.passes() => {
                 if let Some(count) = take(inner, port, &mut raw[..len], &mut buf, &mut sizes) {
                     let epoch = wire_epoch(port.config.epoch);
-                    inner.carry(
-                        &mut scratch,
-                        epoch,
-                        Segments {
-                            buf: &mut buf,
-                            stride,
-                            sizes: &sizes[..count],
-                        },
-                        Instant::now(),
-                    );
-                    scratch.flush(inner);
+                    let segments = Segments {
+                        buf: &mut buf,
+                        stride,
+                        sizes: &sizes[..count],
+                    };
+                    if port.out.passes(segments.total(), || port.since.elapsed()) {
+                        inner.carry(&mut scratch, epoch, segments, Instant::now());
+                        scratch.flush(inner);
+                    }
                 }
             }
             Ok(_) => {}

@@ -37,6 +37,8 @@ pub struct GuestPort {
     pub v6: Vec<Ipv6Addr>,
     /// The epoch under which this host runs the guest.
     pub epoch: Epoch,
+    /// How much the guest may send, and how much receive, bits a second; `None` for no limit.
+    pub bits_per_second: Option<u64>,
 }
 
 impl GuestPort {

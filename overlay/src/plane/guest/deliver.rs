@@ -20,7 +20,7 @@ impl Scratch {
 
     /// Gives a guest an IP packet.
     pub fn give_guest(&mut self, port: &Arc<Port>, packet: &[u8]) {
-        if port.keeps(packet) {
+        if port.keeps(packet) || !port.into.passes(packet.len(), || port.since.elapsed()) {
             return;
         }
         if self.guest.as_ref().is_none_or(|p| !Arc::ptr_eq(p, port)) {

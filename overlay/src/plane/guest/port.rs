@@ -2,7 +2,12 @@
 //! the guest.
 
 use super::{
-    care::Care, config::GuestPort, holding::Holding, listening::FrameListener, multicast::group_mac,
+    care::Care,
+    config::GuestPort,
+    holding::Holding,
+    limit::{Bucket, GuestLimit},
+    listening::FrameListener,
+    multicast::group_mac,
 };
 use crate::{
     id::VmId,
@@ -35,9 +40,27 @@ pub(crate) struct Port {
     pub holding: Holding,
     pub since: Instant,
     pub stop: Stop,
+    /// What the guest sends.
+    pub out: Bucket,
+    /// What it is sent.
+    pub into: Bucket,
 }
 
 impl Port {
+    /// Bounds what the guest sends, and what it is sent.
+    pub fn limit(&self, bits_per_second: Option<u64>) {
+        self.out.set(bits_per_second);
+        self.into.set(bits_per_second);
+    }
+
+    /// Its limit, and what was dropped by it.
+    pub fn limited(&self) -> GuestLimit {
+        GuestLimit {
+            bits_per_second: self.out.rate(),
+            dropped_bytes: self.out.dropped() + self.into.dropped(),
+        }
+    }
+
     pub fn is_new(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.since) < NEW_FOR
     }

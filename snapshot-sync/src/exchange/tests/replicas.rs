@@ -216,9 +216,14 @@ async fn damaged_chunks_of_a_pin_are_repaired_from_another_member() {
     for damaged in [page.unwrap(), content] {
         std::fs::write(chunk(damaged), b"damaged").unwrap();
         let mut found = 0;
-        for _ in 0..4 {
-            found += b.exchange.scrub(8).await.unwrap();
+        // A pass has four rounds; a fifth ends it where a repair has added a chunk.
+        let pace = (Duration::from_secs(4), Duration::from_secs(1));
+        let began = UnixTime(b.exchange.scrub_state().finished.map_or(1, |at| at.0 + 4));
+        for second in 0..5 {
+            let now = began.plus(second);
+            found += b.exchange.scrub(pace, u64::MAX, now).await.unwrap();
         }
+        assert!(b.exchange.scrub_state().finished.is_some());
         assert_eq!(found, 1);
         assert!(b.store().is_complete(file));
         b.store().get(damaged).unwrap();

@@ -138,10 +138,13 @@ impl Move {
             within: self.trail.within().clone(),
             need: self.host.disk_need(entry).await,
             owner: entry.owner,
+            user: entry.user,
             revoked: entry.revoked.clone(),
             protection: entry.protection.clone(),
             replica: entry.replica.clone(),
             leased: entry.leased,
+            backups: entry.backups.clone(),
+            sealing: entry.sealing.clone(),
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;

@@ -11,6 +11,7 @@ use crate::{
     hypervisor::{Machine, Start},
     trace::Step,
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::chain;
 use std::{future::Future, path::Path, sync::Arc, time::Duration};
 
@@ -51,6 +52,16 @@ struct Whole<'r> {
 struct Running<'r>(&'r Reception);
 
 impl Reception {
+    fn note_arrival(&self) {
+        let entry = self.slot.entry();
+        let fields = [
+            ("from", self.arrival.from.to_string()),
+            ("epoch", entry.epoch.0.to_string()),
+        ];
+        let text = format!("{} moved to this host.", entry.definition.name);
+        self.host.note(&entry, EventKind::VmMoved, &fields, text);
+    }
+
     /// Receives the guest until it is confirmed here, gone, or left to the voters.
     pub(super) async fn run(&self, memory: Promise) -> AnswerSource {
         let running = match self.reach_running(memory).await {
@@ -226,6 +237,7 @@ impl Running<'_> {
         arrival.set_settled();
         arrival.notify();
         tracing::info!(epoch = %arrival.offer.epoch, "confirmed");
+        here.note_arrival();
         host.publish(slot).await;
         AnswerSource::Arrival
     }
