@@ -138,7 +138,6 @@ impl Host {
             .need_of_new(owner, (new.cpus, new.memory_mib, size));
         // Until the VM is listed with a place of its own.
         let _place = self.envelope.stay(&need.of(keys.vm_id()))?;
-        let voters = self.choose_voters(&keys).await;
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -147,7 +146,7 @@ impl Host {
                 memory_mib: new.memory_mib,
                 disk_bytes: size,
                 image,
-                voters,
+                voters: self.choose_voters(&keys).await,
                 address: UNCLAIMED,
                 created: UnixTime::now(),
             },
