@@ -197,6 +197,7 @@ fn bare_vm() -> VmView {
         reach: None,
         still: None,
         replication: None,
+        protection: None,
         last_seen: None,
         advice: None,
         cpu: None,

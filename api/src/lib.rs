@@ -32,6 +32,7 @@ mod offer;
 pub mod operations;
 mod path;
 mod printed;
+mod protection;
 mod replication;
 mod routes;
 mod snapshot_state;
@@ -49,8 +50,9 @@ pub use snapshot_state::*;
 
 pub use {
     access::*, cluster::*, dashboard::*, decisions::*, events::*, failure::*, health::*, line::*,
-    members::*, metrics::*, moves::*, node::*, offer::*, path::*, printed::*, replication::*,
-    routes::*, snapshots::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*, vms::*,
+    members::*, metrics::*, moves::*, node::*, offer::*, path::*, printed::*, protection::*,
+    replication::*, routes::*, snapshots::*, sorted::*, tokens::*, usage::*, users::*, vm_words::*,
+    vms::*,
 };
 
 /// The control API as an OpenAPI document, which the daemon serves too.

@@ -7,10 +7,12 @@
 
 use crate::*;
 use events::EVENTS;
+use healing::HEALING;
 use owners::{OFFER, TOKENS, USAGE};
 use snapshots::{SNAPSHOTS, STORE};
 
 mod events;
+mod healing;
 mod owners;
 mod snapshots;
 
@@ -262,8 +264,8 @@ const TRAFFIC: &[Parameter] = &[Parameter {
 
 /// All operations, by resource.
 pub const OPERATIONS: &[&[Operation]] = &[
-    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, EVENTS,
-    DASHBOARD, SNAPSHOTS, STORE,
+    NODE, MEMBERS, CLUSTER, MACHINE, ACCESS, TOKENS, USAGE, ROUTES, PLACEMENT, OFFER, VMS, HEALING,
+    EVENTS, DASHBOARD, SNAPSHOTS, STORE,
 ];
 
 /// The node itself.

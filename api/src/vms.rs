@@ -1,8 +1,8 @@
 //! Virtual machines: requests and states. Moves are in `moves`.
 
 use crate::{
-    ActivityView, CheckpointIdText, MemberIdText, ReachState, ReplicationView, RestartWord,
-    ScheduleView, SnapshotState, Step, VmIdText, VmStateView,
+    ActivityView, CheckpointIdText, MemberIdText, ProtectionView, ReachState, ReplicationView,
+    RestartWord, ScheduleView, SnapshotState, Step, VmIdText, VmStateView,
 };
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +111,9 @@ pub struct VmView {
     /// How well its disk is replicated, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication: Option<ReplicationView>,
+    /// Whether it is protected against the loss of its host; missing if it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<ProtectionView>,
     /// When its host, which no longer answers, was last seen (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen: Option<String>,

@@ -5,6 +5,7 @@ mod admit;
 mod cluster;
 mod gone;
 pub(crate) mod guests;
+mod heal;
 mod history;
 pub(crate) mod http;
 pub(crate) mod releases;

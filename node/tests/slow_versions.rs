@@ -5,7 +5,8 @@
 mod common;
 
 use common::{
-    address, assert_unbroken, dig, image, is_connected, lab, network, policy_on, set_policy, until,
+    FORMER_SETTINGS, address, assert_unbroken, dig, image, is_connected, lab, network, policy_on,
+    set_policy, until,
 };
 use p2pvm_api::{SnapshotState, SnapshotView, TokenRevoked, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
@@ -66,6 +67,7 @@ fn mixed(test: &str, previous: &Path, old: &[&str]) -> Lab {
     let mut lab = lab(test, SITES);
     for host in old {
         lab.use_program(host, previous);
+        lab.configure(host, FORMER_SETTINGS).unwrap();
     }
     network(&lab, &HOSTS);
     lab

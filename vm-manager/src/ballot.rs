@@ -143,7 +143,7 @@ pub trait Ballot: Send + Sync + 'static {
     ) -> Result<Grant, BallotError>;
 
     /// What a majority says about the VM's lease; changes nothing.
-    async fn lease(&self, vm: VmVoters<'_>) -> Result<LeaseView, BallotError>;
+    async fn lease(&self, set: &VoterSet) -> Result<LeaseView, BallotError>;
 
     /// Confirms `epoch` for `holder`, this member, and sets whether the VM is protected, as
     /// [`Votes::protect`].
@@ -228,8 +228,8 @@ impl Ballot for Votes {
         Ok(Votes::take_over(self, vm.keys, &set, epoch, holder).await?)
     }
 
-    async fn lease(&self, vm: VmVoters<'_>) -> Result<LeaseView, BallotError> {
-        Ok(Votes::lease(self, &VoterSet::sign(vm.keys, vm.voters)).await?)
+    async fn lease(&self, set: &VoterSet) -> Result<LeaseView, BallotError> {
+        Ok(Votes::lease(self, set).await?)
     }
 
     async fn protect(

@@ -23,6 +23,7 @@ mod take;
 
 pub use look::{Copy, SnapshotCheck};
 pub use restore::RestoreOptions;
+pub(crate) use restore::Right;
 pub(crate) use take::candidates;
 pub use take::{Content, NewSnapshot};
 

@@ -32,6 +32,9 @@ pub trait Sleep: Send + Sync + 'static {
     /// How long the machine has slept since a fixed moment.
     fn slept(&self) -> Duration;
 
+    /// `CLOCK_BOOTTIME`, by which guests' deadlines count.
+    fn boottime(&self) -> Duration;
+
     /// Completes when `time` has passed and the machine has slept meanwhile; it may complete, late,
     /// when it has not.
     async fn passed(&self, time: Duration);
@@ -49,6 +52,10 @@ impl Sleep for ThisMachine {
         // larger.
         let with_sleep = read(ClockId::CLOCK_BOOTTIME);
         with_sleep.saturating_sub(read(ClockId::CLOCK_MONOTONIC))
+    }
+
+    fn boottime(&self) -> Duration {
+        clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
     }
 
     async fn passed(&self, time: Duration) {

@@ -86,6 +86,9 @@ pub enum Error {
         /// Why not.
         source: Cause,
     },
+    /// The guardian of this host's guests did not do what it was asked.
+    #[error("{0}")]
+    Guardian(#[from] crate::guardian::GuardianError),
     /// Chunks could not be stored or fetched.
     #[error("{step}")]
     Chunks {

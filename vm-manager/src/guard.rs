@@ -33,12 +33,14 @@ impl Host {
             host.watch_images();
         }
         host.serve_members();
+        host.watch_leases();
         Arrivals::serve(&host);
         host.watch_vms();
         host.watch_keepers();
         host.watch_replicas();
         host.watch_schedules();
         host.watch_room();
+        host.watch_inheritances();
         Ok(host)
     }
 }

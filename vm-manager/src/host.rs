@@ -11,6 +11,8 @@ use crate::{
     ballot::Ballot,
     clock::{Clock, Sleep},
     directory::{Directory, VmRecord},
+    guardian::Guardian,
+    heal::{Inheritances, ToldHeirs},
     hypervisor::{Hypervisor, RunState},
     offer::Terms,
     port::Port,
@@ -39,6 +41,8 @@ mod ended;
 mod envelope;
 mod fence;
 mod images;
+mod lease;
+mod lease_table;
 mod life;
 mod memory;
 mod names;
@@ -49,6 +53,7 @@ pub mod remote;
 pub(crate) mod replication;
 pub(crate) mod revoked;
 mod room;
+mod shield;
 mod slot;
 pub mod status;
 mod underway;
@@ -61,13 +66,18 @@ pub use envelope::Tenant;
 pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
 pub use noted::Noted;
-pub use registry::{Entry, Registry, Role, Side};
+pub use registry::{Entry, Healed, Registry, Role, Side};
 pub use replication::ReplicationStatus;
+pub use shield::Shield;
 pub(crate) use slot::{Guest, Operation, Slot, lock};
 pub use status::{
     HostEvent, HostStats, MigrationOutcome, RunningSide, Standstill, VmState, VmStats, VmStatus,
 };
 pub(crate) use underway::OutgoingMove;
+
+/// What is said of a guest whose lease has ended.
+const FROZEN: &str = "frozen: no majority of its voters renewed its lease; it goes on by itself \
+    when they answer, unless another member has started it";
 
 /// The parts that a host works with.
 #[derive(Clone)]
@@ -82,6 +92,8 @@ pub struct Parts {
     pub vault: Arc<dyn Vault>,
     /// The hypervisor.
     pub hypervisor: Arc<dyn Hypervisor>,
+    /// What freezes guests whose lease has ended.
+    pub guardian: Arc<dyn Guardian>,
     /// The network's side.
     pub port: Arc<dyn Port>,
     /// The maker of its moves' spans.
@@ -101,6 +113,9 @@ pub struct HostOptions {
     pub memory_mib: Option<u64>,
     /// What is offered to VMs of other members, until [`Host::offer`] says otherwise.
     pub terms: Terms,
+    /// Whether VMs here are protected against the loss of this host, and this host is an heir of
+    /// other members' VMs.
+    pub protects: bool,
     /// How many other members should hold each snapshot.
     pub copies: usize,
     /// How many members vote on a VM made here, at most. Odd.
@@ -123,6 +138,7 @@ impl Default for HostOptions {
         Self {
             memory_mib: None,
             terms: Terms::default(),
+            protects: true,
             copies: 2,
             voters: 3,
             guard_every: Duration::from_secs(20),
@@ -143,6 +159,9 @@ pub struct Host {
     pub(crate) registry: Registry,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::ImageUses,
+    leases: lease_table::Leases,
+    pub(crate) inheritances: Inheritances,
+    pub(crate) told: ToldHeirs,
     pub(crate) envelope: envelope::Envelope,
     events: broadcast::Sender<HostEvent>,
     tasks: Mutex<JoinSet<()>>,
@@ -158,6 +177,7 @@ impl Host {
         let registry = Registry::open(&dir.join("vms"))?;
         let memory = memory::Memory::of_this_machine(options.memory_mib);
         let own = envelope::OwnVms::open(&dir.join("own-vms"))?;
+        let inheritances = Inheritances::open(dir.join("heir-of"))?;
         let terms = options.terms.clone();
         let envelope = envelope::Envelope::new(parts.fabric.me(), (memory, own), terms);
         Ok(Arc::new_cyclic(|this| Self {
@@ -170,6 +190,9 @@ impl Host {
             registry,
             slots: Mutex::default(),
             in_use: images::ImageUses::default(),
+            leases: lease_table::Leases::default(),
+            inheritances,
+            told: ToldHeirs::default(),
             events: broadcast::channel(1024).0,
             tasks: Mutex::default(),
             closing: closing::Closing::default(),
@@ -239,10 +262,15 @@ impl Host {
 
     /// A VM here, with why its guest stands still.
     pub(crate) fn status_of(&self, slot: &Slot) -> VmStatus {
-        VmStatus {
-            still: self.standstill(slot),
-            ..slot.status(self.me)
+        let mut status = slot.status(self.me);
+        status.still = self.standstill(slot);
+        if self.lacks_lease(status.definition.vm)
+            && matches!(status.state, VmState::Running | VmState::Paused)
+        {
+            status.state = VmState::Paused;
+            status.note = Some(FROZEN.to_owned());
         }
+        status
     }
 
     /// The network's record of the VM of that name.

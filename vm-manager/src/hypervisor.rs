@@ -235,6 +235,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Starts a guest. It begins paused for all but [`Start::Boot`].
     async fn launch(&self, spec: &MachineSpec, start: Start) -> Result<Arc<dyn Machine>, Error>;
 
+    /// Ends the process of a guest that an earlier daemon started, if it lives, without asking it.
+    async fn end(&self, spec: &MachineSpec) -> Result<(), Error>;
+
     /// Takes up a guest that an earlier daemon started, if its process lives.
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error>;
 

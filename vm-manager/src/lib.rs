@@ -24,6 +24,7 @@ mod golden;
 mod guard;
 pub mod guardian;
 pub mod handover;
+pub mod heal;
 pub mod host;
 pub mod hypervisor;
 mod image_file;

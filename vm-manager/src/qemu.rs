@@ -337,6 +337,22 @@ impl Hypervisor for Qemu {
         Ok(Arc::new(machine))
     }
 
+    async fn end(&self, spec: &MachineSpec) -> Result<(), Error> {
+        let tag = command::tag(spec);
+        let jail = Jail::of(&tag, &spec.run_dir);
+        if let Some(process) = Process::find(&spec.run_dir, &tag) {
+            process.kill();
+            if !process.ended(machine::KILL_PATIENCE).await {
+                return Err(Error::TimedOut {
+                    step: "end the guest's process",
+                    seconds: machine::KILL_PATIENCE.as_secs(),
+                });
+            }
+        }
+        jail.remove().await;
+        Ok(())
+    }
+
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
         let tag = command::tag(spec);
         let jail = Arc::new(Jail::of(&tag, &spec.run_dir));

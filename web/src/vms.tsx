@@ -65,6 +65,7 @@ function Card({ vm, acts, operation, doing, ask, take }: { vm: VmView; operation
         <span>
           {vm.cpus} CPU{vm.cpus > 1 ? "s" : ""}, {vm.memory_mib} MiB
         </span>
+        {vm.protection && <span title={vm.protection.text}>{vm.protection.protected ? "protected" : "not protected"}</span>}
         {vm.replication && <span class={vm.replication.late ? "troubled" : ""}>{vm.replication.text}</span>}
         {running && (
           <span class="busy">

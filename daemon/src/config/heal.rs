@@ -11,12 +11,16 @@ pub struct Heal {
     /// At which rate replicas of running disks are sent to other members, bytes a second for all
     /// of them together.
     pub replica_rate: u64,
+    /// Protect VMs here against the loss of this host, and start VMs of lost hosts here of which
+    /// this one has a copy.
+    pub protect: bool,
 }
 
 impl Default for Heal {
     fn default() -> Self {
         Self {
             replica_rate: HostOptions::default().replica_rate,
+            protect: HostOptions::default().protects,
         }
     }
 }
@@ -40,7 +44,10 @@ mod tests {
     #[test]
     fn a_rate_at_which_copies_never_end_is_refused() {
         Heal::default().check().unwrap();
-        let slow = Heal { replica_rate: 1000 };
+        let slow = Heal {
+            replica_rate: 1000,
+            ..Heal::default()
+        };
         assert!(slow.check().unwrap_err().contains("replica_rate"));
     }
 }

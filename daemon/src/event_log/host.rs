@@ -31,9 +31,21 @@ pub(crate) async fn follow(parts: Arc<Parts>, mut events: Receiver<HostEvent>) {
                     .events
                     .record(EventKind::VmFenced, subject, &fields, text);
             }
+            Ok(HostEvent::Frozen { vm, name }) => {
+                let text = format!("The guest of {name} is frozen: no majority renewed its lease.");
+                let subject = Subject::Vm(vm, name);
+                parts.events.record(EventKind::VmFrozen, subject, &[], text);
+            }
+            Ok(HostEvent::Thawed { vm, name }) => {
+                let text = format!("The guest of {name} goes on: its lease is renewed.");
+                let subject = Subject::Vm(vm, name);
+                parts.events.record(EventKind::VmThawed, subject, &[], text);
+            }
+            Ok(event @ HostEvent::TakenOver { .. }) => taken_over(&parts, event),
             // What matters of these is noted where it happens.
             Ok(
                 HostEvent::State { .. }
+                | HostEvent::NotTakenOver { .. }
                 | HostEvent::Migrating { .. }
                 | HostEvent::RecoveryPoint { .. },
             ) => {}
@@ -46,6 +58,26 @@ pub(crate) async fn follow(parts: Arc<Parts>, mut events: Receiver<HostEvent>) {
             Err(RecvError::Closed) => return,
         }
     }
+}
+
+fn taken_over(parts: &Parts, event: HostEvent) {
+    let HostEvent::TakenOver {
+        vm,
+        name,
+        from,
+        epoch,
+        lost,
+    } = event
+    else {
+        return;
+    };
+    let from = parts.name_of(from);
+    let text = format!("{name} was started here since its host {from} was lost: {lost}.");
+    let fields = [("from", from), ("epoch", epoch.0.to_string())];
+    let subject = Subject::Vm(vm, name);
+    parts
+        .events
+        .record(EventKind::VmTakenOver, subject, &fields, text);
 }
 
 fn noted(parts: &Parts, noted: Noted) {

@@ -10,7 +10,9 @@ use p2pvm_api::{Outcome, VmStateView, VmView};
 use p2pvm_overlay::{MemberId, UnixTime};
 use p2pvm_vm_manager::{
     directory::{Snapshot, VmRecord},
+    heal::heirs_of,
     host::{ReplicationStatus, VmState, VmStatus},
+    protection::Replace,
 };
 use std::collections::BTreeSet;
 
@@ -66,7 +68,25 @@ fn advice(name: &str, host: Option<&String>, holder: MemberId, snapshots: &[Snap
     }
 }
 
+/// What a person can do about a VM whose heirs wait for one.
+fn takeover(name: &str, heirs: &[String]) -> Option<String> {
+    let first = heirs.first()?;
+    Some(format!(
+        "it waits for a person: 'p2pvm vm takeover {name} --on {first}' starts it there from its \
+            newest copy"
+    ))
+}
+
 impl Vms {
+    /// The heirs of a VM that wait for a person, by name.
+    fn waiting_heirs(&self, record: &VmRecord) -> Vec<String> {
+        if record.protection.replace != Replace::Ask {
+            return Vec::new();
+        }
+        let heirs = heirs_of(record).into_iter();
+        heirs.map(|member| self.parts.name_of(member)).collect()
+    }
+
     /// A VM of a host that is gone, as its record has it.
     pub(crate) fn absent_view(&self, record: &VmRecord, seen: Option<UnixTime>) -> VmView {
         let (host, name) = (self.parts.name_of(record.holder), &record.definition.name);
@@ -105,12 +125,10 @@ impl Vms {
         VmView {
             state,
             last_seen: seen.map(clock::shown),
-            advice: Some(advice(
-                name,
-                member.then_some(&host),
-                record.holder,
-                &record.snapshots,
-            )),
+            advice: takeover(name, &self.waiting_heirs(record)).or_else(|| {
+                let host = member.then_some(&host);
+                Some(advice(name, host, record.holder, &record.snapshots))
+            }),
             cpu: None,
             moving: None,
             bandwidth: None,
@@ -207,6 +225,13 @@ mod tests {
         let later = sentence("lab3", Some(NOON), NOON.plus(86_400));
         assert!(later.contains("2026-11-29 12:02 UTC"), "{later}");
         assert!(sentence("lab3", None, NOON).contains("no member remembers"));
+    }
+
+    #[test]
+    fn the_advice_names_an_heir_that_waits_for_a_person() {
+        assert_eq!(takeover("web", &[]), None);
+        let said = takeover("web", &["lab2".into(), "lab3".into()]).unwrap();
+        assert!(said.contains("vm takeover web --on lab2"), "{said}");
     }
 
     #[test]

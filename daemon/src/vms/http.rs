@@ -22,7 +22,7 @@ use axum::{
 use hyper_util::rt::TokioIo;
 use p2pvm_api::{
     ClusterVms, CreateVm, Explained, Force, MigrateVm, MoveCancelled, Outcome, ProofView,
-    ReplicateVm, RestoreVm, SetVm, Sorted, VmDeleted, VmView,
+    ProtectVm, ReplicateVm, RestoreVm, SetVm, Sorted, TakeOverVm, VmDeleted, VmView,
 };
 use p2pvm_overlay::MemberId;
 use std::sync::Arc;
@@ -63,6 +63,10 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
         )
         .route("/vms/{name}/migrate", moving.layer(takes(Right::Move)))
         .route(
+            "/vms/{name}/protection",
+            post(protect).layer(takes(Right::Move)),
+        )
+        .route(
             "/vms/{name}/replication",
             post(replicate).layer(takes(Right::Snapshot)),
         )
@@ -79,6 +83,10 @@ pub(crate) fn routes(vms: Arc<Vms>) -> Router {
         .route(
             "/vms/{name}/restore",
             post(restore).layer(takes(Right::Restore)),
+        )
+        .route(
+            "/vms/{name}/takeover",
+            post(take_over).layer(takes(Right::Restore)),
         )
         .layer(middleware::from_fn_with_state(
             vms.clone(),
@@ -153,6 +161,24 @@ pub(crate) async fn cancel_migration(
     Path(name): Path<String>,
 ) -> Answer<MoveCancelled> {
     vms.cancel_migration(&name).await.map(Json)
+}
+
+async fn protect(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    Json(r): Json<ProtectVm>,
+) -> Answer<Sorted<VmView>> {
+    vms.protect(&name, &r).await.map(Sorted).map(Json)
+}
+
+async fn take_over(
+    State(vms): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Json(_): Json<TakeOverVm>,
+) -> Response {
+    let passed = releases::passed(&headers);
+    streamed(move |reporter| async move { vms.take_over(&name, passed, &reporter).await })
 }
 
 async fn replicate(

@@ -344,6 +344,7 @@ impl Vms {
     pub async fn explain(&self, name: &str) -> Outcome<Vec<Explained>> {
         let vm = self.host.status(name).await.or_failure()?.definition.vm;
         let mut told = self.manager.explain(vm);
+        told.extend(self.healed(name));
         told.extend(self.happened(vm).await?);
         // The decision was taken where the VM was: the members that it may have been on are asked
         // as well.

@@ -134,6 +134,9 @@ impl Vms {
                 needed_bytes: still.needed_bytes,
             }),
             replication: vm.replication.as_ref().map(replication_view),
+            protection: self
+                .protection_view(vm)
+                .filter(|_| vm.holder == self.parts.me()),
             reach,
             last_seen: None,
             advice: None,

@@ -7,7 +7,10 @@ use super::{absent::AbsentHosts, replicas};
 use crate::parts::Parts;
 use p2pvm_host::Finding;
 use p2pvm_overlay::MemberId;
-use p2pvm_vm_manager::host::{Host, VmState};
+use p2pvm_vm_manager::{
+    heal::Untaken,
+    host::{Host, VmState},
+};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -20,6 +23,25 @@ const EVERY: Duration = Duration::from_secs(30);
 const LOST_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// The board's area.
 const AREA: &str = "voters";
+
+/// The board's area about VMs of lost hosts that no heir starts.
+const HEIRS: &str = "heirs";
+
+/// The VMs of lost hosts that this heir does not start.
+fn untaken(parts: &Parts, host: &Host) -> Vec<Finding> {
+    let all = host.untaken().into_iter();
+    let finding = |one: Untaken| {
+        let from = parts.name_of(one.from);
+        Finding::warning(
+            format!(
+                "{} of the lost host {from} is not started here: {}",
+                one.name, one.why
+            ),
+            format!("'p2pvm vm show {}' says what can be done", one.name),
+        )
+    };
+    all.map(finding).collect()
+}
 
 /// Looks until the daemon ends.
 pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<AbsentHosts>) {
@@ -48,6 +70,7 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<Absent
             finding(&vm.name, &gone, vm.voters.len())
         });
         parts.board.set(AREA, findings.collect());
+        parts.board.set(HEIRS, untaken(&parts, &host));
         tokio::time::sleep(EVERY).await;
     }
 }

@@ -36,6 +36,7 @@ use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Error, Traces,
     clock::ThisMachine,
+    guardian::NoGuardian,
     host::{self, Host, HostOptions},
     hypervisor::{Accel, Hypervisor, Machine, MachineSpec, Start},
     vault::ChunkVault,
@@ -97,6 +98,9 @@ impl Hypervisor for NoGuests {
     }
     async fn launch(&self, _: &MachineSpec, _: Start) -> Result<Arc<dyn Machine>, Error> {
         none()
+    }
+    async fn end(&self, _: &MachineSpec) -> Result<(), Error> {
+        Ok(())
     }
     async fn adopt(&self, _: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
         Ok(None)
@@ -248,6 +252,7 @@ async fn host(
         traces: Traces::default(),
         sleep: Arc::new(ThisMachine),
         identity: parts.identity.clone(),
+        guardian: Arc::new(NoGuardian("this test has none")),
         releases: Releases::new(parts.clone(), policies.clone()),
     };
     Host::open(host_parts, HostOptions::default(), layout.dir())

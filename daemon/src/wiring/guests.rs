@@ -17,6 +17,7 @@ use p2pvm_snapshot_sync::{ChunkStore, Exchange, ExchangeOptions, Images};
 use p2pvm_vm_manager::{
     Traces,
     clock::ThisMachine,
+    guardian::{Guardian, HostGuardian, NoGuardian},
     host::{self, Host, HostOptions},
     qemu::Qemu,
     vault::ChunkVault,
@@ -70,6 +71,7 @@ pub(super) async fn open(
         ballot: Arc::new(Votes::new(parts.fabric())),
         vault: ChunkVault::new(chunks.exchange, Arc::new(chunks.images)),
         hypervisor: Arc::new(Qemu::new(HOST_FACTS, config.accel(), config.probe())),
+        guardian: guardian(layout),
         port: ports.clone(),
         traces,
         sleep: Arc::new(ThisMachine),
@@ -80,6 +82,7 @@ pub(super) async fn open(
         memory_mib: offer.now().all_memory(),
         terms: offer.terms(parts, offer.closed()),
         replica_rate: config.heal.replica_rate,
+        protects: config.heal.protect,
         ..HostOptions::default()
     };
     let host = Host::open(host_parts, options, layout.dir())
@@ -88,6 +91,15 @@ pub(super) async fn open(
     let limited = Arc::downgrade(&host);
     ports.limit_by(Box::new(move |vm| limited.upgrade()?.bits_per_second(vm)));
     Ok(host)
+}
+
+/// What freezes guests whose lease has ended. Only root can hold another user's process.
+fn guardian(layout: &Layout) -> Arc<dyn Guardian> {
+    let dir = std::path::absolute(layout.dir());
+    match dir {
+        Ok(dir) if nix::unistd::geteuid().is_root() => Arc::new(HostGuardian::of_this_program(dir)),
+        _ => Arc::new(NoGuardian("the daemon does not run as root")),
+    }
 }
 
 /// Reports to the host addresses here whose packets other members drop.

@@ -5,20 +5,23 @@ use super::{
     print::{self, report},
     progress::Progress,
     snapshot, user,
-    vm_args::{Create, Migrate, Replicate, Restore, Set, Stop, Vm},
+    vm_args::{Create, Migrate, ProtectArgs, Replicate, Restore, Set, Stop, Vm},
 };
 use hyper::Method;
 use p2pvm_api::{
     BandwidthView, ClusterVms, CreateVm, Doing, Failure, Kind, MigrateVm, MoveCancelled, Outcome,
-    ReachState, ReachView, ReplicateVm, RestartWord, RestoreVm, SetVm, ShutdownAnswer, Sorted,
-    VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
+    ProtectVm, ReachState, ReachView, ReplicateVm, RestartWord, RestoreVm, SetVm, ShutdownAnswer,
+    Sorted, TakeOverVm, VmDeleted, VmMoved, VmStateView, VmView, client::Event, vm_path,
 };
 use p2pvm_vm_manager::BitRate;
 use serde::{
     Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
-use std::io::{IsTerminal, Write};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The key that leaves the console: Ctrl-].
@@ -44,6 +47,11 @@ pub(crate) async fn run(context: &Context, command: Vm) -> Outcome<()> {
         Vm::Migrate(a) => migrate(context, a).await,
         Vm::Snapshot(a) => snapshot::run(context, a).await,
         Vm::Replicate(a) => replicate(context, a).await,
+        Vm::Protect(a) => protect(context, a).await,
+        Vm::Takeover(a) => {
+            let body = TakeOverVm { on: a.on };
+            operate(context, &a.name, "takeover", "taking over", &body).await
+        }
         Vm::Restore(a) => restore(context, a).await,
         Vm::Set(a) => set(context, a).await,
     }
@@ -317,6 +325,11 @@ fn lines(vm: &VmView) -> Vec<(&'static str, String)> {
         ("voters", vm.voters.join(", ")),
     ];
     lines.extend(vm.reach.as_ref().map(|reach| ("network", network(reach))));
+    lines.extend(
+        vm.protection
+            .as_ref()
+            .map(|p| ("protection", p.text.clone())),
+    );
     lines.extend(vm.replication.as_ref().map(|r| {
         let copies = format!("{} of {} copies, every {} s", r.copies, r.wanted, r.every_s);
         ("replica", format!("{}; {copies}", r.text))
@@ -386,6 +399,28 @@ async fn migrate(context: &Context, a: Migrate) -> Outcome<()> {
         if let Some(trace) = &done.trace {
             println!("trace {trace}");
         }
+    })
+}
+
+async fn protect(context: &Context, a: ProtectArgs) -> Outcome<()> {
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
+    let request = ProtectVm {
+        protect: Some(!a.off),
+        replace: a.replace,
+        on_partition: a.on_partition,
+        lost_after_s: seconds(a.lost_after),
+        replicate_every_s: seconds(a.replicate_every),
+    };
+    let path = vm_path(&a.name, "protection")?;
+    let mut client = context.daemon().await?;
+    let vm: VmView = client.ask(Method::POST, &path, Some(&request)).await?;
+    report(context, &Sorted(&vm), || match &vm.protection {
+        Some(now) => println!("{}: {}", a.name, now.text),
+        None if a.off => println!("{}: not protected when it runs", a.name),
+        None => println!(
+            "{}: protected as soon as it runs, if the network can",
+            a.name
+        ),
     })
 }
 

@@ -2,6 +2,8 @@
 
 use super::args::parse_size;
 use clap::{Args, Subcommand};
+use p2pvm_api::{PartitionWord, ReplaceWord};
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// A VM by name.
@@ -64,6 +66,21 @@ pub enum Vm {
             replica is restored by 'p2pvm vm restore web@replica --force'."
     )]
     Replicate(Replicate),
+    /// Protect a VM against the loss of its host, or no longer
+    #[command(
+        after_help = "Examples:\n  p2pvm vm protect web   # as far as the network can\n  p2pvm vm \
+            protect web --replace ask --lost-after 2m\n  p2pvm vm protect web --off\n\nThe host of \
+            a protected VM holds a lease from the VM's voters and renews it every 10 s. When it \
+            cannot, the guest stands still within 30 s; then a member with a copy of the VM starts \
+            it. 'p2pvm vm show web' says whether it is protected, and why not."
+    )]
+    Protect(ProtectArgs),
+    /// Start a VM whose host is lost on one of its heirs, if it waits for a person
+    #[command(
+        after_help = "Examples:\n  p2pvm vm takeover web\n  p2pvm vm takeover web --on attic   # \
+            an heir, as 'p2pvm vm show web' named it"
+    )]
+    Takeover(Takeover),
     /// Restore a VM from a snapshot
     #[command(
         after_help = "Examples:\n  p2pvm vm restore web@before-upgrade --on lab2 --force\n  p2pvm \
@@ -192,4 +209,51 @@ pub struct Restore {
     /// frozen
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `vm protect`.
+#[derive(Args)]
+pub struct ProtectArgs {
+    /// The VM
+    pub name: String,
+    /// Whether another member starts it when its host is lost: by itself, when a person says so
+    /// ('p2pvm vm takeover'), or never
+    #[arg(long, value_name = "auto|ask|never", value_parser = word::<ReplaceWord>)]
+    pub replace: Option<ReplaceWord>,
+    /// What its host does when it cannot renew the lease: freeze the guest shortly before the lease
+    /// ends, let it run until then, or end it
+    #[arg(
+        long,
+        value_name = "freeze|run-until-lease-ends|stop",
+        value_parser = word::<PartitionWord>
+    )]
+    pub on_partition: Option<PartitionWord>,
+    /// How long its host is silent before it counts as lost, such as 30s or 2m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub lost_after: Option<Duration>,
+    /// How long between two replicas of its disk: 1s to 1h
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub replicate_every: Option<Duration>,
+    /// Protect it no longer
+    #[arg(
+        long,
+        conflicts_with_all = ["replace", "on_partition", "lost_after", "replicate_every"]
+    )]
+    pub off: bool,
+}
+
+/// Reads a word of the API.
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let read = serde_json::from_value(serde_json::Value::String(text.to_owned()));
+    read.map_err(|_| "no such word".to_owned())
+}
+
+/// Arguments of `vm takeover`.
+#[derive(Args)]
+pub struct Takeover {
+    /// The VM
+    pub name: String,
+    /// The heir that starts it; by default this member
+    #[arg(long, value_name = "MEMBER")]
+    pub on: Option<String>,
 }

@@ -20,15 +20,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Settings of every host: one processor each, no UPnP, no moves that a test did not ask for.
-pub const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
+/// Settings of every host: one processor each, no UPnP, no moves and restarts of VMs that a test
+/// did not ask for.
+pub const SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\nheal.protect = false\n";
+/// The same without what the previous release does not know.
+pub const FORMER_SETTINGS: &str = "cpus = 1\nupnp = false\nautonomic = false\n";
 
 /// A testbed of `sites`, named after the test.
 pub fn lab(test: &str, sites: &str) -> Lab {
     let sites = Sites::parse(sites).expect("the test's sites");
     // Another build, such as the release before, to see what it makes of the same test.
-    let program = std::env::var("P2PVM_TEST_PROGRAM")
-        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_p2pvm").to_owned());
+    let other = std::env::var("P2PVM_TEST_PROGRAM").ok();
+    let settings = other.as_ref().map_or(SETTINGS, |_| FORMER_SETTINGS);
+    let program = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_p2pvm").to_owned());
     let lab = Lab::up(
         &sites,
         &format!("e2e-{test}-{}", std::process::id()),
@@ -36,7 +40,7 @@ pub fn lab(test: &str, sites: &str) -> Lab {
     )
     .expect("building the testbed");
     for host in &lab.testbed().plan().hosts {
-        lab.configure(&host.name, SETTINGS).unwrap();
+        lab.configure(&host.name, settings).unwrap();
     }
     lab
 }

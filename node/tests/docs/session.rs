@@ -19,7 +19,7 @@ use std::{
 
 /// Settings of the pages' machines: those of the test's own making, so that three of them fit on
 /// one computer that is busy.
-const SETTINGS: &str = "cpus = 1\nautonomic = false\n";
+const SETTINGS: &str = "cpus = 1\nautonomic = false\nheal.protect = false\n";
 /// Where the packaged daemon keeps its state, and its settings.
 const STATE: &str = "/var/lib/p2pvm";
 const PACKAGED_SETTINGS: &str = "/etc/p2pvm/node.toml";

@@ -1,5 +1,5 @@
-//! Migration requests, VM records, requests between hosts, what a snapshot says of its VM, and what
-//! daemon and guest guardian say to each other.
+//! Migration requests, VM records, requests between hosts, what a snapshot says of its VM, what an
+//! heir keeps, and what daemon and guest guardian say to each other.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use p2pvm_vm_manager::{
@@ -14,7 +14,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(VmRecord::from_bytes(&record.to_bytes()).is_some());
     }
     if let Some(protection) = Protection::from_field(bytes) {
-        assert_eq!(Protection::from_field(&protection.to_field()), Some(protection));
+        assert_eq!(
+            Protection::from_field(&protection.to_field()),
+            Some(protection)
+        );
     }
     if let Some(replica) = Replica::from_field(bytes) {
         assert!(replica.to_field().len() <= 255);
@@ -24,5 +27,6 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = postcard::from_bytes::<VmRequest>(bytes);
     let _ = postcard::from_bytes::<VmAnswer>(bytes);
     p2pvm_vm_manager::parse_sealed(bytes);
+    p2pvm_vm_manager::heal::parse_inheritance(bytes);
     p2pvm_vm_manager::guardian::parse_message(bytes);
 });

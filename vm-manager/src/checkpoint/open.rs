@@ -1,7 +1,7 @@
 //! Opening the sealed part of a snapshot: with this host's own copy of the VM, as the VM's owner,
 //! or with the shares of the VM's voters.
 
-use super::SavedVm;
+use super::{Right, SavedVm};
 use crate::{
     Error,
     directory::VmRecord,
@@ -16,6 +16,21 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use p2pvm_overlay::{Epoch, MemberId, chain};
 use p2pvm_snapshot_sync::SealKey;
 use zeroize::Zeroizing;
+
+fn share_request(envelope: Vec<u8>, right: Right<'_>) -> VmRequest {
+    match right {
+        Right::Asked(proofs) | Right::Forced(proofs) | Right::HeirAsked(proofs) => {
+            VmRequest::Share {
+                envelope,
+                proofs: proofs.to_vec(),
+            }
+        }
+        Right::Heir(set) => VmRequest::ShareForHeir {
+            envelope,
+            set: set.clone(),
+        },
+    }
+}
 
 /// What a checkpoint says of its VM, and what opens its memory and disk.
 pub(super) struct Opened {
@@ -41,7 +56,7 @@ impl Host {
         &self,
         spec: &[u8],
         record: &VmRecord,
-        proofs: &[Vec<u8>],
+        right: Right<'_>,
     ) -> Result<Option<Opened>, Error> {
         let Some(sealed) = Sealed::from_bytes(spec) else {
             // Of a release that sealed nothing.
@@ -62,7 +77,7 @@ impl Host {
         }
         let document = Zeroizing::new(match sealed.open_as(&self.parts.identity) {
             Some(document) => document,
-            None => self.ask_voters(&sealed, record, proofs).await?,
+            None => self.ask_voters(&sealed, record, right).await?,
         });
         let saved = SavedVm::from_bytes(&document);
         Ok(saved.and_then(|saved| Opened::of(saved, sealed.holding())))
@@ -72,11 +87,10 @@ impl Host {
         &self,
         sealed: &Sealed,
         record: &VmRecord,
-        proofs: &[Vec<u8>],
+        right: Right<'_>,
     ) -> Result<Vec<u8>, Error> {
         let ask = |voter: MemberId, envelope: &[u8]| {
-            let (envelope, proofs) = (envelope.to_vec(), proofs.to_vec());
-            let request = VmRequest::Share { envelope, proofs };
+            let request = share_request(envelope.to_vec(), right);
             async move {
                 let answer = match self.ask_member(voter, &request).await {
                     // As the voters' own requests, not lost with one connection.

@@ -20,6 +20,7 @@ use crate::{
     protection::{REPLICA, Replica},
 };
 use p2pvm_api::EventKind;
+use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::{Checkpoint, SealKey};
 use std::{
@@ -35,6 +36,34 @@ pub struct RestoreOptions {
     pub force: bool,
 }
 
+/// By which right a VM is brought back here.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'r> {
+    /// A person asked for it, with these proofs that this host may do it.
+    Asked(&'r [Vec<u8>]),
+    /// A person forced it, with such proofs: the VM's host does not answer.
+    Forced(&'r [Vec<u8>]),
+    /// A person asked an heir for it, with these proofs: the lease of the VM's host has run out.
+    HeirAsked(&'r [Vec<u8>]),
+    /// Nobody: this host is an heir of the VM with these voters, and its host's lease has run out.
+    Heir(&'r VoterSet),
+}
+
+impl<'r> Right<'r> {
+    /// What shows that this host may restore the VM.
+    fn proofs(&self) -> &'r [Vec<u8>] {
+        match *self {
+            Self::Asked(proofs) | Self::Forced(proofs) | Self::HeirAsked(proofs) => proofs,
+            Self::Heir(_) => &[],
+        }
+    }
+
+    /// Whether the lease of the VM's host must have run out.
+    fn waits_for_lease(&self) -> bool {
+        matches!(self, Self::HeirAsked(_) | Self::Heir(_))
+    }
+}
+
 /// One restore: what its steps work with.
 struct Restore<'r> {
     /// The new incarnation.
@@ -47,6 +76,7 @@ struct Restore<'r> {
     newest: Option<NewestPromise>,
     /// An older incarnation here, which it replaces.
     older: Option<&'r Arc<Slot>>,
+    right: Right<'r>,
     progress: &'r watch::Sender<Progress>,
 }
 
@@ -94,7 +124,40 @@ impl Host {
         if self.slot_of(record.definition.vm).is_none() {
             self.may_come(&record.definition).await?;
         }
-        let holder = self.may_restore(&record, options).await?;
+        let right = match self.may_restore(&record, options).await? {
+            true => Right::Asked(proofs),
+            false => Right::Forced(proofs),
+        };
+        let what = (&record, &found, record.holder, right);
+        self.restore_within_limits(what, progress).await
+    }
+
+    /// Brings a VM back whose host is lost, from a recovery point that its record names.
+    ///
+    /// # Errors
+    /// As [`Host::restore`]; [`Error::Agreement`] also if the lease of the VM's host still runs.
+    pub(crate) async fn restore_as_heir(
+        self: &Arc<Self>,
+        (record, found, right): (&VmRecord, &Snapshot, Right<'_>),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
+        if self.slot_of(record.definition.vm).is_some() {
+            return Err(Error::Refused(format!(
+                "'{}' is on this host already",
+                record.definition.name
+            )));
+        }
+        self.must_be_open(&record.definition.name)?;
+        self.may_come(&record.definition).await?;
+        let what = (record, found, record.holder, right);
+        self.restore_within_limits(what, progress).await
+    }
+
+    async fn restore_within_limits(
+        self: &Arc<Self>,
+        (record, found, holder, right): (&VmRecord, &Snapshot, MemberId, Right<'_>),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
         let need = self
             .envelope
             .need_from(&record.definition, record.owner, record.holder);
@@ -103,10 +166,10 @@ impl Host {
         let memory = self.envelope.promise(&need)?;
         progress.send_modify(|p| p.phase = "fetch".into());
         let was_kept = self.parts.vault.keeps(found.checkpoint).await?;
-        let what = (&record, &found, holder, proofs);
+        let what = (record, found, holder, right);
         let restored = self.restore_from(what, memory, progress).await;
         if restored.is_err() && !was_kept && self.slot_of(record.definition.vm).is_none() {
-            self.let_go(&record, &found).await;
+            self.let_go(record, found).await;
         }
         restored
     }
@@ -122,12 +185,12 @@ impl Host {
 
     async fn restore_from(
         self: &Arc<Self>,
-        (record, found, holder, proofs): (&VmRecord, &Snapshot, MemberId, &[Vec<u8>]),
+        (record, found, holder, right): (&VmRecord, &Snapshot, MemberId, Right<'_>),
         memory: Promise,
         progress: &watch::Sender<Progress>,
     ) -> Result<VmStatus, Error> {
         let name = &record.definition.name;
-        let what = (record, found, proofs);
+        let what = (record, found, right);
         let (checkpoint, Opened { saved: kept, key }) = self.checkpoint_of(what, progress).await?;
         // An older incarnation here is replaced only once the new one has all bytes and the epoch.
         let older = self.slot_of(record.definition.vm);
@@ -144,8 +207,12 @@ impl Host {
         }
         let epoch = after(newest.map_or(record.epoch, |n| n.epoch.max(record.epoch)))
             .map_err(undecided("asking for the VM's next epoch"))?;
-        self.ask_to_give_way(record, holder).await?;
-        let slot = self.restored_entry(record, (&kept, older.as_deref()), epoch)?;
+        if !right.waits_for_lease() {
+            self.ask_to_give_way(record, holder).await?;
+        }
+        let leased = right.waits_for_lease() || self.has_lease(&kept, right, progress).await;
+        let before = (&kept, older.as_deref());
+        let slot = self.restored_entry(record, before, (epoch, leased))?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
             slot: &slot,
@@ -154,6 +221,7 @@ impl Host {
             snapshot: found,
             newest,
             older: older.as_ref(),
+            right,
             progress,
         };
         if let Err(e) = self.bring_back(&restore, memory).await {
@@ -166,7 +234,7 @@ impl Host {
         {
             tracing::warn!(error = %chain(&e), "the disk from before the restore stays");
         }
-        if holder != self.me {
+        if holder != self.me && !right.waits_for_lease() {
             // A holder that does not receive this finds out in its own next round.
             let _ = self
                 .ask_member(holder, &VmRequest::Took(record.definition.vm))
@@ -174,7 +242,7 @@ impl Host {
         }
         self.note_restored(&slot, &found.name);
         self.resume_copies(&slot).await;
-        self.learn_keys(slot.clone(), record, found, proofs);
+        self.learn_keys(slot.clone(), record, found, right.proofs());
         Ok(self.status_of(&slot))
     }
 
@@ -199,7 +267,9 @@ impl Host {
                 .look_at(newest.checkpoint, &newest.providers);
             let learnt: Result<(), Error> = async {
                 let seen = looking.await?;
-                let opened = host.open_saved(&seen.spec, &record, &proofs).await?;
+                let opened = host
+                    .open_saved(&seen.spec, &record, Right::Asked(&proofs))
+                    .await?;
                 let Some(opened) = opened else { return Ok(()) };
                 let saved = opened.saved.sealing;
                 // The VM may be moved or deleted meanwhile: then its file must not come back.
@@ -255,12 +325,12 @@ impl Host {
     }
 
     /// Refuses a VM whose guest runs at its holder, or may run there since the holder does not
-    /// answer and `force` is not set; returns the holder.
+    /// answer and `force` is not set; returns whether it answers.
     async fn may_restore(
         self: &Arc<Self>,
         record: &VmRecord,
         options: RestoreOptions,
-    ) -> Result<MemberId, Error> {
+    ) -> Result<bool, Error> {
         let (name, holder) = (&record.definition.name, record.holder);
         match self
             .ask_member(holder, &VmRequest::Runs(record.definition.vm))
@@ -270,8 +340,8 @@ impl Host {
                 "'{name}' runs on {}: stop it first, then restore",
                 holder.short()
             ))),
-            Ok(_) => Ok(holder),
-            Err(_) if options.force => Ok(holder),
+            Ok(_) => Ok(true),
+            Err(_) if options.force => Ok(false),
             Err(_) => Err(Error::Refused(format!(
                 "the host of '{name}', {}, does not answer and may still run it: if it is dead, \
                     restore with --force (its copy is then cut off from the network for good)",
@@ -282,14 +352,14 @@ impl Host {
 
     async fn checkpoint_of(
         &self,
-        (record, snapshot, proofs): (&VmRecord, &Snapshot, &[Vec<u8>]),
+        (record, snapshot, right): (&VmRecord, &Snapshot, Right<'_>),
         progress: &watch::Sender<Progress>,
     ) -> Result<(Checkpoint, Opened), Error> {
         let (id, providers) = (snapshot.checkpoint, &snapshot.providers);
         let vault = &self.parts.vault;
         // Its content may be large, and is of no use to a host for which nobody opens it.
         let seen = vault.look_at(id, providers).await?;
-        let kept = self.open_saved(&seen.spec, record, proofs).await?;
+        let kept = self.open_saved(&seen.spec, record, right).await?;
         let kept = kept.filter(|k| k.saved.definition.vm == record.definition.vm);
         let kept = kept.ok_or_else(|| Error::Chunks {
             step: "reading the snapshot",
@@ -314,11 +384,31 @@ impl Host {
             .map_err(undecided("asking the VM's voters for its newest epoch"))
     }
 
+    /// Whether the VM's voters have it as protected; those of a previous release have not. A
+    /// restore that a person forces waits until the lease of the host that does not answer has run
+    /// out: until then its guest may run there.
+    async fn has_lease(
+        &self,
+        kept: &SavedVm,
+        right: Right<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> bool {
+        let set = VoterSet::sign(&kept.secret.keys(), &kept.definition.voters);
+        let Ok(view) = self.parts.ballot.lease(&set).await else {
+            return false;
+        };
+        if view.protected && matches!(right, Right::Forced(_)) {
+            progress.send_modify(|p| p.phase = "wait for the lease of its host to end".into());
+            self.clock.passed(view.free_in).await;
+        }
+        view.protected
+    }
+
     fn restored_entry(
         &self,
         record: &VmRecord,
         (kept, older): (&SavedVm, Option<&Slot>),
-        epoch: Epoch,
+        (epoch, leased): (Epoch, bool),
     ) -> Result<Arc<Slot>, Error> {
         let sealing = kept.sealing.clone().handed_on(epoch);
         self.insert(Entry {
@@ -342,6 +432,8 @@ impl Host {
             protection: record.protection.clone(),
             replica: record.replica.clone(),
             sending: None,
+            leased,
+            healed: None,
             bits_per_second: None,
             backups: record.backups.clone(),
             sealing: match older.map(Slot::entry) {
@@ -400,6 +492,13 @@ impl Host {
             keys: &keys,
             voters: &entry.definition.voters,
         };
+        if restore.right.waits_for_lease() {
+            ballot
+                .take_over(vm, entry.epoch, self.me)
+                .await
+                .map_err(undecided("asking the VM's voters for the lost host's VM"))?;
+            return self.update(restore.slot, |e| e.role = Role::Held).map(drop);
+        }
         ballot
             .grant(vm, entry.epoch, self.me, Ground::Force)
             .await
@@ -442,9 +541,15 @@ impl Host {
         let (slot, port) = (restore.slot, &self.parts.port);
         let entry = slot.entry();
         let spec = self.registry.spec(&entry);
-        let start = ram.map_or(Start::Boot, |ram| Start::Checkpoint(ram.to_owned()));
+        let start = match ram {
+            Some(ram) => Start::Checkpoint(ram.to_owned()),
+            None if self.begins_held(&entry).await => Start::Held,
+            None => Start::Boot,
+        };
         let machine = self.parts.hypervisor.launch(&spec, start).await?;
         self.install(slot, Guest::new(machine.clone(), memory));
+        self.secure(slot, &*machine).await?;
+        let entry = slot.entry();
         port.attach(&spec, &entry.definition.address, entry.epoch)
             .await?;
         port.frozen(entry.definition.vm, false).await?;

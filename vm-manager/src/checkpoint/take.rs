@@ -86,6 +86,7 @@ impl Host {
         let slot = self.named(name)?;
         let _operation = slot.begin_after_check(Activity::Snapshot).await?;
         self.must_be_held(&slot)?;
+        self.must_have_lease(&slot)?;
         let entry = slot.entry();
         if entry.snapshots.iter().any(|s| s.name == snapshot) {
             return Err(Error::Refused(format!(

@@ -5,15 +5,20 @@
 use crate::{
     Error, Host,
     directory::RunGoal,
+    guardian::{GuardianError, Ward},
     handover::longest_run,
-    host::{Activity, Entry, Guest, Role, Side, Slot, registry::superseded, run_here},
+    host::{Activity, Entry, Guest, Ownership, Role, Side, Slot, registry::superseded, run_here},
     hypervisor::RunState,
 };
+use futures::future::BoxFuture;
 use p2pvm_overlay::{Epoch, MemberId, chain};
 use std::{sync::Arc, time::Duration};
 
 /// How long before voters that could not settle a VM are asked again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long a guest runs without a renewal that this daemon found without a deadline.
+/// Reason: its lease may have begun shortly before.
+const UNRENEWED: Duration = Duration::from_secs(10);
 
 impl Host {
     /// Takes up every defined VM; false if one cannot be read. Work that needs other members runs
@@ -50,6 +55,14 @@ impl Host {
 
     async fn adopt(self: &Arc<Self>, slot: &Arc<Slot>) -> Result<(), Error> {
         let entry = slot.entry();
+        if entry.leased && self.stands_frozen(&entry).await {
+            if entry.is_branch() {
+                // Its memory is of no use: a branch never runs.
+                return self.parts.hypervisor.end(&self.registry.spec(&entry)).await;
+            }
+            self.adopt_frozen(slot);
+            return Ok(());
+        }
         let spec = self.registry.spec(&entry);
         let machine = self.parts.hypervisor.adopt(&spec).await?;
         let state = machine
@@ -83,6 +96,66 @@ impl Host {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the guest of a protected VM stands frozen. One that runs without a deadline, since
+    /// the guardian ended, gets a short one.
+    async fn stands_frozen(&self, entry: &Entry) -> bool {
+        let (vm, guardian) = (entry.definition.vm, &self.parts.guardian);
+        let frozen = async {
+            match guardian.ward(vm).await? {
+                Ward::Frozen => return Ok(true),
+                Ward::Armed => return Ok(false),
+                Ward::Unknown => {}
+            }
+            let spec = self.registry.spec(entry);
+            let Some(process) = self.parts.hypervisor.guarded(&spec) else {
+                return Ok(false);
+            };
+            let soon = self.boottime() + UNRENEWED;
+            match guardian.arm(vm, entry.epoch, soon, &process).await {
+                Err(GuardianError::Frozen) => Ok(true),
+                armed => armed.map(|()| false),
+            }
+        };
+        frozen.await.unwrap_or_else(|e| {
+            tracing::warn!(vm = %vm.short(), error = %chain(&e), "cannot tell whether a guest is \
+                frozen");
+            false
+        })
+    }
+
+    /// A frozen guest stays frozen until its voters have said that the VM is this host's. Its
+    /// hypervisor does not answer before.
+    fn adopt_frozen(self: &Arc<Self>, slot: &Arc<Slot>) {
+        let (host, slot) = (self.clone(), slot.clone());
+        self.spawn(async move {
+            let operation = slot.begin_next(Activity::Settling).await;
+            let name = slot.entry().listed_name();
+            let owned = loop {
+                match host.regain(&slot).await {
+                    Ok(owned) => break owned,
+                    Err(e) => {
+                        tracing::info!(vm = %name, error = %chain(&e), "its guest stays frozen")
+                    }
+                }
+                tokio::time::sleep(RETRY).await;
+            };
+            if let Ownership::Theirs { holder, epoch } = owned {
+                let spec = host.registry.spec(&slot.entry());
+                if let Err(e) = host.parts.hypervisor.end(&spec).await {
+                    tracing::error!(vm = %name, error = %chain(&e), "the frozen guest of a VM \
+                        that was lost could not be ended");
+                }
+                return host.fence(&slot, holder, epoch).await;
+            }
+            drop(operation);
+            let adopting: BoxFuture<'_, Result<(), Error>> = Box::pin(host.adopt(&slot));
+            if let Err(e) = adopting.await {
+                tracing::error!(vm = %name, error = %chain(&e), "the VM could not be taken up \
+                    again");
+            }
+        });
     }
 
     async fn adopt_held(self: &Arc<Self>, slot: &Arc<Slot>, state: RunState) -> Result<(), Error> {
@@ -190,7 +263,7 @@ impl Host {
 
     /// Asks a held VM's voters, lets it go on, or boots it, until there is an answer; tells the
     /// network where the VM is.
-    async fn settle_in(&self, slot: &Arc<Slot>) {
+    pub(crate) async fn settle_in(&self, slot: &Arc<Slot>) {
         loop {
             match self.settle_once(slot).await {
                 Ok(()) | Err(Error::Refused(_)) => break,
@@ -225,9 +298,15 @@ impl Host {
                 self.check(slot).await?;
                 let _operation = slot.begin_next(Activity::Resuming).await;
                 self.must_be_held(slot)?;
+                self.secure(slot, &*machine).await?;
                 self.go_on(slot, &*machine).await
             }
-            (Some(_), _) => self.check(slot).await,
+            (Some(machine), _) => {
+                self.check(slot).await?;
+                let _operation = slot.begin_next(Activity::Checking).await;
+                self.must_be_held(slot)?;
+                self.secure(slot, &*machine).await
+            }
             (None, _) => {
                 let _operation = slot.begin_next(Activity::Restarting).await;
                 self.boot(slot).await

@@ -74,9 +74,13 @@ impl Host {
         if entry.role != Role::Held {
             return;
         }
+        self.keep_shield(slot).await;
         // A stopped VM is checked too: if it was restored elsewhere meanwhile, its copy here
-        // becomes a branch, which does not hinder the VM's return.
-        if let Err(e) = self.check(slot).await {
+        // becomes a branch, which does not hinder the VM's return. The renewals of a lease check a
+        // protected one.
+        if !self.is_leased(entry.definition.vm)
+            && let Err(e) = self.check(slot).await
+        {
             tracing::info!(vm = %entry.definition.name, error = %chain(&e), "the VM goes on \
                 unchecked");
         }
@@ -98,5 +102,6 @@ impl Host {
         if renew || slot.is_unpublished() {
             self.publish(slot).await;
         }
+        self.tell_heirs(slot, renew).await;
     }
 }

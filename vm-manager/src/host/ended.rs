@@ -47,6 +47,7 @@ impl Host {
         }
         slot.take_guest();
         let entry = slot.entry();
+        self.end_lease(slot).await;
         if let Err(e) = self.parts.port.detach(entry.definition.vm).await {
             tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the guest's port \
                 could not be taken away");

@@ -4,14 +4,17 @@
 //! member has it, the guest here is held, its port shut, and the copy kept as a *branch*, which
 //! never runs as that VM again.
 
-use super::{Activity, Host, HostEvent, Operation, Ownership, Role, Slot};
+use super::{Activity, Entry, Host, HostEvent, Operation, Ownership, Role, Slot};
 use crate::{
     Error,
     error::undecided,
     hypervisor::{Machine, RunState},
 };
-use p2pvm_overlay::{Epoch, MemberId, VmId, chain};
-use std::{sync::Arc, time::Duration};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// How long an operation on a VM may take to end before the VM is given up all the same. Reason:
 /// with the port shut, it may never end.
@@ -53,7 +56,8 @@ impl Host {
                 if epoch > entry.epoch {
                     self.take_epoch(slot, epoch).await?;
                 }
-                slot.set_unproven(false);
+                self.renew_on(entry.definition.vm);
+                slot.set_unproven(self.lacks_lease(entry.definition.vm));
             }
             Ownership::Theirs { holder, epoch } => self.lose(slot, holder, epoch).await,
         }
@@ -113,7 +117,8 @@ impl Host {
             "a claim never ends in an older epoch"
         );
         let entry = self.update(slot, |e| (e.epoch, e.seq) = (epoch, 0))?;
-        if slot.machine().is_some() {
+        if let Some(machine) = slot.machine() {
+            self.lease_in(slot, &*machine).await?;
             self.parts
                 .port
                 .attach(
@@ -137,7 +142,13 @@ impl Host {
         // must not go on when there is room again.
         slot.set_unproven(true);
         self.hold_still(slot).await;
-        let note = format!("epoch {newer} went to {}", holder.short());
+        let entry = slot.entry();
+        self.stop_renewing(slot);
+        let note = format!(
+            "epoch {newer} went to {}{}",
+            holder.short(),
+            self.left_over(&entry)
+        );
         let fenced = self.update(slot, |e| e.make_branch(holder, newer, note));
         match fenced {
             Ok(entry) => {
@@ -161,6 +172,25 @@ impl Host {
                 tracing::error!(error = %chain(&e), "a fenced VM could not be written down; it \
                     stays frozen")
             }
+        }
+    }
+
+    /// What a copy that lost its VM has and the VM has not, as far as this host can tell.
+    fn left_over(&self, entry: &Entry) -> String {
+        let disk = self.registry.spec(entry).disk;
+        let written = std::fs::metadata(disk).and_then(|found| found.modified());
+        let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok();
+        let written = written
+            .ok()
+            .and_then(since)
+            .map(|at| UnixTime(at.as_secs()));
+        match (written, &entry.replica) {
+            (Some(written), Some(replica)) if written > replica.taken => format!(
+                "; this copy was last written {} s after the newest replica that this host made \
+                    of it",
+                written.0 - replica.taken.0
+            ),
+            _ => String::new(),
         }
     }
 
@@ -191,6 +221,10 @@ impl Host {
         let Some(machine) = slot.machine() else {
             return;
         };
+        // A frozen process does not answer, and runs nothing.
+        if self.is_frozen(entry.definition.vm) {
+            return;
+        }
         if let Err(e) = machine.pause().await {
             tracing::error!(vm = %entry.definition.name, error = %chain(&e), "the guest could not \
                 be paused: it is killed");
@@ -202,10 +236,11 @@ impl Host {
     }
 
     pub(crate) async fn kill_guest(&self, slot: &Slot) -> Result<(), Error> {
-        match slot.take_guest() {
-            Some(guest) => guest.machine.kill().await,
-            None => Ok(()),
+        if let Some(guest) = slot.take_guest() {
+            guest.machine.kill().await?;
+            self.end_lease(slot).await;
         }
+        Ok(())
     }
 
     /// A peer refused packets of a VM here because of a newer epoch: asks the VM's voters now.

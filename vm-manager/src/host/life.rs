@@ -8,7 +8,7 @@ use crate::{
     definition::VmSecret,
     directory::RunGoal,
     error::undecided,
-    hypervisor::{Progress, RunState, Start},
+    hypervisor::{Machine, Progress, RunState, Start},
     image_file::ImageFile,
     sealed::HoldingKeys,
 };
@@ -37,6 +37,15 @@ fn disk_size(image: u64, wanted: Option<u64>) -> Result<u64, Error> {
         None => Ok(image),
     }
 }
+
+/// The address of a VM that has none yet.
+const UNCLAIMED: GuestAddress = GuestAddress {
+    v4: Ipv4Addr::UNSPECIFIED,
+    prefix: 0,
+    v6: Ipv6Addr::UNSPECIFIED,
+    mac: [0; 6],
+    mtu: 0,
+};
 
 impl Host {
     /// Makes a VM of this host's own: [`Host::create_for`].
@@ -129,14 +138,6 @@ impl Host {
             .need_of_new(owner, (new.cpus, new.memory_mib, size));
         // Until the VM is listed with a place of its own.
         let _place = self.envelope.stay(&need.of(keys.vm_id()))?;
-        let unclaimed = GuestAddress {
-            v4: Ipv4Addr::UNSPECIFIED,
-            prefix: 0,
-            v6: Ipv6Addr::UNSPECIFIED,
-            mac: [0; 6],
-            mtu: 0,
-        };
-        let voters = self.choose_voters(&keys).await;
         let slot = self.insert(Entry {
             definition: Definition {
                 vm: keys.vm_id(),
@@ -145,8 +146,8 @@ impl Host {
                 memory_mib: new.memory_mib,
                 disk_bytes: size,
                 image,
-                voters,
-                address: unclaimed,
+                voters: self.choose_voters(&keys).await,
+                address: UNCLAIMED,
                 created: UnixTime::now(),
             },
             secret: VmSecret::of(&keys),
@@ -165,6 +166,8 @@ impl Host {
             protection: Protection::default(),
             replica: None,
             sending: None,
+            leased: false,
+            healed: None,
             bits_per_second: new.bits_per_second,
             backups: Backups::NONE,
             sealing: HoldingKeys::NONE,
@@ -307,8 +310,17 @@ impl Host {
             .await?;
         let entry = self.update(slot, |e| e.wanted = RunGoal::Running)?;
         self.ease();
-        let machine = self.parts.hypervisor.launch(&spec, Start::Boot).await?;
-        self.install(slot, Guest::new(machine, memory));
+        let start = match self.begins_held(&entry).await {
+            true => Start::Held,
+            false => Start::Boot,
+        };
+        let machine = self.parts.hypervisor.launch(&spec, start).await?;
+        self.install(slot, Guest::new(machine.clone(), memory));
+        if let Err(e) = self.begin_to_run(slot, &*machine).await {
+            self.kill_guest(slot).await?;
+            return Err(e);
+        }
+        let entry = slot.entry();
         self.parts
             .port
             .attach(&spec, &entry.definition.address, entry.epoch)
@@ -324,6 +336,16 @@ impl Host {
             .await?;
         self.publish(slot).await;
         Ok(())
+    }
+
+    /// Brings a guest that was launched under a lease, if its VM is to be protected, and lets it
+    /// run.
+    async fn begin_to_run(&self, slot: &Arc<Slot>, machine: &dyn Machine) -> Result<(), Error> {
+        self.secure(slot, machine).await?;
+        match slot.run_state() {
+            RunState::Running => Ok(()),
+            _ => machine.resume().await,
+        }
     }
 
     /// Stops a VM: asks its guest to power down, kills it after a while. A move that is under way
@@ -371,7 +393,8 @@ impl Host {
         let Some(guest) = slot.take_guest() else {
             return Ok(());
         };
-        let stopped = if patience.is_zero() {
+        let is_frozen = self.is_frozen(slot.entry().definition.vm);
+        let stopped = if patience.is_zero() || is_frozen {
             guest.machine.kill().await
         } else {
             guest.machine.stop(patience).await
@@ -382,7 +405,9 @@ impl Host {
             return Err(e);
         }
         drop(guest);
-        self.parts.port.detach(slot.entry().definition.vm).await
+        let entry = slot.entry();
+        self.end_lease(slot).await;
+        self.parts.port.detach(entry.definition.vm).await
     }
 
     /// Deletes a VM that is stopped, with its snapshots here and on the members that answer, its

@@ -19,7 +19,7 @@ use crate::{
 };
 use data_encoding::BASE32_NOPAD;
 use p2pvm_authority::{Principal, Revocations};
-use p2pvm_overlay::{Epoch, MemberId, VmId, durable::write_atomically};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, durable::write_atomically};
 use p2pvm_snapshot_sync::ManifestId;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -153,6 +153,23 @@ pub struct Entry {
     /// The keys that seal its snapshots, but the one that is derived from its own.
     #[serde(default, skip_serializing_if = "HoldingKeys::is_none")]
     pub sealing: HoldingKeys,
+    /// Whether its voters may have it as protected: its guest runs under a lease, or not at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leased: bool,
+    /// How it came here, if its host was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healed: Option<Healed>,
+}
+
+/// A start of a VM whose host was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Healed {
+    /// When.
+    pub at: UnixTime,
+    /// The host that was lost.
+    pub from: MemberId,
+    /// What was lost, in a few words.
+    pub lost: String,
 }
 
 impl Entry {
@@ -392,7 +409,7 @@ fn sync_dir(dir: &Path) -> Result<(), Error> {
 pub(crate) mod tests {
     use super::*;
     use crate::GuestAddress;
-    use p2pvm_overlay::{UnixTime, identity::KeyPair};
+    use p2pvm_overlay::identity::KeyPair;
     use p2pvm_snapshot_sync::ChunkId;
 
     pub(crate) fn entry(name: &str) -> Entry {
@@ -430,6 +447,8 @@ pub(crate) mod tests {
             protection: Protection::default(),
             replica: None,
             sending: None,
+            leased: false,
+            healed: None,
             bits_per_second: None,
             backups: Backups::NONE,
             sealing: HoldingKeys::NONE,

@@ -45,6 +45,8 @@ fn entry(role: Role) -> Entry {
         protection: Protection::default(),
         replica: None,
         sending: None,
+        leased: false,
+        healed: None,
         bits_per_second: None,
         backups: crate::backups::Backups::NONE,
         sealing: HoldingKeys::NONE,

@@ -11,6 +11,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use p2pvm_authority::Revocations;
+use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{FabricError, MemberId, Serve, VmId, chain};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -47,6 +48,19 @@ pub enum VmRequest {
         /// What shows that the asking member may restore the VM.
         proofs: Vec<Vec<u8>>,
     },
+    /// The asking member has the VM of that voter set, and the asked one is an heir of it by the
+    /// VM's record. Older members refuse this request.
+    Heir(VoterSet),
+    /// As [`VmRequest::Share`], by an heir that is to start the VM unasked. Older members refuse
+    /// this request.
+    ShareForHeir {
+        /// The envelope.
+        envelope: Vec<u8>,
+        /// The VM's voters, whom the asked one asks whether its lease has run out.
+        set: VoterSet,
+    },
+    /// Whether the protected VM could come to the asked member. Older members refuse this request.
+    Guards(VmId),
 }
 
 impl VmRequest {
@@ -54,6 +68,7 @@ impl VmRequest {
     fn limit(&self) -> Duration {
         match self {
             Self::Share { proofs, .. } if !proofs.is_empty() => LOOKING_UP,
+            Self::Heir(_) | Self::ShareForHeir { .. } => LOOKING_UP,
             _ => TIMEOUT,
         }
     }
@@ -72,6 +87,10 @@ pub enum VmAnswer {
     Heard,
     /// The share that was in the envelope, or why it is not released.
     Share(Result<KeyShare, String>),
+    /// Whether the asked member is an heir from now on, or why not.
+    Heir(Result<(), String>),
+    /// Why the VM could not come, if it could not.
+    Guards(Option<String>),
 }
 
 struct VmService(Weak<Host>);
@@ -159,6 +178,11 @@ impl Host {
             }
             VmRequest::Share { envelope, proofs } => {
                 VmAnswer::Share(self.release(from, envelope, proofs).await)
+            }
+            VmRequest::Guards(vm) => VmAnswer::Guards(self.cannot_guard(*vm).await),
+            VmRequest::Heir(set) => VmAnswer::Heir(self.become_heir(from, set).await),
+            VmRequest::ShareForHeir { envelope, set } => {
+                VmAnswer::Share(self.release_to_heir(from, envelope, set).await)
             }
         }
     }

@@ -20,6 +20,14 @@ fn requests() -> Vec<(&'static str, VmRequest)> {
         VmRequest::Share { .. } => {
             "request.share": VmRequest::Share { envelope: vec![1, 2], proofs: vec![vec![3]] },
         }
+        VmRequest::Heir(_) => { "request.heir": VmRequest::Heir(set()) }
+        VmRequest::ShareForHeir { .. } => {
+            "request.share-for-heir": VmRequest::ShareForHeir {
+                envelope: vec![1, 2],
+                set: set(),
+            },
+        }
+        VmRequest::Guards(_) => { "request.guards": VmRequest::Guards(VM) }
     }
 }
 
@@ -45,6 +53,21 @@ fn answers() -> Vec<(&'static str, VmAnswer)> {
         VmAnswer::Heard => { "answer.heard": VmAnswer::Heard }
         VmAnswer::Share(Ok(_)) => { "answer.share": VmAnswer::Share(Ok(share())) }
         VmAnswer::Share(Err(_)) => { "answer.no-share": VmAnswer::Share(Err("why".into())) }
+        VmAnswer::Heir(Ok(())) => { "answer.heir": VmAnswer::Heir(Ok(())) }
+        VmAnswer::Heir(Err(_)) => { "answer.no-heir": VmAnswer::Heir(Err("why".into())) }
+        VmAnswer::Guards(None) => { "answer.guards": VmAnswer::Guards(None) }
+        VmAnswer::Guards(Some(_)) => {
+            "answer.no-guard": VmAnswer::Guards(Some("why".into())),
+        }
+    }
+}
+
+/// Signed by nobody: only its bytes are looked at here.
+fn set() -> VoterSet {
+    VoterSet {
+        vm: VM,
+        voters: vec![MemberId([0x42; 32])],
+        signature: postcard::from_bytes(&[0x44; 64]).expect("two halves"),
     }
 }
 

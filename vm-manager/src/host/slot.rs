@@ -6,6 +6,7 @@ use super::{
     envelope::{Place, Promise},
     registry::{Entry, Role},
     replication::{Replication, ReplicationStatus},
+    shield::ShieldCell,
     status::{VmState, VmStatus},
     underway::OutgoingMove,
 };
@@ -57,6 +58,8 @@ pub(crate) struct Slot {
     heeded: Mutex<Option<Instant>>,
     /// Its part of what this host offers to other members, until it is removed.
     place: Mutex<Option<Place>>,
+    /// Whether it is protected, as last found.
+    pub(super) shield: ShieldCell,
     /// Its restarts after it ended by itself.
     pub(super) restarts: Mutex<Restarts>,
 }
@@ -104,6 +107,7 @@ impl Slot {
             replication: Mutex::default(),
             heeded: Mutex::default(),
             place: Mutex::new(place),
+            shield: ShieldCell::default(),
             restarts: Mutex::default(),
         })
     }

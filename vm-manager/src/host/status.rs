@@ -230,4 +230,42 @@ pub enum HostEvent {
         /// The epoch of that holding.
         epoch: Epoch,
     },
+    /// A guest here is frozen: its lease has ended, and no majority of its voters renewed it.
+    Frozen {
+        /// The VM.
+        vm: VmId,
+        /// The VM's name.
+        name: String,
+    },
+    /// A guest that was frozen goes on: a majority of its voters renewed its lease.
+    Thawed {
+        /// The VM.
+        vm: VmId,
+        /// The VM's name.
+        name: String,
+    },
+    /// This host started a VM unasked, whose host was lost.
+    TakenOver {
+        /// The VM.
+        vm: VmId,
+        /// The VM's name.
+        name: String,
+        /// The host that was lost.
+        from: MemberId,
+        /// The epoch in which it runs here.
+        epoch: Epoch,
+        /// What was lost, in a sentence.
+        lost: String,
+    },
+    /// The host of a VM is lost, and this heir does not start it by itself.
+    NotTakenOver {
+        /// The VM.
+        vm: VmId,
+        /// The VM's name.
+        name: String,
+        /// The host that was lost.
+        from: MemberId,
+        /// Why, and what a person can do.
+        why: String,
+    },
 }

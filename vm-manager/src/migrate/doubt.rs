@@ -159,6 +159,8 @@ impl Host {
                     Ok(())
                 };
             };
+            self.lease_again(slot, &*machine).await?;
+            let epoch = slot.entry().epoch;
             self.parts
                 .port
                 .attach(&self.registry.spec(&entry), address, epoch)

@@ -124,6 +124,7 @@ impl Host {
         }
         let operation = slot.begin_after_check(Activity::Migrating).await?;
         self.must_be_held(&slot)?;
+        self.must_have_lease(&slot)?;
         let host = self
             .strong()
             .ok_or_else(|| Error::Refused("this host is shutting down".into()))?;

@@ -312,6 +312,8 @@ impl Host {
             protection: extras.protection.clone(),
             replica: extras.replica.clone(),
             sending: None,
+            leased: extras.leased,
+            healed: None,
             bits_per_second: None,
             backups: extras.backups.clone(),
             sealing: extras.sealing.clone().handed_on(offer.epoch),

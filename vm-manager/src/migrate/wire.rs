@@ -6,7 +6,8 @@
 //! bytes. A member skips a field whose kind it cannot read, and goes on without one that is
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
 //! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, the
-//! newest replica of its disk, the schedule of its snapshots, and the keys of its snapshots.
+//! newest replica of its disk, whether its guest runs under a lease, the schedule of its snapshots,
+//! and the keys of its snapshots.
 
 use crate::{
     Definition,
@@ -137,6 +138,9 @@ const BACKUPS: u8 = 20;
 /// The optional fields that hold a key of the VM's snapshots each.
 const KEY: u8 = 9;
 
+/// The optional field, without bytes, of a VM whose voters have it as protected.
+const LEASED: u8 = 18;
+
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskNeed {
@@ -163,6 +167,9 @@ pub struct Extras {
     pub protection: Protection,
     /// With an offer: the newest replica of its disk that all its holders have.
     pub replica: Option<Replica>,
+    /// With an offer: whether the VM's voters have it as protected, so that its guest runs under a
+    /// lease only.
+    pub leased: bool,
     /// With an offer: the schedule of the VM's snapshots, and which of them have lost copies.
     pub backups: Backups,
     /// With an offer: the keys of the VM's snapshots.
@@ -180,6 +187,7 @@ impl Extras {
             revoked: Revocations::NONE,
             protection: Protection::default(),
             replica: None,
+            leased: false,
             backups: Backups::NONE,
             sealing: HoldingKeys::NONE,
         }
@@ -218,6 +226,9 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
     if let Some(field) = extras.replica.as_ref().map(Replica::to_field) {
         body.extend([REPLICA, field.len() as u8]);
         body.extend(field);
+    }
+    if extras.leased {
+        body.extend([LEASED, 0]);
     }
     if let Some(field) = extras.backups.to_field(checkpoints(snapshots_of(request))) {
         body.extend([BACKUPS, field.len() as u8]);
@@ -270,6 +281,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
                 extras.protection = read.unwrap_or(extras.protection);
             }
             REPLICA => extras.replica = Replica::from_field(bytes).or(extras.replica),
+            LEASED => extras.leased = true,
             BACKUPS => {
                 let told = Backups::from_field(bytes, checkpoints(snapshots_of(&request)));
                 extras.backups = told.unwrap_or_default();
@@ -342,6 +354,7 @@ mod tests {
             revoked: crate::directory::golden_tests::revoked(),
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(2)),
+            leased: true,
             backups: Backups::NONE,
             sealing,
         };

@@ -68,9 +68,8 @@ impl World {
     /// The hosts, their daemons alive, on which a guest of the VM executes.
     pub fn running(&self, vm: VmId) -> Vec<MemberId> {
         let unheard = lock(&self.unheard).clone();
-        let running = |m: &&Arc<FakeMachine>| {
-            m.spec.vm == vm && *m.state.borrow() == RunState::Running && !unheard.contains(&m.host)
-        };
+        let running =
+            |m: &&Arc<FakeMachine>| m.spec.vm == vm && m.executes() && !unheard.contains(&m.host);
         lock(&self.machines)
             .iter()
             .filter(running)
@@ -91,6 +90,30 @@ impl World {
         for machine in lock(&self.machines).iter().filter(|m| m.host == host) {
             machine.state.send_replace(RunState::Stopped);
         }
+    }
+
+    /// A guardian freezes the VM's guest on a host, or thaws it.
+    pub fn freeze(&self, vm: VmId, host: MemberId, frozen: bool) {
+        let Some(machine) = self.machine(vm, host) else {
+            return;
+        };
+        machine.frozen.store(frozen, Ordering::SeqCst);
+        if !frozen && *machine.state.borrow() == RunState::Running {
+            machine.check();
+        }
+    }
+
+    /// Whether the VM's guest on a host is frozen.
+    pub fn is_frozen(&self, vm: VmId, host: MemberId) -> bool {
+        let machine = self.machine(vm, host);
+        machine.is_some_and(|machine| machine.frozen.load(Ordering::SeqCst))
+    }
+
+    /// The hosts on which a guest of the VM executes, whether their daemons live or not.
+    pub fn executes(&self, vm: VmId) -> Vec<MemberId> {
+        let runs = |m: &&Arc<FakeMachine>| m.spec.vm == vm && m.executes();
+        let machines = lock(&self.machines);
+        machines.iter().filter(runs).map(|m| m.host).collect()
     }
 
     async fn at(&self, step: Step, host: MemberId) -> Result<(), Error> {
@@ -137,9 +160,15 @@ pub struct FakeMachine {
     incoming: tokio::sync::Mutex<Option<(UnixListener, UnixListener)>>,
     outgoing: tokio::sync::Mutex<Option<UnixStream>>,
     handed_over: AtomicBool,
+    /// A guardian has frozen its process.
+    frozen: AtomicBool,
 }
 
 impl FakeMachine {
+    fn executes(&self) -> bool {
+        *self.state.borrow() == RunState::Running && !self.frozen.load(Ordering::SeqCst)
+    }
+
     /// The guest stands still, or ends, by itself.
     pub fn halt(&self, why: Halt) {
         *lock(&self.halt) = Some(why);
@@ -163,6 +192,11 @@ impl FakeMachine {
     fn run(&self) {
         *lock(&self.halt) = None;
         self.state.send_replace(RunState::Running);
+        self.check();
+    }
+
+    /// Notes a guest that executes beside another one.
+    fn check(&self) {
         let running = self.world.running(self.spec.vm);
         if running.len() > 1 {
             lock(&self.world.doubles).push(format!("{running:?}"));
@@ -212,6 +246,7 @@ impl Hypervisor for FakeHypervisor {
             incoming: Default::default(),
             outgoing: Default::default(),
             handed_over: AtomicBool::default(),
+            frozen: AtomicBool::default(),
         });
         lock(&self.world.machines).push(machine.clone());
         match start {
@@ -232,14 +267,26 @@ impl Hypervisor for FakeHypervisor {
         }
         Ok(machine)
     }
+    async fn end(&self, spec: &MachineSpec) -> Result<(), Error> {
+        if let Some(machine) = self.alive(spec) {
+            machine.state.send_replace(RunState::Stopped);
+        }
+        Ok(())
+    }
     async fn adopt(&self, spec: &MachineSpec) -> Result<Option<Arc<dyn Machine>>, Error> {
+        Ok(self.alive(spec).map(|m| m as Arc<dyn Machine>))
+    }
+    fn guarded(&self, spec: &MachineSpec) -> Option<GuardedProcess> {
+        self.alive(spec)?.guarded()
+    }
+}
+
+impl FakeHypervisor {
+    fn alive(&self, spec: &MachineSpec) -> Option<Arc<FakeMachine>> {
         let alive = |m: &&Arc<FakeMachine>| {
             m.host == self.host && m.spec == *spec && *m.state.borrow() != RunState::Stopped
         };
-        Ok(lock(&self.world.machines)
-            .iter()
-            .find(alive)
-            .map(|m| m.clone() as Arc<dyn Machine>))
+        lock(&self.world.machines).iter().find(alive).cloned()
     }
 }
 

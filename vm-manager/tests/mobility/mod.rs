@@ -24,6 +24,7 @@ use p2pvm_vm_manager::{
     ReleaseRule, Traces,
     checkpoint::RestoreOptions,
     clock::Sleep,
+    guardian::{FakeGuardian, Guardian, NoGuardian},
     host::{VmState, VmStatus},
     hypervisor::{Accel, Hypervisor, MachineSpec, MigrateOptions},
     migrate::{MigrationOutcome, Occasion},
@@ -44,6 +45,7 @@ use std::{
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
+    time::Instant,
 };
 
 /// A move that was begun.
@@ -155,25 +157,40 @@ impl Port for FakePort {
     }
 }
 
-/// A machine's sleep, as a test makes it.
-#[derive(Default)]
-pub struct FakeSleep(watch::Sender<Duration>);
+/// A machine's clock and sleep, as a test makes it.
+pub struct FakeSleep {
+    begun: Instant,
+    slept: watch::Sender<Duration>,
+}
+
+impl Default for FakeSleep {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            slept: watch::Sender::default(),
+        }
+    }
+}
 
 impl FakeSleep {
     /// The machine has slept, and wakes up.
     pub fn sleep(&self, time: Duration) {
-        self.0.send_modify(|slept| *slept += time);
+        self.slept.send_modify(|slept| *slept += time);
     }
 }
 
 #[async_trait]
 impl Sleep for FakeSleep {
     fn slept(&self) -> Duration {
-        *self.0.borrow()
+        *self.slept.borrow()
+    }
+    fn boottime(&self) -> Duration {
+        self.begun.elapsed() + self.slept()
     }
     async fn passed(&self, time: Duration) {
         let until = self.slept() + time;
-        let _ = self.0.subscribe().wait_for(|slept| *slept >= until).await;
+        let mut slept = self.slept.subscribe();
+        let _ = slept.wait_for(|slept| *slept >= until).await;
     }
 }
 
@@ -210,6 +227,7 @@ pub struct Site {
     pub port: Arc<FakePort>,
     pub sleep: Arc<FakeSleep>,
     pub releases: Arc<FakeReleases>,
+    guardian: Arc<dyn Guardian>,
     /// The daemon and what lives as long as it.
     pub daemon: Option<(Arc<Host>, Arc<Dht>, Arc<Voter>)>,
 }
@@ -269,6 +287,23 @@ impl Lab {
         lab
     }
 
+    /// `n` members, all up, whose guests a guardian of each freezes.
+    pub async fn guarded(n: usize) -> Self {
+        let mut lab = Self::new(n).await;
+        for i in 0..n {
+            lab.kill_daemon(i);
+            let (world, me) = (lab.world.clone(), lab.me(i));
+            let sleep = lab.sites[i].sleep.clone();
+            let guardian = FakeGuardian::new(
+                move || sleep.boottime(),
+                move |vm, stands| world.freeze(vm, me, stands),
+            );
+            lab.sites[i].guardian = Arc::new(guardian);
+            lab.up(i).await;
+        }
+        lab
+    }
+
     /// `n` members, all up, whose guests are real ones of `image`.
     pub async fn with_qemu(n: usize, image: PathBuf) -> Self {
         Self::build(n, tempfile::tempdir().unwrap(), image, true).await
@@ -291,6 +326,7 @@ impl Lab {
             }),
             sleep: Arc::default(),
             releases: Arc::default(),
+            guardian: Arc::new(NoGuardian("this test has none")),
             daemon: None,
         });
         let sites: Vec<_> = sites.collect();
@@ -377,6 +413,7 @@ impl Lab {
             ballot: Arc::new(Votes::new(fabric)),
             vault: ChunkVault::new(exchange, images),
             hypervisor,
+            guardian: site.guardian.clone(),
             port: site.port.clone(),
             traces: self.traces[i].clone(),
             sleep: site.sleep.clone(),

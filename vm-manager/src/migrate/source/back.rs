@@ -64,6 +64,7 @@ impl Move {
                 there");
         }
         self.slot.take_guest();
+        host.end_lease(&self.slot).await;
         if let Err(e) = host.parts.port.detach(self.vm()).await {
             tracing::warn!(vm = %name, error = %chain(&e), "the guest's port could not be taken \
                 away");

@@ -11,9 +11,13 @@ use super::{
 };
 use crate::{
     Error,
-    error::peer,
-    handover::SourceClaim,
-    host::{Entry, Host, Role},
+    ballot::{Ground, VmVoters},
+    error::{peer, undecided},
+    handover::{SourceClaim, longest_run},
+    host::{
+        Entry, Host, Role,
+        remote::{VmAnswer, VmRequest},
+    },
     migrate::{
         traced::noting_rounds,
         tunnel::{Channel, Tunnel},
@@ -120,6 +124,9 @@ impl Move {
     async fn offer(&self) -> Result<Offered<'_>, Error> {
         self.rename_phase("prepare");
         let entry = &self.entry;
+        if entry.leased {
+            self.target_must_guard().await?;
+        }
         let offer = Offer {
             id: self.id,
             definition: entry.definition.clone(),
@@ -135,6 +142,7 @@ impl Move {
             revoked: entry.revoked.clone(),
             protection: entry.protection.clone(),
             replica: entry.replica.clone(),
+            leased: entry.leased,
             backups: entry.backups.clone(),
             sealing: entry.sealing.clone(),
         };
@@ -146,6 +154,24 @@ impl Move {
             .await
             .map_err(peer("offering the VM to the target"))?;
         Ok(Offered(self))
+    }
+
+    /// A protected VM moves to hosts only that freeze its guest when its lease ends.
+    async fn target_must_guard(&self) -> Result<(), Error> {
+        let why = match self
+            .host
+            .ask_member(self.to, &VmRequest::Guards(self.vm()))
+            .await?
+        {
+            VmAnswer::Guards(None) => return Ok(()),
+            VmAnswer::Guards(Some(why)) => why,
+            _ => "it is of a previous release".to_owned(),
+        };
+        let name = &self.entry.definition.name;
+        Err(Error::Refused(format!(
+            "'{name}' is protected, and the target cannot guard it: {why}; choose another target, \
+                or end its protection with 'p2pvm vm protect {name} --off'"
+        )))
     }
 
     /// Arms the target, or keeps it armed.
@@ -260,12 +286,17 @@ impl<'m> Ready<'m> {
 
 impl<'m> Mirrored<'m> {
     /// Has the target ask the voters for its epoch, and writes down that the VM is leaving.
+    ///
+    /// Under a lease the epoch is asked for when the guest is paused: from then on the voters renew
+    /// this host's lease no more, and the memory may take longer than what is left of it.
     async fn arm(self) -> Result<Armed<'m>, Error> {
         let Self { this, tunnels } = self;
         let mut claim = SourceClaim::default();
-        this.trail
-            .through("grant epoch", this.arm(&mut claim, LONG))
-            .await?;
+        if !this.host.is_leased(this.vm()) {
+            this.trail
+                .through("grant epoch", this.arm(&mut claim, LONG))
+                .await?;
+        }
         this.host.update(&this.slot, |e| {
             e.role = Role::Leaving {
                 id: this.id,
@@ -319,6 +350,9 @@ impl<'m> Armed<'m> {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let this = self.this;
+        if this.host.is_leased(this.vm()) {
+            return this.while_target_lives(work).await;
+        }
         let mut work = pin!(work);
         loop {
             tokio::select! {
@@ -347,14 +381,26 @@ impl<'m> Armed<'m> {
 }
 
 impl<'m> Paused<'m> {
-    /// Arms the target once more if too little of its window is left.
+    /// Arms the target once more if too little of its window is left; under a lease for the first
+    /// time.
     async fn clear(mut self, stop: &mut Interruption) -> Result<Cleared<'m>, Error> {
         let this = self.this;
         let fresh = stop.during(async {
-            if self.claim.may_hand_over(this.host.now()) {
-                Ok(())
-            } else {
-                this.arm(&mut self.claim, SHORT).await
+            let leased = this.host.is_leased(this.vm());
+            if leased {
+                this.promise_under_lease().await?;
+            }
+            if !self.claim.may_hand_over(this.host.now()) {
+                this.arm(&mut self.claim, SHORT).await?;
+            }
+            // Read last: the target may run from here on, and all of its unconfirmed run has to lie
+            // within this host's lease.
+            let frozen_from = self.claim.target_is_frozen_from();
+            let longest =
+                frozen_from.map_or(longest_run(0), |at| at.saturating_sub(this.host.now()));
+            match !leased || this.host.may_hand_over(this.vm(), longest) {
+                true => Ok(()),
+                false => Err(lease_too_short()),
             }
         });
         match fresh.await {
@@ -404,7 +450,34 @@ impl<'m> Cleared<'m> {
     }
 }
 
+fn lease_too_short() -> Error {
+    Error::Refused(
+        "too little of this host's lease was left when the guest was paused: try again".into(),
+    )
+}
+
 impl Move {
+    /// Asks the voters of a protected VM to promise its next epoch to the target, with enough of
+    /// this host's lease left.
+    async fn promise_under_lease(&self) -> Result<(), Error> {
+        let (host, vm) = (&self.host, self.vm());
+        if !host.may_hand_over(vm, longest_run(0) + LONG) {
+            let renewed = host.renew_lease(&self.slot);
+            self.trail.through("renew the lease", renewed).await?;
+        }
+        host.hand_over_lease(vm);
+        let keys = self.entry.secret.keys();
+        let voters = VmVoters {
+            keys: &keys,
+            voters: &self.entry.definition.voters,
+        };
+        let ballot = &host.parts.ballot;
+        let granting = ballot.grant(voters, self.epoch, self.to, Ground::Mandate);
+        let granted = self.trail.through("grant epoch", granting).await;
+        let step = "asking the VM's voters for the target's epoch";
+        granted.map(drop).map_err(undecided(step))
+    }
+
     /// Waits until the target says that the guest runs there.
     async fn target_runs(&self) {
         let request = Request::Settle {

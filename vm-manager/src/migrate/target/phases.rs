@@ -6,7 +6,7 @@ use super::arrival::Arrival;
 use crate::{
     Error,
     ballot::{BallotError, VmVoters},
-    handover::{TargetInput, TargetOutput},
+    handover::{CONFIRM_GRACE, TargetInput, TargetOutput},
     host::{Guest, Host, Promise, Role, Side, Slot},
     hypervisor::{Machine, Start},
     trace::Step,
@@ -185,6 +185,7 @@ impl<'r> Whole<'r> {
                 .port
                 .attach(&spec, &offer.definition.address, offer.epoch)
                 .await?;
+            here.guard(&*machine).await?;
             // The window is read last: from here on only the guest itself is waited for.
             let window = here.arrival.handle(host.now(), TargetInput::Whole);
             if window != Some(TargetOutput::Resume) {
@@ -219,7 +220,8 @@ impl Running<'_> {
         let Self(here) = self;
         let (host, slot, arrival) = (&here.host, &here.slot, &here.arrival);
         let confirming = arrival.trail.step("confirm with the voters");
-        if here.ask_voters().await != TargetOutput::Settle {
+        let (output, sent) = here.ask_voters().await;
+        if output != TargetOutput::Settle {
             return here.stand_still(Some(confirming)).await;
         }
         confirming.done();
@@ -227,6 +229,9 @@ impl Running<'_> {
             tracing::error!(error = %chain(&e), "the VM's arrival could not be written down: it \
                 stands still");
             return here.stand_still(None).await;
+        }
+        if slot.entry().leased {
+            host.begin_lease(slot, sent);
         }
         arrival.end(Ok(()));
         arrival.set_settled();
@@ -251,8 +256,25 @@ impl Reception {
         }
     }
 
-    /// Asks the voters until the window has an output.
-    async fn ask_voters(&self) -> TargetOutput {
+    /// Has the guardian freeze the guest of a protected VM when its unconfirmed run is over.
+    async fn guard(&self, machine: &dyn Machine) -> Result<(), Error> {
+        let host = &self.host;
+        if !self.slot.entry().leased {
+            return Ok(());
+        }
+        let closes = self.arrival.next_tick().unwrap_or_default();
+        let left = (closes + CONFIRM_GRACE).saturating_sub(host.now());
+        match host
+            .arm(&self.slot, machine, host.boottime() + left)
+            .await?
+        {
+            true => Ok(()),
+            false => Err(Error::Refused("its guest stands frozen here".into())),
+        }
+    }
+
+    /// Asks the voters until the window has an output; also when they were asked last.
+    async fn ask_voters(&self) -> (TargetOutput, Duration) {
         let (host, offer) = (&self.host, &self.arrival.offer);
         let keys = offer.secret.keys();
         let vm = VmVoters {
@@ -260,6 +282,7 @@ impl Reception {
             voters: &offer.definition.voters,
         };
         loop {
+            let sent = host.boottime();
             let confirming = async {
                 match host.parts.ballot.confirm(vm, offer.epoch, host.me).await {
                     Ok(()) => TargetInput::Confirmed,
@@ -277,7 +300,7 @@ impl Reception {
                 input = confirming => input,
             };
             if let Some(output) = self.arrival.handle(host.now(), input) {
-                return output;
+                return (output, sent);
             }
         }
     }
