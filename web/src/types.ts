@@ -393,6 +393,15 @@ export interface OfferView {
   used: OfferShare;
 }
 
+/** What a host does with a guest whose lease it cannot renew. */
+export type PartitionWord =
+  /** It holds the guest shortly before the lease ends. */
+  | "freeze"
+  /** It lets the guest run until the lease ends, then freezes it. */
+  | "run-until-lease-ends"
+  /** It ends the guest. */
+  | "stop";
+
 /** The kind of a path that packets take to a member. */
 export type PathKind =
   /** Directly to one of its addresses. */
@@ -432,6 +441,22 @@ export interface Peer {
   rtt_ms: number | null;
   /** Bytes sent over the link. */
   sent_bytes: number;
+}
+
+/** Whether a VM is protected against the loss of its host. */
+export interface ProtectionView {
+  /** The members that start it if its host is lost. */
+  heirs: string[];
+  /** How long its host is silent before it counts as lost, seconds. */
+  lost_after_s: number;
+  /** What its host does when it cannot renew the lease. */
+  on_partition: PartitionWord;
+  /** Whether it runs under a lease. */
+  protected: boolean;
+  /** Whether they do. */
+  replace: ReplaceWord;
+  /** In words: "protected, heirs attic, cellar", or "not protected" and why. */
+  text: string;
 }
 
 /** One try to reach a member directly. */
@@ -475,40 +500,6 @@ export type ReachState =
   /** A word of a later version. */
   | string;
 
-/** Whether a VM is protected against the loss of its host. */
-export interface ProtectionView {
-  /** The members that start it if its host is lost. */
-  heirs: string[];
-  /** How long its host is silent before it counts as lost, seconds. */
-  lost_after_s: number;
-  /** What its host does when it cannot renew the lease. */
-  on_partition: PartitionWord;
-  /** Whether it runs under a lease. */
-  protected: boolean;
-  /** Whether they do. */
-  replace: ReplaceWord;
-  /** In words: "protected, heirs attic, cellar", or "not protected" and why. */
-  text: string;
-}
-
-/** What a host does with a guest whose lease it cannot renew. */
-export type PartitionWord =
-  /** It holds the guest shortly before the lease ends. */
-  | "freeze"
-  /** It lets the guest run until the lease ends, then freezes it. */
-  | "run-until-lease-ends"
-  /** It ends the guest. */
-  | "stop";
-
-/** Whether another member starts a VM whose host is lost. */
-export type ReplaceWord =
-  /** By itself. */
-  | "auto"
-  /** When a person says so. */
-  | "ask"
-  /** Never. */
-  | "never";
-
 /** The reachability of a guest from its own host, through the guest's interface. */
 export interface ReachView {
   /** How long its answer took, milliseconds. */
@@ -535,6 +526,15 @@ export type RefusalWord =
   | "Unavailable"
   /** A word of a later version. */
   | string;
+
+/** Whether another member starts a VM whose host is lost. */
+export type ReplaceWord =
+  /** By itself. */
+  | "auto"
+  /** When a person says so. */
+  | "ask"
+  /** Never. */
+  | "never";
 
 /** How well a running VM's disk is replicated to other members. */
 export interface ReplicationView {
@@ -912,7 +912,7 @@ export interface VmView {
   /** Why it is in a state that its user did not ask for. */
   note: string | null;
   /** Whether it is protected against the loss of its host; missing if it does not run. */
-  protection?: ProtectionView;
+  protection?: ProtectionView | null;
   /** Whether its guest answers through its interface, as its host last found; missing if it does not run. */
   reach: ReachView | null;
   /** How well its disk is replicated, if it is. */
