@@ -80,6 +80,17 @@ fn requests(passed: &mut Passed) {
     let restart = Some(RestartWord::Always);
     passed.text("set", SetVm { restart });
     passed.text("set.nothing", SetVm { restart: None });
+    let protect = ProtectVm {
+        protect: Some(true),
+        replace: Some(ReplaceWord::Ask),
+        on_partition: Some(PartitionWord::Freeze),
+        lost_after_s: Some(30),
+        replicate_every_s: Some(60),
+    };
+    passed.text("protect", protect);
+    passed.text("protect.nothing", ProtectVm::default());
+    let on = Some("cellar".to_owned());
+    passed.text("takeover", TakeOverVm { on });
     let migrate = |to, post_copy| MigrateVm { to, post_copy };
     passed.text("migrate", migrate(None, false));
     passed.previous("migrate.first", migrate(None, false));
