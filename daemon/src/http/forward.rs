@@ -41,6 +41,13 @@ pub(crate) struct OfVm {
     pub name: String,
 }
 
+/// The same where the path may name no VM: a VM that is to be made has no path yet.
+#[derive(Deserialize)]
+pub(crate) struct PerhapsOfVm {
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
 /// Sends the request to the VM's holder where that is another member.
 pub async fn to_holder(
     State(vms): State<Arc<Vms>>,

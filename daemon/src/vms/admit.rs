@@ -6,7 +6,7 @@ use super::{
     service::Vms,
 };
 use crate::{
-    http::forward::OfVm,
+    http::forward::PerhapsOfVm,
     tokens::{
         service::{HEADER, MAX_SHOWN},
         shares::Share,
@@ -44,11 +44,10 @@ const NOTHING: Amounts = Amounts {
 pub(super) async fn check(
     State((vms, right)): State<(Arc<Vms>, Right)>,
     Extension(asker): Extension<Asker>,
-    vm: Option<Path<OfVm>>,
+    Path(PerhapsOfVm { name }): Path<PerhapsOfVm>,
     request: Request,
     next: Next,
 ) -> Response {
-    let name = vm.map(|Path(vm)| vm.name);
     let Some(lack) = vms.lacks(asker, right, name.as_deref()).await else {
         return next.run(request).await;
     };
