@@ -200,7 +200,9 @@ impl Host {
             .transpose()?;
         let keys = kept.secret.keys();
         let newest = self.newest(record, &keys).await?;
-        if newest.is_some_and(|n| n.holder != holder && n.holder != self.me && n.confirmed) {
+        let theirs = newest.filter(|n| n.holder != holder && n.holder != self.me && n.confirmed);
+        // The voters judge of an heir's, and whether an earlier heir's reached a majority.
+        if theirs.is_some() && !right.waits_for_lease() {
             return Err(Error::Refused(format!(
                 "'{name}' has just changed hands: look at its state and try again"
             )));

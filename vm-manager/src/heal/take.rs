@@ -76,6 +76,12 @@ impl Host {
         let host = self
             .strong()
             .ok_or_else(|| Error::Refused("this host is shutting down".into()))?;
+        let Some(_taking) = self.inheritances.begin_taking(one.set.vm) else {
+            return Err(Error::Refused(format!(
+                "'{}' is being started here already",
+                one.record.definition.name
+            )));
+        };
         let record = host.record_now(one).await;
         let name = &record.definition.name;
         if let Some(why) = not_heir(&record, self.me) {
