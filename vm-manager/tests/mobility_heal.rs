@@ -289,3 +289,74 @@ async fn protection_that_is_turned_off_ends_the_lease() {
     tokio::time::sleep(Duration::from_secs(200)).await;
     assert!(lab.world.executes(vm).is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_heir_whose_first_start_fails_starts_it_again() {
+    let (mut lab, vm) = protected().await;
+    let heirs = heirs(&lab, vm);
+    let mut launches = lab.trap(Step::Launch);
+    lab.power_off(0);
+    let (_, heir, fails) = tokio::time::timeout(HEALED, launches.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    fails.send(true).unwrap();
+    let runs = heals(&lab, vm, &heirs).await;
+    assert_eq!(lab.me(runs), heir, "it has the epoch");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(lab.world.executes(vm), [heir]);
+    lab.assert_never_double("a start that failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_heir_whose_daemon_dies_at_the_start_starts_it() {
+    let (mut lab, vm) = protected().await;
+    let mut launches = lab.trap(Step::Launch);
+    lab.power_off(0);
+    let (_, heir, fails) = tokio::time::timeout(HEALED, launches.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    let dead = (1..5).find(|i| lab.me(*i) == heir).unwrap();
+    lab.kill_daemon(dead);
+    drop(fails);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    lab.up(dead).await;
+    heals(&lab, vm, &[1, 2, 3, 4]).await;
+    lab.assert_never_double("an heir that was killed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_protects_no_more_leaves_its_guests_running() {
+    let (mut lab, vm) = protected().await;
+    lab.kill_daemon(0);
+    lab.options.protects = false;
+    lab.up(0).await;
+    for _ in 0..120 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(lab.world.executes(vm), [lab.me(0)]);
+    }
+    assert!(matches!(lab.host(0).shield("web"), Some(Shield::Bare(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_froze_after_a_restart_has_its_port_again() {
+    let (mut lab, vm) = protected().await;
+    for i in 1..5 {
+        lab.isolate(i, true);
+    }
+    // Its daemon is back before the freeze, and can ask nobody until after it.
+    lab.kill_daemon(0);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    lab.up(0).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(lab.world.is_frozen(vm, lab.me(0)));
+    for i in 1..5 {
+        lab.isolate(i, false);
+    }
+    if heals(&lab, vm, &[0, 1, 2, 3, 4]).await == 0 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let attached = lab.sites[0].port.attached.lock().unwrap();
+        assert!(attached.get(&vm).is_some_and(|(_, frozen)| !frozen));
+    }
+}

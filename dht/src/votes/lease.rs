@@ -163,7 +163,7 @@ pub enum Renewed {
 pub struct LeaseView {
     /// The newest epoch, as of [`super::Votes::newest`].
     pub newest: Option<NewestEpoch>,
-    /// Whether a majority has the VM as protected.
+    /// Whether a majority may have the VM as protected; false: a majority has not.
     pub protected: bool,
     /// How long until each of that majority grants an unasked take-over; zero: now.
     pub free_in: Duration,

@@ -65,7 +65,7 @@ pub enum Command {
     /// Run the daemon
     #[command(after_help = "Example:\n  p2pvm up --detach")]
     Up(Up),
-    /// Stop the daemon; running VMs go on, and the next 'up' adopts them
+    /// Stop the daemon; running VMs go on (protected ones for at most 30 s), and 'up' adopts them
     #[command(
         after_help = "Examples:\n  p2pvm down\n  p2pvm down --force   # also a daemon that does \
             not answer"

@@ -200,7 +200,9 @@ impl Host {
             .transpose()?;
         let keys = kept.secret.keys();
         let newest = self.newest(record, &keys).await?;
-        if newest.is_some_and(|n| n.holder != holder && n.holder != self.me && n.confirmed) {
+        let theirs = newest.filter(|n| n.holder != holder && n.holder != self.me && n.confirmed);
+        // The voters judge of an heir's, and whether an earlier heir's reached a majority.
+        if theirs.is_some() && !right.waits_for_lease() {
             return Err(Error::Refused(format!(
                 "'{name}' has just changed hands: look at its state and try again"
             )));
@@ -210,9 +212,12 @@ impl Host {
         if !right.waits_for_lease() {
             self.ask_to_give_way(record, holder).await?;
         }
-        let leased = right.waits_for_lease() || self.has_lease(&kept, right, progress).await;
+        let leased = right.waits_for_lease()
+            || self
+                .has_lease(&kept, matches!(right, Right::Forced(_)), progress)
+                .await?;
         let before = (&kept, older.as_deref());
-        let slot = self.restored_entry(record, before, (epoch, leased))?;
+        let slot = self.restored_entry(record, before, (epoch, leased, right.waits_for_lease()))?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
             slot: &slot,
@@ -384,31 +389,11 @@ impl Host {
             .map_err(undecided("asking the VM's voters for its newest epoch"))
     }
 
-    /// Whether the VM's voters have it as protected; those of a previous release have not. A
-    /// restore that a person forces waits until the lease of the host that does not answer has run
-    /// out: until then its guest may run there.
-    async fn has_lease(
-        &self,
-        kept: &SavedVm,
-        right: Right<'_>,
-        progress: &watch::Sender<Progress>,
-    ) -> bool {
-        let set = VoterSet::sign(&kept.secret.keys(), &kept.definition.voters);
-        let Ok(view) = self.parts.ballot.lease(&set).await else {
-            return false;
-        };
-        if view.protected && matches!(right, Right::Forced(_)) {
-            progress.send_modify(|p| p.phase = "wait for the lease of its host to end".into());
-            self.clock.passed(view.free_in).await;
-        }
-        view.protected
-    }
-
     fn restored_entry(
         &self,
         record: &VmRecord,
         (kept, older): (&SavedVm, Option<&Slot>),
-        (epoch, leased): (Epoch, bool),
+        (epoch, leased, is_heirs): (Epoch, bool, bool),
     ) -> Result<Arc<Slot>, Error> {
         let sealing = kept.sealing.clone().handed_on(epoch);
         self.insert(Entry {
@@ -422,7 +407,11 @@ impl Host {
                 id: 0,
                 from: self.me,
             },
-            wanted: RunGoal::Stopped,
+            // Nobody looks on whether an heir's start succeeds: its host's next daemon tries it too.
+            wanted: match is_heirs {
+                true => RunGoal::Running,
+                false => RunGoal::Stopped,
+            },
             snapshots: record.snapshots.clone(),
             note: None,
             gives_way: None,

@@ -136,9 +136,23 @@ pub(crate) struct Inheritances {
     by_vm: Mutex<BTreeMap<VmId, Inheritance>>,
     /// The VMs whose hosts are watched, each by one task.
     watched: Mutex<BTreeSet<VmId>>,
+    /// The VMs that are being started here.
+    taking: Mutex<BTreeSet<VmId>>,
     /// The VMs of lost hosts that this host does not start, and why.
     refused: Mutex<BTreeMap<VmId, Untaken>>,
     pub(super) heard: Heard,
+}
+
+/// A VM that is being started here, until it is dropped.
+pub(super) struct Taking<'i> {
+    all: &'i Inheritances,
+    vm: VmId,
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        lock(&self.all.taking).remove(&self.vm);
+    }
 }
 
 impl Inheritances {
@@ -166,6 +180,7 @@ impl Inheritances {
             dir,
             by_vm,
             watched: Mutex::default(),
+            taking: Mutex::default(),
             refused: Mutex::default(),
             heard: Heard::default(),
         })
@@ -214,6 +229,13 @@ impl Inheritances {
             .map_err(|e| format!("this host cannot write that down: {}", chain(&e)))?;
         by_vm.insert(vm, one);
         Ok(is_new)
+    }
+
+    /// Begins to start a VM here; `None` while it is being started: the watch of its host and a
+    /// person's word may meet.
+    pub(super) fn begin_taking(&self, vm: VmId) -> Option<Taking<'_>> {
+        let is_new = lock(&self.taking).insert(vm);
+        is_new.then_some(Taking { all: self, vm })
     }
 
     /// Notes why a VM of a lost host is not started here; says whether that is news.

@@ -97,6 +97,18 @@ fn what_a_host_is_an_heir_of_survives_its_restart() {
 }
 
 #[test]
+fn a_vm_is_started_once_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = Inheritances::open(dir.path().join("heir-of")).unwrap();
+    let (web, db) = (VmId([1; 32]), VmId([2; 32]));
+    let taking = all.begin_taking(web);
+    assert!(taking.is_some() && all.begin_taking(web).is_none());
+    assert!(all.begin_taking(db).is_some());
+    drop(taking);
+    assert!(all.begin_taking(web).is_some());
+}
+
+#[test]
 fn one_member_makes_this_host_an_heir_of_few_vms() {
     let dir = tempfile::tempdir().unwrap();
     let all = Inheritances::open(dir.path().join("heir-of")).unwrap();

@@ -4,8 +4,8 @@ use super::inheritance::{Inheritance, Untaken, not_heir, recovery_point};
 use crate::{
     Error, Host,
     checkpoint::Right,
-    directory::{Snapshot, VmRecord},
-    host::{Healed, HostEvent, VmStatus},
+    directory::{RunGoal, Snapshot, VmRecord},
+    host::{Activity, Healed, HostEvent, Role, Slot, VmStatus},
     protection::Replace,
 };
 use p2pvm_overlay::{UnixTime, chain};
@@ -76,6 +76,12 @@ impl Host {
         let host = self
             .strong()
             .ok_or_else(|| Error::Refused("this host is shutting down".into()))?;
+        let Some(_taking) = self.inheritances.begin_taking(one.set.vm) else {
+            return Err(Error::Refused(format!(
+                "'{}' is being started here already",
+                one.record.definition.name
+            )));
+        };
         let record = host.record_now(one).await;
         let name = &record.definition.name;
         if let Some(why) = not_heir(&record, self.me) {
@@ -94,9 +100,47 @@ impl Host {
             .ok_or_else(|| Error::NotFound(format!("a copy of '{name}'")))?;
         let lost = self.what_is_lost(&record, &point);
         let what = (&record, &point, right);
-        host.restore_as_heir(what, &watch::Sender::default())
-            .await?;
+        let restored = host.restore_as_heir(what, &watch::Sender::default()).await;
+        if let Err(e) = restored {
+            // With its epoch it is this host's, whatever failed then: no other heir starts it.
+            let mine = host.slot_of(one.set.vm).filter(|slot| {
+                slot.entry().role == Role::Held
+                    && slot.entry().wanted == RunGoal::Running
+                    && slot.machine().is_none()
+            });
+            let Some(slot) = mine else { return Err(e) };
+            tracing::warn!(vm = %name, error = %chain(&e), "the VM of a lost host is this host's, \
+                and does not run yet");
+            host.boot_until_it_runs(slot);
+        }
         host.note_taken_over(&record, lost)
+    }
+
+    /// Boots a VM in a task, again and again until it runs or is not meant to run here.
+    fn boot_until_it_runs(&self, slot: Arc<Slot>) {
+        let this = self.weak();
+        self.spawn(async move {
+            let mut tries = Tries::default();
+            loop {
+                let Some(host) = this.upgrade() else { return };
+                let operation = slot.begin_next(Activity::Restarting).await;
+                let entry = slot.entry();
+                if !host.lists(&slot)
+                    || entry.role != Role::Held
+                    || entry.wanted != RunGoal::Running
+                    || slot.machine().is_some()
+                {
+                    return;
+                }
+                let Err(e) = host.boot(&slot).await else {
+                    return;
+                };
+                tracing::warn!(vm = %entry.definition.name, error = %chain(&e), "the VM of a lost \
+                    host does not start yet");
+                drop((operation, host));
+                tokio::time::sleep(tries.pause()).await;
+            }
+        });
     }
 
     /// The VM's record as the network has it now, or as its host told of it.

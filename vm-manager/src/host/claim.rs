@@ -5,6 +5,10 @@
 
 use super::{Entry, Host};
 use crate::ballot::{BallotError, Ground, VmVoters, after};
+use p2pvm_dht::{
+    VoterSet,
+    votes::lease::{Holding, Renewed},
+};
 use p2pvm_overlay::{Epoch, MemberId};
 use std::time::Duration;
 
@@ -39,6 +43,9 @@ impl Host {
             let newest = ballot.newest(vm).await?;
             let epoch = match newest {
                 Some(n) if n.confirmed && n.holder != self.me => {
+                    if entry.leased && self.is_renewed(entry).await {
+                        return Ok(Ownership::Ours(entry.epoch));
+                    }
                     return Ok(Ownership::Theirs {
                         holder: n.holder,
                         epoch: n.epoch,
@@ -65,6 +72,16 @@ impl Host {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Whether a majority of the voters renews the VM's lease, in the entry's own epoch. A newer
+    /// epoch that one of them confirmed was then refused by the others: an heir's take-over is
+    /// promise and confirmation in one, and may reach a minority only.
+    async fn is_renewed(&self, entry: &Entry) -> bool {
+        let set = VoterSet::sign(&entry.secret.keys(), &entry.definition.voters);
+        let epoch = entry.epoch;
+        let said = self.parts.ballot.renew(&[Holding { set, epoch }]).await;
+        said.first() == Some(&Renewed::Ours)
     }
 
     /// Whether the voters hold this VM confirmed for this host in the entry's own epoch; claims

@@ -100,8 +100,7 @@ impl Host {
                     self.tell_missed(one.vm);
                 }
             }
-            let input = TenureInput::Answer(one.serial, said);
-            self.perform(self.leases.input(one.vm, now, input));
+            self.perform(self.leases.answer(&one, now, said));
         }
     }
 
@@ -144,17 +143,20 @@ impl Host {
     }
 
     /// Does what a VM's machine says, in order, until its lease ends.
-    fn follow_lease(&self, slot: Arc<Slot>, mut acts: mpsc::Receiver<Act>) {
-        let this = self.weak();
+    fn follow_lease(&self, slot: Arc<Slot>, number: u64, mut acts: mpsc::Receiver<Act>) {
+        let (this, vm) = (self.weak(), slot.entry().definition.vm);
         self.spawn(async move {
             while let Some(act) = acts.recv().await {
                 let Some(host) = this.upgrade() else { return };
-                host.obey(&slot, act).await;
+                // What a lease that has ended still asked for would stop the guest of the next one.
+                if host.leases.is_present(vm, number) {
+                    host.obey(&slot, number, act).await;
+                }
             }
         });
     }
 
-    async fn obey(&self, slot: &Arc<Slot>, act: Act) {
+    async fn obey(&self, slot: &Arc<Slot>, number: u64, act: Act) {
         let entry = slot.entry();
         let (vm, name) = (entry.definition.vm, &entry.definition.name);
         match act {
@@ -182,7 +184,16 @@ impl Host {
                 tracing::warn!(vm = %name, holder = %holder.short(), %epoch, "its voters have \
                     given it to another member");
                 let _operation = slot.begin_next(Activity::Checking).await;
-                self.lose(slot, holder, epoch).await;
+                if !self.leases.is_present(vm, number) {
+                    return;
+                }
+                // A newer epoch of its own that it did not hear of is taken, not lost.
+                if holder != self.me {
+                    return self.lose(slot, holder, epoch).await;
+                }
+                if let Err(e) = self.check_now(slot).await {
+                    tracing::warn!(vm = %name, error = %chain(&e), "its newer epoch is not taken");
+                }
             }
         }
     }
@@ -225,24 +236,29 @@ impl Host {
     }
 
     /// Lets a guest go on that stood still for want of a lease.
-    async fn let_go_on(&self, slot: &Arc<Slot>, deadline: Duration) -> Result<(), Error> {
+    pub(super) async fn let_go_on(
+        &self,
+        slot: &Arc<Slot>,
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let entry = slot.entry();
         let (vm, epoch) = (entry.definition.vm, entry.epoch);
         self.parts.guardian.thaw(vm, epoch, deadline).await?;
-        self.leases.set_guest(vm, Stand::Runs);
+        self.leases.set_guest(vm, Stand::Held);
         slot.set_unproven(false);
         self.perform(
             self.leases
                 .input(vm, self.boottime(), TenureInput::ThawedOrStarted),
         );
-        let Some(machine) = slot.machine() else {
-            return Ok(());
-        };
         // A guest that its user or a full disk stopped stays so.
-        if machine.halted().is_none() && slot.run_state() == RunState::Paused {
+        if let Some(machine) = slot.machine()
+            && machine.halted().is_none()
+            && slot.run_state() == RunState::Paused
+        {
             machine.resume().await?;
         }
         self.parts.port.frozen(vm, false).await?;
+        self.leases.set_guest(vm, Stand::Runs);
         tracing::info!(vm = %entry.definition.name, "a majority of its voters renewed the lease: \
             the guest goes on");
         self.emit(HostEvent::Thawed {
@@ -285,8 +301,9 @@ impl Host {
         let entry = slot.entry();
         let set = VoterSet::sign(&entry.secret.keys(), &entry.definition.voters);
         let (acts, to_do) = mpsc::channel(WAITING);
-        let vm = set.vm;
+        let (vm, number) = (set.vm, self.leases.next());
         self.leases.begin(Held {
+            number,
             slot: slot.clone(),
             set,
             epoch: entry.epoch,
@@ -294,7 +311,7 @@ impl Host {
             guest: Stand::Runs,
             acts,
         });
-        self.follow_lease(slot.clone(), to_do);
+        self.follow_lease(slot.clone(), number, to_do);
         let granted = TenureInput::Granted(sent);
         self.perform(self.leases.input(vm, self.boottime(), granted));
         slot.set_shield(Shield::Leased);

@@ -3,12 +3,15 @@
 use super::{Slot, lock};
 use p2pvm_dht::{
     VoterSet,
-    votes::lease::{Holding, Tenure, TenureInput, TenureOutput},
+    votes::lease::{Holding, Renewed, Tenure, TenureInput, TenureOutput},
 };
 use p2pvm_overlay::{Epoch, MemberId, VmId};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::{Notify, mpsc};
@@ -17,11 +20,15 @@ use tokio::sync::{Notify, mpsc};
 #[derive(Default)]
 pub(super) struct Leases {
     pub(super) by_vm: Mutex<BTreeMap<VmId, Held>>,
+    /// How many leases were begun.
+    begun: AtomicU64,
     pub(super) changed: Notify,
 }
 
 /// One VM's lease.
 pub(super) struct Held {
+    /// Which of this host's leases it is: what is late of an earlier one of the VM is not its.
+    pub(super) number: u64,
     pub(super) slot: Arc<Slot>,
     pub(super) set: VoterSet,
     pub(super) epoch: Epoch,
@@ -61,6 +68,7 @@ pub(super) enum Act {
 /// A renewal that a machine asked for.
 pub(super) struct Due {
     pub(super) vm: VmId,
+    pub(super) number: u64,
     pub(super) serial: u64,
     pub(super) holding: Holding,
 }
@@ -73,6 +81,28 @@ pub(super) struct Work {
 }
 
 impl Leases {
+    /// A number for a new lease.
+    pub(super) fn next(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether this is the VM's present lease.
+    pub(super) fn is_present(&self, vm: VmId, number: u64) -> bool {
+        let by_vm = lock(&self.by_vm);
+        by_vm.get(&vm).is_some_and(|held| held.number == number)
+    }
+
+    /// Has a guest go on that may run by its lease and does not: what it takes has failed before.
+    pub(super) fn try_again(&self, vm: VmId, now: Duration) {
+        if let Some(held) = lock(&self.by_vm).get(&vm)
+            && held.guest != Stand::Runs
+            && held.tenure.may_run(now)
+            && let Some(deadline) = held.tenure.deadline()
+        {
+            held.act(Act::Thaw(deadline));
+        }
+    }
+
     pub(super) fn begin(&self, held: Held) {
         lock(&self.by_vm).insert(held.set.vm, held);
         self.changed.notify_one();
@@ -130,6 +160,17 @@ impl Leases {
         work
     }
 
+    /// As [`Self::input`], for what the voters said to a renewal.
+    pub(super) fn answer(&self, due: &Due, now: Duration, said: Renewed) -> Work {
+        let mut work = Work::default();
+        if let Some(held) = lock(&self.by_vm).get_mut(&due.vm)
+            && held.number == due.number
+        {
+            held.handle(now, TenureInput::Answer(due.serial, said), &mut work);
+        }
+        work
+    }
+
     pub(super) fn input(&self, vm: VmId, now: Duration, input: TenureInput) -> Work {
         let mut work = Work::default();
         if let Some(held) = lock(&self.by_vm).get_mut(&vm) {
@@ -148,6 +189,7 @@ impl Held {
                     let (set, epoch) = (self.set.clone(), self.epoch);
                     work.renewals.push(Due {
                         vm: set.vm,
+                        number: self.number,
                         serial,
                         holding: Holding { set, epoch },
                     });

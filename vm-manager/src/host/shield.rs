@@ -8,9 +8,10 @@ use super::{Activity, Entry, Healed, Host, Slot, VmStatus, lock};
 use crate::{
     Error,
     ballot::{BallotError, VmVoters},
+    checkpoint::SavedVm,
     error::undecided,
-    guardian::GuardianError,
-    hypervisor::Machine,
+    guardian::{GuardianError, Ward},
+    hypervisor::{Machine, Progress, RunState},
     protection::{Protect, Protection, REPLICATE_EVERY},
 };
 use p2pvm_dht::{VoterSet, votes::lease::lease_end};
@@ -20,10 +21,14 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::sync::watch;
 
 /// How many voters a protected VM has at least.
 /// Reason: of two, the loss of either one would freeze the guest.
 const LEAST_VOTERS: usize = 3;
+
+/// How long a guest that is let go on for good may take to be forgotten by the guardian.
+const RELEASED: Duration = Duration::from_secs(20);
 
 /// Whether a VM is protected against the loss of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,16 +157,11 @@ impl Host {
                 slot.set_shield(Shield::Bare(why));
                 return Ok(());
             }
-            (None, true) => {
-                let sent = self.renew_or_tell(slot).await?;
-                let ends = lease_end(sent);
-                if !self.arm(slot, machine, ends).await? {
-                    let vm = entry.definition.vm;
-                    self.parts.guardian.thaw(vm, entry.epoch, ends).await?;
-                }
-                self.begin_lease(slot, sent);
-                return Ok(());
-            }
+            (None, true) => match self.renew_or_tell(slot).await {
+                Ok(sent) => return self.go_on_leased(slot, machine, sent).await,
+                Err(e) if !self.never_became_leased(slot).await => return Err(e),
+                Err(_) => {}
+            },
             (None, false) => {}
         }
         // Alone, it would stand still from the first lost message on.
@@ -173,6 +173,47 @@ impl Host {
             slot.set_shield(Shield::Bare(why));
         }
         Ok(())
+    }
+
+    /// Goes on with the lease of a guest that has none in memory: it may stand frozen since, and its
+    /// port be shut.
+    async fn go_on_leased(
+        &self,
+        slot: &Arc<Slot>,
+        machine: &dyn Machine,
+        sent: Duration,
+    ) -> Result<(), Error> {
+        let (entry, ends) = (slot.entry(), lease_end(sent));
+        let vm = entry.definition.vm;
+        if !self.arm(slot, machine, ends).await? {
+            self.parts.guardian.thaw(vm, entry.epoch, ends).await?;
+            if slot.run_state() == RunState::Running {
+                self.parts.port.frozen(vm, false).await?;
+            }
+        }
+        self.begin_lease(slot, sent);
+        Ok(())
+    }
+
+    /// Whether a majority of the voters says that the VM is not protected: this daemon ended
+    /// between the note in its entry and the voters' one. It then runs as it did before.
+    async fn never_became_leased(&self, slot: &Arc<Slot>) -> bool {
+        let entry = slot.entry();
+        let set = VoterSet::sign(&entry.secret.keys(), &entry.definition.voters);
+        let view = self.parts.ballot.lease(&set).await;
+        if view.map_or(true, |view| view.protected)
+            || self.update(slot, |e| e.leased = false).is_err()
+        {
+            return false;
+        }
+        let vm = entry.definition.vm;
+        if let Ok(Ward::Frozen) = self.parts.guardian.ward(vm).await
+            && let Err(e) = self.let_go_on(slot, self.boottime() + RELEASED).await
+        {
+            tracing::error!(vm = %vm.short(), error = %chain(&e), "the guest could not go on");
+        }
+        self.forget_guard(vm).await;
+        true
     }
 
     /// The first lease of a VM: the guardian has the guest's deadline before the voters keep the VM
@@ -239,6 +280,31 @@ impl Host {
         }
     }
 
+    /// Whether a VM's voters have it as protected; those of a previous release have not. With
+    /// `waits` this returns when the lease of its host has run out: until then its guest may run
+    /// there.
+    ///
+    /// # Errors
+    /// [`Error::Agreement`] if too few voters answer to tell.
+    pub(crate) async fn has_lease(
+        &self,
+        kept: &SavedVm,
+        waits: bool,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<bool, Error> {
+        let set = VoterSet::sign(&kept.secret.keys(), &kept.definition.voters);
+        let view = match self.parts.ballot.lease(&set).await {
+            Ok(view) => view,
+            Err(BallotError::Declined { .. }) => return Ok(false),
+            Err(e) => return Err(undecided("asking the VM's voters about its lease")(e)),
+        };
+        if view.protected && waits {
+            progress.send_modify(|p| p.phase = "wait for the lease of its host to end".into());
+            self.clock.passed(view.free_in).await;
+        }
+        Ok(view.protected)
+    }
+
     pub(super) async fn tell_voters(
         &self,
         entry: &Entry,
@@ -259,8 +325,14 @@ impl Host {
         self.tell_voters(&entry, false).await.map_err(undecided(
             "telling the VM's voters that it is not protected",
         ))?;
-        self.update(slot, |e| e.leased = false)?;
+        // The guardian forgets a frozen guest, and does not let it go on.
+        let vm = entry.definition.vm;
+        if self.lacks_lease(vm) || matches!(self.parts.guardian.ward(vm).await, Ok(Ward::Frozen)) {
+            self.let_go_on(slot, self.boottime() + RELEASED).await?;
+        }
+        // Before the entry: of a daemon that has just started only it says that there is a deadline.
         self.end_lease(slot).await;
+        self.update(slot, |e| e.leased = false)?;
         slot.set_shield(Shield::Bare(why));
         slot.set_unpublished(true);
         Ok(())
@@ -312,7 +384,7 @@ impl Host {
             return;
         };
         let kept = match (self.is_leased(vm), self.bare_because(&entry)) {
-            (true, None) => return,
+            (true, None) => return self.leases.try_again(vm, self.boottime()),
             (true, Some(why)) => self.give_up_shield(slot, why).await,
             (false, _) => self.secure(slot, &*machine).await,
         };

@@ -188,6 +188,12 @@ impl Host {
             if let Err(e) = self.update(slot, |e| e.note = note) {
                 tracing::error!(error = %chain(&e), "the reason could not be written down either");
             }
+            // Its voters may not have answered about the lease: they are asked until they do.
+            if slot.entry().leased
+                && let (Some(host), slot) = (self.strong(), slot.clone())
+            {
+                self.spawn(async move { host.settle_in(&slot).await });
+            }
         }
         self.publish(slot).await;
     }

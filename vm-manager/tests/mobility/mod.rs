@@ -252,7 +252,7 @@ pub struct Lab {
     pub traces: Vec<Traces>,
     pub image: PathBuf,
     real_guests: bool,
-    options: HostOptions,
+    pub options: HostOptions,
     _dir: tempfile::TempDir,
 }
 

@@ -242,7 +242,8 @@ fn view_of(set: &VoterSet, told: &BTreeMap<MemberId, VoterView>) -> LeaseView {
     let ms = told.values().map(|v| v.free_in_ms).max().unwrap_or(0);
     LeaseView {
         newest,
-        protected: told.values().filter(|v| v.is_protected).count() >= set.majority(),
+        // Of three voters two may have answered, and the third one have the VM as protected too.
+        protected: told.values().filter(|v| !v.is_protected).count() < set.majority(),
         free_in: Duration::from_millis(ms.into()),
     }
 }
@@ -278,5 +279,33 @@ pub(crate) fn renewed(answers: impl Iterator<Item = Option<RenewAnswer>>) -> Ren
             holder: newest.holder,
         },
         _ => Renewed::Undecided { answered, asked },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_a_majority_may_have_protected_counts_as_protected() {
+        let keys = KeyPair::generate();
+        let voters = [1, 2, 3].map(|n| MemberId([n; 32]));
+        let set = VoterSet::sign(&keys, &voters);
+        let view = |flags: &[bool]| {
+            let told = voters.iter().zip(flags).map(|(voter, &is_protected)| {
+                let one = VoterView {
+                    promise: None,
+                    is_protected,
+                    free_in_ms: 0,
+                };
+                (*voter, one)
+            });
+            view_of(&set, &told.collect()).protected
+        };
+        assert!(view(&[true, true]));
+        assert!(view(&[true, false]), "the third voter may have it");
+        assert!(view(&[false, true, true]));
+        assert!(!view(&[false, false]));
+        assert!(!view(&[true, false, false]));
     }
 }

@@ -239,6 +239,9 @@ impl Running<'_> {
         tracing::info!(epoch = %arrival.offer.epoch, "confirmed");
         here.note_arrival();
         host.publish(slot).await;
+        // The heirs still watch the source, which is there whatever becomes of this host.
+        let (telling, of) = (host.clone(), slot.clone());
+        host.spawn(async move { telling.tell_heirs(&of, true).await });
         AnswerSource::Arrival
     }
 }
