@@ -137,6 +137,7 @@ impl Host {
         }
         let slot = self.named(name)?;
         self.must_be_held(&slot)?;
+        slot.must_stay()?;
         self.update(&slot, |e| e.backups.schedule = schedule)?;
         self.publish(&slot).await;
         Ok(())

@@ -61,6 +61,7 @@ impl Host {
         protection.check()?;
         let slot = self.named(name)?;
         self.must_be_held(&slot)?;
+        slot.must_stay()?;
         if slot.entry().protection != protection {
             self.update(&slot, |e| e.protection = protection)?;
             self.publish(&slot).await;
