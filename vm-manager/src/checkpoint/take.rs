@@ -6,7 +6,7 @@ use crate::{
     Error,
     backups::is_automatic,
     definition::check_name,
-    directory::{MAX_SNAPSHOTS, Snapshot},
+    directory::{MAX_PROVIDERS, MAX_SNAPSHOTS, Snapshot},
     error::io_at,
     host::{Activity, Entry, Host, Role, Slot},
     hypervisor::{Progress, RunState},
@@ -20,8 +20,6 @@ use tokio::sync::watch;
 
 /// How long between two looks whether a snapshot that is being copied is still wanted.
 const STILL_LISTED: Duration = Duration::from_secs(5);
-/// How many members a snapshot names at most. Reason: all of a VM's fit into its record.
-const MAX_PROVIDERS: usize = 8;
 
 /// What a snapshot of a running VM has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
