@@ -88,7 +88,7 @@ impl Host {
             check.copies.push(Copy { member, lacking });
         }
         if repair && check.copies.iter().any(is_lacking) && !slot.is_copying(id) {
-            self.copy_again(&slot, &found, None).await?;
+            told(progress, self.copy_again(&slot, &found, None)).await?;
         }
         Ok(check)
     }
