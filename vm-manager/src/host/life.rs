@@ -262,8 +262,8 @@ impl Host {
         }
     }
 
-    /// Ends the copies of a replica of a removed incarnation's disk that was not sent on, in a task:
-    /// no other host knows of them.
+    /// Ends the copies of a replica of a removed incarnation's disk that was not sent on, in a
+    /// task: no other host knows of them.
     pub(super) fn forget_unsent(&self, entry: &Entry) {
         let (Some(unsent), Some(host)) = (entry.sending.clone(), self.strong()) else {
             return;
