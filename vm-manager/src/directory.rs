@@ -24,6 +24,9 @@ pub const RECORD_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How many snapshots one VM's record lists at most. Reason: the record stays within its bounds.
 pub const MAX_SNAPSHOTS: usize = 64;
 
+/// How many members one of them names at most. Reason: as above.
+pub(crate) const MAX_PROVIDERS: usize = 8;
+
 /// How many counts a record is published with before the attempt fails. Reason: a member that
 /// refuses one names its own, so that only another writer makes the next one fail.
 const PUBLISH_TRIES: u32 = 4;
@@ -427,6 +430,42 @@ mod tests {
         );
         let broken = [plain.to_bytes(), vec![REVOKED, 3, 1, 2, 3]].concat();
         assert_eq!(VmRecord::from_bytes(&broken), Some(plain));
+    }
+
+    #[test]
+    fn a_record_of_all_that_a_vm_can_have_fits() {
+        let definition = entry(&"w".repeat(63)).definition;
+        let (of_vm, keys) = (Resource::Vm(definition.vm), KeyPair::from_seed(&[5; 32]));
+        let most = p2pvm_authority::MAX_REVOCATIONS as u8;
+        let revoked = (0..most).map(|n| Revocation::sign(&keys, of_vm, [n; 16], u64::MAX));
+        let snapshot = Snapshot {
+            name: "s".repeat(63),
+            ..crate::protection::tests::replica(MAX_PROVIDERS).as_snapshot()
+        };
+        let snapshots = vec![snapshot; MAX_SNAPSHOTS];
+        let record = VmRecord {
+            definition,
+            holder: MemberId([4; 32]),
+            epoch: Epoch(u64::MAX),
+            wanted: RunGoal::Running,
+            backups: Backups {
+                schedule: None,
+                degraded: checkpoints(&snapshots).collect(),
+            },
+            snapshots,
+            owner: Some(MemberId([9; 32])),
+            user: Some([8; 32]),
+            revoked: Revocations::unchecked(revoked),
+            protection: crate::protection::tests::chosen(),
+            replica: Some(crate::protection::tests::replica(5)),
+        };
+        let bytes = record.to_bytes();
+        assert!(
+            bytes.len() <= 30 << 10,
+            "{}: the DHT takes 32 KiB",
+            bytes.len()
+        );
+        assert_eq!(VmRecord::from_bytes(&bytes), Some(record));
     }
 }
 

@@ -491,6 +491,7 @@ impl Host {
         self.registry.remove(&entry)?;
         lock(&self.slots).remove(&entry.incarnation());
         slot.free_place();
+        self.forget_unsent(&entry);
         Ok(())
     }
 

@@ -5,8 +5,11 @@ mod mobility;
 
 use mobility::Lab;
 use p2pvm_snapshot_sync::{ChunkStore, ManifestId};
-use p2pvm_vm_manager::{directory::Snapshot, vault::Durability};
+use p2pvm_vm_manager::{
+    checkpoint::Copy, directory::Snapshot, hypervisor::MigrateOptions, vault::Durability,
+};
 use std::{path::PathBuf, time::Duration};
+use tokio::sync::watch;
 
 /// How often keepers are asked here; three times that without an answer, and one is gone.
 const EVERY: Duration = Duration::from_secs(10 * 60);
@@ -72,4 +75,50 @@ async fn a_gone_keeper_is_replaced_and_ends_its_copy_when_back() {
     lab.up(gone).await;
     tokio::time::sleep(EVERY).await;
     assert_eq!(lab.kept(gone).0, 0, "its copy is not needed any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_deleted_while_it_is_copied_stays_nowhere() {
+    let lab = Lab::new(3).await;
+    lab.vm(0, "web").await;
+    let quiet = watch::Sender::default();
+    let taken = lab.host(0).snapshot("web", "one", &quiet).await.unwrap();
+    lab.host(0).delete_snapshot("web", "one").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for i in [1, 2] {
+        assert_eq!(lab.kept(i).0, 0, "{i}");
+    }
+    assert!(taken.copies.has_changed().is_err(), "nothing copies it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_of_copies_brings_the_snapshot_to_its_vms_new_host() {
+    let lab = lab(4).await;
+    let id = snapshot(&lab).checkpoint;
+    let keeper = keepers(&lab)[0];
+    let to = (1..4).find(|i| !keepers(&lab).contains(i)).unwrap();
+    let quiet = watch::Sender::default();
+    let options = MigrateOptions::default();
+    let (host, target) = (lab.host(0), lab.me(to));
+    host.migrate("web", target, options, quiet.clone())
+        .await
+        .unwrap();
+    for part in ["chunks", "pins", "names"] {
+        let dir = chunks(&lab, keeper).join(part);
+        std::fs::remove_dir_all(&dir).unwrap();
+        std::fs::create_dir(&dir).unwrap();
+    }
+    let host = lab.host(to);
+    let checked = host.verify_snapshot("web", "one", true, &quiet).await;
+    let lacks = |c: &Copy| c.lacking > Some(0);
+    assert!(checked.unwrap().copies.iter().any(lacks));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let there = &lab.host(to).list()[0];
+    assert_eq!(there.snapshots[0].durability, Durability::Durable);
+    assert!(there.backups.degraded.is_empty());
+    let providers = &there.snapshots[0].providers;
+    assert!(providers.contains(&lab.me(to)) && providers.len() == 3);
+    for i in (0..4).filter(|i| providers.contains(&lab.me(*i))) {
+        assert!(has_all(&lab, i, id), "{i}");
+    }
 }

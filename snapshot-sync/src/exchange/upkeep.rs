@@ -38,7 +38,11 @@ impl Exchange {
             }
             let report = store.scrub(state.after, state.portion(period, every, rate))?;
             state.advance(&report, now);
-            store.write_scrub_state(state)?;
+            // On a full disk the search goes on: what it found is to be repaired.
+            if let Err(error) = store.write_scrub_state(state) {
+                tracing::debug!(error = %chain(&error), "the search for damage begins at an \
+                    earlier place after a restart");
+            }
             Ok((Some(report), state))
         })
         .await?;

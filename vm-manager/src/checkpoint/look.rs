@@ -88,7 +88,7 @@ impl Host {
             check.copies.push(Copy { member, lacking });
         }
         if repair && check.copies.iter().any(is_lacking) && !slot.is_copying(id) {
-            self.replicate(&slot, &found).await?;
+            told(progress, self.copy_again(&slot, &found, None)).await?;
         }
         Ok(check)
     }
@@ -137,6 +137,7 @@ impl Host {
         }
         let slot = self.named(name)?;
         self.must_be_held(&slot)?;
+        slot.must_stay()?;
         self.update(&slot, |e| e.backups.schedule = schedule)?;
         self.publish(&slot).await;
         Ok(())

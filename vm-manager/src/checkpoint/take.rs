@@ -6,9 +6,9 @@ use crate::{
     Error,
     backups::is_automatic,
     definition::check_name,
-    directory::{MAX_SNAPSHOTS, Snapshot},
+    directory::{MAX_PROVIDERS, MAX_SNAPSHOTS, Snapshot},
     error::io_at,
-    host::{Activity, Entry, Host, Slot},
+    host::{Activity, Entry, Host, Role, Slot},
     hypervisor::{Progress, RunState},
     vault::{CheckpointInput, Copies, Durability},
 };
@@ -17,6 +17,9 @@ use p2pvm_overlay::{MemberId, UnixTime, chain};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
+
+/// How long between two looks whether a snapshot that is being copied is still wanted.
+const STILL_LISTED: Duration = Duration::from_secs(5);
 
 /// What a snapshot of a running VM has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -223,49 +226,106 @@ impl Host {
         let not = [Some(self.me), gone];
         let now = Box::new(move || candidates(&providers, &fabric.connected(), &not));
         slot.set_copying(snapshot.checkpoint, true);
-        let copies = self
+        let begun = self
             .parts
             .vault
             .replicate(snapshot.checkpoint, self.options.copies, now)
-            .await?;
-        let (mut seen, slot, id) = (copies.clone(), slot.clone(), snapshot.checkpoint);
+            .await;
+        let mut seen = begun.inspect_err(|_| slot.set_copying(snapshot.checkpoint, false))?;
+        let (slot, id) = (slot.clone(), snapshot.checkpoint);
         let before = snapshot.providers.clone();
+        // Only the task has the vault's receiver: copying ends when it is dropped.
+        let told = watch::Sender::new(seen.borrow().clone());
+        let copies = told.subscribe();
         let Some(host) = self.strong() else {
             return Ok(copies);
         };
         self.spawn(async move {
             loop {
                 let now = seen.borrow_and_update().clone();
+                let entry = slot.entry();
+                let listed = entry.snapshots.iter().find(|s| s.checkpoint == id);
+                let is_deleted = listed.is_none() || entry.role == Role::Unmade;
+                if is_deleted || !host.lists(&slot) {
+                    drop(seen);
+                    if is_deleted {
+                        host.forget_unfinished(&entry, id).await;
+                    }
+                    return slot.set_copying(id, false);
+                }
                 let providers = match now.durability {
-                    Durability::Durable => now.providers,
+                    Durability::Durable => now.providers.clone(),
                     _ => with_former(&now.providers, &before, gone),
                 };
-                let known = slot.entry().snapshots.iter().any(|s| {
-                    s.checkpoint == id && s.durability == now.durability && s.providers == providers
-                });
+                let known = listed
+                    .is_some_and(|s| s.durability == now.durability && s.providers == providers);
                 if !known {
-                    let written = host.update(&slot, |e| {
-                        e.note_durability(id, &now.durability);
-                        if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
-                            (s.durability, s.providers) =
-                                (now.durability.clone(), providers.clone());
-                        }
-                    });
-                    if let Err(e) = written {
-                        tracing::warn!(error = %chain(&e), "the snapshot's state could not be \
-                            written down");
-                    }
-                    host.publish(&slot).await;
+                    host.note_copies(&slot, id, &now.durability, providers)
+                        .await;
                 }
-                if now.durability == Durability::Durable && !known {
-                    host.note_durable(&slot, id);
-                }
-                if now.durability == Durability::Durable || seen.changed().await.is_err() {
+                let is_durable = now.durability == Durability::Durable;
+                told.send_replace(now);
+                if is_durable {
                     return slot.set_copying(id, false);
+                }
+                // A snapshot may be deleted, and its VM move on, while nothing is copied.
+                match tokio::time::timeout(STILL_LISTED, seen.changed()).await {
+                    Ok(Err(_)) => return slot.set_copying(id, false),
+                    Ok(Ok(())) | Err(_) => {}
                 }
             }
         });
         Ok(copies)
+    }
+
+    /// Copies a snapshot again; a host that the VM has moved to fetches it first.
+    pub(crate) async fn copy_again(
+        &self,
+        slot: &Arc<Slot>,
+        snapshot: &Snapshot,
+        gone: Option<MemberId>,
+    ) -> Result<(), Error> {
+        let (vault, id) = (&self.parts.vault, snapshot.checkpoint);
+        if !vault.keeps(id).await? {
+            let quiet = watch::Sender::default();
+            vault.fetch(id, &snapshot.providers, &quiet).await?;
+        }
+        self.replicate_without(slot, snapshot, gone).await.map(drop)
+    }
+
+    /// Writes down how well a snapshot is kept, and by which members.
+    async fn note_copies(
+        &self,
+        slot: &Slot,
+        id: ManifestId,
+        durability: &Durability,
+        providers: Vec<MemberId>,
+    ) {
+        let written = self.update(slot, |e| {
+            e.note_durability(id, durability);
+            if let Some(s) = e.snapshots.iter_mut().find(|s| s.checkpoint == id) {
+                (s.durability, s.providers) = (durability.clone(), providers);
+            }
+        });
+        if let Err(e) = written {
+            tracing::warn!(error = %chain(&e), "the snapshot's state could not be written down");
+        }
+        self.publish(slot).await;
+        if *durability == Durability::Durable {
+            self.note_durable(slot, id);
+        }
+    }
+
+    /// Ends the copies of a snapshot that was deleted while it was copied.
+    async fn forget_unfinished(&self, entry: &Entry, id: ManifestId) {
+        // Which members had begun to keep it was not written down.
+        let mut providers = self.parts.fabric.connected();
+        providers.push(self.me);
+        let keys = entry.sealing.releasers(&entry.secret);
+        if let Err(error) = self.parts.vault.forget(id, &providers, &keys).await {
+            tracing::info!(error = %chain(&error), "copies of a deleted snapshot may stay with \
+                other members");
+        }
     }
 
     fn note_durable(&self, slot: &Slot, checkpoint: ManifestId) {
@@ -348,7 +408,8 @@ fn with_former(now: &[MemberId], before: &[MemberId], gone: Option<MemberId>) ->
     let former = before
         .iter()
         .filter(|m| Some(**m) != gone && !now.contains(m));
-    now.iter().chain(former).copied().collect()
+    let all = now.iter().chain(former).copied();
+    all.take(MAX_PROVIDERS.max(now.len())).collect()
 }
 
 /// How many other members are known to hold a snapshot, as far as fewer than wanted do.
@@ -385,5 +446,8 @@ mod tests {
         let [me, a, b, gone] = [1, 2, 3, 4].map(|n| MemberId([n; 32]));
         assert_eq!(with_former(&[me], &[me, a, gone], Some(gone)), [me, a]);
         assert_eq!(with_former(&[me, b], &[me, a, b], None), [me, b, a]);
+        let many: Vec<MemberId> = (10..40).map(|n| MemberId([n; 32])).collect();
+        let bounded = with_former(&[me, b], &many, None);
+        assert_eq!((bounded.len(), bounded[1]), (MAX_PROVIDERS, b));
     }
 }

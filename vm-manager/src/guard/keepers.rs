@@ -4,7 +4,7 @@
 
 use super::keeper_log::{Due, KeeperLog, Kept, KeptSnapshot, Verdict};
 use crate::{
-    Error, Host,
+    Host,
     directory::Snapshot,
     host::{Role, Slot},
     vault::Durability,
@@ -17,7 +17,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::watch;
 
 /// How many keepers are asked in a period at most. Reason: each question names all chunks of a
 /// snapshot.
@@ -152,21 +151,6 @@ impl Host {
             tracing::warn!(snapshot = snapshot.name, error = %chain(&error), "the snapshot cannot \
                 be copied again yet");
         }
-    }
-
-    /// Copies a snapshot again; a host that the VM has moved to fetches it first.
-    async fn copy_again(
-        &self,
-        slot: &Arc<Slot>,
-        snapshot: &Snapshot,
-        gone: Option<MemberId>,
-    ) -> Result<(), Error> {
-        let (vault, id) = (&self.parts.vault, snapshot.checkpoint);
-        if !vault.keeps(id).await? {
-            let quiet = watch::Sender::default();
-            vault.fetch(id, &snapshot.providers, &quiet).await?;
-        }
-        self.replicate_without(slot, snapshot, gone).await.map(drop)
     }
 }
 

@@ -61,6 +61,7 @@ impl Host {
         protection.check()?;
         let slot = self.named(name)?;
         self.must_be_held(&slot)?;
+        slot.must_stay()?;
         if slot.entry().protection != protection {
             self.update(&slot, |e| e.protection = protection)?;
             self.publish(&slot).await;
@@ -368,11 +369,29 @@ impl Host {
             e.sending = None;
         })?;
         self.publish(slot).await;
-        if let Some(former) = former {
-            let keys = entry.sealing.releasers(&entry.secret);
+        let Some(former) = former else {
+            return Ok(());
+        };
+        let keys = entry.sealing.releasers(&entry.secret);
+        if !slot.is_unpublished() {
             self.forget_replica(&keys, former.checkpoint, &former.providers)
                 .await;
+            return Ok(());
         }
+        let (Some(host), slot) = (self.strong(), slot.clone()) else {
+            return Ok(());
+        };
+        self.spawn(async move {
+            // As long as the record names the former one, a restore by the record needs it.
+            while slot.is_unpublished() {
+                if !host.lists(&slot) || slot.entry().is_branch() {
+                    return;
+                }
+                tokio::time::sleep(STILL_HELD).await;
+            }
+            host.forget_replica(&keys, former.checkpoint, &former.providers)
+                .await;
+        });
         Ok(())
     }
 }

@@ -52,6 +52,20 @@ impl Slot {
         *lock(&self.outgoing) = Some(outgoing);
     }
 
+    /// Refuses while a move is under way: its target was told how the VM was, and would not learn
+    /// of a change.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], with how far the move is.
+    pub(crate) fn must_stay(&self) -> Result<(), Error> {
+        let refuse = |outgoing: OutgoingMove| {
+            Err(Error::Refused(
+                outgoing.refusal(&self.entry().listed_name()),
+            ))
+        };
+        self.outgoing_move().map_or(Ok(()), refuse)
+    }
+
     fn outgoing_move(&self) -> Option<OutgoingMove> {
         lock(&self.outgoing).clone()
     }

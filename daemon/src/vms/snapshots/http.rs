@@ -1,5 +1,5 @@
-//! The control API about a VM's snapshots. To delete one takes the right to delete the VM; what a
-//! schedule deletes is what it has taken itself.
+//! The control API about a VM's snapshots. To delete one takes the right to delete the VM, and so
+//! does setting a schedule: a narrower rule deletes what an earlier one kept.
 
 use crate::{
     http::{Answer, report::streamed},
@@ -40,7 +40,7 @@ struct BothInPath {
 pub(crate) fn routes(vms: &Arc<Vms>) -> Router<Arc<Vms>> {
     let takes = |right| middleware::from_fn_with_state((vms.clone(), right), admit::check);
     let deleting = axum::routing::delete(delete).layer(takes(Right::Delete));
-    let scheduling = post(set_schedule).layer(takes(Right::Snapshot));
+    let scheduling = post(set_schedule).layer(takes(Right::Delete));
     Router::new()
         .route(
             "/vms/{name}/snapshot",
