@@ -491,6 +491,11 @@ impl Host {
         self.registry.remove(&entry)?;
         lock(&self.slots).remove(&entry.incarnation());
         slot.free_place();
+        // Only this entry named it.
+        if let (Some(host), Some(unsent)) = (self.strong(), entry.sending) {
+            let keys = entry.sealing.releasers(&entry.secret);
+            self.spawn(async move { host.forget_unsent(&keys, unsent.checkpoint).await });
+        }
         Ok(())
     }
 

@@ -233,7 +233,7 @@ impl Host {
                     .forget(snapshot.checkpoint, &snapshot.providers, &releasers)
                     .await?;
             }
-            for replica in entry.replica.iter().chain(&entry.sending) {
+            for replica in &entry.replica {
                 self.parts
                     .vault
                     .forget(replica.checkpoint, &replica.providers, &releasers)
