@@ -308,7 +308,13 @@ impl Host {
             .as_ref()
             .map(|replica| replica.providers.clone());
         let holders = holders.unwrap_or_default();
-        let now = Box::new(move || candidates(&holders, &fabric.connected(), &[Some(me)]));
+        // A holder that is gone takes nothing, and must not be waited for.
+        let now = Box::new(move || {
+            let connected = fabric.connected();
+            let mut there = holders.clone();
+            there.retain(|member| connected.contains(member));
+            candidates(&there, &connected, &[Some(me)])
+        });
         let wanted = entry.protection.replicas.min(now().len());
         if wanted == 0 {
             return later("no other member is connected");
@@ -324,6 +330,8 @@ impl Host {
             return later("the VM is no longer here");
         };
         let done = copies.providers.len().saturating_sub(1);
+        // Members may have gone meanwhile.
+        let wanted = wanted.min(self.parts.fabric.connected().len());
         let former = entry.replica.as_ref().map_or(0, Replica::copies) as usize;
         if done == 0 || (done < wanted && done < former) {
             return Err(Setback::Failed(Error::Refused(format!(
@@ -357,7 +365,10 @@ impl Host {
                 return None;
             }
             let now = copies.borrow_and_update().clone();
+            let connected = self.parts.fabric.connected();
+            let has = |member: &MemberId| now.providers.contains(member);
             let is_over = now.durability == Durability::Durable
+                || (!connected.is_empty() && connected.iter().all(has))
                 || tokio::time::Instant::now() >= until
                 || copies.has_changed().is_err();
             // During a move the target has been told of the replica before: that one stays until it
