@@ -492,6 +492,11 @@ impl Host {
         lock(&self.slots).remove(&entry.incarnation());
         slot.free_place();
         self.forget_unsent(&entry);
+        // Only this entry named it.
+        if let (Some(host), Some(unsent)) = (self.strong(), entry.sending) {
+            let keys = entry.sealing.releasers(&entry.secret);
+            self.spawn(async move { host.forget_unsent(&keys, unsent.checkpoint).await });
+        }
         Ok(())
     }
 

@@ -114,6 +114,19 @@ async fn a_moved_vm_is_replicated_from_its_new_host() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dead_holder_does_not_hold_up_newer_replicas() {
+    let mut lab = lab(3).await;
+    tokio::time::sleep(EVERY * 2).await;
+    let before = replica(&lab, 1).await.unwrap();
+    assert_eq!(before.copies(), 2);
+    lab.power_off(2);
+    tokio::time::sleep(EVERY * 3).await;
+    let after = replica(&lab, 1).await.unwrap();
+    assert!(after.order() > before.order(), "{after:?}");
+    assert_eq!(after.copies(), 1, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn alone_nothing_is_replicated_and_the_reason_is_shown() {
     let lab = lab(2).await;
     tokio::time::sleep(EVERY).await;

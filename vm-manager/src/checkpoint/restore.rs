@@ -260,9 +260,12 @@ impl Host {
         restored: &Snapshot,
         proofs: &[Vec<u8>],
     ) {
-        let newest = record.snapshots.iter().max_by_key(|s| s.epoch);
-        let newest = newest.filter(|s| s.epoch > restored.epoch).cloned();
-        let Some(newest) = newest else { return };
+        let replica = record.replica.as_ref().map(Replica::as_snapshot);
+        let all = replica.into_iter().chain(record.snapshots.iter().cloned());
+        let newest = all.max_by_key(|s| s.epoch);
+        let Some(newest) = newest.filter(|s| s.epoch > restored.epoch) else {
+            return;
+        };
         let (host, record, proofs) = (Arc::downgrade(self), record.clone(), proofs.to_vec());
         self.spawn(async move {
             let Some(host) = host.upgrade() else { return };

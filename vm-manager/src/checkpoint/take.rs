@@ -202,8 +202,13 @@ impl Host {
         if !entry.sealing.needs_own(entry.arrived) {
             return Ok(entry);
         }
-        // On the disk before anything is sealed with it.
-        self.update(slot, |e| e.sealing.draw(e.epoch))
+        // On the disk before anything is sealed with it. Asked again where no other change comes
+        // between: a snapshot and a replica may begin together, and both need the same key.
+        self.update(slot, |e| {
+            if e.sealing.needs_own(e.arrived) {
+                e.sealing.draw(e.epoch);
+            }
+        })
     }
 
     /// Has a snapshot copied to other members, and writes its durability down as that grows.

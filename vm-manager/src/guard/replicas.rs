@@ -101,7 +101,9 @@ impl Host {
         let Some(machine) = slot.machine().filter(|_| entry.role == Role::Held) else {
             return;
         };
-        if *machine.watch().borrow() != RunState::Running {
+        // A frozen guest writes nothing, and its monitor answers nothing.
+        let is_frozen = self.is_frozen(entry.definition.vm);
+        if *machine.watch().borrow() != RunState::Running || is_frozen {
             return;
         }
         self.report_recovery_point(slot, &entry, every);
@@ -187,8 +189,10 @@ impl Host {
             return Ok(None);
         }
         let disk = self.registry.spec(&entry).disk;
-        self.room_on_disk(2 * changed.unwrap_or_else(|| allocated(&disk)))?;
         let dir = self.registry.path(&entry).join("replica");
+        // A killed daemon may have left a copy there, as large as the disk.
+        remove_dir(&dir);
+        self.room_on_disk(2 * changed.unwrap_or_else(|| allocated(&disk)))?;
         let copied = machine.changed_blocks(&dir, base.is_none()).await?;
         // From here on the bitmap no longer has what was copied.
         let base = base.filter(|_| !copied.whole);
@@ -206,12 +210,13 @@ impl Host {
         Ok(Some(replica))
     }
 
-    /// Whether the newest replica is at as many members as are wanted, or there are no more.
+    /// Whether as many connected members as are wanted have the newest replica, or all there are.
     fn is_well_kept(&self, entry: &Entry) -> bool {
-        let wanted = entry.protection.replicas;
-        let possible = wanted.min(self.parts.fabric.connected().len());
-        let copies = entry.replica.as_ref().map_or(0, Replica::copies);
-        copies as usize >= possible
+        let connected = self.parts.fabric.connected();
+        let possible = entry.protection.replicas.min(connected.len());
+        let providers = entry.replica.iter().flat_map(|replica| &replica.providers);
+        // One that is gone for good holds nothing, and nobody else says so.
+        providers.filter(|m| connected.contains(m)).count() >= possible
     }
 
     async fn store_replica(
@@ -260,16 +265,27 @@ impl Host {
             self.forget_replica(&keys, replica.checkpoint, &me).await;
             return later("the VM is no longer here");
         }
-        self.update(slot, |e| e.sending = Some(replica.clone()))?;
-        if let Some(unsent) = before.sending {
-            // Which members had begun to keep it was not written down.
-            let mut providers = self.parts.fabric.connected();
-            providers.push(self.me);
+        if let Err(error) = self.update(slot, |e| e.sending = Some(replica.clone())) {
+            // Nothing names it after this: no later round would end it.
             let keys = before.sealing.releasers(&before.secret);
-            self.forget_replica(&keys, unsent.checkpoint, &providers)
+            slot.replication().lost();
+            self.forget_replica(&keys, replica.checkpoint, &[self.me])
                 .await;
+            return Err(error.into());
+        }
+        if let Some(unsent) = before.sending {
+            let keys = before.sealing.releasers(&before.secret);
+            self.forget_unsent(&keys, unsent.checkpoint).await;
         }
         Ok(())
+    }
+
+    /// Ends a replica that was not sent to its end. Which members had begun to keep it was not
+    /// written down.
+    pub(crate) async fn forget_unsent(&self, keys: &[KeyPair], checkpoint: ManifestId) {
+        let mut providers = self.parts.fabric.connected();
+        providers.push(self.me);
+        self.forget_replica(keys, checkpoint, &providers).await;
     }
 
     async fn forget_replica(
@@ -293,7 +309,13 @@ impl Host {
             .as_ref()
             .map(|replica| replica.providers.clone());
         let holders = holders.unwrap_or_default();
-        let now = Box::new(move || candidates(&holders, &fabric.connected(), &[Some(me)]));
+        // A holder that is gone takes nothing, and must not be waited for.
+        let now = Box::new(move || {
+            let connected = fabric.connected();
+            let mut there = holders.clone();
+            there.retain(|member| connected.contains(member));
+            candidates(&there, &connected, &[Some(me)])
+        });
         let wanted = entry.protection.replicas.min(now().len());
         if wanted == 0 {
             return later("no other member is connected");
@@ -303,15 +325,14 @@ impl Host {
         let every = entry.protection.replicate_every.unwrap_or_default();
         let sent = self.sent(slot, copies, SENDING.max(every * 2)).await;
         let Some(copies) = sent else {
-            let mut providers = self.parts.fabric.connected();
-            providers.push(self.me);
             let keys = entry.sealing.releasers(&entry.secret);
             slot.replication().lost();
-            self.forget_replica(&keys, replica.checkpoint, &providers)
-                .await;
+            self.forget_unsent(&keys, replica.checkpoint).await;
             return later("the VM is no longer here");
         };
         let done = copies.providers.len().saturating_sub(1);
+        // Members may have gone meanwhile.
+        let wanted = wanted.min(self.parts.fabric.connected().len());
         let former = entry.replica.as_ref().map_or(0, Replica::copies) as usize;
         if done == 0 || (done < wanted && done < former) {
             return Err(Setback::Failed(Error::Refused(format!(
@@ -345,7 +366,10 @@ impl Host {
                 return None;
             }
             let now = copies.borrow_and_update().clone();
+            let connected = self.parts.fabric.connected();
+            let has = |member: &MemberId| now.providers.contains(member);
             let is_over = now.durability == Durability::Durable
+                || (!connected.is_empty() && connected.iter().all(has))
                 || tokio::time::Instant::now() >= until
                 || copies.has_changed().is_err();
             // During a move the target has been told of the replica before: that one stays until it

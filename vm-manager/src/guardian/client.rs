@@ -338,7 +338,12 @@ impl Guardian for HostGuardian {
         deadline: Duration,
         process: &GuardedProcess,
     ) -> Result<(), GuardianError> {
-        let handle = kernel::open_process(process.pid).map_err(|_| GuardianError::NoProcess)?;
+        let handle = kernel::open_process(process.pid);
+        let handle = handle.map_err(|error| match error.raw_os_error() {
+            Some(libc::ESRCH) => GuardianError::NoProcess,
+            // A kernel or a container that has no descriptors of processes.
+            _ => GuardianError::Start(error),
+        })?;
         // After it was opened: the number may have been another process's before.
         if kernel::start_of(process.pid) != Some(process.started) {
             return Err(GuardianError::NoProcess);

@@ -40,7 +40,7 @@ impl Grip {
     /// Takes hold of the process; `freezer` is its group's `cgroup.freeze`.
     ///
     /// # Errors
-    /// It has ended, or has no pipe as standard input and no freezer either.
+    /// It has ended.
     pub(super) fn new(process: OwnedFd, freezer: Option<File>, pid: i32) -> io::Result<Self> {
         // A guest that an earlier version started has no such pipe.
         let end = End::of(&process, pid).ok();

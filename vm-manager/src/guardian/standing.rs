@@ -102,10 +102,11 @@ fn enter_root_groups(root: &Path) -> bool {
     };
     let doors = hierarchies.iter().map(|dir| dir.join("cgroup.procs"));
     // "0" is the writing process.
-    let entered = doors
-        .filter(|door| door.exists())
-        .all(|door| fs::write(door, "0").is_ok());
-    entered && root.is_dir()
+    // All are tried, also after one that refuses.
+    let refused = doors
+        .filter(|door| door.exists() && fs::write(door, "0").is_err())
+        .count();
+    refused == 0 && root.is_dir()
 }
 
 #[cfg(test)]
@@ -131,5 +132,17 @@ mod tests {
         assert_eq!(read("cpu/cgroup.procs"), "0");
         assert_eq!(read("unified/cgroup.procs"), "0");
         assert!(!enter_root_groups(&old.path().join("missing")));
+        // One that refuses keeps it from no other, whichever comes first.
+        for hierarchy in ["blkio", "rdma"] {
+            fs::create_dir_all(old.path().join(hierarchy).join("cgroup.procs")).unwrap();
+        }
+        for hierarchy in ["cpu", "unified"] {
+            fs::write(old.path().join(hierarchy).join("cgroup.procs"), "").unwrap();
+        }
+        assert!(!enter_root_groups(old.path()));
+        assert_eq!(
+            read("cpu/cgroup.procs") + &read("unified/cgroup.procs"),
+            "00"
+        );
     }
 }

@@ -398,6 +398,11 @@ impl Host {
         Err(Error::Refused(format!("'{name}' is {FROZEN}")))
     }
 
+    /// Whether the VM's guest stands still for want of a lease.
+    pub(super) fn stands_still(&self, vm: VmId) -> bool {
+        self.leases.guest(vm) != Stand::Runs
+    }
+
     /// Whether the guardian has frozen the VM's guest.
     pub(crate) fn is_frozen(&self, vm: VmId) -> bool {
         self.leases.guest(vm) == Stand::Frozen
@@ -461,10 +466,11 @@ impl Host {
         let (vm, guardian) = (entry.definition.vm, &self.parts.guardian);
         let spec = self.registry.spec(&entry);
         // After the guardian's own end another one is told of the guest, which stands.
-        if let (Ward::Unknown, Some(process)) = (
-            guardian.ward(vm).await?,
-            self.parts.hypervisor.guarded(&spec),
-        ) {
+        if guardian.ward(vm).await? == Ward::Unknown {
+            // It ended while it stood: there is nothing to thaw.
+            let Some(process) = self.parts.hypervisor.guarded(&spec) else {
+                return Ok(owned);
+            };
             match guardian.arm(vm, epoch, ends, &process).await {
                 Ok(()) => return Ok(owned),
                 Err(GuardianError::Frozen) => {}

@@ -233,7 +233,7 @@ impl Host {
                     .forget(snapshot.checkpoint, &snapshot.providers, &releasers)
                     .await?;
             }
-            for replica in entry.replica.iter().chain(&entry.sending) {
+            if let Some(replica) = &entry.replica {
                 self.parts
                     .vault
                     .forget(replica.checkpoint, &replica.providers, &releasers)

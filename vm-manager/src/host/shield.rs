@@ -322,6 +322,11 @@ impl Host {
     /// The VM is not to be protected any more: its voters are told, then the guardian.
     async fn give_up_shield(&self, slot: &Arc<Slot>, why: String) -> Result<(), Error> {
         let entry = slot.entry();
+        // What the guardian lets go of while it stands, nothing lets go on.
+        if self.stands_still(entry.definition.vm) {
+            let sent = self.renew_once(slot).await?;
+            self.let_go_on(slot, lease_end(sent)).await?;
+        }
         self.tell_voters(&entry, false).await.map_err(undecided(
             "telling the VM's voters that it is not protected",
         ))?;
