@@ -1,10 +1,9 @@
 //! Finds events in the log, and gives them as the API does.
 
 use super::{EventLog, file, wall_ms};
-use crate::parts::Parts;
 use p2pvm_api::{Doing, EventKind, EventView, EventsPage, EventsWanted, Outcome};
 use p2pvm_authority::{Event, EventProof, HostChain, KeptEvent, Subject};
-use p2pvm_overlay::VmId;
+use p2pvm_overlay::{VmId, membership::Certificate};
 use std::{
     collections::VecDeque,
     io,
@@ -150,8 +149,8 @@ impl EventLog {
         Ok(EventsPage { events, next })
     }
 
-    /// The chain of a VM's events on this host, with this host's certificate.
-    pub(crate) async fn proof(&self, parts: &Parts, vm: VmId) -> Outcome<EventProof> {
+    /// The chain of a VM's events on this host, whose certificate is `host`.
+    pub(crate) async fn proof(&self, host: &Certificate, vm: VmId) -> Outcome<EventProof> {
         let found = self.read(move |dir| {
             let mut found = Vec::new();
             each(dir, |kept, event| {
@@ -165,7 +164,7 @@ impl EventLog {
         Ok(EventProof {
             vm,
             chains: vec![HostChain {
-                certificate: parts.certificate.clone(),
+                certificate: host.clone(),
                 events: found.await?,
             }],
         })
