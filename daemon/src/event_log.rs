@@ -59,6 +59,14 @@ pub(crate) struct EventLog {
     known: Mutex<BTreeSet<MemberId>>,
 }
 
+/// Every kind, recorded never.
+/// Reason: Prometheus sees a counter grow only from a value that it has read before, so that a
+/// counter which appears with its first event would not alert on it.
+fn zeros() -> BTreeMap<String, u64> {
+    let kinds = EventKind::KNOWN.iter();
+    kinds.map(|(_, word)| ((*word).to_owned(), 0)).collect()
+}
+
 /// The time by the wall clock, milliseconds since 1970.
 pub(crate) fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -93,7 +101,7 @@ impl EventLog {
             waiting,
             written,
             bound: Mutex::default(),
-            counts: Mutex::default(),
+            counts: Mutex::new(zeros()),
             known: Mutex::new(known),
         }))
     }
