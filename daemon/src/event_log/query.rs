@@ -132,6 +132,8 @@ impl EventLog {
         ask: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Outcome<T> {
         let dir = self.dir.clone();
+        let turn = self.readers.acquire().await;
+        let _turn = turn.expect("nothing closes the readers' semaphore");
         let asked = tokio::task::spawn_blocking(move || ask(&dir)).await;
         asked
             .doing("reading the log of events")?
