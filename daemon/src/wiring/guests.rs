@@ -91,6 +91,11 @@ pub(super) async fn open(
         .doing("taking up the VMs")?;
     let limited = Arc::downgrade(&host);
     ports.limit_by(Box::new(move |vm| limited.upgrade()?.bits_per_second(vm)));
+    // Guests that ran on have their ports already.
+    for vm in host.list() {
+        let vm = vm.definition.vm;
+        parts.plane.limit_port(vm, host.bits_per_second(vm));
+    }
     Ok(host)
 }
 
