@@ -15,7 +15,7 @@ use p2pvm_vm_manager::{
     host::{Host, VmState},
 };
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -49,7 +49,7 @@ fn untaken(parts: &Parts, host: &Host) -> Vec<Finding> {
 /// Looks until the daemon ends.
 pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<AbsentHosts>) {
     let mut missed = Absences::default();
-    let mut told = BTreeSet::new();
+    let mut told = BTreeMap::new();
     loop {
         let vms = host.list();
         parts.board.set(replicas::AREA, replicas::findings(&vms));
@@ -80,25 +80,23 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<Absent
     }
 }
 
-/// Writes down which voters of which VMs are lost, each once until it is back.
+/// Writes down which voters of which VMs are lost, each once until it is back; `told` has how often
+/// in a row each was found lost. A daemon that has just started may not know all members yet.
 fn tell(
     parts: &Parts,
     vms: &[Definition],
     lost: &BTreeSet<MemberId>,
-    told: &mut BTreeSet<(VmId, MemberId)>,
+    told: &mut BTreeMap<(VmId, MemberId), u32>,
 ) {
-    let gone = |vm: &Definition| {
-        let voters = vm.voters.clone().into_iter();
-        voters.filter(|voter| lost.contains(voter))
-    };
-    let mut now = BTreeSet::new();
+    let mut now = BTreeMap::new();
     for vm in vms {
-        for voter in gone(vm) {
-            now.insert((vm.vm, voter));
-            if told.contains(&(vm.vm, voter)) {
+        for voter in vm.voters.iter().filter(|voter| lost.contains(voter)) {
+            let before = told.get(&(vm.vm, *voter)).copied().unwrap_or(0);
+            now.insert((vm.vm, *voter), before.saturating_add(1));
+            if before != 1 {
                 continue;
             }
-            let (name, voter) = (vm.name.clone(), parts.name_of(voter));
+            let (name, voter) = (vm.name.clone(), parts.name_of(*voter));
             let text = format!("{voter}, a voter of {name}, left or was not seen for a day.");
             let (fields, subject) = ([("voter", voter)], Subject::Vm(vm.vm, name));
             parts
