@@ -37,6 +37,10 @@ const MAX_WORD: usize = 160;
 /// How many characters a sentence has at most.
 const MAX_SENTENCE: usize = 600;
 
+/// The kind of the last event of a VM, whose key is then gone.
+/// Reason: the ends of the chains stay small however many VMs were made and deleted here.
+const LAST_KIND: &str = "vm-deleted";
+
 /// Whom an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Subject {
@@ -204,9 +208,13 @@ impl EventChains {
         })
     }
 
-    /// Notes that an event was written; `event` is what `kept` says.
+    /// Notes that an event was written; `event` is what `kept` says. A chain ends with its VM.
     pub fn note(&mut self, event: &Event, kept: &KeptEvent) {
         if let (Some(vm), Some(link)) = (event.vm(), event.link) {
+            if event.kind == LAST_KIND {
+                self.0.remove(&vm);
+                return;
+            }
             let next = EventLink {
                 number: link.number.saturating_add(1),
                 previous: kept.hash(),

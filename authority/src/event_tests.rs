@@ -79,6 +79,17 @@ fn an_event_keeps_its_bytes() {
     );
 }
 
+#[test]
+fn a_deleted_vm_leaves_no_end_of_a_chain() {
+    let mut chains = EventChains::default();
+    for kind in ["guest-crashed", "vm-deleted"] {
+        let mut event = of_vm(1, chains.next(WEB));
+        event.kind = kind.into();
+        chains.note(&event, &KeptEvent::seal(&key(1), &event));
+        assert_eq!(chains == EventChains::default(), kind == "vm-deleted");
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }

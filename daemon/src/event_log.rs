@@ -35,7 +35,7 @@ use std::{
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 use writer::{Message, Writer};
 
 /// How many events may wait for the disk.
@@ -45,6 +45,9 @@ const LAG: usize = 1024;
 /// How many members are remembered as known.
 /// Reason: the largest network in docs/scale.md has fewer.
 const MOST_KNOWN: usize = 65_536;
+/// How many readers read the files at a time.
+/// Reason: each holds a file's events in memory, and other members may ask for a VM's.
+const READERS: usize = 4;
 /// How long an ending daemon waits for the disk.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -57,6 +60,15 @@ pub(crate) struct EventLog {
     /// How often each kind was recorded since the daemon started.
     counts: Mutex<BTreeMap<String, u64>>,
     known: Mutex<BTreeSet<MemberId>>,
+    readers: Semaphore,
+}
+
+/// Every kind, recorded never.
+/// Reason: Prometheus sees a counter grow only from a value that it has read before, so that a
+/// counter which appears with its first event would not alert on it.
+fn zeros() -> BTreeMap<String, u64> {
+    let kinds = EventKind::KNOWN.iter();
+    kinds.map(|(_, word)| ((*word).to_owned(), 0)).collect()
 }
 
 /// The time by the wall clock, milliseconds since 1970.
@@ -93,8 +105,9 @@ impl EventLog {
             waiting,
             written,
             bound: Mutex::default(),
-            counts: Mutex::default(),
+            counts: Mutex::new(zeros()),
             known: Mutex::new(known),
+            readers: Semaphore::new(READERS),
         }))
     }
 

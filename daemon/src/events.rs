@@ -80,8 +80,7 @@ pub(crate) async fn follow_control(
             }
             Ok(ControlEvent::Disconnected(member)) => {
                 parts.records.membership_changed();
-                let text = |name: &str| format!("The connection to {name} ended.");
-                record(&parts, EventKind::MemberLost, member, text);
+                disconnected(&parts, member);
             }
             Ok(ControlEvent::Revoked(member)) => {
                 tracing::warn!(member = %parts.name_of(member), "a member was revoked");
@@ -110,6 +109,17 @@ fn connected(parts: &Parts, member: MemberId) {
     } else {
         let text = |name: &str| format!("{name} connected.");
         record(parts, EventKind::MemberConnected, member, text);
+    }
+}
+
+/// Records that a connection to a member ended, and whether the member left the network.
+fn disconnected(parts: &Parts, member: MemberId) {
+    if parts.control.has_left(member) {
+        let text = |name: &str| format!("{name} left the network.");
+        record(parts, EventKind::MemberLeft, member, text);
+    } else {
+        let text = |name: &str| format!("The connection to {name} ended.");
+        record(parts, EventKind::MemberLost, member, text);
     }
 }
 

@@ -127,7 +127,8 @@ pub(crate) async fn open(
         &wired,
         (events, config, layout),
     );
-    tasks.spawn(guests::look_after(exchange, config.store.clone()));
+    let caring = guests::look_after(parts.clone(), exchange, config.store.clone());
+    tasks.spawn(caring);
     event_log::spawn(&mut tasks, &parts, config, happened);
     let daemon = Daemon {
         parts,

@@ -255,6 +255,11 @@ impl Control {
         self.shared.peers()
     }
 
+    /// Whether the member has said that it leaves the network.
+    pub fn has_left(&self, member: MemberId) -> bool {
+        self.shared.has_left(member)
+    }
+
     /// A member's certificate, if it has been seen.
     pub fn certificate(&self, member: MemberId) -> Option<Certificate> {
         if member == self.shared.me {

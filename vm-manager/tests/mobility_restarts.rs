@@ -103,7 +103,8 @@ async fn a_vm_that_is_stopped_while_it_waits_stays_stopped() {
     let vm = lab.vm(0, "web").await;
     crash(&lab, vm).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    lab.host(0).stop("web").await.unwrap();
+    let stopped = lab.host(0).stop("web").await.unwrap();
+    assert_eq!(stopped.note, None, "nothing starts it again");
     tokio::time::sleep(LATER).await;
     assert!(lab.world.running(vm).is_empty());
 }
@@ -116,6 +117,24 @@ async fn a_daemon_that_starts_meanwhile_boots_a_waiting_vm() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     lab.kill_daemon(0);
     lab.up(0).await;
+    tokio::time::sleep(LATER).await;
+    assert_eq!(lab.world.running(vm), [lab.me(0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashed_guest_that_lacks_its_voters_is_not_given_up() {
+    let lab = Lab::new(3).await;
+    let vm = lab.vm(0, "web").await;
+    lab.isolate(0, true);
+    crash(&lab, vm).await;
+    // Longer than five restarts take.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let waiting = lab.host(0).status("web").await.unwrap();
+    assert_eq!(
+        (waiting.state, waiting.wanted),
+        (VmState::Stopped, RunGoal::Running)
+    );
+    lab.isolate(0, false);
     tokio::time::sleep(LATER).await;
     assert_eq!(lab.world.running(vm), [lab.me(0)]);
 }

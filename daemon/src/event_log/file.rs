@@ -94,6 +94,11 @@ impl Log {
         let bytes = fs::read(&path)?;
         let (found, good) = frames(&bytes);
         let mut newest_ms = 0;
+        // The file's name is the number of its first event: after a full disk it may have none.
+        let named = path
+            .file_stem()
+            .and_then(|stem| stem.to_str()?.parse().ok());
+        self.next = self.next.max(named.unwrap_or(0));
         for frame in found {
             match frame {
                 Frame::Chains(chains) => self.chains = chains,

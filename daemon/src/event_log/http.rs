@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(page.events[0].kind, EventKind::GuestRestarted);
         assert_eq!(ask("/events?kind=offer-changed").await.events.len(), 1);
         assert_eq!(ask("/events?limit=2").await.events.len(), 2);
-        let proof = parts.events.proof(&parts, vm).await.unwrap();
+        let proof = parts.events.proof(&parts.certificate, vm).await.unwrap();
         let proved = proof.check().unwrap();
         assert_eq!(
             (proved[0].name.as_str(), proved[0].events.len()),

@@ -1,10 +1,9 @@
 //! Finds events in the log, and gives them as the API does.
 
 use super::{EventLog, file, wall_ms};
-use crate::parts::Parts;
 use p2pvm_api::{Doing, EventKind, EventView, EventsPage, EventsWanted, Outcome};
 use p2pvm_authority::{Event, EventProof, HostChain, KeptEvent, Subject};
-use p2pvm_overlay::VmId;
+use p2pvm_overlay::{VmId, membership::Certificate};
 use std::{
     collections::VecDeque,
     io,
@@ -133,6 +132,8 @@ impl EventLog {
         ask: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Outcome<T> {
         let dir = self.dir.clone();
+        let turn = self.readers.acquire().await;
+        let _turn = turn.expect("nothing closes the readers' semaphore");
         let asked = tokio::task::spawn_blocking(move || ask(&dir)).await;
         asked
             .doing("reading the log of events")?
@@ -150,8 +151,8 @@ impl EventLog {
         Ok(EventsPage { events, next })
     }
 
-    /// The chain of a VM's events on this host, with this host's certificate.
-    pub(crate) async fn proof(&self, parts: &Parts, vm: VmId) -> Outcome<EventProof> {
+    /// The chain of a VM's events on this host, whose certificate is `host`.
+    pub(crate) async fn proof(&self, host: &Certificate, vm: VmId) -> Outcome<EventProof> {
         let found = self.read(move |dir| {
             let mut found = Vec::new();
             each(dir, |kept, event| {
@@ -165,7 +166,7 @@ impl EventLog {
         Ok(EventProof {
             vm,
             chains: vec![HostChain {
-                certificate: parts.certificate.clone(),
+                certificate: host.clone(),
                 events: found.await?,
             }],
         })

@@ -55,6 +55,23 @@ fn numbers_and_chains_go_on_after_a_restart() {
 }
 
 #[test]
+fn numbers_go_on_after_a_file_without_an_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), LARGE, 0).unwrap();
+    log.append(&key(), &[crash(1)]).unwrap();
+    drop(log);
+    // As a full disk leaves it once the older file is gone: a file was begun, and nothing came.
+    let path = paths(dir.path()).unwrap().remove(0);
+    let next = path.with_file_name("00000000000000000002.events");
+    let bytes = fs::read(&path).unwrap();
+    let whole = u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize + 8;
+    fs::write(&next, &bytes[..whole]).unwrap();
+    fs::remove_file(&path).unwrap();
+    let mut log = Log::open(dir.path(), LARGE, 0).unwrap();
+    assert_eq!(log.append(&key(), &[crash(2)]).unwrap()[0].seq, 2);
+}
+
+#[test]
 fn the_oldest_events_of_a_large_or_old_log_go() {
     let dir = tempfile::tempdir().unwrap();
     let bounds = Bounds {

@@ -2,8 +2,7 @@
 //! first. A receiver that does not answer is tried again with growing pauses, while further events
 //! wait in a bounded queue; when that is full the oldest are dropped. Nothing waits for it.
 
-use super::{Settings, query::view};
-use crate::parts::Parts;
+use super::{EventLog, Settings, query::view};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, StatusCode, Uri,
@@ -99,17 +98,18 @@ enum Fate {
     Later(String),
 }
 
-/// Posts until the log is gone; returns at once if no receiver is set.
-pub(crate) async fn run(parts: Arc<Parts>, settings: Settings) {
+/// Posts the events of the host of that name until the log is gone; returns at once if no receiver
+/// is set.
+pub(crate) async fn run(log: Arc<EventLog>, host: String, settings: Settings) {
     let Some(endpoint) = settings.endpoint() else {
         return;
     };
-    let mut news = parts.events.written.subscribe();
+    let mut news = log.written.subscribe();
     let mut trouble = Repeated::new();
     loop {
         match news.recv().await {
             Ok(event) if settings.webhook_kinds.contains(&event.kind) => {
-                deliver(&endpoint, &event, parts.certificate.name(), &mut trouble).await;
+                deliver(&endpoint, &event, &host, &mut trouble).await;
             }
             Ok(_) => {}
             Err(RecvError::Lagged(missed)) => {

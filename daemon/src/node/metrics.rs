@@ -171,6 +171,18 @@ pub(super) fn sample(name: &str, labels: &[(&str, &str)], value: f64) -> Sample 
     }
 }
 
+/// How many VMs here are in each state; a host without one says that none runs.
+fn states(vms: &[VmView]) -> Vec<Sample> {
+    let running = VmStateView::Running.to_string();
+    let mut states: BTreeMap<String, u32> = BTreeMap::from([(running, 0)]);
+    for vm in vms {
+        *states.entry(vm.state.to_string()).or_default() += 1;
+    }
+    let of_state =
+        |(state, n): (&String, &u32)| sample("p2pvm_vms", &[("state", state)], f64::from(*n));
+    states.iter().map(of_state).collect()
+}
+
 /// How well the disks of the VMs here are replicated.
 fn replicas(vms: &[VmView]) -> Vec<Sample> {
     let mut samples = Vec::new();
@@ -237,17 +249,9 @@ impl Node {
                 self.parts.plane.denied() as f64,
             ),
         ];
-        let running = VmStateView::Running.to_string();
-        let mut states: BTreeMap<String, u32> = BTreeMap::from([(running, 0)]);
-        for vm in self.vms.here() {
-            *states.entry(vm.state.to_string()).or_default() += 1;
-        }
-        samples.extend(
-            states
-                .iter()
-                .map(|(state, n)| sample("p2pvm_vms", &[("state", state)], f64::from(*n))),
-        );
-        samples.extend(replicas(&self.vms.here()));
+        let vms = self.vms.here();
+        samples.extend(states(&vms));
+        samples.extend(replicas(&vms));
         if let Some(exporter) = &self.exporter {
             let counts = exporter.counts();
             samples.push(plain("p2pvm_trace_spans_sent_total", counts.sent as f64));

@@ -66,7 +66,8 @@ impl Vms {
     /// The signed chain of a VM's events on this host.
     pub(crate) async fn proof(&self, name: &str) -> Outcome<ProofView> {
         let vm = self.host.status(name).await.or_failure()?.definition.vm;
-        let proof = self.parts.events.proof(&self.parts, vm).await?;
+        let certificate = &self.parts.certificate;
+        let proof = self.parts.events.proof(certificate, vm).await?;
         Ok(ProofView {
             proof: data_encoding::BASE64.encode(&proof.to_bytes()),
         })

@@ -5,14 +5,17 @@
 
 use super::{absent::AbsentHosts, replicas};
 use crate::parts::Parts;
+use p2pvm_api::EventKind;
+use p2pvm_authority::Subject;
 use p2pvm_host::Finding;
-use p2pvm_overlay::MemberId;
+use p2pvm_overlay::{MemberId, VmId};
 use p2pvm_vm_manager::{
+    Definition,
     heal::Untaken,
     host::{Host, VmState},
 };
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,6 +49,7 @@ fn untaken(parts: &Parts, host: &Host) -> Vec<Finding> {
 /// Looks until the daemon ends.
 pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<AbsentHosts>) {
     let mut missed = Absences::default();
+    let mut told = BTreeMap::new();
     loop {
         let vms = host.list();
         parts.board.set(replicas::AREA, replicas::findings(&vms));
@@ -70,9 +74,37 @@ pub(crate) async fn watch(parts: Arc<Parts>, host: Arc<Host>, absent: Arc<Absent
             finding(&vm.name, &gone, vm.voters.len())
         });
         parts.board.set(AREA, findings.collect());
+        tell(&parts, &vms, &lost, &mut told);
         parts.board.set(HEIRS, untaken(&parts, &host));
         tokio::time::sleep(EVERY).await;
     }
+}
+
+/// Writes down which voters of which VMs are lost, each once until it is back; `told` has how often
+/// in a row each was found lost. A daemon that has just started may not know all members yet.
+fn tell(
+    parts: &Parts,
+    vms: &[Definition],
+    lost: &BTreeSet<MemberId>,
+    told: &mut BTreeMap<(VmId, MemberId), u32>,
+) {
+    let mut now = BTreeMap::new();
+    for vm in vms {
+        for voter in vm.voters.iter().filter(|voter| lost.contains(voter)) {
+            let before = told.get(&(vm.vm, *voter)).copied().unwrap_or(0);
+            now.insert((vm.vm, *voter), before.saturating_add(1));
+            if before != 1 {
+                continue;
+            }
+            let (name, voter) = (vm.name.clone(), parts.name_of(*voter));
+            let text = format!("{voter}, a voter of {name}, left or was not seen for a day.");
+            let (fields, subject) = ([("voter", voter)], Subject::Vm(vm.vm, name));
+            parts
+                .events
+                .record(EventKind::VoterLost, subject, &fields, text);
+        }
+    }
+    *told = now;
 }
 
 /// Members without a connection, and since when.

@@ -14,7 +14,8 @@ pub(super) fn spawn(
     config: &Config,
     vms: Receiver<HostEvent>,
 ) {
-    let posted = event_log::run_webhook(parts.clone(), config.events.clone());
+    let host = parts.certificate.name().to_owned();
+    let posted = event_log::run_webhook(parts.events.clone(), host, config.events.clone());
     tasks.spawn(posted);
     tasks.spawn(event_log::host::follow(parts.clone(), vms));
     let version = env!("CARGO_PKG_VERSION");

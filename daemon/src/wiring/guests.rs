@@ -9,7 +9,8 @@ use crate::{
     store::{service::COLLECT_GRACE, settings::Settings},
     vms::releases::Releases,
 };
-use p2pvm_api::{Doing, Outcome};
+use p2pvm_api::{Doing, EventKind, Outcome};
+use p2pvm_authority::Subject;
 use p2pvm_dht::votes::Votes;
 use p2pvm_host::chain;
 use p2pvm_overlay::{MemberId, UnixTime};
@@ -90,6 +91,11 @@ pub(super) async fn open(
         .doing("taking up the VMs")?;
     let limited = Arc::downgrade(&host);
     ports.limit_by(Box::new(move |vm| limited.upgrade()?.bits_per_second(vm)));
+    // Guests that ran on have their ports already.
+    for vm in host.list() {
+        let vm = vm.definition.vm;
+        parts.plane.limit_port(vm, host.bits_per_second(vm));
+    }
     Ok(host)
 }
 
@@ -131,9 +137,21 @@ pub(super) fn naming(
     }
 }
 
+/// Writes down that stored chunks were damaged, and whether all were fetched again.
+fn note_damage(parts: &Parts, damaged: u64, unrepaired: usize) {
+    let fields = [("count", damaged.to_string())];
+    let text = format!("{damaged} stored chunks were damaged on this disk: look at the disk.");
+    let events = &parts.events;
+    events.record(EventKind::ChunkDamaged, Subject::Host, &fields, text);
+    if unrepaired == 0 {
+        let text = "What was damaged was fetched again from other members.";
+        events.record(EventKind::ChunkRepaired, Subject::Host, &fields, text);
+    }
+}
+
 /// Reads some chunks now and then, and removes those that nothing refers to any more. What is
 /// damaged is fetched again.
-pub(super) async fn look_after(chunks: Weak<Exchange>, settings: Settings) {
+pub(super) async fn look_after(parts: Arc<Parts>, chunks: Weak<Exchange>, settings: Settings) {
     for round in 1u32.. {
         tokio::time::sleep(SCRUB_EVERY).await;
         let Some(chunks) = chunks.upgrade() else {
@@ -142,8 +160,12 @@ pub(super) async fn look_after(chunks: Weak<Exchange>, settings: Settings) {
         if let Some(period) = settings.period() {
             let pace = (period, SCRUB_EVERY);
             let rate = settings.bytes_per_second();
-            if let Err(error) = chunks.scrub(pace, rate, UnixTime::now()).await {
-                tracing::warn!(error = %chain(&error), "the stored chunks cannot be read");
+            match chunks.scrub(pace, rate, UnixTime::now()).await {
+                Ok(0) => {}
+                Ok(damaged) => note_damage(&parts, damaged, chunks.unrepaired()),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the stored chunks cannot be read");
+                }
             }
         }
         if !round.is_multiple_of(COLLECT_ROUNDS) {

@@ -155,6 +155,14 @@ fn roots_routes(stage: &Stage) {
         "POST /tokens",
         "GET /metrics",
         "POST /dashboard",
+        "GET /events",
+        "POST /events/follow",
+        "GET /users",
+        "POST /users",
+        "GET /offer",
+        "POST /offer/off",
+        "GET /store",
+        "POST /store/gc",
         "GET /../status",
         "GET /vms/../status",
         "GET /vms/..%2f..%2fidentity",
@@ -366,7 +374,7 @@ pub fn close(stage: &Stage) {
 }
 
 /// The operations on "web", each a method and a path.
-const OPERATIONS: [&str; 9] = [
+const OPERATIONS: [&str; 16] = [
     "POST /vms/web/start",
     "POST /vms/web/stop?force=true",
     "DELETE /vms/web?force=true",
@@ -375,6 +383,13 @@ const OPERATIONS: [&str; 9] = [
     "DELETE /vms/web/migrate",
     "POST /vms/web/snapshot",
     "POST /vms/web/restore",
+    "POST /vms/web/takeover",
+    "POST /vms/web/protection",
+    "POST /vms/web/replication",
+    "POST /vms/web/settings",
+    "POST /vms/web/schedule",
+    "DELETE /vms/web/snapshots/before",
+    "POST /vms/web/snapshots/before/verify",
     "POST /vms",
 ];
 

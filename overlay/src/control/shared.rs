@@ -180,6 +180,12 @@ impl Shared {
         self.certificate(member).map(|c| c.link_key())
     }
 
+    /// Whether the member's last contact says that it leaves the network.
+    pub fn has_left(&self, member: MemberId) -> bool {
+        let book = read_lock(&self.book);
+        book.get(member).is_some_and(Contact::is_farewell)
+    }
+
     pub fn peers(&self) -> Vec<PeerStatus> {
         let online = read_lock(&self.online).clone();
         let book = read_lock(&self.book);

@@ -426,7 +426,7 @@ impl Host {
             sending: None,
             leased,
             healed: None,
-            bits_per_second: None,
+            bits_per_second: older.and_then(|slot| slot.entry().bits_per_second),
             backups: record.backups.clone(),
             sealing: match older.map(Slot::entry) {
                 Some(e) => sealing.with_older(&e.sealing, e.arrived, e.role.is_held()),

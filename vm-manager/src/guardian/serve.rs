@@ -385,7 +385,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_jump_of_the_wall_clock_is_seen_and_a_slew_is_not() {
+    fn a_jump_of_the_wall_clock_is_seen_a_slew_is_not() {
         let seconds = Duration::from_secs;
         let mut clocks = Clocks::default();
         assert_eq!(clocks.look(seconds(10), seconds(1010)), None);

@@ -13,6 +13,10 @@ use p2pvm_api::EventKind;
 use p2pvm_overlay::chain;
 use std::{sync::Arc, time::Duration};
 
+/// How long before the next try where too few voters answer.
+/// Reason: a partition lasts longer than the pauses between restarts.
+const VOTERS_AWAY: Duration = Duration::from_secs(10);
+
 /// What happened to the guest, for the log.
 fn kind(ending: Ending) -> EventKind {
     match ending {
@@ -37,11 +41,9 @@ impl Host {
     }
 
     pub(super) async fn ended_by_itself(&self, slot: &Arc<Slot>, machine: &Arc<dyn Machine>) {
-        // An operation that is under way (a stop, a move) sees the end for itself; a check of the
-        // voters does not.
-        let Ok(_operation) = slot.begin_after_check(Activity::Ended).await else {
-            return;
-        };
+        // A stop or a move that is under way takes the guest away; a snapshot does not, and without
+        // this the VM would stay as it is, neither running nor started again.
+        let _operation = slot.begin_next(Activity::Ended).await;
         if !slot.machine().is_some_and(|m| Arc::ptr_eq(&m, machine)) {
             return;
         }
@@ -77,8 +79,7 @@ impl Host {
         );
         if next == Next::GiveUp {
             let most = MOST.to_string();
-            let text =
-                format!("The guest of {name} stays stopped: it ended {most} times in 10 min.");
+            let text = format!("The guest of {name} stays stopped: {most} restarts in 10 min.");
             self.note(&entry, EventKind::GuestGivenUp, &[("restarts", most)], text);
         }
         let wanted = match next {
@@ -119,8 +120,15 @@ impl Host {
                 Err(e) => {
                     tracing::warn!(vm = %slot.entry().listed_name(), error = %chain(&e), "the \
                         guest could not be started again");
-                    if host.may_restart(&slot) {
-                        host.settle_failed(&slot).await;
+                    if !host.may_restart(&slot) {
+                        return;
+                    }
+                    match e {
+                        // No fault of the guest: too few voters answer. It does not count.
+                        Error::Agreement { .. } => {
+                            host.restart_after(&slot, VOTERS_AWAY, attempt);
+                        }
+                        _ => host.settle_failed(&slot).await,
                     }
                 }
             }

@@ -10,6 +10,7 @@ use crate::{
     error::undecided,
     hypervisor::{Machine, RunState},
 };
+use p2pvm_api::EventKind;
 use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain};
 use std::{
     sync::Arc,
@@ -85,6 +86,15 @@ impl Host {
                         here cannot be removed");
                 }
             }
+        }
+        if entry.leased {
+            let fields = [
+                ("holder", holder.to_string()),
+                ("epoch", newer.0.to_string()),
+            ];
+            let name = entry.listed_name();
+            let text = format!("{name} was started on another member: this host lost its lease.");
+            self.note(&entry, EventKind::VmLost, &fields, text);
         }
         self.fence(slot, holder, newer).await;
     }

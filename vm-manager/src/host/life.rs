@@ -388,8 +388,14 @@ impl Host {
         let slot = self.named(name)?;
         let _operation = self.begin_before_move(&slot, Activity::Stopping).await?;
         self.must_be_held(&slot)?;
-        self.update(&slot, |e| e.wanted = RunGoal::Stopped)?;
         let ran = slot.machine().is_some();
+        self.update(&slot, |e| {
+            // A guest that waited for its restart is not started again.
+            if !ran && e.wanted == RunGoal::Running {
+                e.note = None;
+            }
+            e.wanted = RunGoal::Stopped;
+        })?;
         self.end_guest(&slot, patience).await?;
         if ran {
             let text = format!("{name} was stopped.");
