@@ -491,7 +491,6 @@ impl Host {
         self.registry.remove(&entry)?;
         lock(&self.slots).remove(&entry.incarnation());
         slot.free_place();
-        self.forget_unsent(&entry);
         // Only this entry named it.
         if let (Some(host), Some(unsent)) = (self.strong(), entry.sending) {
             let keys = entry.sealing.releasers(&entry.secret);

@@ -262,28 +262,6 @@ impl Host {
         }
     }
 
-    /// Ends the copies of a replica of a removed incarnation's disk that was not sent on, in a
-    /// task: no other host knows of them.
-    pub(super) fn forget_unsent(&self, entry: &Entry) {
-        let (Some(unsent), Some(host)) = (entry.sending.clone(), self.strong()) else {
-            return;
-        };
-        let keys = entry.sealing.releasers(&entry.secret);
-        self.spawn(async move {
-            // Which members had begun to keep it was not written down.
-            let mut providers = host.parts.fabric.connected();
-            providers.push(host.me);
-            let forgotten = host
-                .parts
-                .vault
-                .forget(unsent.checkpoint, &providers, &keys);
-            if let Err(error) = forgotten.await {
-                tracing::info!(error = %chain(&error), "a replica of the disk of a VM that has \
-                    left stays");
-            }
-        });
-    }
-
     /// Starts a VM that is stopped. A running one is left alone; a guest that only stands still
     /// goes on, and is never ended.
     ///
