@@ -19,11 +19,12 @@ use zeroize::Zeroizing;
 mod look;
 mod open;
 mod restore;
+mod right;
 mod take;
 
 pub use look::{Copy, SnapshotCheck};
-pub use restore::RestoreOptions;
-pub(crate) use restore::Right;
+pub use right::RestoreOptions;
+pub(crate) use right::Right;
 pub(crate) use take::candidates;
 pub use take::{Content, NewSnapshot};
 

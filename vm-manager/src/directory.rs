@@ -8,6 +8,7 @@ use crate::{
     error::undecided,
     framed,
     protection::{self, Protection, Replica},
+    recovery::Restored,
     vault::Durability,
 };
 use p2pvm_authority::{Principal, Revocation, Revocations};
@@ -106,6 +107,9 @@ pub struct VmRecord {
     /// The schedule of its snapshots, and which of them have lost copies.
     #[serde(skip)]
     pub backups: Backups,
+    /// From what it was restored last.
+    #[serde(skip)]
+    pub restored: Option<Restored>,
 }
 
 /// The optional field behind a record that holds the VM's owner.
@@ -118,6 +122,8 @@ const REVOKED: u8 = 8;
 const PROTECTION: u8 = 16;
 /// The optional field that holds the newest replica of its disk.
 const REPLICA: u8 = 17;
+/// The optional field that says from what the VM was restored last.
+const RESTORED: u8 = 19;
 /// The optional field with the schedule of snapshots, and which of them have lost copies.
 const BACKUPS: u8 = 20;
 
@@ -157,6 +163,10 @@ impl VmRecord {
             bytes.extend([BACKUPS, field.len() as u8]);
             bytes.extend(field);
         }
+        if let Some(field) = self.restored.as_ref().map(Restored::to_field) {
+            bytes.extend([RESTORED, field.len() as u8]);
+            bytes.extend(field);
+        }
         bytes
     }
 
@@ -177,6 +187,7 @@ impl VmRecord {
                     record.protection = read.unwrap_or(record.protection);
                 }
                 REPLICA => record.replica = Replica::from_field(value).or(record.replica),
+                RESTORED => record.restored = Restored::from_field(value).or(record.restored),
                 BACKUPS => {
                     let told = Backups::from_field(value, checkpoints(&record.snapshots));
                     record.backups = told.unwrap_or_default();
@@ -346,6 +357,7 @@ mod tests {
     use super::*;
     use crate::host::registry::tests::entry;
     use p2pvm_authority::Resource;
+    use p2pvm_snapshot_sync::ChunkId;
 
     #[test]
     fn a_later_epochs_version_is_newer_whatever_was_counted() {
@@ -368,6 +380,7 @@ mod tests {
             protection: Protection::default(),
             replica: None,
             backups: Backups::NONE,
+            restored: None,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
@@ -416,6 +429,7 @@ mod tests {
             protection: Protection::default(),
             replica: None,
             backups: Backups::NONE,
+            restored: None,
         };
         let bytes = record.to_bytes();
         assert_eq!(VmRecord::from_bytes(&bytes), Some(record.clone()));
@@ -458,6 +472,10 @@ mod tests {
             revoked: Revocations::unchecked(revoked),
             protection: crate::protection::tests::chosen(),
             replica: Some(crate::protection::tests::replica(5)),
+            restored: Some(Restored {
+                epoch: Epoch(u64::MAX),
+                checkpoint: ManifestId(ChunkId([7; 32])),
+            }),
         };
         let bytes = record.to_bytes();
         assert!(

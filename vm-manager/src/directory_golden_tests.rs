@@ -51,6 +51,7 @@ fn record(wanted: RunGoal, owner: Option<MemberId>) -> VmRecord {
         protection: Protection::default(),
         replica: None,
         backups: crate::backups::Backups::NONE,
+        restored: None,
     }
 }
 

@@ -16,8 +16,9 @@ mod tell;
 mod told;
 mod watch;
 
+pub use crate::recovery::{heirs_of, recovery_point};
 pub(crate) use inheritance::Inheritances;
+pub use inheritance::Untaken;
 #[cfg(fuzzing)]
 pub use inheritance::parse as parse_inheritance;
-pub use inheritance::{Untaken, heirs_of, recovery_point};
 pub(crate) use told::ToldHeirs;

@@ -34,6 +34,7 @@ pub mod offer;
 pub mod port;
 pub mod protection;
 pub mod qemu;
+pub mod recovery;
 mod restart;
 mod run_dir;
 mod sealed;

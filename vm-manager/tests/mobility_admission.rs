@@ -212,6 +212,7 @@ async fn a_record_that_takes_anothers_address_is_not_restored() {
         protection: Protection::default(),
         replica: None,
         backups: Default::default(),
+        restored: None,
     };
     rogue.directory.publish(&keys, &record, 0).await.unwrap();
     let force = RestoreOptions { force: true };

@@ -8,11 +8,12 @@ use mobility::{Lab, fake::Step};
 use p2pvm_overlay::VmId;
 use p2pvm_vm_manager::{
     Error,
+    checkpoint::RestoreOptions,
     host::{Shield, VmState},
     hypervisor::{Machine, MigrateOptions},
     protection::{Protection, Replace},
 };
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 use tokio::sync::watch;
 
 /// How long until a lost host's VM runs elsewhere at most: the host is silent for half a minute,
@@ -81,6 +82,30 @@ async fn a_dead_hosts_vm_runs_at_exactly_one_heir() {
     lab.assert_never_double("healed");
     // It is protected there too, and an heir of it starts it again.
     assert_eq!(lab.host(heir).shield("web"), Some(Shield::Leased));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_restore_an_heir_starts_what_was_restored() {
+    let (mut lab, vm) = protected().await;
+    let machine = lab.world.machine(vm, lab.me(0)).unwrap();
+    machine.memory.store(77, Ordering::SeqCst);
+    // The newest replica has what was done since the snapshot, and is given up with it.
+    tokio::time::sleep(Duration::from_secs(130)).await;
+    let heirs = heirs(&lab, vm);
+    let (host, quiet) = (lab.host(0), watch::Sender::default());
+    host.stop("web").await.unwrap();
+    let restored = host.restore("web", "one", RestoreOptions::default(), &quiet);
+    restored.await.unwrap();
+    let record = lab.host(heirs[0]).record("web").await.unwrap();
+    assert!(
+        record.replica.is_some(),
+        "it stays until there is a newer one"
+    );
+    lab.power_off(0);
+    let heir = heals(&lab, vm, &heirs).await;
+    let machine = lab.world.machine(vm, lab.me(heir)).unwrap();
+    assert_eq!(machine.memory.load(Ordering::SeqCst), 42);
+    lab.assert_never_double("after a restore");
 }
 
 #[tokio::test(start_paused = true)]

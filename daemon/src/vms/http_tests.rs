@@ -57,6 +57,7 @@ async fn elsewhere(alone: &Alone, name: &str) {
         protection: Protection::default(),
         replica: None,
         backups: Default::default(),
+        restored: None,
     };
     directory.publish(&keys, &record, 0).await.unwrap();
 }

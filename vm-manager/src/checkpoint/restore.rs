@@ -4,7 +4,7 @@
 //! A VM whose guest runs somewhere is never restored beside it. A holder that does not answer may
 //! run it: the user has to set `force`, and the new epoch fences the old holder's guest.
 
-use super::{SavedVm, open::Opened};
+use super::{RestoreOptions, Right, SavedVm, open::Opened};
 use crate::{
     Error,
     ballot::{Ground, NewestPromise, VmVoters, after},
@@ -18,9 +18,9 @@ use crate::{
     },
     hypervisor::{Progress, RunState, Start},
     protection::{REPLICA, Replica},
+    recovery::{self, Restored},
 };
 use p2pvm_api::EventKind;
-use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{Epoch, MemberId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::{Checkpoint, SealKey};
 use std::{
@@ -28,41 +28,6 @@ use std::{
     sync::Arc,
 };
 use tokio::sync::watch;
-
-/// Choices of a restore.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RestoreOptions {
-    /// Restores though the holder does not answer: the user says that it is dead or may be fenced.
-    pub force: bool,
-}
-
-/// By which right a VM is brought back here.
-#[derive(Clone, Copy)]
-pub(crate) enum Right<'r> {
-    /// A person asked for it, with these proofs that this host may do it.
-    Asked(&'r [Vec<u8>]),
-    /// A person forced it, with such proofs: the VM's host does not answer.
-    Forced(&'r [Vec<u8>]),
-    /// A person asked an heir for it, with these proofs: the lease of the VM's host has run out.
-    HeirAsked(&'r [Vec<u8>]),
-    /// Nobody: this host is an heir of the VM with these voters, and its host's lease has run out.
-    Heir(&'r VoterSet),
-}
-
-impl<'r> Right<'r> {
-    /// What shows that this host may restore the VM.
-    fn proofs(&self) -> &'r [Vec<u8>] {
-        match *self {
-            Self::Asked(proofs) | Self::Forced(proofs) | Self::HeirAsked(proofs) => proofs,
-            Self::Heir(_) => &[],
-        }
-    }
-
-    /// Whether the lease of the VM's host must have run out.
-    fn waits_for_lease(&self) -> bool {
-        matches!(self, Self::HeirAsked(_) | Self::Heir(_))
-    }
-}
 
 /// One restore: what its steps work with.
 struct Restore<'r> {
@@ -121,14 +86,52 @@ impl Host {
             });
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
+        self.restore_found((&record, &found), (options, proofs), progress)
+            .await
+    }
+
+    /// Brings a VM back from the newest snapshot or replica of its present state that a connected
+    /// member has. Gives the name of that as well.
+    ///
+    /// # Errors
+    /// As [`Host::restore`]; [`Error::NotFound`] also if there is none since it was restored last.
+    pub async fn restore_newest(
+        self: &Arc<Self>,
+        name: &str,
+        how: (RestoreOptions, &[Vec<u8>]),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(VmStatus, String), Error> {
+        let record = self.known(name).await?;
+        let mut states = recovery::states(&record);
+        let connected = self.parts.fabric.connected();
+        let there = |member: &MemberId| *member == self.me || connected.contains(member);
+        // What only a lost host has brings nothing back.
+        let newest = states
+            .iter()
+            .position(|one| one.providers.iter().any(there));
+        if states.is_empty() {
+            let what = format!("a snapshot or a replica of '{name}' as it is now");
+            return Err(Error::NotFound(what));
+        }
+        let found = states.swap_remove(newest.unwrap_or_default());
+        let vm = self.restore_found((&record, &found), how, progress).await?;
+        Ok((vm, found.name))
+    }
+
+    async fn restore_found(
+        self: &Arc<Self>,
+        (record, found): (&VmRecord, &Snapshot),
+        (options, proofs): (RestoreOptions, &[Vec<u8>]),
+        progress: &watch::Sender<Progress>,
+    ) -> Result<VmStatus, Error> {
         if self.slot_of(record.definition.vm).is_none() {
             self.may_come(&record.definition).await?;
         }
-        let right = match self.may_restore(&record, options).await? {
+        let right = match self.may_restore(record, options).await? {
             true => Right::Asked(proofs),
             false => Right::Forced(proofs),
         };
-        let what = (&record, &found, record.holder, right);
+        let what = (record, found, record.holder, right);
         self.restore_within_limits(what, progress).await
     }
 
@@ -217,7 +220,8 @@ impl Host {
                 .has_lease(&kept, matches!(right, Right::Forced(_)), progress)
                 .await?;
         let before = (&kept, older.as_deref());
-        let slot = self.restored_entry(record, before, (epoch, leased, right.waits_for_lease()))?;
+        let how = (epoch, leased, right.waits_for_lease());
+        let slot = self.restored_entry((record, found), before, how)?;
         let operation = slot.begin(Activity::Restoring)?;
         let restore = Restore {
             slot: &slot,
@@ -247,6 +251,8 @@ impl Host {
         }
         self.note_restored(&slot, &found.name);
         self.resume_copies(&slot).await;
+        let (telling, of) = (self.clone(), slot.clone());
+        self.spawn(async move { telling.tell_heirs(&of, true).await });
         self.learn_keys(slot.clone(), record, found, right.proofs());
         Ok(self.status_of(&slot))
     }
@@ -394,7 +400,7 @@ impl Host {
 
     fn restored_entry(
         &self,
-        record: &VmRecord,
+        (record, found): (&VmRecord, &Snapshot),
         (kept, older): (&SavedVm, Option<&Slot>),
         (epoch, leased, is_heirs): (Epoch, bool, bool),
     ) -> Result<Arc<Slot>, Error> {
@@ -432,6 +438,10 @@ impl Host {
                 Some(e) => sealing.with_older(&e.sealing, e.arrived, e.role.is_held()),
                 None => sealing,
             },
+            restored: Some(Restored {
+                epoch,
+                checkpoint: found.checkpoint,
+            }),
         })
     }
 

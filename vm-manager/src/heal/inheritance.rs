@@ -4,11 +4,11 @@
 use super::heard::Heard;
 use crate::{
     Error,
-    directory::{RunGoal, Snapshot, VmRecord},
+    directory::{RunGoal, VmRecord},
     error::io_at,
     framed,
-    protection::{Protect, REPLICA, Replace, Replica},
-    vault::Durability,
+    protection::{Protect, Replace},
+    recovery::heirs_of,
 };
 use p2pvm_dht::VoterSet;
 use p2pvm_overlay::{MemberId, VmId, chain, durable::write_atomically, lock};
@@ -24,37 +24,6 @@ use std::{
 const MAX_OF_MEMBER: usize = 256;
 /// How many VMs this host is an heir of at most.
 const MAX: usize = 1024;
-/// How many heirs a VM has at most.
-/// Reason: each waits for the ones before it.
-const MAX_HEIRS: usize = 7;
-
-/// The newest state of a VM that other members than its holder have; `None`: there is none.
-pub fn recovery_point(record: &VmRecord) -> Option<Snapshot> {
-    let elsewhere = |snapshot: &&Snapshot| {
-        let providers = &snapshot.providers;
-        // A replica is named in the record once all of its holders have it.
-        (snapshot.durability == Durability::Durable || snapshot.name == REPLICA)
-            && providers.iter().any(|m| *m != record.holder)
-    };
-    let replica = record.replica.as_ref().map(Replica::as_snapshot);
-    let all = record.snapshots.iter().cloned().chain(replica);
-    // Clocks of two hosts differ; epochs do not.
-    all.filter(|one| elsewhere(&one))
-        .max_by_key(|one| (one.epoch, one.taken))
-}
-
-/// The members that start the VM if its holder is lost, the first one first.
-pub fn heirs_of(record: &VmRecord) -> Vec<MemberId> {
-    let point = recovery_point(record);
-    let providers = point.into_iter().flat_map(|point| point.providers);
-    let mut heirs: Vec<MemberId> = Vec::new();
-    for member in providers.filter(|member| *member != record.holder) {
-        if !heirs.contains(&member) && heirs.len() < MAX_HEIRS {
-            heirs.push(member);
-        }
-    }
-    heirs
-}
 
 /// Why `me` is no heir of the VM by its record.
 pub(super) fn not_heir(record: &VmRecord, me: MemberId) -> Option<&'static str> {

@@ -1,25 +1,16 @@
 use super::*;
-use crate::{host::registry::tests::entry, protection::tests::replica};
+use crate::{
+    host::registry::tests::entry,
+    protection::{Replica, tests::replica},
+    vault::Durability,
+};
 use p2pvm_overlay::{Epoch, UnixTime};
-use p2pvm_snapshot_sync::{ChunkId, ManifestId};
 use proptest::prelude::*;
 
 const HOLDER: MemberId = MemberId([4; 32]);
 
 fn member(n: u8) -> MemberId {
     MemberId([n; 32])
-}
-
-fn snapshot(taken: u64, durability: Durability, providers: &[MemberId]) -> Snapshot {
-    Snapshot {
-        name: "one".into(),
-        checkpoint: ManifestId(ChunkId([1; 32])),
-        taken: UnixTime(taken),
-        epoch: Epoch(1),
-        with_ram: true,
-        durability,
-        providers: providers.to_vec(),
-    }
 }
 
 fn copy(taken: u64, providers: &[MemberId]) -> Replica {
@@ -39,26 +30,6 @@ fn inheritance(name: &str) -> Inheritance {
         set,
         record: entry.record(HOLDER),
     }
-}
-
-#[test]
-fn heirs_hold_the_newest_state_that_others_have() {
-    let mut record = inheritance("web").record;
-    assert_eq!(recovery_point(&record), None);
-    assert!(heirs_of(&record).is_empty());
-    record.snapshots = vec![
-        snapshot(5, Durability::Durable, &[HOLDER, member(1), member(2)]),
-        snapshot(9, Durability::Local, &[HOLDER]),
-    ];
-    assert_eq!(recovery_point(&record).unwrap().taken, UnixTime(5));
-    assert_eq!(heirs_of(&record), [member(1), member(2)]);
-    record.replica = Some(copy(7, &[HOLDER, member(3), member(3), member(2)]));
-    let point = recovery_point(&record).unwrap();
-    assert!(!point.with_ram && point.taken == UnixTime(7));
-    assert_eq!(heirs_of(&record), [member(3), member(2)]);
-    // What the epoch says counts, not the clock.
-    record.snapshots[0].epoch = Epoch(2);
-    assert_eq!(recovery_point(&record).unwrap().taken, UnixTime(5));
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Starting the VM of a lost host: the newest recovery point, by the path of a restore.
 
-use super::inheritance::{Inheritance, Untaken, not_heir, recovery_point};
+use super::inheritance::{Inheritance, Untaken, not_heir};
 use crate::{
     Error, Host,
     checkpoint::Right,
     directory::{RunGoal, Snapshot, VmRecord},
     host::{Activity, Healed, HostEvent, Role, Slot, VmStatus},
     protection::Replace,
+    recovery::recovery_points,
 };
-use p2pvm_overlay::{UnixTime, chain};
+use p2pvm_overlay::{MemberId, UnixTime, chain};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -96,11 +97,7 @@ impl Host {
                     here"
             )));
         }
-        let point = recovery_point(&record)
-            .ok_or_else(|| Error::NotFound(format!("a copy of '{name}'")))?;
-        let lost = self.what_is_lost(&record, &point);
-        let what = (&record, &point, right);
-        let restored = host.restore_as_heir(what, &watch::Sender::default()).await;
+        let (lost, restored) = host.restore_newest_point(&record, right).await?;
         if let Err(e) = restored {
             // With its epoch it is this host's, whatever failed then: no other heir starts it.
             let mine = host.slot_of(one.set.vm).filter(|slot| {
@@ -114,6 +111,41 @@ impl Host {
             host.boot_until_it_runs(slot);
         }
         host.note_taken_over(&record, lost)
+    }
+
+    /// Restores the newest recovery point that is whole somewhere; gives what is lost by that.
+    async fn restore_newest_point(
+        self: &Arc<Self>,
+        record: &VmRecord,
+        right: Right<'_>,
+    ) -> Result<(String, Result<VmStatus, Error>), Error> {
+        let (vm, name) = (record.definition.vm, &record.definition.name);
+        let mut points = recovery_points(record).into_iter().peekable();
+        while let Some(point) = points.next() {
+            let is_last = points.peek().is_none();
+            if !is_last && !self.is_within_reach(record, &point) {
+                continue;
+            }
+            let lost = self.what_is_lost(record, &point);
+            let what = (record, &point, right);
+            let restored = self.restore_as_heir(what, &watch::Sender::default()).await;
+            match restored {
+                Err(Error::Chunks { .. }) if !is_last && self.slot_of(vm).is_none() => {
+                    tracing::info!(vm = %name, snapshot = point.name, "no member has all of the \
+                        VM's newest snapshot: an older state is looked for");
+                }
+                restored => return Ok((lost, restored)),
+            }
+        }
+        Err(Error::NotFound(format!("a copy of '{name}'")))
+    }
+
+    /// Whether this host or a connected member other than the lost one is named as having it.
+    fn is_within_reach(&self, record: &VmRecord, point: &Snapshot) -> bool {
+        let connected = self.parts.fabric.connected();
+        let there = |member: &MemberId| *member == self.me || connected.contains(member);
+        let others = point.providers.iter().filter(|m| **m != record.holder);
+        others.copied().any(|member| there(&member))
     }
 
     /// Boots a VM in a task, again and again until it runs or is not meant to run here.

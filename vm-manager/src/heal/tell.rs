@@ -1,6 +1,6 @@
 //! Both sides of becoming an heir: the host tells, and the member that is told judges.
 
-use super::inheritance::{Inheritance, heirs_of, not_heir};
+use super::inheritance::{Inheritance, not_heir};
 use crate::{
     Host,
     host::{
@@ -8,6 +8,7 @@ use crate::{
         remote::{VmAnswer, VmRequest},
     },
     protection::Replace,
+    recovery::heirs_of,
     sealed::{KeyShare, ShareLetter},
 };
 use p2pvm_dht::VoterSet;

@@ -171,11 +171,11 @@ impl Host {
             bits_per_second: new.bits_per_second,
             backups: Backups::NONE,
             sealing: HoldingKeys::NONE,
+            restored: None,
         })?;
         // The rounds do not touch a VM on which an operation works.
         let operation = slot.begin(Activity::Creating)?;
-        let made = self.make(&slot, &keys, &path).await;
-        if let Err(e) = made {
+        if let Err(e) = self.make(&slot, &keys, &path).await {
             self.unmake(&slot).await;
             return Err(e);
         }

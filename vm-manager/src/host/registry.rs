@@ -14,6 +14,7 @@ use crate::{
     error::io_at,
     hypervisor::MachineSpec,
     protection::{Protection, Replica},
+    recovery::Restored,
     sealed::HoldingKeys,
     vault::Durability,
 };
@@ -159,6 +160,9 @@ pub struct Entry {
     /// How it came here, if its host was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healed: Option<Healed>,
+    /// From what it was restored last, here or on a host before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
 }
 
 /// A start of a VM whose host was lost.
@@ -218,6 +222,7 @@ impl Entry {
             backups: self.backups.clone(),
             protection: self.protection.clone(),
             replica: self.replica.clone(),
+            restored: self.restored,
         }
     }
 
@@ -452,6 +457,7 @@ pub(crate) mod tests {
             bits_per_second: None,
             backups: Backups::NONE,
             sealing: HoldingKeys::NONE,
+            restored: None,
         }
     }
 

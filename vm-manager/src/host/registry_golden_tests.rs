@@ -50,6 +50,7 @@ fn entry(role: Role) -> Entry {
         bits_per_second: None,
         backups: crate::backups::Backups::NONE,
         sealing: HoldingKeys::NONE,
+        restored: None,
     }
 }
 

@@ -317,6 +317,7 @@ impl Host {
             bits_per_second: None,
             backups: extras.backups.clone(),
             sealing: extras.sealing.clone().handed_on(offer.epoch),
+            restored: extras.restored,
         })?;
         let slot = slot.ok_or_else(is_here)?;
         let operation = slot.begin(Activity::Arriving)?;

@@ -7,7 +7,7 @@
 //! missing. In use are: the span that the move's trace is within, how much disk the move takes, the
 //! VM's owner and user, once for each the revoked tokens for the VM, how the VM is protected, the
 //! newest replica of its disk, whether its guest runs under a lease, the schedule of its snapshots,
-//! and the keys of its snapshots.
+//! the keys of its snapshots, and from what it was restored last.
 
 use crate::{
     Definition,
@@ -16,6 +16,7 @@ use crate::{
     directory::{Snapshot, checkpoints},
     hypervisor::Progress,
     protection::{Protection, Replica},
+    recovery::Restored,
     sealed::HoldingKeys,
     trace::{from_traceparent, traceparent},
 };
@@ -140,6 +141,8 @@ const KEY: u8 = 9;
 
 /// The optional field, without bytes, of a VM whose voters have it as protected.
 const LEASED: u8 = 18;
+/// The optional field that says from what the VM was restored last.
+const RESTORED: u8 = 19;
 
 /// How many bytes of the target's disk a move takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +177,8 @@ pub struct Extras {
     pub backups: Backups,
     /// With an offer: the keys of the VM's snapshots.
     pub sealing: HoldingKeys,
+    /// With an offer: from what the VM was restored last.
+    pub restored: Option<Restored>,
 }
 
 impl Extras {
@@ -190,6 +195,7 @@ impl Extras {
             leased: false,
             backups: Backups::NONE,
             sealing: HoldingKeys::NONE,
+            restored: None,
         }
     }
 }
@@ -238,6 +244,10 @@ fn encode(request: &Request, extras: &Extras) -> Vec<u8> {
         body.extend([KEY, one.len() as u8]);
         body.extend(one);
     }
+    if let Some(field) = extras.restored.as_ref().map(Restored::to_field) {
+        body.extend([RESTORED, field.len() as u8]);
+        body.extend(field);
+    }
     body
 }
 
@@ -282,6 +292,7 @@ pub fn decode(body: &[u8]) -> Result<(Request, Extras), postcard::Error> {
             }
             REPLICA => extras.replica = Replica::from_field(bytes).or(extras.replica),
             LEASED => extras.leased = true,
+            RESTORED => extras.restored = Restored::from_field(bytes).or(extras.restored),
             BACKUPS => {
                 let told = Backups::from_field(bytes, checkpoints(snapshots_of(&request)));
                 extras.backups = told.unwrap_or_default();
@@ -326,6 +337,7 @@ pub async fn ask_with(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use p2pvm_snapshot_sync::{ChunkId, ManifestId};
     use proptest::prelude::*;
 
     const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -357,6 +369,10 @@ mod tests {
             leased: true,
             backups: Backups::NONE,
             sealing,
+            restored: Some(Restored {
+                epoch: Epoch(9),
+                checkpoint: ManifestId(ChunkId([8; 32])),
+            }),
         };
         let with = encode(&request(), &extras);
         assert_eq!(decode(&with).unwrap(), (request(), extras));

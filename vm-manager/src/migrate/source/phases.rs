@@ -145,6 +145,7 @@ impl Move {
             leased: entry.leased,
             backups: entry.backups.clone(),
             sealing: entry.sealing.clone(),
+            restored: entry.restored,
         };
         let request = Request::Prepare(Box::new(offer));
         let fabric = &*self.host.parts.fabric;
