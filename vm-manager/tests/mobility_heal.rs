@@ -239,6 +239,39 @@ async fn a_protected_vm_moves_and_is_protected_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_heir_follows_its_vm_to_a_host_that_told_nobody() {
+    let (mut lab, vm) = protected().await;
+    let heirs = heirs(&lab, vm);
+    let new = (1..5).find(|i| !heirs.contains(i)).unwrap();
+    let (host, to) = (lab.host(0), lab.me(new));
+    let moving = tokio::spawn(async move {
+        let (options, progress) = (MigrateOptions::default(), watch::Sender::default());
+        host.migrate("web", to, options, progress).await
+    });
+    // Its host dies in the moment in which it has the VM: no record and no heir knows of it.
+    for _ in 0..60_000 {
+        let there = lab.host(new).list();
+        if there.iter().any(|one| one.state == VmState::Running) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    lab.power_off(new);
+    let _ = moving.await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // The former host answers, and does not have the VM.
+    let heir = heals(&lab, vm, &heirs).await;
+    lab.settles_on(vm, &[heir], "an heir of the new host").await;
+    assert!(
+        lab.host(0)
+            .list()
+            .iter()
+            .all(|one| one.state == VmState::Branch)
+    );
+    lab.assert_never_double("a host that told nobody");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_in_the_middle_of_a_move_leaves_one_guest() {
     for step in [Step::Ram, Step::Paused, Step::SwitchOver, Step::HandedOver] {
         let (lab, vm) = protected().await;

@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// How long the VM's record is looked for before what the host told is used.
-const RECORD_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const RECORD_LIMIT: Duration = Duration::from_secs(5);
 /// How long before the second try to start a VM; each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// How long between two tries at most.
