@@ -218,6 +218,7 @@ fn bare_vm() -> VmView {
         snapshots: Vec::new(),
         restart: None,
         schedule: None,
+        restored_from: None,
     }
 }
 

@@ -46,7 +46,7 @@ pub struct SetVm {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RestoreVm {
-    /// The snapshot's name; none for the newest.
+    /// The snapshot's name; none for the newest snapshot or replica of its present state.
     pub snapshot: Option<String>,
     /// Whether to take the VM over from a host that cannot be asked.
     #[serde(default)]
@@ -140,6 +140,9 @@ pub struct VmView {
     /// When snapshots of it are taken by themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleView>,
+    /// In the answer to a restore: the snapshot, or "replica", that it was restored from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_from: Option<String>,
 }
 
 /// How much a guest may send, and how much receive, on its present host.

@@ -95,6 +95,24 @@ async fn a_dead_hosts_vm_comes_back_from_its_newest_replica() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_name_the_newest_state_is_restored() {
+    let mut lab = lab(3).await;
+    let quiet = watch::Sender::default();
+    let host = lab.host(0);
+    host.snapshot("web", "one", &quiet).await.unwrap();
+    tokio::time::sleep(EVERY * 2).await;
+    lab.power_off(0);
+    let (host, how) = (lab.host(1), (RestoreOptions { force: true }, &[][..]));
+    let restored = host.restore_newest("web", how, &quiet).await.unwrap();
+    let (vm, from) = restored.expect("it has both");
+    assert_eq!((&*from, vm.state), ("replica", VmState::Running));
+    // The snapshot is older than what was restored, and counts no more.
+    host.stop("web").await.unwrap();
+    let restored = host.restore_newest("web", how, &quiet).await.unwrap();
+    assert_eq!(restored.expect("the replica is there").1, "replica");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_moved_vm_is_replicated_from_its_new_host() {
     let lab = lab(4).await;
     tokio::time::sleep(EVERY).await;

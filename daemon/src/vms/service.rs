@@ -23,7 +23,6 @@ use p2pvm_authority::Principal;
 use p2pvm_overlay::MemberId;
 use p2pvm_vm_manager::{
     Error, ImageSource, NewVm, Traces,
-    backups::newest,
     checkpoint::RestoreOptions,
     host::{Host, VmState},
     hypervisor::{MigrateOptions, Progress},
@@ -318,26 +317,27 @@ impl Vms {
         mut proofs: Vec<Vec<u8>>,
         reporter: &Reporter,
     ) -> Outcome<VmView> {
-        let snapshot = match &r.snapshot {
-            Some(snapshot) => snapshot.clone(),
-            None => {
-                let known = self.host.status(name).await.or_failure()?;
-                let newest = newest(&known.snapshots)
-                    .ok_or_else(|| Failure::not_found(format!("'{name}' has no snapshot")))?;
-                newest.name.clone()
-            }
-        };
         let own = self.tokens.for_vm(name).await;
         proofs.extend(own.iter().map(|token| token.to_bytes()));
         let how = (RestoreOptions { force: r.force }, &proofs[..]);
-        let vm = watched(reporter, async |progress| {
-            self.host
-                .restore_with(name, &snapshot, how, &progress)
-                .await
+        let restored = watched(reporter, async |progress| match &r.snapshot {
+            Some(from) => {
+                let vm = self.host.restore_with(name, from, how, &progress).await;
+                vm.map(|vm| Some((vm, from.clone())))
+            }
+            None => self.host.restore_newest(name, how, &progress).await,
         })
         .await
         .or_failure()?;
-        Ok(self.view(&vm))
+        let (vm, from) = restored.ok_or_else(|| {
+            Failure::not_found(format!(
+                "'{name}' has no snapshot or replica of its present state"
+            ))
+        })?;
+        Ok(VmView {
+            restored_from: Some(from),
+            ..self.view(&vm)
+        })
     }
 
     /// Why a VM was moved, or was not.

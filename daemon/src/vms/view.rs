@@ -151,6 +151,7 @@ impl Vms {
                 .map(|s| self.snapshot_view(s, vm.backups.degraded.contains(&s.checkpoint)))
                 .collect(),
             schedule: vm.backups.schedule.as_ref().map(schedule_view),
+            restored_from: None,
         }
     }
 

@@ -459,8 +459,10 @@ pub(super) async fn restore(context: &Context, a: Restore) -> Outcome<()> {
     )
     .await?;
     report(context, &Sorted(&vm), || {
+        let from = vm.restored_from.as_ref();
+        let from = from.map_or_else(String::new, |from| format!(", as of {name}@{from}"));
         println!(
-            "{name} is {} on {}, address {}, epoch {}",
+            "{name} is {} on {}, address {}, epoch {}{from}",
             vm.state, vm.host, vm.address, vm.epoch
         )
     })

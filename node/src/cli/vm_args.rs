@@ -200,7 +200,7 @@ pub struct Replicate {
 /// Arguments of `vm restore`.
 #[derive(Args)]
 pub struct Restore {
-    /// The VM, or VM@SNAPSHOT; without a snapshot the newest one
+    /// The VM, or VM@SNAPSHOT; without a snapshot the newest one, or its replica if that is newer
     pub what: String,
     /// The member to restore it on; by default this one
     #[arg(long, value_name = "MEMBER")]

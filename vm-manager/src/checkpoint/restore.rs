@@ -94,13 +94,13 @@ impl Host {
     /// member has. Gives the name of that as well.
     ///
     /// # Errors
-    /// As [`Host::restore`]; [`Error::NotFound`] also if there is none since it was restored last.
+    /// As [`Host::restore`]; `None` without such a state.
     pub async fn restore_newest(
         self: &Arc<Self>,
         name: &str,
         how: (RestoreOptions, &[Vec<u8>]),
         progress: &watch::Sender<Progress>,
-    ) -> Result<(VmStatus, String), Error> {
+    ) -> Result<Option<(VmStatus, String)>, Error> {
         let record = self.known(name).await?;
         let mut states = recovery::states(&record);
         let connected = self.parts.fabric.connected();
@@ -110,12 +110,11 @@ impl Host {
             .iter()
             .position(|one| one.providers.iter().any(there));
         if states.is_empty() {
-            let what = format!("a snapshot or a replica of '{name}' as it is now");
-            return Err(Error::NotFound(what));
+            return Ok(None);
         }
         let found = states.swap_remove(newest.unwrap_or_default());
         let vm = self.restore_found((&record, &found), how, progress).await?;
-        Ok((vm, found.name))
+        Ok(Some((vm, found.name)))
     }
 
     async fn restore_found(
