@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReplicateVm {
-    /// How long between two replicas, seconds: 1 to 3600. None ends them; those that are there
-    /// stay.
+    /// How long between two replicas, seconds: 1 to 3600. None ends them, and the
+    /// newest one is released.
     pub every_s: Option<u64>,
     /// How many other members hold the newest: 1 to 4. None leaves it as it is.
     #[serde(default)]

@@ -100,9 +100,12 @@ async fn without_a_name_the_newest_state_is_restored() {
     let quiet = watch::Sender::default();
     let host = lab.host(0);
     host.snapshot("web", "one", &quiet).await.unwrap();
+    // Times of snapshots are of the wall clock, in whole seconds.
+    std::thread::sleep(Duration::from_millis(1100));
     tokio::time::sleep(EVERY * 2).await;
     lab.power_off(0);
-    let (host, how) = (lab.host(1), (RestoreOptions { force: true }, &[][..]));
+    let none: &[Vec<u8>] = &[];
+    let (host, how) = (lab.host(1), (RestoreOptions { force: true }, none));
     let restored = host.restore_newest("web", how, &quiet).await.unwrap();
     let (vm, from) = restored.expect("it has both");
     assert_eq!((&*from, vm.state), ("replica", VmState::Running));
@@ -110,6 +113,25 @@ async fn without_a_name_the_newest_state_is_restored() {
     host.stop("web").await.unwrap();
     let restored = host.restore_newest("web", how, &quiet).await.unwrap();
     assert_eq!(restored.expect("the replica is there").1, "replica");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_replicated_no_more_has_no_replica() {
+    let lab = lab(3).await;
+    tokio::time::sleep(EVERY * 2).await;
+    assert!(replica(&lab, 1).await.is_some());
+    let host = lab.host(0);
+    let off = Protection {
+        replicate_every: None,
+        ..host.protection("web").unwrap()
+    };
+    host.set_protection("web", off).await.unwrap();
+    assert_eq!(replica(&lab, 1).await, None);
+    for i in 1..3 {
+        lab.keeps_nothing(i, "a replica that was released").await;
+    }
+    tokio::time::sleep(EVERY * 2).await;
+    assert_eq!(replica(&lab, 1).await, None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -437,7 +437,10 @@ async fn replicate(context: &Context, a: Replicate) -> Outcome<()> {
     let vm: VmView = client.ask(Method::POST, &path, Some(&request)).await?;
     report(context, &Sorted(&vm), || match &vm.replication {
         Some(now) => println!("{}: every {} s; {}", a.name, now.every_s, now.text),
-        None => println!("{} is no longer replicated", a.name),
+        None => println!(
+            "{} is no longer replicated; its last replica is released, and brings nothing back",
+            a.name
+        ),
     })
 }
 

@@ -192,7 +192,7 @@ pub struct Replicate {
     /// How many other members hold the newest replica, 1 to 4; by default as it is, or 2
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4))]
     pub copies: Option<u32>,
-    /// Make no more replicas; the newest one stays
+    /// Make no more replicas; the newest one is released, so that no heir starts the VM from it
     #[arg(long, conflicts_with_all = ["every", "copies"])]
     pub off: bool,
 }

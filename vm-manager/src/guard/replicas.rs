@@ -52,7 +52,8 @@ fn later<T>(why: &str) -> Result<T, Setback> {
 }
 
 impl Host {
-    /// Sets how well a VM here is to outlive its host.
+    /// Sets how well a VM here is to outlive its host. Without replication from now on, its last
+    /// replica is released: an heir would start a state that gets older and older.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Refused`] for what is impossible, or if the VM is not held
@@ -62,9 +63,31 @@ impl Host {
         let slot = self.named(name)?;
         self.must_be_held(&slot)?;
         slot.must_stay()?;
-        if slot.entry().protection != protection {
-            self.update(&slot, |e| e.protection = protection)?;
-            self.publish(&slot).await;
+        let (known, ends) = (slot.entry(), protection.replicate_every.is_none());
+        let has_replica = known.replica.is_some() || known.sending.is_some();
+        if known.protection == protection && !(ends && has_replica) {
+            return Ok(());
+        }
+        let mut dropped = (None, None);
+        let entry = self.update(&slot, |e| {
+            e.protection = protection;
+            if ends {
+                dropped = (e.replica.take(), e.sending.take());
+            }
+        })?;
+        self.publish(&slot).await;
+        let (former, unsent) = dropped;
+        if ends {
+            // The next round, if there is one, has nothing to follow.
+            slot.replication().lost();
+            self.tell_heirs(&slot, true).await;
+        }
+        let keys = entry.sealing.releasers(&entry.secret);
+        if let Some(unsent) = unsent {
+            self.forget_unsent(&keys, unsent.checkpoint).await;
+        }
+        if let Some(former) = former {
+            self.forget_former(&slot, keys, former).await;
         }
         Ok(())
     }
@@ -387,23 +410,34 @@ impl Host {
     }
 
     async fn announce_replica(&self, slot: &Arc<Slot>, whole: Replica) -> Result<(), Setback> {
-        let former = slot.entry().replica;
+        let (former, checkpoint) = (slot.entry().replica, whole.checkpoint);
         let entry = self.update(slot, |e| {
-            e.replica = Some(whole);
+            if e.protection.replicate_every.is_some() {
+                e.replica = Some(whole);
+            }
             e.sending = None;
         })?;
-        self.publish(slot).await;
-        let Some(former) = former else {
-            return Ok(());
-        };
         let keys = entry.sealing.releasers(&entry.secret);
+        if entry.protection.replicate_every.is_none() {
+            slot.replication().lost();
+            self.forget_unsent(&keys, checkpoint).await;
+            return later("replication was turned off");
+        }
+        self.publish(slot).await;
+        if let Some(former) = former {
+            self.forget_former(slot, keys, former).await;
+        }
+        Ok(())
+    }
+
+    /// Ends a replica that the VM's entry does not name any more, once its record does not either.
+    async fn forget_former(&self, slot: &Arc<Slot>, keys: Vec<KeyPair>, former: Replica) {
         if !slot.is_unpublished() {
-            self.forget_replica(&keys, former.checkpoint, &former.providers)
-                .await;
-            return Ok(());
+            let (id, providers) = (former.checkpoint, &former.providers);
+            return self.forget_replica(&keys, id, providers).await;
         }
         let (Some(host), slot) = (self.strong(), slot.clone()) else {
-            return Ok(());
+            return;
         };
         self.spawn(async move {
             // As long as the record names the former one, a restore by the record needs it.
@@ -416,7 +450,6 @@ impl Host {
             host.forget_replica(&keys, former.checkpoint, &former.providers)
                 .await;
         });
-        Ok(())
     }
 }
 
