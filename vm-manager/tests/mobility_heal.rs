@@ -59,6 +59,8 @@ async fn heals(lab: &Lab, vm: VmId, wanted: &[usize]) -> usize {
 #[tokio::test(start_paused = true)]
 async fn a_dead_hosts_vm_runs_at_exactly_one_heir() {
     let (mut lab, vm) = protected().await;
+    // Times of snapshots are of the wall clock, in whole seconds.
+    std::thread::sleep(Duration::from_millis(1100));
     // Two rounds later the newest replica has what the guest holds.
     tokio::time::sleep(Duration::from_secs(130)).await;
     let heirs = heirs(&lab, vm);
@@ -89,6 +91,8 @@ async fn after_a_restore_an_heir_starts_what_was_restored() {
     let (mut lab, vm) = protected().await;
     let machine = lab.world.machine(vm, lab.me(0)).unwrap();
     machine.memory.store(77, Ordering::SeqCst);
+    // Times of snapshots are of the wall clock, in whole seconds.
+    std::thread::sleep(Duration::from_millis(1100));
     // The newest replica has what was done since the snapshot, and is given up with it.
     tokio::time::sleep(Duration::from_secs(130)).await;
     let heirs = heirs(&lab, vm);
@@ -122,6 +126,8 @@ async fn a_cut_off_hosts_guest_stands_before_an_heir_starts_it() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(lab.host(0).list()[0].state, VmState::Branch);
     assert_eq!(lab.world.executes(vm), [lab.me(heir)]);
+    // The guest that was frozen has ended: a branch keeps its disk alone.
+    assert!(lab.world.machine(vm, lab.me(0)).is_none());
     lab.assert_never_double("cut off");
 }
 

@@ -153,6 +153,8 @@ impl Host {
         slot.set_unproven(true);
         self.hold_still(slot).await;
         let entry = slot.entry();
+        // The lease knows it.
+        let was_frozen = self.is_frozen(entry.definition.vm);
         self.stop_renewing(slot);
         let note = format!(
             "epoch {newer} went to {}{}",
@@ -169,6 +171,13 @@ impl Host {
                     tracing::warn!(
                         branch = %entry.listed_name(), error = %chain(&e),
                         "the branch's port stays, frozen"
+                    );
+                }
+                // Nothing thaws it: what is in its memory would never be read.
+                if was_frozen && let Err(e) = self.kill_guest(slot).await {
+                    tracing::error!(
+                        branch = %entry.listed_name(), error = %chain(&e),
+                        "the frozen guest of a branch could not be ended: it keeps its memory"
                     );
                 }
                 self.emit(HostEvent::Fenced {
