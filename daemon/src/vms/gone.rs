@@ -13,6 +13,7 @@ use p2pvm_vm_manager::{
     heal::heirs_of,
     host::{ReplicationStatus, VmState, VmStatus},
     protection::Replace,
+    recovery::states,
 };
 use std::collections::BTreeSet;
 
@@ -127,7 +128,9 @@ impl Vms {
             last_seen: seen.map(clock::shown),
             advice: takeover(name, &self.waiting_heirs(record)).or_else(|| {
                 let host = member.then_some(&host);
-                Some(advice(name, host, record.holder, &record.snapshots))
+                let mut states = states(record);
+                states.reverse();
+                Some(advice(name, host, record.holder, &states))
             }),
             cpu: None,
             moving: None,
