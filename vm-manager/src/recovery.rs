@@ -1,9 +1,9 @@
 //! The states that a VM can be brought back to: which of its snapshots and its replica count, and
 //! which of them is the newest.
 //!
-//! **Order.** The epoch decides first, whatever the clocks of two hosts say. An epoch is one host's:
-//! of one epoch the snapshots are in the order of the list. A replica's count and a snapshot's place
-//! in the list cannot be compared; between these two the time decides, which is that of one host's
+//! **Order.** The epoch decides first, whatever the clocks of two hosts say. An epoch is one
+//! host's: its snapshots are in the order of the list. A replica's count and a snapshot's place in
+//! the list cannot be compared; between these two the time decides, which is that of one host's
 //! clock. Of the same second the snapshot counts as newer: it may have the guest's memory.
 //!
 //! **After a restore** what was taken before it belongs to a state that was given up. Only the

@@ -415,7 +415,7 @@ impl Host {
                 id: 0,
                 from: self.me,
             },
-            // Nobody looks on whether an heir's start succeeds: its host's next daemon tries it too.
+            // Nobody looks on whether an heir's start succeeds: its next daemon tries it too.
             wanted: match is_heirs {
                 true => RunGoal::Running,
                 false => RunGoal::Stopped,
