@@ -438,7 +438,7 @@ async fn replicate(context: &Context, a: Replicate) -> Outcome<()> {
     report(context, &Sorted(&vm), || match &vm.replication {
         Some(now) => println!("{}: every {} s; {}", a.name, now.every_s, now.text),
         None => println!(
-            "{} is no longer replicated; its last replica is released, and brings nothing back",
+            "{} is no longer replicated, and its last replica is released",
             a.name
         ),
     })
