@@ -62,7 +62,7 @@ impl Demo {
     }
 
     /// A new VM that is protected and has two heirs, on a home that has no other VM.
-    fn protected(&mut self) -> Outcome<VmView> {
+    fn protected(&self) -> Outcome<VmView> {
         let web = self.lab.vm(FOUNDER, "web").doing("looking for 'web'")?;
         let home = if web.host == HOME_B { HOME_A } else { HOME_B };
         self.say(&format!(
