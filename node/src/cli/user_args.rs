@@ -13,7 +13,8 @@ pub enum User {
         after_help = "A user is a key of a person, apart from the machines' keys. Without one, \
             commands ask as the machine at which they are\ntyped, which is enough for one person. \
             Root's key is in the state directory, that of others in ~/.config/p2pvm/user.key;\n\
-            P2PVM_USER_KEY names another file.\n\nExample:\n  p2pvm user create anna"
+            P2PVM_USER_KEY names another file. Only root may make a key; it makes one for another \
+            account into such a file.\n\nExample:\n  p2pvm user create anna"
     )]
     Create {
         /// What the user is called here

@@ -232,16 +232,18 @@ async fn list(context: &Context, mine: bool) -> Outcome<()> {
     })
 }
 
-/// How much a loss of the VM's host would cost, in a few words.
+/// How much a loss of the VM's host would cost, in a few words, and whether the VM is protected.
 fn recovery_point(vm: &VmView) -> String {
-    match &vm.replication {
+    let age = match &vm.replication {
         Some(replication) => match replication.rpo_s {
             Some(age) if replication.late => format!("RPO {age} s, late"),
             Some(age) => format!("RPO {age} s"),
             None => "none yet".to_owned(),
         },
         None => "-".to_owned(),
-    }
+    };
+    let is_protected = vm.protection.as_ref().is_some_and(|now| now.protected);
+    age + if is_protected { ", protected" } else { "" }
 }
 
 /// A VM's row in the list.

@@ -72,7 +72,8 @@ pub enum Vm {
             protect web --replace ask --lost-after 2m\n  p2pvm vm protect web --off\n\nThe host of \
             a protected VM holds a lease from the VM's voters and renews it every 10 s. When it \
             cannot, the guest stands still within 30 s; then a member with a copy of the VM starts \
-            it. 'p2pvm vm show web' says whether it is protected, and why not."
+            it. 'p2pvm vm show web' says whether it is protected, and why not. With --off replicas \
+            of its disk go on until 'p2pvm vm replicate web --off'."
     )]
     Protect(ProtectArgs),
     /// Start a VM whose host is lost on one of its heirs, if it waits for a person
