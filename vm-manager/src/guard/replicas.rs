@@ -43,7 +43,10 @@ enum Setback {
 
 impl From<Error> for Setback {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        match error {
+            Error::GaveWay(why) => Self::Later(why),
+            error => Self::Failed(error),
+        }
     }
 }
 
@@ -450,6 +453,14 @@ fn remove_dir(dir: &Path) {
 mod tests {
     use super::*;
     use crate::host::registry::tests::entry;
+
+    #[test]
+    fn a_round_that_gives_way_is_put_off_and_did_not_fail() {
+        let setback = Setback::from(Error::GaveWay("a move goes first".into()));
+        assert!(matches!(setback, Setback::Later(why) if why == "a move goes first"));
+        let setback = Setback::from(Error::Refused("no room".into()));
+        assert!(matches!(setback, Setback::Failed(_)));
+    }
 
     #[test]
     fn replicas_of_one_epoch_are_counted_and_a_new_epoch_begins_anew() {
