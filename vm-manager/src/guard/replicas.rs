@@ -16,7 +16,7 @@ use crate::{
     vault::{CheckpointInput, Copies, Durability},
 };
 use p2pvm_api::EventKind;
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
@@ -187,7 +187,11 @@ impl Host {
             None => None,
         };
         let newest = entry.replica.as_ref().map(|replica| replica.checkpoint);
-        if changed == Some(0) && newest == base && self.is_well_kept(&entry) {
+        if changed == Some(0)
+            && newest == base
+            && self.is_well_kept(&entry)
+            && !self.was_lost(slot, &entry).await
+        {
             slot.replication().unchanged(asked);
             return Ok(None);
         }
@@ -220,6 +224,28 @@ impl Host {
         let providers = entry.replica.iter().flat_map(|replica| &replica.providers);
         // One that is gone for good holds nothing, and nobody else says so.
         providers.filter(|m| connected.contains(m)).count() >= possible
+    }
+
+    /// Whether a holder of the newest replica, asked from time to time, lacks some of it. One that
+    /// does not answer says nothing.
+    async fn was_lost(&self, slot: &Slot, entry: &Entry) -> bool {
+        let period = self.options.ask_keepers_every;
+        let Some(replica) = &entry.replica else {
+            return true;
+        };
+        if !slot.replication().must_ask(self.now(), period) {
+            return false;
+        }
+        let (id, providers) = (replica.checkpoint, &replica.providers);
+        for member in providers.iter().filter(|m| **m != self.me) {
+            let lacks = self.parts.vault.lacking(id, *member, providers).await;
+            if let Ok(Some(1..)) = lacks {
+                tracing::warn!(vm = %entry.definition.name, %member, "a member no longer has all \
+                    of the newest replica of the VM's disk: it is made and sent again");
+                return true;
+            }
+        }
+        false
     }
 
     async fn store_replica(
@@ -262,42 +288,40 @@ impl Host {
     /// Writes down which replica is being sent, and removes the one before that was not sent on.
     async fn note_sending(&self, slot: &Arc<Slot>, replica: &Replica) -> Result<(), Setback> {
         let before = slot.entry();
+        let vm = before.definition.vm;
         // It may have moved on meanwhile: to write its entry would bring it back.
         if !self.lists(slot) {
             let (keys, me) = (before.sealing.releasers(&before.secret), [self.me]);
-            self.forget_replica(&keys, replica.checkpoint, &me).await;
+            self.forget_replica(vm, &keys, (replica.checkpoint, &me))
+                .await;
             return later("the VM is no longer here");
+        }
+        if let Some(unsent) = &before.sending {
+            self.note_releases(vm, unsent.checkpoint, &self.may_keep());
         }
         if let Err(error) = self.update(slot, |e| e.sending = Some(replica.clone())) {
             // Nothing names it after this: no later round would end it.
             let keys = before.sealing.releasers(&before.secret);
             slot.replication().lost();
-            self.forget_replica(&keys, replica.checkpoint, &[self.me])
+            self.forget_replica(vm, &keys, (replica.checkpoint, &[self.me]))
                 .await;
             return Err(error.into());
         }
         if let Some(unsent) = before.sending {
             let keys = before.sealing.releasers(&before.secret);
-            self.forget_unsent(&keys, unsent.checkpoint).await;
+            self.forget_unsent(vm, &keys, unsent.checkpoint).await;
         }
         Ok(())
     }
 
-    /// Ends a replica that was not sent to its end. Which members had begun to keep it was not
-    /// written down.
-    pub(crate) async fn forget_unsent(&self, keys: &[KeyPair], checkpoint: ManifestId) {
-        let mut providers = self.parts.fabric.connected();
-        providers.push(self.me);
-        self.forget_replica(keys, checkpoint, &providers).await;
+    /// Ends a replica that was not sent to its end.
+    pub(crate) async fn forget_unsent(&self, vm: VmId, keys: &[KeyPair], checkpoint: ManifestId) {
+        let members = self.may_keep();
+        self.forget_replica(vm, keys, (checkpoint, &members)).await;
     }
 
-    async fn forget_replica(
-        &self,
-        keys: &[KeyPair],
-        checkpoint: ManifestId,
-        providers: &[MemberId],
-    ) {
-        let forgotten = self.parts.vault.forget(checkpoint, providers, keys).await;
+    async fn forget_replica(&self, vm: VmId, keys: &[KeyPair], copies: (ManifestId, &[MemberId])) {
+        let forgotten = self.end_copies(vm, copies, keys).await;
         if let Err(error) = forgotten {
             tracing::info!(error = %chain(&error), "an older replica of a VM's disk stays");
         }
@@ -330,7 +354,8 @@ impl Host {
         let Some(copies) = sent else {
             let keys = entry.sealing.releasers(&entry.secret);
             slot.replication().lost();
-            self.forget_unsent(&keys, replica.checkpoint).await;
+            let vm = entry.definition.vm;
+            self.forget_unsent(vm, &keys, replica.checkpoint).await;
             return later("the VM is no longer here");
         };
         let done = copies.providers.len().saturating_sub(1);
@@ -390,7 +415,11 @@ impl Host {
     }
 
     async fn announce_replica(&self, slot: &Arc<Slot>, whole: Replica) -> Result<(), Setback> {
-        let former = slot.entry().replica;
+        let before = slot.entry();
+        let (vm, former) = (before.definition.vm, before.replica);
+        if let Some(former) = &former {
+            self.note_releases(vm, former.checkpoint, &former.providers);
+        }
         let entry = self.update(slot, |e| {
             e.replica = Some(whole);
             e.sending = None;
@@ -401,7 +430,7 @@ impl Host {
         };
         let keys = entry.sealing.releasers(&entry.secret);
         if !slot.is_unpublished() {
-            self.forget_replica(&keys, former.checkpoint, &former.providers)
+            self.forget_replica(vm, &keys, (former.checkpoint, &former.providers))
                 .await;
             return Ok(());
         }
@@ -416,7 +445,7 @@ impl Host {
                 }
                 tokio::time::sleep(STILL_HELD).await;
             }
-            host.forget_replica(&keys, former.checkpoint, &former.providers)
+            host.forget_replica(vm, &keys, (former.checkpoint, &former.providers))
                 .await;
         });
         Ok(())
