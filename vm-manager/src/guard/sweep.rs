@@ -55,8 +55,9 @@ impl Host {
     async fn make_releases(&self) {
         let connected = self.parts.fabric.connected();
         let is_there = |r: &Release| r.member == self.me || connected.contains(&r.member);
-        let open = self.releases.all().into_iter();
-        for release in open.filter(is_there).take(TRIES) {
+        let mut open = self.releases.all();
+        open.retain(is_there);
+        for release in open.into_iter().take(TRIES) {
             self.make_release(&release).await;
         }
     }
