@@ -194,7 +194,8 @@ pub struct StoredView {
     pub checkpoint: CheckpointIdText,
     /// The other members that had it kept.
     pub members: Vec<String>,
-    /// The VM and snapshot, if a VM of this host has it; else "image", "snapshot" or "replica".
+    /// The VM and snapshot, or whose disk's replica, if a VM of this host has it; else "image",
+    /// "snapshot" or "replica".
     pub name: String,
 }
 

@@ -31,6 +31,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -55,6 +56,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub(crate) struct EventLog {
     dir: PathBuf,
     waiting: SyncSender<Message>,
+    /// How many events found no room among those, for the writer to write down.
+    refused: Arc<AtomicU64>,
     written: broadcast::Sender<Arc<Event>>,
     bound: Mutex<Bound>,
     /// How often each kind was recorded since the daemon started.
@@ -95,7 +98,8 @@ impl EventLog {
         let known = log.members().take(MOST_KNOWN).collect();
         let (waiting, messages) = std::sync::mpsc::sync_channel(WAITING);
         let written = broadcast::channel(LAG).0;
-        let writer = Writer::new(log, identity, written.clone());
+        let refused = Arc::new(AtomicU64::new(0));
+        let writer = Writer::new(log, identity, written.clone(), refused.clone());
         std::thread::Builder::new()
             .name("events".to_owned())
             .spawn(move || writer.run(&messages))
@@ -103,6 +107,7 @@ impl EventLog {
         Ok(Arc::new(Self {
             dir,
             waiting,
+            refused,
             written,
             bound: Mutex::default(),
             counts: Mutex::new(zeros()),
@@ -138,6 +143,7 @@ impl EventLog {
         };
         let event = Box::new(event.within_bounds());
         if let Err(TrySendError::Full(_)) = self.waiting.try_send(Message::Event(event)) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             let lost = EventKind::EventsLost.to_string();
             *lock(&self.counts).entry(lost).or_default() += 1;
         }

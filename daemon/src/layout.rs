@@ -241,6 +241,11 @@ impl Layout {
         self.0.join("keepers.json")
     }
 
+    /// Which copies of deleted snapshots and former replicas are to end.
+    pub fn releases(&self) -> PathBuf {
+        self.0.join("releases.json")
+    }
+
     /// Whether this node belongs to a network.
     pub fn is_member(&self) -> bool {
         self.certificate().exists() && self.network().exists()

@@ -219,6 +219,7 @@ pub fn forget(layout: &Layout) -> Outcome<()> {
         layout.succession(),
         layout.own_vms(),
         layout.keepers(),
+        layout.releases(),
         layout.users(),
         layout.user_accounts(),
         layout.offer(),

@@ -70,6 +70,9 @@ pub enum Error {
     /// The operation was cancelled on request.
     #[error("cancelled on request")]
     Cancelled,
+    /// Another operation on the VM goes first; the caller repeats this one later.
+    #[error("{0}")]
+    GaveWay(String),
     /// Another member could not be reached or refused.
     #[error("{step}")]
     Peer {

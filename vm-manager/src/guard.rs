@@ -1,7 +1,7 @@
 //! What a host does unasked: it takes its VMs up again when the daemon starts and settles what a
 //! kill interrupted (`adopt`), and looks after each of them from then on (`rounds`), and after the
-//! copies of their snapshots (`keepers`) and the replicas of their disks (`replicas`), and takes
-//! the snapshots that are scheduled (`schedule`).
+//! copies of their snapshots (`keepers`) and the replicas of their disks (`replicas`), takes the
+//! snapshots that are scheduled (`schedule`), and ends copies that nothing names (`sweep`).
 //!
 //! This is the crate's top floor: it uses moves and snapshots, and [`crate::host`] does not.
 
@@ -18,6 +18,7 @@ mod keepers;
 mod replicas;
 mod rounds;
 mod schedule;
+mod sweep;
 
 impl Host {
     /// Opens the host whose VMs are defined in `dir`: takes up what runs, settles what was
@@ -31,6 +32,8 @@ impl Host {
         host.envelope.own.settle();
         if all_known {
             host.watch_images();
+            // An entry that cannot be read may name what no other one does.
+            host.watch_releases();
         }
         host.serve_members();
         host.watch_leases();

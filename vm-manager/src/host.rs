@@ -49,6 +49,7 @@ mod names;
 mod newcomer;
 mod noted;
 pub mod registry;
+mod releases;
 pub mod remote;
 pub(crate) mod replication;
 pub(crate) mod revoked;
@@ -67,6 +68,7 @@ pub(crate) use fence::run_here;
 pub(crate) use names::NameChecks;
 pub use noted::Noted;
 pub use registry::{Entry, Healed, Registry, Role, Side};
+pub(crate) use releases::Release;
 pub use replication::ReplicationStatus;
 pub use shield::Shield;
 pub(crate) use slot::{Guest, Operation, Slot, lock};
@@ -157,6 +159,8 @@ pub struct Host {
     pub(crate) options: HostOptions,
     pub(crate) directory: Directory,
     pub(crate) registry: Registry,
+    /// Copies of checkpoints that are to end.
+    pub(crate) releases: releases::Releases,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     in_use: images::ImageUses,
     leases: lease_table::Leases,
@@ -188,6 +192,7 @@ impl Host {
             parts,
             options,
             registry,
+            releases: releases::Releases::open(dir.join("releases.json")),
             slots: Mutex::default(),
             in_use: images::ImageUses::default(),
             leases: lease_table::Leases::default(),
@@ -488,13 +493,17 @@ impl Host {
     /// Removes an incarnation and its files. Its guest must be gone.
     pub(crate) fn remove(&self, slot: &Slot) -> Result<(), Error> {
         let entry = slot.entry();
+        let vm = entry.definition.vm;
+        // Only this entry named it.
+        if let Some(unsent) = &entry.sending {
+            self.note_releases(vm, unsent.checkpoint, &self.may_keep());
+        }
         self.registry.remove(&entry)?;
         lock(&self.slots).remove(&entry.incarnation());
         slot.free_place();
-        // Only this entry named it.
         if let (Some(host), Some(unsent)) = (self.strong(), entry.sending) {
             let keys = entry.sealing.releasers(&entry.secret);
-            self.spawn(async move { host.forget_unsent(&keys, unsent.checkpoint).await });
+            self.spawn(async move { host.forget_unsent(vm, &keys, unsent.checkpoint).await });
         }
         Ok(())
     }

@@ -339,8 +339,8 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Copies into `dir` what the disk held at one instant, as far as it changed since the previous
     /// call; all of it at the first call, and with `whole`: when the caller lost a copy. The guest
-    /// runs on. Moves and checkpoints go first: they end it, and it is repeated later. After an
-    /// error nothing is lost to the next call.
+    /// runs on. Moves and checkpoints go first: they end it with [`Error::GaveWay`], and it is
+    /// repeated later. After an error nothing is lost to the next call.
     async fn changed_blocks(&self, dir: &Path, whole: bool) -> Result<ChangedDisk, Error> {
         let (_, _) = (dir, whole);
         Err(Error::Refused(

@@ -188,13 +188,18 @@ pub trait Vault: Send + Sync + 'static {
     ) -> Result<bool, Error>;
 
     /// Removes a checkpoint from this host and, as far as they answer, from the other `providers`,
-    /// whichever member had them keep it, with that of the `keys` which the checkpoint names.
+    /// whichever member had them keep it, with that of the `keys` which the checkpoint names. Gives
+    /// those that did not answer.
     async fn forget(
         &self,
         id: ManifestId,
         providers: &[MemberId],
         keys: &[KeyPair],
-    ) -> Result<(), Error>;
+    ) -> Result<Vec<MemberId>, Error>;
+
+    /// The checkpoints that are kept here for this host, each with the public key that ends
+    /// replicas of it. Damaged ones are left out.
+    async fn kept(&self) -> Result<Vec<(ManifestId, VmId)>, Error>;
 
     /// Reads every chunk of a checkpoint that is kept here; damaged ones are removed, to be fetched
     /// by [`Vault::mend`].

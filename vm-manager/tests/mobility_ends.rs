@@ -12,8 +12,9 @@ use p2pvm_overlay::VmId;
 use p2pvm_vm_manager::{
     directory::RunGoal,
     host::VmState,
-    hypervisor::{Halt, MigrateOptions},
+    hypervisor::{Halt, Machine, MigrateOptions},
     migrate::{Occasion, RunningSide},
+    protection::Restart,
 };
 use std::time::Duration;
 use tokio::sync::watch;
@@ -274,6 +275,28 @@ async fn a_guest_that_powers_off_during_its_move_is_reported_stopped() {
         assert!(lab.world.running(vm).is_empty(), "{step:?}");
         lab.host(0).start("web").await.unwrap();
         assert_eq!(lab.world.running(vm), [lab.me(0)], "{step:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_crashes_during_its_move_runs_again() {
+    for (policy, again) in [(Restart::OnFailure, true), (Restart::Never, false)] {
+        let lab = Lab::new(4).await;
+        let vm = lab.vm(0, "web").await;
+        lab.host(0).set_restart("web", policy).await.unwrap();
+        let (moving, _strike) = moving(&lab, Step::Ram).await;
+        let guest = lab.world.machine(vm, lab.me(0)).unwrap();
+        guest.kill().await.unwrap();
+        let outcome = moving.await.unwrap().unwrap();
+        assert!(outcome.ended, "{policy:?}: {outcome:?}");
+        let status = lab.host(0).status("web").await.unwrap();
+        let note = status.note.unwrap();
+        assert!(note.contains("while it was being moved"), "{note}");
+        assert_eq!(note.contains("starts again"), again, "{note}");
+        nothing_half_made(&lab, vm, &format!("{policy:?}")).await;
+        tokio::time::sleep(Duration::from_secs(70)).await;
+        let runs = lab.world.running(vm);
+        assert_eq!(runs == [lab.me(0)], again, "{policy:?}: {runs:?}");
     }
 }
 

@@ -6,7 +6,8 @@ mod mobility;
 use mobility::Lab;
 use p2pvm_snapshot_sync::{ChunkStore, ManifestId};
 use p2pvm_vm_manager::{
-    checkpoint::Copy, directory::Snapshot, hypervisor::MigrateOptions, vault::Durability,
+    checkpoint::Copy, directory::Snapshot, host::Registry, hypervisor::MigrateOptions,
+    vault::Durability,
 };
 use std::{path::PathBuf, time::Duration};
 use tokio::sync::watch;
@@ -89,6 +90,42 @@ async fn a_snapshot_deleted_while_it_is_copied_stays_nowhere() {
         assert_eq!(lab.kept(i).0, 0, "{i}");
     }
     assert!(taken.copies.has_changed().is_err(), "nothing copies it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_killed_daemon_no_longer_names_is_let_go() {
+    let mut lab = lab(3).await;
+    let quiet = watch::Sender::default();
+    lab.host(0).snapshot("web", "two", &quiet).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let before = [0, 1, 2].map(|i| lab.kept(i).0);
+    lab.kill_daemon(0);
+    // As a daemon leaves it that dies in a deletion, when it has written the VM's entry.
+    let registry = Registry::open(&lab.sites[0].dir.join("vms")).unwrap();
+    let (mut entries, _) = registry.load().unwrap();
+    entries[0].snapshots.retain(|s| s.name == "two");
+    registry.save(&entries[0]).unwrap();
+    lab.up(0).await;
+    tokio::time::sleep(EVERY).await;
+    let after = [0, 1, 2].map(|i| lab.kept(i).0);
+    assert_eq!(after, before.map(|pins| pins - 1));
+    let two = snapshot(&lab);
+    assert_eq!((&*two.name, two.durability), ("two", Durability::Durable));
+    assert!((0..3).all(|i| has_all(&lab, i, two.checkpoint)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_was_off_at_a_deletion_ends_its_copy() {
+    let mut lab = lab(3).await;
+    lab.power_off(2);
+    lab.host(0).delete_snapshot("web", "one").await.unwrap();
+    assert_eq!((lab.kept(1).0, lab.kept(2).0), (0, 1));
+    // The host that deleted it starts anew meanwhile.
+    lab.kill_daemon(0);
+    lab.up(0).await;
+    lab.up(2).await;
+    tokio::time::sleep(EVERY).await;
+    assert_eq!(lab.kept(2).0, 0);
 }
 
 #[tokio::test(start_paused = true)]

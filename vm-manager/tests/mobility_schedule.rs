@@ -3,7 +3,7 @@
 
 mod mobility;
 
-use mobility::Lab;
+use mobility::{Lab, fake::Step};
 use p2pvm_overlay::UnixTime;
 use p2pvm_vm_manager::{
     Error,
@@ -55,6 +55,27 @@ async fn a_schedule_takes_a_snapshot_and_goes_with_its_vm() {
     lab.host(1).set_schedule("web", None).await.unwrap();
     let known = lab.host(2).status("web").await.unwrap();
     assert_eq!(known.backups.schedule, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_hangs_holds_up_no_other_vms_schedule() {
+    let lab = Lab::new(4).await;
+    let mut trap = lab.trap(Step::Checkpoint);
+    for name in ["db", "web"] {
+        lab.vm(0, name).await;
+        let schedule = Some(hourly());
+        lab.host(0).set_schedule(name, schedule).await.unwrap();
+    }
+    // The snapshot of one of them stands still from here on.
+    let _strike = trap.recv().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut taken = Vec::new();
+    for name in ["db", "web"] {
+        let status = lab.host(0).status(name).await.unwrap();
+        taken.push(status.snapshots.len());
+    }
+    taken.sort();
+    assert_eq!(taken, [0, 1]);
 }
 
 #[tokio::test(start_paused = true)]

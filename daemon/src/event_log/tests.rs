@@ -72,6 +72,27 @@ fn numbers_go_on_after_a_file_without_an_event() {
 }
 
 #[test]
+fn what_found_no_room_on_its_way_is_counted_in_one_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), LARGE, 0).unwrap();
+    let refused = Arc::new(AtomicU64::new(5));
+    let (identity, written) = (Arc::new(Identity::generate()), broadcast::channel(8).0);
+    let writer = Writer::new(log, identity, written, refused.clone());
+    let (waiting, messages) = std::sync::mpsc::sync_channel(600);
+    for _ in 0..600 {
+        waiting.send(Message::Event(Box::new(crash(1)))).unwrap();
+    }
+    drop(waiting);
+    writer.run(&messages);
+    let (events, _) = find(dir.path(), &Filter::default(), Some(0), 1000).unwrap();
+    let is_lost = |event: &&Event| event.kind == EventKind::EventsLost.to_string();
+    let lost: Vec<&Event> = events.iter().filter(is_lost).collect();
+    assert_eq!((events.len(), lost.len()), (601, 1));
+    assert_eq!(lost[0].fields, [("count".to_owned(), "5".to_owned())]);
+    assert_eq!(refused.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn the_oldest_events_of_a_large_or_old_log_go() {
     let dir = tempfile::tempdir().unwrap();
     let bounds = Bounds {

@@ -9,6 +9,7 @@ use p2pvm_overlay::identity::Identity;
 use std::{
     sync::{
         Arc,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
@@ -37,17 +38,25 @@ pub(super) struct Writer {
     log: Log,
     identity: Arc<Identity>,
     written: broadcast::Sender<Arc<Event>>,
+    /// How many events found no room on their way here, and are in no event yet.
+    refused: Arc<AtomicU64>,
     kept: Vec<Event>,
     lost: u64,
     failing: Repeated,
 }
 
 impl Writer {
-    pub fn new(log: Log, identity: Arc<Identity>, written: broadcast::Sender<Arc<Event>>) -> Self {
+    pub fn new(
+        log: Log,
+        identity: Arc<Identity>,
+        written: broadcast::Sender<Arc<Event>>,
+        refused: Arc<AtomicU64>,
+    ) -> Self {
         Self {
             log,
             identity,
             written,
+            refused,
             kept: Vec::new(),
             lost: 0,
             failing: Repeated::new(),
@@ -57,22 +66,31 @@ impl Writer {
     /// Writes until the log is dropped.
     pub fn run(mut self, messages: &Receiver<Message>) {
         loop {
-            let patience = if self.kept.is_empty() { QUIET } else { AGAIN };
+            let patience = if self.has_work() { AGAIN } else { QUIET };
             let mut next = match messages.recv_timeout(patience) {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return self.write(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.count_refused();
+                    return self.write();
+                }
             };
-            let mut asked = Vec::new();
+            let (mut asked, mut is_drained) = (Vec::new(), next.is_none());
             while let Some(message) = next {
                 match message {
                     Message::Event(event) => self.keep(*event),
                     Message::Flushed(answer) => asked.push(answer),
                 }
-                next = match self.kept.len() < BATCH {
+                let has_room = self.kept.len() < BATCH;
+                next = match has_room {
                     true => messages.try_recv().ok(),
                     false => None,
                 };
+                is_drained = has_room && next.is_none();
+            }
+            // Not before: there is one event for all that a burst lost.
+            if is_drained {
+                self.count_refused();
             }
             self.write();
             self.log.trim(wall_ms());
@@ -83,6 +101,14 @@ impl Writer {
         }
     }
 
+    fn has_work(&self) -> bool {
+        !self.kept.is_empty() || self.lost > 0 || self.refused.load(Ordering::Relaxed) > 0
+    }
+
+    fn count_refused(&mut self) {
+        self.lost += self.refused.swap(0, Ordering::Relaxed);
+    }
+
     fn keep(&mut self, event: Event) {
         match self.kept.len() < MOST_KEPT {
             true => self.kept.push(event),
@@ -91,7 +117,7 @@ impl Writer {
     }
 
     fn write(&mut self) {
-        if self.kept.is_empty() {
+        if self.kept.is_empty() && self.lost == 0 {
             return;
         }
         let mut batch = self.kept.clone();
@@ -126,7 +152,7 @@ fn lost(count: u64) -> Event {
         subject: Subject::Host,
         kind: EventKind::EventsLost.to_string(),
         fields: vec![("count".to_owned(), count.to_string())],
-        sentence: format!("{count} events were lost: the disk did not take them."),
+        sentence: format!("{count} events were lost: more came than the disk took."),
         link: None,
     }
 }

@@ -89,8 +89,8 @@ pub(crate) fn moved(parts: &Parts, outcome: &MigrationOutcome) -> Outcome<VmMove
         RunningSide::Source if outcome.ended => Err(Failure::new(
             Kind::Failed,
             format!(
-                "{} did not move: {} during the move, and it is stopped on {}; 'p2pvm vm \
-                    start {0}' starts it{traced}",
+                "{} did not move: {} during the move on {}; 'p2pvm vm show {0}' says whether it \
+                    starts again, 'p2pvm vm start {0}' starts it{traced}",
                 outcome.name,
                 outcome.failure.as_deref().unwrap_or("its guest ended"),
                 parts.name_of(outcome.from)

@@ -81,16 +81,9 @@ impl Chunks {
         }
     }
 
-    /// The names of the snapshots of the VMs here.
+    /// The names of the snapshots of the VMs here, and of the replicas of their disks.
     fn names(&self) -> HashMap<ManifestId, String> {
-        let all = self.host.list().into_iter();
-        all.flat_map(|vm| {
-            let name = vm.name;
-            vm.snapshots
-                .into_iter()
-                .map(move |s| (s.checkpoint, format!("{name}@{}", s.name)))
-        })
-        .collect()
+        self.host.checkpoints().into_iter().collect()
     }
 
     fn stored(&self, pinned: &PinnedManifest, names: &HashMap<ManifestId, String>) -> StoredView {

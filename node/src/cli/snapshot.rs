@@ -16,6 +16,12 @@ use p2pvm_api::{
 use std::time::Duration;
 
 pub(super) async fn run(context: &Context, a: Snapshot) -> Outcome<()> {
+    if a.is_mixed() {
+        return Err(Failure::usage(
+            "put the VM and the options behind the subcommand: p2pvm vm snapshot create VM \
+                --disk-only",
+        ));
+    }
     let Some(verb) = a.verb else {
         let name = a
             .name

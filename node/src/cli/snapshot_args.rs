@@ -17,7 +17,8 @@ Examples:
 
 /// Arguments of `vm snapshot`.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+// Not `args_conflicts_with_subcommands`: with it `--json list web` is a VM "list".
+#[command(subcommand_negates_reqs = true)]
 pub struct Snapshot {
     /// What to do; without it a snapshot is taken
     #[command(subcommand)]
@@ -31,6 +32,14 @@ pub struct Snapshot {
     /// Leave the memory out: a restored guest boots, as after a power cut
     #[arg(long)]
     pub disk_only: bool,
+}
+
+impl Snapshot {
+    /// Whether arguments of a snapshot that is taken stand before a subcommand.
+    pub fn is_mixed(&self) -> bool {
+        let has_own = self.name.is_some() || self.snapshot.is_some() || self.disk_only;
+        self.verb.is_some() && has_own
+    }
 }
 
 /// `p2pvm vm snapshot ...`
@@ -186,6 +195,34 @@ fn parse_keep(text: &str) -> Result<KeepView, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::{Arg, ArgAction, Command, FromArgMatches};
+
+    fn read(words: &str) -> Result<Snapshot, clap::Error> {
+        let json = Arg::new("json").long("json").global(true);
+        let command = Command::new("snapshot").arg(json.action(ArgAction::SetTrue));
+        let command = Snapshot::augment_args(command);
+        let matches = command.try_get_matches_from(words.split(' '))?;
+        Snapshot::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn a_subcommand_is_found_behind_a_global_flag() {
+        for words in ["snapshot list web", "snapshot --json list web"] {
+            let snapshot = read(words).unwrap_or_else(|e| panic!("{words}: {e}"));
+            assert!(!snapshot.is_mixed(), "{words}");
+            let Some(Verb::List(of)) = snapshot.verb else {
+                panic!("{words} lists nothing")
+            };
+            assert_eq!(of.name, "web", "{words}");
+        }
+        for words in ["snapshot web", "snapshot --json web --name list"] {
+            let snapshot = read(words).unwrap_or_else(|e| panic!("{words}: {e}"));
+            assert!(snapshot.verb.is_none(), "{words}");
+            assert_eq!(snapshot.name.as_deref(), Some("web"), "{words}");
+        }
+        assert!(read("snapshot --disk-only list web").unwrap().is_mixed());
+        assert!(read("snapshot --json").is_err(), "no VM is named");
+    }
 
     #[test]
     fn a_rule_of_retention_is_read_part_by_part() {

@@ -323,11 +323,9 @@ impl Host {
 
     /// Ends the copies of a snapshot that was deleted while it was copied.
     async fn forget_unfinished(&self, entry: &Entry, id: ManifestId) {
-        // Which members had begun to keep it was not written down.
-        let mut providers = self.parts.fabric.connected();
-        providers.push(self.me);
         let keys = entry.sealing.releasers(&entry.secret);
-        if let Err(error) = self.parts.vault.forget(id, &providers, &keys).await {
+        let (vm, members) = (entry.definition.vm, self.may_keep());
+        if let Err(error) = self.end_copies(vm, (id, &members), &keys).await {
             tracing::info!(error = %chain(&error), "copies of a deleted snapshot may stay with \
                 other members");
         }
@@ -372,6 +370,8 @@ impl Host {
         let found = entry.snapshots.iter().find(|s| s.name == snapshot);
         let found =
             found.ok_or_else(|| Error::NotFound(format!("the snapshot '{name}@{snapshot}'")))?;
+        let vm = entry.definition.vm;
+        self.note_releases(vm, found.checkpoint, &found.providers);
         self.update(&slot, |e| {
             e.snapshots.retain(|s| s.name != snapshot);
             e.backups.degraded.remove(&found.checkpoint);
@@ -380,10 +380,8 @@ impl Host {
         self.note(&entry, EventKind::SnapshotDeleted, &[], text);
         self.publish(&slot).await;
         let keys = entry.sealing.releasers(&entry.secret);
-        self.parts
-            .vault
-            .forget(found.checkpoint, &found.providers, &keys)
-            .await
+        let copies = (found.checkpoint, &*found.providers);
+        self.end_copies(vm, copies, &keys).await
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     vault::{CheckpointInput, Copies, Durability},
 };
 use p2pvm_api::EventKind;
-use p2pvm_overlay::{Epoch, MemberId, UnixTime, chain, identity::KeyPair};
+use p2pvm_overlay::{Epoch, MemberId, UnixTime, VmId, chain, identity::KeyPair};
 use p2pvm_snapshot_sync::ManifestId;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
@@ -43,7 +43,10 @@ enum Setback {
 
 impl From<Error> for Setback {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        match error {
+            Error::GaveWay(why) => Self::Later(why),
+            error => Self::Failed(error),
+        }
     }
 }
 
@@ -84,7 +87,8 @@ impl Host {
         }
         let keys = entry.sealing.releasers(&entry.secret);
         if let Some(unsent) = unsent {
-            self.forget_unsent(&keys, unsent.checkpoint).await;
+            let vm = entry.definition.vm;
+            self.forget_unsent(vm, &keys, unsent.checkpoint).await;
         }
         if let Some(former) = former {
             self.forget_former(&slot, keys, former).await;
@@ -207,7 +211,11 @@ impl Host {
             None => None,
         };
         let newest = entry.replica.as_ref().map(|replica| replica.checkpoint);
-        if changed == Some(0) && newest == base && self.is_well_kept(&entry) {
+        if changed == Some(0)
+            && newest == base
+            && self.is_well_kept(&entry)
+            && !self.was_lost(slot, &entry).await
+        {
             slot.replication().unchanged(asked);
             return Ok(None);
         }
@@ -240,6 +248,28 @@ impl Host {
         let providers = entry.replica.iter().flat_map(|replica| &replica.providers);
         // One that is gone for good holds nothing, and nobody else says so.
         providers.filter(|m| connected.contains(m)).count() >= possible
+    }
+
+    /// Whether a holder of the newest replica, asked from time to time, lacks some of it. One that
+    /// does not answer says nothing.
+    async fn was_lost(&self, slot: &Slot, entry: &Entry) -> bool {
+        let period = self.options.ask_keepers_every;
+        let Some(replica) = &entry.replica else {
+            return true;
+        };
+        if !slot.replication().must_ask(self.now(), period) {
+            return false;
+        }
+        let (id, providers) = (replica.checkpoint, &replica.providers);
+        for member in providers.iter().filter(|m| **m != self.me) {
+            let lacks = self.parts.vault.lacking(id, *member, providers).await;
+            if let Ok(Some(1..)) = lacks {
+                tracing::warn!(vm = %entry.definition.name, %member, "a member no longer has all \
+                    of the newest replica of the VM's disk: it is made and sent again");
+                return true;
+            }
+        }
+        false
     }
 
     async fn store_replica(
@@ -282,42 +312,40 @@ impl Host {
     /// Writes down which replica is being sent, and removes the one before that was not sent on.
     async fn note_sending(&self, slot: &Arc<Slot>, replica: &Replica) -> Result<(), Setback> {
         let before = slot.entry();
+        let vm = before.definition.vm;
         // It may have moved on meanwhile: to write its entry would bring it back.
         if !self.lists(slot) {
             let (keys, me) = (before.sealing.releasers(&before.secret), [self.me]);
-            self.forget_replica(&keys, replica.checkpoint, &me).await;
+            self.forget_replica(vm, &keys, (replica.checkpoint, &me))
+                .await;
             return later("the VM is no longer here");
+        }
+        if let Some(unsent) = &before.sending {
+            self.note_releases(vm, unsent.checkpoint, &self.may_keep());
         }
         if let Err(error) = self.update(slot, |e| e.sending = Some(replica.clone())) {
             // Nothing names it after this: no later round would end it.
             let keys = before.sealing.releasers(&before.secret);
             slot.replication().lost();
-            self.forget_replica(&keys, replica.checkpoint, &[self.me])
+            self.forget_replica(vm, &keys, (replica.checkpoint, &[self.me]))
                 .await;
             return Err(error.into());
         }
         if let Some(unsent) = before.sending {
             let keys = before.sealing.releasers(&before.secret);
-            self.forget_unsent(&keys, unsent.checkpoint).await;
+            self.forget_unsent(vm, &keys, unsent.checkpoint).await;
         }
         Ok(())
     }
 
-    /// Ends a replica that was not sent to its end. Which members had begun to keep it was not
-    /// written down.
-    pub(crate) async fn forget_unsent(&self, keys: &[KeyPair], checkpoint: ManifestId) {
-        let mut providers = self.parts.fabric.connected();
-        providers.push(self.me);
-        self.forget_replica(keys, checkpoint, &providers).await;
+    /// Ends a replica that was not sent to its end.
+    pub(crate) async fn forget_unsent(&self, vm: VmId, keys: &[KeyPair], checkpoint: ManifestId) {
+        let members = self.may_keep();
+        self.forget_replica(vm, keys, (checkpoint, &members)).await;
     }
 
-    async fn forget_replica(
-        &self,
-        keys: &[KeyPair],
-        checkpoint: ManifestId,
-        providers: &[MemberId],
-    ) {
-        let forgotten = self.parts.vault.forget(checkpoint, providers, keys).await;
+    async fn forget_replica(&self, vm: VmId, keys: &[KeyPair], copies: (ManifestId, &[MemberId])) {
+        let forgotten = self.end_copies(vm, copies, keys).await;
         if let Err(error) = forgotten {
             tracing::info!(error = %chain(&error), "an older replica of a VM's disk stays");
         }
@@ -350,7 +378,8 @@ impl Host {
         let Some(copies) = sent else {
             let keys = entry.sealing.releasers(&entry.secret);
             slot.replication().lost();
-            self.forget_unsent(&keys, replica.checkpoint).await;
+            let vm = entry.definition.vm;
+            self.forget_unsent(vm, &keys, replica.checkpoint).await;
             return later("the VM is no longer here");
         };
         let done = copies.providers.len().saturating_sub(1);
@@ -410,7 +439,12 @@ impl Host {
     }
 
     async fn announce_replica(&self, slot: &Arc<Slot>, whole: Replica) -> Result<(), Setback> {
-        let (former, checkpoint) = (slot.entry().replica, whole.checkpoint);
+        let checkpoint = whole.checkpoint;
+        let before = slot.entry();
+        let (vm, former) = (before.definition.vm, before.replica);
+        if let Some(former) = &former {
+            self.note_releases(vm, former.checkpoint, &former.providers);
+        }
         let entry = self.update(slot, |e| {
             if e.protection.replicate_every.is_some() {
                 e.replica = Some(whole);
@@ -420,7 +454,7 @@ impl Host {
         let keys = entry.sealing.releasers(&entry.secret);
         if entry.protection.replicate_every.is_none() {
             slot.replication().lost();
-            self.forget_unsent(&keys, checkpoint).await;
+            self.forget_unsent(vm, &keys, checkpoint).await;
             return later("replication was turned off");
         }
         self.publish(slot).await;
@@ -432,9 +466,11 @@ impl Host {
 
     /// Ends a replica that the VM's entry does not name any more, once its record does not either.
     async fn forget_former(&self, slot: &Arc<Slot>, keys: Vec<KeyPair>, former: Replica) {
+        let vm = slot.entry().definition.vm;
         if !slot.is_unpublished() {
-            let (id, providers) = (former.checkpoint, &former.providers);
-            return self.forget_replica(&keys, id, providers).await;
+            return self
+                .forget_replica(vm, &keys, (former.checkpoint, &former.providers))
+                .await;
         }
         let (Some(host), slot) = (self.strong(), slot.clone()) else {
             return;
@@ -447,7 +483,7 @@ impl Host {
                 }
                 tokio::time::sleep(STILL_HELD).await;
             }
-            host.forget_replica(&keys, former.checkpoint, &former.providers)
+            host.forget_replica(vm, &keys, (former.checkpoint, &former.providers))
                 .await;
         });
     }
@@ -483,6 +519,14 @@ fn remove_dir(dir: &Path) {
 mod tests {
     use super::*;
     use crate::host::registry::tests::entry;
+
+    #[test]
+    fn a_round_that_gives_way_is_put_off_and_did_not_fail() {
+        let setback = Setback::from(Error::GaveWay("a move goes first".into()));
+        assert!(matches!(setback, Setback::Later(why) if why == "a move goes first"));
+        let setback = Setback::from(Error::Refused("no room".into()));
+        assert!(matches!(setback, Setback::Failed(_)));
+    }
 
     #[test]
     fn replicas_of_one_epoch_are_counted_and_a_new_epoch_begins_anew() {

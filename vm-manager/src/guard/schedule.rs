@@ -1,5 +1,5 @@
-//! Takes and deletes the snapshots that the schedules of the VMs held here ask for, one VM after
-//! the other. What is due is decided by [`crate::backups`].
+//! Takes and deletes the snapshots that the schedules of the VMs held here ask for, of a few VMs at
+//! a time: a snapshot that hangs holds up its own VM. What is due is decided by [`crate::backups`].
 
 use crate::{
     Host,
@@ -7,12 +7,20 @@ use crate::{
     checkpoint::Content,
     host::{Role, Slot},
 };
-use p2pvm_overlay::{UnixTime, VmId, chain};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use p2pvm_overlay::{UnixTime, VmId, chain, lock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::sync::{Semaphore, watch};
 
 /// How often schedules are looked at. Reason: their periods are minutes at least.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Of how many VMs scheduled snapshots are taken and deleted at a time. Reason: a host's guests
+/// share its disk.
+const AT_A_TIME: usize = 4;
 
 /// The last attempt for a VM, by this host's clock since its start.
 #[derive(Clone, Copy)]
@@ -23,41 +31,74 @@ struct Attempt {
     is_full: bool,
 }
 
-type Attempts = BTreeMap<VmId, Attempt>;
+/// The VMs whose schedules are followed.
+#[derive(Default)]
+struct Followed {
+    attempts: BTreeMap<VmId, Attempt>,
+    /// Those that have a task now.
+    under_way: BTreeSet<VmId>,
+}
 
 impl Host {
-    /// Follows the schedules in a task, as long as the host lives.
+    /// Follows the schedules in tasks, as long as the host lives.
     pub(super) fn watch_schedules(&self) {
         let (this, clock) = (self.weak(), self.clock.clone());
+        let followed = Arc::new(Mutex::new(Followed::default()));
+        let seats = Arc::new(Semaphore::new(AT_A_TIME));
         self.spawn(async move {
-            let mut attempts = Attempts::new();
             loop {
                 clock.passed(LOOK_EVERY).await;
                 let Some(host) = this.upgrade() else { return };
                 let held = host.slots();
                 let is_held = |vm: &VmId| held.iter().any(|s| s.entry().definition.vm == *vm);
-                attempts.retain(|vm, _| is_held(vm));
-                for slot in held {
-                    let entry = slot.entry();
-                    if let Some(schedule) = entry.backups.schedule
-                        && entry.role == Role::Held
-                    {
-                        host.follow_schedule(&slot, &schedule, &mut attempts).await;
-                    }
+                lock(&followed).attempts.retain(|vm, _| is_held(vm));
+                for slot in &held {
+                    host.look_at_schedule(slot, &followed, &seats);
                 }
             }
         });
     }
 
+    /// Begins to follow a VM's schedule, unless its task goes on since an earlier look.
+    fn look_at_schedule(
+        &self,
+        slot: &Arc<Slot>,
+        followed: &Arc<Mutex<Followed>>,
+        seats: &Arc<Semaphore>,
+    ) {
+        let entry = slot.entry();
+        let (vm, has_schedule) = (entry.definition.vm, entry.backups.schedule.is_some());
+        let Some(host) = self.strong().filter(|_| has_schedule) else {
+            return;
+        };
+        if entry.role != Role::Held || !lock(followed).under_way.insert(vm) {
+            return;
+        }
+        let (slot, followed, seats) = (slot.clone(), followed.clone(), seats.clone());
+        self.spawn(async move {
+            let _seat = seats.acquire_owned().await;
+            let entry = slot.entry();
+            if let Some(schedule) = entry.backups.schedule
+                && entry.role == Role::Held
+            {
+                let before = lock(&followed).attempts.get(&vm).copied();
+                if let Some(attempt) = host.follow_schedule(&slot, &schedule, before).await {
+                    lock(&followed).attempts.insert(vm, attempt);
+                }
+            }
+            lock(&followed).under_way.remove(&vm);
+        });
+    }
+
+    /// The attempt to take a snapshot, if one was due.
     async fn follow_schedule(
         &self,
         slot: &Arc<Slot>,
         schedule: &Schedule,
-        attempts: &mut Attempts,
-    ) {
+        before: Option<Attempt>,
+    ) -> Option<Attempt> {
         let entry = slot.entry();
-        let (vm, name) = (entry.definition.vm, entry.definition.name);
-        let before = attempts.get(&vm).copied();
+        let name = entry.definition.name;
         let since = before.filter(|last| !last.is_full).map(|last| Since {
             passed: self.clock.now().saturating_sub(last.at),
             has_failed: last.has_failed,
@@ -94,15 +135,13 @@ impl Host {
         let has_failed = match take {
             Some(take) => !self.take_scheduled(&name, &take, schedule).await,
             None if is_full => false,
-            None => return,
+            None => return None,
         };
-        let at = self.clock.now();
-        let attempt = Attempt {
-            at,
+        Some(Attempt {
+            at: self.clock.now(),
             has_failed,
             is_full,
-        };
-        attempts.insert(vm, attempt);
+        })
     }
 
     /// Whether the snapshot was taken.

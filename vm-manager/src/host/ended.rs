@@ -55,13 +55,15 @@ impl Host {
                 could not be taken away");
         }
         if let Role::Held = entry.role {
-            self.settle_end(slot, Ending::of(machine.halted())).await;
+            let ending = Ending::of(machine.halted());
+            self.settle_end(slot, (ending, "")).await;
         }
     }
 
     /// Writes down what follows from a guest's end, and has it started again if that is due. The
-    /// VM is meant to run until then: a daemon that starts meanwhile boots it.
-    async fn settle_end(&self, slot: &Arc<Slot>, ending: Ending) {
+    /// VM is meant to run until then: a daemon that starts meanwhile boots it. `when` is said after
+    /// what happened.
+    pub(crate) async fn settle_end(&self, slot: &Arc<Slot>, (ending, when): (Ending, &str)) {
         let entry = slot.entry();
         let next = match entry.wanted {
             RunGoal::Running => {
@@ -69,7 +71,7 @@ impl Host {
             }
             RunGoal::Stopped => Next::Stay,
         };
-        let said = sentence(ending, next);
+        let said = sentence(&format!("{}{when}", ending.words()), next);
         let name = entry.listed_name();
         self.note(
             &entry,
@@ -140,7 +142,7 @@ impl Host {
         &'a self,
         slot: &'a Arc<Slot>,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-        Box::pin(self.settle_end(slot, Ending::StartFailed))
+        Box::pin(self.settle_end(slot, (Ending::StartFailed, "")))
     }
 
     /// Whether a VM still waits for its restart: nobody has stopped, started, moved or deleted it.
@@ -155,8 +157,7 @@ impl Host {
 }
 
 /// What happened and what follows, after "the guest".
-fn sentence(ending: Ending, next: Next) -> String {
-    let what = ending.words();
+fn sentence(what: &str, next: Next) -> String {
     match next {
         Next::Start { wait, attempt } => format!(
             "{what}; it starts again after {} s (restart {attempt} of {MOST})",
@@ -180,16 +181,16 @@ mod tests {
             wait: Duration::from_secs(4),
             attempt: 3,
         };
-        let said = sentence(Ending::ProcessEnded, start);
+        let said = sentence(Ending::ProcessEnded.words(), start);
         assert!(
             said.contains("starts again after 4 s (restart 3 of 5)"),
             "{said}"
         );
         assert_eq!(
-            sentence(Ending::PoweredOff, Next::Stay),
+            sentence(Ending::PoweredOff.words(), Next::Stay),
             "powered itself off"
         );
-        let said = sentence(Ending::Panicked, Next::GiveUp);
+        let said = sentence(Ending::Panicked.words(), Next::GiveUp);
         assert!(
             said.contains("panicked") && said.contains("'vm start'"),
             "{said}"

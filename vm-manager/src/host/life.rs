@@ -225,18 +225,14 @@ impl Host {
     pub(crate) async fn unmake(&self, slot: &Arc<Slot>) {
         let entry = slot.entry();
         let keys = entry.secret.keys();
-        let releasers = entry.sealing.releasers(&entry.secret);
+        let (vm, releasers) = (entry.definition.vm, entry.sealing.releasers(&entry.secret));
         let gone = async {
-            for snapshot in &entry.snapshots {
-                self.parts
-                    .vault
-                    .forget(snapshot.checkpoint, &snapshot.providers, &releasers)
+            for s in &entry.snapshots {
+                self.end_copies(vm, (s.checkpoint, &s.providers), &releasers)
                     .await?;
             }
-            if let Some(replica) = &entry.replica {
-                self.parts
-                    .vault
-                    .forget(replica.checkpoint, &replica.providers, &releasers)
+            if let Some(r) = &entry.replica {
+                self.end_copies(vm, (r.checkpoint, &r.providers), &releasers)
                     .await?;
             }
             self.directory.remove(&keys, &entry.definition.name).await?;

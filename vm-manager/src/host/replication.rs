@@ -90,6 +90,8 @@ pub(crate) struct Replication {
     base: Option<ManifestId>,
     /// Up to when the newest replica is still what the disk holds.
     unchanged: Option<UnixTime>,
+    /// When its holders last showed that they have all of it.
+    shown: Option<Duration>,
     why: Option<String>,
     is_late: bool,
     rounds: u64,
@@ -108,6 +110,11 @@ impl Replication {
         true
     }
 
+    /// Whether a round is under way, or its copies.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.is_under_way
+    }
+
     /// The replica that the changes of the round under way follow.
     pub(crate) fn base(&self) -> Option<ManifestId> {
         self.base
@@ -117,6 +124,8 @@ impl Replication {
     pub(crate) fn stored(&mut self, checkpoint: ManifestId, new_bytes: u64) {
         self.base = Some(checkpoint);
         self.unchanged = None;
+        // Its holders have to fetch what they lack of it.
+        self.shown = None;
         self.last_new_bytes = new_bytes;
         self.new_bytes += new_bytes;
     }
@@ -129,6 +138,17 @@ impl Replication {
     /// The disk is still that of the newest replica, as of `asked`.
     pub(crate) fn unchanged(&mut self, asked: UnixTime) {
         self.unchanged = Some(asked);
+    }
+
+    /// Whether the holders of a replica that stays the newest one are asked again whether they have
+    /// all of it: they were not for `period`.
+    pub(crate) fn must_ask(&mut self, now: Duration, period: Duration) -> bool {
+        let shown = *self.shown.get_or_insert(now);
+        let is_due = now.saturating_sub(shown) >= period;
+        if is_due {
+            self.shown = Some(now);
+        }
+        is_due
     }
 
     /// The round that began at `begun` succeeded.
@@ -254,6 +274,17 @@ mod tests {
             rounds.status((&Protection::default(), None), UnixTime(0)),
             None
         );
+    }
+
+    #[test]
+    fn holders_of_an_unchanged_replica_are_asked_once_a_period() {
+        let (mut rounds, day) = (Replication::default(), at(86_400));
+        let asked: Vec<bool> = (0..5)
+            .map(|half_days| rounds.must_ask(day * half_days / 2, day))
+            .collect();
+        assert_eq!(asked, [false, false, true, false, true]);
+        rounds.stored(ManifestId(ChunkId([1; 32])), 7);
+        assert!(!rounds.must_ask(day * 9, day), "they have just fetched it");
     }
 
     #[test]

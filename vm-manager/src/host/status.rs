@@ -175,7 +175,8 @@ pub struct MigrationOutcome {
     pub failure: Option<String>,
     /// Whether it did not move because it was cancelled on request.
     pub cancelled: bool,
-    /// Whether it did not move because its guest ended by itself meanwhile: it is stopped.
+    /// Whether it did not move because its guest ended by itself meanwhile: it starts again if
+    /// its restart policy says so.
     pub ended: bool,
     /// From the request to the end, milliseconds.
     pub total_ms: u64,

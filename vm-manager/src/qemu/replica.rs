@@ -90,10 +90,10 @@ pub(super) async fn round(
     whole: bool,
 ) -> Result<ChangedDisk, Error> {
     let Ok(turn) = machine.rounds.turn.clone().try_lock_owned() else {
-        return Err(Error::Refused(format!("no replica now: {GAVE_WAY}")));
+        return Err(Error::GaveWay(format!("no replica now: {GAVE_WAY}")));
     };
     if machine.moving.lock().await.is_under_way() {
-        return Err(Error::Refused(format!(
+        return Err(Error::GaveWay(format!(
             "{} is being migrated: its disk is replicated afterwards",
             machine.spec.name
         )));
@@ -249,7 +249,7 @@ async fn follow(qmp: &Qmp, ended: &mut watch::Receiver<u64>) -> Result<Option<Er
             qmp.run("job-dismiss", json!({ "id": JOB })).await?;
             let failure = job["error"].as_str();
             return Ok(failure.map(|error| match gives_way {
-                true => refused(STEP, GAVE_WAY),
+                true => Error::GaveWay(format!("{STEP}: {GAVE_WAY}")),
                 false => refused(STEP, error),
             }));
         }

@@ -131,6 +131,18 @@ async fn followed<T>(
     first(work(&sender), follow).await
 }
 
+/// Whether a member has answered to a release. One that refuses has: it keeps nothing for this VM.
+fn has_answered(released: &Result<(), sync::Error>) -> bool {
+    matches!(
+        released,
+        Ok(())
+            | Err(sync::Error::Peer {
+                source: FabricError::Refused(..),
+                ..
+            })
+    )
+}
+
 async fn first<T>(work: impl Future<Output = T>, follow: impl Future<Output = ()>) -> T {
     tokio::select! {
         done = work => done,
@@ -413,13 +425,8 @@ impl Vault for ChunkVault {
     ) -> Result<bool, Error> {
         let key = self.releaser(id, providers, keys).await;
         match self.exchange.release(id, PIN, member, key).await {
-            // A member that refuses has answered: it keeps nothing for this VM.
-            Ok(())
-            | Err(sync::Error::Peer {
-                source: FabricError::Refused(..),
-                ..
-            }) => Ok(true),
-            Err(sync::Error::Peer { .. }) => Ok(false),
+            released if has_answered(&released) => Ok(true),
+            Ok(()) | Err(sync::Error::Peer { .. }) => Ok(false),
             Err(e) => Err(failed("ending a copy of the snapshot")(e)),
         }
     }
@@ -429,7 +436,7 @@ impl Vault for ChunkVault {
         id: ManifestId,
         providers: &[MemberId],
         keys: &[KeyPair],
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<MemberId>, Error> {
         // Before the chunks here may go.
         let key = self.releaser(id, providers, keys).await;
         let (chunks, me) = (self.chunks(), self.exchange.me());
@@ -442,14 +449,32 @@ impl Vault for ChunkVault {
                 .try_for_each(|pin| chunks.remove_pin(pin).map(drop))
         })
         .await?;
+        let mut silent = Vec::new();
         for provider in providers.iter().filter(|p| **p != me) {
             let released = self.exchange.release(id, PIN, *provider, key).await;
-            if let Err(e) = released {
-                tracing::info!(provider = %provider.short(), error = %chain(&e), "cannot remove \
+            if let Err(e) = &released {
+                tracing::info!(provider = %provider.short(), error = %chain(e), "cannot remove \
                     the member's copy of a deleted snapshot");
             }
+            if !has_answered(&released) {
+                silent.push(*provider);
+            }
         }
-        Ok(())
+        Ok(silent)
+    }
+
+    async fn kept(&self) -> Result<Vec<(ManifestId, VmId)>, Error> {
+        let chunks = self.chunks();
+        blocking("listing the snapshots", move || {
+            let pins = chunks.pins()?.into_iter();
+            let own = pins.filter(|pin| pin.owner.is_none() && pin.label == PIN);
+            let named = own.filter_map(|pin| {
+                let checkpoint = Checkpoint::load(&chunks, pin.manifest).ok()?;
+                Some((pin.manifest, checkpoint.vm))
+            });
+            Ok(named.collect())
+        })
+        .await
     }
 
     async fn verify(&self, id: ManifestId) -> Result<Verified, Error> {

@@ -44,6 +44,8 @@ pub enum Step {
     FinishIncoming,
     Resume,
     Resumed,
+    /// Memory and disk of a running guest are copied for a snapshot.
+    Checkpoint,
 }
 
 pub type Strike = (Step, MemberId, oneshot::Sender<bool>);
@@ -431,6 +433,7 @@ impl Machine for FakeMachine {
         dir: &Path,
         _progress: &watch::Sender<Progress>,
     ) -> Result<CheckpointFiles, Error> {
+        self.world.at(Step::Checkpoint, self.host).await?;
         let (ram, disk) = (dir.join("ram"), dir.join("disk"));
         let memory = self.memory.load(Ordering::SeqCst).to_be_bytes();
         fs::write(&ram, memory).unwrap();

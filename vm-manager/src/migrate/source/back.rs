@@ -1,12 +1,12 @@
 //! The way back of a move that failed while its guest was here for certain: the guest goes on here,
-//! or, if it ended by itself meanwhile, the VM is stopped.
+//! or, if it ended by itself meanwhile, the VM's restart policy says what follows.
 
 use super::{Ending, Move, ended, ended_how, has_ended, phases::Setback};
 use crate::{
     Error,
-    directory::RunGoal,
     host::{Operation, Role, RunningSide, run_here},
     migrate::wire::{self, Request, SHORT},
+    restart,
 };
 use p2pvm_overlay::chain;
 use std::time::Duration;
@@ -54,10 +54,12 @@ impl Move {
         late || has_ended(machine)
     }
 
-    /// The guest ended by itself while it was being moved: the VM is here and stopped.
+    /// The guest ended by itself while it was being moved: the VM is here, and starts again after
+    /// the move if its policy says so.
     async fn stop_here(&self) -> String {
         let (host, machine, name) = (&self.host, &*self.machine, &self.entry.definition.name);
-        let why = ended_how(machine);
+        // Read before the process is ended here.
+        let (why, halt) = (ended_how(machine), machine.halted());
         // Its process may still wait for the target's disk: that ends with the move.
         if let Err(e) = machine.stop(ENDING).await {
             tracing::warn!(error = %chain(&e), "the process of the guest that ended is still \
@@ -69,15 +71,14 @@ impl Move {
             tracing::warn!(vm = %name, error = %chain(&e), "the guest's port could not be taken \
                 away");
         }
-        let note = Some(format!("{why} while it was being moved"));
-        if let Err(e) = host.update(&self.slot, |e| {
-            (e.role, e.wanted, e.note) = (Role::Held, RunGoal::Stopped, note)
-        }) {
+        if let Err(e) = host.update(&self.slot, |e| e.role = Role::Held) {
             tracing::error!(vm = %name, error = %chain(&e), "the VM's end could not be written \
                 down");
         }
         self.tell_target(why.to_owned());
-        host.publish(&self.slot).await;
+        let ending = restart::Ending::of(halt);
+        host.settle_end(&self.slot, (ending, " while it was being moved"))
+            .await;
         why.to_owned()
     }
 
