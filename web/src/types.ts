@@ -577,7 +577,7 @@ export interface RestoreVm {
   force?: boolean;
   /** The member to restore it on: a name, id or address. None is the member that was asked. */
   on?: string | null;
-  /** The snapshot's name; none for the newest. */
+  /** The snapshot's name; none for the newest snapshot or replica of its present state. */
   snapshot?: string | null;
 }
 
@@ -919,6 +919,8 @@ export interface VmView {
   replication?: ReplicationView | null;
   /** Whether its guest is started again when it ends, if its host says so. */
   restart?: RestartWord | null;
+  /** In the answer to a restore: the snapshot, or "replica", that it was restored from. */
+  restored_from?: string;
   /** When snapshots of it are taken by themselves. */
   schedule?: ScheduleView | null;
   /** Its snapshots. */
