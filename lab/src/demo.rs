@@ -2,8 +2,8 @@
 //! of them behind port-restricted NATs and one behind a symmetric one, join, talk, run a virtual
 //! machine, move it while a client counts replies, lose its host and restore it; then the cluster
 //! moves it off an overloaded host by itself, and starts another one, whose host's plug was pulled,
-//! on a member that has its disk (`demo/heal.rs`). Every step is a p2pvm command on an emulated host. The
-//! first failure ends the demo.
+//! on a member that has its disk (`demo/heal.rs`). Every step is a p2pvm command on an emulated
+//! host. The first failure ends the demo.
 
 mod heal;
 

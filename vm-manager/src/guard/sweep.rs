@@ -142,8 +142,8 @@ impl Host {
         if unnamed().is_empty() {
             return true;
         }
-        // A snapshot is stored and named within one operation, and a replica within one round, which
-        // does not begin while an operation goes on: with neither, nothing is between the two.
+        // A snapshot is stored and named within one operation, and a replica within one round,
+        // which does not begin while an operation goes on: with neither, nothing is between them.
         let Ok(_operation) = slot.begin(Activity::Checking) else {
             return false;
         };

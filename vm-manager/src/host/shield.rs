@@ -175,8 +175,8 @@ impl Host {
         Ok(())
     }
 
-    /// Goes on with the lease of a guest that has none in memory: it may stand frozen since, and its
-    /// port be shut.
+    /// Goes on with the lease of a guest that has none in memory: it may stand frozen since, and
+    /// its port be shut.
     async fn go_on_leased(
         &self,
         slot: &Arc<Slot>,
@@ -335,7 +335,8 @@ impl Host {
         if self.lacks_lease(vm) || matches!(self.parts.guardian.ward(vm).await, Ok(Ward::Frozen)) {
             self.let_go_on(slot, self.boottime() + RELEASED).await?;
         }
-        // Before the entry: of a daemon that has just started only it says that there is a deadline.
+        // Before the entry: of a daemon that has just started only it says that there is a
+        // deadline.
         self.end_lease(slot).await;
         self.update(slot, |e| e.leased = false)?;
         slot.set_shield(Shield::Bare(why));

@@ -462,8 +462,8 @@ impl Move {
     /// this host's lease left.
     async fn promise_under_lease(&self) -> Result<(), Error> {
         let (host, vm) = (&self.host, self.vm());
-        // A renewal would let a guest go on here that stands still for want of a lease, in the middle
-        // of its hand-over.
+        // A renewal would let a guest go on here that stands still for want of a lease, in the
+        // middle of its hand-over.
         if !host.may_hand_over(vm, Duration::ZERO) {
             return Err(lease_too_short());
         }
