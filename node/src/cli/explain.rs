@@ -82,7 +82,7 @@ async fn prove(context: &Context, name: &str, file: &Path) -> Outcome<()> {
 /// What a proof's bytes prove.
 fn checked(bytes: &[u8]) -> Outcome<Vec<ProvedChain>> {
     let proof = EventProof::from_bytes(bytes).and_then(|proof| proof.check());
-    proof.map_err(|why| Failure::refused(format!("{}", p2pvm_host::chain(&why))))
+    proof.map_err(|why| Failure::refused(p2pvm_host::chain(&why).to_string()))
 }
 
 fn verify(context: &Context, file: &Path) -> Outcome<()> {

@@ -274,9 +274,8 @@ impl Host {
                     return slot.set_copying(id, false);
                 }
                 // A snapshot may be deleted, and its VM move on, while nothing is copied.
-                match tokio::time::timeout(STILL_LISTED, seen.changed()).await {
-                    Ok(Err(_)) => return slot.set_copying(id, false),
-                    Ok(Ok(())) | Err(_) => {}
+                if let Ok(Err(_)) = tokio::time::timeout(STILL_LISTED, seen.changed()).await {
+                    return slot.set_copying(id, false);
                 }
             }
         });

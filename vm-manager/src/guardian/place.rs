@@ -139,7 +139,7 @@ pub(super) struct Received {
 }
 
 /// The next message; none at the other side's end. `space` is for the descriptors beside it.
-pub(super) fn receive(socket: &OwnedFd, space: &mut Vec<u8>) -> io::Result<Option<Received>> {
+pub(super) fn receive(socket: &OwnedFd, space: &mut [u8]) -> io::Result<Option<Received>> {
     let mut bytes = [0; LENGTH];
     let mut fds = Vec::new();
     let length = {
