@@ -3,16 +3,10 @@
 
 mod common;
 
-use common::{FORMER_SETTINGS, image, lab, network, public_sites};
+use common::{FORMER_SETTINGS, console::console, image, lab, network, public_sites};
 use p2pvm_api::{Explained, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
-use std::{
-    fs,
-    io::{Read, Write},
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 const HOSTS: [&str; 4] = ["a", "b", "c", "d"];
 /// Generous: what is waited for takes a minute, and the machine is busy.
@@ -59,46 +53,11 @@ fn protected(test: &str) -> (Lab, VmView) {
     (lab, made)
 }
 
-/// Types a line into a guest's console, and waits until it shows `text`.
-fn console(lab: &Lab, host: &str, line: &str, text: &str) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
-    command
-        .args(["vm", "console", "web"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut console = lab.testbed().spawn(host, &mut command).unwrap();
-    let (mut keys, mut screen) = (
-        console.stdin.take().unwrap(),
-        console.stdout.take().unwrap(),
-    );
-    let wanted = text.to_owned();
-    let reader = std::thread::spawn(move || {
-        let (mut seen, mut buffer) = (String::new(), [0u8; 1024]);
-        while let Ok(n @ 1..) = screen.read(&mut buffer) {
-            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-            if seen.contains(&wanted) {
-                break;
-            }
-        }
-        seen
-    });
-    keys.write_all(format!("\n{line}\n").as_bytes()).unwrap();
-    let began = Instant::now();
-    while !reader.is_finished() && began.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    console.kill().unwrap();
-    console.wait().unwrap();
-    let seen = reader.join().unwrap();
-    assert!(seen.contains(text), "'{text}' is not on it: {seen}");
-}
-
 /// Writes to the guest's disk, and waits until that is in a replica.
 fn write_down(lab: &Lab) {
     let line = "echo healed-is-fort''y-two | dd of=/dev/vda bs=1M seek=500 conv=sync && sync && \
         echo do''ne-5";
-    console(lab, "b", line, "done-5");
+    console(lab, "b", "web", line, "done-5");
     let rounds = |lab: &Lab| lab.vm("b", "web").unwrap().replication.map(|r| r.rounds);
     let before = rounds(lab).unwrap_or_default();
     lab.wait("a replica of what was written", LIMIT, STEP, || {
@@ -158,7 +117,7 @@ fn a_dead_hosts_vm_goes_on_by_itself_with_its_disk() {
     lab.testbed().kill("b").unwrap();
     let heir = heir(&lab, &vm);
     let line = "dd if=/dev/vda bs=1M skip=500 count=1 2>/dev/null | head -n 1";
-    console(&lab, &heir, line, "healed-is-forty-two");
+    console(&lab, &heir, "web", line, "healed-is-forty-two");
     let told: Vec<Explained> = lab.json(&heir, &["explain", "web"]).unwrap();
     let said = told.iter().any(|one| one.text.contains("disk as of"));
     assert!(said, "{told:?}");

@@ -4,52 +4,13 @@
 
 mod common;
 
-use common::{image, lab, network, public_sites, refused};
+use common::{console::console, image, lab, network, public_sites, refused};
 use p2pvm_api::{ReplicationView, VmStateView, VmView};
 use p2pvm_lab::{chain, lab::Lab};
-use std::{
-    io::{Read, Write},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 /// Generous: a round takes a second or two.
 const LIMIT: Duration = Duration::from_secs(90);
-
-/// Types a line into a guest's console, and waits until it shows `text`.
-fn console(lab: &Lab, host: &str, line: &str, text: &str) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
-    command
-        .args(["vm", "console", "web"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut console = lab.testbed().spawn(host, &mut command).unwrap();
-    let (mut keys, mut screen) = (
-        console.stdin.take().unwrap(),
-        console.stdout.take().unwrap(),
-    );
-    let wanted = text.to_owned();
-    let reader = std::thread::spawn(move || {
-        let (mut seen, mut buffer) = (String::new(), [0u8; 1024]);
-        while let Ok(n @ 1..) = screen.read(&mut buffer) {
-            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-            if seen.contains(&wanted) {
-                break;
-            }
-        }
-        seen
-    });
-    keys.write_all(format!("\n{line}\n").as_bytes()).unwrap();
-    let began = Instant::now();
-    while !reader.is_finished() && began.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    console.kill().unwrap();
-    console.wait().unwrap();
-    let seen = reader.join().unwrap();
-    assert!(seen.contains(text), "'{text}' is not on it: {seen}");
-}
 
 /// Lets the guest write so many MiB that do not compress, and waits until they are on its disk.
 fn writes(lab: &Lab, host: &str, at_mib: u32, mib: u32) {
@@ -57,7 +18,7 @@ fn writes(lab: &Lab, host: &str, at_mib: u32, mib: u32) {
         "dd if=/dev/urandom of=/dev/vda bs=1M seek={at_mib} count={mib} && sync && echo \
             wr''ote-{at_mib}"
     );
-    console(lab, host, &line, &format!("wrote-{at_mib}"));
+    console(lab, host, "web", &line, &format!("wrote-{at_mib}"));
 }
 
 fn replication(lab: &Lab, host: &str) -> Option<ReplicationView> {
@@ -107,7 +68,7 @@ fn comes_back(lab: &Lab) {
     lab.wait_for_guest("a", &restored.address, Duration::from_secs(90))
         .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("d", 60)));
     let line = "dd if=/dev/vda bs=1M skip=500 count=1 2>/dev/null | head -n 1";
-    console(lab, "d", line, "replica-is-forty-two");
+    console(lab, "d", "web", line, "replica-is-forty-two");
 }
 
 #[test]
@@ -145,7 +106,7 @@ fn a_running_disk_is_replicated_and_comes_back_elsewhere() {
     lab.start("b").unwrap();
     let line = "echo replica-is-fort''y-two | dd of=/dev/vda bs=1M seek=500 && sync && \
         echo do''ne-5";
-    console(&lab, "b", line, "done-5");
+    console(&lab, "b", "web", line, "done-5");
     let again = until(&lab, "replicas after a restart", |r| r.rounds >= 2);
     assert!(again.new_bytes < 12 << 20, "{again:?}");
     let figures = lab.p2pvm("b", &["metrics"]).unwrap();
