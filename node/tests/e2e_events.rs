@@ -49,25 +49,19 @@ fn restarted(lab: &Lab, old: i32) -> i32 {
     .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)))
 }
 
+/// A running VM on b.
+fn create(lab: &Lab) -> VmView {
+    let words = "vm create web --memory 128M --start --image";
+    let words: Vec<_> = words.split(' ').chain([image()]).collect();
+    lab.json("b", &words)
+        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)))
+}
+
 #[test]
 fn a_killed_guest_runs_again_and_its_history_is_proved() {
     let lab = lab("events", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
-    let made: VmView = lab
-        .json(
-            "b",
-            &[
-                "vm",
-                "create",
-                "web",
-                "--image",
-                image(),
-                "--memory",
-                "128M",
-                "--start",
-            ],
-        )
-        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    let made = create(&lab);
     assert_eq!(made.restart, Some(RestartWord::OnFailure));
     let mut follow = Command::new(env!("CARGO_BIN_EXE_p2pvm"));
     follow
@@ -129,21 +123,7 @@ fn the_proof_holds_until_it_is_changed(lab: &Lab) {
 fn a_guest_that_is_never_to_be_restarted_stays_stopped() {
     let lab = lab("never", &public_sites(&["a", "b", "c"], 5.0));
     network(&lab, &["a", "b", "c"]);
-    let made: VmView = lab
-        .json(
-            "b",
-            &[
-                "vm",
-                "create",
-                "web",
-                "--image",
-                image(),
-                "--memory",
-                "128M",
-                "--start",
-            ],
-        )
-        .unwrap_or_else(|e| panic!("{}\n{}", chain(&e), lab.log_tail("b", 60)));
+    let made = create(&lab);
     let set: VmView = lab
         .json("b", &["vm", "set", "web", "--restart", "never"])
         .unwrap();
